@@ -1,0 +1,85 @@
+"""Errors that a client may see.
+
+    ServiceError
+    ├── DependencyUnavailable      a dependency could not be asked: 503
+    ├── NotFound, MethodNotAllowed, PayloadTooLarge, BadRequest, Draining   (any service)
+    └── services.auth.errors, services.gateway.errors
+
+Each class owns its status, its stable code and a public default message; one middleware per service
+renders them in that service's envelope. Messages never hold a credential or a client's input.
+"""
+
+from __future__ import annotations
+
+import math
+
+
+class ServiceError(Exception):
+    """An answer other than success. ``message`` is public."""
+
+    status: int = 500
+    code: str = "server_error"
+    message: str = "The service failed."
+
+    def __init__(
+        self,
+        message: str | None = None,
+        *,
+        retry_after: float | None = None,
+        headers: dict[str, str] | None = None,
+    ) -> None:
+        """
+        :param retry_after: seconds, rounded up to whole ones in the ``Retry-After`` header.
+        :param headers: more response headers.
+        """
+        if message is not None:
+            self.message = message
+        self.retry_after = retry_after
+        self.headers = dict(headers or {})
+        if retry_after is not None:
+            self.headers.setdefault("Retry-After", str(max(1, math.ceil(retry_after))))
+        super().__init__(self.message)
+
+
+class DependencyUnavailable(ServiceError):
+    """A dependency of the decision could not be asked: nothing is said about the credential."""
+
+    status = 503
+    code = "temporarily_unavailable"
+
+    def __init__(self, dependency: str, *, retry_after: float = 1) -> None:
+        """
+        :param dependency: ``redis``, ``postgres``, ``fxa``, ``litellm`` or ``auth``; a metric label.
+        """
+        self.dependency = dependency
+        super().__init__("A dependency is unavailable. Try again soon.", retry_after=retry_after)
+
+
+class BadRequest(ServiceError):
+    status = 400
+    code = "invalid_request"
+    message = "The request is malformed."
+
+
+class NotFound(ServiceError):
+    status = 404
+    code = "not_found"
+    message = "There is nothing at this path."
+
+
+class MethodNotAllowed(ServiceError):
+    status = 405
+    code = "method_not_allowed"
+    message = "The path does not take this method."
+
+
+class PayloadTooLarge(ServiceError):
+    status = 413
+    code = "request_too_large"
+    message = "The request body is too large."
+
+
+class Draining(ServiceError):
+    status = 503
+    code = "temporarily_unavailable"
+    message = "This process is shutting down. Try again."

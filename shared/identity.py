@@ -1,0 +1,43 @@
+"""Who a request is for, and on which shard that user's state lives.
+
+An *identity* is an FxA uid (32 hex characters) or a canonical App Attest key id (standard base64, padded).
+A *user id* is ``<identity>:<service type>``: the ``sub`` of an access token, and the end user in LiteLLM.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+
+SHARDS = 64
+_USER_ID = re.compile(r"(?:[0-9a-f]{32}|[A-Za-z0-9+/]{43}=):[a-z0-9][a-z0-9_-]{0,31}")
+
+
+def shard(identity: str) -> int:
+    """The shard of an identity, 0 to 63; fixed for good, since stored keys depend on it."""
+    return hashlib.sha256(identity.encode()).digest()[0] % SHARDS
+
+
+def shard_tag(number: int) -> str:
+    """The Redis Cluster hash tag of a shard: ``{s07}``."""
+    return f"{{s{number:02d}}}"
+
+
+def tag(identity: str) -> str:
+    """The Redis Cluster hash tag under which all keys of an identity live."""
+    return shard_tag(shard(identity))
+
+
+def user_id(identity: str, service_type: str) -> str:
+    return f"{identity}:{service_type}"
+
+
+def split_user(user: str) -> tuple[str, str]:
+    """``(identity, service type)`` of a user id.
+
+    :raises ValueError: not a user id.
+    """
+    if not _USER_ID.fullmatch(user):
+        raise ValueError("not a user id")
+    identity, _, service_type = user.rpartition(":")
+    return identity, service_type

@@ -1,0 +1,33 @@
+"""Money: whole nano-dollars (``int``) inside, a string in configuration, a number in JSON."""
+
+from __future__ import annotations
+
+from decimal import ROUND_CEILING, Decimal, InvalidOperation, localcontext
+
+NANO = 10**9
+
+
+def usd_to_nano(text: str) -> int:
+    """Nano-dollars of a decimal string such as ``"0.10"``.
+
+    :raises ValueError: not a finite decimal, negative, or finer than a nano-dollar.
+    """
+    try:
+        amount = Decimal(text) * NANO
+    except InvalidOperation as error:
+        raise ValueError("not an amount of money") from error
+    if not amount.is_finite() or amount < 0 or amount != amount.to_integral_value():
+        raise ValueError("not an amount of money in whole nano-dollars")
+    return int(amount)
+
+
+def nano_to_usd(nano: int) -> float:
+    """For JSON: the float whose shortest form has at most 9 decimals."""
+    return round(nano / NANO, 9)
+
+
+def ceil_nano(usd: Decimal) -> int:
+    """The one rounding of a cost: up, to whole nano-dollars."""
+    with localcontext() as context:
+        context.prec = 60
+        return int((usd * NANO).to_integral_value(rounding=ROUND_CEILING))

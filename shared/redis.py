@@ -1,0 +1,42 @@
+"""Redis (or Valkey, or a Redis Cluster), bounded in connections and in time."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from redis.asyncio import BlockingConnectionPool, Redis, RedisCluster
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import ConnectionError, RedisError
+
+__all__ = ["CLUSTER_SCHEME", "Client", "RedisError", "connect"]
+
+CLUSTER_SCHEME = "redis+cluster://"
+
+Client = Redis
+
+
+def connect(url: str, *, timeout: float = 1.0, max_connections: int = 64) -> Client:
+    """A client that answers, or raises ``RedisError``, within ``timeout`` seconds; opens connections as needed.
+
+    :param url: ``redis://``, ``rediss://``, ``unix://``, or ``redis+cluster://host:port`` for a Redis Cluster.
+    """
+    if url.startswith(CLUSTER_SCHEME):
+        cluster: Any = RedisCluster.from_url(
+            url.replace(CLUSTER_SCHEME, "redis://", 1),
+            socket_timeout=timeout,
+            socket_connect_timeout=timeout,
+            max_connections=max_connections,
+        )
+        return cluster  # type: ignore[no-any-return]  # same commands, no common base class
+    pool = BlockingConnectionPool.from_url(
+        url,
+        max_connections=max_connections,
+        timeout=timeout,
+        socket_timeout=timeout,
+        socket_connect_timeout=timeout,
+        # A connection that the server closed while idle is found out at its first use: once more, at once
+        retry=Retry(NoBackoff(), 1, supported_errors=(ConnectionError,)),
+        health_check_interval=0,
+    )
+    return Redis(connection_pool=pool)

@@ -1,0 +1,124 @@
+"""The tables. Migrations (``migrations/``) make them; storage modules build their statements from these objects.
+
+Ids are compared by byte (``COLLATE "C"``), so that keyset pagination and prefix search can use the primary key.
+"""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+from sqlalchemy.dialects.postgresql import BYTEA, JSONB, TIMESTAMP
+
+metadata = sa.MetaData()
+
+Id = sa.Text(collation="C")
+Time = TIMESTAMP(timezone=True)
+_now = sa.text("now()")
+
+#: App Attest keys. Never deleted: the counter and a revocation must outlive the user.
+devices = sa.Table(
+    "devices",
+    metadata,
+    sa.Column("key_id", Id, primary_key=True, comment="canonical: standard base64, padded"),
+    sa.Column("public_key", BYTEA, nullable=False, comment="X9.62 point, 65 bytes"),
+    sa.Column("counter", sa.BigInteger, nullable=False, server_default="0"),
+    sa.Column("environment", sa.Text, comment="production or development; null until an imported key is used"),
+    sa.Column("bundle_id", sa.Text),
+    sa.Column("bundle_version", sa.Text),
+    sa.Column("validation_category", sa.Integer),
+    sa.Column("receipt", BYTEA),
+    sa.Column("created_at", Time, nullable=False, server_default=_now),
+    sa.Column("last_used_at", Time),
+    sa.Column("revoked_at", Time),
+    sa.Column("revoked_reason", sa.Text),
+)
+
+#: What holds for an identity in all its service types. A row exists once something was decided about it.
+identities = sa.Table(
+    "identities",
+    metadata,
+    sa.Column("identity", Id, primary_key=True),
+    sa.Column("blocked_at", Time),
+    sa.Column("blocked_reason", sa.Text),
+    sa.Column("created_at", Time, nullable=False, server_default=_now),
+)
+
+users = sa.Table(
+    "users",
+    metadata,
+    sa.Column("user_id", Id, primary_key=True, comment="identity:service_type"),
+    sa.Column("identity", Id, nullable=False, index=True),
+    sa.Column("service_type", sa.Text, nullable=False),
+    sa.Column("budget_tier", sa.Text, nullable=False, comment="the service type whose money and rates apply"),
+    sa.Column("created_at", Time, nullable=False, server_default=_now),
+    sa.Column("last_seen_at", Time, nullable=False, server_default=_now),
+    sa.Column("litellm_budget", sa.Text, comment="the LiteLLM budget that this customer was given"),
+)
+
+#: Users per service type, advanced in the transaction that adds or deletes one: the lock that makes max_users exact.
+capacity = sa.Table(
+    "capacity",
+    metadata,
+    sa.Column("service_type", sa.Text, primary_key=True),
+    sa.Column("users", sa.BigInteger, nullable=False, server_default="0"),
+)
+
+#: Revoked access tokens, until they would have expired anyway.
+revocations = sa.Table(
+    "revocations",
+    metadata,
+    sa.Column("jti", Id, primary_key=True),
+    sa.Column("user_id", Id, nullable=False, index=True),
+    sa.Column("expires_at", Time, nullable=False, index=True),
+    sa.Column("revoked_at", Time, nullable=False, server_default=_now),
+)
+
+audit_log = sa.Table(
+    "audit_log",
+    metadata,
+    sa.Column("id", sa.BigInteger, sa.Identity(always=True), primary_key=True),
+    sa.Column("at", Time, nullable=False, server_default=_now, index=True),
+    sa.Column("actor", sa.Text, nullable=False, comment="the admin key's name"),
+    sa.Column("action", sa.Text, nullable=False),
+    sa.Column("subject", Id, nullable=False, index=True),
+    sa.Column("old", JSONB),
+    sa.Column("new", JSONB),
+    sa.Column("source", sa.Text, comment="address that asked"),
+)
+
+#: One row per admitted request. The truth for spend.
+ledger = sa.Table(
+    "ledger",
+    metadata,
+    sa.Column("id", Id, primary_key=True, comment="made by the gateway, unique"),
+    sa.Column("request_id", sa.Text, nullable=False, comment="X-Request-ID, which a client may choose"),
+    sa.Column("user_id", Id, nullable=False),
+    sa.Column("service_type", sa.Text, nullable=False),
+    sa.Column("model", sa.Text, nullable=False),
+    sa.Column("purpose", sa.Text, nullable=False, server_default="none"),
+    sa.Column("prompt_tokens", sa.BigInteger, nullable=False),
+    sa.Column("completion_tokens", sa.BigInteger, nullable=False),
+    sa.Column("cost_nano", sa.BigInteger, nullable=False, comment="nano-dollars"),
+    sa.Column("period_seconds", sa.Integer, nullable=False),
+    sa.Column(
+        "period_index",
+        sa.BigInteger,
+        nullable=False,
+        comment="floor(unix time of admission / period_seconds)",
+    ),
+    sa.Column("outcome", sa.Text, nullable=False),
+    sa.Column("admitted_at", Time, nullable=False),
+    sa.Column("settled_at", Time, nullable=False),
+    sa.Index("ledger_user_admitted", "user_id", sa.text("admitted_at DESC")),
+    sa.Index("ledger_admitted", "admitted_at"),
+)
+
+#: Changes that PostgreSQL took and Redis must take too: written in the transaction of the change, deleted when applied.
+redis_changes = sa.Table(
+    "redis_changes",
+    metadata,
+    sa.Column("id", sa.BigInteger, sa.Identity(always=True), primary_key=True),
+    sa.Column("identity", Id, nullable=False),
+    sa.Column("kind", sa.Text, nullable=False),
+    sa.Column("payload", JSONB, nullable=False),
+    sa.Column("created_at", Time, nullable=False, server_default=_now),
+)

@@ -1,0 +1,120 @@
+"""Settings: one declaration each, read from the environment and from ``.env``.
+
+A field is named as its variable, in lower case. Its description is the sentence that ``mlpa settings`` and the
+README show. A secret has no default; ``MLPA_DEBUG`` gives it one for development, and without it a missing one
+stops the start with a line that names the variable.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
+from urllib.parse import urlsplit
+
+from pydantic import BeforeValidator, Field, SecretStr, ValidationError, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from shared.service_types import ConfigurationError, ServiceTypes, load
+
+
+def _split(value: Any) -> Any:
+    return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+
+#: A comma-separated list.
+CommaSeparated = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)]
+Limit = Annotated[int, Field(ge=0)]
+
+
+class Settings(BaseSettings):
+    """What both services share."""
+
+    model_config = SettingsConfigDict(env_file=".env", extra="ignore", frozen=True, env_ignore_empty=True)
+
+    #: Settings that production must give, and what development uses instead.
+    development: ClassVar[dict[str, str]] = {"service_types": ""}
+
+    host: str = Field("127.0.0.1", description="Address that the service listens on.")
+    ops_port: int | None = Field(
+        None,
+        ge=1,
+        le=65535,
+        description="Serves /metrics (port + worker index), and auth's /user and /admin, only here.",
+    )
+    database_url: SecretStr = Field(
+        SecretStr("postgresql://litellm:litellm@localhost:5432/app_attest"), description="PostgreSQL."
+    )
+    redis_url: SecretStr = Field(
+        SecretStr("redis://localhost:6379/0"),
+        description="Redis or Valkey; redis+cluster:// for a Redis Cluster.",
+    )
+    mlpa_debug: bool = Field(False, description="Development: relaxed defaults. Never in production.")
+    mlpa_issuer: str = Field("http://127.0.0.1:8081", description="Auth's base URL, the `iss` of every token.")
+    service_types: Path | None = Field(None, description="TOML file of service types and models.")
+    litellm_api_base: CommaSeparated = Field(
+        ("http://localhost:4000",), description="LiteLLM's base URL, or several, comma-separated."
+    )
+    trusted_proxies: int = Field(0, ge=0, le=10, description="How many hops of X-Forwarded-For to trust.")
+    log_json: bool = Field(False, description="Log lines as JSON.")
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="Least severe level logged.")
+    sentry_dsn: SecretStr | None = Field(None, description="Where to report errors; request bodies are never sent.")
+
+    @field_validator("mlpa_issuer")
+    @classmethod
+    def _no_trailing_slash(cls, value: str) -> str:
+        return value.rstrip("/")
+
+    @classmethod
+    def from_environment(cls, **overrides: Any) -> Any:
+        """The settings of this process.
+
+        :raises ConfigurationError: with one line that names the variable.
+        """
+        try:
+            settings = cls(**overrides)
+        except ValidationError as error:
+            first = error.errors(include_input=False, include_url=False)[0]
+            name = str(first["loc"][0]).upper() if first["loc"] else "settings"
+            raise ConfigurationError(f"{name}: {first['msg']}") from None
+        return settings.completed()
+
+    def completed(self) -> Settings:
+        """With development's defaults filled in, or refused for what production lacks.
+
+        :raises ConfigurationError:
+        """
+        missing = [name for name in self.needed() if getattr(self, name) in (None, (), "")]
+        if missing and not self.mlpa_debug:
+            raise ConfigurationError(
+                f"{missing[0].upper()} is not set; it has no default outside MLPA_DEBUG"
+                + (f" (also missing: {', '.join(name.upper() for name in missing[1:])})" if missing[1:] else "")
+            )
+        update: dict[str, Any] = {}
+        for name in missing:
+            if value := self.development.get(name):
+                update[name] = SecretStr(value) if "Secret" in str(type(self).model_fields[name].annotation) else value
+        self._check_issuer()
+        return type(self).model_validate({**self.model_dump(), **update}) if update else self
+
+    def needed(self) -> list[str]:
+        """Names of the settings that production must give."""
+        return ["service_types"]
+
+    def _check_issuer(self) -> None:
+        parts = urlsplit(self.mlpa_issuer)
+        if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
+            raise ConfigurationError("MLPA_ISSUER must be an http(s) URL without query or fragment")
+        if parts.scheme == "http" and not self.mlpa_debug and not _is_loopback(parts.hostname):
+            raise ConfigurationError("MLPA_ISSUER must be https, or on loopback, outside MLPA_DEBUG")
+
+    def load_service_types(self) -> ServiceTypes:
+        """:raises ConfigurationError:"""
+        return load(self.service_types, debug=self.mlpa_debug)
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

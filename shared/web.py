@@ -1,0 +1,173 @@
+"""What every answer of every service has: request id, metrics, a log line, security headers, errors in one shape.
+
+``Frame`` is the one middleware of a service. Handlers read ``request[REQUEST_ID]`` and may set
+``request[SERVICE_TYPE]`` and ``request[USER_ID]`` for the metrics and the log line.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+import uuid
+from collections.abc import Callable
+from http import HTTPStatus
+
+import sentry_sdk
+from aiohttp import web
+from aiohttp.typedefs import Handler
+
+from shared import logs
+from shared.errors import BadRequest, MethodNotAllowed, NotFound, PayloadTooLarge, ServiceError
+from shared.metrics import Registry
+
+REQUEST_ID = web.RequestKey("request_id", str)
+SERVICE_TYPE = web.RequestKey("service_type", str)
+USER_ID = web.RequestKey("user_id", str)
+
+METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
+#: nginx's status for a client that left before the answer; only ever in metrics and logs.
+CLIENT_CLOSED = 499
+
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
+
+SECURITY_HEADERS = {
+    "Strict-Transport-Security": "max-age=63072000; includeSubDomains",
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+    "Referrer-Policy": "no-referrer",
+}
+HTML_POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; font-src 'self'; connect-src 'self'; "
+    "form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
+)
+_log = logs.logger("http")
+
+ErrorRenderer = Callable[[web.Request, ServiceError], web.Response]
+
+
+class HttpMetrics:
+    """The metrics of CONTRACT section 6 that both services have."""
+
+    def __init__(self, registry: Registry, endpoints: list[str], service_types: list[str]) -> None:
+        self.requests = registry.counter("requests_total", "Requests.", ("method", "endpoint", "service_type"))
+        self.in_progress = registry.gauge("in_progress_requests", "Requests being answered.", ("endpoint",))
+        self.statuses = registry.counter("response_status_codes_total", "Responses by status.", ("status_code",))
+        self.latency = registry.histogram(
+            "request_latency_seconds", "Time to the end of the response.", ("method", "endpoint")
+        )
+        self.in_progress.preset_all([*endpoints, "unmatched"])
+        for status in (200, 201, 204, 302, 303, 400, 401, 403, 404, 405, 413, 422, 429, 499, 500, 502, 503, 504):
+            self.statuses.preset(str(status))
+
+    def preset(self, method: str, endpoint: str) -> None:
+        self.requests.preset(method, endpoint, "none")
+        self.latency.preset(method, endpoint)
+
+
+class Frame:
+    """The outermost middleware, and the headers of every response."""
+
+    def __init__(
+        self,
+        registry: Registry,
+        render_error: ErrorRenderer,
+        *,
+        service_types: list[str],
+        user_digest: logs.UserDigest,
+    ) -> None:
+        self._registry = registry
+        self._render_error = render_error
+        self._service_types = service_types
+        self._digest = user_digest
+        self._metrics: HttpMetrics
+
+    def install(self, app: web.Application) -> None:
+        """Call after the app's routes have been added: they are the values of the label ``endpoint``."""
+        routes = [
+            (route.method, route.resource.canonical) for route in app.router.routes() if route.resource is not None
+        ]
+        self._metrics = HttpMetrics(self._registry, sorted({path for _, path in routes}), self._service_types)
+        for method, path in routes:
+            if method in METHODS and method != "HEAD":
+                self._metrics.preset(method, path)
+        app.middlewares.append(web.middleware(self._middleware))
+        app.on_response_prepare.append(self._add_headers)
+
+    async def _add_headers(self, request: web.Request, response: web.StreamResponse) -> None:
+        headers = response.headers
+        headers["X-Request-ID"] = request.get(REQUEST_ID) or str(uuid.uuid4())
+        headers.update(SECURITY_HEADERS)
+        if response.content_type == "text/html" and "Content-Security-Policy" not in headers:
+            headers["Content-Security-Policy"] = HTML_POLICY
+        headers.popall("Server", None)
+
+    async def _middleware(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        started = time.perf_counter()
+        given = request.headers.get("X-Request-ID", "")
+        request_id = given if _REQUEST_ID.fullmatch(given) else str(uuid.uuid4())
+        request[REQUEST_ID] = request_id
+        token = logs.request_id.set(request_id)
+        resource = request.match_info.route.resource
+        endpoint = resource.canonical if resource is not None else "unmatched"
+        method = request.method if request.method in METHODS else "other"
+        metrics = self._metrics
+        metrics.in_progress.inc(endpoint)
+        status = CLIENT_CLOSED
+        try:
+            response = await self._answer(request, handler)
+            status = response.status
+            return response
+        finally:
+            seconds = time.perf_counter() - started
+            metrics.in_progress.dec(endpoint)
+            metrics.requests.inc(method, endpoint, request.get(SERVICE_TYPE, "none"))
+            metrics.statuses.inc(str(status))
+            metrics.latency.observe(seconds, method, endpoint)
+            user = request.get(USER_ID)
+            _log.info(
+                "request",
+                method=method,
+                route=endpoint,
+                status=status,
+                duration_ms=round(seconds * 1000, 2),
+                user=self._digest(user) if user else None,
+            )
+            logs.request_id.reset(token)
+
+    async def _answer(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        try:
+            return await handler(request)
+        except ServiceError as error:
+            return self._render_error(request, error)
+        except web.HTTPException as error:
+            if error.status < HTTPStatus.BAD_REQUEST:
+                raise
+            return self._render_error(request, from_http(error))
+        except asyncio.CancelledError:
+            raise
+        except Exception as error:  # the last line of defence: an answer in our shape, and a report
+            _log.exception("unhandled error")
+            sentry_sdk.capture_exception(error)
+            return self._render_error(request, ServiceError())
+
+
+def from_http(error: web.HTTPException) -> ServiceError:
+    """aiohttp's own refusals as ours."""
+    if isinstance(error, web.HTTPNotFound):
+        return NotFound()
+    if isinstance(error, web.HTTPMethodNotAllowed):
+        return MethodNotAllowed(headers={"Allow": ", ".join(sorted(error.allowed_methods))})
+    if isinstance(error, web.HTTPRequestEntityTooLarge):
+        return PayloadTooLarge()
+    return BadRequest() if error.status < HTTPStatus.INTERNAL_SERVER_ERROR else ServiceError()
+
+
+def source_address(request: web.Request, trusted_proxies: int) -> str:
+    """Who asked: the peer, or behind ``trusted_proxies`` proxies the address that the outermost trusted one saw."""
+    if trusted_proxies:
+        hops = [hop.strip() for value in request.headers.getall("X-Forwarded-For", []) for hop in value.split(",")]
+        hops = [hop for hop in hops if hop]
+        if hops:
+            return hops[-min(trusted_proxies, len(hops))][:64]
+    return request.remote or "unknown"
