@@ -40,3 +40,8 @@ def connect(url: str, *, timeout: float = 1.0, max_connections: int = 64) -> Cli
         health_check_interval=0,
     )
     return Redis(connection_pool=pool)
+
+
+async def ping(client: Client) -> None:
+    """:raises RedisError:"""
+    await client.ping()

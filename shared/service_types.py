@@ -142,7 +142,7 @@ def load(path: Path | None, *, debug: bool) -> ServiceTypes:
         for row in rows:
             if "fxa" in row.credentials and not row.fxa_client_ids:
                 raise ConfigurationError(
-                    f"SERVICE_TYPES: {shown}: service type {row.name!r} takes FxA accounts, but names no fxa_client_ids; "
+                    f"SERVICE_TYPES: {shown}: service type {row.name!r}: fxa_client_ids is empty; "
                     'write ["*"] for any relying party'
                 )
     return ServiceTypes({row.name: row for row in rows}, {model.name: model for model in models})

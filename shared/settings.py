@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import ipaddress
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 from urllib.parse import urlsplit
 
 from pydantic import BeforeValidator, Field, SecretStr, ValidationError, field_validator
@@ -45,6 +45,7 @@ class Settings(BaseSettings):
     database_url: SecretStr = Field(
         SecretStr("postgresql://litellm:litellm@localhost:5432/app_attest"), description="PostgreSQL."
     )
+    database_pool_size: int = Field(10, ge=1, le=200, description="Connections of one process to PostgreSQL.")
     redis_url: SecretStr = Field(
         SecretStr("redis://localhost:6379/0"),
         description="Redis or Valkey; redis+cluster:// for a Redis Cluster.",
@@ -58,6 +59,13 @@ class Settings(BaseSettings):
     trusted_proxies: int = Field(0, ge=0, le=10, description="How many hops of X-Forwarded-For to trust.")
     log_json: bool = Field(False, description="Log lines as JSON.")
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="Least severe level logged.")
+    log_user_secret: SecretStr | None = Field(
+        None, description="HMAC key of user names in logs; each process makes its own when not set."
+    )
+    drain_delay_seconds: float = Field(
+        0, ge=0, le=600, description="After SIGTERM, how long new requests are still served."
+    )
+    drain_seconds: float = Field(60, ge=0, le=3600, description="After that, how long running requests may finish.")
     sentry_dsn: SecretStr | None = Field(None, description="Where to report errors; request bodies are never sent.")
 
     @field_validator("mlpa_issuer")
@@ -66,7 +74,7 @@ class Settings(BaseSettings):
         return value.rstrip("/")
 
     @classmethod
-    def from_environment(cls, **overrides: Any) -> Any:
+    def from_environment(cls, **overrides: Any) -> Self:
         """The settings of this process.
 
         :raises ConfigurationError: with one line that names the variable.
@@ -74,12 +82,21 @@ class Settings(BaseSettings):
         try:
             settings = cls(**overrides)
         except ValidationError as error:
-            first = error.errors(include_input=False, include_url=False)[0]
-            name = str(first["loc"][0]).upper() if first["loc"] else "settings"
-            raise ConfigurationError(f"{name}: {first['msg']}") from None
+            raise ConfigurationError(_first_fault(error)) from None
         return settings.completed()
 
-    def completed(self) -> Settings:
+    @classmethod
+    def lenient(cls) -> Self:
+        """For commands that need only some of the settings: missing ones are None.
+
+        :raises ConfigurationError: one is malformed.
+        """
+        try:
+            return cls()
+        except ValidationError as error:
+            raise ConfigurationError(_first_fault(error)) from None
+
+    def completed(self) -> Self:
         """With development's defaults filled in, or refused for what production lacks.
 
         :raises ConfigurationError:
@@ -111,6 +128,12 @@ class Settings(BaseSettings):
     def load_service_types(self) -> ServiceTypes:
         """:raises ConfigurationError:"""
         return load(self.service_types, debug=self.mlpa_debug)
+
+
+def _first_fault(error: ValidationError) -> str:
+    first = error.errors(include_input=False, include_url=False)[0]
+    name = str(first["loc"][0]).upper() if first["loc"] else "settings"
+    return f"{name}: {first['msg']}"
 
 
 def _is_loopback(host: str) -> bool:

@@ -38,8 +38,8 @@ SECURITY_HEADERS = {
     "Referrer-Policy": "no-referrer",
 }
 HTML_POLICY = (
-    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; font-src 'self'; connect-src 'self'; "
-    "form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; font-src 'self'; "
+    "connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
 )
 _log = logs.logger("http")
 
@@ -49,7 +49,7 @@ ErrorRenderer = Callable[[web.Request, ServiceError], web.Response]
 class HttpMetrics:
     """The metrics of CONTRACT section 6 that both services have."""
 
-    def __init__(self, registry: Registry, endpoints: list[str], service_types: list[str]) -> None:
+    def __init__(self, registry: Registry, endpoints: list[str]) -> None:
         self.requests = registry.counter("requests_total", "Requests.", ("method", "endpoint", "service_type"))
         self.in_progress = registry.gauge("in_progress_requests", "Requests being answered.", ("endpoint",))
         self.statuses = registry.counter("response_status_codes_total", "Responses by status.", ("status_code",))
@@ -73,25 +73,20 @@ class Frame:
         registry: Registry,
         render_error: ErrorRenderer,
         *,
-        service_types: list[str],
+        endpoints: list[str],
         user_digest: logs.UserDigest,
     ) -> None:
-        self._registry = registry
+        """:param endpoints: the route templates: the values of the label ``endpoint``, beside ``unmatched``."""
         self._render_error = render_error
-        self._service_types = service_types
         self._digest = user_digest
-        self._metrics: HttpMetrics
+        self._metrics = HttpMetrics(registry, endpoints)
 
     def install(self, app: web.Application) -> None:
-        """Call after the app's routes have been added: they are the values of the label ``endpoint``."""
-        routes = [
-            (route.method, route.resource.canonical) for route in app.router.routes() if route.resource is not None
-        ]
-        self._metrics = HttpMetrics(self._registry, sorted({path for _, path in routes}), self._service_types)
-        for method, path in routes:
-            if method in METHODS and method != "HEAD":
-                self._metrics.preset(method, path)
-        app.middlewares.append(web.middleware(self._middleware))
+        """Call after the app's routes have been added."""
+        for route in app.router.routes():
+            if route.method in METHODS and route.method != "HEAD" and route.resource is not None:
+                self._metrics.preset(route.method, route.resource.canonical)
+        app.middlewares.append(self._middleware)
         app.on_response_prepare.append(self._add_headers)
 
     async def _add_headers(self, request: web.Request, response: web.StreamResponse) -> None:
@@ -102,6 +97,7 @@ class Frame:
             headers["Content-Security-Policy"] = HTML_POLICY
         headers.popall("Server", None)
 
+    @web.middleware
     async def _middleware(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         started = time.perf_counter()
         given = request.headers.get("X-Request-ID", "")

@@ -1,0 +1,171 @@
+"""The auth service, put together."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+
+import aiohttp
+from aiohttp import web
+
+from services.auth import errors, keys
+from services.auth.appattest import Policy, apple_root_pem, load_roots
+from services.auth.challenge.services import Challenges
+from services.auth.devices import views as device_views
+from services.auth.devices.metrics import DeviceMetrics
+from services.auth.devices.services import Enrolment
+from services.auth.exchange import views as exchange_views
+from services.auth.exchange.credentials.app_attest import AppAttestCredential
+from services.auth.exchange.credentials.fxa import FxACredential
+from services.auth.exchange.models import CredentialVerifier
+from services.auth.exchange.services import TokenExchange
+from services.auth.fxa.models import FxAConfig
+from services.auth.fxa.services import FxAVerifier
+from services.auth.limits.services import Limits
+from services.auth.models import ErrorBody
+from services.auth.settings import AuthSettings
+from services.auth.tokens import views as token_views
+from services.auth.tokens.issuer import Issuer
+from services.auth.tokens.keys import KeyRing, ensure_key
+from services.auth.tokens.revocation import Revocation
+from services.auth.users.changes import Changes
+from services.auth.users.services import Users
+from shared.app import Apps, ServiceDescription, build_apps
+from shared.health import Check, CheckFailed, Health
+from shared.metrics import Registry
+from shared.openapi import Answer
+from shared.ops import HEALTH
+from shared.postgres import Database
+from shared.redis import Client, connect, ping
+from shared.service_types import ConfigurationError, ServiceTypes
+
+DESCRIPTION = ServiceDescription(
+    name="auth",
+    title="MLPA auth",
+    description="Enrols App Attest devices, and exchanges a device's assertion or an FxA token for a short-lived "
+    "access token of the gateway.",
+    operations=[*device_views.OPERATIONS, *exchange_views.OPERATIONS, *token_views.OPERATIONS],
+    internal=[],
+    common_answers={
+        413: Answer("The body is too large", ErrorBody),
+        500: Answer("The service failed", ErrorBody),
+    },
+    security_schemes={},
+    render_error=errors.render,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """What is read and checked before anything is opened, so that a bad file stops the start."""
+
+    service_types: ServiceTypes
+    key_ring: KeyRing
+    policy: Policy
+
+
+def prepare(settings: AuthSettings) -> Prepared:
+    """:raises ConfigurationError: naming the variable or file."""
+    service_types = settings.load_service_types()
+    folder = settings.mlpa_signing_keys_dir
+    assert folder is not None
+    if settings.mlpa_debug:
+        ensure_key(folder)
+    return Prepared(service_types, KeyRing(folder), _policy(settings))
+
+
+def _policy(settings: AuthSettings) -> Policy:
+    path = settings.app_attest_root_ca
+    try:
+        roots = load_roots(path.read_bytes() if path else apple_root_pem())
+    except OSError as error:
+        raise ConfigurationError(f"APP_ATTEST_ROOT_CA: {path}: {error.strerror}") from error
+    except ValueError as error:
+        raise ConfigurationError(f"APP_ATTEST_ROOT_CA: {path}: {error}") from error
+    return Policy(
+        team_id=settings.app_development_team,
+        bundle_ids=frozenset(settings.app_attest_bundle_ids),
+        environment="production" if settings.app_attest_production else "development",
+        roots=roots,
+    )
+
+
+def build_app(settings: AuthSettings, *, registry: Registry | None = None) -> Apps:
+    """The apps of auth; resources open when they start and close when they end.
+
+    :raises ConfigurationError: a file named in the settings can't be used.
+    """
+    registry = registry or Registry()
+    prepared = prepare(settings)
+    apps = build_apps(settings, registry, DESCRIPTION, max_body=settings.max_auth_request_size_bytes)
+    apps.put(keys.SETTINGS, settings)
+    apps.put(keys.KEY_RING, prepared.key_ring)
+    apps.put(keys.SCOPES, list(prepared.service_types.rows))
+
+    async def resources(_app: web.Application) -> AsyncIterator[None]:
+        async with AsyncExitStack() as stack:
+            await _open(stack, apps, settings, prepared, registry)
+            yield
+
+    apps.main.cleanup_ctx.append(resources)
+    return apps
+
+
+async def _open(
+    stack: AsyncExitStack, apps: Apps, settings: AuthSettings, prepared: Prepared, registry: Registry
+) -> None:
+    redis = connect(settings.redis_url.get_secret_value())
+    stack.push_async_callback(redis.aclose)
+    database = await stack.enter_async_context(
+        Database.connect(settings.database_url.get_secret_value(), max_size=settings.database_pool_size)
+    )
+    session = await stack.enter_async_context(aiohttp.ClientSession(cookie_jar=aiohttp.DummyCookieJar()))
+    fxa = await stack.enter_async_context(
+        FxAVerifier.open(FxAConfig.from_settings(settings), redis=redis, session=session, registry=registry)
+    )
+    metrics = DeviceMetrics(registry)
+    challenges = Challenges(settings.challenge_secrets(), lifetime=settings.challenge_expiry_seconds, redis=redis)
+    limits = Limits(
+        redis,
+        registry,
+        kinds={
+            "challenge": settings.challenge_limit_per_source,
+            "enroll": settings.enroll_limit_per_source,
+            "source": settings.exchange_limit_per_source,
+            "identity": settings.exchange_limit_per_identity,
+        },
+    )
+    issuer = Issuer(prepared.key_ring, issuer=settings.mlpa_issuer, ttl=settings.mlpa_access_token_ttl_seconds)
+    users = Users(database, redis, registry)
+    changes = Changes(database, redis, registry)
+    await stack.enter_async_context(users.running())
+    await stack.enter_async_context(changes.running())
+    await stack.enter_async_context(prepared.key_ring.running())
+    credentials: list[CredentialVerifier] = [
+        FxACredential(fxa),
+        AppAttestCredential(database, challenges, prepared.policy, settings.mlpa_issuer, metrics),
+    ]
+    apps.put(keys.CHALLENGES, challenges)
+    apps.put(keys.LIMITS, limits)
+    apps.put(keys.ISSUER, issuer)
+    apps.put(keys.ENROLMENT, Enrolment(database, challenges, prepared.policy, metrics))
+    apps.put(keys.EXCHANGE, TokenExchange(credentials, prepared.service_types, users, issuer, limits, registry))
+    apps.put(keys.REVOCATION, Revocation(issuer, database, changes))
+    apps.put(HEALTH, _health(prepared.key_ring, database, redis, fxa))
+
+
+def _health(key_ring: KeyRing, database: Database, redis: Client, fxa: FxAVerifier) -> Health:
+    async def signing_key() -> None:
+        if not key_ring.keys:
+            raise CheckFailed("there is no signing key")
+
+    return Health(
+        [
+            Check("signing_key", signing_key, required=True),
+            Check("postgres", database.ping, required=False),
+            Check("redis", lambda: ping(redis), required=False),
+            Check("fxa", fxa.ready, required=False),
+        ],
+        one_of={"store": ("postgres", "redis")},
+    )

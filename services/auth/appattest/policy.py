@@ -1,0 +1,74 @@
+"""What a deployment accepts: its apps, its environment and its trust anchors."""
+
+import hashlib
+from dataclasses import dataclass
+from importlib import resources
+from typing import Literal
+
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from services.auth.appattest.errors import Step, require
+
+Environment = Literal["production", "development"]
+
+AAGUIDS: dict[Environment, bytes] = {
+    "production": b"appattest" + bytes(7),
+    "development": b"appattestdevelop",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """The fixed part of every verification. Raises ValueError when it could never accept an attestation.
+
+    Each root is trusted for its name and key, as RFC 5280 section 6.1.1 (d) has it: that it may have a CA below
+    is looked at once, here; that it's in its period, at each verification.
+    """
+
+    team_id: str
+    bundle_ids: frozenset[str]
+    environment: Environment
+    roots: tuple[x509.Certificate, ...]
+
+    def __post_init__(self) -> None:
+        if self.environment not in AAGUIDS:
+            raise ValueError("the environment is production or development")
+        if not self.roots:
+            raise ValueError("at least one root certificate is needed")
+        for root in self.roots:
+            _check_root(root)
+
+    @property
+    def aaguid(self) -> bytes:
+        return AAGUIDS[self.environment]
+
+    def rp_id_hash(self, bundle_id: str) -> bytes:
+        """SHA-256 of the App ID (TEAM.bundle). Raises Rejected for an app that isn't served here."""
+        require(bundle_id in self.bundle_ids, Step.BUNDLE_ID, "an app that isn't on the list")
+        return hashlib.sha256(f"{self.team_id}.{bundle_id}".encode()).digest()
+
+
+def apple_root_pem() -> bytes:
+    """Apple's App Attestation Root CA, from the package (read at start, never while verifying)."""
+    return resources.files(__package__).joinpath("apple_root.pem").read_bytes()
+
+
+def load_roots(pem: bytes) -> tuple[x509.Certificate, ...]:
+    """The trust anchors of a PEM file. Raises ValueError when it holds none, or one that can't be an anchor."""
+    roots = tuple(x509.load_pem_x509_certificates(pem))
+    for root in roots:
+        _check_root(root)
+    return roots
+
+
+def _check_root(root: x509.Certificate) -> None:
+    has_elliptic_key = isinstance(root.public_key(), ec.EllipticCurvePublicKey)
+    if not has_elliptic_key:
+        raise ValueError("a root certificate needs an elliptic curve key")
+    for extension in root.extensions:
+        match extension.value:
+            case x509.BasicConstraints(ca=False) | x509.BasicConstraints(path_length=0):
+                raise ValueError("a root certificate must be allowed a CA below it")
+            case x509.KeyUsage(key_cert_sign=False):
+                raise ValueError("a root certificate must be allowed to sign certificates")

@@ -1,0 +1,95 @@
+"""Challenges: authenticated rather than stored, bound to one key and to the time, used once.
+
+A challenge is 32 bytes, shown as 64 lowercase hex characters:
+
+    4 bytes   time of issue, seconds since the epoch, big-endian
+    12 bytes  random
+    16 bytes  HMAC-SHA256 over version, purpose, time, random and key id, truncated
+
+Issuing one stores nothing. Using one stores its digest until it would have expired.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import re
+import secrets
+import time
+from collections.abc import Callable, Sequence
+
+from services.auth.errors import InvalidChallenge
+from shared.errors import DependencyUnavailable
+from shared.identity import tag
+from shared.redis import Client, RedisError
+
+_PURPOSE = b"mlpa challenge v1 app-attest\x00"
+_HEX = re.compile(r"[0-9a-f]{64}")
+#: A clock of another replica may be a little ahead of ours.
+_SKEW = 5
+
+
+class Challenges:
+    """Issues and consumes challenges.
+
+    :param challenge_secrets: the first makes, all verify: that is how one is replaced.
+    :param lifetime: seconds.
+    """
+
+    def __init__(
+        self,
+        challenge_secrets: Sequence[bytes],
+        *,
+        lifetime: int,
+        redis: Client,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        if not challenge_secrets:
+            raise ValueError("a challenge secret is needed")
+        self._secrets = list(challenge_secrets)
+        self.lifetime = lifetime
+        self._redis = redis
+        self._clock = clock
+
+    def issue(self, key_id: str) -> str:
+        """A new challenge for a canonical key id."""
+        head = int(self._clock()).to_bytes(4, "big") + secrets.token_bytes(12)
+        return (head + _mac(self._secrets[0], head, key_id)).hex()
+
+    def check(self, challenge: str, key_id: str) -> None:
+        """That a challenge is one of ours, for this key, and in time. Does not tell whether it was used.
+
+        :raises InvalidChallenge:
+        """
+        if not _HEX.fullmatch(challenge):
+            raise InvalidChallenge
+        raw = bytes.fromhex(challenge)
+        head, mac = raw[:16], raw[16:]
+        # every secret is tried, so that the time taken doesn't tell which one made it
+        good = [hmac.compare_digest(_mac(secret, head, key_id), mac) for secret in self._secrets]
+        if not any(good) or not -_SKEW <= self._age(head) < self.lifetime:
+            raise InvalidChallenge
+
+    async def consume(self, challenge: str, key_id: str) -> None:
+        """Use a checked challenge up; of any number of attempts at the same time, one succeeds.
+
+        :raises InvalidChallenge: it has been used.
+        :raises DependencyUnavailable: Redis could not be asked.
+        """
+        remaining = self.lifetime - self._age(bytes.fromhex(challenge)[:16]) + _SKEW
+        digest = hashlib.sha256(challenge.encode()).hexdigest()[:32]
+        try:
+            first = await self._redis.set(
+                f"mlpa:{tag(key_id)}:c:{digest}", b"1", nx=True, px=max(1, int(remaining * 1000))
+            )
+        except RedisError as error:
+            raise DependencyUnavailable("redis") from error
+        if not first:
+            raise InvalidChallenge
+
+    def _age(self, head: bytes) -> float:
+        return self._clock() - int.from_bytes(head[:4], "big")
+
+
+def _mac(secret: bytes, head: bytes, key_id: str) -> bytes:
+    return hmac.new(secret, _PURPOSE + head + key_id.encode(), hashlib.sha256).digest()[:16]

@@ -1,0 +1,29 @@
+"""How the verification of devices goes."""
+
+from __future__ import annotations
+
+from services.auth.appattest import AppAttestError
+from shared.metrics import Registry
+
+RESULTS = ("success", "invalid", "unavailable")
+
+
+class DeviceMetrics:
+    def __init__(self, registry: Registry) -> None:
+        self.challenge = registry.histogram(
+            "validate_challenge_latency_seconds", "Time to check a challenge.", ("result",)
+        )
+        self.attestation = registry.histogram(
+            "validate_app_attest_latency_seconds", "Time to verify and store an attestation.", ("result",)
+        )
+        self.assertion = registry.histogram(
+            "validate_app_assert_latency_seconds", "Time to verify an assertion.", ("result",)
+        )
+        for histogram in (self.challenge, self.attestation, self.assertion):
+            histogram.preset_all(RESULTS)
+        self._steps = registry.counter(
+            "app_attest_rejections_total", "App Attest objects rejected, by the step that caught them.", ("step",)
+        )
+
+    def rejected(self, error: AppAttestError) -> None:
+        self._steps.inc(str(error.step))

@@ -1,0 +1,111 @@
+"""Enrolment: an attestation of a new key, verified against a challenge of ours, and stored."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from services.auth.appattest import (
+    MAX_ATTESTATION_BYTES,
+    AppAttestError,
+    Malformed,
+    Policy,
+    canonical_key_id,
+    decode_base64,
+    decode_key_id,
+    verify_attestation,
+)
+from services.auth.challenge.services import Challenges
+from services.auth.devices import storage
+from services.auth.devices.metrics import DeviceMetrics
+from services.auth.errors import AccessDenied, AttestationRejected, AuthError, InvalidRequest
+from shared.postgres import Database
+
+
+@dataclass(frozen=True, slots=True)
+class EnrolmentClaims:
+    """What a client sends to enrol; all text as it came."""
+
+    key_id_b64: str
+    challenge_b64: str
+    attestation_obj_b64: str
+    bundle_id: str
+
+
+class Enrolment:
+    def __init__(
+        self,
+        database: Database,
+        challenges: Challenges,
+        policy: Policy,
+        metrics: DeviceMetrics,
+        *,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._database = database
+        self._challenges = challenges
+        self._policy = policy
+        self._metrics = metrics
+        self._clock = clock
+
+    async def enrol(self, claims: EnrolmentClaims) -> None:
+        """Verify and store a key; on return it is committed.
+
+        :raises InvalidRequest: malformed base64 or CBOR.
+        :raises InvalidChallenge: not ours, used or expired.
+        :raises AttestationRejected: a step of the verification failed.
+        :raises AccessDenied: the key is known and revoked.
+        :raises DependencyUnavailable: it could not be stored; the client asks for a new challenge and tries again.
+        """
+        started = time.perf_counter()
+        result = "unavailable"
+        try:
+            await self._enrol(claims)
+            result = "success"
+        except AuthError:
+            result = "invalid"
+            raise
+        finally:
+            self._metrics.attestation.observe(time.perf_counter() - started, result)
+
+    async def _enrol(self, claims: EnrolmentClaims) -> None:
+        try:
+            key_id = canonical_key_id(claims.key_id_b64)
+            attestation_obj = decode_base64(claims.attestation_obj_b64, max_bytes=MAX_ATTESTATION_BYTES)
+            challenge = decode_base64(claims.challenge_b64, max_bytes=64)
+        except AppAttestError as error:
+            raise InvalidRequest("key_id_b64, challenge_b64 or attestation_obj_b64 is not valid base64.") from error
+        self._check_challenge(challenge, key_id)
+        try:
+            # off the event loop: it takes a millisecond or two of elliptic curves, and OpenSSL lets go of the GIL
+            attestation = await asyncio.to_thread(
+                verify_attestation,
+                attestation_obj,
+                client_data_hash=hashlib.sha256(challenge).digest(),
+                key_id=decode_key_id(key_id),
+                bundle_id=claims.bundle_id,
+                policy=self._policy,
+                now=datetime.fromtimestamp(self._clock(), UTC),
+            )
+        except Malformed as error:
+            self._metrics.rejected(error)
+            raise InvalidRequest("attestation_obj_b64 is not an attestation object.") from error
+        except AppAttestError as error:
+            self._metrics.rejected(error)
+            raise AttestationRejected from error
+        await self._challenges.consume(challenge.decode(), key_id)
+        if not await storage.enrol(self._database, key_id, attestation):
+            raise AccessDenied
+
+    def _check_challenge(self, challenge: bytes, key_id: str) -> None:
+        started = time.perf_counter()
+        result = "invalid"
+        try:
+            self._challenges.check(challenge.decode("ascii", "replace"), key_id)
+            result = "success"
+        finally:
+            self._metrics.challenge.observe(time.perf_counter() - started, result)

@@ -1,0 +1,99 @@
+"""Enrolled App Attest keys in PostgreSQL."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from services.auth.appattest import Assertion, Attestation
+from shared.postgres import Database, Query, Transaction
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """An enrolled key. ``bundle_id`` and ``environment`` are None for an imported key that was not used yet."""
+
+    key_id: str
+    public_key: bytes
+    counter: int
+    bundle_id: str | None
+    environment: str | None
+    revoked: bool
+
+
+_ENROL = Query.text(
+    """
+    insert into devices
+        (key_id, public_key, counter, environment, bundle_id, bundle_version, validation_category, receipt)
+    values (:key_id, :public_key, 0, :environment, :bundle_id, :bundle_version, :validation_category, :receipt)
+    on conflict (key_id) do update set
+        receipt = excluded.receipt,
+        environment = coalesce(devices.environment, excluded.environment),
+        bundle_id = coalesce(devices.bundle_id, excluded.bundle_id),
+        bundle_version = coalesce(excluded.bundle_version, devices.bundle_version),
+        validation_category = coalesce(excluded.validation_category, devices.validation_category)
+      where devices.revoked_at is null and devices.public_key = excluded.public_key
+    returning key_id
+    """
+)
+_FIND = Query.text(
+    "select key_id, public_key, counter, bundle_id, environment, revoked_at is not null as revoked "
+    "from devices where key_id = :key_id"
+)
+_ADVANCE = Query.text(
+    """
+    update devices set
+        counter = :counter,
+        last_used_at = now(),
+        bundle_id = coalesce(bundle_id, :bundle_id),
+        environment = coalesce(environment, :environment),
+        bundle_version = coalesce(:bundle_version, bundle_version),
+        validation_category = coalesce(:validation_category, validation_category)
+    where key_id = :key_id and counter < :counter and revoked_at is null
+    returning key_id
+    """
+)
+
+
+async def enrol(database: Database, key_id: str, attestation: Attestation) -> bool:
+    """Store a newly attested key, committed on return. A known key keeps its public key and its counter.
+
+    :returns: False when the key is revoked.
+    :raises DatabaseUnavailable: whether it was stored is unknown.
+    """
+    row = await database.fetch_one(
+        _ENROL,
+        key_id=key_id,
+        public_key=attestation.public_key_x962,
+        environment=attestation.environment,
+        bundle_id=attestation.bundle_id,
+        bundle_version=attestation.bundle_version,
+        validation_category=attestation.validation_category,
+        receipt=attestation.receipt,
+    )
+    return row is not None
+
+
+async def find(database: Database, key_id: str) -> Device | None:
+    """:raises DatabaseUnavailable:"""
+    rows = await database.fetch(_FIND, key_id=key_id)
+    return Device(**rows[0]) if rows else None
+
+
+async def advance_counter(
+    database: Database | Transaction, key_id: str, assertion: Assertion, environment: str
+) -> bool:
+    """Move the counter on, by one conditional update whose row decides between racing assertions.
+
+    :returns: False when the counter was not greater, or the key was revoked meanwhile.
+    :raises DatabaseUnavailable:
+    """
+    row = await database.fetch_one(
+        _ADVANCE,
+        key_id=key_id,
+        counter=assertion.counter,
+        bundle_id=assertion.bundle_id,
+        environment=environment,
+        bundle_version=assertion.bundle_version,
+        validation_category=assertion.validation_category,
+    )
+    return row is not None

@@ -1,0 +1,132 @@
+"""GET /verify/challenge and POST /verify/attest."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import msgspec
+from aiohttp import web
+from jose import JOSEError, jwt
+
+from services.auth import keys
+from services.auth.appattest import AppAttestError, canonical_key_id
+from services.auth.devices.services import EnrolmentClaims
+from services.auth.errors import InvalidRequest
+from services.auth.models import ErrorBody
+from shared import strict_json
+from shared.openapi import Answer, Body, Operation, Parameter
+from shared.web import source_address
+
+_MAX_CLAIMS = 32 * 1024
+_Text = Annotated[str, msgspec.Meta(max_length=_MAX_CLAIMS)]
+
+
+class Challenge(msgspec.Struct, frozen=True):
+    challenge: Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
+    expires_in: int
+
+
+class AttestRequest(msgspec.Struct, frozen=True):
+    key_id_b64: _Text
+    challenge_b64: _Text
+    attestation_obj_b64: _Text
+    bundle_id: Annotated[str, msgspec.Meta(max_length=256)]
+
+
+class Attested(msgspec.Struct, frozen=True):
+    status: str
+
+
+async def challenge(request: web.Request) -> web.Response:
+    settings = request.app[keys.SETTINGS]
+    await request.app[keys.LIMITS].take("challenge", source_address(request, settings.trusted_proxies))
+    given = request.query.getall("key_id_b64", [])
+    if len(given) != 1:
+        raise InvalidRequest("key_id_b64 is needed, once.")
+    try:
+        key_id = canonical_key_id(given[0])
+    except AppAttestError as error:
+        raise InvalidRequest("key_id_b64 must be base64 of 32 bytes.") from error
+    challenges = request.app[keys.CHALLENGES]
+    return web.json_response(
+        {"challenge": challenges.issue(key_id), "expires_in": challenges.lifetime},
+        headers={"Cache-Control": "no-store"},
+    )
+
+
+async def attest(request: web.Request) -> web.Response:
+    settings = request.app[keys.SETTINGS]
+    await request.app[keys.LIMITS].take("enroll", source_address(request, settings.trusted_proxies))
+    body = await request.read()
+    claims = _claims_of_json(body) if body else _claims_of_jwt(request)
+    await request.app[keys.ENROLMENT].enrol(
+        EnrolmentClaims(claims.key_id_b64, claims.challenge_b64, claims.attestation_obj_b64, claims.bundle_id)
+    )
+    return web.json_response({"status": "success"}, status=201, headers={"Cache-Control": "no-store"})
+
+
+def _claims_of_json(body: bytes) -> AttestRequest:
+    try:
+        return strict_json.decode(body, AttestRequest)
+    except ValueError as error:
+        raise InvalidRequest(
+            "The body must be a JSON object of key_id_b64, challenge_b64, attestation_obj_b64 and bundle_id."
+        ) from error
+
+
+def _claims_of_jwt(request: web.Request) -> AttestRequest:
+    """Firefox for iOS wraps the claims in a JWT signed with a throw-away secret: a wrapping, not a proof."""
+    scheme, _, token = request.headers.get("Authorization", "").partition(" ")
+    if scheme.lower() != "bearer" or not token or len(token) > _MAX_CLAIMS:
+        raise InvalidRequest("Either a JSON body, or the claims in a JWT in Authorization: Bearer.")
+    try:
+        claims: dict[str, Any] = jwt.get_unverified_claims(token.strip())
+        return msgspec.convert(claims, type=AttestRequest)
+    except (JOSEError, msgspec.ValidationError, ValueError, RecursionError) as error:
+        raise InvalidRequest(
+            "The JWT must carry key_id_b64, challenge_b64, attestation_obj_b64 and bundle_id."
+        ) from error
+
+
+_LIMITED = Answer("Too many from one source", ErrorBody, headers=["Retry-After"])
+_UNAVAILABLE = Answer("A dependency could not be asked", ErrorBody, headers=["Retry-After"])
+
+OPERATIONS = [
+    Operation(
+        "GET",
+        "/verify/challenge",
+        challenge,
+        "A challenge for an App Attest key",
+        {
+            200: Answer("A challenge, to be used once within `expires_in` seconds", Challenge),
+            400: Answer("`key_id_b64` is not base64 of 32 bytes", ErrorBody),
+            429: _LIMITED,
+        },
+        tag="App Attest",
+        parameters=[
+            Parameter(
+                "key_id_b64",
+                "Base64 of the key id (32 bytes), standard or URL-safe, padding optional; a space stands for `+`.",
+                required=True,
+            )
+        ],
+    ),
+    Operation(
+        "POST",
+        "/verify/attest",
+        attest,
+        "Enrol a device's App Attest key",
+        {
+            201: Answer("The key is verified and stored", Attested),
+            400: Answer("Malformed base64, JSON or CBOR", ErrorBody),
+            401: Answer("The challenge is not ours, used, or expired", ErrorBody),
+            403: Answer("The attestation is rejected, or the device revoked", ErrorBody),
+            429: _LIMITED,
+            503: _UNAVAILABLE,
+        },
+        description="`clientDataHash` is SHA-256 of the challenge's 64 hex characters. The four claims may come "
+        "in a JWT in `Authorization: Bearer` with an empty body instead; its signature means nothing.",
+        tag="App Attest",
+        body=Body(AttestRequest, required=False),
+    ),
+]

@@ -1,0 +1,117 @@
+"""What auth answers when it refuses.
+
+    ServiceError
+    └── AuthError                      rendered as {"error", "error_description"} (RFC 6749 section 5.2)
+        ├── InvalidRequest             400 invalid_request
+        │   └── InvalidSubjectToken    400 invalid_request: the credential is not good
+        ├── UnsupportedGrantType       400 unsupported_grant_type
+        ├── InvalidScope               400 invalid_scope
+        ├── InvalidTarget              400 invalid_target
+        ├── InvalidChallenge           401 invalid_challenge
+        ├── Unauthorized               401 unauthorized (admin key)
+        ├── AttestationRejected        403 attestation_rejected
+        ├── AccessDenied               403 access_denied
+        ├── MaxUsersReached            403 max_users_reached
+        ├── Forbidden                  403 forbidden (a viewer changing something)
+        ├── UnknownTier                422 unknown_service_type
+        └── SlowDown                   429 slow_down
+    DependencyUnavailable (shared)     503 temporarily_unavailable
+
+"Bad credential" (400, 401, 403) and "could not check it" (503) are never mixed up.
+"""
+
+from __future__ import annotations
+
+from aiohttp import web
+
+from shared.errors import ServiceError
+
+
+class AuthError(ServiceError):
+    """An error that auth answers on purpose."""
+
+    status = 400
+
+
+class InvalidRequest(AuthError):
+    code = "invalid_request"
+    message = "The request is malformed."
+
+
+class InvalidSubjectToken(InvalidRequest):
+    message = "The subject_token is invalid, expired or already used."
+
+
+class UnsupportedGrantType(AuthError):
+    code = "unsupported_grant_type"
+    message = "grant_type must be urn:ietf:params:oauth:grant-type:token-exchange."
+
+
+class InvalidScope(AuthError):
+    code = "invalid_scope"
+    message = "scope must be exactly one service type that this credential may ask for."
+
+
+class InvalidTarget(AuthError):
+    code = "invalid_target"
+    message = "The only audience is mlpa-gateway, and there are no resources."
+
+
+class InvalidChallenge(AuthError):
+    status = 401
+    code = "invalid_challenge"
+    message = "The challenge is not one of ours for this key, is used, or has expired. Ask for a new one."
+
+
+class Unauthorized(AuthError):
+    status = 401
+    code = "unauthorized"
+    message = "An admin key is needed."
+
+
+class AttestationRejected(AuthError):
+    status = 403
+    code = "attestation_rejected"
+    message = "The attestation was rejected."
+
+
+class AccessDenied(AuthError):
+    status = 403
+    code = "access_denied"
+    message = "This user or device may not use the service."
+
+
+class MaxUsersReached(AuthError):
+    status = 403
+    code = "max_users_reached"
+    message = "The service type has no room for new users."
+
+
+class Forbidden(AuthError):
+    status = 403
+    code = "forbidden"
+    message = "This key may look, but not change anything."
+
+
+class UnknownTier(AuthError):
+    status = 422
+    code = "unknown_service_type"
+    message = "There is no such service type."
+
+
+class SlowDown(AuthError):
+    status = 429
+    code = "slow_down"
+    message = "Too many requests. Try again later."
+
+    def __init__(self, retry_after: float) -> None:
+        super().__init__(retry_after=retry_after)
+
+
+def render(_request: web.Request, error: ServiceError) -> web.Response:
+    """Any error as auth's envelope; never cached, since it may be about a credential."""
+    return web.json_response(
+        {"error": error.code, "error_description": error.message},
+        status=error.status,
+        headers={"Cache-Control": "no-store", **error.headers},
+    )

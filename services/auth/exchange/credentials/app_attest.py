@@ -1,0 +1,142 @@
+"""An App Attest assertion: a device signs what it wants, with a fresh challenge, by its enrolled key.
+
+Order: parse, challenge's MAC and time, device, signature and all checks, consume the challenge, advance the counter.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import re
+import time
+from typing import Annotated, Any
+
+import msgspec
+
+from services.auth.appattest import (
+    AppAttestError,
+    Policy,
+    canonical_key_id,
+    decode_base64,
+    parse_client_data,
+    verify_assertion,
+)
+from services.auth.challenge.services import Challenges
+from services.auth.devices import storage
+from services.auth.devices.metrics import DeviceMetrics
+from services.auth.errors import AccessDenied, AuthError, InvalidChallenge, InvalidScope, InvalidSubjectToken
+from services.auth.exchange.models import ASSERTION_TYPE, Subject
+from shared import strict_json
+from shared.postgres import Database
+from shared.service_types import Credential, ServiceType
+
+_BASE64URL = re.compile(r"[A-Za-z0-9_-]+={0,2}")
+_MAX_OBJECT = 4096
+_TYP = "mlpa-token-exchange"
+
+_Text = Annotated[str, msgspec.Meta(max_length=2 * _MAX_OBJECT)]
+
+
+class _SubjectToken(msgspec.Struct, frozen=True):
+    key_id_b64: _Text
+    assertion_obj_b64: _Text
+    client_data_b64: _Text
+    bundle_id: _Text
+
+
+class AppAttestCredential:
+    subject_token_type = ASSERTION_TYPE
+    kind: Credential = "app_attest"
+
+    def __init__(
+        self, database: Database, challenges: Challenges, policy: Policy, issuer: str, metrics: DeviceMetrics
+    ) -> None:
+        self._database = database
+        self._challenges = challenges
+        self._policy = policy
+        self._issuer = issuer
+        self._metrics = metrics
+
+    async def verify(self, subject_token: str, row: ServiceType) -> Subject:
+        started = time.perf_counter()
+        result = "unavailable"
+        try:
+            subject = await self._verify(subject_token, row)
+            result = "success"
+        except AuthError:
+            result = "invalid"
+            raise
+        finally:
+            self._metrics.assertion.observe(time.perf_counter() - started, result)
+        return subject
+
+    async def _verify(self, subject_token: str, row: ServiceType) -> Subject:
+        token = _parse(subject_token)
+        try:
+            key_id = canonical_key_id(token.key_id_b64)
+            assertion_obj = decode_base64(token.assertion_obj_b64, max_bytes=_MAX_OBJECT)
+            client_data = decode_base64(token.client_data_b64, max_bytes=_MAX_OBJECT)
+            claims = parse_client_data(client_data)
+        except AppAttestError as error:
+            raise InvalidSubjectToken from error
+        challenge = self._check_claims(claims, row)
+        self._check_challenge(challenge, key_id)
+
+        device = await storage.find(self._database, key_id)
+        if device is None or (device.bundle_id is not None and device.bundle_id != token.bundle_id):
+            raise InvalidSubjectToken
+        try:
+            assertion = verify_assertion(
+                assertion_obj,
+                client_data_hash=hashlib.sha256(client_data).digest(),
+                public_key_x962=device.public_key,
+                last_counter=device.counter,
+                bundle_id=token.bundle_id,
+                policy=self._policy,
+            )
+        except AppAttestError as error:
+            self._metrics.rejected(error)
+            raise InvalidSubjectToken from error
+        if row.bundle_ids is not None and token.bundle_id not in row.bundle_ids:
+            raise InvalidScope
+        try:
+            await self._challenges.consume(challenge, key_id)
+        except InvalidChallenge as error:
+            raise InvalidSubjectToken from error
+        if device.revoked:
+            raise AccessDenied
+        if not await storage.advance_counter(self._database, key_id, assertion, self._policy.environment):
+            raise InvalidSubjectToken
+        return Subject(identity=key_id, client_id=token.bundle_id, amr="app_attest")
+
+    def _check_claims(self, claims: dict[str, Any], row: ServiceType) -> str:
+        """What the device signed must be meant for this exchange, here. The challenge, of the rest."""
+        challenge = claims.get("challenge")
+        meant = claims.get("typ") == _TYP and claims.get("aud") == self._issuer and claims.get("scope") == row.name
+        if not meant or not isinstance(challenge, str):
+            raise InvalidSubjectToken
+        return challenge
+
+    def _check_challenge(self, challenge: str, key_id: str) -> None:
+        started = time.perf_counter()
+        result = "invalid"
+        try:
+            self._challenges.check(challenge, key_id)
+            result = "success"
+        except InvalidChallenge as error:
+            raise InvalidSubjectToken from error
+        finally:
+            self._metrics.challenge.observe(time.perf_counter() - started, result)
+
+
+def _parse(subject_token: str) -> _SubjectToken:
+    """:raises InvalidSubjectToken:"""
+    if not _BASE64URL.fullmatch(subject_token):
+        raise InvalidSubjectToken
+    try:
+        raw = base64.b64decode(
+            subject_token.rstrip("=") + "=" * (-len(subject_token.rstrip("=")) % 4), b"-_", validate=True
+        )
+        return strict_json.decode(raw, _SubjectToken)
+    except ValueError as error:  # binascii.Error is one too
+        raise InvalidSubjectToken from error

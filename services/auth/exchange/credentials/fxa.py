@@ -1,0 +1,28 @@
+"""An FxA OAuth access token."""
+
+from __future__ import annotations
+
+from services.auth.errors import InvalidScope, InvalidSubjectToken
+from services.auth.exchange.models import ACCESS_TOKEN_TYPE, Subject
+from services.auth.fxa import policy
+from services.auth.fxa.errors import ClientNotAllowed, InvalidFxAToken, ScopeNotAllowed
+from services.auth.fxa.services import FxAVerifier
+from shared.service_types import Credential, ServiceType
+
+
+class FxACredential:
+    subject_token_type = ACCESS_TOKEN_TYPE
+    kind: Credential = "fxa"
+
+    def __init__(self, verifier: FxAVerifier) -> None:
+        self._verifier = verifier
+
+    async def verify(self, subject_token: str, row: ServiceType) -> Subject:
+        try:
+            identity = await self._verifier.verify(subject_token)
+            policy.check(identity, row)
+        except InvalidFxAToken as error:
+            raise InvalidSubjectToken from error
+        except (ScopeNotAllowed, ClientNotAllowed) as error:
+            raise InvalidScope from error
+        return Subject(identity=identity.uid, client_id=identity.client_id, amr="fxa")

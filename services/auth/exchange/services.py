@@ -1,0 +1,72 @@
+"""Token exchange (RFC 8693): a credential for a short-lived access token."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from services.auth.errors import InvalidRequest, InvalidScope
+from services.auth.exchange.models import CredentialVerifier
+from services.auth.limits.services import Limits
+from services.auth.tokens.issuer import Issuer
+from services.auth.users.services import Users
+from shared.identity import user_id
+from shared.metrics import Registry
+from shared.service_types import ServiceTypes
+
+
+@dataclass(frozen=True, slots=True)
+class ExchangeRequest:
+    subject_token: str
+    subject_token_type: str
+    scope: str
+
+
+@dataclass(frozen=True, slots=True)
+class Exchanged:
+    access_token: str
+    expires_in: int
+    scope: str
+    user_id: str
+
+
+class TokenExchange:
+    def __init__(
+        self,
+        credentials: Sequence[CredentialVerifier],
+        service_types: ServiceTypes,
+        users: Users,
+        issuer: Issuer,
+        limits: Limits,
+        registry: Registry,
+    ) -> None:
+        self._credentials = {credential.subject_token_type: credential for credential in credentials}
+        self._rows = service_types.rows
+        self._users = users
+        self._issuer = issuer
+        self._limits = limits
+        self._issued = registry.counter("tokens_issued_total", "Access tokens issued.", ("amr", "service_type"))
+        self._issued.preset_all([credential.kind for credential in credentials], list(self._rows))
+
+    async def exchange(self, request: ExchangeRequest) -> Exchanged:
+        """
+        :raises InvalidRequest: unknown subject_token_type, or a credential that is not good.
+        :raises InvalidScope: no such service type, or not for this credential.
+        :raises AccessDenied: blocked or revoked, told only after the credential verified.
+        :raises MaxUsersReached:
+        :raises SlowDown:
+        :raises DependencyUnavailable:
+        """
+        credential = self._credentials.get(request.subject_token_type)
+        if credential is None:
+            raise InvalidRequest("subject_token_type is not one that can be exchanged.")
+        row = self._rows.get(request.scope)
+        if row is None or credential.kind not in row.credentials:
+            raise InvalidScope
+        subject = await credential.verify(request.subject_token, row)
+        await self._limits.take("identity", subject.identity)
+        await self._users.enter(subject.identity, row)
+        user = user_id(subject.identity, row.name)
+        token = self._issuer.issue(user_id=user, client_id=subject.client_id, scope=row.name, amr=subject.amr)
+        self._issued.inc(credential.kind, row.name)
+        return Exchanged(token, self._issuer.ttl, row.name, user)

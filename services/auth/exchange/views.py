@@ -1,0 +1,135 @@
+"""POST /token."""
+
+from __future__ import annotations
+
+from typing import Literal
+from urllib.parse import parse_qsl
+
+import msgspec
+from aiohttp import web
+
+from services.auth import keys
+from services.auth.errors import InvalidRequest, InvalidScope, InvalidTarget, UnsupportedGrantType
+from services.auth.exchange.models import ACCESS_TOKEN_TYPE, ASSERTION_TYPE, GRANT_TYPE
+from services.auth.exchange.services import ExchangeRequest
+from services.auth.models import ErrorBody
+from shared.openapi import Answer, Body, Operation
+from shared.tokens import AUDIENCE
+from shared.web import SERVICE_TYPE, USER_ID, source_address
+
+_FORM = "application/x-www-form-urlencoded"
+_MAX_FIELDS = 100
+_MAY_REPEAT = ("audience", "resource")  # RFC 8693 section 2.1
+
+
+class TokenResponse(msgspec.Struct, frozen=True):
+    access_token: str
+    issued_token_type: Literal["urn:ietf:params:oauth:token-type:access_token"]
+    token_type: Literal["Bearer"]
+    expires_in: int
+    scope: str
+
+
+async def token(request: web.Request) -> web.Response:
+    settings = request.app[keys.SETTINGS]
+    await request.app[keys.LIMITS].take("source", source_address(request, settings.trusted_proxies))
+    asked = parse_exchange(await read_form(request))
+    exchanged = await request.app[keys.EXCHANGE].exchange(asked)
+    request[SERVICE_TYPE] = exchanged.scope
+    request[USER_ID] = exchanged.user_id
+    return web.json_response(
+        {
+            "access_token": exchanged.access_token,
+            "issued_token_type": ACCESS_TOKEN_TYPE,
+            "token_type": "Bearer",
+            "expires_in": exchanged.expires_in,
+            "scope": exchanged.scope,
+        },
+        headers={"Cache-Control": "no-store", "Pragma": "no-cache"},
+    )
+
+
+async def read_form(request: web.Request) -> dict[str, list[str]]:
+    """The non-empty parameters of a form body (RFC 6749 appendix B).
+
+    :raises InvalidRequest: not such a form, or a parameter that stands there twice and may not.
+    """
+    if request.content_type != _FORM:
+        raise InvalidRequest(f"The body must be {_FORM}.")
+    try:
+        text = (await request.read()).decode()
+        pairs = parse_qsl(text, keep_blank_values=True, errors="strict", max_num_fields=_MAX_FIELDS) if text else []
+    except (UnicodeDecodeError, ValueError) as error:
+        raise InvalidRequest(f"The body is not well-formed {_FORM}.") from error
+    form: dict[str, list[str]] = {}
+    for name, value in pairs:
+        if name in form and name not in _MAY_REPEAT:
+            raise InvalidRequest("A parameter stands there more than once.")
+        form.setdefault(name, []).append(value)
+    present = {name: [value for value in values if value] for name, values in form.items()}
+    return {name: values for name, values in present.items() if values}
+
+
+def parse_exchange(form: dict[str, list[str]]) -> ExchangeRequest:
+    """
+    :raises InvalidRequest, UnsupportedGrantType, InvalidTarget, InvalidScope:
+    """
+    one = {name: values[0] for name, values in form.items()}
+    if "grant_type" not in one:
+        raise InvalidRequest("grant_type is needed.")
+    if one["grant_type"] != GRANT_TYPE:
+        raise UnsupportedGrantType
+    for name in ("subject_token", "subject_token_type"):
+        if name not in one:
+            raise InvalidRequest(f"{name} is needed.")
+    if one.get("requested_token_type", ACCESS_TOKEN_TYPE) != ACCESS_TOKEN_TYPE:
+        raise InvalidRequest("requested_token_type can only be an access token.")
+    if "actor_token" in one or "actor_token_type" in one:
+        raise InvalidRequest("There is no delegation: actor_token is not taken.")
+    if "resource" in form or any(value != AUDIENCE for value in form.get("audience", [])):
+        raise InvalidTarget
+    scopes = one.get("scope", "").split(" ")
+    if len(scopes) != 1 or not scopes[0]:
+        raise InvalidScope
+    return ExchangeRequest(one["subject_token"], one["subject_token_type"], scopes[0])
+
+
+OPERATIONS = [
+    Operation(
+        "POST",
+        "/token",
+        token,
+        "Exchange a credential for an access token (RFC 8693)",
+        {
+            200: Answer("An access token for the gateway", TokenResponse),
+            400: Answer(
+                "`invalid_request` (malformed; or the subject_token is invalid, expired or replayed), "
+                "`unsupported_grant_type`, `invalid_scope`, `invalid_target`",
+                ErrorBody,
+            ),
+            403: Answer("`access_denied` (blocked, revoked) or `max_users_reached`", ErrorBody),
+            429: Answer("`slow_down`", ErrorBody, headers=["Retry-After"]),
+            503: Answer("`temporarily_unavailable`", ErrorBody, headers=["Retry-After"]),
+        },
+        tag="Tokens",
+        body=Body(
+            {
+                "type": "object",
+                "required": ["grant_type", "subject_token", "subject_token_type", "scope"],
+                "properties": {
+                    "grant_type": {"const": GRANT_TYPE},
+                    "subject_token": {
+                        "type": "string",
+                        "description": "An FxA access token; or base64url of a JSON object "
+                        "`{key_id_b64, assertion_obj_b64, client_data_b64, bundle_id}`.",
+                    },
+                    "subject_token_type": {"enum": [ACCESS_TOKEN_TYPE, ASSERTION_TYPE]},
+                    "scope": {"type": "string", "description": "One service type."},
+                    "audience": {"const": AUDIENCE},
+                    "requested_token_type": {"const": ACCESS_TOKEN_TYPE},
+                },
+            },
+            media_type=_FORM,
+        ),
+    )
+]

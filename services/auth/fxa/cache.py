@@ -1,0 +1,251 @@
+"""Verified tokens, and definite refusals, remembered in Redis for all processes.
+
+    mlpa:fxa:v1:<HMAC of issuer + token>     MAC, then the entry; never the token
+    mlpa:fxa:lock:<the same>                 whoever verifies that token now
+    mlpa:fxa:uid:<HMAC of the uid>           ZSET of a user's entries by their end, for ``purge``
+    mlpa:fxa:purged:<HMAC of the uid>        set by ``purge``, for what was being verified meanwhile
+
+An entry's MAC covers its key, so that an entry that somebody else wrote, or moved, is none. It also says until when
+it is good, by our clock: Redis forgets it then, and so does whoever reads it later all the same.
+
+While Redis is away there are no entries, and every token is verified anew; ``purge`` alone needs Redis.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import random
+import secrets
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+from redis.exceptions import ConnectionError
+from redis.exceptions import TimeoutError as RedisTimeoutError
+
+from services.auth.fxa.breaker import Breaker, BreakerOpen
+from services.auth.fxa.errors import InvalidFxAToken
+from services.auth.fxa.metrics import FxAMetrics
+from services.auth.fxa.models import ClientId, FxAConfig, FxAIdentity, Scope, Uid
+from shared import logs
+from shared.errors import DependencyUnavailable
+from shared.redis import Client, RedisError
+
+MAC_BYTES = 32
+#: Longer than any verification takes: what began before a purge and is stored after it is dropped.
+PURGE_SECONDS = 30
+#: Cut from each time to live at random, so that entries made together do not end together.
+JITTER = 0.1
+POLL_SECONDS = 0.03
+
+_UNLOCK = "if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) end return 0"
+
+_log = logs.logger("fxa")
+
+
+class _Verified(msgspec.Struct, array_like=True, forbid_unknown_fields=True, frozen=True, tag="v"):
+    until: float
+    uid: Uid
+    client_id: ClientId
+    scopes: list[Scope]
+    expires_at: float | None
+
+
+class _Refused(msgspec.Struct, array_like=True, forbid_unknown_fields=True, frozen=True, tag="r"):
+    until: float
+    reason: str
+
+
+_encoder = msgspec.msgpack.Encoder()
+_decoder: msgspec.msgpack.Decoder[_Verified | _Refused] = msgspec.msgpack.Decoder(_Verified | _Refused)
+
+
+@dataclass(frozen=True, slots=True)
+class EntryKey:
+    """The name of a token in Redis and in memory."""
+
+    digest: bytes
+    name: str
+    lock: str
+
+
+class _Away(Exception):
+    """Redis did not do it."""
+
+
+class Cache:
+    def __init__(self, redis: Client, config: FxAConfig, *, clock: Callable[[], float], metrics: FxAMetrics) -> None:
+        self._redis = redis
+        self._unlock: Any = redis.register_script(_UNLOCK)
+        self._config = config
+        self._clock = clock
+        self._metrics = metrics
+        self._issuer = config.issuer.encode()
+        self._secret = config.cache_secret
+        # Keys of their own for the other uses. No issuer begins with a zero byte.
+        self._value_key = hmac.digest(self._secret, b"\0mlpa fxa value", "sha256")
+        self._uid_key = hmac.digest(self._secret, b"\0mlpa fxa uid", "sha256")
+        self._breaker = Breaker(
+            failures=2, counts=(ConnectionError, RedisTimeoutError, TimeoutError), clock=clock, first=1, longest=1
+        )
+        # As long as a verification can take
+        self._lock_seconds = config.timeout + config.queue_wait + 0.5
+
+    def key(self, token: str) -> EntryKey:
+        digest = hmac.digest(self._secret, self._issuer + token.encode(), "sha256")
+        text = digest.hex()
+        return EntryKey(digest, f"mlpa:fxa:v1:{text}", f"mlpa:fxa:lock:{text}")
+
+    async def get(self, key: EntryKey) -> FxAIdentity | InvalidFxAToken | None:
+        """What is remembered of a token and still good; one round trip. None when nothing is, or Redis is away."""
+        try:
+            value = await self._do(lambda: self._redis.get(key.name))
+        except _Away:
+            return None
+        return None if value is None else self._open(key, value)
+
+    async def put(self, key: EntryKey, outcome: FxAIdentity | InvalidFxAToken) -> None:
+        """Remember an identity for as long as it may be, or a refusal that lasts; nothing when Redis is away."""
+        now = self._clock()
+        if isinstance(outcome, InvalidFxAToken):
+            seconds = min(self._config.refusal_cache_ttl, self._config.cache_ttl) if outcome.lasting else 0.0
+        else:
+            seconds = self._lifetime(outcome, now)
+        milliseconds = int(seconds * 1000 * random.uniform(1 - JITTER, 1))  # noqa: S311
+        if milliseconds <= 0:
+            return
+        until = now + milliseconds / 1000
+        try:
+            if isinstance(outcome, InvalidFxAToken):
+                value = self._seal(key, _Refused(until, outcome.reason))
+                await self._do(lambda: self._redis.set(key.name, value, px=milliseconds))
+            else:
+                await self._put_identity(key, outcome, until, milliseconds)
+        except _Away:
+            return
+
+    @asynccontextmanager
+    async def turn(self, key: EntryKey) -> AsyncIterator[FxAIdentity | InvalidFxAToken | None]:
+        """The right to verify a token, which one process has at a time.
+
+        Yields what another process found out meanwhile; None: it is ours to find out. Ours it is also when Redis is
+        away, or when the other one takes longer than it can.
+        """
+        nonce = secrets.token_hex(16)
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + self._lock_seconds
+        held = False
+        try:
+            try:
+                while not (held := await self._lock(key, nonce)) and loop.time() < deadline:
+                    await asyncio.sleep(POLL_SECONDS)
+                    if (found := await self.get(key)) is not None:
+                        break
+                else:
+                    # It may have been stored between our first look and the lock
+                    found = await self.get(key) if held else None
+            except _Away:
+                found = None
+            yield found
+        finally:
+            if held:
+                await self._release(key, nonce)
+
+    async def purge(self, uid: str) -> int:
+        """Forget all that is remembered of a user, and what is being verified now; returns how many entries that were.
+
+        :raises DependencyUnavailable: when Redis is away.
+        """
+        name = self._uid_name(uid)
+        try:
+            await self._redis.set(f"mlpa:fxa:purged:{name}", b"1", ex=PURGE_SECONDS)
+            digests: list[Any] = await self._redis.zrange(f"mlpa:fxa:uid:{name}", 0, -1)
+            dropped = 0
+            for digest in digests:
+                dropped += int(await self._redis.delete(f"mlpa:fxa:v1:{digest.hex()}"))
+            if digests:
+                await self._redis.zrem(f"mlpa:fxa:uid:{name}", *digests)
+        except RedisError as error:
+            raise DependencyUnavailable("redis") from error
+        return dropped
+
+    def _lifetime(self, identity: FxAIdentity, now: float) -> float:
+        if identity.expires_at is None:
+            return min(self._config.cache_ttl, self._config.opaque_cache_ttl)
+        return min(self._config.cache_ttl, identity.expires_at - now - self._config.clock_skew)
+
+    async def _put_identity(self, key: EntryKey, identity: FxAIdentity, until: float, milliseconds: int) -> None:
+        entry = _Verified(until, identity.uid, identity.client_id, list(identity.scopes), identity.expires_at)
+        value = self._seal(key, entry)
+        name = self._uid_name(identity.uid)
+
+        async def store() -> bool:
+            pipeline = self._redis.pipeline(transaction=False)
+            pipeline.set(key.name, value, px=milliseconds)
+            pipeline.zremrangebyscore(f"mlpa:fxa:uid:{name}", "-inf", f"({self._clock()}")
+            pipeline.zadd(f"mlpa:fxa:uid:{name}", {key.digest: until})
+            pipeline.expire(f"mlpa:fxa:uid:{name}", int(self._config.cache_ttl) + PURGE_SECONDS)
+            # After the entry is in the index: a purge either finds it there, or is seen here
+            pipeline.exists(f"mlpa:fxa:purged:{name}")
+            return bool((await pipeline.execute())[-1])
+
+        if await self._do(store):
+            await self._do(lambda: self._redis.delete(key.name))
+
+    def _uid_name(self, uid: str) -> str:
+        return hmac.digest(self._uid_key, uid.encode(), "sha256").hex()
+
+    def _seal(self, key: EntryKey, entry: _Verified | _Refused) -> bytes:
+        payload = _encoder.encode(entry)
+        return self._mac(key, payload) + payload
+
+    def _open(self, key: EntryKey, value: bytes) -> FxAIdentity | InvalidFxAToken | None:
+        payload = value[MAC_BYTES:]
+        if not hmac.compare_digest(value[:MAC_BYTES], self._mac(key, payload)):
+            return None
+        try:
+            entry = _decoder.decode(payload)
+        except msgspec.DecodeError:  # of another version of this service
+            return None
+        now = self._clock()
+        if entry.until <= now:
+            return None
+        if isinstance(entry, _Refused):
+            return InvalidFxAToken(entry.reason, source="cache")
+        if entry.expires_at is not None and entry.expires_at <= now:
+            return None
+        return FxAIdentity(entry.uid, entry.client_id, tuple(entry.scopes), entry.expires_at, "cache")
+
+    def _mac(self, key: EntryKey, payload: bytes) -> bytes:
+        return hmac.digest(self._value_key, key.digest + payload, "sha256")
+
+    async def _lock(self, key: EntryKey, nonce: str) -> bool:
+        milliseconds = int(self._lock_seconds * 1000)
+        return bool(await self._do(lambda: self._redis.set(key.lock, nonce, nx=True, px=milliseconds)))
+
+    async def _release(self, key: EntryKey, nonce: str) -> None:
+        try:
+            await self._do(lambda: self._unlock(keys=[key.lock], args=[nonce]))
+        except _Away:
+            return  # it ends by itself
+
+    async def _do(self, command: Callable[[], Awaitable[Any]]) -> Any:
+        """The result of a command. Waits a moment at most, and not at all while Redis is known to be away.
+
+        :raises _Away:
+        """
+        try:
+            with self._breaker.call():
+                async with asyncio.timeout(self._config.cache_timeout):
+                    return await command()
+        except BreakerOpen as error:
+            self._metrics.cache_failures.inc("open")
+            raise _Away from error
+        except (RedisError, TimeoutError) as error:
+            reason = "timeout" if isinstance(error, TimeoutError | RedisTimeoutError) else "error"
+            self._metrics.cache_failures.inc(reason)
+            _log.warning("fxa cache passed by", reason=reason, error=type(error).__name__)
+            raise _Away from error

@@ -1,0 +1,30 @@
+"""JWT access tokens, verified against FxA's published keys. 30 us of CPU: done where it stands, in the event loop."""
+
+from __future__ import annotations
+
+from jose import jws
+from jose.exceptions import JOSEError
+
+from services.auth.fxa.errors import InvalidFxAToken
+from services.auth.fxa.jwks import KeySet
+from services.auth.fxa.models import FxAIdentity
+from services.auth.fxa.parse import JwtToken
+
+
+class LocalVerifier:
+    def __init__(self, keys: KeySet) -> None:
+        self._keys = keys
+
+    async def verify(self, token: JwtToken) -> FxAIdentity:
+        """The identity of a token whose claims ``parse`` has judged.
+
+        :raises InvalidFxAToken: wrongly signed, or by a key that FxA does not publish.
+        :raises DependencyUnavailable: no key set.
+        """
+        key = await self._keys.get(token.kid)
+        try:
+            jws.verify(token.text, key, algorithms=["RS256"])
+        except JOSEError as error:
+            raise InvalidFxAToken("wrong signature", lasting=True) from error
+        claims = token.claims
+        return FxAIdentity(claims.sub, claims.client_id, claims.scopes, claims.exp, "local")

@@ -1,0 +1,80 @@
+"""What is known of an FxA token, and what verification is configured with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import msgspec
+
+if TYPE_CHECKING:
+    from services.auth.settings import AuthSettings
+
+#: Where an answer came from: the cache in Redis, our copy of FxA's keys, or FxA itself.
+Source = Literal["cache", "local", "remote"]
+
+# The shapes that FxA gives these; anything else is not FxA's. One spelling of each: a second spelling of a uid
+# would be a second user. (``\Z``: a ``$`` would let a trailing newline through.)
+Uid = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{32}\Z")]
+ClientId = Annotated[str, msgspec.Meta(pattern=r"^[0-9A-Za-z_-]{1,64}\Z")]
+#: RFC 6749 section 3.3.
+Scope = Annotated[str, msgspec.Meta(pattern=r"^[\x21\x23-\x5B\x5D-\x7E]{1,512}\Z")]
+
+
+@dataclass(frozen=True, slots=True)
+class FxAIdentity:
+    """Whom a verified token stands for.
+
+    ``scopes`` are all that the token has, as FxA gave them. ``expires_at``: unix time; None when FxA did not tell
+    (opaque tokens).
+    """
+
+    uid: str
+    client_id: str
+    scopes: tuple[str, ...]
+    expires_at: float | None
+    source: Source
+
+    def found_in(self, source: Source) -> FxAIdentity:
+        return replace(self, source=source)
+
+
+@dataclass(frozen=True, slots=True)
+class FxAConfig:
+    """All times are in seconds.
+
+    :param base_url: with the version, without a trailing slash: ``https://oauth.accounts.firefox.com/v1``.
+    :param issuer: the exact ``iss`` of JWT access tokens.
+    :param cache_secret: HMAC key of the cache's keys and values.
+    """
+
+    base_url: str
+    issuer: str
+    cache_secret: bytes
+    cache_ttl: float = 300
+    #: FxA does not tell how long an opaque token lives, nor when it is destroyed.
+    opaque_cache_ttl: float = 60
+    refusal_cache_ttl: float = 30
+    clock_skew: float = 30
+    #: Of one request to FxA, from connecting to the last byte.
+    timeout: float = 2
+    max_concurrency: int = 32
+    #: How long a verification waits for one of those places.
+    queue_wait: float = 0.5
+    #: How long one Redis command may take before the cache is passed by.
+    cache_timeout: float = 0.5
+    #: Age at which the key set is to have been fetched again; it is kept beyond that when FxA is away.
+    jwks_max_age: float = 300
+    #: Least time between two fetches on account of unknown key ids.
+    unknown_kid_interval: float = 60
+
+    @classmethod
+    def from_settings(cls, settings: AuthSettings) -> FxAConfig:
+        """:param settings: completed, so that the secret is there."""
+        assert settings.fxa_cache_secret is not None
+        return cls(
+            base_url=settings.fxa_base_url.rstrip("/"),
+            issuer=settings.fxa_issuer,
+            cache_secret=settings.fxa_cache_secret.get_secret_value().encode(),
+            cache_ttl=settings.fxa_cache_ttl_seconds,
+        )

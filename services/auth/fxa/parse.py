@@ -1,0 +1,124 @@
+"""What can be known of a token without a key and without asking anybody. Only what passes here costs more than this.
+
+A token is 64 hexadecimal digits (opaque), or a JWT in the profile of RFC 9068 as FxA makes it: compact JWS, RS256,
+``typ: at+jwt``.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import re
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+import msgspec
+
+from services.auth.fxa.errors import InvalidFxAToken
+from services.auth.fxa.models import ClientId, Uid
+
+MAX_JWT_CHARACTERS = 2048
+
+_OPAQUE = re.compile(r"[0-9a-fA-F]{64}")
+_JWT = re.compile(r"([A-Za-z0-9_-]+)\.([A-Za-z0-9_-]+)\.([A-Za-z0-9_-]+)")
+
+#: NumericDate (RFC 7519 section 2), within what a double holds exactly.
+_Time = Annotated[float, msgspec.Meta(ge=0, le=2**53)]
+_Absent = msgspec.UnsetType
+
+
+class _Header(msgspec.Struct, frozen=True):
+    alg: Literal["RS256"]
+    typ: Literal["at+jwt"]
+    kid: Annotated[str, msgspec.Meta(pattern=r"^[\x21-\x7E]{1,128}\Z")]
+    # Extensions that must be understood, and keys that the token itself brings: never taken
+    crit: msgspec.Raw | _Absent = msgspec.UNSET
+    b64: msgspec.Raw | _Absent = msgspec.UNSET
+    jku: msgspec.Raw | _Absent = msgspec.UNSET
+    jwk: msgspec.Raw | _Absent = msgspec.UNSET
+    x5u: msgspec.Raw | _Absent = msgspec.UNSET
+    x5c: msgspec.Raw | _Absent = msgspec.UNSET
+
+    @property
+    def foreign(self) -> bool:
+        return any(
+            member is not msgspec.UNSET for member in (self.crit, self.b64, self.jku, self.jwk, self.x5u, self.x5c)
+        )
+
+
+class Claims(msgspec.Struct, frozen=True):
+    """What a JWT says of itself; true only once its signature has been checked."""
+
+    iss: str
+    sub: Uid
+    client_id: ClientId
+    scope: Annotated[str, msgspec.Meta(pattern=r"^[\x20\x21\x23-\x5B\x5D-\x7E]*\Z")]
+    exp: _Time
+    iat: _Time
+    nbf: _Time = 0
+
+    @property
+    def scopes(self) -> tuple[str, ...]:
+        return tuple(self.scope.split())
+
+
+@dataclass(frozen=True, slots=True)
+class OpaqueToken:
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class JwtToken:
+    text: str
+    kid: str
+    claims: Claims
+
+
+_header = msgspec.json.Decoder(_Header)
+_claims = msgspec.json.Decoder(Claims)
+
+
+def parse(token: str, *, issuer: str, now: float, skew: float) -> OpaqueToken | JwtToken:
+    """The token, if it can be one of FxA's at all.
+
+    :param skew: how far FxA's clock and ours may be apart, in seconds.
+    :raises InvalidFxAToken: a JWT's claims are judged too, since a token that is refused on its own words needs no
+        key: issuer, times, subject, client id and scope.
+    """
+    if _OPAQUE.fullmatch(token):
+        return OpaqueToken(token)
+    if len(token) > MAX_JWT_CHARACTERS:
+        raise InvalidFxAToken("too long")
+    segments = _JWT.fullmatch(token)
+    if segments is None:
+        raise InvalidFxAToken("neither opaque nor a JWT")
+    header: _Header = _read(_header, segments[1], "header")
+    if header.foreign:
+        raise InvalidFxAToken("header has an extension or a key")
+    claims: Claims = _read(_claims, segments[2], "claims")
+    _decode(segments[3])
+    if claims.iss != issuer:
+        raise InvalidFxAToken("another issuer")
+    if claims.exp + skew <= now:
+        raise InvalidFxAToken("expired")
+    if max(claims.iat, claims.nbf) - skew > now:
+        raise InvalidFxAToken("not valid yet")
+    return JwtToken(token, header.kid, claims)
+
+
+def _read(decoder: msgspec.json.Decoder[Any], segment: str, part: str) -> Any:
+    try:
+        return decoder.decode(_decode(segment))
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise InvalidFxAToken(f"{part} of a wrong shape") from error
+
+
+def _decode(segment: str) -> bytes:
+    """base64url without padding (RFC 7515 section 2), in its one canonical form."""
+    try:
+        decoded = base64.urlsafe_b64decode(segment + "=" * (-len(segment) % 4))
+    except binascii.Error as error:
+        raise InvalidFxAToken("not base64url") from error
+    if base64.urlsafe_b64encode(decoded).rstrip(b"=") != segment.encode():
+        raise InvalidFxAToken("not base64url")
+    return decoded

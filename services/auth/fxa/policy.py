@@ -1,0 +1,21 @@
+"""What an FxA identity may use. Applied at every exchange, also when the identity comes from the cache."""
+
+from __future__ import annotations
+
+from services.auth.fxa.errors import ClientNotAllowed, ScopeNotAllowed
+from services.auth.fxa.models import FxAIdentity
+from services.auth.fxa.scopes import satisfies
+from shared.service_types import ServiceType
+
+ANY_CLIENT = "*"
+
+
+def check(identity: FxAIdentity, row: ServiceType) -> None:
+    """
+    :raises ClientNotAllowed: the row does not name the relying party; a row that names none takes none.
+    :raises ScopeNotAllowed: the token lacks one of the row's scopes.
+    """
+    if ANY_CLIENT not in row.fxa_client_ids and identity.client_id not in row.fxa_client_ids:
+        raise ClientNotAllowed
+    if not satisfies(identity.scopes, row.fxa_scopes):
+        raise ScopeNotAllowed

@@ -1,0 +1,207 @@
+"""Verification of FxA tokens: parsed, looked up, else verified locally or by FxA, then remembered."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Self
+from urllib.parse import urlsplit, urlunsplit
+
+import aiohttp
+
+from services.auth.fxa.breaker import Breaker, BreakerOpen
+from services.auth.fxa.cache import Cache, EntryKey
+from services.auth.fxa.errors import InvalidFxAToken
+from services.auth.fxa.http import FxAClient, NoAnswer
+from services.auth.fxa.jwks import KeySet
+from services.auth.fxa.local import LocalVerifier
+from services.auth.fxa.metrics import FxAMetrics
+from services.auth.fxa.models import FxAConfig, FxAIdentity, Source
+from services.auth.fxa.parse import JwtToken, OpaqueToken, parse
+from services.auth.fxa.remote import RemoteVerifier
+from shared import logs
+from shared.errors import DependencyUnavailable
+from shared.health import CheckFailed
+from shared.metrics import Registry
+from shared.redis import Client
+
+#: FxA's failures in a row after which it is no longer asked.
+BREAKER_FAILURES = 5
+
+_Token = JwtToken | OpaqueToken
+_Outcome = FxAIdentity | InvalidFxAToken | DependencyUnavailable
+_log = logs.logger("fxa")
+
+
+class FxAVerifier:
+    """Says whom an FxA token stands for. What that identity may use is ``policy.check``'s to say, at every use.
+
+    A token is verified once at a time: in this process all who ask meanwhile share the answer, and among processes
+    one asks FxA while the others wait for what it stores.
+    """
+
+    def __init__(
+        self,
+        config: FxAConfig,
+        *,
+        redis: Client,
+        session: aiohttp.ClientSession,
+        metrics: FxAMetrics,
+        clock: Callable[[], float],
+    ) -> None:
+        self._config = config
+        self._clock = clock
+        self._metrics = metrics
+        client = FxAClient(session, config.base_url, timeout=config.timeout, clock=clock)
+        self._origin = FxAClient(session, _origin(config.base_url), timeout=config.timeout, clock=clock)
+        self._breaker = Breaker(
+            failures=BREAKER_FAILURES,
+            counts=(NoAnswer,),
+            clock=clock,
+            on_change=lambda state: metrics.breaker.set(state.value),
+        )
+        self.keys = KeySet(
+            client,
+            max_age=config.jwks_max_age,
+            unknown_kid_interval=config.unknown_kid_interval,
+            clock=clock,
+            metrics=metrics,
+        )
+        self._cache = Cache(redis, config, clock=clock, metrics=metrics)
+        self._local = LocalVerifier(self.keys)
+        self._remote = RemoteVerifier(
+            client,
+            self._breaker,
+            max_concurrency=config.max_concurrency,
+            queue_wait=config.queue_wait,
+            metrics=metrics,
+        )
+        self._flights: dict[bytes, asyncio.Task[_Outcome]] = {}
+
+    @classmethod
+    @asynccontextmanager
+    async def open(
+        cls,
+        config: FxAConfig,
+        *,
+        redis: Client,
+        session: aiohttp.ClientSession,
+        registry: Registry,
+        clock: Callable[[], float] = time.time,
+    ) -> AsyncIterator[Self]:
+        """Verifies as long as the context lasts. Does not wait for FxA: the first JWT does.
+
+        :param session: without cookies; its connector should allow ``config.max_concurrency`` connections and more.
+        """
+        verifier = cls(config, redis=redis, session=session, metrics=FxAMetrics(registry), clock=clock)
+        verifier.keys.start_refresh()
+        background = asyncio.create_task(verifier.keys.run(), name="fxa-jwks-refresh")
+        try:
+            yield verifier
+        finally:
+            tasks = [background, *verifier._flights.values()]
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            await verifier.keys.close()
+
+    async def verify(self, token: str) -> FxAIdentity:
+        """Whom a token stands for.
+
+        :raises InvalidFxAToken: it stands for nobody.
+        :raises DependencyUnavailable: nobody could be asked; says nothing of the token.
+        """
+        started = time.perf_counter()
+        source: Source = "local"
+        try:
+            parsed = parse(token, issuer=self._config.issuer, now=self._clock(), skew=self._config.clock_skew)
+            source = "remote" if isinstance(parsed, OpaqueToken) else "local"
+            identity = await self._find(parsed)
+        except InvalidFxAToken as error:
+            self._answered(started, "invalid", error.source)
+            raise
+        except DependencyUnavailable:
+            self._metrics.latency.observe(time.perf_counter() - started, "unavailable", source)
+            raise
+        self._answered(started, "success", identity.source)
+        return identity
+
+    async def purge(self, uid: str) -> int:
+        """Forget what is remembered of a user; returns how many tokens that were.
+
+        :raises DependencyUnavailable: when Redis is away.
+        """
+        return await self._cache.purge(uid)
+
+    async def ready(self) -> None:
+        """The readiness check ``fxa``.
+
+        :raises CheckFailed: there are no keys, verifications fail, or FxA does not answer.
+        """
+        if not self.keys.loaded:
+            raise CheckFailed("no key set yet")
+        try:
+            self._breaker.check()
+            await self._origin.ask("GET", "/__lbheartbeat__")
+        except BreakerOpen:
+            raise CheckFailed("verifications fail") from None
+        except NoAnswer as error:
+            raise CheckFailed(f"no answer ({error.reason})") from error
+
+    def _answered(self, started: float, result: str, source: Source) -> None:
+        self._metrics.verifications.inc(source)
+        self._metrics.latency.observe(time.perf_counter() - started, result, source)
+
+    async def _find(self, token: _Token) -> FxAIdentity:
+        """The shared answer. Who did not begin the verification has it from memory: to him its source is the cache."""
+        key = self._cache.key(token.text)
+        flight = self._flights.get(key.digest)
+        joined = flight is not None
+        if flight is None:
+            flight = asyncio.create_task(self._outcome(key, token), name="fxa-verification")
+            self._flights[key.digest] = flight
+            flight.add_done_callback(lambda done: self._landed(key, done))
+        outcome = await asyncio.shield(flight)  # of a waiter that is cancelled, the others know nothing
+        # Raised anew for each waiter: an exception that is shared gathers the tracebacks of all
+        if isinstance(outcome, DependencyUnavailable):
+            raise DependencyUnavailable(outcome.dependency, retry_after=outcome.retry_after or 1)
+        if isinstance(outcome, InvalidFxAToken):
+            raise InvalidFxAToken(outcome.reason, source="cache" if joined else outcome.source)
+        return outcome.found_in("cache") if joined else outcome
+
+    def _landed(self, key: EntryKey, flight: asyncio.Task[_Outcome]) -> None:
+        del self._flights[key.digest]
+        if not flight.cancelled() and flight.exception() is not None:
+            _log.error("fxa verification failed", exc_info=flight.exception())
+
+    async def _outcome(self, key: EntryKey, token: _Token) -> _Outcome:
+        try:
+            found = await self._cache.get(key)
+            if found is not None:
+                return found
+            if isinstance(token, JwtToken):
+                return await self._verify(key, token)  # takes less than to find out whose turn it is
+            self._remote.check()
+            async with self._cache.turn(key) as found_meanwhile:
+                return found_meanwhile or await self._verify(key, token)
+        except DependencyUnavailable as error:
+            return error
+
+    async def _verify(self, key: EntryKey, token: _Token) -> FxAIdentity | InvalidFxAToken:
+        outcome: FxAIdentity | InvalidFxAToken
+        try:
+            if isinstance(token, JwtToken):
+                outcome = await self._local.verify(token)
+            else:
+                outcome = await self._remote.verify(token)
+        except InvalidFxAToken as error:
+            outcome = error
+        await self._cache.put(key, outcome)
+        return outcome
+
+
+def _origin(url: str) -> str:
+    parts = urlsplit(url)
+    return urlunsplit((parts.scheme, parts.netloc, "", "", ""))

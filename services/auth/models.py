@@ -1,0 +1,10 @@
+"""What all of auth's answers may be."""
+
+import msgspec
+
+
+class ErrorBody(msgspec.Struct, frozen=True):
+    """RFC 6749 section 5.2."""
+
+    error: str
+    error_description: str

@@ -1,0 +1,237 @@
+"""The keys that sign access tokens: ES256 PEM files in one folder, such as a mounted secret.
+
+A file's name tells from when on its key may sign (``20261124T083000Z.pem``); any other name means at once. The newest
+key past its activation signs, and all of them are published, so that every gateway knows a key before it is used.
+
+    KeyFault (ConfigurationError)      the folder or a file can't be used; names the file
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import fcntl
+import hashlib
+import json
+import os
+import re
+import stat
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from jose import jwk
+
+from shared import logs
+from shared.service_types import ConfigurationError
+
+_NAME = re.compile(r"(\d{8}T\d{6}Z)\.pem")
+_FORMAT = "%Y%m%dT%H%M%SZ"
+#: A clock of another machine may be this far from ours, in seconds.
+SKEW = 60
+_LOOK_EVERY = 5.0
+
+_log = logs.logger("keys")
+
+
+class KeyFault(ConfigurationError):
+    """A signing key, or the folder of keys, can't be used."""
+
+
+@dataclass(frozen=True, slots=True)
+class SigningKey:
+    """One key. ``activation`` is in seconds since the epoch; ``public`` its RFC 7517 form."""
+
+    kid: str
+    activation: float
+    path: Path
+    private: Any
+    public: dict[str, str]
+
+
+class KeyRing:
+    """The keys of a folder, read again whenever the folder changes."""
+
+    def __init__(self, folder: Path, *, clock: Callable[[], float] = time.time) -> None:
+        """:raises KeyFault: no usable key; names the file at fault."""
+        self._folder = folder
+        self._clock = clock
+        self._seen: object = None
+        self.keys: dict[str, SigningKey] = {}
+        self.refresh(strict=True)
+
+    def signing_key(self) -> SigningKey:
+        """The key that signs now."""
+        now = self._clock()
+        active = [key for key in self.keys.values() if key.activation <= now]
+        if active:
+            return max(active, key=_age)
+        return min(self.keys.values(), key=_age)  # the first key of a deployment signs ahead of its time
+
+    def jwks(self) -> dict[str, Any]:
+        """The RFC 7517 key set: all keys, active or not."""
+        return {"keys": [key.public for key in sorted(self.keys.values(), key=_age, reverse=True)]}
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Looks at the folder every few seconds, so that a new key needs no restart."""
+        task = asyncio.create_task(self._keep_looking())
+        try:
+            yield
+        finally:
+            task.cancel()
+            with suppress(asyncio.CancelledError):
+                await task
+
+    async def _keep_looking(self) -> None:
+        while True:
+            await asyncio.sleep(_LOOK_EVERY)
+            self.refresh()
+
+    def refresh(self, *, strict: bool = False) -> None:
+        """Take up what changed in the folder. A file that can't be used is reported and left out, unless ``strict``.
+
+        :raises KeyFault: only when ``strict``.
+        """
+        try:
+            seen = _fingerprint(self._folder)
+            if seen == self._seen and not strict:
+                return
+            found: dict[str, SigningKey] = {}
+            for path in key_files(self._folder):
+                try:
+                    key = load_key(path)
+                except KeyFault as fault:
+                    if strict:
+                        raise
+                    _log.error("signing key left out", reason=str(fault))
+                    continue
+                found[key.kid] = key
+            if not found:
+                raise KeyFault(f"MLPA_SIGNING_KEYS_DIR: {self._folder}: there is no key (*.pem); see mlpa keys rotate")
+        except KeyFault as fault:
+            if strict:
+                raise
+            _log.error("signing keys kept as they were", reason=str(fault))
+            return
+        self.keys, self._seen = found, seen
+
+
+def _age(key: SigningKey) -> tuple[float, str]:
+    return key.activation, key.path.name
+
+
+def key_files(folder: Path) -> list[Path]:
+    """:raises KeyFault:"""
+    try:
+        return sorted(path for path in folder.iterdir() if path.suffix == ".pem" and not path.name.startswith("."))
+    except OSError as error:
+        raise KeyFault(f"MLPA_SIGNING_KEYS_DIR: {folder}: {error.strerror}") from error
+
+
+def _fingerprint(folder: Path) -> object:
+    try:
+        return [
+            (path.name, (status := path.stat()).st_mtime_ns, status.st_ino, status.st_mode)
+            for path in key_files(folder)
+        ]
+    except OSError as error:
+        raise KeyFault(f"MLPA_SIGNING_KEYS_DIR: {error.filename}: {error.strerror}") from error
+
+
+def load_key(path: Path) -> SigningKey:
+    """:raises KeyFault: naming the file."""
+    try:
+        mode = path.stat().st_mode
+        if mode & stat.S_IRWXO:
+            raise KeyFault(
+                f"{path}: the private key is open to everybody (mode {stat.S_IMODE(mode):04o}); use 0440 or less"
+            )
+        private = serialization.load_pem_private_key(path.read_bytes(), password=None)
+    except OSError as error:
+        raise KeyFault(f"{path}: {error.strerror}") from error
+    except (ValueError, TypeError) as error:
+        raise KeyFault(f"{path}: not a PEM private key without a password") from error
+    if not isinstance(private, ec.EllipticCurvePrivateKey) or not isinstance(private.curve, ec.SECP256R1):
+        raise KeyFault(f"{path}: not a P-256 key")
+    numbers = private.public_key().public_numbers()
+    x, y = (_base64url(number.to_bytes(32, "big")) for number in (numbers.x, numbers.y))
+    kid = thumbprint(x, y)
+    pem = private.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    public = {"kty": "EC", "crv": "P-256", "x": x, "y": y, "use": "sig", "alg": "ES256", "kid": kid}
+    return SigningKey(kid, activation(path), path, jwk.construct(pem, "ES256"), public)
+
+
+def activation(path: Path) -> float:
+    """When the key of a file may begin to sign, in seconds since the epoch."""
+    match = _NAME.fullmatch(path.name)
+    if not match:
+        return 0.0
+    try:
+        return datetime.strptime(match[1], _FORMAT).replace(tzinfo=UTC).timestamp()
+    except ValueError:
+        return 0.0
+
+
+def thumbprint(x: str, y: str) -> str:
+    """RFC 7638: the SHA-256 of the required members in lexicographic order."""
+    canonical = json.dumps({"crv": "P-256", "kty": "EC", "x": x, "y": y}, separators=(",", ":"), sort_keys=True)
+    return _base64url(hashlib.sha256(canonical.encode()).digest())
+
+
+def create_key(folder: Path, *, activate_at: float) -> Path:
+    """A new key file, private to its owner, there at once or not at all.
+
+    :raises KeyFault:
+    """
+    name = datetime.fromtimestamp(activate_at, UTC).strftime(_FORMAT)
+    path = folder / f"{name}.pem"
+    pem = ec.generate_private_key(ec.SECP256R1()).private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    partial = folder / f".{name}.{os.getpid()}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o750)
+        with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o400), "wb") as file:
+            file.write(pem)
+        os.link(partial, path)
+    except OSError as error:
+        raise KeyFault(f"{path}: {error.strerror}") from error
+    finally:
+        partial.unlink(missing_ok=True)
+    return path
+
+
+def ensure_key(folder: Path) -> None:
+    """A first key in an empty folder, for local runs; of several processes that start together, one makes it."""
+    folder.mkdir(parents=True, exist_ok=True, mode=0o750)
+    with _locked(folder):
+        if not key_files(folder):
+            create_key(folder, activate_at=time.time())
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    with (folder / ".lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def prunable(keys: list[SigningKey], *, now: float, token_ttl: int) -> list[SigningKey]:
+    """The keys that no valid token can carry any more: replaced for longer than a token lives."""
+    ordered = sorted(keys, key=_age)
+    active = [key for key in ordered if key.activation <= now]
+    return [key for key, successor in pairwise(active) if successor.activation + token_ttl + SKEW < now]
+
+
+def _base64url(raw: bytes) -> str:
+    return base64.urlsafe_b64encode(raw).rstrip(b"=").decode()

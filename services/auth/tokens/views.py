@@ -1,0 +1,107 @@
+"""The key set (RFC 7517), the metadata (RFC 8414) and revocation (RFC 7009)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+from aiohttp import web
+
+from services.auth import keys
+from services.auth.errors import InvalidRequest
+from services.auth.exchange.models import GRANT_TYPE
+from services.auth.exchange.views import read_form
+from services.auth.models import ErrorBody
+from shared.openapi import Answer, Body, Operation
+
+
+class Jwk(msgspec.Struct, frozen=True):
+    kty: str
+    crv: str
+    x: str
+    y: str
+    use: str
+    alg: str
+    kid: str
+
+
+class Jwks(msgspec.Struct, frozen=True):
+    keys: list[Jwk]
+
+
+class Metadata(msgspec.Struct, frozen=True):
+    issuer: str
+    token_endpoint: str
+    jwks_uri: str
+    revocation_endpoint: str
+    token_endpoint_auth_methods_supported: list[str]
+    revocation_endpoint_auth_methods_supported: list[str]
+    grant_types_supported: list[str]
+    response_types_supported: list[str]
+    scopes_supported: list[str]
+    service_documentation: str
+
+
+async def jwks(request: web.Request) -> web.Response:
+    return web.json_response(request.app[keys.KEY_RING].jwks(), headers={"Cache-Control": "max-age=300"})
+
+
+async def metadata(request: web.Request) -> web.Response:
+    issuer = request.app[keys.SETTINGS].mlpa_issuer
+    body: dict[str, Any] = {
+        "issuer": issuer,
+        "token_endpoint": f"{issuer}/token",
+        "jwks_uri": f"{issuer}/.well-known/jwks.json",
+        "revocation_endpoint": f"{issuer}/revoke",
+        "token_endpoint_auth_methods_supported": ["none"],
+        "revocation_endpoint_auth_methods_supported": ["none"],
+        "grant_types_supported": [GRANT_TYPE],
+        "response_types_supported": [],
+        "scopes_supported": request.app[keys.SCOPES],
+        "service_documentation": f"{issuer}/api/docs",
+    }
+    return web.json_response(body, headers={"Cache-Control": "max-age=300"})
+
+
+async def revoke(request: web.Request) -> web.Response:
+    form = await read_form(request)
+    if "token" not in form:
+        raise InvalidRequest("token is needed.")
+    await request.app[keys.REVOCATION].revoke(form["token"][0])
+    return web.Response(headers={"Cache-Control": "no-store"})
+
+
+OPERATIONS = [
+    Operation(
+        "GET",
+        "/.well-known/jwks.json",
+        jwks,
+        "The public keys of access tokens (RFC 7517)",
+        {200: Answer("The key set", Jwks)},
+        tag="Tokens",
+    ),
+    Operation(
+        "GET",
+        "/.well-known/oauth-authorization-server",
+        metadata,
+        "The metadata of this authorization server (RFC 8414)",
+        {200: Answer("The metadata", Metadata)},
+        tag="Tokens",
+    ),
+    Operation(
+        "POST",
+        "/revoke",
+        revoke,
+        "Revoke an access token (RFC 7009)",
+        {
+            200: Answer("It is revoked, or it wasn't one of ours, or it had expired"),
+            400: Answer("`invalid_request`", ErrorBody),
+            503: Answer("It could not be recorded", ErrorBody, headers=["Retry-After"]),
+        },
+        tag="Tokens",
+        body=Body(
+            {"type": "object", "required": ["token"], "properties": {"token": {"type": "string"}}},
+            media_type="application/x-www-form-urlencoded",
+        ),
+    ),
+]

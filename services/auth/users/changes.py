@@ -1,0 +1,101 @@
+"""Decisions that PostgreSQL took and Redis must know: applied at once, or as soon as Redis is back.
+
+A change and its row in ``redis_changes`` are written in one transaction. Applying it reads the truth of the identity
+again and writes that, under an advisory lock, so that the order in which changes are applied doesn't matter.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+
+from services.auth.users import known, storage
+from shared import budget_state, logs
+from shared.errors import DependencyUnavailable
+from shared.metrics import Registry
+from shared.postgres import Database, Query, Row, Transaction
+from shared.redis import Client, RedisError
+
+_EVERY = 1.0
+
+_RECORD = Query.text("insert into redis_changes (identity, kind, payload) values (:identity, :kind, '{}') returning id")
+_LOCK = Query.text("select pg_advisory_xact_lock(hashtextextended(:identity, 0)) is null as locked")
+_PENDING = Query.text("select identity, min(id) as first from redis_changes group by identity order by 2 limit 100")
+_TAKEN = Query.text("select coalesce(max(id), 0) as id from redis_changes where identity = :identity")
+_DONE = Query.text("delete from redis_changes where identity = :identity and id <= :id")
+_COUNT = Query.text("select count(*) as pending from redis_changes")
+_REVOKED = Query.text(
+    "select jti, extract(epoch from expires_at)::float as expires_at from revocations r "
+    "where r.expires_at > now() and r.user_id like :prefix escape '\\'"
+)
+_TIERS = Query.text("select user_id, budget_tier from users where identity = :identity")
+
+_log = logs.logger("changes")
+
+
+class Changes:
+    def __init__(self, database: Database, redis: Client, registry: Registry) -> None:
+        self._database = database
+        self._redis = redis
+        self._pending = registry.gauge("redis_changes_pending", "Decisions that Redis does not know yet.")
+
+    async def record(self, transaction: Transaction, identity: str, kind: str) -> None:
+        """Within the transaction of the change itself. ``kind`` is for people who read the table."""
+        await transaction.fetch_one(_RECORD, identity=identity, kind=kind)
+
+    async def apply(self, identity: str) -> None:
+        """Bring Redis up to PostgreSQL's truth about an identity: its standing, tiers and revoked tokens.
+
+        :raises DependencyUnavailable: tried again in the background.
+        """
+        async with self._database.transaction() as transaction:
+            await transaction.fetch(_LOCK, identity=identity)
+            taken = (await transaction.fetch(_TAKEN, identity=identity))[0]["id"]
+            standing = await storage.standing(transaction, identity)
+            revoked = await transaction.fetch(_REVOKED, prefix=_like(identity) + ":%")
+            tiers = await transaction.fetch(_TIERS, identity=identity)
+            try:
+                await self._write(identity, standing, revoked, {row["user_id"]: row["budget_tier"] for row in tiers})
+            except RedisError as error:
+                raise DependencyUnavailable("redis") from error
+            await transaction.execute(_DONE, identity=identity, id=taken)
+
+    async def _write(
+        self, identity: str, standing: storage.Standing, revoked: list[Row], tiers: dict[str, str]
+    ) -> None:
+        await budget_state.set_block(self._redis, identity, standing.value)
+        for row in revoked:
+            await budget_state.revoke_token(self._redis, identity, row["jti"], row["expires_at"])
+        for user, tier in tiers.items():
+            await budget_state.set_tier(self._redis, user, tier)
+        await known.forget_others(self._redis, identity, list(tiers))
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Applies in the background what could not be applied at once."""
+        task = asyncio.create_task(self._keep_applying())
+        try:
+            yield
+        finally:
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+
+    async def _keep_applying(self) -> None:
+        while True:
+            await asyncio.sleep(_EVERY)
+            try:
+                await self.apply_pending()
+            except DependencyUnavailable:
+                _log.warning("decisions wait for Redis")
+
+    async def apply_pending(self) -> None:
+        """:raises DependencyUnavailable:"""
+        for row in await self._database.fetch(_PENDING):
+            await self.apply(row["identity"])
+        self._pending.set((await self._database.fetch(_COUNT))[0]["pending"])
+
+
+def _like(text: str) -> str:
+    return text.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_")

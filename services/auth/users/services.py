@@ -1,0 +1,106 @@
+"""Who may enter: known users at once, newcomers while there is room, nobody who is blocked."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable
+
+from services.auth.errors import AccessDenied, MaxUsersReached
+from services.auth.users import known, storage
+from services.auth.users.storage import Entry, Standing
+from shared import logs
+from shared.errors import DependencyUnavailable
+from shared.identity import user_id
+from shared.metrics import Registry
+from shared.postgres import Database
+from shared.redis import Client, RedisError
+from shared.service_types import ServiceType
+
+_SEEN_EVERY = 10.0
+_SEEN_AT_MOST = 10_000
+
+_log = logs.logger("users")
+
+
+class Users:
+    """The standing of an identity, and the user rows.
+
+    Known users are answered from Redis (module ``known``),
+    so that they get in while PostgreSQL is away; without Redis PostgreSQL is asked.
+    """
+
+    def __init__(self, database: Database, redis: Client, registry: Registry) -> None:
+        self._database = database
+        self._redis = redis
+        self._seen: set[str] = set()
+        self._fallbacks = registry.counter(
+            "exchange_fallbacks_total", "Exchanges decided without a dependency.", ("without",)
+        )
+        self._fallbacks.preset("redis")
+        #: Called for each user that entered; the provisioning of LiteLLM listens here.
+        self.on_entry: Callable[[str, ServiceType], None] | None = None
+
+    async def enter(self, identity: str, row: ServiceType) -> None:
+        """
+        :raises AccessDenied: the identity is blocked, or its device revoked.
+        :raises MaxUsersReached: a newcomer, and the service type is full.
+        :raises DependencyUnavailable: neither Redis nor PostgreSQL could say.
+        """
+        user = user_id(identity, row.name)
+        standing, is_known = await self._remembered(identity, row.name)
+        if standing is None or not is_known:
+            standing = await storage.standing(self._database, identity)
+            if standing is Standing.GOOD:
+                entry = await storage.enter(self._database, user, identity, row)
+                if entry is Entry.FULL:
+                    raise MaxUsersReached
+            with contextlib.suppress(RedisError):
+                await known.remember(self._redis, identity, row.name, standing)
+        if standing is not Standing.GOOD:
+            raise AccessDenied
+        if len(self._seen) < _SEEN_AT_MOST:
+            self._seen.add(user)
+        if self.on_entry is not None:
+            self.on_entry(user, row)
+
+    async def _remembered(self, identity: str, service_type: str) -> tuple[Standing | None, bool]:
+        try:
+            return await known.read(self._redis, identity, service_type)
+        except RedisError:
+            self._fallbacks.inc("redis")
+            return None, False
+
+    async def flush_seen(self) -> None:
+        """Write ``last_seen_at`` of those who came since the last time.
+
+        :raises DependencyUnavailable: they are tried again the next time.
+        """
+        batch, self._seen = self._seen, set()
+        try:
+            if batch:
+                await storage.seen(self._database, sorted(batch))
+        except DependencyUnavailable:
+            self._seen |= batch
+            raise
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Writes ``last_seen_at`` in the background, and once more at the end."""
+        task = asyncio.create_task(self._keep_flushing())
+        try:
+            yield
+        finally:
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+            with contextlib.suppress(DependencyUnavailable):
+                await self.flush_seen()
+
+    async def _keep_flushing(self) -> None:
+        while True:
+            await asyncio.sleep(_SEEN_EVERY)
+            try:
+                await self.flush_seen()
+            except DependencyUnavailable:
+                _log.warning("last_seen_at waits", users=len(self._seen))

@@ -1,0 +1,78 @@
+"""Users, blocks and capacity in PostgreSQL."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Sequence
+
+from shared.postgres import Database, Query, Transaction
+from shared.service_types import ServiceType
+
+
+class Standing(enum.Enum):
+    """What is decided about an identity, in all its service types. The values are those of ``blk`` in Redis."""
+
+    GOOD = "0"
+    BLOCKED = "blocked"
+    REVOKED = "revoked"
+
+
+class Entry(enum.Enum):
+    KNOWN = "known"
+    NEW = "new"
+    FULL = "full"
+
+
+_STANDING = Query.text(
+    """
+    select exists(select 1 from identities where identity = :identity and blocked_at is not null) as blocked,
+           exists(select 1 from devices where key_id = :identity and revoked_at is not null) as revoked
+    """
+)
+_KNOWN = Query.text("select user_id from users where user_id = :user_id")
+_INSERT = Query.text(
+    "insert into users (user_id, identity, service_type, budget_tier) "
+    "values (:user_id, :identity, :service_type, :service_type) on conflict do nothing returning user_id"
+)
+_ROOM = Query.text(
+    "insert into capacity as c (service_type, users) values (:service_type, 1) "
+    "on conflict (service_type) do update set users = c.users + 1 where :max_users = 0 or c.users < :max_users "
+    "returning users"
+)
+_SEEN = Query.text("update users set last_seen_at = now() where user_id = any(:users)")
+
+
+class _Full(Exception):
+    """Rolls the newcomer's transaction back."""
+
+
+async def standing(database: Database | Transaction, identity: str) -> Standing:
+    """:raises DatabaseUnavailable:"""
+    row = (await database.fetch(_STANDING, identity=identity))[0]
+    if row["blocked"]:
+        return Standing.BLOCKED
+    return Standing.REVOKED if row["revoked"] else Standing.GOOD
+
+
+async def enter(database: Database, user_id: str, identity: str, row: ServiceType) -> Entry:
+    """Make a user known. Of newcomers that race for the last places exactly as many get in as there are places.
+
+    :raises DatabaseUnavailable:
+    """
+    if await database.fetch(_KNOWN, user_id=user_id):
+        return Entry.KNOWN
+    try:
+        async with database.transaction() as transaction:
+            inserted = await transaction.fetch_one(_INSERT, user_id=user_id, identity=identity, service_type=row.name)
+            if inserted is None:
+                return Entry.KNOWN
+            if await transaction.fetch_one(_ROOM, service_type=row.name, max_users=row.max_users) is None:
+                raise _Full
+    except _Full:
+        return Entry.FULL
+    return Entry.NEW
+
+
+async def seen(database: Database, users: Sequence[str]) -> None:
+    """:raises DatabaseUnavailable:"""
+    await database.execute(_SEEN, users=list(users))

@@ -1,0 +1,37 @@
+"""The command ``mlpa``."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+
+from services.cli.app_attest import app_attest
+from services.cli.keys import keys
+from services.cli.run import auth, gateway, migrate
+from services.cli.settings import settings
+from shared.ops import VERSION
+from shared.service_types import ConfigurationError
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(VERSION, prog_name="mlpa")
+def cli() -> None:
+    """MLPA: proves who is asking, and relays chat completions under a budget per user."""
+
+
+for command in (auth, gateway, migrate, keys, app_attest, settings):
+    cli.add_command(command)
+
+
+def main() -> None:
+    """The entry point: a wrong setting ends in one line that names it."""
+    try:
+        cli()
+    except ConfigurationError as error:
+        click.echo(f"mlpa: {error}", err=True)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,88 @@
+"""``mlpa auth``, ``mlpa gateway``, ``mlpa migrate``: one service in the foreground, and its tables."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import click
+import sentry_sdk
+import sqlalchemy.exc
+import uvloop
+
+from services.cli import workers
+from shared import logs
+from shared.app import Apps
+from shared.migrate import upgrade
+from shared.serve import Site, serve
+from shared.settings import Settings
+
+_WORKERS = click.option(
+    "--workers", type=click.IntRange(1, 64), default=1, show_default=True, help="Processes on one port."
+)
+
+
+@click.command()
+@_WORKERS
+def auth(workers: int) -> None:
+    """The auth service, configured by the environment (and .env)."""
+    from services.auth.app import build_app
+    from services.auth.settings import AuthSettings
+
+    settings = AuthSettings.from_environment()
+    _run("auth", settings, settings.auth_port, lambda: build_app(settings), workers)
+
+
+@click.command()
+@_WORKERS
+def gateway(workers: int) -> None:
+    """The gateway service, configured by the environment (and .env)."""
+    from services.gateway.app import build_app
+    from services.gateway.settings import GatewaySettings
+
+    settings = GatewaySettings.from_environment()
+    _run("gateway", settings, settings.port, lambda: build_app(settings), workers)
+
+
+@click.command()
+def migrate() -> None:
+    """Bring the database to the newest revision (alembic upgrade head)."""
+    settings = Settings.lenient()
+    try:
+        upgrade(settings.database_url.get_secret_value())
+    except sqlalchemy.exc.OperationalError as error:
+        raise click.ClickException(f"DATABASE_URL: {str(error.orig).strip()}") from None
+
+
+def _run(name: str, settings: Settings, port: int, build: Callable[[], Apps], count: int) -> None:
+    logs.configure(json=settings.log_json, level=settings.log_level)
+    if count > 1:
+        sys.exit(workers.run(name, count))
+    index = workers.index()
+    if settings.sentry_dsn is not None:
+        _report_errors(settings.sentry_dsn.get_secret_value())
+    apps = build()
+    main = Site(apps.main, port)
+    ops = Site(apps.ops, settings.ops_port + index) if apps.ops is not None and settings.ops_port else None
+    try:
+        uvloop.run(serve(main, ops, host=settings.host, name=name, reuse_port=workers.is_worker()))
+    except OSError as error:
+        raise click.ClickException(f"{settings.host}:{port}: {error.strerror or error}") from None
+
+
+def _report_errors(dsn: str) -> None:
+    """Sentry: stack and message, never bodies, headers or local variables, which may hold credentials."""
+    sentry_sdk.init(
+        dsn,
+        send_default_pii=False,
+        max_request_body_size="never",
+        include_local_variables=False,
+        default_integrations=False,
+        before_send=_scrub,
+    )
+
+
+def _scrub(event: Any, _hint: Any) -> Any:
+    event.pop("request", None)
+    return event

@@ -1,0 +1,75 @@
+"""Several processes of one service on one port, each with its own ops port."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from types import FrameType
+
+from shared import logs
+
+_INDEX = "MLPA_WORKER_INDEX"
+#: A worker that lived shorter than this when it died is started again only after a pause, in seconds.
+_SHORT_LIFE = 5.0
+
+_log = logs.logger("workers")
+
+
+def is_worker() -> bool:
+    return _INDEX in os.environ
+
+
+def index() -> int:
+    """Which of the workers this process is; 0 when it is alone."""
+    return int(os.environ.get(_INDEX, "0"))
+
+
+def run(name: str, count: int) -> int:
+    """Start workers and keep them running until a signal; forwards it, and waits for their drain.
+
+    :returns: 0, or the first exit code of a worker that could not end well.
+    """
+    children: dict[int, tuple[subprocess.Popen[bytes], float]] = {}
+    stopping = False
+
+    def start(number: int) -> None:
+        command = [sys.executable, "-m", "services.cli.main", name]
+        child = subprocess.Popen(command, env={**os.environ, _INDEX: str(number)})  # noqa: S603  our own command
+        children[number] = (child, time.monotonic())
+
+    def forward(received: int, _frame: FrameType | None) -> None:
+        nonlocal stopping
+        stopping = True
+        for child, _ in children.values():
+            child.send_signal(received)
+
+    for received in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(received, forward)
+    for number in range(count):
+        start(number)
+    worst = 0
+    while children:
+        pid, status = os.wait()
+        ended = next((n for n, (child, _) in children.items() if child.pid == pid), None)
+        if ended is None:
+            continue
+        child, started = children.pop(ended)
+        code = os.waitstatus_to_exitcode(status)
+        child.returncode = code
+        if stopping:
+            worst = worst or abs(code)
+            continue
+        _log.error("worker ended", worker=ended, exit_code=code)
+        lived = time.monotonic() - started
+        if lived < _SHORT_LIFE:
+            if code == 2:  # it can't start as it is configured, and another can't either
+                forward(signal.SIGTERM, None)
+                worst = code
+                continue
+            time.sleep(_SHORT_LIFE - lived)
+        if not stopping:
+            start(ended)
+    return worst

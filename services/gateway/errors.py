@@ -1,0 +1,244 @@
+"""What the gateway answers when it refuses or fails: one class per row of the error table.
+
+    ServiceError
+    └── GatewayError                  type, param, mlpa_code beside status and code
+        ├── BudgetExceeded            429  budget_exceeded         1
+        ├── BudgetReserved            429  budget_reserved         2
+        ├── RateLimited               429  rate_limit_exceeded     2
+        ├── RequestTooLarge           413  request_too_large       3
+        ├── UpstreamRateLimited       429  upstream_rate_limited   5
+        ├── InvalidModel              400  invalid_model           8
+        ├── InvalidRequest            400  invalid_request         9
+        ├── InvalidToken              401  invalid_token
+        ├── UserBlocked               403  user_blocked
+        ├── UpstreamError             502  upstream_error
+        ├── Unavailable               503  unavailable
+        └── UpstreamTimeout           504  upstream_timeout
+    The shared ones (404, 405, body limit, dependency, draining) are rendered in the same envelope.
+
+`error_response` renders any ServiceError as a plain answer, `error_event` as the last event of a stream.
+"""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+from typing import Any, ClassVar
+
+import msgspec
+from aiohttp import web
+
+from shared.errors import ServiceError
+
+
+class GatewayError(ServiceError):
+    """An error of the gateway's table. `type` is OpenAI's family, `param` the field at fault.
+
+    `should_retry` False sends `x-should-retry: false`, which OpenAI's SDKs obey.
+    """
+
+    status = 500
+    code = "server_error"
+    message = "The gateway failed."
+    type: ClassVar[str] = "server_error"
+    mlpa_code: ClassVar[int | None] = None
+    param: str | None = None
+    should_retry: bool | None = None
+
+    def __init__(
+        self,
+        message: str | None = None,
+        *,
+        param: str | None = None,
+        retry_after: float | None = None,
+        headers: dict[str, str] | None = None,
+        should_retry: bool | None = None,
+    ) -> None:
+        super().__init__(message, retry_after=retry_after, headers=headers)
+        if param is not None:
+            self.param = param
+        if should_retry is not None:
+            self.should_retry = should_retry
+
+
+class BudgetExceeded(GatewayError):
+    """What is spent leaves less than a minimal request needs. `retry_after`: seconds to the reset."""
+
+    status = 429
+    code = "budget_exceeded"
+    message = "The budget of this period is spent."
+    type = "insufficient_quota"
+    mlpa_code = 1
+    should_retry = False
+
+
+class BudgetReserved(GatewayError):
+    """Only requests in flight stand in the way; their settlement may make room in a moment."""
+
+    status = 429
+    code = "budget_reserved"
+    message = "The rest of the budget is reserved by requests in flight."
+    type = "rate_limit_error"
+    mlpa_code = 2
+
+    def __init__(
+        self, message: str | None = None, *, retry_after: float = 1, headers: dict[str, str] | None = None
+    ) -> None:
+        super().__init__(message, retry_after=retry_after, headers=headers)
+
+
+class RateLimited(GatewayError):
+    """RPM, TPM or open streams. `retry_after`: seconds until one more fits; `reason`: rpm | tpm | streams."""
+
+    status = 429
+    code = "rate_limit_exceeded"
+    message = "Too many requests."
+    type = "rate_limit_error"
+    mlpa_code = 2
+
+    def __init__(
+        self,
+        message: str | None = None,
+        *,
+        reason: str = "rpm",
+        retry_after: float | None = None,
+        headers: dict[str, str] | None = None,
+    ) -> None:
+        super().__init__(message, retry_after=retry_after, headers=headers)
+        self.reason = reason
+
+
+class RequestTooLarge(GatewayError):
+    """The body is over the limit, or the prompt over the model's context window."""
+
+    status = 413
+    code = "request_too_large"
+    message = "The request is too large."
+    type = "invalid_request_error"
+    mlpa_code = 3
+
+
+class UpstreamRateLimited(GatewayError):
+    """The provider (or LiteLLM on its behalf) refused for its own limits; its Retry-After when it gave one."""
+
+    status = 429
+    code = "upstream_rate_limited"
+    message = "The model's provider is limiting requests."
+    type = "rate_limit_error"
+    mlpa_code = 5
+
+
+class InvalidModel(GatewayError):
+    """The model is unknown, not allowed for the service type, or not a model name."""
+
+    status = 400
+    code = "invalid_model"
+    message = "The model does not exist or may not be used."
+    type = "invalid_request_error"
+    mlpa_code = 8
+    param = "model"
+
+
+class InvalidRequest(GatewayError):
+    """The body or a field of it is malformed; `param` names the field."""
+
+    status = 400
+    code = "invalid_request"
+    message = "The request is malformed."
+    type = "invalid_request_error"
+    mlpa_code = 9
+
+
+class InvalidToken(GatewayError):
+    """The access token is missing, malformed, expired, revoked or not for us.
+
+    Answers with `WWW-Authenticate` as RFC 6750 section 3: without an `error` when no credential was sent at all.
+    """
+
+    status = 401
+    code = "invalid_token"
+    message = "The access token is invalid."
+    type = "authentication_error"
+    should_retry = False
+
+    def __init__(self, message: str | None = None, *, missing: bool = False) -> None:
+        super().__init__(message)
+        challenge = "Bearer" if missing else f'Bearer error="invalid_token", error_description="{self.message}"'
+        self.headers["WWW-Authenticate"] = challenge
+
+
+class UserBlocked(GatewayError):
+    """The user was blocked after the token was issued."""
+
+    status = 403
+    code = "user_blocked"
+    message = "This user is blocked."
+    type = "permission_error"
+    should_retry = False
+
+
+class UpstreamError(GatewayError):
+    """LiteLLM failed or cut the answer short. `should_retry=False` when the request was charged."""
+
+    status = 502
+    code = "upstream_error"
+    message = "The model could not answer."
+    type = "server_error"
+
+
+class Unavailable(GatewayError):
+    """This service cannot take the request now: draining, at its limit of open requests, or LiteLLM is down."""
+
+    status = 503
+    code = "unavailable"
+    message = "The service is unavailable at the moment."
+    type = "server_error"
+
+    def __init__(
+        self, message: str | None = None, *, retry_after: float = 1, headers: dict[str, str] | None = None
+    ) -> None:
+        super().__init__(message, retry_after=retry_after, headers=headers)
+
+
+class UpstreamTimeout(GatewayError):
+    """No data from LiteLLM in the configured time."""
+
+    status = 504
+    code = "upstream_timeout"
+    message = "The model did not answer in time."
+    type = "server_error"
+
+
+def envelope(error: ServiceError) -> dict[str, Any]:
+    """The OpenAI error object: {"error": {"message", "type", "param", "code", "mlpa_code"}}."""
+    param: str | None = None
+    mlpa_code: int | None = None
+    if isinstance(error, GatewayError):
+        code, kind, param, mlpa_code = error.code, error.type, error.param, error.mlpa_code
+    elif error.status == HTTPStatus.SERVICE_UNAVAILABLE:
+        code, kind = Unavailable.code, Unavailable.type
+    elif error.status == HTTPStatus.REQUEST_ENTITY_TOO_LARGE:
+        code, kind, mlpa_code = RequestTooLarge.code, RequestTooLarge.type, RequestTooLarge.mlpa_code
+    else:
+        code = error.code
+        kind = "invalid_request_error" if error.status < HTTPStatus.INTERNAL_SERVER_ERROR else "server_error"
+    return {"error": {"message": error.message, "type": kind, "param": param, "code": code, "mlpa_code": mlpa_code}}
+
+
+def error_headers(error: ServiceError) -> dict[str, str]:
+    """The headers that an error asks for: its own and `x-should-retry`."""
+    headers = dict(error.headers)
+    if isinstance(error, GatewayError) and error.should_retry is not None:
+        headers["x-should-retry"] = "true" if error.should_retry else "false"
+    return headers
+
+
+def error_response(error: ServiceError) -> web.Response:
+    """The plain HTTP answer for an error."""
+    headers = {"Cache-Control": "no-store", **error_headers(error)}
+    body = msgspec.json.encode(envelope(error))
+    return web.Response(status=error.status, body=body, headers=headers, content_type="application/json")
+
+
+def error_event(error: ServiceError) -> bytes:
+    """The event that ends a stream which had begun."""
+    return b"data: " + msgspec.json.encode(envelope(error)) + b"\n\n"

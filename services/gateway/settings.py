@@ -1,0 +1,34 @@
+"""The settings of the gateway, beside those that both services share."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from pydantic import Field, SecretStr
+
+from shared.settings import CommaSeparated, Limit, Settings
+
+
+class GatewaySettings(Settings):
+    development: ClassVar[dict[str, str]] = {}
+
+    port: int = Field(8080, ge=0, le=65535, description="Port of the gateway.")
+    mlpa_jwks_url: str | None = Field(
+        None, description="Auth's key set; found through the issuer's metadata if not set."
+    )
+    mlpa_virtual_key: SecretStr | None = Field(None, description="LiteLLM's virtual key.")
+    temperature: float = Field(0.1, ge=0, le=2, description="Default `temperature` of a request.")
+    top_p: float = Field(0.01, ge=0, le=1, description="Default `top_p` of a request.")
+    max_completion_tokens: int = Field(8192, ge=1, le=10**6, description="Default completion limit of a request.")
+    max_request_size_bytes: int = Field(3 * 1024 * 1024, ge=1024, description="Largest request body of the gateway.")
+    image_url_hosts: CommaSeparated = Field((), description="Hosts of https image URLs that may be passed on.")
+    streaming_timeout_seconds: float = Field(300, gt=0, description="No data for that long is a timeout.")
+    total_timeout_seconds: float = Field(0, ge=0, description="Longest that a request may take; 0 = no limit.")
+    keepalive_seconds: float = Field(15, gt=0, description="A comment line is sent after that long without data.")
+    slow_client_seconds: float = Field(60, gt=0, description="A client that takes no data for that long is dropped.")
+    max_open_requests: Limit = Field(2500, description="Open chat requests of one process; 0 = no limit.")
+    litellm_health_seconds: float = Field(5, gt=0, description="Pause between two health checks of LiteLLM.")
+    model_info_seconds: float = Field(60, gt=0, description="Pause between two readings of models and prices.")
+
+    def needed(self) -> list[str]:
+        return [*super().needed(), "mlpa_virtual_key"]

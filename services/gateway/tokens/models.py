@@ -1,0 +1,25 @@
+"""Who is asking, as an access token tells it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from aiohttp import web
+
+from shared.service_types import ServiceType
+
+
+@dataclass(frozen=True, slots=True)
+class Principal:
+    """The bearer of a verified access token. ``user_id`` is its ``sub``, ``expires_at`` in Unix time."""
+
+    user_id: str
+    identity: str
+    service_type: ServiceType
+    jti: str
+    expires_at: float
+    client_id: str
+    amr: tuple[str, ...]
+
+
+PRINCIPAL = web.RequestKey("principal", Principal)

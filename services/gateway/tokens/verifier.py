@@ -1,0 +1,167 @@
+"""Access tokens checked (RFC 9068 section 4, RFC 8725), each signature once."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import NamedTuple, TypeVar
+
+import msgspec
+from jose import JOSEError, jws
+
+from services.gateway.errors import InvalidToken
+from services.gateway.tokens.keyset import KeySet
+from services.gateway.tokens.models import Principal
+from shared import strict_json
+from shared.errors import DependencyUnavailable
+from shared.identity import split_user
+from shared.metrics import Registry
+from shared.service_types import ServiceTypes
+from shared.tokens import AUDIENCE, CLOCK_SKEW, MAX_LENGTH, TYPE
+
+#: No token of ours lives longer, whatever it says, in seconds.
+MAX_LIFETIME = 3600 + CLOCK_SKEW
+_CACHE_SIZE = 50_000
+
+
+_Part = TypeVar("_Part")
+
+
+class _Header(msgspec.Struct, forbid_unknown_fields=True):
+    """Exactly the header that auth writes: no ``crit``, ``jku``, ``x5u``, ``jwk`` or anything else."""
+
+    alg: str
+    typ: str
+    kid: str
+
+
+class _Claims(msgspec.Struct):
+    iss: str
+    aud: str
+    sub: str
+    client_id: str
+    iat: int
+    exp: int
+    jti: str
+    scope: str
+    amr: tuple[str, ...]
+
+
+class _Verified(NamedTuple):
+    principal: Principal
+    kid: str
+
+
+class TokenVerifier:
+    """Verifies tokens; remembers the verified ones by digest, never past their ``exp`` or their key's life."""
+
+    def __init__(
+        self,
+        keys: KeySet,
+        service_types: ServiceTypes,
+        registry: Registry,
+        *,
+        issuer: str,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._keys = keys
+        self._rows = service_types.rows
+        self._issuer = issuer
+        self._clock = clock
+        self._cache: OrderedDict[bytes, _Verified] = OrderedDict()
+        self._latency = registry.histogram(
+            "token_validation_latency_seconds",
+            "Time to validate an access token.",
+            ("result", "source"),
+            buckets=(0.00001, 0.000025, 0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.01, 0.1, 1.0),
+        )
+        self._latency.preset_all(["success", "invalid", "unavailable"], ["cache", "local"])
+        keys.on_change = self._forget_keys
+
+    async def verify(self, token: str) -> Principal:
+        """Who bears the token.
+
+        :raises InvalidToken: malformed, forged, expired, not for us, of an unknown service type.
+        :raises DependencyUnavailable: its key isn't known here, and auth could not be asked.
+        """
+        started = time.perf_counter()
+        result, source = "invalid", "local"
+        try:
+            digest = hashlib.sha256(token.encode("utf-8", "surrogateescape")).digest()
+            verified = self._cache.get(digest)
+            if verified is not None:
+                source = "cache"
+                if verified.principal.expires_at <= self._clock():
+                    del self._cache[digest]
+                    raise InvalidToken("The access token has expired.")
+            else:
+                verified = await self._verify(token)
+                self._cache[digest] = verified
+                if len(self._cache) > _CACHE_SIZE:
+                    self._cache.popitem(last=False)
+            result = "success"
+        except DependencyUnavailable:
+            result = "unavailable"
+            raise
+        finally:
+            self._latency.observe(time.perf_counter() - started, result, source)
+        return verified.principal
+
+    async def _verify(self, token: str) -> _Verified:
+        parts = token.split(".")
+        if len(token) > MAX_LENGTH or len(parts) != 3:
+            raise InvalidToken
+        header = _decode(parts[0], _Header)
+        if header.alg != "ES256" or header.typ != TYPE:
+            raise InvalidToken
+        key = await self._keys.get(header.kid)
+        if key is None:
+            raise InvalidToken
+        try:
+            jws.verify(token, key, ["ES256"])
+        except (JOSEError, ValueError) as error:
+            raise InvalidToken from error
+        claims = _decode(parts[1], _Claims)
+        now = self._clock()
+        if claims.exp <= now:
+            raise InvalidToken("The access token has expired.")
+        row = self._rows.get(claims.scope)
+        if (
+            claims.iss != self._issuer
+            or claims.aud != AUDIENCE
+            or claims.iat > now + CLOCK_SKEW
+            or claims.exp - claims.iat > MAX_LIFETIME
+            or not claims.jti
+            or len(claims.jti) > 64
+            or row is None
+        ):
+            raise InvalidToken
+        try:
+            identity, service_type = split_user(claims.sub)
+        except ValueError as error:
+            raise InvalidToken from error
+        if service_type != row.name:
+            raise InvalidToken
+        principal = Principal(claims.sub, identity, row, claims.jti, float(claims.exp), claims.client_id, claims.amr)
+        return _Verified(principal, header.kid)
+
+    def _forget_keys(self, kids: frozenset[str]) -> None:
+        """A key that left the set takes the tokens that it signed along."""
+        gone = [digest for digest, verified in self._cache.items() if verified.kid not in kids]
+        for digest in gone:
+            del self._cache[digest]
+
+
+def _decode(segment: str, kind: type[_Part]) -> _Part:
+    """A JWT segment as a typed object without duplicate members.
+
+    :raises InvalidToken:
+    """
+    try:
+        raw = base64.b64decode(segment + "=" * (-len(segment) % 4), altchars=b"-_", validate=True)
+        return strict_json.decode(raw, kind)
+    except ValueError as error:  # binascii.Error is one too
+        raise InvalidToken from error

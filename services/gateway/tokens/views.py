@@ -1,0 +1,31 @@
+"""Bearer authentication of a request (RFC 6750 section 2.1)."""
+
+from __future__ import annotations
+
+from aiohttp import web
+
+from services.gateway.errors import InvalidToken
+from services.gateway.tokens.models import PRINCIPAL, Principal
+from services.gateway.tokens.verifier import TokenVerifier
+from shared.web import SERVICE_TYPE, USER_ID
+
+VERIFIER = web.AppKey("verifier", TokenVerifier)
+
+
+async def authenticate(request: web.Request) -> Principal:
+    """Who is asking; also told to the metrics and the log line.
+
+    :raises InvalidToken: no token, or not a good one.
+    :raises DependencyUnavailable: it could not be checked.
+    """
+    values = request.headers.getall("Authorization", [])
+    if not values:
+        raise InvalidToken("An access token is needed.", missing=True)
+    scheme, _, token = values[0].partition(" ")
+    if len(values) != 1 or scheme.lower() != "bearer" or not token:
+        raise InvalidToken
+    principal = await request.app[VERIFIER].verify(token.strip())
+    request[PRINCIPAL] = principal
+    request[SERVICE_TYPE] = principal.service_type.name
+    request[USER_ID] = principal.user_id
+    return principal

@@ -1,0 +1,79 @@
+"""The part of an app that is the same in both services."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from aiohttp import web
+
+from shared import ops
+from shared.logs import UserDigest
+from shared.metrics import Registry
+from shared.openapi import Answer, Operation, add_routes, document
+from shared.serve import DRAIN, Drain
+from shared.settings import Settings
+from shared.web import ErrorRenderer, Frame
+
+
+@dataclass(frozen=True, slots=True)
+class Apps:
+    """The app of the service's port, and the one of the ops port when that is set."""
+
+    main: web.Application
+    ops: web.Application | None
+
+    def put(self, key: web.AppKey[Any], value: Any) -> None:
+        """Give both apps a collaborator."""
+        self.main[key] = value
+        if self.ops is not None:
+            self.ops[key] = value
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceDescription:
+    """What a service is to the outside. ``internal`` operations move to the ops port when there is one."""
+
+    name: str
+    title: str
+    description: str
+    operations: Sequence[Operation]
+    internal: Sequence[Operation]
+    common_answers: Mapping[int, Answer]
+    security_schemes: Mapping[str, Any]
+    render_error: ErrorRenderer
+
+
+def build_apps(settings: Settings, registry: Registry, service: ServiceDescription, *, max_body: int) -> Apps:
+    """Routes, middleware, probes, metrics, docs. Opens nothing."""
+    secret = settings.log_user_secret.get_secret_value() if settings.log_user_secret else None
+    digest = UserDigest(secret)
+    internal = [ops.METRICS_OPERATION, *service.internal]
+    everything = [*ops.OPERATIONS, *internal, *service.operations]
+    main = web.Application(client_max_size=max_body)
+    apps = Apps(main, web.Application(client_max_size=max_body) if settings.ops_port else None)
+    frame = Frame(registry, service.render_error, endpoints=sorted({op.path for op in everything}), user_digest=digest)
+    if apps.ops is None:
+        add_routes(main, everything)
+    else:
+        add_routes(main, [*ops.OPERATIONS, *service.operations])
+        add_routes(apps.ops, [*ops.OPERATIONS, *internal])
+        frame.install(apps.ops)
+    ops.add_docs_assets(main)
+    frame.install(main)
+    ops.build_info(registry, service.name)
+    apps.put(ops.REGISTRY, registry)
+    apps.put(DRAIN, Drain(delay=settings.drain_delay_seconds, limit=settings.drain_seconds))
+    apps.put(
+        ops.OPENAPI,
+        document(
+            service.title,
+            ops.VERSION,
+            service.description,
+            everything,
+            security_schemes=service.security_schemes,
+            common=service.common_answers,
+        ),
+    )
+    return apps

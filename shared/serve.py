@@ -1,0 +1,119 @@
+"""Runs one service in this process until a signal ends it: sites, ops port, drain.
+
+After SIGTERM or SIGINT: readiness says 503 at once; new requests are served for ``drain_delay`` seconds, so that
+balancers notice; then new requests get 503 and what runs may finish within ``drain_limit`` seconds.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import socket
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+
+from aiohttp import web
+
+from shared import logs
+
+_log = logs.logger("serve")
+
+#: Linux: how long sent data may stay unacknowledged before the connection counts as dead, in milliseconds.
+USER_TIMEOUT_MS = 30_000
+
+
+@dataclass(slots=True)
+class Drain:
+    """Where a process is in its shutdown; readiness and the services' admission look here."""
+
+    delay: float = 0.0
+    limit: float = 60.0
+    begun: bool = False
+    #: New requests are refused.
+    refusing: bool = False
+    #: Called when ``refusing`` begins, with the seconds that are left; returns when nothing runs any more.
+    finish: Callable[[float], Awaitable[None]] | None = None
+    _ended: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def run(self) -> None:
+        """The whole drain, once."""
+        if self.begun:
+            return
+        self.begun = True
+        _log.info("drain begun", delay_s=self.delay, limit_s=self.limit)
+        await asyncio.sleep(self.delay)
+        self.refusing = True
+        if self.finish is not None:
+            await self.finish(self.limit)
+        self._ended.set()
+
+    async def wait(self) -> None:
+        await self._ended.wait()
+
+
+DRAIN = web.AppKey("drain", Drain)
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    app: web.Application
+    port: int
+
+
+async def serve(main: Site, ops: Site | None, *, host: str, name: str, reuse_port: bool = False) -> None:
+    """Serve until a signal, then drain. Returns when all is closed.
+
+    :param ops: an app for the ops port, served beside the main one.
+    :raises OSError: a port is taken.
+    """
+    drain = main.app[DRAIN]
+    runners: list[web.AppRunner] = []
+    try:
+        for site in (main, ops):
+            if site is None:
+                continue
+            runner = web.AppRunner(
+                site.app,
+                handler_cancellation=True,
+                access_log=None,
+                shutdown_timeout=1.0,
+                keepalive_timeout=75.0,
+            )
+            await runner.setup()
+            runners.append(runner)
+            await web.SockSite(runner, listen(host, site.port, reuse_port=reuse_port and site is main)).start()
+        _log.info("listening", service=name, host=host, port=main.port, ops_port=ops.port if ops else None)
+        loop = asyncio.get_running_loop()
+        draining: set[asyncio.Task[None]] = set()
+
+        def begin() -> None:
+            draining.add(asyncio.ensure_future(drain.run()))
+
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, begin)
+        await drain.wait()
+    finally:
+        for runner in runners:
+            await runner.cleanup()
+    _log.info("stopped", service=name)
+
+
+def listen(host: str, port: int, *, reuse_port: bool = False) -> socket.socket:
+    """A listening TCP socket, made here for the options that accepted connections inherit."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if reuse_port:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        if hasattr(socket, "TCP_USER_TIMEOUT"):
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, USER_TIMEOUT_MS)
+        sock.bind((host, port))
+        sock.listen(4096)
+        sock.setblocking(False)
+    except OSError:
+        sock.close()
+        raise
+    return sock
