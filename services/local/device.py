@@ -1,0 +1,156 @@
+"""A simulated App Attest device: for local runs and tests.
+
+It does what the Secure Enclave and Apple's attestation service do together, under the root of a test PKI, so its
+objects have the shape of real ones and verify against that root alone.
+"""
+
+import base64
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Literal, Self
+
+import cbor2
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from services.local.pki import Pki, key_to_pem, load_key
+
+Environment = Literal["production", "development"]
+
+AAGUIDS: dict[Environment, bytes] = {
+    "production": b"appattest" + bytes(7),
+    "development": b"appattestdevelop",
+}
+ATTESTED_CREDENTIAL = 0x40
+
+
+@dataclass(slots=True)
+class Device:
+    """One app on one device, with its key and counter, under the authority that certifies it.
+
+    With `bundle_version` and `validation_category` it's a device on iOS 27 or later, which tells both.
+    """
+
+    pki: Pki = field(repr=False)
+    team_id: str
+    bundle_id: str
+    environment: Environment = "development"
+    bundle_version: str | None = None
+    validation_category: int | None = None
+    counter: int = 0
+    key: ec.EllipticCurvePrivateKey = field(default_factory=lambda: ec.generate_private_key(ec.SECP256R1()), repr=False)
+
+    @property
+    def public_key_x962(self) -> bytes:
+        return x962(self.key.public_key())
+
+    @property
+    def key_id(self) -> bytes:
+        return hashlib.sha256(self.public_key_x962).digest()
+
+    @property
+    def key_id_b64(self) -> str:
+        """The key id as iOS gives it to an app: standard base64."""
+        return base64.b64encode(self.key_id).decode()
+
+    def attest(self, challenge: str | bytes, *, now: datetime | None = None) -> bytes:
+        """The attestation object for a challenge as the server sent it (its hex characters)."""
+        challenge = challenge.encode() if isinstance(challenge, str) else challenge
+        data = auth_data(
+            self.rp_id_hash,
+            counter=0,
+            credential=credential(AAGUIDS[self.environment], self.key_id, cose_key(self.public_key_x962)),
+            extensions=self._extensions(),
+        )
+        nonce = hashlib.sha256(data + hashlib.sha256(challenge).digest()).digest()
+        leaf = self.pki.certify(self.key.public_key(), key_id=self.key_id, nonce=nonce, now=now or datetime.now(UTC))
+        x5c = [
+            certificate.public_bytes(serialization.Encoding.DER)
+            for certificate in (leaf, self.pki.intermediate.certificate)
+        ]
+        return attestation_object(data, x5c, receipt=b"receipt of a simulated device")
+
+    def assert_(self, client_data: bytes) -> bytes:
+        """The assertion object for `client_data`; each one advances the counter."""
+        self.counter += 1
+        data = auth_data(self.rp_id_hash, counter=self.counter, extensions=self._extensions())
+        nonce = hashlib.sha256(data + hashlib.sha256(client_data).digest()).digest()
+        return assertion_object(data, self.key.sign(nonce, ec.ECDSA(hashes.SHA256())))
+
+    @property
+    def rp_id_hash(self) -> bytes:
+        return hashlib.sha256(f"{self.team_id}.{self.bundle_id}".encode()).digest()
+
+    def _extensions(self) -> bytes:
+        if self.bundle_version is None or self.validation_category is None:
+            return b""
+        return launch_extensions(self.bundle_version, self.validation_category)
+
+    def to_json(self) -> str:
+        """Everything, the private keys included."""
+        members = {
+            "team_id": self.team_id,
+            "bundle_id": self.bundle_id,
+            "environment": self.environment,
+            "bundle_version": self.bundle_version,
+            "validation_category": self.validation_category,
+            "counter": self.counter,
+            "key": key_to_pem(self.key),
+            "pki": self.pki.to_members(),
+        }
+        return json.dumps(members, indent=1)
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        members = json.loads(text)
+        key, pki = load_key(members.pop("key")), Pki.from_members(members.pop("pki"))
+        return cls(pki=pki, key=key, **members)
+
+
+def x962(public_key: ec.EllipticCurvePublicKey) -> bytes:
+    """The 65 byte uncompressed point."""
+    return public_key.public_bytes(serialization.Encoding.X962, serialization.PublicFormat.UncompressedPoint)
+
+
+def cose_key(point: bytes) -> bytes:
+    """The COSE key (EC2, ES256, P-256) of a 65 byte point."""
+    return cbor2.dumps({1: 2, 3: -7, -1: 1, -2: point[1:33], -3: point[33:]})
+
+
+def credential(aaguid: bytes, credential_id: bytes, key: bytes) -> bytes:
+    """Attested credential data, WebAuthn section 6.5.1."""
+    return aaguid + len(credential_id).to_bytes(2, "big") + credential_id + key
+
+
+def launch_extensions(bundle_version: str, validation_category: int) -> bytes:
+    """The extensions of iOS 27."""
+    return cbor2.dumps(
+        {
+            "apple_bundle_version_01": bundle_version,
+            "apple_validation_category_01": validation_category.to_bytes(4, "little"),
+        }
+    )
+
+
+def auth_data(
+    rp_id_hash: bytes,
+    *,
+    counter: int,
+    flags: int = ATTESTED_CREDENTIAL,
+    credential: bytes = b"",
+    extensions: bytes = b"",
+) -> bytes:
+    """Authenticator data, WebAuthn section 6.1."""
+    return rp_id_hash + bytes([flags]) + counter.to_bytes(4, "big") + credential + extensions
+
+
+def attestation_object(data: bytes, x5c: list[bytes], *, receipt: bytes, fmt: str = "apple-appattest") -> bytes:
+    statement: Mapping[str, object] = {"x5c": x5c, "receipt": receipt}
+    return cbor2.dumps({"fmt": fmt, "attStmt": statement, "authData": data})
+
+
+def assertion_object(data: bytes, signature: bytes) -> bytes:
+    return cbor2.dumps({"signature": signature, "authenticatorData": data})

