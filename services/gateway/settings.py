@@ -27,7 +27,7 @@ class GatewaySettings(Settings):
     keepalive_seconds: float = Field(15, gt=0, description="A comment line is sent after that long without data.")
     slow_client_seconds: float = Field(60, gt=0, description="A client that takes no data for that long is dropped.")
     max_open_requests: Limit = Field(2500, description="Open chat requests of one process; 0 = no limit.")
-    litellm_health_seconds: float = Field(5, gt=0, description="Pause between two health checks of LiteLLM.")
+    litellm_health_seconds: float = Field(2, gt=0, description="Pause between two health checks of LiteLLM.")
     model_info_seconds: float = Field(60, gt=0, description="Pause between two readings of models and prices.")
 
     def needed(self) -> list[str]:

@@ -1,0 +1,168 @@
+"""The gateway, put together."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+
+import aiohttp
+from aiohttp import web
+
+from services.gateway import errors, keys
+from services.gateway.budget import views as budget_views
+from services.gateway.budget.metrics import CatalogueMetrics
+from services.gateway.budget.prices import Catalogue
+from services.gateway.budget.services import Budgets
+from services.gateway.chat import operations as chat_operations
+from services.gateway.chat.config import ChatConfig
+from services.gateway.chat.connection import RelaySite
+from services.gateway.chat.keys import CHAT, Chat
+from services.gateway.chat.metrics import ChatMetrics
+from services.gateway.chat.open import OpenRequests
+from services.gateway.models import views as model_views
+from services.gateway.openapi import ErrorBody
+from services.gateway.settings import GatewaySettings
+from services.gateway.tokens.keyset import KeySet
+from services.gateway.tokens.verifier import TokenVerifier
+from services.gateway.tokens.views import VERIFIER, authenticate
+from services.gateway.upstream.client import LiteLLM, UpstreamConfig
+from shared.app import Apps, ServiceDescription, build_apps
+from shared.errors import ServiceError
+from shared.health import Check, CheckFailed, Health
+from shared.metrics import Registry
+from shared.openapi import Answer
+from shared.ops import HEALTH
+from shared.postgres import Database
+from shared.redis import Client, connect, ping
+from shared.serve import DRAIN
+from shared.service_types import ServiceTypes
+
+DESCRIPTION = ServiceDescription(
+    name="gateway",
+    title="MLPA gateway",
+    description="Relays chat completions under a budget per user. The official OpenAI SDKs work unmodified, with "
+    "`base_url=<gateway>/v1` and an access token of auth as `api_key`.",
+    operations=[*chat_operations.OPERATIONS, *model_views.OPERATIONS, *budget_views.OPERATIONS],
+    internal=[],
+    common_answers={
+        413: Answer("The body is too large", ErrorBody),
+        500: Answer("The service failed", ErrorBody),
+    },
+    security_schemes={
+        "access_token": {
+            "type": "http",
+            "scheme": "bearer",
+            "bearerFormat": "JWT",
+            "description": "From auth's /token.",
+        }
+    },
+    render_error=lambda _request, error: errors.error_response(error),
+    make_site=lambda runner, sock, frame, settings: RelaySite(
+        runner, sock, frame, max_body=settings.max_request_size_bytes
+    ),
+)
+
+
+def build_app(settings: GatewaySettings, *, registry: Registry | None = None) -> Apps:
+    """The apps of the gateway; resources open when they start and close when they end.
+
+    :raises ConfigurationError: a file named in the settings can't be used.
+    """
+    registry = registry or Registry()
+    service_types = settings.load_service_types()
+    apps = build_apps(settings, registry, DESCRIPTION, max_body=settings.max_request_size_bytes)
+    apps.put(keys.SETTINGS, settings)
+
+    async def resources(_app: web.Application) -> AsyncIterator[None]:
+        async with AsyncExitStack() as stack:
+            await _open(stack, apps, settings, service_types, registry)
+            yield
+
+    apps.main.cleanup_ctx.append(resources)
+    return apps
+
+
+async def _open(
+    stack: AsyncExitStack, apps: Apps, settings: GatewaySettings, service_types: ServiceTypes, registry: Registry
+) -> None:
+    database = await stack.enter_async_context(
+        Database.connect(settings.database_url.get_secret_value(), max_size=settings.database_pool_size)
+    )
+    litellm = await stack.enter_async_context(LiteLLM.open(_upstream(settings)))
+    catalogue = await stack.enter_async_context(
+        Catalogue.open(
+            litellm.model_info, service_types.models, CatalogueMetrics(registry), every=settings.model_info_seconds
+        )
+    )
+    budgets = await stack.enter_async_context(
+        Budgets.open(settings.redis_url.get_secret_value(), database, service_types, registry)
+    )
+    session = await stack.enter_async_context(aiohttp.ClientSession(cookie_jar=aiohttp.DummyCookieJar()))
+    key_set = KeySet(session, registry, issuer=settings.mlpa_issuer, jwks_url=settings.mlpa_jwks_url)
+    verifier = TokenVerifier(key_set, service_types, registry, issuer=settings.mlpa_issuer)
+    await stack.enter_async_context(key_set.running())
+
+    open_requests = OpenRequests(settings.max_open_requests)
+    metrics = ChatMetrics(registry)
+    metrics.preset(catalogue.names(), list(service_types.rows), service_types.purposes())
+    apps.main[DRAIN].finish = open_requests.finish
+    apps.put(VERIFIER, verifier)
+    apps.put(keys.BUDGETS, budgets)
+    apps.put(keys.CATALOGUE, catalogue)
+    apps.put(CHAT, Chat(_chat(settings), authenticate, catalogue, budgets, litellm, metrics, open_requests))
+    redis = connect(settings.redis_url.get_secret_value(), max_connections=2)
+    stack.push_async_callback(redis.aclose)
+    apps.put(HEALTH, _health(redis, database, key_set, litellm))
+
+
+def _upstream(settings: GatewaySettings) -> UpstreamConfig:
+    key = settings.mlpa_virtual_key
+    return UpstreamConfig(
+        base_urls=settings.litellm_api_base,
+        virtual_key=key.get_secret_value() if key else None,
+        health_interval=settings.litellm_health_seconds,
+    )
+
+
+def _chat(settings: GatewaySettings) -> ChatConfig:
+    return ChatConfig(
+        max_body_bytes=settings.max_request_size_bytes,
+        temperature=settings.temperature,
+        top_p=settings.top_p,
+        max_completion_tokens=settings.max_completion_tokens,
+        image_url_hosts=frozenset(settings.image_url_hosts),
+        idle_timeout=settings.streaming_timeout_seconds,
+        total_timeout=settings.total_timeout_seconds,
+        keepalive=settings.keepalive_seconds,
+        slow_client=settings.slow_client_seconds,
+        max_open_requests=settings.max_open_requests,
+    )
+
+
+def _health(redis: Client, database: Database, key_set: KeySet, litellm: LiteLLM) -> Health:
+    async def keys_known() -> None:
+        if not key_set.ready:
+            raise CheckFailed("no key set of auth has been read yet")
+
+    async def auth_answers() -> None:
+        await key_set.refresh()
+        if key_set.failed:
+            raise CheckFailed("auth's key set can't be read")
+
+    async def litellm_answers() -> None:
+        if not litellm.healthy:
+            raise CheckFailed("two health checks of LiteLLM failed")
+        try:
+            await litellm.model_info()
+        except ServiceError as error:
+            raise CheckFailed("LiteLLM can't be asked, or refuses the virtual key") from error
+
+    return Health(
+        [
+            Check("redis", lambda: ping(redis), required=True),
+            Check("key_set", keys_known, required=True),
+            Check("litellm", litellm_answers, required=False),
+            Check("postgres", database.ping, required=False),
+            Check("auth", auth_answers, required=False),
+        ]
+    )

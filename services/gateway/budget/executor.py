@@ -1,0 +1,190 @@
+"""Runs a script on the node that holds its shard, within a second or not at all."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import Any
+from urllib.parse import urlsplit
+
+import structlog
+from redis.asyncio.connection import BlockingConnectionPool, ConnectionPool
+from redis.crc import key_slot
+
+from services.gateway.budget.wire import Link, Node, Script, ScriptFailed, pack, pack_script
+from shared.errors import DependencyUnavailable
+from shared.identity import SHARDS, shard_tag
+from shared.redis import CLUSTER_SCHEME
+
+_log = structlog.get_logger(__name__)
+
+Address = tuple[str, int]
+#: Shard, script, keys, arguments without the epoch.
+ScriptCall = tuple[int, Script, Sequence[str], Sequence[str]]
+#: A cluster that is changing shape: worth asking again, after a look at where the slots are.
+_MOVING = frozenset(("MOVED", "ASK", "TRYAGAIN", "CLUSTERDOWN", "READONLY", "LOADING", "MASTERDOWN"))
+_PAUSE = 0.05
+_SLOTS = tuple(key_slot(shard_tag(shard).encode()) for shard in range(SHARDS))
+
+
+class Executor:
+    """The one way to Redis for budgets.
+
+    ``run`` answers, or raises ``DependencyUnavailable("redis")``, within ``timeout`` seconds; it never hangs, and it
+    reconnects by itself. With ``redis+cluster://`` it follows the cluster's slots.
+    """
+
+    def __init__(self, url: str, scripts: Sequence[Script], timeout: float) -> None:
+        self._cluster = url.startswith(CLUSTER_SCHEME)
+        self._url = url.replace(CLUSTER_SCHEME, "redis://", 1) if self._cluster else url
+        self._scripts, self._timeout = scripts, timeout
+        self._nodes: dict[Address, Node] = {}
+        self._owners: list[Node] = []
+        self._mapping: asyncio.Task[None] | None = None
+        self._listeners: list[Callable[[list[int]], None]] = []
+        parts = urlsplit(self._url)
+        self._seed: Address = (parts.hostname or "localhost", parts.port or 6379)
+        if not self._cluster:
+            self._owners = [self._node(self._seed)] * SHARDS
+
+    @classmethod
+    @contextlib.asynccontextmanager
+    async def open(cls, url: str, scripts: Sequence[Script], *, timeout: float = 1.0) -> AsyncIterator[Executor]:
+        """Opens no connection yet: a gateway starts, and says so in its readiness, while Redis is away."""
+        executor = cls(url, scripts, timeout)
+        try:
+            yield executor
+        finally:
+            if executor._mapping is not None:
+                executor._mapping.cancel()
+            for node in executor._nodes.values():
+                await node.close()
+
+    def on_epoch(self, listener: Callable[[list[int]], None]) -> None:
+        """Have the shards told whose server turns out to be another than before (or is met first)."""
+        self._listeners.append(listener)
+
+    def epoch(self, shard: int) -> str:
+        """The run id of the server that holds a shard; empty while it isn't connected."""
+        link = self._owners[shard].link if self._owners else None
+        return link.epoch if link is not None else ""
+
+    def links(self) -> list[Link]:
+        """The open links, one per server."""
+        return [link for node in self._nodes.values() if (link := node.link) is not None]
+
+    def submit(
+        self, shard: int, script: Script, keys: Sequence[str], args: Sequence[str]
+    ) -> asyncio.Future[Any] | None:
+        """Send at once, without a retry: the reply, or the failures of ``Link.send``. None when not connected."""
+        link = self._owners[shard].link if self._owners else None
+        if link is None:
+            return None
+        return link.send(pack_script(script, keys, (link.epoch, *args)))
+
+    async def run(self, shard: int, script: Script, keys: Sequence[str], args: Sequence[str]) -> Any:
+        """The script's reply. Its first argument is the epoch of the server that ran it.
+
+        :raises DependencyUnavailable: not connected, no answer in time, or Redis refused. Whether the script ran is
+            unknown.
+        """
+        future = self.submit(shard, script, keys, args)
+        if future is not None:
+            try:
+                return await future
+            except ScriptFailed as failure:
+                if failure.code != "NOSCRIPT" and failure.code not in _MOVING:
+                    raise self._refused(script, failure) from failure
+            except ConnectionError as error:
+                raise DependencyUnavailable("redis") from error
+        try:
+            async with asyncio.timeout(self._timeout):
+                return await self._run_slowly(shard, script, keys, args)
+        except (ConnectionError, TimeoutError) as error:
+            raise DependencyUnavailable("redis") from error
+
+    async def _run_slowly(self, shard: int, script: Script, keys: Sequence[str], args: Sequence[str]) -> Any:
+        """Connect, load or look for the shard's new place first, as long as time is left. Nothing ran so far."""
+        while True:
+            link = await self._connected(shard)
+            try:
+                return await link.send(pack_script(script, keys, (link.epoch, *args)))
+            except ScriptFailed as failure:
+                if failure.code == "NOSCRIPT":
+                    await link.send(pack("SCRIPT", "LOAD", script.source))
+                elif failure.code == "READONLY" and not self._cluster:
+                    link.close(failure)  # a demoted primary: its name may lead to the new one
+                elif failure.code in _MOVING:
+                    await asyncio.sleep(_PAUSE)
+                    await self._map()
+                else:
+                    raise self._refused(script, failure) from failure
+
+    def _refused(self, script: Script, failure: ScriptFailed) -> DependencyUnavailable:
+        _log.error("redis_refused", script=script.name, error=str(failure)[:200])
+        return DependencyUnavailable("redis")
+
+    async def _connected(self, shard: int) -> Link:
+        if not self._owners:
+            await self._map()
+        try:
+            return await self._owners[shard].connect()
+        except ConnectionError:
+            if not self._cluster:
+                raise
+        await asyncio.sleep(_PAUSE)
+        await self._map()
+        return await self._owners[shard].connect()
+
+    async def _map(self) -> None:
+        """Learn which node holds which shard; one at a time, whoever asks."""
+        if not self._cluster:
+            return
+        if self._mapping is None or self._mapping.done():
+            self._mapping = asyncio.create_task(self._look())
+        await asyncio.shield(self._mapping)
+
+    async def _look(self) -> None:
+        failure: Exception = ConnectionError("no node of the cluster answers")
+        known = [*self._nodes, self._seed]
+        for address in dict.fromkeys(known):
+            try:
+                link = await self._node(address).connect()
+                self._take(await link.send(pack("CLUSTER", "SLOTS")), address)
+            except (ConnectionError, ScriptFailed) as error:
+                failure = error
+            else:
+                return
+        raise ConnectionError(str(failure)) from failure
+
+    def _take(self, ranges: list[Any], asked: Address) -> None:
+        """``CLUSTER SLOTS``: [first, last, [host, port, id], replicas...] per range; no host: the node asked."""
+        owners: dict[int, Node] = {}
+        for first, last, primary, *_ in ranges:
+            address = ((primary[0] or b"").decode() or asked[0], int(primary[1]))
+            for shard, slot in enumerate(_SLOTS):
+                if first <= slot <= last:
+                    owners[shard] = self._node(address)
+        if len(owners) != SHARDS:
+            raise ConnectionError("some slots of the cluster have no node")
+        self._owners = [owners[shard] for shard in range(SHARDS)]
+
+    def _node(self, address: Address) -> Node:
+        node = self._nodes.get(address)
+        if node is None:
+            node = self._nodes[address] = Node(self._pool(address), self._scripts, self._timeout, self._told)
+        return node
+
+    def _pool(self, address: Address) -> ConnectionPool:
+        pool = BlockingConnectionPool.from_url(
+            self._url, protocol=2, socket_timeout=self._timeout, socket_connect_timeout=self._timeout
+        )
+        if self._cluster:
+            pool.connection_kwargs.update(host=address[0], port=address[1], db=0)
+        return pool
+
+    def _told(self, node: Node) -> None:
+        shards = [shard for shard, owner in enumerate(self._owners) if owner is node]
+        for listener in self._listeners:
+            listener(shards)

@@ -1,0 +1,48 @@
+"""The metrics of budgets, declared once per process."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from shared.metrics import Registry
+from shared.service_types import ServiceTypes
+
+REFUSALS = ("budget_exceeded", "budget_reserved", "rpm", "tpm", "streams", "blocked", "revoked", "unavailable")
+
+
+class BudgetMetrics:
+    def __init__(self, registry: Registry, service_types: ServiceTypes) -> None:
+        names = tuple(service_types.rows)
+        self.spend = registry.counter("budget_spend_usd_total", "USD settled", ("service_type",))
+        self.overrun = registry.counter("budget_overrun_usd_total", "USD settled above what was reserved")
+        self.refusals = registry.counter("budget_refusals_total", "Requests not admitted", ("reason", "service_type"))
+        self.open = registry.gauge("budget_open_reservations", "Admitted requests of this process, not settled yet")
+        self.unsettled = registry.gauge("budget_unsettled", "Settlements of this process that Redis has not taken yet")
+        self.reaped = registry.counter("budget_reaped_total", "Requests charged whole since their gateway was gone")
+        self.reaped_usd = registry.counter("budget_reaped_usd_total", "USD charged so")
+        self.lowered_usd = registry.counter("budget_lowered_usd_total", "USD of it given back by late settlements")
+        self.rebuilds = registry.counter("budget_rebuilds_total", "Users' states built from PostgreSQL")
+        self.epoch_changes = registry.counter("budget_redis_epochs_total", "Redis servers met, restarted ones anew")
+        self.ledger_rows = registry.counter("budget_ledger_rows_total", "Rows written to the ledger")
+        self.ledger_queue = registry.gauge("budget_ledger_queue", "Rows of this process that wait for PostgreSQL")
+        self.outbox_age = registry.gauge(
+            "budget_outbox_oldest_seconds",
+            "Age of the oldest ledger row in Redis, of the shards that this process sweeps",
+        )
+        self.spend.preset_all(names)
+        self.refusals.preset_all(REFUSALS, names)
+
+
+class CatalogueMetrics:
+    def __init__(self, registry: Registry) -> None:
+        self._models = registry.gauge("models_priced", "Models that may be asked")
+        self._refused = registry.gauge("model_refused", "1 for a model without a price that we understand", ("model",))
+        self._shown: set[str] = set()
+
+    def show(self, priced: int, refused: Mapping[str, str]) -> None:
+        self._models.set(priced)
+        for name in self._shown - refused.keys():
+            self._refused.set(0, name)
+        for name in refused:
+            self._refused.set(1, name)
+        self._shown |= refused.keys()

@@ -1,0 +1,169 @@
+"""What budgets are asked, and what they answer. Money is whole nano-dollars, times are Unix time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from decimal import Decimal
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from services.gateway.budget.prices import PricedModel
+    from services.gateway.tokens.models import Principal
+
+
+@dataclass(frozen=True, slots=True)
+class Timings:
+    """How often the background work runs, in seconds. Tests shorten them."""
+
+    lease: float = 30
+    renew: float = 5  # half of what the contract allows, so that a block ends a stream within 10 s with time to spare
+    flush: float = 0.2
+    sweep: float = 2
+    orphan: float = 5  # an outbox entry older than this was left by the dead, or waits for PostgreSQL
+    totals: float = 0.4
+    drain: float = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """A request that wants to be admitted.
+
+    ``id`` is a UUID hex of the gateway's making; ``request_id`` is the client's, and never a key.
+    ``prompt_bound`` is a bound on the prompt's tokens, ``estimated_prompt_tokens`` the guess that TPM counts.
+    ``limit`` is the completion limit asked for (or the default), per choice; ``n`` the number of choices.
+    """
+
+    id: str
+    request_id: str
+    principal: Principal
+    model: PricedModel
+    purpose: str
+    prompt_bound: int
+    estimated_prompt_tokens: int
+    limit: int
+    n: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class RateLimits:
+    """State of a user's RPM and TPM after a decision. A limit of 0 means none, and shows no header."""
+
+    requests_limit: int
+    requests_used: int
+    requests_reset_ms: int
+    tokens_limit: int
+    tokens_used: int
+    tokens_reset_ms: int
+
+    @property
+    def requests_remaining(self) -> int:
+        return max(0, self.requests_limit - self.requests_used)
+
+    @property
+    def tokens_remaining(self) -> int:
+        return max(0, self.tokens_limit - self.tokens_used)
+
+    def headers(self) -> dict[str, str]:
+        """OpenAI's ``x-ratelimit-*`` headers; ``reset`` is the time until nothing counts any more."""
+        headers = {}
+        if self.requests_limit:
+            headers["x-ratelimit-limit-requests"] = str(self.requests_limit)
+            headers["x-ratelimit-remaining-requests"] = str(self.requests_remaining)
+            headers["x-ratelimit-reset-requests"] = duration(self.requests_reset_ms)
+        if self.tokens_limit:
+            headers["x-ratelimit-limit-tokens"] = str(self.tokens_limit)
+            headers["x-ratelimit-remaining-tokens"] = str(self.tokens_remaining)
+            headers["x-ratelimit-reset-tokens"] = duration(self.tokens_reset_ms)
+        return headers
+
+
+def duration(milliseconds: int) -> str:
+    """As OpenAI writes it: ``0s``, ``250ms``, ``12.5s``, ``6m0s``."""
+    if milliseconds <= 0:
+        return "0s"
+    if milliseconds < 1000:
+        return f"{milliseconds}ms"
+    minutes, rest = divmod(milliseconds, 60_000)
+    seconds = f"{rest / 1000:g}s"
+    return f"{minutes}m{seconds}" if minutes else seconds
+
+
+@dataclass(slots=True, eq=False)
+class Reservation:
+    """An admitted request. ``grant`` is the completion limit per choice that goes upstream.
+
+    ``on_revoked`` is called with ``blocked`` or ``revoked`` when a renewal tells that the user lost the right.
+    """
+
+    ask: Ask
+    grant: int
+    amount_nano: int
+    period_seconds: int
+    admitted_ms: int
+    rate_limits: RateLimits
+    total: str
+    on_revoked: Callable[[str], None] | None = None
+    settled: bool = field(default=False, repr=False)
+
+    @property
+    def id(self) -> str:
+        return self.ask.id
+
+    @property
+    def admitted_at(self) -> float:
+        return self.admitted_ms / 1000
+
+    @property
+    def period_index(self) -> int:
+        return self.admitted_ms // 1000 // self.period_seconds
+
+    @property
+    def lowered(self) -> bool:
+        """Whether the budget could pay for less than was asked: ``x-mlpa-max-completion-tokens``."""
+        return self.grant < self.ask.limit
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """As LiteLLM counts it. Cache writes are part of the prompt's tokens, reasoning is part of the completion's."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    cache_write_tokens: int = 0
+    reasoning_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """How a request ended.
+
+    ``sent``: any byte of the request went out. ``refused``: LiteLLM answered an error before any data.
+    ``response_cost``: what LiteLLM says that it cost, in USD. ``relayed_bytes``: UTF-8 bytes of content, reasoning
+    and tool arguments that were relayed.
+    """
+
+    outcome: str
+    sent: bool
+    refused: bool = False
+    usage: Usage | None = None
+    response_cost: Decimal | None = None
+    relayed_bytes: int = 0
+    stream: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class BudgetState:
+    """What a user has and has used in the current period."""
+
+    service_type: str
+    tier: str
+    max_budget_nano: int
+    spent_nano: int
+    reserved_nano: int
+    resets_at: float
+    rate_limits: RateLimits
+
+    @property
+    def remaining_nano(self) -> int:
+        return max(0, self.max_budget_nano - self.spent_nano - self.reserved_nano)

@@ -1,0 +1,190 @@
+"""What LiteLLM's price fields mean for a chat completion. Pure: one entry of ``/model/info`` in, prices out.
+
+A field's name is a base (``input_cost_per_token``) and any of: a threshold of prompt tokens
+(``_above_200k_tokens``), a cache's life time (``_above_1hr``), a service tier (``_priority``). Every name with
+``cost``, ``pric`` or ``multiplier`` in it must be known here, or the model is refused: a new way to be billed is
+not to be found out by the bill.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from decimal import Decimal, InvalidOperation
+from typing import Any
+
+_ZERO = Decimal(0)
+_READ, _WRITE, _REASONING = (
+    "cache_read_input_token_cost",
+    "cache_creation_input_token_cost",
+    "output_cost_per_reasoning_token",
+)
+_IN, _OUT = "input_cost_per_token", "output_cost_per_token"
+_INPUT_SIDE = frozenset(
+    (
+        _IN,
+        _READ,
+        _WRITE,
+        "input_cost_per_token_cache_hit",
+        "input_cost_per_image_token",
+        "cache_read_input_image_token_cost",
+        "explicit_cache_read_input_token_cost",
+        "citation_cost_per_token",
+    )
+)
+_OUTPUT_SIDE = frozenset((_OUT, _REASONING, "output_cost_per_image_token"))
+_PER_REQUEST = frozenset(("input_cost_per_request", "input_cost_per_query"))
+#: Tables of token prices: by prompt length, and by time of day.
+_TABLES = ("tiered_pricing", "off_peak_pricing")
+_SEARCH = "search_context_cost_per_query"
+#: No price: the names of the fields that a deployment sets itself.
+_OVERRIDES = "pricing_overrides"
+#: Known, and never part of a chat completion that the gateway lets through: other media, other units, other endpoints.
+_NEVER = re.compile(
+    r".*(audio|video|_per_second|_per_character|_per_pixel|_per_image|_per_page|_per_credit|_per_session|_per_unit"
+    r"|_per_text_message|_dbu_|_per_1k_|_per_gb_per_day|google_maps_grounding)"
+)
+_THRESHOLD = re.compile(r"_above_(\d+)(k?)_tokens(?=_|$)")
+_SERVICE_TIER = re.compile(r"_(priority|flex|balanced|ultrafast)(?=_|$)")
+_OTHER_ENDPOINT = re.compile(r"_(batches|decisions)$")
+_PRICE_LIKE = re.compile(r"cost|pric|multiplier")
+
+
+class Unpriced(Exception):
+    """The model must not be served: its price is missing, or not understood. The message says which field."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rate:
+    """USD per token of a request with more than ``above`` prompt tokens."""
+
+    above: int
+    input: Decimal
+    output: Decimal
+    cache_write: Decimal
+    reasoning: Decimal
+
+
+@dataclass(frozen=True, slots=True)
+class Prices:
+    """The dearest that can apply, USD per token (``request``: USD), and the ``rates`` by the prompt's length."""
+
+    input: Decimal
+    output: Decimal
+    request: Decimal
+    rates: tuple[Rate, ...]
+
+
+def flat(input_price: Decimal, output_price: Decimal) -> Prices:
+    """Two prices and nothing else."""
+    return Prices(input_price, output_price, _ZERO, (Rate(0, input_price, output_price, input_price, output_price),))
+
+
+@dataclass(frozen=True, slots=True)
+class _Field:
+    base: str
+    above: int
+    price: Decimal
+
+
+def read(entry: Mapping[str, Any]) -> Prices:
+    """The prices of one entry (``model_info`` and ``litellm_params``) of ``/model/info``.
+
+    LiteLLM fills in 0 where it knows no price, so a 0 counts only if the operator wrote it into ``litellm_params``.
+
+    :raises Unpriced:
+    """
+    info, params = entry.get("model_info") or {}, entry.get("litellm_params") or {}
+    fields = [*_fields(info, params), *_fields(params, params)]
+    inputs = [field.price for field in fields if field.base in _INPUT_SIDE]
+    outputs = [field.price for field in fields if field.base in _OUTPUT_SIDE]
+    for base, prices in ((_IN, inputs), (_OUT, outputs)):
+        if not any(prices) and params.get(base) is None:
+            raise Unpriced(f"no {base}")
+    uplift = max(
+        [Decimal(1), *(_decimal(name, value) for name, value in info.items() if "multiplier" in name and value)]
+    )
+    request = sum((field.price for field in fields if field.base in _PER_REQUEST), _ZERO) + _search_fee(info)
+    rates = tuple(_rates(fields))
+    return Prices(
+        max([*inputs, *(rate.input for rate in rates)]) * uplift,
+        max([*outputs, *(rate.output for rate in rates)]) * uplift,
+        request * uplift,
+        rates,
+    )
+
+
+def _fields(source: Mapping[str, Any], params: Mapping[str, Any]) -> Iterator[_Field]:
+    """The fields of a mapping that can apply.
+
+    :raises Unpriced: a field is not known, or not a number.
+    """
+    other_tiers = params.get("service_tier") not in (None, "default", "standard")
+    for name, value in source.items():
+        if value is None or not _PRICE_LIKE.search(name) or "multiplier" in name or name in (_SEARCH, _OVERRIDES):
+            continue
+        if name in _TABLES:
+            yield from _table(name, value)
+            continue
+        base = _THRESHOLD.sub("", name)
+        tier, endpoint = _SERVICE_TIER.search(base), _OTHER_ENDPOINT.search(base)
+        base = _OTHER_ENDPOINT.sub("", _SERVICE_TIER.sub("", base)).replace("_above_1hr", "")
+        if base in _INPUT_SIDE or base in _OUTPUT_SIDE or base in _PER_REQUEST:
+            if endpoint is None and (tier is None or other_tiers):
+                yield _Field(base, _threshold(name), _decimal(name, value))
+        elif not _NEVER.match(name):
+            raise Unpriced(f"unknown price field {name}")
+
+
+def _table(name: str, value: Any) -> Iterator[_Field]:
+    """``tiered_pricing`` is a list of rows with a ``range`` of prompt tokens, ``off_peak_pricing`` one such row."""
+    for row in value if isinstance(value, list) else [value]:
+        if not isinstance(row, Mapping):
+            raise Unpriced(f"{name} is not a table")
+        above = int(_decimal(name, row["range"][0])) if row.get("range") else 0
+        for field in _fields({key: item for key, item in row.items() if key not in _TABLES}, {}):
+            yield _Field(field.base, max(above, field.above), field.price)
+
+
+def _rates(fields: list[_Field]) -> Iterator[Rate]:
+    """What applies from each threshold on; what a threshold does not name goes on as below it."""
+    last = Rate(0, _ZERO, _ZERO, _ZERO, _ZERO)
+    for above in sorted({0, *(field.above for field in fields)}):
+        prices: dict[str, Decimal] = {}
+        for field in fields:
+            if field.above == above:
+                prices[field.base] = max(field.price, prices.get(field.base, _ZERO))
+        base_in, base_out = prices.get(_IN, last.input), prices.get(_OUT, last.output)
+        last = Rate(
+            above,
+            base_in,
+            base_out,
+            max(base_in, prices.get(_WRITE, last.cache_write)),
+            max(base_out, prices.get(_REASONING, last.reasoning)),
+        )
+        yield last
+
+
+def _search_fee(info: Mapping[str, Any]) -> Decimal:
+    """The fee of models that search the web at every request; others need a parameter that the gateway drops."""
+    fees = info.get(_SEARCH)
+    if not fees or not (info.get("litellm_provider") == "perplexity" or "search" in str(info.get("key", ""))):
+        return _ZERO
+    return max(_decimal(_SEARCH, fee) for fee in fees.values())
+
+
+def _threshold(name: str) -> int:
+    match = _THRESHOLD.search(name)
+    return int(match[1]) * (1000 if match[2] else 1) if match else 0
+
+
+def _decimal(name: str, value: Any) -> Decimal:
+    """:raises Unpriced: not a price."""
+    try:
+        price = Decimal(value) if isinstance(value, int | str | Decimal) else Decimal(repr(value))
+    except InvalidOperation:
+        raise Unpriced(f"{name} is not a number") from None
+    if not price.is_finite() or not 0 <= price < 10**6 or (price and price.adjusted() < -24):
+        raise Unpriced(f"{name} is not a price")
+    return price

@@ -1,0 +1,249 @@
+"""The models that may be asked, with what they cost, from LiteLLM's ``/model/info`` and the ``[[model]]`` rows."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from decimal import Decimal
+from fnmatch import fnmatchcase
+from typing import Any
+
+import structlog
+
+from services.gateway.budget import price_fields
+from services.gateway.budget.metrics import CatalogueMetrics
+from services.gateway.budget.price_fields import Prices, Unpriced
+from shared.errors import ServiceError
+from shared.service_types import ModelRow
+
+_log = structlog.get_logger(__name__)
+_MODEL_DEFAULTS = ModelRow("", None, None)
+_REASONING_LEAST = 1024  # a reasoning model that gets less has nothing left to answer with
+
+
+@dataclass(frozen=True, slots=True)
+class RateUnits:
+    """A rate (``price_fields.Rate``) in whole units of ``1/scale`` nano-dollars."""
+
+    above: int
+    input: int
+    output: int
+    cache_write: int
+    reasoning: int
+
+
+@dataclass(frozen=True, slots=True)
+class PricedModel:
+    """A model that may be asked. ``input_price`` and ``output_price`` are the dearest that can apply, USD per token.
+
+    The same as whole numbers: ``input_units / scale`` is nano-dollars per token, exactly.
+    """
+
+    name: str
+    input_price: Decimal
+    output_price: Decimal
+    min_completion_tokens: int = _MODEL_DEFAULTS.min_completion_tokens
+    prompt_bytes_per_token: int = _MODEL_DEFAULTS.prompt_bytes_per_token
+    max_tokens_per_image: int = _MODEL_DEFAULTS.max_tokens_per_image
+    reasoning: bool = False
+    context_window: int | None = None
+    prices: Prices | None = field(default=None, repr=False)
+    scale: int = field(init=False, repr=False)
+    input_units: int = field(init=False, repr=False)
+    output_units: int = field(init=False, repr=False)
+    request_units: int = field(init=False, repr=False)
+    rates: tuple[RateUnits, ...] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        prices = self.prices or price_fields.flat(self.input_price, self.output_price)
+        every = [self.input_price, self.output_price, prices.request]
+        for rate in prices.rates:
+            every += (rate.input, rate.output, rate.cache_write, rate.reasoning)
+        decimals = max(_decimals(price) for price in every)
+
+        def units(price: Decimal) -> int:
+            return int(price.scaleb(9 + decimals))
+
+        values = {
+            "scale": 10**decimals,
+            "input_units": units(self.input_price),
+            "output_units": units(self.output_price),
+            "request_units": units(prices.request),
+            "rates": tuple(
+                RateUnits(
+                    rate.above, units(rate.input), units(rate.output), units(rate.cache_write), units(rate.reasoning)
+                )
+                for rate in prices.rates
+            ),
+        }
+        for name, value in values.items():
+            object.__setattr__(self, name, value)
+
+
+def _decimals(price: Decimal) -> int:
+    """How many decimals a price has in nano-dollars."""
+    exponent = price.scaleb(9).normalize().as_tuple().exponent
+    return max(0, -exponent) if isinstance(exponent, int) else 0
+
+
+def parse(body: bytes) -> list[Mapping[str, Any]]:
+    """The entries of a ``/model/info`` answer, prices as they are written.
+
+    :raises ValueError: not such an answer.
+    """
+    document = json.loads(body, parse_float=Decimal)
+    entries = document.get("data") if isinstance(document, dict) else None
+    if not isinstance(entries, list):
+        raise ValueError("no list of models")  # noqa: TRY004 - what came from outside is malformed
+    return [entry for entry in entries if isinstance(entry, dict) and isinstance(entry.get("model_name"), str)]
+
+
+def price_all(
+    entries: Iterable[Mapping[str, Any]], rows: Mapping[str, ModelRow]
+) -> tuple[dict[str, PricedModel], dict[str, str]]:
+    """``(models by name, why each of the others is refused)``.
+
+    A name with several deployments costs what the dearest costs. A row's prices stand in the place of LiteLLM's;
+    a row with both names a model that LiteLLM serves by a wildcard.
+    """
+    deployments: dict[str, list[Mapping[str, Any]]] = {}
+    for entry in entries:
+        deployments.setdefault(entry["model_name"], []).append(entry)
+    wildcards = [name for name in deployments if "*" in name]
+    for name in rows:
+        if name not in deployments and any(fnmatchcase(name, pattern) for pattern in wildcards):
+            deployments[name] = []
+    models: dict[str, PricedModel] = {}
+    refused: dict[str, str] = {}
+    for name, served in deployments.items():
+        if name in wildcards:
+            continue
+        try:
+            models[name] = _price(name, served, rows.get(name))
+        except Unpriced as reason:
+            refused[name] = str(reason)
+    return models, refused
+
+
+def _price(name: str, deployments: list[Mapping[str, Any]], row: ModelRow | None) -> PricedModel:
+    """:raises Unpriced:"""
+    given_in = row.input_cost_per_token if row else None
+    given_out = row.output_cost_per_token if row else None
+    if given_in is not None and given_out is not None:
+        prices = price_fields.flat(given_in, given_out)
+    else:
+        known = [_with_row(entry, given_in, given_out) for entry in deployments]
+        if not known:
+            raise Unpriced("no price")
+        every = [price_fields.read(entry) for entry in known]
+        dearest = max(every, key=lambda prices: (prices.output, prices.input))
+        prices = Prices(
+            max(one.input for one in every),
+            max(one.output for one in every),
+            max(one.request for one in every),
+            dearest.rates,
+        )
+    infos = [entry.get("model_info") or {} for entry in deployments]
+    reasoning = bool(row and row.reasoning) or any(info.get("supports_reasoning") is True for info in infos)
+    windows = [info["max_input_tokens"] for info in infos if isinstance(info.get("max_input_tokens"), int)]
+    settings = row or _MODEL_DEFAULTS
+    return PricedModel(
+        name=name,
+        input_price=prices.input,
+        output_price=prices.output,
+        min_completion_tokens=settings.min_completion_tokens if row or not reasoning else _REASONING_LEAST,
+        prompt_bytes_per_token=settings.prompt_bytes_per_token,
+        max_tokens_per_image=settings.max_tokens_per_image,
+        reasoning=reasoning,
+        context_window=min(windows, default=None),
+        prices=prices,
+    )
+
+
+def _with_row(entry: Mapping[str, Any], given_in: Decimal | None, given_out: Decimal | None) -> Mapping[str, Any]:
+    """The entry with all fields of a side that a row prices replaced by that price."""
+    for side, price in (("input", given_in), ("output", given_out)):
+        if price is None:
+            continue
+        params, info = (
+            {name: value for name, value in (entry.get(part) or {}).items() if not _is_side(name, side)}
+            for part in ("litellm_params", "model_info")
+        )
+        entry = {**entry, "model_info": info, "litellm_params": {**params, f"{side}_cost_per_token": price}}
+    return entry
+
+
+def _is_side(name: str, side: str) -> bool:
+    return side in name and "cost" in name
+
+
+class Catalogue:
+    """The models of LiteLLM, read again in the background; what was read last holds while LiteLLM is away."""
+
+    def __init__(
+        self,
+        fetch: Callable[[], Awaitable[bytes]],
+        rows: Mapping[str, ModelRow],
+        metrics: CatalogueMetrics,
+    ) -> None:
+        """:param fetch: the body of LiteLLM's ``/model/info``; raises ``ServiceError`` or ``OSError``."""
+        self._fetch, self._rows, self._metrics = fetch, rows, metrics
+        self._models: dict[str, PricedModel] = {}
+        self._refused: dict[str, str] = {}
+        self.loaded = False
+
+    @classmethod
+    @contextlib.asynccontextmanager
+    async def open(
+        cls,
+        fetch: Callable[[], Awaitable[bytes]],
+        rows: Mapping[str, ModelRow],
+        metrics: CatalogueMetrics,
+        *,
+        every: float = 60,
+        retry: float = 1,
+    ) -> AsyncIterator[Catalogue]:
+        """A catalogue that was read once if LiteLLM answered, and is read again ``every`` seconds.
+
+        :param retry: seconds between two tries until it was read for the first time.
+        """
+        catalogue = cls(fetch, rows, metrics)
+        await catalogue.refresh()
+        task = asyncio.create_task(catalogue._keep(every, retry))
+        try:
+            yield catalogue
+        finally:
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+
+    async def _keep(self, every: float, retry: float) -> None:
+        while True:
+            await asyncio.sleep(every if self.loaded else retry)
+            await self.refresh()
+
+    def get(self, name: str) -> PricedModel | None:
+        """The model of that name; None when LiteLLM doesn't have it, or when it has no price."""
+        return self._models.get(name)
+
+    def names(self) -> tuple[str, ...]:
+        """All models that may be asked."""
+        return tuple(self._models)
+
+    async def refresh(self) -> bool:
+        """Read now; False, and nothing changes, when LiteLLM could not be asked or made no sense."""
+        try:
+            entries = parse(await self._fetch())
+        except (ServiceError, OSError, TimeoutError, ValueError) as error:
+            _log.warning("models_not_read", error=f"{type(error).__name__}: {error}"[:200])
+            return False
+        models, refused = price_all(entries, self._rows)
+        for name, reason in refused.items():
+            if self._refused.get(name) != reason:
+                _log.warning("model_refused", model=name[:128], reason=reason)
+        self._models, self._refused, self.loaded = models, refused, True
+        self._metrics.show(len(models), refused)
+        return True

@@ -1,0 +1,62 @@
+"""Finishes what dead gateways left: requests whose lease ended are charged whole, rows in an outbox are written."""
+
+from __future__ import annotations
+
+import asyncio
+
+import structlog
+
+from services.gateway.budget.admission import Admission
+from services.gateway.budget.ledger import Ledger
+from services.gateway.budget.metrics import BudgetMetrics
+from shared.errors import DependencyUnavailable
+from shared.identity import SHARDS
+from shared.money import NANO
+
+_log = structlog.get_logger(__name__)
+_BATCH = 50
+
+
+class Reaper:
+    """Any gateway may reap; each claims a shard for one interval, so that they share the work. All is idempotent."""
+
+    def __init__(
+        self, admission: Admission, ledger: Ledger, metrics: BudgetMetrics, *, who: str, every: float, orphan: float
+    ) -> None:
+        self._admission, self._ledger, self._metrics = admission, ledger, metrics
+        self._who, self._every, self._orphan = who, every, orphan
+        self._cursors = ["0"] * SHARDS
+        self._ages = [0] * SHARDS
+
+    async def run(self) -> None:
+        while True:
+            await asyncio.sleep(self._every)
+            await asyncio.gather(*map(self.sweep, range(SHARDS)))
+            self._metrics.outbox_age.set(max(self._ages) / 1000)
+
+    async def sweep(self, number: int) -> None:
+        """Look after one shard, unless another gateway does or Redis is away."""
+        executor = self._admission.executor
+        epoch = executor.epoch(number)
+        try:
+            found = await self._admission.sweep(
+                number, self._who, 0.9 * self._every, self._orphan, self._cursors[number]
+            )
+            if found is None:
+                self._ages[number] = 0
+                return
+            for at in range(0, len(found.expired), _BATCH):
+                rows = await self._admission.reap(number, found.expired[at : at + _BATCH])
+                for row in rows:
+                    self._metrics.reaped.inc()
+                    self._metrics.reaped_usd.inc(by=row.cost_nano / NANO)
+                    self._metrics.spend.inc(row.service_type, by=row.cost_nano / NANO)
+                    self._ledger.add(row, epoch)
+                    _log.warning("reservation_reaped", id=row.id, request_id=row.request_id)
+        except DependencyUnavailable:
+            return
+        # A large outbox is read page by page: the oldest of all pages is known when the last was read
+        first = self._cursors[number] == "0"
+        self._ages[number] = found.oldest_ms if first else max(self._ages[number], found.oldest_ms)
+        self._cursors[number] = found.cursor
+        self._ledger.add_orphans(found.rows, epoch)

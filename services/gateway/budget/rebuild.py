@@ -1,0 +1,82 @@
+"""A user's state in Redis, built from PostgreSQL: at first sight, after a restart of Redis, when a duration changes."""
+
+from __future__ import annotations
+
+import asyncio
+
+from services.gateway.budget.admission import Admission, Snapshot
+from services.gateway.budget.metrics import BudgetMetrics
+from services.gateway.budget.storage import LedgerStorage, UserRecord
+from shared.errors import DependencyUnavailable
+from shared.identity import split_user
+from shared.service_types import ServiceType, ServiceTypes
+
+_TRIES = 20
+
+
+class Rebuilder:
+    def __init__(
+        self, admission: Admission, storage: LedgerStorage, service_types: ServiceTypes, metrics: BudgetMetrics
+    ) -> None:
+        self._admission, self._storage, self._metrics = admission, storage, metrics
+        self._durations = {name: row.duration_seconds for name, row in service_types.rows.items()}
+        self._running: dict[str, asyncio.Task[None]] = {}
+
+    async def build(self, user_id: str, service_type: ServiceType) -> None:
+        """Once, whoever asks while it runs. The build goes on when a caller is cancelled.
+
+        :raises DependencyUnavailable:
+        """
+        task = self._running.get(user_id)
+        if task is None:
+            task = self._running[user_id] = asyncio.create_task(self._build(user_id, service_type))
+            task.add_done_callback(lambda done: self._finished(user_id, done))
+        await asyncio.shield(task)
+
+    def _finished(self, user_id: str, task: asyncio.Task[None]) -> None:
+        del self._running[user_id]
+        if not task.cancelled():
+            task.exception()  # every waiter that is left has been told
+
+    async def close(self) -> None:
+        tasks = list(self._running.values())
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _build(self, user_id: str, service_type: ServiceType) -> None:
+        """Start anew when a settlement, an acknowledgement or an operator changed something in between."""
+        for _ in range(_TRIES):
+            snapshot = await self._admission.snapshot(user_id)
+            record = await self._storage.user(
+                user_id,
+                split_user(user_id)[0],
+                service_type.name,
+                service_type.duration_seconds,
+                durations=self._durations,
+                now=snapshot.now_ms // 1000,
+                pending=list(snapshot.rows),
+            )
+            loaded = await self._admission.load(
+                user_id,
+                snapshot,
+                tier=record.tier,
+                seconds=record.period_seconds,
+                index=record.period_index,
+                spent=_spent(snapshot, record),
+                block=record.block,
+                revoked=record.revoked_tokens,
+            )
+            if loaded:
+                self._metrics.rebuilds.inc()
+                return
+        raise DependencyUnavailable("redis")
+
+
+def _spent(snapshot: Snapshot, record: UserRecord) -> int:
+    """The ledger's sum, and the rows that are not in it yet, or in it at a price that was lowered since."""
+    spent = record.spent_nano
+    for name, (cost, admitted_ms) in snapshot.rows.items():
+        if admitted_ms // 1000 // record.period_seconds == record.period_index:
+            spent += cost - record.written.get(name, 0)
+    return spent

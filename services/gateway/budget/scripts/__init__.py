@@ -1,0 +1,1 @@
+"""The Lua scripts that decide about budgets; ``wire.Script`` reads them."""

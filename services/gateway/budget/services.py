@@ -1,0 +1,239 @@
+"""Budgets: the one object that the rest of the gateway talks to."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+import uuid
+from collections import OrderedDict
+from collections.abc import AsyncIterator
+
+from services.gateway.budget import admission as admission_module
+from services.gateway.budget import server_check
+from services.gateway.budget import totals as totals_module
+from services.gateway.budget.admission import Admission, Refusal, rate_limits
+from services.gateway.budget.charging import NOTHING, bounds, charge
+from services.gateway.budget.executor import Executor
+from services.gateway.budget.ledger import Ledger
+from services.gateway.budget.metrics import BudgetMetrics
+from services.gateway.budget.models import Ask, BudgetState, Delivery, RateLimits, Reservation, Timings
+from services.gateway.budget.reaper import Reaper
+from services.gateway.budget.rebuild import Rebuilder
+from services.gateway.budget.renewal import Renewals
+from services.gateway.budget.rows import Row, Settlement, settlement_of
+from services.gateway.budget.settlement import Settlements
+from services.gateway.budget.storage import LedgerStorage
+from services.gateway.budget.totals import Totals
+from services.gateway.budget.wire import Link
+from services.gateway.errors import BudgetExceeded, BudgetReserved, InvalidToken, RateLimited, UserBlocked
+from services.gateway.tokens.models import Principal
+from shared.errors import DependencyUnavailable, ServiceError
+from shared.metrics import Registry
+from shared.money import NANO
+from shared.postgres import Database
+from shared.service_types import ServiceType, ServiceTypes
+
+_TRIES = 5  # a rebuild, a tier, and what may change in between
+_REMEMBERED_TIERS = 10_000
+_NO_LIMITS = RateLimits(0, 0, 0, 0, 0, 0)
+
+
+class Budgets:
+    def __init__(
+        self,
+        executor: Executor,
+        database: Database,
+        service_types: ServiceTypes,
+        registry: Registry,
+        timings: Timings,
+    ) -> None:
+        who = uuid.uuid4().hex
+        self._rows = service_types.rows
+        self._timings = timings
+        self._metrics = BudgetMetrics(registry, service_types)
+        self._admission = Admission(executor, timings.lease)
+        storage = LedgerStorage(database)
+        self._rebuilder = Rebuilder(self._admission, storage, service_types, self._metrics)
+        self._ledger = Ledger(self._admission, storage, self._metrics, every=timings.flush)
+        self._settlements = Settlements(self._admission, self._metrics, self._on_settled)
+        self._ledger.settles_with(self._settlements.add)
+        self._renewals = Renewals(self._admission, self._metrics, every=timings.renew)
+        self._reaper = Reaper(
+            self._admission, self._ledger, self._metrics, who=who, every=timings.sweep, orphan=timings.orphan
+        )
+        self._totals = Totals(executor, storage, service_types, who=who, every=timings.totals)
+        self._checks: set[asyncio.Task[None]] = set()
+        executor.on_epoch(self._check_servers)
+        # Users whose tier is another than their service type's: known from the last answer, right or told again
+        self._tiers: OrderedDict[str, str] = OrderedDict()
+
+    @classmethod
+    @contextlib.asynccontextmanager
+    async def open(
+        cls,
+        redis_url: str,
+        database: Database,
+        service_types: ServiceTypes,
+        registry: Registry,
+        *,
+        timings: Timings | None = None,
+    ) -> AsyncIterator[Budgets]:
+        """Budgets with their background work. Leaving waits for settlements and rows, up to ``timings.drain`` each."""
+        timings = timings or Timings()
+        scripts = (*admission_module.SCRIPTS, *totals_module.SCRIPTS)
+        async with Executor.open(redis_url, scripts) as executor:
+            budgets = cls(executor, database, service_types, registry, timings)
+            work = (
+                budgets._settlements.run(),
+                budgets._ledger.run(),
+                budgets._renewals.run(),
+                budgets._reaper.run(),
+                budgets._totals.run(),
+            )
+            tasks = [asyncio.create_task(coroutine) for coroutine in work]
+            try:
+                yield budgets
+            finally:
+                unsettled = await budgets._settlements.drained(timings.drain)
+                for task in tasks:
+                    task.cancel()
+                await asyncio.gather(*tasks, return_exceptions=True)
+                await budgets._rebuilder.close()
+                await budgets._ledger.drained(timings.drain, unsettled, int(time.time() * 1000))
+
+    async def admit(self, ask: Ask) -> Reservation:
+        """Reserve the worst case of a request, before it goes out.
+
+        :raises BudgetExceeded, BudgetReserved, RateLimited: with the ``x-ratelimit-*`` headers.
+        :raises UserBlocked, InvalidToken: blocked, or the token revoked, since it was issued.
+        :raises DependencyUnavailable: Redis could not be asked, or PostgreSQL at the first sight of a user.
+        """
+        try:
+            reservation = await self._admit(ask)
+        except ServiceError as refusal:
+            self._metrics.refusals.inc(_reason(refusal), ask.principal.service_type.name)
+            raise
+        self._renewals.add(reservation)
+        return reservation
+
+    async def _admit(self, ask: Ask) -> Reservation:
+        principal = ask.principal
+        for _ in range(_TRIES):
+            tier = self._tier(principal)
+            limits = bounds(ask, tier.max_budget_nano)
+            self._totals.check(ask, limits.least)
+            try:
+                answer = await self._admission.admit(ask, tier, limits)
+            except (asyncio.CancelledError, DependencyUnavailable):
+                self._withdraw(ask, tier)
+                raise
+            if isinstance(answer, Reservation):
+                return answer
+            if answer.reason == "load":
+                await self._rebuilder.build(principal.user_id, principal.service_type)
+            elif answer.reason == "tier":
+                self._learn(principal, answer.tier)
+            else:
+                raise _refused(answer)
+        raise DependencyUnavailable("redis")
+
+    def settle(self, reservation: Reservation, delivery: Delivery) -> int:
+        """Settle a request, once; the charge in nano-dollars. Never waits, never fails: the work goes on by itself."""
+        cost = charge(reservation.ask, reservation.grant, delivery)
+        if reservation.settled:
+            return cost.cost_nano
+        reservation.settled = True
+        self._renewals.remove(reservation)
+        self._metrics.spend.inc(reservation.ask.principal.service_type.name, by=cost.cost_nano / NANO)
+        if cost.cost_nano > reservation.amount_nano:
+            self._metrics.overrun.inc(by=(cost.cost_nano - reservation.amount_nano) / NANO)
+        self._settlements.add(settlement_of(reservation, cost, delivery.outcome))
+        return cost.cost_nano
+
+    async def state(self, principal: Principal) -> BudgetState:
+        """What a user has left in the current period.
+
+        :raises UserBlocked, InvalidToken, DependencyUnavailable: as ``admit``.
+        """
+        for _ in range(_TRIES):
+            reason, *words = await self._admission.state(principal.user_id, principal.jti)
+            if reason == b"ok":
+                name, seconds, period, spent, reserved, *rates = words
+                tier = self._rows.get(name.decode(), principal.service_type)
+                return BudgetState(
+                    service_type=principal.service_type.name,
+                    tier=tier.name,
+                    max_budget_nano=tier.max_budget_nano,
+                    spent_nano=int(spent),
+                    reserved_nano=int(reserved),
+                    resets_at=float((int(period) + 1) * int(seconds)),
+                    rate_limits=rate_limits(tier, rates),
+                )
+            if reason != b"load":
+                raise _refused(Refusal(reason.decode()))
+            await self._rebuilder.build(principal.user_id, principal.service_type)
+        raise DependencyUnavailable("redis")
+
+    async def check(self, principal: Principal) -> None:
+        """:raises UserBlocked, InvalidToken, DependencyUnavailable: as ``admit``."""
+        await self.state(principal)
+
+    def _on_settled(self, row: Row, epoch: str, settlement: Settlement) -> None:
+        self._ledger.add(row, epoch, settlement)
+
+    def _check_servers(self, shards: list[int]) -> None:
+        """A server is met: warn if it is not fit for budgets."""
+        self._metrics.epoch_changes.inc()
+        for link in self._admission.executor.links():
+            task = asyncio.create_task(_check_server(link))
+            self._checks.add(task)
+            task.add_done_callback(self._checks.discard)
+
+    def _withdraw(self, ask: Ask, tier: ServiceType) -> None:
+        """Nobody knows whether the request was admitted. It will not go out: if it was, take that back."""
+        maybe = Reservation(ask, 0, 0, tier.duration_seconds, int(time.time() * 1000), _NO_LIMITS, "")
+        self._settlements.add(settlement_of(maybe, NOTHING, "abort", admitted=False))
+
+    def _tier(self, principal: Principal) -> ServiceType:
+        """The row that is expected to hold for a user."""
+        name = self._tiers.get(principal.user_id)
+        return self._rows.get(name, principal.service_type) if name is not None else principal.service_type
+
+    def _learn(self, principal: Principal, tier: str) -> None:
+        self._tiers.pop(principal.user_id, None)
+        if tier != principal.service_type.name:
+            self._tiers[principal.user_id] = tier
+            if len(self._tiers) > _REMEMBERED_TIERS:
+                self._tiers.popitem(last=False)
+
+
+async def _check_server(link: Link) -> None:
+    with contextlib.suppress(ConnectionError):
+        await server_check.check(link)
+
+
+def _refused(refusal: Refusal) -> ServiceError:
+    headers = refusal.rate_limits.headers() if refusal.rate_limits else {}
+    match refusal.reason:
+        case "exceeded":
+            return BudgetExceeded(retry_after=refusal.retry_after, headers=headers)
+        case "reserved":
+            return BudgetReserved(headers=headers)
+        case "rpm" | "tpm" | "streams":
+            return RateLimited(reason=refusal.reason, retry_after=refusal.retry_after, headers=headers)
+        case "blocked" | "revoked":
+            return UserBlocked()
+        case "token":
+            return InvalidToken("The access token was revoked.")
+        case _:  # "settled": withdrawn before it was admitted
+            return DependencyUnavailable("redis")
+
+
+def _reason(refusal: ServiceError) -> str:
+    """The metrics label."""
+    if isinstance(refusal, RateLimited):
+        return refusal.reason
+    if isinstance(refusal, DependencyUnavailable):
+        return "unavailable"
+    return {"user_blocked": "blocked", "invalid_token": "revoked"}.get(refusal.code, refusal.code)

@@ -1,0 +1,27 @@
+"""What the relay can be told: limits in bytes and seconds, defaults of a request."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class ChatConfig:
+    """Filled by the app from its settings; the defaults are the contract's. A time of 0 means no limit."""
+
+    max_body_bytes: int = 3 * 1024 * 1024
+    body_timeout: float = 30.0
+    temperature: float = 0.1
+    top_p: float = 0.01
+    max_completion_tokens: int = 8192
+    image_url_hosts: frozenset[str] = frozenset()
+    #: No data from LiteLLM for that long ends a request.
+    idle_timeout: float = 300.0
+    #: A whole request, however busy.
+    total_timeout: float = 0.0
+    #: A comment line after so much silence.
+    keepalive: float = 15.0
+    #: A client that takes nothing for that long is dropped.
+    slow_client: float = 30.0
+    #: Open chat requests of this process; one more is refused.
+    max_open_requests: int = 4096

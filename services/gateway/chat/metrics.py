@@ -1,0 +1,129 @@
+"""The metrics of chat. No label takes a value that a client can make up."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from shared.metrics import STREAM_BUCKETS, Registry
+
+RESULTS = ("success", "error", "abort")
+FINISH_REASONS = ("stop", "length", "tool_calls", "content_filter", "function_call", "other")
+TOKEN_BUCKETS = (10, 50, 100, 250, 500, 1000, 2500, 5000, 10000, 25000, 50000, 100000)
+OVERHEAD_BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0)
+
+#: Codes that say that the service, or what is behind it, failed; all others are about the request or its user.
+FAILURES = ("upstream_rate_limited", "upstream_error", "upstream_timeout", "unavailable", "server_error")
+REFUSALS = (
+    "budget_exceeded",
+    "budget_reserved",
+    "rate_limit_exceeded",
+    "request_too_large",
+    "invalid_model",
+    "invalid_request",
+    "invalid_token",
+    "user_blocked",
+)
+REASONS = (*REFUSALS, *FAILURES)
+
+Labels = tuple[str, str, str]
+"""Model (an exact name of the catalogue, or ``other``), service type, purpose."""
+
+
+class ChatMetrics:
+    """Declares its metrics in ``registry``; at most one per registry."""
+
+    def __init__(self, registry: Registry) -> None:
+        labels = ("model", "service_type", "purpose")
+        self._latency = registry.histogram(
+            "chat_completion_latency_seconds", "Admitted chat requests.", ("result", *labels), STREAM_BUCKETS
+        )
+        self._ttft = registry.histogram("chat_completion_ttft_seconds", "Time to the first event.", ("model",))
+        self._tokens = registry.counter("chat_tokens_total", "Tokens, as reported.", ("type", *labels))
+        self._per_request = registry.histogram(
+            "chat_tokens_per_request", "Tokens of a request, as reported.", ("type", "model"), TOKEN_BUCKETS
+        )
+        self._tool_calls = registry.counter("chat_tool_calls_total", "Tool calls.", ("model", "service_type"))
+        self._finish = registry.counter("chat_finish_reasons_total", "Choices, by their end.", ("reason", "model"))
+        self._rejections = registry.counter(
+            "chat_request_rejections_total", "Requests answered with an error.", ("reason", "model", "service_type")
+        )
+        self._availability = registry.counter(
+            "chat_availability_total", "Requests, by whether the service did its part.", ("outcome", "reason")
+        )
+        self._overhead = registry.histogram(
+            "gateway_overhead_seconds", "Time that the gateway adds to a request.", (), OVERHEAD_BUCKETS
+        )
+        self._upstream_refusals = registry.counter(
+            "litellm_refusals_total", "Users refused by LiteLLM's own budgets and limits.", ("code",)
+        )
+        self._slow = registry.counter("chat_slow_clients_total", "Clients dropped for taking nothing.")
+        self._availability.preset("success", "none")
+        for reason in FAILURES:
+            self._availability.preset("failure", reason)
+        for reason in (*REFUSALS, "abort"):
+            self._availability.preset("excluded", reason)
+        for code in ("budget_exceeded", "rate_limit_exceeded"):
+            self._upstream_refusals.preset(code)
+
+    def preset(self, models: Iterable[str], service_types: Iterable[str], purposes: Sequence[str]) -> None:
+        """Make the series of known values. May be called again when the catalogue has grown.
+
+        :param purposes: the label's values, `none` and `other` among them.
+        """
+        service_types = tuple(service_types)
+        for model in (*models, "other"):
+            self._ttft.preset(model)
+            for reason in FINISH_REASONS:
+                self._finish.preset(reason, model)
+            for kind in ("prompt", "completion"):
+                self._per_request.preset(kind, model)
+            for service_type in service_types:
+                self._tool_calls.preset(model, service_type)
+                for purpose in purposes:
+                    for result in RESULTS:
+                        self._latency.preset(result, model, service_type, purpose)
+                    for kind in ("prompt", "completion"):
+                        self._tokens.preset(kind, model, service_type, purpose)
+        for service_type in (*service_types, "none"):
+            for reason in REASONS:
+                self._rejections.preset(reason, "other", service_type)
+
+    def rejected(self, code: str, model: str, service_type: str) -> None:
+        """A request was answered with an error, or its stream ended with one."""
+        reason = code if code in REASONS else "server_error"
+        self._rejections.inc(reason, model, service_type)
+        self._availability.inc("failure" if reason in FAILURES else "excluded", reason)
+
+    def refused_upstream(self, code: str) -> None:
+        """LiteLLM answered an error, which the client gets under this code."""
+        if code in ("budget_exceeded", "rate_limit_exceeded"):
+            self._upstream_refusals.inc(code)
+
+    def finished(self, result: str, seconds: float, labels: Labels) -> None:
+        """An admitted request is over: one of ``RESULTS``."""
+        self._latency.observe(seconds, result, *labels)
+        if result == "success":
+            self._availability.inc("success", "none")
+        elif result == "abort":
+            self._availability.inc("excluded", "abort")
+
+    def tokens(self, prompt: int, completion: int, labels: Labels) -> None:
+        for kind, number in (("prompt", prompt), ("completion", completion)):
+            self._tokens.inc(kind, *labels, by=number)
+            self._per_request.observe(number, kind, labels[0])
+
+    def first_event(self, seconds: float, model: str) -> None:
+        self._ttft.observe(seconds, model)
+
+    def overhead(self, seconds: float) -> None:
+        self._overhead.observe(seconds)
+
+    def ended(self, tool_calls: int, reasons: Iterable[str], labels: Labels) -> None:
+        """What an answer held."""
+        if tool_calls:
+            self._tool_calls.inc(labels[0], labels[1], by=tool_calls)
+        for reason in reasons:
+            self._finish.inc(reason if reason in FINISH_REASONS else "other", labels[0])
+
+    def slow_client(self) -> None:
+        self._slow.inc()

@@ -1,0 +1,231 @@
+"""An admitted chat request: asked of LiteLLM, relayed to the client, settled exactly once."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Mapping
+from decimal import Decimal, InvalidOperation
+from typing import TYPE_CHECKING
+
+import aiohttp
+from aiohttp import web
+
+from services.gateway.budget.models import Delivery
+from services.gateway.chat.keys import Chat
+from services.gateway.chat.metrics import Labels
+from services.gateway.chat.request import ChatRequest
+from services.gateway.chat.stream import WRITE_BUFFER, StreamFailed, StreamRelay
+from services.gateway.chat.tally import Tally
+from services.gateway.chat.watch import Watch
+from services.gateway.errors import InvalidToken, UpstreamError, UpstreamTimeout, UserBlocked
+from services.gateway.upstream.classify import UpstreamFailure, classify, read_event_failure, read_failure
+from shared import logs
+from shared.errors import ServiceError
+
+if TYPE_CHECKING:
+    from services.gateway.budget.models import Reservation
+
+_log = logs.logger("relay")
+
+#: Seconds that LiteLLM gets to end an answer after ``[DONE]``, so that its connection can be used again.
+AFTER_DONE = 1.0
+STREAM_HEADERS = {
+    "Content-Type": "text/event-stream; charset=utf-8",
+    "Cache-Control": "no-store",
+    "X-Accel-Buffering": "no",
+}
+
+
+class Exchange:
+    """One admitted request. ``run`` is its whole life.
+
+    :param headers: for LiteLLM, beside the pool's own.
+    :param started: ``time.perf_counter()`` when the request came.
+    """
+
+    def __init__(
+        self,
+        request: web.Request,
+        chat: Chat,
+        asked: ChatRequest,
+        reservation: Reservation,
+        headers: Mapping[str, str],
+        labels: Labels,
+        started: float,
+    ) -> None:
+        self._request = request
+        self._chat = chat
+        self._reservation = reservation
+        self._body = asked.encode(reservation.ask.principal.user_id, reservation.grant)
+        self._upstream_headers = headers
+        self._labels = labels
+        self._started = started
+        self._call = chat.litellm.call()
+        self._tally = Tally(show_usage=asked.wants_usage)
+        self._stream: StreamRelay | None = None
+        if asked.stream:
+            response = web.StreamResponse(headers={**STREAM_HEADERS, **self._limits()})
+            self._stream = StreamRelay(request, response, self._tally, self._begun)
+        self._outcome = "error"
+        self._refused = False
+        self._cost: Decimal | None = None
+        self._overhead = 0.0
+        self._asked_at = self._answered_at = 0.0
+
+    async def run(self) -> web.StreamResponse:
+        """Returns the response: whole, or a stream that is over (one that broke ended with an error event).
+
+        :raises ServiceError: the answer is a plain error; nothing was sent to the client.
+        :raises CancelledError, ConnectionError: the client has left.
+        """
+        stream = self._stream
+        watch = Watch(
+            self._chat.config,
+            on_quiet=stream.keep_alive if stream else None,
+            backlog=self._backlog,
+            drop=self._drop,
+        )
+        self._chat.open_requests.watch(watch)
+        self._reservation.on_revoked = lambda why: watch.end(UserBlocked() if why == "blocked" else InvalidToken())
+        failure: ServiceError | None = None
+        try:
+            async with self._call:
+                response = await (self._relay(stream, watch) if stream else self._answer(watch))
+            self._outcome = "success"
+        except (asyncio.CancelledError, ConnectionError) as left:
+            failure = watch.caught() if isinstance(left, asyncio.CancelledError) else None
+            if failure is None:
+                self._outcome = "success" if stream and stream.complete else "abort"
+                raise
+        except ServiceError as error:
+            failure = error
+        finally:
+            watch.stop()
+            self._chat.open_requests.unwatch(watch)
+            self._reservation.on_revoked = None
+            if watch.dropped:
+                self._chat.metrics.slow_client()
+            if isinstance(failure, UpstreamTimeout):
+                self._outcome = "timeout"
+            charged = self._settle()
+        return response if failure is None else await self._fail(failure, charged)
+
+    async def _relay(self, stream: StreamRelay, watch: Watch) -> web.StreamResponse:
+        upstream = await self._post()
+        transport = self._request.transport
+        if transport is not None:
+            transport.set_write_buffer_limits(high=WRITE_BUFFER)
+        try:
+            await stream.pump(upstream.content, watch)
+        except StreamFailed as failed:
+            self._refused = not stream.begun
+            raise self._classify(read_event_failure(failed.error), upstream) from None
+        if not upstream.content.at_eof():
+            watch.stop()
+            await self._call.read_to_end(AFTER_DONE)
+        return stream.response
+
+    async def _answer(self, watch: Watch) -> web.StreamResponse:
+        upstream = await self._post()
+        body = await self._call.read_answer(watch.touch)
+        now = time.perf_counter()
+        self._tally.read_answer(body)
+        if self._tally.error is not None:
+            self._refused = True
+            raise self._classify(read_event_failure(self._tally.error), upstream)
+        if not self._tally.started:
+            raise UpstreamError("The model's answer is not JSON.")
+        self._cost = _cost(upstream.headers.get("x-litellm-response-cost"))
+        response = web.Response(
+            body=body,
+            headers={"Content-Type": "application/json", "Cache-Control": "no-store", **self._limits()},
+        )
+        self._chat.metrics.overhead(self._asked_at - self._started + time.perf_counter() - now)
+        return response
+
+    async def _post(self) -> aiohttp.ClientResponse:
+        """:raises ServiceError: LiteLLM did not answer 200."""
+        body, self._body = self._body, b""  # a stream is long, and its request may be large
+        self._asked_at = time.perf_counter()
+        upstream = await self._call.post(body, self._upstream_headers)
+        if upstream.status != 200:
+            self._refused = True
+            raise self._classify(read_failure(upstream.status, await self._call.read_error()), upstream)
+        return upstream
+
+    def _classify(self, failure: UpstreamFailure, upstream: aiohttp.ClientResponse) -> ServiceError:
+        reservation = self._reservation
+        period_end = (reservation.period_index + 1) * reservation.period_seconds
+        error = classify(failure, upstream.headers, seconds_to_reset=max(1.0, period_end - time.time()))
+        self._chat.metrics.refused_upstream(error.code)
+        _log.warning(
+            "litellm refused",
+            status=failure.status,
+            type=failure.type[:64],
+            code=failure.code[:64],
+            answered=error.code,
+            model=self._labels[0],
+        )
+        return error
+
+    async def _fail(self, error: ServiceError, charged: int) -> web.StreamResponse:
+        stream = self._stream
+        if stream is not None and stream.committed:
+            self._chat.metrics.rejected(error.code, self._labels[0], self._labels[1])
+            await stream.fail(error)
+            return stream.response
+        if charged and isinstance(error, UpstreamError | UpstreamTimeout):
+            error.should_retry = False
+        error.headers.update(self._limits())
+        raise error
+
+    def _limits(self) -> dict[str, str]:
+        headers = self._reservation.rate_limits.headers()
+        if self._reservation.lowered:
+            headers["x-mlpa-max-completion-tokens"] = str(self._reservation.grant)
+        return headers
+
+    def _begun(self) -> None:
+        """The first event has gone out."""
+        seconds = time.perf_counter() - self._started
+        self._chat.metrics.first_event(seconds, self._labels[0])
+        self._chat.metrics.overhead(self._asked_at - self._started)
+
+    def _settle(self) -> int:
+        tally, metrics = self._tally, self._chat.metrics
+        usage = tally.usage
+        charged = self._chat.budgets.settle(
+            self._reservation,
+            Delivery(
+                outcome=self._outcome,
+                sent=self._call.sent,
+                refused=self._refused,
+                usage=usage,
+                response_cost=self._cost,
+                relayed_bytes=tally.text,
+                stream=self._stream is not None,
+            ),
+        )
+        result = "error" if self._outcome == "timeout" else self._outcome
+        metrics.finished(result, time.perf_counter() - self._started, self._labels)
+        if usage is not None:
+            metrics.tokens(usage.prompt_tokens, usage.completion_tokens, self._labels)
+        metrics.ended(len(tally.tools), tally.finished.values(), self._labels)
+        return charged
+
+    def _backlog(self) -> int:
+        transport = self._request.transport
+        return 0 if transport is None else transport.get_write_buffer_size()
+
+    def _drop(self) -> None:
+        transport = self._request.transport
+        if transport is not None:
+            transport.abort()
+
+
+def _cost(text: str | None) -> Decimal | None:
+    try:
+        return Decimal(text) if text else None
+    except InvalidOperation:
+        return None

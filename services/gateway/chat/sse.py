@@ -1,0 +1,100 @@
+"""Server-sent events over bytes: where events end, and what an event's data is (WHATWG HTML, section 9.2).
+
+A line ends with CRLF, LF or CR; an event ends with an empty line. Nothing here changes or decodes what goes by.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+#: The most that is held of an event which has not ended.
+MAX_UNFINISHED = 1024 * 1024
+
+BOM = b"\xef\xbb\xbf"
+_END = re.compile(rb"(?>\r\n|\n|\r)(?>\r\n|\n|\r)")
+_LINE = re.compile(rb"\r\n|\n|\r")
+
+
+class EventTooLong(Exception):
+    """An event went on for more than ``MAX_UNFINISHED`` bytes."""
+
+
+class Framer:
+    """Cuts a stream of reads where events end, and holds the unfinished rest."""
+
+    __slots__ = ("_held",)
+
+    def __init__(self) -> None:
+        self._held = bytearray()
+
+    @property
+    def between_events(self) -> bool:
+        """Whether a comment may be put in here."""
+        return not self._held
+
+    def push(self, data: bytes) -> bytes:
+        """All that is finished with this read: whole events, as they came.
+
+        :raises EventTooLong:
+        """
+        held = self._held
+        if not held:
+            if data.endswith(b"\n\n"):  # nearly every read
+                return data
+            end = _last_end(data, 0)
+            if end == 0 and not data.strip(b"\r\n"):
+                return data  # the rest of an event's end, or idle empty lines
+            held += data[end:]
+            data = data[:end]
+        else:
+            start = max(0, len(held) - 3)
+            held += data
+            end = _last_end(held, start)
+            data = bytes(held[:end])
+            del held[:end]
+        if held and not held.strip(b"\r\n"):
+            data += held
+            held.clear()
+        if len(held) > MAX_UNFINISHED:
+            raise EventTooLong
+        return data
+
+    def rest(self) -> bytes:
+        """What is left when the stream has ended: an event without its end, or nothing."""
+        left = bytes(self._held)
+        self._held.clear()
+        return left
+
+
+def _last_end(data: bytes | bytearray, start: int) -> int:
+    """Where the last finished event ends, looking from ``start``; 0 when none does."""
+    if data.find(b"\r", start) < 0:
+        return data.rfind(b"\n\n", start) + 2 if data.find(b"\n\n", start) >= 0 else 0
+    end = 0
+    for match in _END.finditer(data, start):
+        end = match.end()
+    return end
+
+
+def events(block: bytes) -> Iterator[bytes]:
+    """The events of a block that ends where an event ends, each with its end, so that they join to the block."""
+    start = 0
+    for match in _END.finditer(block):
+        yield block[start : match.end()]
+        start = match.end()
+    if start < len(block):
+        yield block[start:]
+
+
+def parse(event: bytes) -> tuple[bytes, bytes | None]:
+    """An event's type (empty when it has none) and its data; None without a data line, as for a comment."""
+    kind = b""
+    data: list[bytes] = []
+    for line in _LINE.split(event.removeprefix(BOM)):
+        name, _, value = line.partition(b":")
+        if name == b"data":
+            data.append(value.removeprefix(b" "))
+        elif name == b"event":
+            kind = value.removeprefix(b" ")
+    return kind, b"\n".join(data) if data else None

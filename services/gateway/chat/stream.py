@@ -1,0 +1,166 @@
+"""One stream of events on its way from LiteLLM to the client."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import aiohttp
+from aiohttp import web
+
+from services.gateway.chat.sse import EventTooLong, Framer
+from services.gateway.chat.tally import Tally
+from services.gateway.chat.watch import Watch
+from services.gateway.errors import UpstreamError, error_event
+from shared.errors import ServiceError
+
+COMMENT = b": keep-alive\n\n"
+#: Bytes that wait for a client in this process before LiteLLM is read no further.
+WRITE_BUFFER = 32 * 1024
+#: Comments that are held back before the first event, at most.
+MAX_HELD = 64 * 1024
+#: Seconds that a client gets to take the error event which ends its stream.
+FAREWELL = 2.0
+
+
+class StreamFailed(Exception):
+    """LiteLLM sent an error event; ``error`` is its error object."""
+
+    def __init__(self, error: Any) -> None:
+        super().__init__()
+        self.error = error
+
+
+class StreamRelay:
+    """Relays events as they get complete.
+
+    The response is committed with the first event, or the first comment when that takes long (``committed``).
+    ``begun``: an event was relayed. ``complete``: the client has all of a stream that ended well.
+
+    :param on_begin: called when the first event has gone out.
+    """
+
+    __slots__ = ("_commit", "_framer", "_held", "_on_begin", "_request", "_tally", "begun", "complete", "response")
+
+    def __init__(
+        self, request: web.Request, response: web.StreamResponse, tally: Tally, on_begin: Callable[[], None]
+    ) -> None:
+        self._request = request
+        self.response = response
+        self._tally = tally
+        self._on_begin = on_begin
+        self._framer = Framer()
+        self._held = b""
+        self._commit = asyncio.Lock()
+        self.begun = False
+        self.complete = False
+
+    @property
+    def committed(self) -> bool:
+        return self.response.prepared
+
+    async def pump(self, content: aiohttp.StreamReader, watch: Watch) -> None:
+        """Relay to the end. Returns when the stream ended well.
+
+        :raises StreamFailed: with an error event.
+        :raises UpstreamError: in any other bad way.
+        :raises ConnectionError: the client has left.
+        """
+        read, push, write = content.readany, self._framer.push, self.response.write
+        tally = self._tally
+        now = asyncio.get_running_loop().time
+        while True:
+            try:
+                data = await read()
+            except aiohttp.ClientError as error:
+                await self._end(watch, error)
+                return
+            if not data:
+                await self._end(watch, None)
+                return
+            watch.seen = now()
+            try:
+                block = tally.read(push(data))
+            except EventTooLong as error:
+                raise UpstreamError("The model's answer has an event without an end.") from error
+            watch.writing = True
+            if tally.over:
+                await self._finish(block)
+                return
+            if self.begun:
+                if block:
+                    await write(block)
+            elif block:
+                await self._begin(block)
+            watch.writing = False
+            watch.seen = now()
+
+    async def _begin(self, block: bytes) -> None:
+        """Before the first event: comments are held back, so that an error can still be a plain answer."""
+        self._held += block
+        if not self._tally.started and len(self._held) < MAX_HELD:
+            return
+        await self._prepare()
+        block, self._held = self._held, b""
+        await self.response.write(block)
+        if self._tally.started:
+            self.begun = True
+            self._on_begin()
+
+    async def _prepare(self) -> None:
+        async with self._commit:  # a comment and the first event may meet here
+            if not self.response.prepared:
+                await self.response.prepare(self._request)
+
+    async def _finish(self, block: bytes) -> None:
+        """The last events, which end with ``[DONE]`` or were followed by an error."""
+        if self._tally.done:
+            await self._prepare()
+            await self.response.write_eof(self._held + block)
+            if not self.begun:
+                self._on_begin()
+            self.begun = self.complete = True
+            return
+        if block and self._tally.started:
+            await self._begin(block)
+        raise StreamFailed(self._tally.error)
+
+    async def _end(self, watch: Watch, broken: aiohttp.ClientError | None) -> None:
+        """LiteLLM has ended the stream, or the connection broke."""
+        tally = self._tally
+        watch.writing = True
+        block = tally.read_last(self._framer.rest())
+        if tally.over:
+            await self._finish(block)
+            return
+        if block:
+            await self._begin(block)
+        if broken is not None or not tally.finished:
+            raise UpstreamError("The model's answer was cut short.") from broken
+        await self.response.write_eof()
+        self.complete = True
+
+    async def keep_alive(self) -> None:
+        """Tell the client that the connection lives. Nothing is put into an event."""
+        if self.complete or not self._framer.between_events:
+            return
+        try:
+            await self._prepare()
+            held, self._held = self._held, b""
+            await self.response.write(held + COMMENT)
+        except ConnectionError:
+            pass  # the request learns of it by itself
+
+    async def fail(self, error: ServiceError) -> None:
+        """End a committed stream with an error event, without ``[DONE]``."""
+        self.response.force_close()
+        try:
+            async with asyncio.timeout(FAREWELL):
+                await self.response.write_eof(error_event(error))
+        except TimeoutError:
+            transport = self._request.transport
+            if transport is not None:
+                transport.abort()
+        except ConnectionError:
+            pass  # nobody is left to be told

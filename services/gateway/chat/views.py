@@ -1,0 +1,87 @@
+"""`POST /v1/chat/completions`."""
+
+from __future__ import annotations
+
+import re
+import time
+import uuid
+
+from aiohttp import web
+
+from services.gateway.budget.models import Ask
+from services.gateway.chat.keys import CHAT, Chat
+from services.gateway.chat.relay import Exchange
+from services.gateway.chat.request import ChatRequest, parse, read_body
+from services.gateway.errors import InvalidModel, RequestTooLarge
+from shared.errors import DependencyUnavailable, ServiceError
+from shared.web import REQUEST_ID
+
+#: W3C Trace Context, version 00.
+_TRACEPARENT = re.compile(r"00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
+
+
+async def chat_completions(request: web.Request) -> web.StreamResponse:
+    """Authenticate, validate, admit, relay. Errors are raised as ServiceError until a stream has begun."""
+    chat = request.app[CHAT]
+    seen = _Seen()
+    try:
+        with chat.open_requests.place():
+            exchange = await _admit(request, chat, seen)
+            return await exchange.run()
+    except ServiceError as error:
+        chat.metrics.rejected(error.code, seen.model, seen.service_type)
+        raise
+
+
+class _Seen:
+    """What is known of a request so far, for the metrics of a refusal."""
+
+    __slots__ = ("model", "service_type", "started")
+
+    def __init__(self) -> None:
+        self.started = time.perf_counter()
+        self.model = "other"
+        self.service_type = "none"
+
+
+async def _admit(request: web.Request, chat: Chat, seen: _Seen) -> Exchange:
+    """The request up to its admission. Nothing is owed if this raises."""
+    principal = await chat.authenticate(request)
+    row = principal.service_type
+    seen.service_type = row.name
+    asked = parse(await read_body(request, chat.config), chat.config)
+    model = chat.models.get(asked.model)
+    if not chat.models.loaded:
+        raise DependencyUnavailable("litellm")
+    if model is None or not row.allows_model(asked.model):
+        raise InvalidModel
+    seen.model = model.name
+    if not chat.litellm.healthy:
+        raise DependencyUnavailable("litellm")
+    _check_window(asked, model.context_window)
+    request_id = request.get(REQUEST_ID) or uuid.uuid4().hex
+    purpose = row.purpose(request.headers.get("purpose"))
+    reservation = await chat.budgets.admit(
+        Ask(
+            id=uuid.uuid4().hex,
+            request_id=request_id,
+            principal=principal,
+            model=model,
+            purpose=purpose,
+            prompt_bound=asked.prompt.bound(model),
+            estimated_prompt_tokens=asked.prompt.estimate,
+            limit=asked.limit,
+            n=asked.n,
+        )
+    )
+    headers = {"X-Request-ID": request_id}
+    trace = request.headers.get("traceparent")
+    if trace and _TRACEPARENT.fullmatch(trace):
+        headers["traceparent"] = trace
+    return Exchange(request, chat, asked, reservation, headers, (model.name, row.name, purpose), seen.started)
+
+
+def _check_window(asked: ChatRequest, window: int | None) -> None:
+    """Refuse what is too large by its likely size. By its bound, a fourth of most windows would be all one gets."""
+    if window is not None and asked.prompt.estimate > window:
+        raise RequestTooLarge("The prompt is larger than the model's context window.", param="messages")

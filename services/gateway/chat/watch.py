@@ -1,0 +1,136 @@
+"""The clock of one request, and the way to end it from outside.
+
+One lazily moved timer per request instead of a timeout per read: data only notes the time. What ends a request from
+outside (a time limit, a block, a drain) cancels its task, and is told apart from a client that left by the error
+that it leaves here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from services.gateway.chat.config import ChatConfig
+from services.gateway.errors import UpstreamTimeout
+from shared.errors import ServiceError
+
+if TYPE_CHECKING:
+    from collections.abc import Coroutine
+
+_NEVER = float("inf")
+
+
+class Watch:
+    """:param on_quiet: called after each ``keepalive`` seconds of silence; what it returns runs as a task.
+    :param backlog: bytes that wait for the client in this process.
+    :param drop: drops the client's connection, which cancels the request.
+    """
+
+    __slots__ = (
+        "_backlog",
+        "_config",
+        "_deadline",
+        "_drop",
+        "_loop",
+        "_on_quiet",
+        "_quiet",
+        "_spoke",
+        "_stuck",
+        "_stuck_since",
+        "_task",
+        "_timer",
+        "dropped",
+        "error",
+        "seen",
+        "writing",
+    )
+
+    def __init__(
+        self,
+        config: ChatConfig,
+        *,
+        on_quiet: Callable[[], Coroutine[None, None, None]] | None,
+        backlog: Callable[[], int],
+        drop: Callable[[], None],
+    ) -> None:
+        self._config = config
+        self._loop = asyncio.get_running_loop()
+        self._task = asyncio.current_task()
+        self._on_quiet = on_quiet
+        self._backlog = backlog
+        self._drop = drop
+        #: Loop time of the last data; whoever reads or has written sets it.
+        self.seen = self._spoke = self._loop.time()
+        self._deadline = self.seen + config.total_timeout if config.total_timeout else _NEVER
+        #: True while a write to the client is under way, which may wait for the client.
+        self.writing = False
+        self._stuck = -1
+        self._stuck_since = self.seen
+        #: What ended the request from outside.
+        self.error: ServiceError | None = None
+        #: The client took nothing for too long.
+        self.dropped = False
+        self._quiet: asyncio.Task[None] | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._arm()
+
+    def touch(self) -> None:
+        """There was data."""
+        self.seen = self._loop.time()
+
+    def end(self, error: ServiceError) -> None:
+        """End the request with this error, unless it is over or being ended already."""
+        if self.error is None and self._timer is not None and self._task is not None:
+            self.error = error
+            self._task.cancel()
+
+    def caught(self) -> ServiceError | None:
+        """What a cancellation was: ``end``'s error, or None for a client that left or a task that is to end."""
+        if self.error is not None and self._task is not None and self._task.uncancel() == 0:
+            return self.error
+        return None
+
+    def stop(self) -> None:
+        """The request is over; nothing ends it any more."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self._quiet is not None:
+            self._quiet.cancel()
+            self._quiet = None
+
+    def _arm(self) -> None:
+        config = self._config
+        at = self._deadline
+        for since, limit in ((self.seen, config.idle_timeout), (self._loop.time(), config.slow_client)):
+            if limit:
+                at = min(at, since + limit)
+        if self._on_quiet is not None and config.keepalive:
+            at = min(at, max(self.seen, self._spoke) + config.keepalive)
+        self._timer = self._loop.call_at(max(at, self._loop.time() + 0.001), self._tick)
+
+    def _tick(self) -> None:
+        now = self._loop.time()
+        config = self._config
+        if now >= self._deadline:
+            self.end(UpstreamTimeout("The answer took too long."))
+        elif self.writing:
+            self._look_at_client(now)
+        elif config.idle_timeout and now - self.seen >= config.idle_timeout:
+            self.end(UpstreamTimeout())
+        elif config.keepalive and now - max(self.seen, self._spoke) >= config.keepalive and self._on_quiet is not None:
+            self._spoke = now
+            if self._quiet is None or self._quiet.done():
+                self._quiet = self._loop.create_task(self._on_quiet())
+        if self.error is None and not self.dropped:
+            self._arm()
+
+    def _look_at_client(self, now: float) -> None:
+        waiting = self._backlog()
+        self.seen = now  # not LiteLLM's silence
+        if waiting != self._stuck:
+            self._stuck, self._stuck_since = waiting, now
+        elif self._config.slow_client and now - self._stuck_since >= self._config.slow_client:
+            self.dropped = True
+            self._drop()

@@ -1,0 +1,11 @@
+"""What the handlers of the gateway find in their app, beside those of chat."""
+
+from aiohttp import web
+
+from services.gateway.budget.prices import Catalogue
+from services.gateway.budget.services import Budgets
+from services.gateway.settings import GatewaySettings
+
+SETTINGS = web.AppKey("settings", GatewaySettings)
+BUDGETS = web.AppKey("budgets", Budgets)
+CATALOGUE = web.AppKey("catalogue", Catalogue)

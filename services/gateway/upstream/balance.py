@@ -1,0 +1,91 @@
+"""Which instance of LiteLLM the next request goes to.
+
+The one with the fewest open requests for its weight. An instance is out after two failed health checks, and sits out
+for a while (doubling) after a connection to it failed; one that comes back is given more and more over some seconds.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from yarl import URL
+
+#: Failed checks in a row that take an instance out.
+FAILURES_TO_OUT = 2
+#: Seconds that a failed connection keeps an instance out: the first, the most.
+FIRST_PENALTY, MAX_PENALTY = 0.5, 30.0
+#: Seconds in which a returning instance is brought to its full share, and the share it begins with.
+SLOW_RETURN, LEAST_WEIGHT = 10.0, 0.1
+
+
+class Instance:
+    """One LiteLLM."""
+
+    __slots__ = ("_now", "_penalty", "_returned", "chat_url", "failed_checks", "open", "out_until", "url")
+
+    def __init__(self, url: URL, now: Callable[[], float] = time.monotonic) -> None:
+        self.url = url
+        self.chat_url = url / "v1" / "chat" / "completions"
+        self.open = 0
+        self.failed_checks = 0
+        self.out_until = 0.0
+        self._penalty = 0.0
+        self._returned = float("-inf")
+        self._now = now
+
+    @property
+    def healthy(self) -> bool:
+        return self.failed_checks < FAILURES_TO_OUT
+
+    def check_failed(self) -> None:
+        self.failed_checks += 1
+
+    def check_passed(self) -> None:
+        if not self.healthy:
+            self._returned = self._now()
+        self.failed_checks = 0
+
+    def connect_failed(self) -> None:
+        self._penalty = min(MAX_PENALTY, self._penalty * 2 or FIRST_PENALTY)
+        self.out_until = self._now() + self._penalty
+
+    def answered(self) -> None:
+        if self._penalty:
+            self._penalty = 0.0
+            self._returned = self._now()
+
+    def load(self, now: float) -> float:
+        """Open requests, this one included, for its weight."""
+        weight = LEAST_WEIGHT + (1 - LEAST_WEIGHT) * (now - self._returned) / SLOW_RETURN
+        return (self.open + 1) / min(1.0, weight)
+
+
+class Balancer:
+    """:param urls: base URLs, at least one."""
+
+    def __init__(self, urls: list[URL], now: Callable[[], float] = time.monotonic) -> None:
+        self.instances = [Instance(url, now) for url in urls]
+        self._now = now
+        self._turn = 0
+
+    @property
+    def healthy(self) -> bool:
+        return any(instance.healthy for instance in self.instances)
+
+    def pick(self, tried: set[Instance] | None = None) -> Instance | None:
+        """The instance for a request; None when all that remain are out, or were tried.
+
+        A lone instance is never out for a failed connection: there is nobody else to ask.
+        """
+        if len(self.instances) == 1:
+            only = self.instances[0]
+            return only if only.healthy and not tried else None
+        now = self._now()
+        usable = [each for each in self.instances if each.healthy and not (tried and each in tried)]
+        ready = [each for each in usable if each.out_until <= now] or usable
+        if not ready:
+            return None
+        self._turn += 1
+        start = self._turn % len(ready)
+        return min(ready[start:] + ready[:start], key=lambda each: each.load(now))

@@ -1,0 +1,141 @@
+"""What an error of LiteLLM means for the client: by status, `type`, `code` and headers, in every version since 1.84.
+
+A message is looked at only where LiteLLM tells two things apart in no other way, and then for the name that
+LiteLLM itself puts there. Nothing that upstream says reaches the client: it may name hosts, keys and deployments.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from services.gateway.errors import (
+    BudgetExceeded,
+    GatewayError,
+    InvalidModel,
+    InvalidRequest,
+    RateLimited,
+    RequestTooLarge,
+    UpstreamError,
+    UpstreamRateLimited,
+    UpstreamTimeout,
+)
+
+#: More of an error body is not read.
+MAX_ERROR_BODY = 64 * 1024
+
+_CONTEXT_WINDOW = re.compile(r"\bContextWindowExceededError\b")
+_UNKNOWN_MODEL = re.compile(r"\bInvalid model name passed in\b")
+_PARAM = re.compile(r"[A-Za-z0-9_.\[\]-]{1,64}")
+
+#: Types and codes that speak of the gateway's own key or LiteLLM's database, whatever the status.
+_OURS = frozenset(
+    {
+        "auth_error",
+        "token_not_found_in_db",
+        "no_db_connection",
+        "expired_key",
+        "key_model_access_denied",
+        "team_model_access_denied",
+        "user_model_access_denied",
+        "project_model_access_denied",
+        "org_model_access_denied",
+        "invalid_api_key",
+    }
+)
+
+
+@dataclass(frozen=True, slots=True)
+class UpstreamFailure:
+    """An error object with what it came with. ``status`` is the one that counts: the error's code within a stream."""
+
+    status: int
+    type: str
+    code: str
+    message: str
+    param: str | None
+
+
+def read_failure(status: int, body: bytes) -> UpstreamFailure:
+    """An error answer's object; FastAPI's `{"detail": ...}` and plain text are fine too."""
+    try:
+        given = msgspec.json.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        given = None
+    error = given.get("error", given.get("detail")) if isinstance(given, dict) else None
+    return read_error(status, error)
+
+
+def read_event_failure(error: Any) -> UpstreamFailure:
+    """The error object of an event: its `code` says which status it would have been."""
+    failure = read_error(500, error)
+    if failure.code.isdecimal() and 400 <= int(failure.code[:4]) <= 599:
+        return read_error(int(failure.code), error)
+    return failure
+
+
+def read_error(status: int, error: Any) -> UpstreamFailure:
+    if not isinstance(error, dict):
+        return UpstreamFailure(status, "", "", error if isinstance(error, str) else "", None)
+    inner = error.get("error")
+    if isinstance(inner, dict) and "type" not in error:
+        error = inner  # HTTPException(detail={"error": {...}})
+    param = error.get("param")
+    return UpstreamFailure(
+        status,
+        _text(error.get("type")),
+        _text(error.get("code")),
+        _text(error.get("message", inner)),
+        param if isinstance(param, str) and _PARAM.fullmatch(param) and param != "None" else None,
+    )
+
+
+def classify(failure: UpstreamFailure, headers: Mapping[str, str], *, seconds_to_reset: float) -> GatewayError:
+    """The error that the client gets.
+
+    :param seconds_to_reset: until the user's budget period ends.
+    """
+    status, kind, code = failure.status, failure.type, failure.code
+    if "budget_exceeded" in (kind, code):
+        return BudgetExceeded(retry_after=seconds_to_reset)
+    if kind in _OURS or code in _OURS or status in (401, 403, 404):
+        return UpstreamError()
+    if status == 429:
+        return _limited(failure, headers)
+    if status in (408, 504):
+        return UpstreamTimeout()
+    if status == 413 or code == "context_length_exceeded" or _CONTEXT_WINDOW.search(failure.message):
+        return RequestTooLarge("The prompt is larger than the model's context window.")
+    if status in (400, 422):
+        if code == "model_not_found" or _UNKNOWN_MODEL.search(failure.message):
+            return InvalidModel()
+        return InvalidRequest("The model's provider refused the request.", param=failure.param)
+    return UpstreamError()
+
+
+def _limited(failure: UpstreamFailure, headers: Mapping[str, str]) -> GatewayError:
+    """LiteLLM's own limit says which (`rate_limit_type`); anything else was the provider's, or a deployment's."""
+    provider_wait = _seconds(headers.get("llm_provider-retry-after"))
+    wait = provider_wait if provider_wait is not None else _seconds(headers.get("retry-after"))
+    if headers.get("rate_limit_type") and provider_wait is None:
+        return RateLimited(reason="upstream", retry_after=wait if wait is not None else 1)
+    return UpstreamRateLimited(retry_after=wait)
+
+
+def _seconds(text: str | None) -> float | None:
+    """A Retry-After in seconds, at most an hour; dates and nonsense count as absent."""
+    try:
+        seconds = float(text or "")
+    except ValueError:
+        return None
+    return min(seconds, 3600.0) if seconds >= 0 else None
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, str):
+        return value
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) else ""

@@ -1,0 +1,229 @@
+"""Asking LiteLLM: one pool of connections, and one `Call` per chat request."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Self
+
+import aiohttp
+from multidict import CIMultiDict
+from yarl import URL
+
+from services.gateway.errors import UpstreamError, UpstreamTimeout
+from services.gateway.upstream.balance import Balancer, Instance
+from services.gateway.upstream.classify import MAX_ERROR_BODY
+from services.gateway.upstream.connector import Connector, Wire, wire
+from services.gateway.upstream.health import HealthChecks
+from shared.errors import DependencyUnavailable
+
+#: What is buffered of an answer before reading from LiteLLM pauses, twice this at most.
+READ_BUFFER = 16 * 1024
+#: A whole answer (not a stream) may not be larger.
+MAX_ANSWER = 32 * 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class UpstreamConfig:
+    """:param base_urls: LiteLLM's instances. Times are seconds."""
+
+    base_urls: tuple[str, ...]
+    virtual_key: str | None = None
+    connect_timeout: float = 5.0
+    #: Idle connections are dropped before LiteLLM's server (5 s) does, so that no request meets one being closed.
+    keepalive: float = 4.0
+    health_interval: float = 5.0
+    health_timeout: float = 2.0
+
+
+class LiteLLM:
+    """The instances of LiteLLM, seen as one."""
+
+    def __init__(self, config: UpstreamConfig, session: aiohttp.ClientSession) -> None:
+        self.balancer = Balancer([URL(url.rstrip("/")) for url in config.base_urls])
+        self._session = session
+        self._headers = CIMultiDict(
+            {
+                "Content-Type": "application/json",
+                "Accept": "*/*",
+                "Accept-Encoding": "identity",
+                "User-Agent": "mlpa-gateway",
+            }
+        )
+        if config.virtual_key:
+            self._headers["Authorization"] = f"Bearer {config.virtual_key}"
+        self._health_timeout = aiohttp.ClientTimeout(total=config.health_timeout)
+
+    @classmethod
+    @asynccontextmanager
+    async def open(cls, config: UpstreamConfig) -> AsyncIterator[LiteLLM]:
+        """Opens the pool and begins the health checks; both end with the block."""
+        session = aiohttp.ClientSession(
+            connector=Connector(keepalive=config.keepalive),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            timeout=aiohttp.ClientTimeout(total=None, sock_connect=config.connect_timeout),
+            auto_decompress=False,
+            read_bufsize=READ_BUFFER,
+            trust_env=False,
+        )
+        async with session:
+            litellm = cls(config, session)
+            async with HealthChecks(litellm.balancer, litellm.check, config.health_interval):
+                yield litellm
+
+    @property
+    def healthy(self) -> bool:
+        """False after two failed health checks of every instance, until one passes."""
+        return self.balancer.healthy
+
+    def call(self) -> Call:
+        """A chat request to be made: ``async with litellm.call() as call``."""
+        return Call(self._session, self.balancer, self._headers)
+
+    async def check(self, instance: Instance) -> bool:
+        """Whether an instance answers its liveness check."""
+        try:
+            async with self._session.get(
+                instance.url / "health" / "liveliness", timeout=self._health_timeout, allow_redirects=False
+            ) as response:
+                return response.status == 200
+        except (aiohttp.ClientError, TimeoutError):
+            return False
+
+    async def model_info(self) -> bytes:
+        """The body of ``/model/info``, not decoded, since prices are not to become floats.
+
+        :raises DependencyUnavailable: it could not be had.
+        """
+        instance = self.balancer.pick() or self.balancer.instances[0]
+        try:
+            async with self._session.get(
+                instance.url / "model" / "info",
+                headers=self._headers,
+                timeout=aiohttp.ClientTimeout(total=10),
+                allow_redirects=False,
+            ) as response:
+                if response.status != 200:
+                    raise DependencyUnavailable("litellm")
+                return await response.read()
+        except (aiohttp.ClientError, TimeoutError) as error:
+            raise DependencyUnavailable("litellm") from error
+
+
+class Call:
+    """One request to LiteLLM. Leaving the block ends it: at once, unless the answer was read to its end."""
+
+    __slots__ = ("_balancer", "_headers", "_instance", "_response", "_session", "_wire")
+
+    def __init__(self, session: aiohttp.ClientSession, balancer: Balancer, headers: CIMultiDict[str]) -> None:
+        self._session = session
+        self._balancer = balancer
+        self._headers = headers
+        self._instance: Instance | None = None
+        self._response: aiohttp.ClientResponse | None = None
+        self._wire = Wire()
+
+    @property
+    def sent(self) -> bool:
+        """Whether any byte of the request may have gone out."""
+        return self._wire.used
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        response = self._response
+        if response is None or not response.closed:
+            self._wire.cut()
+            if response is not None:
+                response.close()
+        self._leave()
+
+    async def post(self, body: bytes, headers: Mapping[str, str]) -> aiohttp.ClientResponse:
+        """Send the request; returns when the answer's headers are there.
+
+        Where no connection could be had, nothing was sent, and the next instance is asked.
+
+        :raises UpstreamError: no connection, or none that lasted until the headers.
+        :raises UpstreamTimeout: no instance took the connection in time.
+        """
+        sent_headers = self._headers.copy()
+        sent_headers.update(headers)
+        wire.set(self._wire)
+        tried: set[Instance] = set()
+        failure: Exception | None = None
+        while (instance := self._balancer.pick(tried)) is not None:
+            self._enter(instance)
+            try:
+                response = await self._session.post(
+                    instance.chat_url, data=body, headers=sent_headers, allow_redirects=False
+                )
+            except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
+                failure = error
+                instance.connect_failed()
+                tried.add(instance)
+                self._leave()
+                continue
+            except aiohttp.ClientError as error:
+                raise UpstreamError from error
+            instance.answered()
+            self._response = response
+            return response
+        if isinstance(failure, aiohttp.ConnectionTimeoutError):
+            raise UpstreamTimeout from failure
+        raise UpstreamError from failure
+
+    async def read_error(self) -> bytes:
+        """What there is of an error's body, up to a limit."""
+        assert self._response is not None
+        parts, size = [], 0
+        try:
+            while size < MAX_ERROR_BODY and (part := await self._response.content.readany()):
+                parts.append(part)
+                size += len(part)
+        except aiohttp.ClientError:
+            pass  # the status says enough
+        return b"".join(parts)
+
+    async def read_answer(self, on_data: Callable[[], None]) -> bytes:
+        """The whole body.
+
+        :param on_data: called as parts of it come.
+        :raises UpstreamError: it was cut short, or is too large.
+        """
+        assert self._response is not None
+        parts, size = [], 0
+        try:
+            while part := await self._response.content.readany():
+                on_data()
+                parts.append(part)
+                size += len(part)
+                if size > MAX_ANSWER:
+                    raise UpstreamError("The model's answer is too large.")
+        except aiohttp.ClientError as error:
+            raise UpstreamError from error
+        return b"".join(parts)
+
+    async def read_to_end(self, seconds: float) -> None:
+        """Wait a moment for the end of an answer that has nothing more to say, so that its connection can be kept."""
+        assert self._response is not None
+        try:
+            async with asyncio.timeout(seconds):
+                while await self._response.content.readany():
+                    pass
+        except (aiohttp.ClientError, TimeoutError):
+            pass  # the connection is closed instead
+
+    def _enter(self, instance: Instance) -> None:
+        self._instance = instance
+        instance.open += 1
+
+    def _leave(self) -> None:
+        if self._instance is not None:
+            self._instance.open -= 1
+            self._instance = None

@@ -1,0 +1,102 @@
+"""Several gateway processes (``worker.py``) in front of an upstream that counts what it delivered."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import random
+import signal
+import sys
+from asyncio.subprocess import PIPE, Process
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from tests.services.gateway.budget.support import MODEL
+
+PROMPT_NANO, COMPLETION_NANO = MODEL.input_units, MODEL.output_units
+
+
+@dataclass
+class Upstream:
+    """Streams one-byte tokens, and usage at the end; cuts a share of the streams short."""
+
+    pace: float = 0.002
+    cut: float = 0.0
+    port: int = 0
+    delivered: dict[str, int] = field(default_factory=dict)
+    _random: random.Random = field(default_factory=lambda: random.Random(7))
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator[Upstream]:
+        server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        self.port = server.sockets[0].getsockname()[1]
+        async with server:
+            yield self
+
+    def cost(self, request: str) -> int:
+        return self.delivered[request]
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(ConnectionError, asyncio.CancelledError):
+            request = json.loads(await reader.readline())
+            tokens = self._random.randint(request["grant"] // 3, request["grant"])
+            cut_at = self._random.randint(0, tokens) if self._random.random() < self.cut else None
+            cost = request["prompt"] * PROMPT_NANO
+            self.delivered[request["id"]] = cost
+            for sent in range(tokens):
+                if sent == cut_at:
+                    writer.close()
+                    return
+                writer.write(b"t\n")
+                await writer.drain()
+                cost += COMPLETION_NANO
+                self.delivered[request["id"]] = cost
+                await asyncio.sleep(self.pace)
+            writer.write(f"usage {request['prompt']} {tokens}\n".encode())
+            await writer.drain()
+        writer.close()
+
+
+class Gateway:
+    """One worker process."""
+
+    def __init__(self, process: Process) -> None:
+        self.process = process
+
+    @classmethod
+    async def start(cls, *, begin: bool = True, **config: Any) -> Gateway:
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "tests.services.gateway.budget.worker", json.dumps(config), stdin=PIPE, stdout=PIPE
+        )
+        assert process.stdout is not None
+        assert await process.stdout.readline() == b"ready\n"
+        gateway = cls(process)
+        if begin:
+            gateway.begin()
+        return gateway
+
+    def begin(self) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.write(b"go\n")
+
+    def signal(self, number: signal.Signals) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            self.process.send_signal(number)
+
+    async def result(self) -> dict[str, int]:
+        """What its clients saw; empty when it was killed."""
+        assert self.process.stdout is not None
+        text = await self.process.stdout.read()
+        await self.process.wait()
+        return json.loads(text) if text else {}
+
+    async def stop(self) -> None:
+        self.signal(signal.SIGCONT)
+        self.signal(signal.SIGTERM)
+        try:
+            await asyncio.wait_for(self.result(), 20)
+        except TimeoutError:
+            self.signal(signal.SIGKILL)
+            raise

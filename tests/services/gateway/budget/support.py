@@ -1,0 +1,106 @@
+"""What the tests of budgets share: rows, models, users, requests, and budgets with a short breath."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable
+from decimal import Decimal
+from typing import Any
+
+from services.gateway.budget.models import Ask, Delivery, Timings, Usage
+from services.gateway.budget.prices import PricedModel
+from services.gateway.budget.services import Budgets
+from services.gateway.tokens.models import Principal
+from shared.metrics import Registry
+from shared.postgres import Database, Query
+from shared.service_types import ServiceType, ServiceTypes
+
+FAST = Timings(lease=1.0, renew=0.2, flush=0.02, sweep=0.2, orphan=0.4, totals=0.1, drain=5)
+#: 1000 nano-dollars per prompt token, 2000 per completion token.
+MODEL = PricedModel("model", Decimal("0.000001"), Decimal("0.000002"))
+
+
+def row(name: str = "ai", **changes: Any) -> ServiceType:
+    """A service type without rate limits, of 0.10 USD a day."""
+    values: dict[str, Any] = {
+        "name": name,
+        "max_budget_nano": 100_000_000,
+        "duration_seconds": 86_400,
+        "rpm": 0,
+        "tpm": 0,
+        "models": ("*",),
+        "purposes": ("chat",),
+        "credentials": ("fxa",),
+        "fxa_scopes": (),
+        "fxa_client_ids": ("*",),
+        "bundle_ids": None,
+        "max_streams": 0,
+        "max_users": 0,
+        "total_budget_nano": 0,
+    }
+    return ServiceType(**{**values, **changes})
+
+
+def rows(*service_types: ServiceType) -> ServiceTypes:
+    return ServiceTypes({one.name: one for one in service_types or (row(),)}, {})
+
+
+def principal(service_type: ServiceType | None = None, user: int = 1, jti: str = "jti") -> Principal:
+    service_type = service_type or row()
+    identity = f"{user:032x}"
+    return Principal(f"{identity}:{service_type.name}", identity, service_type, jti, time.time() + 300, "c", ("fxa",))
+
+
+def ask(who: Principal | None = None, **changes: Any) -> Ask:
+    """A request of 100 prompt tokens and up to 1000 completion tokens: 2.1 million nano-dollars of ``MODEL``."""
+    values: dict[str, Any] = {
+        "id": uuid.uuid4().hex,
+        "request_id": "client's own",
+        "principal": who or principal(),
+        "model": MODEL,
+        "purpose": "chat",
+        "prompt_bound": 100,
+        "estimated_prompt_tokens": 25,
+        "limit": 1000,
+    }
+    return Ask(**{**values, **changes})
+
+
+def delivered(prompt: int = 10, completion: int = 20, outcome: str = "success") -> Delivery:
+    """50,000 nano-dollars of ``MODEL`` unless told otherwise."""
+    return Delivery(outcome, sent=True, usage=Usage(prompt, completion))
+
+
+@contextlib.asynccontextmanager
+async def opened(
+    redis_url: str, postgres_url: str, service_types: ServiceTypes | None = None, timings: Timings = FAST
+) -> AsyncIterator[tuple[Budgets, Database, Registry]]:
+    registry = Registry()
+    async with (
+        Database.connect(postgres_url) as database,
+        Budgets.open(redis_url, database, service_types or rows(), registry, timings=timings) as budgets,
+    ):
+        yield budgets, database, registry
+
+
+async def ledger(database: Database) -> list[dict[str, Any]]:
+    return await database.fetch(Query.text("select * from ledger order by admitted_at, id"))
+
+
+async def total(database: Database) -> tuple[int, int]:
+    """(rows, nano-dollars) of the whole ledger."""
+    found = await database.fetch(Query.text("select count(*) as n, coalesce(sum(cost_nano), 0) as cost from ledger"))
+    return int(found[0]["n"]), int(found[0]["cost"])
+
+
+async def until(condition: Callable[[], Awaitable[Any]], timeout: float = 10) -> Any:
+    """Poll until something true comes back."""
+    deadline = time.monotonic() + timeout
+    while not (value := await condition()):
+        if time.monotonic() > deadline:
+            raise AssertionError("it did not happen in time")
+        await asyncio.sleep(0.01)
+    return value

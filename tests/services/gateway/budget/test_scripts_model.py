@@ -1,0 +1,588 @@
+"""The scripts against a plain model of what the contract promises, on a clock that jumps, over whatever order of
+events hypothesis thinks of."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import itertools
+import os
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from decimal import Decimal
+from math import ceil, floor
+from typing import Any
+
+import redis
+from hypothesis import HealthCheck, Phase, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule, run_state_machine_as_test
+
+from services.gateway.budget.admission import Admission, Refusal
+from services.gateway.budget.charging import Charge, bounds
+from services.gateway.budget.models import Reservation
+from services.gateway.budget.prices import PricedModel
+from services.gateway.budget.rows import Settlement, parse_row, settlement_of
+from services.local.valkey import ValkeyServer
+from shared import budget_state
+from shared.identity import shard
+from tests.services.gateway.budget.clocked import ClockedExecutor
+from tests.services.gateway.budget.support import ask, principal, row
+
+LEASE_MS = 30_000
+MINUTE = 60_000
+#: 1.5 and 2.5 nano-dollars per token, at least 4 completion tokens.
+MODEL = PricedModel("m", Decimal("1.5e-9"), Decimal("2.5e-9"), min_completion_tokens=4)
+ROWS = {
+    one.name: one
+    for one in (
+        row("small", max_budget_nano=1000, duration_seconds=3600, rpm=4, tpm=120, max_streams=3, total_budget_nano=10**6),
+        row("large", max_budget_nano=4000, duration_seconds=3600, rpm=0, tpm=0),
+        row("daily", max_budget_nano=2000, duration_seconds=86_400, rpm=6, tpm=300),
+    )
+}
+#: Two service types of one identity, which share a block, and another user on another shard.
+PRINCIPALS = (
+    principal(ROWS["small"], user=1, jti="jti-1"),
+    principal(ROWS["daily"], user=1, jti="jti-2"),
+    principal(ROWS["small"], user=2, jti="jti-3"),
+)
+
+
+@dataclass
+class Request:
+    user: int
+    reservation: Reservation
+    number: int
+    ends: int
+    state: str = "open"
+    known: bool = True  # Redis has the reservation
+    cost: int = 0
+    settlement: Settlement | None = None
+
+
+@dataclass
+class User:
+    """What Redis should hold of a user; None where no state was built."""
+
+    epoch: str | None = None
+    tier: str = ""
+    period_seconds: int = 0
+    period: int = 0
+    newest: int = 0
+    requests: list[int] = field(default_factory=list)
+    tokens: list[tuple[int, int]] = field(default_factory=list)
+
+
+class Scripts(RuleBasedStateMachine):
+    server: ValkeyServer
+
+    @initialize()
+    def start(self) -> None:
+        self.client = self.server.client()
+        self.client.flushall()
+        self.executor = ClockedExecutor(self.client, 1_700_000_000_000)
+        self.admission = Admission(self.executor, LEASE_MS / 1000)  # type: ignore[arg-type]
+        self.runner = asyncio.Runner()
+        self.auth = redis.asyncio.Redis.from_url(self.server.url)
+        self.ids = itertools.count()
+        self.requests: list[Request] = []
+        self.users = [User() for _ in PRINCIPALS]
+        self.tiers = [who.service_type.name for who in PRINCIPALS]
+        self.expected_tiers = list(self.tiers)
+        self.blocks = {who.identity: "0" for who in PRINCIPALS}
+        self.identity_epochs: dict[str, str | None] = {who.identity: None for who in PRINCIPALS}
+        self.revoked: dict[int, set[str]] = {user: set() for user in range(len(PRINCIPALS))}
+        self.revoked_in_redis: set[str] = set()
+        self.ledger: dict[str, int] = {}
+        self.sums_kept = True
+        self.principals = list(PRINCIPALS)
+        self.seen: Counter[str] = Counter()
+        self.exact = [True for _ in PRINCIPALS]  # nothing was lost, no tier lowered: never over budget
+
+    def teardown(self) -> None:
+        if hasattr(self, "client"):
+            self.run(self.auth.aclose())
+            self.runner.close()
+            self.client.close()
+
+    def run(self, coroutine: Any) -> Any:
+        return self.runner.run(coroutine)
+
+    # --- what is true -----------------------------------------------------------------------------------------
+
+    @property
+    def now(self) -> int:
+        return self.executor.now_ms
+
+    def current(self, user: int) -> bool:
+        epoch = self.executor.current_epoch
+        return self.users[user].epoch == epoch and self.identity_epochs[self.principals[user].identity] == epoch
+
+    def duration(self, user: int) -> int:
+        return ROWS[self.users[user].tier].duration_seconds
+
+    def in_period(self, user: int, request: Request, period: int) -> bool:
+        return request.reservation.admitted_ms // 1000 // self.duration(user) == period
+
+    def of(self, user: int, *states: str) -> Iterator[Request]:
+        return (request for request in self.requests if request.user == user and request.state in states)
+
+    def spent(self, user: int, period: int) -> int:
+        return sum(one.cost for one in self.of(user, "settled", "reaped") if self.in_period(user, one, period))
+
+    def reserved(self, user: int, period: int) -> int:
+        return sum(
+            one.reservation.amount_nano
+            for one in self.of(user, "open")
+            if one.known and self.in_period(user, one, period)
+        )
+
+    def open(self, user: int) -> list[Request]:
+        return [one for one in self.of(user, "open") if one.known]
+
+    def estimated(self, user: int) -> int:
+        return sum(one.reservation.ask.estimated_prompt_tokens for one in self.open(user))
+
+    # --- events -----------------------------------------------------------------------------------------------
+
+    users_ = st.integers(0, len(PRINCIPALS) - 1)
+
+    @rule(milliseconds=st.sampled_from((1, 400, 20_000, 29_000, 60_000, 61_000, 3_600_000, 86_400_000)))
+    def time_passes(self, milliseconds: int) -> None:
+        self.executor.now_ms = self.now + milliseconds
+
+    @rule(milliseconds=st.sampled_from((300, 3_600_000)))
+    def clock_goes_back(self, milliseconds: int) -> None:
+        self.executor.now_ms = self.now - milliseconds
+
+    asks = st.tuples(st.integers(0, 200), st.integers(1, 300), st.integers(1, 2))
+
+    @rule(user=users_, wanted=st.lists(asks, min_size=1, max_size=6), apart=st.sampled_from((0, 0, 300, 15_000)))
+    def admit(self, user: int, wanted: list[tuple[int, int, int]], apart: int) -> None:
+        for prompt, limit, n in wanted:
+            while self.try_to_admit(user, prompt, limit, n) in ("load", "tier"):
+                pass
+            self.executor.now_ms = self.now + apart
+
+    @rule(user=users_, pauses=st.lists(st.sampled_from((1, 9, 14, 31)), min_size=1, max_size=8), tokens=st.integers(1, 60))
+    def chat(self, user: int, pauses: list[int], tokens: int) -> None:
+        """What most requests are."""
+        for pause in pauses:
+            while (result := self.try_to_admit(user, 12, 10, 1)) in ("load", "tier"):
+                pass
+            if result == "ok":
+                request = self.requests[-1]
+                self.executor.now_ms = self.now + 500
+                request.settlement = settlement_of(request.reservation, Charge(tokens, 7, tokens, tokens), "success")
+                assert self.send(request.settlement) == f"0 {self.now}"
+                request.state, request.cost = "settled", tokens
+                self.users[user].tokens.append((self.now, tokens))
+            self.executor.now_ms = self.now + pause * 1000
+
+    def try_to_admit(self, user: int, prompt: int, limit: int, n: int) -> str:
+        """The answer's name, after it was compared with the model's."""
+        who = self.principals[user]
+        wanted = ask(
+            who, id=f"id{next(self.ids):04d}", model=MODEL, prompt_bound=prompt, estimated_prompt_tokens=prompt // 4,
+            limit=limit, n=n, request_id="a|b",
+        )  # fmt: skip
+        tier = ROWS[self.expected_tiers[user]]
+        answer = self.run(self.admission.admit(wanted, tier, bounds(wanted, tier.max_budget_nano)))
+        expected = self.decide(user, prompt, limit, n)
+        if isinstance(answer, Refusal):
+            assert (answer.reason, answer.tier, round(answer.retry_after * 1000)) == expected
+            if answer.reason == "load":
+                self.rebuild(user)
+            elif answer.reason == "tier":
+                self.expected_tiers[user] = answer.tier
+        else:
+            assert ("ok", answer.grant, answer.amount_nano) == expected
+            assert answer.admitted_ms == self.now
+            assert self.current(user)
+            self.requests.append(Request(user, answer, shard(who.identity), self.now + LEASE_MS))
+            if tier.rpm:
+                self.users[user].requests.append(self.now)
+        limits = answer.rate_limits
+        self.seen[expected[0]] += 1
+        if limits is not None:
+            state = self.users[user]
+            assert limits.tokens_used == self.estimated(user) + sum(tokens for _, tokens in state.tokens)
+            assert limits.tokens_reset_ms == (state.tokens[-1][0] + MINUTE - self.now if state.tokens else 0)
+            if tier.rpm:
+                assert limits.requests_used == len(state.requests)
+                assert limits.requests_reset_ms == (state.requests[-1] + MINUTE - self.now if state.requests else 0)
+        return expected[0]
+
+    def decide(self, user: int, prompt: int, limit: int, n: int) -> tuple[str, Any, int]:
+        """What the contract says to a request at this moment; also lets pass what a decision lets pass."""
+        who, state = self.principals[user], self.users[user]
+        if not self.current(user):
+            return ("load", "", 0)
+        if self.blocks[who.identity] != "0":
+            return (self.blocks[who.identity], "", 0)
+        if who.jti in self.revoked_in_redis:
+            return ("token", "", 0)
+        tier = ROWS[self.expected_tiers[user]]
+        if state.tier != tier.name:
+            actual = ROWS[state.tier]
+            return ("tier", actual.name, 0)
+        if state.period_seconds != tier.duration_seconds:
+            return ("load", "", 0)
+        period = self.now // 1000 // tier.duration_seconds
+        if period != state.period:
+            if period <= state.newest:
+                return ("load", "", 0)
+            state.period = state.newest = period
+        if tier.rpm:
+            state.requests = sorted(at for at in state.requests if at > self.now - MINUTE)
+        state.tokens = sorted((at, tokens) for at, tokens in state.tokens if at > self.now - MINUTE)
+        used = sum(tokens for _, tokens in state.tokens) + self.estimated(user)
+        if tier.max_streams and len(self.open(user)) >= tier.max_streams:
+            return ("streams", "", 1000)
+        if tier.rpm and len(state.requests) >= tier.rpm:
+            return ("rpm", "", state.requests[-tier.rpm] + MINUTE - self.now)
+        if tier.tpm and used >= tier.tpm:
+            wait = 1000
+            for at, tokens in state.tokens:
+                used -= tokens
+                if used < tier.tpm:
+                    wait = at + MINUTE - self.now
+                    break
+            return ("tpm", "", wait)
+        left = tier.max_budget_nano - self.spent(user, period)
+        free = left - self.reserved(user, period)
+
+        def cost(grant: int) -> int:
+            return ceil(Decimal("1.5") * prompt + Decimal("2.5") * grant * n)
+
+        least = min(limit, MODEL.min_completion_tokens)
+        if cost(least) > left:
+            return ("exceeded", "", (period + 1) * tier.duration_seconds * 1000 - self.now)
+        if cost(least) > free:
+            return ("reserved", "", 1000)
+        grant = max(least, min(limit, floor((free - Decimal("1.5") * prompt) / (Decimal("2.5") * n))))
+        return ("ok", grant, cost(grant))
+
+    @precondition(lambda self: any(one.state in ("open", "reaped") for one in self.requests))
+    @rule(data=st.data(), cost=st.integers(0, 1500), tokens=st.integers(0, 100), overrun=st.booleans())
+    def settle(self, data: st.DataObject, cost: int, tokens: int, overrun: bool) -> None:
+        request = data.draw(st.sampled_from([one for one in self.requests if one.state in ("open", "reaped")]))
+        cost = cost if overrun else min(cost, request.reservation.amount_nano)
+        charged = Charge(cost, 7, tokens, tokens)
+        settlement = settlement_of(request.reservation, charged, "success")
+        reply = self.send(settlement)
+        assert self.send(settlement) == reply, "a second settlement changes nothing, and says the same"
+        request.settlement = settlement
+        if request.state == "open":
+            assert reply == f"0 {self.now}"
+        elif cost < request.cost:
+            assert reply == f"1 {self.now}"
+        else:
+            assert reply == "-"
+            request.state = "settled"
+            return
+        request.state, request.cost = "settled", cost
+        if tokens:
+            self.users[request.user].tokens.append((self.now, tokens))
+
+    def send(self, settlement: Settlement) -> str:
+        reply: bytes = self.run(self.executor.run(*self.admission.settle_call(settlement)))
+        return reply.decode()
+
+    @precondition(lambda self: any(one.state == "open" for one in self.requests))
+    @rule(data=st.data())
+    def withdraw(self, data: st.DataObject) -> None:
+        """A request that never went out leaves nothing behind, and can't be admitted afterwards."""
+        request = data.draw(st.sampled_from([one for one in self.requests if one.state == "open"]))
+        assert self.send(settlement_of(request.reservation, Charge(0, 0, 0, 0), "abort", admitted=False)) == "-"
+        request.state = "withdrawn"
+        tier = ROWS[self.expected_tiers[request.user]]
+        late = self.run(self.admission.admit(request.reservation.ask, tier, bounds(request.reservation.ask, 10**6)))
+        assert isinstance(late, Refusal)
+
+    @precondition(lambda self: any(one.state in ("open", "reaped") for one in self.requests))
+    @rule(data=st.data())
+    def renew(self, data: st.DataObject) -> None:
+        some = [one for one in self.requests if one.state in ("open", "reaped")]
+        first = data.draw(st.sampled_from(some))
+        batch = [one for one in some if one.number == first.number]
+        states = self.run(self.admission.renew(first.number, [one.reservation for one in batch]))
+        for request, state in zip(batch, states, strict=True):
+            who = request.reservation.ask.principal
+            block = self.blocks[who.identity] if self.identity_known(who.identity) else "0"
+            if request.state == "reaped":
+                assert state == "reaped"
+                continue
+            request.known, request.ends = True, self.now + LEASE_MS
+            expected = block if block != "0" else "token" if who.jti in self.revoked_in_redis else "ok"
+            assert state == expected
+
+    def identity_known(self, identity: str) -> bool:
+        return self.client.exists(budget_state.identity_key(identity)) == 1
+
+    @rule()
+    def reap(self) -> None:
+        self.client.delete(*(budget_state.shard_key(one, "claim") for one in range(64)))
+        for number in {shard(who.identity) for who in PRINCIPALS}:
+            found = self.run(self.admission.sweep(number, "me", 1, 5, "0"))
+            assert found is not None
+            over = {one.reservation.id: one for one in self.requests
+                    if one.number == number and one.known and one.state == "open" and one.ends <= self.now}  # fmt: skip
+            assert {one for one, _ in found.expired} == set(over)
+            also = [(one.reservation.id, one.reservation.ask.principal.user_id) for one in self.requests
+                    if one.number == number]  # fmt: skip
+            rows = self.run(self.admission.reap(number, also))
+            assert {one.id: one.cost_nano for one in rows} == {
+                name: one.reservation.amount_nano for name, one in over.items()
+            }
+            for name, one in over.items():
+                one.state, one.cost = "reaped", one.reservation.amount_nano
+                entry = next(made for made in rows if made.id == name)
+                assert (entry.outcome, entry.prompt_tokens) == ("expired", one.reservation.ask.prompt_bound)
+                assert entry.completion_tokens == one.reservation.grant * one.reservation.ask.n
+                assert (entry.admitted_ms, entry.request_id) == (one.reservation.admitted_ms, "a|b")
+            again = self.run(self.admission.sweep(number, "other", 1, 5, "0"))
+            assert again is None, "the shard was claimed"
+
+    @rule(acknowledge=st.booleans())
+    def flush(self, acknowledge: bool) -> None:
+        """Rows of the outbox reach the ledger, and Redis is told, or not yet."""
+        for number in {shard(who.identity) for who in PRINCIPALS}:
+            entries = self.client.hgetall(budget_state.shard_key(number, "outbox"))
+            rows = [parse_row(name.decode(), entry.decode()) for name, entry in entries.items()]
+            for one in rows:
+                known = self.ledger.get(one.id)
+                if known is None or (one.lowers and one.cost_nano < known):
+                    self.ledger[one.id] = one.cost_nano
+            if acknowledge and rows:
+                self.run(self.admission.acknowledge(number, rows))
+                assert not self.client.exists(budget_state.shard_key(number, "outbox"))
+
+    @rule(user=users_, tier=st.sampled_from(sorted(ROWS)))
+    def change_tier(self, user: int, tier: str) -> None:
+        self.tiers[user] = tier
+        self.run(budget_state.set_tier(self.auth, self.principals[user].user_id, tier))
+        if self.users[user].epoch is not None:
+            self.users[user].tier = tier
+        self.exact[user] = False
+
+    def change_block(self, user: int, block: str) -> None:
+        identity = self.principals[user].identity
+        self.blocks[identity] = block
+        self.run(budget_state.set_block(self.auth, identity, block))
+
+    @rule(user=users_, block=st.sampled_from(("blocked", "revoked")), data=st.data())
+    def block_for_a_while(self, user: int, block: str, data: st.DataObject) -> None:
+        self.change_block(user, block)
+        self.try_to_admit(user, 1, 1, 1)
+        if any(one.state in ("open", "reaped") for one in self.requests):
+            self.renew(data)
+        self.every_state_is_as_the_model_has_it()
+        if data.draw(st.integers(0, 9)):
+            self.change_block(user, "0")
+
+    @rule(user=users_, data=st.data())
+    def revoke(self, user: int, data: st.DataObject) -> None:
+        """The token in hand is refused from then on; requests it admitted are told so; the user gets another one."""
+        who = self.principals[user]
+        self.revoked[user].add(who.jti)
+        self.revoked_in_redis.add(who.jti)
+        self.run(budget_state.revoke_token(self.auth, who.identity, who.jti, who.expires_at + 10**6))
+        self.try_to_admit(user, 1, 1, 1)
+        if any(one.state in ("open", "reaped") for one in self.requests):
+            self.renew(data)
+        self.every_state_is_as_the_model_has_it()
+        if data.draw(st.integers(0, 9)):
+            self.principals[user] = dataclasses.replace(who, jti=f"jti{next(self.ids)}")
+
+    @rule(user=users_, data=st.data(), seconds=st.sampled_from((29, 30)))
+    def a_gateway_dies(self, user: int, data: st.DataObject, seconds: int) -> None:
+        """Its leases end after 30 s."""
+        self.try_to_admit(user, data.draw(st.integers(0, 200)), 10, 1)
+        if any(one.state == "open" for one in self.requests):
+            self.renew(data)
+        self.executor.now_ms = self.now + seconds * 1000
+        self.reap()
+
+    @rule()
+    def restart_with_data(self) -> None:
+        self.executor.current_epoch += "+"
+
+    @rule()
+    def restart_empty(self) -> None:
+        """What gateways remember comes back: rows not written yet at once, reservations with their next renewal."""
+        self.executor.current_epoch += "-"
+        now = self.now
+        outbox = {
+            name.decode()
+            for number in {shard(who.identity) for who in PRINCIPALS}
+            for name in self.client.hkeys(budget_state.shard_key(number, "outbox"))
+        }
+        self.client.flushall()
+        self.executor.now_ms = now
+        self.sums_kept = False
+        self.revoked_in_redis.clear()
+        self.users = [User() for _ in PRINCIPALS]
+        self.exact = [False for _ in PRINCIPALS]
+        self.identity_epochs = dict.fromkeys(self.identity_epochs)
+        for one in self.requests:
+            if one.state == "open":
+                one.known = False
+            elif one.state == "reaped":
+                one.state = "settled"
+                self.ledger[one.reservation.id] = one.cost
+            elif one.state == "settled" and one.reservation.id in outbox:
+                if one.settlement is not None and one.settlement.cost_nano == one.cost and one.reservation.id not in self.ledger:
+                    self.send(one.settlement)
+                    tokens = one.settlement.rate_tokens
+                    if tokens:
+                        self.users[one.user].tokens.append((self.now, tokens))
+                else:
+                    self.ledger[one.reservation.id] = one.cost
+
+    # --- rebuilding -------------------------------------------------------------------------------------------
+
+    def load(self, user: int, snapshot: Any) -> bool:
+        """What ``Rebuilder`` does, with the ledger of this test."""
+        who, tier = self.principals[user], ROWS[self.tiers[user]]
+        seconds = tier.duration_seconds
+        period = snapshot.now_ms // 1000 // seconds
+        spent = 0
+        for one in self.requests:
+            if one.user == user and one.reservation.id in self.ledger:
+                if one.reservation.admitted_ms // 1000 // seconds == period:
+                    spent += self.ledger[one.reservation.id]
+        for name, (cost, admitted) in snapshot.rows.items():
+            if admitted // 1000 // seconds == period:
+                spent += cost - self.ledger.get(name, 0)
+        revoked = [(jti, 10**6) for jti in sorted(self.revoked[user])]
+        loaded: bool = self.run(
+            self.admission.load(
+                who.user_id, snapshot, tier=tier.name, seconds=seconds, index=period, spent=spent,
+                block=self.blocks[who.identity], revoked=revoked,
+            )
+        )  # fmt: skip
+        if loaded:
+            self.note_load(user, tier.name, seconds, period)
+        return loaded
+
+    def note_load(self, user: int, tier: str, seconds: int, period: int) -> None:
+        state, who = self.users[user], self.principals[user]
+        newest = period
+        if state.epoch is not None and state.period_seconds == seconds and state.newest > period:
+            newest = state.newest
+            state.requests, state.tokens = [], []
+        state.epoch = self.identity_epochs[who.identity] = self.executor.current_epoch
+        state.tier, state.period, state.newest, state.period_seconds = tier, period, newest, seconds
+        self.revoked_in_redis |= self.revoked[user]
+
+    def rebuild(self, user: int) -> None:
+        assert self.load(user, self.run(self.admission.snapshot(self.principals[user].user_id)))
+
+    @rule(user=users_, data=st.data(), event=st.sampled_from(("settle", "flush", "tier", "block", "renew", "other period")))
+    def rebuild_while_something_happens(self, user: int, data: st.DataObject, event: str) -> None:
+        """A rebuild whose snapshot is out of date must start anew."""
+        snapshot = self.run(self.admission.snapshot(self.principals[user].user_id))
+        stale = True
+        if event == "settle":
+            mine = [one for one in self.requests if one.user == user and one.state == "open"]
+            stale = bool(mine)
+            if mine:
+                request = mine[0]
+                request.settlement = settlement_of(request.reservation, Charge(5, 1, 1, 0), "success")
+                self.send(request.settlement)
+                request.state, request.cost = "settled", 5
+        elif event == "flush":
+            stale = bool(snapshot.rows)
+            self.flush(acknowledge=True)
+        elif event == "tier":
+            self.change_tier(user, data.draw(st.sampled_from(sorted(ROWS))))
+        elif event == "block":
+            self.change_block(user, "0")
+        elif event == "renew":
+            stale = False
+            if any(one.state in ("open", "reaped") for one in self.requests):
+                self.renew(data)
+        else:
+            self.executor.now_ms = self.now + 86_400_000
+        assert self.load(user, snapshot) is not stale
+
+    # --- what must always hold --------------------------------------------------------------------------------
+
+    @invariant()
+    def every_state_is_as_the_model_has_it(self) -> None:
+        if not hasattr(self, "client"):
+            return
+        for user, who in enumerate(self.principals):
+            words = self.run(self.admission.state(who.user_id, who.jti))
+            if not self.current(user):
+                assert words == [b"load"]
+                continue
+            if self.blocks[who.identity] != "0":
+                assert words == [self.blocks[who.identity].encode()]
+                continue
+            if who.jti in self.revoked_in_redis:
+                assert words == [b"token"]
+                continue
+            state = self.users[user]
+            period = self.now // 1000 // state.period_seconds
+            if period != state.period and period <= state.newest:
+                assert words == [b"load"]
+                continue
+            seconds = state.period_seconds
+            spent = sum(
+                one.cost for one in self.of(user, "settled", "reaped")
+                if one.reservation.admitted_ms // 1000 // seconds == period
+            )  # fmt: skip
+            reserved = sum(
+                one.reservation.amount_nano for one in self.open(user)
+                if one.reservation.admitted_ms // 1000 // seconds == period
+            )  # fmt: skip
+            since = self.now - MINUTE
+            requests = [at for at in state.requests if at > since]
+            tokens = sum(amount for at, amount in state.tokens if at > since) + self.estimated(user)
+            assert [word.decode() for word in words[:6]] == ["ok", state.tier, str(seconds), str(period), str(spent), str(reserved)]
+            assert (int(words[6]), int(words[8])) == (len(requests), tokens)
+            if self.exact[user] and not any(one.cost > one.reservation.amount_nano for one in self.of(user, "settled")):
+                assert spent + reserved <= ROWS[state.tier].max_budget_nano
+
+    @invariant()
+    def the_sums_of_a_shard_are_those_of_its_users(self) -> None:
+        """``total_budget``: maintained as long as Redis keeps what it has."""
+        if not hasattr(self, "client") or not self.sums_kept:
+            return
+        for who_number in {shard(who.identity) for who in PRINCIPALS}:
+            sums: dict[bytes, int] = {}
+            for one in self.requests:
+                if one.number == who_number and one.reservation.total:
+                    period = one.reservation.admitted_ms // 1000 // 3600
+                    if one.state == "open" and one.known:
+                        name = f"r|small:3600|{period}".encode()
+                        sums[name] = sums.get(name, 0) + one.reservation.amount_nano
+                    elif one.state in ("settled", "reaped"):
+                        name = f"s|small:3600|{period}".encode()
+                        sums[name] = sums.get(name, 0) + one.cost
+            found = self.client.hgetall(budget_state.shard_key(who_number, "totals"))
+            assert {name: int(value) for name, value in found.items() if int(value)} == {
+                name: value for name, value in sums.items() if value
+            }
+
+
+def test_the_scripts_do_what_a_plain_model_does(valkey_server: ValkeyServer) -> None:
+    full = bool(os.environ.get("MLPA_TEST_FULL"))
+
+    class OnThisServer(Scripts):
+        server = valkey_server
+
+    run_state_machine_as_test(  # type: ignore[no-untyped-call]
+        OnThisServer,
+        settings=settings(
+            max_examples=600 if full else 60,
+            stateful_step_count=60,
+            deadline=None,
+            suppress_health_check=list(HealthCheck),
+            phases=(Phase.explicit, Phase.reuse, Phase.generate, Phase.shrink),
+        ),
+    )

@@ -1,0 +1,237 @@
+"""A gateway of the chat views alone: real sockets, a LiteLLM double behind it, budgets that note what they are told."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+import struct
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import aiohttp
+import pytest
+from aiohttp import web
+
+from services.gateway.budget.models import Ask, Delivery, RateLimits, Reservation
+from services.gateway.chat.config import ChatConfig
+from services.gateway.chat.connection import RelaySite
+from services.gateway.chat.keys import CHAT, Chat
+from services.gateway.chat.metrics import ChatMetrics
+from services.gateway.chat.open import OpenRequests
+from services.gateway.chat.views import chat_completions
+from services.gateway.errors import InvalidToken, error_response
+from services.gateway.tokens.models import Principal
+from services.gateway.upstream.client import LiteLLM, UpstreamConfig
+from shared import service_types
+from shared.logs import UserDigest
+from shared.metrics import Registry
+from shared.web import Frame
+from shared.serve import listen
+from tests.doubles.litellm import LiteLLMDouble
+
+TOKEN = "good-token"
+
+
+@dataclass(frozen=True)
+class Model:
+    """What the relay asks of a priced model."""
+
+    name: str
+    prompt_bytes_per_token: int = 1
+    max_tokens_per_image: int = 1000
+    context_window: int | None = None
+
+
+@dataclass
+class NotingBudgets:
+    """Admits everything up to ``grant``; notes each settlement."""
+
+    grant: int = 100_000
+    refuse: ServiceError | None = None
+    charge: int = 7
+    asks: list[Ask] = field(default_factory=list)
+    open: dict[str, Reservation] = field(default_factory=dict)
+    settled: list[tuple[Reservation, Delivery]] = field(default_factory=list)
+    changed: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def admit(self, ask: Ask) -> Reservation:
+        if self.refuse is not None:
+            raise self.refuse
+        self.asks.append(ask)
+        limits = RateLimits(40, 1, 60_000, 2000, 10, 1000)
+        reservation = Reservation(ask, min(ask.limit, self.grant), 1, 86400, 1_760_000_000_000, limits, "0")
+        self.open[reservation.id] = reservation
+        return reservation
+
+    def settle(self, reservation: Reservation, delivery: Delivery) -> int:
+        del self.open[reservation.id]  # a second settlement fails here
+        self.settled.append((reservation, delivery))
+        self.changed.set()
+        return self.charge if delivery.sent and not delivery.refused else 0
+
+    async def wait_settled(self, number: int = 1) -> Delivery:
+        async with asyncio.timeout(10):
+            while len(self.settled) < number:
+                self.changed.clear()
+                await self.changed.wait()
+        return self.settled[number - 1][1]
+
+
+class Models(dict[str, Model]):
+    """The catalogue: any name that doesn't begin with ``unknown``."""
+
+    loaded = True
+
+    def get(self, name: str, default: Any = None) -> Any:
+        return super().get(name, default) or (None if name.startswith("unknown") else Model(name))
+
+
+class Gateway:
+    """A running gateway, and a client of it."""
+
+    def __init__(self, double: LiteLLMDouble, config: ChatConfig, upstream: UpstreamConfig) -> None:
+        self.double = double
+        self.config = config
+        self.upstream = upstream
+        self.budgets = NotingBudgets()
+        self.models = Models()
+        self.registry = Registry()
+        self.open_requests = OpenRequests(config.max_open_requests)
+        self.litellm: LiteLLM
+        self.port = 0
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[Gateway]:
+        row = service_types.load(None, debug=True).rows["ai"]
+        row = replace(row, models=("*",), purposes=("chat",))
+
+        async def authenticate(request: web.Request) -> Principal:
+            if request.headers.get("Authorization") != f"Bearer {TOKEN}":
+                raise InvalidToken(missing=True)
+            return Principal("uid:ai", "uid", row, "jti", 2e9, "client", ("fxa",))
+
+        app = web.Application()
+        app.router.add_post("/v1/chat/completions", chat_completions)
+        frame = Frame(
+            self.registry,
+            lambda _request, error: error_response(error),
+            endpoints=["/v1/chat/completions"],
+            user_digest=UserDigest(None),
+        )
+        frame.install(app)
+        async with LiteLLM.open(self.upstream) as self.litellm, aiohttp.ClientSession() as self.session:
+            app[CHAT] = Chat(
+                self.config,
+                authenticate,
+                self.models,
+                self.budgets,
+                self.litellm,
+                ChatMetrics(self.registry),
+                self.open_requests,
+            )
+            runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=0.5)
+            await runner.setup()
+            sock = listen("127.0.0.1", 0)
+            self.port = sock.getsockname()[1]
+            await RelaySite(runner, sock, frame, max_body=self.config.max_body_bytes).start()
+            yield self
+            await runner.cleanup()
+        assert not self.budgets.open, "a reservation was left"
+
+    def post(self, body: Any = None, **options: Any) -> Any:
+        """A chat request as a client session makes it; ``body`` updates the plainest one."""
+        headers = {"Authorization": f"Bearer {TOKEN}", **options.pop("headers", {})}
+        data = body if isinstance(body, bytes) else json.dumps(request_body(**(body or {}))).encode()
+        headers.setdefault("Content-Type", "application/json")
+        return self.session.post(f"{self.url}/v1/chat/completions", data=data, headers=headers, **options)
+
+    async def read(self, body: Any = None, **options: Any) -> tuple[int, bytes, Any]:
+        async with self.post(body, **options) as response:
+            return response.status, await response.read(), response.headers
+
+    async def connect(self, body: Any = None, *, receive_buffer: int | None = None) -> RawClient:
+        """A request over a bare socket."""
+        client = await RawClient.open(self.port, receive_buffer)
+        client.ask(request_body(**(body or {})))
+        return client
+
+    def metric(self, line: str) -> float:
+        """The value of a line of the exposition that begins so."""
+        for text in self.registry.render().decode().splitlines():
+            if text.startswith(line):
+                return float(text.rsplit(" ", 1)[1])
+        return 0.0
+
+
+class RawClient:
+    """A client that can do what no client library does: half-close, reset, stop reading, pipeline."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.reader = reader
+        self.writer = writer
+
+    @classmethod
+    async def open(cls, port: int, receive_buffer: int | None) -> RawClient:
+        sock = socket.socket()
+        if receive_buffer:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
+        sock.setblocking(False)
+        await asyncio.get_running_loop().sock_connect(sock, ("127.0.0.1", port))
+        return cls(*await asyncio.open_connection(sock=sock, limit=receive_buffer or 2**20))
+
+    def ask(self, body: dict[str, Any], *, declare: int | None = None) -> None:
+        data = json.dumps(body).encode()
+        head = (
+            "POST /v1/chat/completions HTTP/1.1\r\nHost: gateway\r\nContent-Type: application/json\r\n"
+            f"Authorization: Bearer {TOKEN}\r\nContent-Length: {declare or len(data)}\r\n\r\n"
+        )
+        self.writer.write(head.encode() + data)
+
+    async def until(self, mark: bytes) -> bytes:
+        async with asyncio.timeout(10):
+            return await self.reader.readuntil(mark)
+
+    def close(self) -> None:
+        self.writer.close()
+
+    def reset(self) -> None:
+        sock = self.writer.get_extra_info("socket")
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.writer.transport.abort()
+
+
+async def until(true: Callable[[], bool], seconds: float = 10) -> None:
+    """Wait for something that nobody announces."""
+    async with asyncio.timeout(seconds):
+        while not true():  # noqa: ASYNC110
+            await asyncio.sleep(0.005)
+
+
+def request_body(**changes: Any) -> dict[str, Any]:
+    body = {"model": "double", "messages": [{"role": "user", "content": "Hi"}], **changes}
+    return {name: value for name, value in body.items() if value is not ...}
+
+
+@pytest.fixture
+async def double() -> AsyncIterator[LiteLLMDouble]:
+    async with LiteLLMDouble() as double:
+        yield double
+
+
+@pytest.fixture
+def config() -> ChatConfig:
+    return ChatConfig()
+
+
+@pytest.fixture
+async def gateway(double: LiteLLMDouble, config: ChatConfig) -> AsyncIterator[Gateway]:
+    upstream = UpstreamConfig((double.url,), virtual_key="sk-virtual")
+    async with Gateway(double, config, upstream).running() as gateway:
+        yield gateway

@@ -1,0 +1,209 @@
+"""Answers that are not streams, and every error of LiteLLM as the client gets it."""
+
+from __future__ import annotations
+
+import json
+from decimal import Decimal
+from typing import Any
+
+import pytest
+
+from services.gateway.budget.models import Usage
+from services.gateway.chat.config import ChatConfig
+from services.gateway.errors import BudgetReserved
+from services.gateway.upstream.client import UpstreamConfig
+from tests.doubles.litellm import LiteLLMDouble, Script, answer, error_body
+from tests.services.gateway.chat.conftest import Gateway, until
+
+
+async def test_an_answer_is_relayed_unchanged_and_settled_with_litellms_cost(gateway: Gateway) -> None:
+    body = json.dumps(answer(prompt=9, completion=3), indent=2).encode()
+    gateway.double.script("double", Script.json(body, x_litellm_response_cost="0.00123"))
+    status, got, headers = await gateway.read()
+    assert (status, got, headers["Content-Type"]) == (200, body, "application/json")
+    assert headers["x-ratelimit-limit-tokens"] == "2000"
+    delivery = await gateway.budgets.wait_settled()
+    assert delivery.usage == Usage(9, 3)
+    assert delivery.response_cost == Decimal("0.00123")
+    assert (delivery.outcome, delivery.stream, delivery.relayed_bytes) == ("success", False, 5)
+    labels = 'model="double",purpose="none",service_type="ai"'
+    assert gateway.metric(f'chat_tokens_total{{{labels},type="prompt"}}') == 9
+    assert gateway.metric(f"chat_completion_latency_seconds_count{{{labels.replace('purpose', 'purpose')},result") == 0
+
+
+async def test_usage_is_read_with_its_details(gateway: Gateway) -> None:
+    body = answer(prompt=100, completion=50)
+    body["usage"]["prompt_tokens_details"] = {"cached_tokens": 5, "cache_creation_tokens": 7}
+    body["usage"]["completion_tokens_details"] = {"reasoning_tokens": 11}
+    gateway.double.script("double", Script.json(body))
+    await gateway.read()
+    assert (await gateway.budgets.wait_settled()).usage == Usage(100, 50, 7, 11)
+
+
+ERRORS = [
+    # LiteLLM 1.84, between, 1.106: the same refusal under three statuses
+    (400, error_body("Budget has been exceeded!", "budget_exceeded", "400"), {}, 429, "budget_exceeded"),
+    (429, error_body("Budget has been exceeded!", "budget_exceeded", "429"), {}, 429, "budget_exceeded"),
+    (422, error_body("ExceededBudget: End User=u", "budget_exceeded", "422"), {}, 429, "budget_exceeded"),
+    (
+        429,
+        error_body("Rate limit exceeded", "throttling_error", "429"),
+        {"rate_limit_type": "requests", "retry-after": "17"},
+        429,
+        "rate_limit_exceeded",
+    ),
+    (
+        429,
+        error_body("litellm.RateLimitError", "throttling_error", "429"),
+        {"llm_provider-retry-after": "23"},
+        429,
+        "upstream_rate_limited",
+    ),
+    (429, error_body("No deployments available", None, "429"), {}, 429, "upstream_rate_limited"),
+    (
+        400,
+        error_body("/chat/completions: Invalid model name passed in model=x. Call `/v1/models`", None, "400"),
+        {},
+        400,
+        "invalid_model",
+    ),
+    (
+        400,
+        error_body("litellm.ContextWindowExceededError: litellm.BadRequestError: ...", "x", "400"),
+        {},
+        413,
+        "request_too_large",
+    ),
+    (400, error_body("bad", "invalid_request_error", "context_length_exceeded"), {}, 413, "request_too_large"),
+    (400, error_body("tools[0] is bad", "invalid_request_error", "400", "tools"), {}, 400, "invalid_request"),
+    (408, error_body("litellm.Timeout", "timeout_error", "408"), {}, 504, "upstream_timeout"),
+    (401, error_body("Authentication Error", "token_not_found_in_db", "401"), {}, 502, "upstream_error"),
+    (400, error_body("No connected db.", "no_db_connection", "400"), {}, 502, "upstream_error"),
+    (403, error_body("key not allowed", "key_model_access_denied", "403"), {}, 502, "upstream_error"),
+    (404, error_body("litellm.NotFoundError", None, "404"), {}, 502, "upstream_error"),
+    (500, error_body("litellm.InternalServerError", None, "500"), {}, 502, "upstream_error"),
+    (500, {"detail": "generate a throttled rate"}, {}, 502, "upstream_error"),
+    (503, {"error": "oops"}, {}, 502, "upstream_error"),
+    (302, {}, {"Location": "http://127.0.0.1:1/"}, 502, "upstream_error"),
+]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(("status", "body", "headers", "expected", "code"), ERRORS)
+async def test_an_error_of_litellm_is_mapped_and_costs_nothing(
+    gateway: Gateway, stream: bool, status: int, body: Any, headers: dict[str, str], expected: int, code: str
+) -> None:
+    gateway.double.script("double", Script([("send", json.dumps(body).encode())], status, headers, "application/json"))
+    got, answered, response = await gateway.read({"stream": stream})
+    error = json.loads(answered)["error"]
+    assert (got, error["code"]) == (expected, code)
+    assert (await gateway.budgets.wait_settled()).refused
+    assert response["x-ratelimit-limit-requests"] == "40"
+    assert "litellm" not in error["message"].lower()
+    if code == "upstream_rate_limited":
+        assert response.get("Retry-After") == headers.get("llm_provider-retry-after")
+    if code == "rate_limit_exceeded":
+        assert response["Retry-After"] == "17"
+    if code == "budget_exceeded":
+        assert response["x-should-retry"] == "false"
+        assert int(response["Retry-After"]) >= 1
+    else:
+        assert response.get("x-should-retry") != "false"  # nothing was charged
+
+
+async def test_a_200_with_an_error_object_is_an_error(gateway: Gateway) -> None:
+    gateway.double.script("double", Script.json(error_body("slow down", "throttling_error", "429")))
+    status, body, _ = await gateway.read()
+    assert (status, json.loads(body)["error"]["code"]) == (429, "upstream_rate_limited")
+
+
+@pytest.mark.parametrize(
+    "steps", [[("send", b'{"choices": [')], [("send", b"{"), ("cut", None)], [("send", b"<html>")]]
+)
+async def test_a_damaged_answer_is_a_502_that_is_not_to_be_retried(gateway: Gateway, steps: list[Any]) -> None:
+    gateway.double.script("double", Script(steps, content_type="application/json"))
+    status, _, headers = await gateway.read()
+    assert (status, headers["x-should-retry"]) == (502, "false")
+    delivery = await gateway.budgets.wait_settled()
+    assert (delivery.sent, delivery.refused, delivery.usage) == (True, False, None)
+
+
+async def test_a_refused_admission_asks_nobody(gateway: Gateway) -> None:
+    gateway.budgets.refuse = BudgetReserved(headers={"x-ratelimit-limit-requests": "40"})
+    status, body, headers = await gateway.read()
+    assert (status, json.loads(body)["error"]["mlpa_code"], headers["Retry-After"]) == (429, 2, "1")
+    assert headers["x-ratelimit-limit-requests"] == "40"
+    assert gateway.double.asked == []
+    assert gateway.metric('chat_request_rejections_total{model="double",reason="budget_reserved"') == 1
+
+
+async def test_nothing_is_charged_when_litellm_cannot_be_reached(double: LiteLLMDouble, unused_port: int) -> None:
+    upstream = UpstreamConfig((f"http://127.0.0.1:{unused_port}",))
+    async with Gateway(double, ChatConfig(), upstream).running() as gateway:
+        status, _, headers = await gateway.read()
+        assert status == 502
+        assert "x-should-retry" not in headers
+        assert not (await gateway.budgets.wait_settled()).sent
+
+
+async def test_a_connection_that_litellm_closed_while_idle_is_not_used(gateway: Gateway) -> None:
+    for _ in range(5):
+        assert (await gateway.read())[0] == 200
+        server = gateway.double._runner.server
+        assert server is not None
+        for connection in server.connections:
+            if connection.transport is not None:
+                connection.transport.close()
+    assert len(gateway.budgets.settled) == 5
+
+
+class TestHealth:
+    @pytest.fixture
+    async def gateway(self, double: Any) -> Any:
+        upstream = UpstreamConfig((double.url,), health_interval=0.02, health_timeout=0.5)
+        async with Gateway(double, ChatConfig(), upstream).running() as gateway:
+            yield gateway
+
+    async def test_two_failed_checks_answer_503_without_asking_until_it_is_back(self, gateway: Gateway) -> None:
+        gateway.double.healthy = False
+        await until(lambda: not gateway.litellm.healthy)
+        status, body, headers = await gateway.read()
+        assert (status, json.loads(body)["error"]["code"]) == (503, "unavailable")
+        assert headers["Retry-After"]
+        assert gateway.double.asked == []
+        assert gateway.budgets.asks == []
+        gateway.double.healthy = True
+        await until(lambda: gateway.litellm.healthy)
+        assert (await gateway.read())[0] == 200
+
+
+async def test_only_the_contracts_parameters_go_on(gateway: Gateway) -> None:
+    extra = {
+        "user": "someone-else",
+        "metadata": {"a": 1},
+        "api_base": "http://evil",
+        "mock_response": "x",
+        "fallbacks": ["x"],
+        "service_tier": "priority",
+        "web_search_options": {},
+        "seed": 7,
+        "reasoning_effort": "low",
+    }
+    await gateway.read(extra, headers={"traceparent": "00-" + "a" * 32 + "-" + "b" * 16 + "-01", "Cookie": "a=b"})
+    asked = gateway.double.asked[0]
+    assert asked.body == {
+        "model": "double",
+        "messages": [{"role": "user", "content": "Hi"}],
+        "temperature": 0.1,
+        "top_p": 0.01,
+        "seed": 7,
+        "reasoning_effort": "low",
+        "max_completion_tokens": 8192,
+        "user": "uid:ai",
+        "stream": False,
+    }
+    assert asked.headers["Authorization"] == "Bearer sk-virtual"
+    assert asked.headers["Accept-Encoding"] == "identity"
+    assert asked.headers["traceparent"].startswith("00-")
+    assert asked.headers["X-Request-ID"]
+    assert "Cookie" not in asked.headers

@@ -1,0 +1,159 @@
+"""Clients that leave, stall, or send what nobody asked for."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+
+from services.gateway.chat.config import ChatConfig
+from services.gateway.upstream.client import UpstreamConfig
+from tests.doubles.litellm import LiteLLMDouble, Script, chunk, event, stream_of
+from tests.services.gateway.chat.conftest import Gateway, RawClient, request_body, until
+
+WITHIN = 0.1
+
+STAGES: dict[str, tuple[dict[str, Any], Script]] = {
+    "before headers": ({"stream": True}, Script(first=[("hang", None)])),
+    "before the first event": ({"stream": True}, Script([("send", b": hello\n\n"), ("hang", None)])),
+    "mid-stream": ({"stream": True}, Script([("send", event(chunk("abc"))), ("hang", None)])),
+    "inside an event": ({"stream": True}, Script([("send", event(chunk("abc")) + b"data: {"), ("hang", None)])),
+    "not a stream": ({}, Script(first=[("hang", None)], content_type="application/json")),
+    "inside an answer": ({}, Script([("send", b"{"), ("hang", None)], content_type="application/json")),
+}
+
+
+async def _left(gateway: Gateway, way: str, client: RawClient) -> float:
+    """Make the client leave; returns how long LiteLLM's connection outlived it."""
+    asked = await gateway.double.wait_asked()
+    started = time.monotonic()
+    if way == "FIN":
+        client.close()
+    elif way == "half-close":
+        client.writer.write_eof()
+    else:
+        client.reset()
+    async with asyncio.timeout(5):
+        await asked.ended.wait()
+    assert asked.state == "gone"
+    return asked.ended_at - started
+
+
+@pytest.mark.parametrize("way", ["FIN", "half-close", "RST"])
+@pytest.mark.parametrize("stage", STAGES)
+async def test_a_client_that_leaves_ends_the_upstream_request_at_once(gateway: Gateway, stage: str, way: str) -> None:
+    body, script = STAGES[stage]
+    gateway.double.script("double", script)
+    client = await gateway.connect(body)
+    await gateway.double.wait_asked()
+    if stage in ("mid-stream", "inside an event"):
+        await client.until(b"abc")
+    assert await _left(gateway, way, client) < WITHIN
+    delivery = await gateway.budgets.wait_settled()
+    assert (delivery.outcome, delivery.sent, delivery.refused) == ("abort", True, False)
+    assert delivery.relayed_bytes == (3 if stage in ("mid-stream", "inside an event") else 0)
+    assert len(gateway.open_requests) == 0
+    client.close()
+
+
+async def test_a_client_that_leaves_behind_a_pipelined_body_is_seen_leaving(gateway: Gateway) -> None:
+    gateway.double.script("double", STAGES["mid-stream"][1])
+    client = await gateway.connect({"stream": True})
+    await client.until(b"abc")
+    client.ask(request_body(), declare=3_000_000)
+    client.writer.write(b" " * 2_500_000)
+    await client.writer.drain()
+    assert gateway.double.open == 1  # what was sent ahead ends nothing
+    assert await _left(gateway, "FIN", client) < WITHIN
+
+
+async def test_a_client_that_sends_ahead_without_end_is_cut_off(gateway: Gateway) -> None:
+    gateway.double.script("double", STAGES["mid-stream"][1])
+    client = await gateway.connect({"stream": True})
+    await client.until(b"abc")
+    for _ in range(40):
+        client.ask(request_body())
+    async with asyncio.timeout(5):
+        await gateway.double.asked[0].ended.wait()
+    assert (await gateway.budgets.wait_settled()).outcome == "abort"
+
+
+async def test_two_requests_on_one_connection_are_both_answered(gateway: Gateway) -> None:
+    client = await gateway.connect({"stream": True})
+    client.ask(request_body())
+    await client.until(b"[DONE]")
+    await client.until(b'"usage"')
+    client.close()
+
+
+async def test_a_client_that_leaves_after_done_had_a_success(gateway: Gateway) -> None:
+    whole = b"".join(stream_of(["a"]))
+    gateway.double.script("double", Script([("send", whole), ("hang", None)]))
+    client = await gateway.connect({"stream": True})
+    await client.until(b"[DONE]\n\n\r\n0\r\n\r\n")  # the end isn't kept waiting for LiteLLM's
+    client.close()
+    assert (await gateway.budgets.wait_settled()).outcome == "success"
+
+
+async def test_hundreds_of_clients_that_vanish_leave_nothing(gateway: Gateway) -> None:
+    gateway.double.script("double", Script.events([event(chunk("x"))] * 20, pause=0.01))
+    dice = random.Random(4)
+    before = len(asyncio.all_tasks())
+
+    async def visit() -> None:
+        client = await gateway.connect({"stream": dice.random() < 0.8})
+        await asyncio.sleep(dice.random() * 0.15)
+        if dice.random() < 0.5:
+            client.reset()
+        else:
+            client.close()
+
+    await asyncio.gather(*(visit() for _ in range(300)))
+    await until(lambda: not (gateway.budgets.open or gateway.double.open or len(gateway.open_requests)))
+    await asyncio.sleep(0.05)
+    assert len(asyncio.all_tasks()) <= before + 10
+    assert not gateway.litellm._session.connector._acquired  # type: ignore[union-attr]
+
+
+class TestSlow:
+    @pytest.fixture
+    async def gateway(self, double: LiteLLMDouble) -> AsyncIterator[Gateway]:
+        config = ChatConfig(slow_client=0.4, idle_timeout=5)
+        async with Gateway(double, config, UpstreamConfig((double.url,))).running() as gateway:
+            yield gateway
+
+    async def test_a_client_that_takes_nothing_holds_litellm_back_and_is_dropped(self, gateway: Gateway) -> None:
+        gateway.double.script("double", Script([("flood", event(chunk("x" * 2000)))]))
+        client = await gateway.connect({"stream": True}, receive_buffer=4096)
+        asked = await gateway.double.wait_asked()
+        await asyncio.sleep(0.2)
+        after_a_while = asked.delivered
+        await asyncio.sleep(0.15)
+        assert asked.delivered == after_a_while  # LiteLLM was held back
+        delivery = await gateway.budgets.wait_settled()
+        assert delivery.outcome == "abort"
+        assert delivery.relayed_bytes < 600_000
+        assert gateway.metric("chat_slow_clients_total") == 1
+        async with asyncio.timeout(2):
+            await asked.ended.wait()
+        client.close()
+
+    async def test_a_client_that_takes_a_little_at_times_is_kept(self, gateway: Gateway) -> None:
+        parts = [event(chunk("x" * 2000)) for _ in range(300)]
+        gateway.double.script("double", Script.events([*parts, *stream_of(["end"])]))
+        client = await gateway.connect({"stream": True}, receive_buffer=4096)
+        got = b""
+        for _ in range(12):
+            await asyncio.sleep(0.1)
+            got += await client.reader.read(30_000)
+        while not got.endswith(b"0\r\n\r\n"):
+            part = await client.reader.read(30_000)
+            assert part, "the connection was closed"
+            got += part
+        assert b"[DONE]" in got
+        assert (await gateway.budgets.wait_settled()).outcome == "success"
+        client.close()
