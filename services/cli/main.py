@@ -7,9 +7,12 @@ import sys
 import click
 
 from services.cli.app_attest import app_attest
+from services.cli.device import device
+from services.cli.fxa import fxa
 from services.cli.keys import keys
-from services.cli.run import auth, gateway, migrate
+from services.cli.run import auth, gateway, migrate, up
 from services.cli.settings import settings
+from services.cli.virtual_key import virtual_key
 from shared.ops import VERSION
 from shared.service_types import ConfigurationError
 
@@ -20,7 +23,7 @@ def cli() -> None:
     """MLPA: proves who is asking, and relays chat completions under a budget per user."""
 
 
-for command in (auth, gateway, migrate, keys, app_attest, settings):
+for command in (up, auth, gateway, migrate, keys, device, fxa, app_attest, virtual_key, settings):
     cli.add_command(command)
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import click
@@ -55,6 +57,23 @@ def migrate() -> None:
         raise click.ClickException(f"DATABASE_URL: {str(error.orig).strip()}") from None
 
 
+@click.command()
+@click.option("--demo/--no-demo", default=True, show_default=True, help="Show a device and an account chatting.")
+@click.option("--port-base", type=click.IntRange(1024, 65000), help="First of the ports; free ones replace taken ones.")
+@click.option(
+    "--data",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=Path(".mlpa"),
+    show_default=True,
+    help="Folder of databases, logs, keys; kept between runs.",
+)
+def up(demo: bool, port_base: int | None, data: Path) -> None:
+    """The whole system on this machine, then a demonstration; stays up until Ctrl-C."""
+    from services.cli.up import up as run_up
+
+    sys.exit(asyncio.run(run_up(demo=demo, port_base=port_base, data=data)))
+
+
 def _run(name: str, settings: Settings, port: int, build: Callable[[], Apps], count: int) -> None:
     logs.configure(json=settings.log_json, level=settings.log_level)
     if count > 1:
@@ -63,8 +82,12 @@ def _run(name: str, settings: Settings, port: int, build: Callable[[], Apps], co
     if settings.sentry_dsn is not None:
         _report_errors(settings.sentry_dsn.get_secret_value())
     apps = build()
-    main = Site(apps.main, port)
-    ops = Site(apps.ops, settings.ops_port + index) if apps.ops is not None and settings.ops_port else None
+    main = Site(apps.main, port, apps.make_site)
+    ops = (
+        Site(apps.ops, settings.ops_port + index, apps.make_ops_site)
+        if apps.ops is not None and settings.ops_port
+        else None
+    )
     try:
         uvloop.run(serve(main, ops, host=settings.host, name=name, reuse_port=workers.is_worker()))
     except OSError as error:

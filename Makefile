@@ -1,0 +1,67 @@
+# Everything that a checkout needs, with nothing but make and Python (3.11 or newer). `make` lists the targets.
+#
+# Two environments, kept apart because LiteLLM pins versions that clash with ours: .venv/ has this package, and
+# .venv-litellm/ has the LiteLLM proxy that `make run` and the tests talk to (740 MB). Both hold exactly the versions
+# of deploy/requirements/. What runs leave behind (databases, logs, keys) is in .mlpa/.
+
+PYTHON ?= python3
+ARGS ?=
+
+VENV := .venv
+LITELLM := .venv-litellm
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+LOCKS := deploy/requirements
+PIP := -m pip --disable-pip-version-check --no-input
+
+.DEFAULT_GOAL := help
+.PHONY: help setup litellm run test test-full lint bench lock clean distclean
+
+help: ## List the targets
+	@sed -n 's/^\([a-z-]*\):.*## /\1 /p' $(MAKEFILE_LIST) | while read name text; do printf '  %-10s %s\n' "$$name" "$$text"; done
+
+setup: $(STAMP) litellm ## Install everything (again only when a lock changes)
+
+$(STAMP): $(LOCKS)/dev.txt setup.cfg pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed: make PYTHON=python3.12" if sys.version_info < (3, 11) else 0)'
+	@echo "Installing MLPA into $(VENV)/ (half a minute)"
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python $(PIP) install --quiet -r $(LOCKS)/dev.txt
+	@$(BIN)/python $(PIP) install --quiet --no-deps --editable .
+	@touch $@
+
+litellm: $(STAMP)
+	@$(BIN)/python -m services.local.litellm $(LITELLM) > /dev/null
+
+run: $(STAMP) ## The whole system and a demonstration, until Ctrl-C (ARGS="--no-demo --port-base 9000")
+	@$(BIN)/mlpa up $(ARGS)
+
+test: setup ## The tests (ARGS="tests/shared -k money")
+	$(BIN)/pytest $(ARGS)
+
+test-full: setup ## The tests with full counts
+	MLPA_TEST_FULL=1 $(BIN)/pytest $(ARGS)
+
+lint: $(STAMP) ## Style, format and types
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+bench: setup ## What things cost in time
+	$(BIN)/python -m tests.bench $(ARGS)
+
+lock: ## Renew the locks of deploy/requirements/ from setup.cfg
+	@for name in runtime dev; do \
+		case $$name in dev) what='.[local,dev]';; *) what=.;; esac; \
+		rm -rf build/lock && $(PYTHON) -m venv build/lock \
+		&& build/lock/bin/python $(PIP) install --quiet "$$what" \
+		&& { head -2 $(LOCKS)/$$name.txt; build/lock/bin/python -m pip freeze | grep -v '^mlpa'; } > build/$$name.txt \
+		&& mv build/$$name.txt $(LOCKS)/$$name.txt && echo "$(LOCKS)/$$name.txt" || exit 1; \
+	done; rm -rf build/lock
+
+clean: ## Remove caches, builds and the data of local runs
+	rm -rf .mlpa build .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -not -path './.venv*' -prune -exec rm -rf {} +
+
+distclean: clean ## Remove the environments too
+	rm -rf $(VENV) $(LITELLM) *.egg-info

@@ -1,0 +1,151 @@
+"""A client of a running system, as an app or a browser would be one; for the demonstration and ``mlpa device``."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any, Self
+
+import aiohttp
+
+from services.local.device import Device
+
+GRANT_TYPE = "urn:ietf:params:oauth:grant-type:token-exchange"
+ACCESS_TOKEN = "urn:ietf:params:oauth:token-type:access_token"  # noqa: S105  a name, not a secret
+ASSERTION = "urn:mozilla:params:oauth:token-type:app-attest-assertion"
+
+
+class RequestFailed(Exception):
+    """A service said no; the message is its own."""
+
+
+class Client:
+    """Talks to auth and the gateway over HTTP."""
+
+    def __init__(self, session: aiohttp.ClientSession, *, auth_url: str, gateway_url: str) -> None:
+        self._session = session
+        self._auth = auth_url
+        self._gateway = gateway_url
+
+    @classmethod
+    @asynccontextmanager
+    async def open(cls, *, auth_url: str, gateway_url: str) -> AsyncIterator[Self]:
+        async with aiohttp.ClientSession() as session:
+            yield cls(session, auth_url=auth_url, gateway_url=gateway_url)
+
+    async def challenge(self, device: Device) -> str:
+        """:raises RequestFailed:"""
+        answer = await self._ask("GET", f"{self._auth}/verify/challenge", params={"key_id_b64": device.key_id_b64})
+        return str(answer["challenge"])
+
+    async def enrol(self, device: Device) -> None:
+        """:raises RequestFailed:"""
+        challenge = await self.challenge(device)
+        body = {
+            "key_id_b64": device.key_id_b64,
+            "challenge_b64": _base64(challenge.encode()),
+            "attestation_obj_b64": _base64(device.attest(challenge)),
+            "bundle_id": device.bundle_id,
+        }
+        await self._ask("POST", f"{self._auth}/verify/attest", json=body)
+
+    async def exchange_device(self, device: Device, scope: str) -> str:
+        """An access token for an enrolled device.
+
+        :raises RequestFailed:
+        """
+        client_data = json.dumps(
+            {
+                "typ": "mlpa-token-exchange",
+                "aud": await self.issuer(),
+                "challenge": await self.challenge(device),
+                "scope": scope,
+            }
+        ).encode()
+        subject = {
+            "key_id_b64": device.key_id_b64,
+            "assertion_obj_b64": _base64(device.assert_(client_data)),
+            "client_data_b64": _base64(client_data),
+            "bundle_id": device.bundle_id,
+        }
+        encoded = base64.urlsafe_b64encode(json.dumps(subject).encode()).rstrip(b"=").decode()
+        return await self._exchange(encoded, ASSERTION, scope)
+
+    async def exchange_fxa(self, fxa_token: str, scope: str) -> str:
+        """An access token for an FxA account.
+
+        :raises RequestFailed:
+        """
+        return await self._exchange(fxa_token, ACCESS_TOKEN, scope)
+
+    async def issuer(self) -> str:
+        metadata = await self._ask("GET", f"{self._auth}/.well-known/oauth-authorization-server")
+        return str(metadata["issuer"])
+
+    async def _exchange(self, subject_token: str, kind: str, scope: str) -> str:
+        form = {
+            "grant_type": GRANT_TYPE,
+            "subject_token": subject_token,
+            "subject_token_type": kind,
+            "scope": scope,
+        }
+        answer = await self._ask("POST", f"{self._auth}/token", data=form)
+        return str(answer["access_token"])
+
+    async def chat(self, token: str, *, model: str, text: str, max_tokens: int | None = None) -> AsyncIterator[str]:
+        """The answer's text, piece by piece as it is streamed.
+
+        :raises RequestFailed:
+        """
+        body: dict[str, Any] = {"model": model, "stream": True, "messages": [{"role": "user", "content": text}]}
+        if max_tokens is not None:
+            body["max_completion_tokens"] = max_tokens
+        url = f"{self._gateway}/v1/chat/completions"
+        async with self._session.post(url, json=body, headers=_bearer(token)) as response:
+            await _raise_for_error(response)
+            async for line in response.content:
+                data = line.removeprefix(b"data:").strip()
+                if not line.startswith(b"data:") or data == b"[DONE]":
+                    continue
+                event = json.loads(data)
+                if "error" in event:
+                    raise RequestFailed(event["error"]["message"])
+                for choice in event["choices"]:
+                    yield choice["delta"].get("content") or ""
+
+    async def budget(self, token: str) -> dict[str, Any]:
+        """:raises RequestFailed:"""
+        return await self._ask("GET", f"{self._gateway}/v1/budget", headers=_bearer(token))
+
+    async def models(self, token: str) -> list[str]:
+        """:raises RequestFailed:"""
+        answer = await self._ask("GET", f"{self._gateway}/v1/models", headers=_bearer(token))
+        return [model["id"] for model in answer["data"]]
+
+    async def _ask(self, method: str, url: str, **options: Any) -> dict[str, Any]:
+        async with self._session.request(method, url, **options) as response:
+            await _raise_for_error(response)
+            answer: dict[str, Any] = await response.json()
+            return answer
+
+
+async def _raise_for_error(response: aiohttp.ClientResponse) -> None:
+    if response.ok:
+        return
+    try:
+        body = await response.json()
+        error = body["error"]
+        said = error["message"] if isinstance(error, dict) else f"{error}: {body['error_description']}"
+    except (aiohttp.ContentTypeError, ValueError, KeyError, TypeError):
+        said = response.reason or ""
+    raise RequestFailed(f"{response.method} {response.url.path}: {response.status} {said}")
+
+
+def _bearer(token: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer {token}"}
+
+
+def _base64(raw: bytes) -> str:
+    return base64.b64encode(raw).decode()

@@ -1,0 +1,146 @@
+"""``mlpa device``: a simulated App Attest device against a running system."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import Any, TypeVar
+
+import aiohttp
+import click
+
+from services.cli.client import Client, RequestFailed
+from services.cli.supervisor import RunningSystem
+from services.local.device import Device
+from services.local.pki import Pki
+
+_T = TypeVar("_T")
+
+
+class _Context:
+    """Where the system runs, and where the device is kept."""
+
+    def __init__(self, data: Path, auth_url: str | None, gateway_url: str | None) -> None:
+        running = RunningSystem.load(data)
+        self.data = data
+        self.environment = dict(running.environment) if running else {}
+        self.auth_url = auth_url or (running.auth_url if running else "http://127.0.0.1:8081")
+        self.gateway_url = gateway_url or (running.gateway_url if running else "http://127.0.0.1:8080")
+
+    @property
+    def device_path(self) -> Path:
+        return self.data / "device.json"
+
+    def load(self) -> Device:
+        try:
+            return Device.from_json(self.device_path.read_text())
+        except FileNotFoundError:
+            raise click.ClickException(f"{self.device_path} is not there; make a device: mlpa device new") from None
+
+    def save(self, device: Device) -> None:
+        """Private to its owner; whole or not at all, since a lost counter is a lost device."""
+        fresh = self.device_path.with_suffix(".new")
+        with os.fdopen(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+            file.write(device.to_json())
+        fresh.replace(self.device_path)
+
+    def run(self, coroutine: Coroutine[Any, Any, _T]) -> _T:
+        try:
+            return asyncio.run(coroutine)
+        except RequestFailed as error:
+            raise click.ClickException(str(error)) from None
+        except aiohttp.ClientError as error:
+            raise click.ClickException(f"{error}; is the system running? (mlpa up)") from None
+
+    def client(self) -> Any:
+        return Client.open(auth_url=self.auth_url, gateway_url=self.gateway_url)
+
+
+@click.group()
+@click.option(
+    "--data",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=Path(".mlpa"),
+    show_default=True,
+    help="Data folder of `mlpa up`, which tells where the system runs; the device is kept there too.",
+)
+@click.option("--auth-url", help="Auth, when it isn't the one of the data folder.")
+@click.option("--gateway-url", help="The gateway, when it isn't the one of the data folder.")
+@click.pass_context
+def device(context: click.Context, data: Path, auth_url: str | None, gateway_url: str | None) -> None:
+    """A simulated App Attest device, under the test root of `mlpa up`."""
+    context.obj = _Context(data, auth_url, gateway_url)
+
+
+_pass = click.make_pass_decorator(_Context)
+_SCOPE = click.option("--scope", default="ai", show_default=True, help="The service type.")
+
+
+@device.command()
+@click.option("--bundle-id", help="The app; the system's first one when not given.")
+@click.option("--team", help="Apple team id; the system's when not given.")
+@_pass
+def new(context: _Context, bundle_id: str | None, team: str | None) -> None:
+    """Make a device with a key of its own; it replaces the one before."""
+    pki = context.data / "app-attest" / "pki.json"
+    if not pki.exists():
+        raise click.ClickException(f"{pki} is not there: the test root is made by mlpa up")
+    bundles = context.environment.get("APP_ATTEST_BUNDLE_IDS", "org.mozilla.ios.Fennec")
+    made = Device(
+        pki=Pki.from_json(pki.read_text()),
+        team_id=team or context.environment.get("APP_DEVELOPMENT_TEAM", "DEVELOPMNT"),
+        bundle_id=bundle_id or bundles.split(",")[0],
+    )
+    context.save(made)
+    click.echo(made.key_id_b64)
+
+
+@device.command()
+@_pass
+def enroll(context: _Context) -> None:
+    """Enrol the device: challenge, attestation."""
+
+    async def enrol(made: Device) -> None:
+        async with context.client() as client:
+            await client.enrol(made)
+
+    made = context.load()
+    context.run(enrol(made))
+    click.echo(f"enrolled {made.key_id_b64}")
+
+
+async def _token(context: _Context, made: Device, scope: str) -> str:
+    async with context.client() as client:
+        try:
+            token: str = await client.exchange_device(made, scope)
+        finally:
+            context.save(made)
+    return token
+
+
+@device.command()
+@_SCOPE
+@_pass
+def token(context: _Context, scope: str) -> None:
+    """Print an access token for the device."""
+    click.echo(context.run(_token(context, context.load(), scope)))
+
+
+@device.command()
+@_SCOPE
+@click.option("--model", default="local/slow", show_default=True)
+@click.argument("text", default="Tell me about Firefox.")
+@_pass
+def chat(context: _Context, scope: str, model: str, text: str) -> None:
+    """Exchange an assertion, ask TEXT, and show the answer as it streams."""
+
+    async def talk() -> None:
+        access_token = await _token(context, context.load(), scope)
+        async with context.client() as client:
+            async for piece in client.chat(access_token, model=model, text=text):
+                click.echo(piece, nl=False)
+        click.echo()
+
+    context.run(talk())

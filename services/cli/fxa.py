@@ -1,0 +1,92 @@
+"""`mlpa fxa`: tokens of the FxA stand-in, and a user's remembered verifications."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import time
+from typing import Any
+
+import aiohttp
+import click
+
+from services.auth.fxa.cache import Cache
+from services.auth.fxa.metrics import FxAMetrics
+from services.auth.fxa.models import FxAConfig
+from services.auth.settings import AuthSettings
+from shared.errors import DependencyUnavailable
+from shared.metrics import Registry
+from shared.redis import connect
+
+TIMEOUT_SECONDS = 10
+
+
+@click.group()
+def fxa() -> None:
+    """Firefox accounts."""
+
+
+@fxa.command()
+@click.option(
+    "--fxa-url",
+    envvar="FXA_BASE_URL",
+    default="http://127.0.0.1:8082/v1",
+    show_default=True,
+    help="The stand-in's URL.",
+)
+@click.option("--uid", help="32 hex digits; a new user when not given.")
+@click.option("--scope", "scopes", multiple=True, help="A scope of the token; may be given again.")
+@click.option("--client-id", help="The relying party; Firefox's when not given.")
+@click.option("--opaque", is_flag=True, help="64 hex digits rather than a JWT.")
+@click.option("--ttl", type=float, help="Its life in seconds; six hours when not given.")
+def token(
+    fxa_url: str, uid: str | None, scopes: tuple[str, ...], client_id: str | None, opaque: bool, ttl: float | None
+) -> None:
+    """Print a token of the running FxA stand-in."""
+    order = {
+        "uid": uid,
+        "scopes": scopes or None,
+        "client_id": client_id,
+        "kind": "opaque" if opaque else "jwt",
+        "ttl": ttl,
+    }
+    given = {name: value for name, value in order.items() if value is not None}
+    url = fxa_url.rstrip("/").removesuffix("/v1") + "/local/token"
+    click.echo(asyncio.run(_order(url, given)))
+
+
+@fxa.command()
+@click.argument("uid")
+def purge(uid: str) -> None:
+    """Forget all verified tokens of the user UID, so that the next use of each is verified again."""
+    if not re.fullmatch(r"[0-9a-f]{32}", uid):
+        raise click.BadParameter("a uid has 32 lowercase hex digits")
+    settings = AuthSettings.from_environment()
+    try:
+        dropped = asyncio.run(_purge(settings, uid))
+    except DependencyUnavailable as error:
+        raise click.ClickException("Redis did not answer; nothing may have been dropped") from error
+    click.echo(f"dropped {dropped}")
+
+
+async def _order(url: str, order: dict[str, Any]) -> str:
+    try:
+        async with (
+            aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(TIMEOUT_SECONDS)) as session,
+            session.post(url, json=order) as response,
+        ):
+            text = await response.text()
+            if response.status != 200:
+                raise click.ClickException(f"{url} answered {response.status}: {text.strip()[:200]}")
+            return str(json.loads(text)["token"])
+    except (aiohttp.ClientError, TimeoutError) as error:
+        raise click.ClickException(f"no FxA stand-in at {url}: {error}") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise click.ClickException(f"{url} is no FxA stand-in") from error
+
+
+async def _purge(settings: AuthSettings, uid: str) -> int:
+    async with connect(settings.redis_url.get_secret_value(), max_connections=1) as redis:
+        config = FxAConfig.from_settings(settings)
+        return await Cache(redis, config, clock=time.time, metrics=FxAMetrics(Registry())).purge(uid)

@@ -1,0 +1,171 @@
+"""Keeps the processes of `mlpa up`: starts them, waits until they are ready, restarts what dies, stops all in order."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Self
+
+from services.cli.console import Console, Step
+from services.local.process import Process, ProcessError, Program
+
+POLL_SECONDS = 0.05
+RESTART_SECONDS = 5.0  # long enough to be seen in the readiness of the services, which is cached for 1 s
+LONGEST_RESTART_SECONDS = 60.0
+STABLE_SECONDS = 30.0  # a part that ran for so long begins again with the short delay
+STATE_FILE = "system.json"
+
+
+@dataclass(frozen=True, slots=True)
+class RunningSystem:
+    """Where a local system answers, and how its services are configured."""
+
+    gateway_url: str
+    auth_url: str
+    fxa_url: str  # without /v1
+    litellm_url: str
+    database_url: str = field(repr=False)
+    redis_url: str = field(repr=False)
+    data: Path
+    admin_key: str = field(repr=False)
+    environment: Mapping[str, str] = field(repr=False)  # the settings of the services; it holds secrets
+
+    def save(self) -> None:
+        """Writes it into the data folder (mode 0600), for the commands that talk to a running system."""
+        path = self.data / STATE_FILE
+        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+            json.dump(asdict(self), file, indent=1, default=str)
+
+    def forget(self) -> None:
+        (self.data / STATE_FILE).unlink(missing_ok=True)
+
+    @classmethod
+    def load(cls, data: Path) -> Self | None:
+        """The system that runs on a data folder; None when none does."""
+        try:
+            members = json.loads((data / STATE_FILE).read_text())
+        except FileNotFoundError:
+            return None
+        return cls(**{**members, "data": Path(members["data"])})
+
+
+@dataclass(slots=True)
+class Part:
+    """A process of the system.
+
+    `rank` orders the parts: a higher one needs the lower ones, and is stopped before them. `ready` is asked in a
+    thread, often; it may block for a second or two.
+    """
+
+    name: str
+    rank: int
+    process: Process
+    ready: Callable[[], bool]
+    address: str
+    timeout: float = 60
+    stop_timeout: float = 10
+    started: float = 0
+    restarts: int = 0
+
+
+class Supervisor:
+    """Any number of parts, each started once by `start` and kept alive by `watch`."""
+
+    def __init__(self, console: Console, *, restart_seconds: float = RESTART_SECONDS) -> None:
+        self.console = console
+        self._parts: list[Part] = []
+        self._restart_seconds = restart_seconds
+        self._hurry = False
+
+    async def start(self, part: Part) -> None:
+        """Starts a part and waits until it is ready.
+
+        :raises ProcessError: with the reason and the end of its log.
+        """
+        self._parts.append(part)
+        with self.console.step(part.name, "starting") as step:
+            await self._start(part, step)
+            step.done(part.address)
+
+    async def run(self, program: Program, log: Path, step: Step, progress: Callable[[], str] | None = None) -> None:
+        """Runs a program to its end.
+
+        :raises ProcessError: it failed; with the end of its log.
+        """
+        process = Process(program, log)
+        process.start()
+        try:
+            while process.running:
+                step.update(progress() if progress else None)
+                await asyncio.sleep(POLL_SECONDS)
+        finally:
+            process.kill()
+        if process.exit_reason != "exit code 0":
+            raise ProcessError(f"{program.name} failed ({process.exit_reason}){process.tail()}")
+
+    async def watch(self) -> None:
+        """Restarts every part that dies, after a delay which grows when it keeps dying; never returns."""
+        async with asyncio.TaskGroup() as group:
+            for part in self._parts:
+                group.create_task(self._keep(part))
+
+    async def stop(self) -> None:
+        """Stops all parts, the highest rank first."""
+        for part in sorted(self._parts, key=lambda part: part.rank, reverse=True):
+            await self._stop(part)
+
+    def hurry(self) -> None:
+        """Makes `stop` kill what has not ended by itself yet."""
+        self._hurry = True
+
+    async def _start(self, part: Part, step: Step | None = None) -> None:
+        part.process.start()
+        part.started = time.monotonic()
+        while not await asyncio.to_thread(part.ready):
+            if not part.process.running:
+                raise ProcessError(f"{part.name} ended ({part.process.exit_reason}){part.process.tail()}")
+            if time.monotonic() - part.started > part.timeout:
+                raise ProcessError(f"{part.name} was not ready in {part.timeout:g} s{part.process.tail()}")
+            if step is not None:
+                step.update("waiting until it is ready")
+            await asyncio.sleep(POLL_SECONDS)
+
+    async def _keep(self, part: Part) -> None:
+        while True:
+            if part.process.running:
+                await asyncio.sleep(POLL_SECONDS)
+                continue
+            if time.monotonic() - part.started > STABLE_SECONDS:
+                part.restarts = 0
+            delay = min(self._restart_seconds * 2**part.restarts, LONGEST_RESTART_SECONDS)
+            part.restarts += 1
+            self.console.warn(part.name, f"died ({part.process.exit_reason}), starts again in {delay:g} s")
+            await asyncio.sleep(delay)
+            try:
+                await self._start(part)
+            except ProcessError as error:
+                part.process.kill()
+                self.console.warn(part.name, str(error))
+            else:
+                self.console.line("✔", part.name, f"is back, {part.address}", style="green")
+
+    async def _stop(self, part: Part) -> None:
+        process = part.process
+        process.resume()
+        if not process.running:
+            return
+        with self.console.step(part.name, "stopping") as step:
+            process.signal(process.program.stop_signal)
+            while process.running and step.seconds < part.stop_timeout and not self._hurry:
+                step.update()
+                await asyncio.sleep(POLL_SECONDS)
+            if process.running:
+                process.kill()
+                step.done("killed")
+            else:
+                step.done("stopped")

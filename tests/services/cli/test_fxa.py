@@ -1,0 +1,83 @@
+"""`mlpa fxa`: a token of the stand-in, and the end of what is remembered of a user."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from pathlib import Path
+
+import aiohttp
+import pytest
+from click.testing import CliRunner, Result
+
+from services.auth.fxa.models import FxAConfig
+from services.auth.fxa.services import FxAVerifier
+from services.cli.fxa import fxa
+from services.local.process import Process, answers
+from shared.metrics import Registry
+from shared.redis import connect
+from tests.services.local.test_fxa import program
+
+UID = "0123456789abcdef0123456789abcdef"
+
+
+@pytest.fixture
+def base_url(tmp_path: Path, unused_port: int) -> Iterator[str]:
+    process = Process(program(tmp_path, unused_port), tmp_path / "fxa.log")
+    process.start()
+    process.wait_ready(lambda: answers(f"http://127.0.0.1:{unused_port}/__lbheartbeat__"))
+    yield f"http://127.0.0.1:{unused_port}/v1"
+    process.stop()
+
+
+def invoke(*arguments: str, **environment: str) -> Result:
+    return CliRunner(env={"MLPA_DEBUG": "true", **environment}).invoke(fxa, arguments)
+
+
+async def verify(base_url: str, redis_url: str, token: str) -> tuple[str, str]:
+    config = FxAConfig(base_url, base_url.removesuffix("/v1"), b"the secret")
+    async with (
+        connect(redis_url) as redis,
+        aiohttp.ClientSession() as session,
+        FxAVerifier.open(config, redis=redis, session=session, registry=Registry()) as verifier,
+    ):
+        identity = await verifier.verify(token)
+        return identity.uid, identity.source
+
+
+@pytest.mark.parametrize("opaque", [False, True])
+def test_a_token_is_printed_and_a_purge_makes_it_be_verified_again(base_url: str, redis_url: str, opaque: bool) -> None:
+    token = invoke("token", "--uid", UID, "--scope", "profile", *["--opaque"] * opaque, FXA_BASE_URL=base_url)
+    assert token.exit_code == 0
+    text = token.stdout.strip()
+    assert (len(text) == 64) is opaque
+    direct = "remote" if opaque else "local"
+    assert asyncio.run(verify(base_url, redis_url, text)) == (UID, direct)
+    assert asyncio.run(verify(base_url, redis_url, text)) == (UID, "cache")
+
+    environment = {
+        "REDIS_URL": redis_url,
+        "FXA_BASE_URL": base_url,
+        "FXA_ISSUER": base_url.removesuffix("/v1"),
+        "FXA_CACHE_SECRET": "the secret",
+    }
+    assert invoke("purge", UID, **environment).stdout == "dropped 1\n"
+    assert invoke("purge", UID, **environment).stdout == "dropped 0\n"
+    assert asyncio.run(verify(base_url, redis_url, text)) == (UID, direct)
+
+
+def test_a_purge_that_could_not_be_done_is_an_error(unused_port: int) -> None:
+    result = invoke("purge", UID, REDIS_URL=f"redis://127.0.0.1:{unused_port}/0", FXA_CACHE_SECRET="s")
+    assert result.exit_code == 1
+    assert "Redis did not answer" in result.stderr
+
+
+@pytest.mark.parametrize("uid", ["", UID[:-1], UID.upper(), UID + ":ai"])
+def test_what_is_no_uid_is_told(uid: str) -> None:
+    assert invoke("purge", uid).exit_code == 2
+
+
+def test_a_stand_in_that_is_not_there_is_told(unused_port: int) -> None:
+    result = invoke("token", "--fxa-url", f"http://127.0.0.1:{unused_port}/v1")
+    assert result.exit_code == 1
+    assert "no FxA stand-in" in result.stderr
