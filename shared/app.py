@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import socket
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +13,8 @@ from shared import ops
 from shared.logs import UserDigest
 from shared.metrics import Registry
 from shared.openapi import Answer, Operation, add_routes, document
-from shared.serve import DRAIN, Drain
+from shared.protocol import ServiceSite
+from shared.serve import DRAIN, Drain, SiteFactory
 from shared.settings import Settings
 from shared.web import ErrorRenderer, Frame
 
@@ -23,6 +25,9 @@ class Apps:
 
     main: web.Application
     ops: web.Application | None
+    #: How the two are served.
+    make_site: SiteFactory
+    make_ops_site: SiteFactory
 
     def put(self, key: web.AppKey[Any], value: Any) -> None:
         """Give both apps a collaborator."""
@@ -43,6 +48,7 @@ class ServiceDescription:
     common_answers: Mapping[int, Answer]
     security_schemes: Mapping[str, Any]
     render_error: ErrorRenderer
+    make_site: Callable[[web.AppRunner, socket.socket, Frame, Any], ServiceSite]
 
 
 def build_apps(settings: Settings, registry: Registry, service: ServiceDescription, *, max_body: int) -> Apps:
@@ -52,8 +58,13 @@ def build_apps(settings: Settings, registry: Registry, service: ServiceDescripti
     internal = [ops.METRICS_OPERATION, *service.internal]
     everything = [*ops.OPERATIONS, *internal, *service.operations]
     main = web.Application(client_max_size=max_body)
-    apps = Apps(main, web.Application(client_max_size=max_body) if settings.ops_port else None)
     frame = Frame(registry, service.render_error, endpoints=sorted({op.path for op in everything}), user_digest=digest)
+    apps = Apps(
+        main,
+        web.Application(client_max_size=max_body) if settings.ops_port else None,
+        make_site=lambda runner, sock: service.make_site(runner, sock, frame, settings),
+        make_ops_site=lambda runner, sock: ServiceSite(runner, sock, frame),
+    )
     if apps.ops is None:
         add_routes(main, everything)
     else:

@@ -52,6 +52,7 @@ users = sa.Table(
     sa.Column("created_at", Time, nullable=False, server_default=_now),
     sa.Column("last_seen_at", Time, nullable=False, server_default=_now),
     sa.Column("litellm_budget", sa.Text, comment="the LiteLLM budget that this customer was given"),
+    sa.Index("users_created", "created_at", "user_id"),
 )
 
 #: Users per service type, advanced in the transaction that adds or deletes one: the lock that makes max_users exact.
@@ -110,6 +111,19 @@ ledger = sa.Table(
     sa.Column("settled_at", Time, nullable=False),
     sa.Index("ledger_user_admitted", "user_id", sa.text("admitted_at DESC")),
     sa.Index("ledger_admitted", "admitted_at"),
+)
+
+#: The ledger summed up by hour of admission, for the console. Auth keeps it; it outlives the ledger's rows.
+usage_hours = sa.Table(
+    "usage_hours",
+    metadata,
+    sa.Column("hour", Time, primary_key=True),
+    sa.Column("service_type", sa.Text, primary_key=True),
+    sa.Column("outcome", sa.Text, primary_key=True),
+    sa.Column("requests", sa.BigInteger, nullable=False),
+    sa.Column("cost_nano", sa.BigInteger, nullable=False, comment="nano-dollars"),
+    sa.Column("prompt_tokens", sa.BigInteger, nullable=False),
+    sa.Column("completion_tokens", sa.BigInteger, nullable=False),
 )
 
 #: Changes that PostgreSQL took and Redis must take too: written in the transaction of the change, deleted when applied.

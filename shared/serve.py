@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from aiohttp import web
 
 from shared import logs
+from shared.protocol import ServiceSite
 
 _log = logs.logger("serve")
 
@@ -54,10 +55,15 @@ class Drain:
 DRAIN = web.AppKey("drain", Drain)
 
 
+#: Makes the site of an app from its runner and its listening socket.
+SiteFactory = Callable[[web.AppRunner, socket.socket], ServiceSite]
+
+
 @dataclass(frozen=True, slots=True)
 class Site:
     app: web.Application
     port: int
+    make: SiteFactory
 
 
 async def serve(main: Site, ops: Site | None, *, host: str, name: str, reuse_port: bool = False) -> None:
@@ -72,16 +78,10 @@ async def serve(main: Site, ops: Site | None, *, host: str, name: str, reuse_por
         for site in (main, ops):
             if site is None:
                 continue
-            runner = web.AppRunner(
-                site.app,
-                handler_cancellation=True,
-                access_log=None,
-                shutdown_timeout=1.0,
-                keepalive_timeout=75.0,
-            )
+            runner = web.AppRunner(site.app, handler_cancellation=True, access_log=None, shutdown_timeout=1.0)
             await runner.setup()
             runners.append(runner)
-            await web.SockSite(runner, listen(host, site.port, reuse_port=reuse_port and site is main)).start()
+            await site.make(runner, listen(host, site.port, reuse_port=reuse_port and site is main)).start()
         _log.info("listening", service=name, host=host, port=main.port, ops_port=ops.port if ops else None)
         loop = asyncio.get_running_loop()
         draining: set[asyncio.Task[None]] = set()

@@ -18,12 +18,14 @@ from aiohttp import web
 from aiohttp.typedefs import Handler
 
 from shared import logs
-from shared.errors import BadRequest, MethodNotAllowed, NotFound, PayloadTooLarge, ServiceError
+from shared.errors import BadRequest, DependencyUnavailable, MethodNotAllowed, NotFound, PayloadTooLarge, ServiceError
 from shared.metrics import Registry
 
 REQUEST_ID = web.RequestKey("request_id", str)
 SERVICE_TYPE = web.RequestKey("service_type", str)
 USER_ID = web.RequestKey("user_id", str)
+#: What the log line says went wrong: an error's code, or the dependency that failed.
+ERROR = web.RequestKey("error", str)
 
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 #: nginx's status for a client that left before the answer; only ever in metrics and logs.
@@ -43,7 +45,7 @@ HTML_POLICY = (
 )
 _log = logs.logger("http")
 
-ErrorRenderer = Callable[[web.Request, ServiceError], web.Response]
+ErrorRenderer = Callable[[web.Request | None, ServiceError], web.Response]
 
 
 class HttpMetrics:
@@ -56,6 +58,11 @@ class HttpMetrics:
         self.latency = registry.histogram(
             "request_latency_seconds", "Time to the end of the response.", ("method", "endpoint")
         )
+        self.dependency_errors = registry.counter(
+            "dependency_errors_total", "Answers that failed for a dependency.", ("dependency",)
+        )
+        for dependency in ("redis", "postgres", "fxa", "litellm", "auth"):
+            self.dependency_errors.preset(dependency)
         self.in_progress.preset_all([*endpoints, "unmatched"])
         for status in (200, 201, 204, 302, 303, 400, 401, 403, 404, 405, 413, 422, 429, 499, 500, 502, 503, 504):
             self.statuses.preset(str(status))
@@ -128,6 +135,7 @@ class Frame:
                 status=status,
                 duration_ms=round(seconds * 1000, 2),
                 user=self._digest(user) if user else None,
+                error=request.get(ERROR),
             )
             logs.request_id.reset(token)
 
@@ -135,17 +143,33 @@ class Frame:
         try:
             return await handler(request)
         except ServiceError as error:
-            return self._render_error(request, error)
+            if isinstance(error, DependencyUnavailable):
+                self._metrics.dependency_errors.inc(error.dependency)
+            return self._refuse(request, error)
         except web.HTTPException as error:
             if error.status < HTTPStatus.BAD_REQUEST:
                 raise
-            return self._render_error(request, from_http(error))
+            return self._refuse(request, from_http(error))
         except asyncio.CancelledError:
             raise
         except Exception as error:  # the last line of defence: an answer in our shape, and a report
             _log.exception("unhandled error")
             sentry_sdk.capture_exception(error)
-            return self._render_error(request, ServiceError())
+            return self._refuse(request, ServiceError())
+
+    def unreadable(self, fault: Exception | None) -> web.Response:
+        """The answer to bytes that aiohttp can't read as a request, counted and logged without any of them."""
+        error = ServiceError() if fault is None else BadRequest("The bytes are not a well-formed HTTP request.")
+        response = self._render_error(None, error)
+        response.headers.update({"X-Request-ID": str(uuid.uuid4()), **SECURITY_HEADERS})
+        self._metrics.requests.inc("other", "unmatched", "none")
+        self._metrics.statuses.inc(str(response.status))
+        _log.warning("unreadable request", status=response.status, reason=type(fault).__name__)
+        return response
+
+    def _refuse(self, request: web.Request, error: ServiceError) -> web.Response:
+        request[ERROR] = error.dependency if isinstance(error, DependencyUnavailable) else error.code
+        return self._render_error(request, error)
 
 
 def from_http(error: web.HTTPException) -> ServiceError:

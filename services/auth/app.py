@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import aiohttp
 from aiohttp import web
 
-from services.auth import errors, keys
+from services.auth import keys
+from services.auth.admin import app as admin
+from services.auth.admin.keys import AdminKeys
+from services.auth.admin.pages import render_error
 from services.auth.appattest import Policy, apple_root_pem, load_roots
 from services.auth.challenge.services import Challenges
 from services.auth.devices import views as device_views
@@ -24,6 +27,8 @@ from services.auth.fxa.models import FxAConfig
 from services.auth.fxa.services import FxAVerifier
 from services.auth.limits.services import Limits
 from services.auth.models import ErrorBody
+from services.auth.provisioning.client import LiteLLMAdmin
+from services.auth.provisioning.services import Provisioner
 from services.auth.settings import AuthSettings
 from services.auth.tokens import views as token_views
 from services.auth.tokens.issuer import Issuer
@@ -37,8 +42,12 @@ from shared.metrics import Registry
 from shared.openapi import Answer
 from shared.ops import HEALTH
 from shared.postgres import Database
+from shared.protocol import ServiceSite
 from shared.redis import Client, connect, ping
 from shared.service_types import ConfigurationError, ServiceTypes
+
+#: Firefox for iOS sends its attestation, base64 in base64, in a header.
+MAX_HEADER = 40 * 1024
 
 DESCRIPTION = ServiceDescription(
     name="auth",
@@ -46,13 +55,16 @@ DESCRIPTION = ServiceDescription(
     description="Enrols App Attest devices, and exchanges a device's assertion or an FxA token for a short-lived "
     "access token of the gateway.",
     operations=[*device_views.OPERATIONS, *exchange_views.OPERATIONS, *token_views.OPERATIONS],
-    internal=[],
+    internal=admin.OPERATIONS,
     common_answers={
         413: Answer("The body is too large", ErrorBody),
         500: Answer("The service failed", ErrorBody),
     },
-    security_schemes={},
-    render_error=errors.render,
+    security_schemes={
+        "admin_key": {"type": "http", "scheme": "bearer", "description": "A key of MLPA_ADMIN_KEYS, or the like."}
+    },
+    render_error=render_error,
+    make_site=lambda runner, sock, frame, _settings: ServiceSite(runner, sock, frame, max_field_size=MAX_HEADER),
 )
 
 
@@ -63,16 +75,18 @@ class Prepared:
     service_types: ServiceTypes
     key_ring: KeyRing
     policy: Policy
+    admin_keys: AdminKeys
 
 
 def prepare(settings: AuthSettings) -> Prepared:
     """:raises ConfigurationError: naming the variable or file."""
     service_types = settings.load_service_types()
+    admin_keys = AdminKeys.from_settings(settings)
     folder = settings.mlpa_signing_keys_dir
     assert folder is not None
     if settings.mlpa_debug:
         ensure_key(folder)
-    return Prepared(service_types, KeyRing(folder), _policy(settings))
+    return Prepared(service_types, KeyRing(folder), _policy(settings), admin_keys)
 
 
 def _policy(settings: AuthSettings) -> Policy:
@@ -98,7 +112,10 @@ def build_app(settings: AuthSettings, *, registry: Registry | None = None) -> Ap
     """
     registry = registry or Registry()
     prepared = prepare(settings)
-    apps = build_apps(settings, registry, DESCRIPTION, max_body=settings.max_auth_request_size_bytes)
+    service = DESCRIPTION if prepared.admin_keys else replace(DESCRIPTION, internal=[])
+    apps = build_apps(settings, registry, service, max_body=settings.max_auth_request_size_bytes)
+    if prepared.admin_keys:
+        admin.install(apps, prepared.admin_keys, prepared.service_types)
     apps.put(keys.SETTINGS, settings)
     apps.put(keys.KEY_RING, prepared.key_ring)
     apps.put(keys.SCOPES, list(prepared.service_types.rows))
@@ -134,12 +151,24 @@ async def _open(
             "enroll": settings.enroll_limit_per_source,
             "source": settings.exchange_limit_per_source,
             "identity": settings.exchange_limit_per_identity,
+            "sign_in": settings.sign_in_limit_per_source,
+            "sign_in_all": settings.sign_in_limit,
         },
     )
     issuer = Issuer(prepared.key_ring, issuer=settings.mlpa_issuer, ttl=settings.mlpa_access_token_ttl_seconds)
     users = Users(database, redis, registry)
     changes = Changes(database, redis, registry)
     await stack.enter_async_context(users.running())
+    if settings.litellm_provision_users and settings.master_key is not None:
+        provisioner = Provisioner(
+            LiteLLMAdmin(session, settings.litellm_api_base, settings.master_key.get_secret_value()),
+            database,
+            prepared.service_types.rows,
+            registry,
+            factor=settings.litellm_budget_factor,
+        )
+        await stack.enter_async_context(provisioner.running())
+        users.on_entry = provisioner.entered
     await stack.enter_async_context(changes.running())
     await stack.enter_async_context(prepared.key_ring.running())
     credentials: list[CredentialVerifier] = [
@@ -152,7 +181,12 @@ async def _open(
     apps.put(keys.ENROLMENT, Enrolment(database, challenges, prepared.policy, metrics))
     apps.put(keys.EXCHANGE, TokenExchange(credentials, prepared.service_types, users, issuer, limits, registry))
     apps.put(keys.REVOCATION, Revocation(issuer, database, changes))
-    apps.put(HEALTH, _health(prepared.key_ring, database, redis, fxa))
+    health = _health(prepared.key_ring, database, redis, fxa)
+    apps.put(HEALTH, health)
+    if prepared.admin_keys:
+        await admin.open_admin(
+            stack, apps, settings, database=database, redis=redis, session=session, changes=changes, health=health
+        )
 
 
 def _health(key_ring: KeyRing, database: Database, redis: Client, fxa: FxAVerifier) -> Health:

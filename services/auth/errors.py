@@ -108,7 +108,7 @@ class SlowDown(AuthError):
         super().__init__(retry_after=retry_after)
 
 
-def render(_request: web.Request, error: ServiceError) -> web.Response:
+def render(_request: web.Request | None, error: ServiceError) -> web.Response:
     """Any error as auth's envelope; never cached, since it may be about a credential."""
     return web.json_response(
         {"error": error.code, "error_description": error.message},

@@ -2,7 +2,12 @@
 
 from aiohttp import web
 
+from services.auth.admin.assets import Assets
+from services.auth.admin.keys import AdminKeys
+from services.auth.admin.overview import Overviews
+from services.auth.admin.sessions import Sessions
 from services.auth.challenge.services import Challenges
+from services.auth.devices.admin import DeviceAdmin
 from services.auth.devices.services import Enrolment
 from services.auth.exchange.services import TokenExchange
 from services.auth.limits.services import Limits
@@ -10,6 +15,11 @@ from services.auth.settings import AuthSettings
 from services.auth.tokens.issuer import Issuer
 from services.auth.tokens.keys import KeyRing
 from services.auth.tokens.revocation import Revocation
+from services.auth.usage.services import Usage
+from services.auth.users.admin import UserAdmin
+from services.auth.users.spending import Spending
+from shared.postgres import Database
+from shared.service_types import ServiceTypes
 
 SETTINGS = web.AppKey("settings", AuthSettings)
 CHALLENGES = web.AppKey("challenges", Challenges)
@@ -20,3 +30,15 @@ KEY_RING = web.AppKey("key_ring", KeyRing)
 ISSUER = web.AppKey("issuer", Issuer)
 SCOPES = web.AppKey("scopes", list[str])
 REVOCATION = web.AppKey("revocation", Revocation)
+
+# The API of user management and the console
+ADMIN_KEYS = web.AppKey("admin_keys", AdminKeys)
+ASSETS = web.AppKey("assets", Assets)
+DATABASE = web.AppKey("database", Database)
+DEVICE_ADMIN = web.AppKey("device_admin", DeviceAdmin)
+OVERVIEWS = web.AppKey("overviews", Overviews)
+SERVICE_TYPES = web.AppKey("service_types", ServiceTypes)
+SESSIONS = web.AppKey("sessions", Sessions)
+SPENDING = web.AppKey("spending", Spending)
+USAGE = web.AppKey("usage", Usage)
+USER_ADMIN = web.AppKey("user_admin", UserAdmin)

@@ -52,6 +52,14 @@ class AuthSettings(Settings):
     )
     mlpa_admin_key: SecretStr | None = Field(None, description="One admin key in the clear, named `admin`.")
     mlpa_ui_access_key: SecretStr | None = Field(None, description="One viewer key in the clear, named `ui`.")
+    sign_in_limit_per_source: Limit = Field(
+        20, description="Sign-ins to the console per source and minute; 0 = no limit."
+    )
+    sign_in_limit: Limit = Field(200, description="Sign-ins to the console per minute in all; 0 = no limit.")
+    gateway_url: str = Field("http://127.0.0.1:8080", description="The gateway whose health the console shows.")
+    gateway_metrics_urls: CommaSeparated = Field(
+        (), description="Metrics pages of the gateways, for the console's refusals; GATEWAY_URL/metrics if not set."
+    )
 
     def needed(self) -> list[str]:
         needed = [*super().needed(), "mlpa_signing_keys_dir", "challenge_secret", "fxa_cache_secret"]

@@ -53,6 +53,9 @@ class Certificate:
         except Exception as error:
             raise Rejected(Step.CERTIFICATE, "not parseable") from error
         require(version is x509.Version.v3, Step.CERTIFICATE, "not version 3")
+        # The signature ends the certificate; the octet before it counts the bits of its last octet that don't
+        # belong to it. There are none, and a parser that drops the count would take other bytes for these.
+        require(der[-len(certificate.signature) - 1] == 0, Step.CERTIFICATE, "a signature of odd bits")
         return parsed
 
     @classmethod

@@ -29,7 +29,7 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 from services.auth.fxa.breaker import Breaker, BreakerOpen
 from services.auth.fxa.errors import InvalidFxAToken
 from services.auth.fxa.metrics import FxAMetrics
-from services.auth.fxa.models import ClientId, FxAConfig, FxAIdentity, Scope, Uid
+from services.auth.fxa.models import FxAConfig, FxAIdentity
 from shared import logs
 from shared.errors import DependencyUnavailable
 from shared.redis import Client, RedisError
@@ -48,9 +48,9 @@ _log = logs.logger("fxa")
 
 class _Verified(msgspec.Struct, array_like=True, forbid_unknown_fields=True, frozen=True, tag="v"):
     until: float
-    uid: Uid
-    client_id: ClientId
-    scopes: list[Scope]
+    uid: str
+    client_id: str
+    scopes: tuple[str, ...]
     expires_at: float | None
 
 
@@ -84,10 +84,11 @@ class Cache:
         self._clock = clock
         self._metrics = metrics
         self._issuer = config.issuer.encode()
-        self._secret = config.cache_secret
+        # Each is copied for use, which is cheaper than to begin anew
+        self._token_mac = hmac.new(config.cache_secret, digestmod="sha256")
         # Keys of their own for the other uses. No issuer begins with a zero byte.
-        self._value_key = hmac.digest(self._secret, b"\0mlpa fxa value", "sha256")
-        self._uid_key = hmac.digest(self._secret, b"\0mlpa fxa uid", "sha256")
+        self._value_mac = hmac.new(_digest(self._token_mac, b"\0mlpa fxa value"), digestmod="sha256")
+        self._uid_mac = hmac.new(_digest(self._token_mac, b"\0mlpa fxa uid"), digestmod="sha256")
         self._breaker = Breaker(
             failures=2, counts=(ConnectionError, RedisTimeoutError, TimeoutError), clock=clock, first=1, longest=1
         )
@@ -95,7 +96,7 @@ class Cache:
         self._lock_seconds = config.timeout + config.queue_wait + 0.5
 
     def key(self, token: str) -> EntryKey:
-        digest = hmac.digest(self._secret, self._issuer + token.encode(), "sha256")
+        digest = _digest(self._token_mac, self._issuer + token.encode())
         text = digest.hex()
         return EntryKey(digest, f"mlpa:fxa:v1:{text}", f"mlpa:fxa:lock:{text}")
 
@@ -178,7 +179,7 @@ class Cache:
         return min(self._config.cache_ttl, identity.expires_at - now - self._config.clock_skew)
 
     async def _put_identity(self, key: EntryKey, identity: FxAIdentity, until: float, milliseconds: int) -> None:
-        entry = _Verified(until, identity.uid, identity.client_id, list(identity.scopes), identity.expires_at)
+        entry = _Verified(until, identity.uid, identity.client_id, identity.scopes, identity.expires_at)
         value = self._seal(key, entry)
         name = self._uid_name(identity.uid)
 
@@ -196,7 +197,7 @@ class Cache:
             await self._do(lambda: self._redis.delete(key.name))
 
     def _uid_name(self, uid: str) -> str:
-        return hmac.digest(self._uid_key, uid.encode(), "sha256").hex()
+        return _digest(self._uid_mac, uid.encode()).hex()
 
     def _seal(self, key: EntryKey, entry: _Verified | _Refused) -> bytes:
         payload = _encoder.encode(entry)
@@ -217,10 +218,10 @@ class Cache:
             return InvalidFxAToken(entry.reason, source="cache")
         if entry.expires_at is not None and entry.expires_at <= now:
             return None
-        return FxAIdentity(entry.uid, entry.client_id, tuple(entry.scopes), entry.expires_at, "cache")
+        return FxAIdentity(entry.uid, entry.client_id, entry.scopes, entry.expires_at, "cache")
 
     def _mac(self, key: EntryKey, payload: bytes) -> bytes:
-        return hmac.digest(self._value_key, key.digest + payload, "sha256")
+        return _digest(self._value_mac, key.digest + payload)
 
     async def _lock(self, key: EntryKey, nonce: str) -> bool:
         milliseconds = int(self._lock_seconds * 1000)
@@ -249,3 +250,9 @@ class Cache:
             self._metrics.cache_failures.inc(reason)
             _log.warning("fxa cache passed by", reason=reason, error=type(error).__name__)
             raise _Away from error
+
+
+def _digest(keyed: hmac.HMAC, message: bytes) -> bytes:
+    mac = keyed.copy()
+    mac.update(message)
+    return mac.digest()

@@ -73,7 +73,7 @@ def parse_key_set(body: bytes) -> dict[str, Key]:
 
 def _construct(entry: _Jwk) -> Key:
     n, e = _integer(entry.n), _integer(entry.e)
-    if n.bit_length() not in MODULUS_BITS or not 3 <= e < 2**EXPONENT_BITS:
+    if n.bit_length() not in MODULUS_BITS or not 3 <= e < 2**EXPONENT_BITS or not n & e & 1:
         raise ValueError("key out of bounds")
     return jwk.construct({"kty": "RSA", "n": entry.n, "e": entry.e}, "RS256")
 

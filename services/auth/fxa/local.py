@@ -24,7 +24,10 @@ class LocalVerifier:
         key = await self._keys.get(token.kid)
         try:
             jws.verify(token.text, key, algorithms=["RS256"])
-        except JOSEError as error:
+        except (
+            JOSEError,
+            RecursionError,
+        ) as error:  # jose reads the header once more, members included that parse skips
             raise InvalidFxAToken("wrong signature", lasting=True) from error
         claims = token.claims
         return FxAIdentity(claims.sub, claims.client_id, claims.scopes, claims.exp, "local")

@@ -78,7 +78,8 @@ class FxAVerifier:
             queue_wait=config.queue_wait,
             metrics=metrics,
         )
-        self._flights: dict[bytes, asyncio.Task[_Outcome]] = {}
+        self._flights: dict[bytes, asyncio.Future[_Outcome]] = {}  # by the digest of the token
+        self._tasks: set[asyncio.Task[_Outcome]] = set()
 
     @classmethod
     @asynccontextmanager
@@ -101,7 +102,7 @@ class FxAVerifier:
         try:
             yield verifier
         finally:
-            tasks = [background, *verifier._flights.values()]
+            tasks = [background, *verifier._tasks]
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
@@ -155,37 +156,57 @@ class FxAVerifier:
         self._metrics.latency.observe(time.perf_counter() - started, result, source)
 
     async def _find(self, token: _Token) -> FxAIdentity:
-        """The shared answer. Who did not begin the verification has it from memory: to him its source is the cache."""
+        """The answer, shared by all who ask for it at the same time. Who did not ask first has it from memory: to him
+        its source is the cache.
+        """
         key = self._cache.key(token.text)
         flight = self._flights.get(key.digest)
-        joined = flight is not None
-        if flight is None:
-            flight = asyncio.create_task(self._outcome(key, token), name="fxa-verification")
-            self._flights[key.digest] = flight
-            flight.add_done_callback(lambda done: self._landed(key, done))
-        outcome = await asyncio.shield(flight)  # of a waiter that is cancelled, the others know nothing
-        # Raised anew for each waiter: an exception that is shared gathers the tracebacks of all
-        if isinstance(outcome, DependencyUnavailable):
-            raise DependencyUnavailable(outcome.dependency, retry_after=outcome.retry_after or 1)
-        if isinstance(outcome, InvalidFxAToken):
-            raise InvalidFxAToken(outcome.reason, source="cache" if joined else outcome.source)
-        return outcome.found_in("cache") if joined else outcome
+        if flight is not None:
+            return _answer(await asyncio.shield(flight), joined=True)
+        flight = self._flights[key.digest] = asyncio.get_running_loop().create_future()
+        try:
+            # Here rather than in a task, which would cost what is most often asked a fifth more
+            found = await self._cache.get(key)
+        except BaseException:  # whatever ends this one, the others wait for an answer
+            self._begin(key, token, flight)
+            raise
+        if found is not None:
+            self._land(key, flight, found)
+            return _answer(found)
+        self._begin(key, token, flight)
+        return _answer(await asyncio.shield(flight))  # goes on when this one is cancelled
 
-    def _landed(self, key: EntryKey, flight: asyncio.Task[_Outcome]) -> None:
+    def _begin(self, key: EntryKey, token: _Token, flight: asyncio.Future[_Outcome]) -> None:
+        task = asyncio.create_task(self._outcome(key, token), name="fxa-verification")
+        self._tasks.add(task)
+
+        def landed(task: asyncio.Task[_Outcome]) -> None:
+            self._tasks.discard(task)
+            if task.cancelled():
+                self._land(key, flight, None)
+            elif (fault := task.exception()) is not None:
+                _log.error("fxa verification failed", exc_info=fault)
+                self._land(key, flight, None)
+            else:
+                self._land(key, flight, task.result())
+
+        task.add_done_callback(landed)
+
+    def _land(self, key: EntryKey, flight: asyncio.Future[_Outcome], outcome: _Outcome | None) -> None:
+        """End a flight; without an outcome (this process is closing, or has a fault) by cancelling it."""
         del self._flights[key.digest]
-        if not flight.cancelled() and flight.exception() is not None:
-            _log.error("fxa verification failed", exc_info=flight.exception())
+        if outcome is None:
+            flight.cancel()
+        else:
+            flight.set_result(outcome)
 
     async def _outcome(self, key: EntryKey, token: _Token) -> _Outcome:
         try:
-            found = await self._cache.get(key)
-            if found is not None:
-                return found
             if isinstance(token, JwtToken):
                 return await self._verify(key, token)  # takes less than to find out whose turn it is
             self._remote.check()
-            async with self._cache.turn(key) as found_meanwhile:
-                return found_meanwhile or await self._verify(key, token)
+            async with self._cache.turn(key) as found:
+                return found or await self._verify(key, token)
         except DependencyUnavailable as error:
             return error
 
@@ -200,6 +221,15 @@ class FxAVerifier:
             outcome = error
         await self._cache.put(key, outcome)
         return outcome
+
+
+def _answer(outcome: _Outcome, *, joined: bool = False) -> FxAIdentity:
+    """The identity, or the refusal raised: anew for each who waits, since a shared one gathers all their tracebacks."""
+    if isinstance(outcome, DependencyUnavailable):
+        raise DependencyUnavailable(outcome.dependency, retry_after=outcome.retry_after or 1)
+    if isinstance(outcome, InvalidFxAToken):
+        raise InvalidFxAToken(outcome.reason, source="cache" if joined else outcome.source)
+    return outcome.found_in("cache") if joined else outcome
 
 
 def _origin(url: str) -> str:

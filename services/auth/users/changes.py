@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
+
+from sqlalchemy.dialects.postgresql import JSONB
 
 from services.auth.users import known, storage
 from shared import budget_state, logs
@@ -19,10 +21,16 @@ from shared.redis import Client, RedisError
 
 _EVERY = 1.0
 
-_RECORD = Query.text("insert into redis_changes (identity, kind, payload) values (:identity, :kind, '{}') returning id")
+_RECORD = Query.text(
+    "insert into redis_changes (identity, kind, payload) values (:identity, :kind, :payload) returning id",
+    payload=JSONB(),
+)
 _LOCK = Query.text("select pg_advisory_xact_lock(hashtextextended(:identity, 0)) is null as locked")
 _PENDING = Query.text("select identity, min(id) as first from redis_changes group by identity order by 2 limit 100")
-_TAKEN = Query.text("select coalesce(max(id), 0) as id from redis_changes where identity = :identity")
+_TAKEN = Query.text(
+    "select coalesce(max(id), 0) as id, array_remove(array_agg(payload->>'deleted'), null) as deleted "
+    "from redis_changes where identity = :identity"
+)
 _DONE = Query.text("delete from redis_changes where identity = :identity and id <= :id")
 _COUNT = Query.text("select count(*) as pending from redis_changes")
 _REVOKED = Query.text(
@@ -40,9 +48,15 @@ class Changes:
         self._redis = redis
         self._pending = registry.gauge("redis_changes_pending", "Decisions that Redis does not know yet.")
 
-    async def record(self, transaction: Transaction, identity: str, kind: str) -> None:
-        """Within the transaction of the change itself. ``kind`` is for people who read the table."""
-        await transaction.fetch_one(_RECORD, identity=identity, kind=kind)
+    async def record(
+        self, transaction: Transaction, identity: str, kind: str, payload: Mapping[str, str] | None = None
+    ) -> None:
+        """Within the transaction of the change itself.
+
+        :param kind: for people who read the table.
+        :param payload: ``{"deleted": user_id}`` when a user was deleted, which no row tells any more.
+        """
+        await transaction.fetch_one(_RECORD, identity=identity, kind=kind, payload=dict(payload or {}))
 
     async def apply(self, identity: str) -> None:
         """Bring Redis up to PostgreSQL's truth about an identity: its standing, tiers and revoked tokens.
@@ -51,24 +65,32 @@ class Changes:
         """
         async with self._database.transaction() as transaction:
             await transaction.fetch(_LOCK, identity=identity)
-            taken = (await transaction.fetch(_TAKEN, identity=identity))[0]["id"]
+            taken = (await transaction.fetch(_TAKEN, identity=identity))[0]
             standing = await storage.standing(transaction, identity)
             revoked = await transaction.fetch(_REVOKED, prefix=_like(identity) + ":%")
-            tiers = await transaction.fetch(_TIERS, identity=identity)
+            tiers = {row["user_id"]: row["budget_tier"] for row in await transaction.fetch(_TIERS, identity=identity)}
+            # who was deleted begins anew, should they come back
+            deleted = {user: user.rpartition(":")[2] for user in taken["deleted"] or () if user not in tiers}
             try:
-                await self._write(identity, standing, revoked, {row["user_id"]: row["budget_tier"] for row in tiers})
+                await self._write(identity, standing, revoked, tiers, deleted)
             except RedisError as error:
                 raise DependencyUnavailable("redis") from error
-            await transaction.execute(_DONE, identity=identity, id=taken)
+            await transaction.execute(_DONE, identity=identity, id=taken["id"])
 
     async def _write(
-        self, identity: str, standing: storage.Standing, revoked: list[Row], tiers: dict[str, str]
+        self,
+        identity: str,
+        standing: storage.Standing,
+        revoked: list[Row],
+        tiers: dict[str, str],
+        deleted: dict[str, str],
     ) -> None:
         await budget_state.set_block(self._redis, identity, standing.value)
         for row in revoked:
             await budget_state.revoke_token(self._redis, identity, row["jti"], row["expires_at"])
-        for user, tier in tiers.items():
-            await budget_state.set_tier(self._redis, user, tier)
+        for user, tier in (tiers | deleted).items():
+            with contextlib.suppress(ValueError):  # not an id that a token can carry: no gateway has a state of it
+                await budget_state.set_tier(self._redis, user, tier)
         await known.forget_others(self._redis, identity, list(tiers))
 
     @contextlib.asynccontextmanager

@@ -6,6 +6,7 @@ a user row.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 from services.auth.users.storage import Standing
@@ -16,28 +17,42 @@ from shared.redis import Client
 _TTL = 172_800
 
 
-async def read(redis: Client, identity: str, service_type: str) -> tuple[Standing | None, bool]:
-    """The standing, when Redis has it, and whether the user is known.
+# A decision bumps the version (shared/budget_state.py): what was read in PostgreSQL before it must not be remembered.
+_REMEMBER = """
+if (redis.call('HGET', KEYS[1], 'v') or '') ~= ARGV[1] then return 0 end
+redis.call('HSETNX', KEYS[1], 'blk', ARGV[2])
+if ARGV[3] ~= '' then redis.call('HSET', KEYS[1], ARGV[3], '1') end
+redis.call('EXPIRE', KEYS[1], ARGV[4])
+return 1
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What Redis has: the standing, if any, whether there is a user row, and the version that this was read at."""
+
+    standing: Standing | None
+    user: bool
+    version: str
+
+
+async def read(redis: Client, identity: str, service_type: str) -> Known:
+    """:raises RedisError:"""
+    values: Any = await redis.hmget(identity_key(identity), ["blk", f"u:{service_type}", "v"])
+    blocked, known, version = values
+    return Known(
+        Standing(blocked.decode()) if blocked else None, known is not None, version.decode() if version else ""
+    )
+
+
+async def remember(redis: Client, identity: str, service_type: str, standing: Standing, version: str) -> None:
+    """What PostgreSQL said after ``version`` was read; nothing when something was decided since.
 
     :raises RedisError:
     """
-    values: Any = await redis.hmget(identity_key(identity), ["blk", f"u:{service_type}"])
-    blocked, known = values
-    return (Standing(blocked.decode()) if blocked else None), known is not None
-
-
-async def remember(redis: Client, identity: str, service_type: str, standing: Standing) -> None:
-    """Only what isn't there: a block that came meanwhile stays.
-
-    :raises RedisError:
-    """
-    key = identity_key(identity)
-    async with redis.pipeline(transaction=True) as pipeline:
-        pipeline.hsetnx(key, "blk", standing.value)
-        if standing is Standing.GOOD:
-            pipeline.hset(key, f"u:{service_type}", "1")
-        pipeline.expire(key, _TTL)
-        await pipeline.execute()
+    field = f"u:{service_type}" if standing is Standing.GOOD else ""
+    reply: Any = redis.eval(_REMEMBER, 1, identity_key(identity), version, standing.value, field, str(_TTL))
+    await reply
 
 
 async def forget_others(redis: Client, identity: str, users: list[str]) -> None:

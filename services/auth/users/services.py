@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable
 
 from services.auth.errors import AccessDenied, MaxUsersReached
 from services.auth.users import known, storage
+from services.auth.users.known import Known
 from services.auth.users.storage import Entry, Standing
 from shared import logs
 from shared.errors import DependencyUnavailable
@@ -48,15 +49,17 @@ class Users:
         :raises DependencyUnavailable: neither Redis nor PostgreSQL could say.
         """
         user = user_id(identity, row.name)
-        standing, is_known = await self._remembered(identity, row.name)
-        if standing is None or not is_known:
+        remembered = await self._remembered(identity, row.name)
+        standing = remembered.standing if remembered else None
+        if standing is None or remembered is None or not remembered.user:
             standing = await storage.standing(self._database, identity)
             if standing is Standing.GOOD:
                 entry = await storage.enter(self._database, user, identity, row)
                 if entry is Entry.FULL:
                     raise MaxUsersReached
-            with contextlib.suppress(RedisError):
-                await known.remember(self._redis, identity, row.name, standing)
+            if remembered is not None:
+                with contextlib.suppress(RedisError):
+                    await known.remember(self._redis, identity, row.name, standing, remembered.version)
         if standing is not Standing.GOOD:
             raise AccessDenied
         if len(self._seen) < _SEEN_AT_MOST:
@@ -64,12 +67,12 @@ class Users:
         if self.on_entry is not None:
             self.on_entry(user, row)
 
-    async def _remembered(self, identity: str, service_type: str) -> tuple[Standing | None, bool]:
+    async def _remembered(self, identity: str, service_type: str) -> Known | None:
         try:
             return await known.read(self._redis, identity, service_type)
         except RedisError:
             self._fallbacks.inc("redis")
-            return None, False
+            return None
 
     async def flush_seen(self) -> None:
         """Write ``last_seen_at`` of those who came since the last time.

@@ -1,0 +1,1 @@
+"""The admin console and the API of user management."""

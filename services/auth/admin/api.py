@@ -1,0 +1,271 @@
+"""The API of user management: /user."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+from aiohttp import web
+
+from services.auth import keys
+from services.auth.admin.keys import AdminKey
+from services.auth.admin.models import (
+    BlockRequest,
+    BudgetRequest,
+    LedgerBody,
+    UserBody,
+    UsersBody,
+    ledger_body,
+    user_body,
+)
+from services.auth.audit.storage import Actor
+from services.auth.errors import Forbidden, InvalidRequest, Unauthorized
+from services.auth.models import ErrorBody
+from services.auth.users.admin import UserAdmin
+from shared import strict_json
+from shared.openapi import Answer, Body, Operation, Parameter
+from shared.web import USER_ID, source_address
+
+_REALM = 'Bearer realm="mlpa"'
+_MOST = 200
+
+
+def require_key(request: web.Request) -> AdminKey:
+    """
+    :raises Unauthorized: no key, or a wrong one.
+    """
+    given = request.headers.getall("Authorization", [])
+    if not given:
+        raise Unauthorized(headers={"WWW-Authenticate": _REALM})
+    scheme, _, secret = given[0].partition(" ")
+    key = request.app[keys.ADMIN_KEYS].find(secret.strip()) if scheme.lower() == "bearer" and len(given) == 1 else None
+    if key is None:
+        raise Unauthorized("The key is wrong.", headers={"WWW-Authenticate": f'{_REALM}, error="invalid_token"'})
+    return key
+
+
+def require_admin(request: web.Request) -> Actor:
+    """Who changes something.
+
+    :raises Unauthorized:
+    :raises Forbidden: a viewer's key.
+    """
+    key = require_key(request)
+    if not key.may_change:
+        raise Forbidden
+    return Actor(key.name, source_address(request, request.app[keys.SETTINGS].trusted_proxies))
+
+
+async def list_users(request: web.Request) -> web.Response:
+    require_key(request)
+    query = _one_each(request, ("limit", "cursor", "q"))
+    page = await _users(request).page(q=query.get("q", ""), cursor=query.get("cursor"), limit=_limit(query))
+    return _answer(UsersBody([user_body(user) for user in page.users], page.next_cursor, page.estimated_total))
+
+
+async def counts(request: web.Request) -> web.Response:
+    require_key(request)
+    return _answer(await _users(request).counts())
+
+
+async def get_user(request: web.Request) -> web.Response:
+    require_key(request)
+    return await _user(request)
+
+
+async def get_ledger(request: web.Request) -> web.Response:
+    require_key(request)
+    limit = _limit(_one_each(request, ("limit",)))
+    page = await _users(request).ledger(_user_id(request), limit=limit)
+    return _answer(LedgerBody([ledger_body(row) for row in page.rows]))
+
+
+async def block(request: web.Request) -> web.Response:
+    actor = require_admin(request)
+    raw = await request.read()
+    asked = _decode(raw, BlockRequest) if raw.strip() else BlockRequest()
+    await _users(request).block(_user_id(request), actor, asked.reason or None)
+    return await _user(request)
+
+
+async def unblock(request: web.Request) -> web.Response:
+    actor = require_admin(request)
+    await _users(request).unblock(_user_id(request), actor)
+    return await _user(request)
+
+
+async def set_budget(request: web.Request) -> web.Response:
+    actor = require_admin(request)
+    asked = _decode(await request.read(), BudgetRequest)
+    await _users(request).set_tier(_user_id(request), actor, asked.service_type)
+    return await _user(request)
+
+
+async def delete_user(request: web.Request) -> web.Response:
+    actor = require_admin(request)
+    await _users(request).delete(_user_id(request), actor)
+    return web.Response(status=204, headers={"Cache-Control": "no-store"})
+
+
+def _users(request: web.Request) -> UserAdmin:
+    return request.app[keys.USER_ADMIN]
+
+
+def _user_id(request: web.Request) -> str:
+    """The user of the path, percent-decoded: aiohttp matches segments before it decodes ``%2F``."""
+    user_id = request.match_info["user_id"]
+    request[USER_ID] = user_id
+    return user_id
+
+
+async def _user(request: web.Request) -> web.Response:
+    return _answer(user_body(await _users(request).get(_user_id(request))))
+
+
+def _answer(body: Any) -> web.Response:
+    return web.Response(
+        body=msgspec.json.encode(body), content_type="application/json", headers={"Cache-Control": "no-store"}
+    )
+
+
+def _decode(raw: bytes, kind: type[Any]) -> Any:
+    try:
+        return strict_json.decode(raw, kind)
+    except ValueError as error:
+        raise InvalidRequest("The body is not the JSON object that this path takes.") from error
+
+
+def _one_each(request: web.Request, names: Sequence[str]) -> dict[str, str]:
+    """The parameters of the query that are not empty; unknown ones are ignored."""
+    found = {}
+    for name in names:
+        values = request.query.getall(name, [])
+        if len(values) > 1:
+            raise InvalidRequest(f"{name} stands there more than once.")
+        if values and values[0]:
+            found[name] = values[0]
+    return found
+
+
+def _limit(query: dict[str, str]) -> int:
+    text = query.get("limit", "50")
+    if not (text.isascii() and text.isdigit() and len(text) <= len(str(_MOST)) and 1 <= int(text) <= _MOST):
+        raise InvalidRequest(f"limit must be a whole number from 1 to {_MOST}.")
+    return int(text)
+
+
+_TAG = "Users"
+_KEY = "admin_key"
+_COMMON = {
+    401: Answer("No admin key, or a wrong one", ErrorBody, headers=["WWW-Authenticate"]),
+    503: Answer("PostgreSQL or Redis could not be asked", ErrorBody, headers=["Retry-After"]),
+}
+_NOT_FOUND = {404: Answer("There is no such user", ErrorBody)}
+_CHANGE = {
+    **_COMMON,
+    **_NOT_FOUND,
+    403: Answer("A viewer's key", ErrorBody),
+    503: Answer(
+        "Not taken by both PostgreSQL and Redis. What PostgreSQL took is applied to Redis when it is back",
+        ErrorBody,
+        headers=["Retry-After"],
+    ),
+}
+_ID = Parameter("user_id", "`<identity>:<service type>`, percent-encoded: it may hold `/ + = :`.", where="path")
+_LIMIT = Parameter(
+    "limit", "How many at most.", schema={"type": "integer", "minimum": 1, "maximum": _MOST, "default": 50}
+)
+_MALFORMED = {400: Answer("`invalid_request`", ErrorBody)}
+
+
+def _operation(
+    method: str, path: str, handler: Any, summary: str, answers: dict[int, Answer], **more: Any
+) -> Operation:
+    return Operation(method, path, handler, summary, answers, tag=_TAG, security=_KEY, **more)
+
+
+#: ``/user/counts-by-service-type`` stands before ``/user/{user_id}``, which would match it too.
+OPERATIONS = [
+    _operation(
+        "GET",
+        "/user",
+        list_users,
+        "List or search users",
+        {200: Answer("A page, by user id", UsersBody), **_COMMON, **_MALFORMED},
+        parameters=[
+            _LIMIT,
+            Parameter("cursor", "`next_cursor` of the page before."),
+            Parameter("q", "Start of the user id."),
+        ],
+        description="`estimated_total` is exact up to 10,000.",
+    ),
+    _operation(
+        "GET",
+        "/user/counts-by-service-type",
+        counts,
+        "How many users each service type has",
+        {
+            200: Answer("Users by service type", {"type": "object", "additionalProperties": {"type": "integer"}}),
+            **_COMMON,
+        },
+    ),
+    _operation(
+        "GET",
+        "/user/{user_id}",
+        get_user,
+        "One user",
+        {200: Answer("The user", UserBody), **_COMMON, **_NOT_FOUND},
+        parameters=[_ID],
+    ),
+    _operation(
+        "DELETE",
+        "/user/{user_id}",
+        delete_user,
+        "Delete a user, and free its place in the capacity of its service type",
+        {204: Answer("Deleted; the ledger stays"), **_CHANGE},
+        parameters=[_ID],
+    ),
+    _operation(
+        "POST",
+        "/user/{user_id}/block",
+        block,
+        "Block the user's identity in all its service types",
+        {200: Answer("The user", UserBody), **_CHANGE, **_MALFORMED},
+        parameters=[_ID],
+        body=Body(BlockRequest, required=False),
+        description="Every gateway refuses it within a second, tokens in hand included.",
+    ),
+    _operation(
+        "POST",
+        "/user/{user_id}/unblock",
+        unblock,
+        "Admit a blocked identity again",
+        {200: Answer("The user", UserBody), **_CHANGE},
+        parameters=[_ID],
+    ),
+    _operation(
+        "POST",
+        "/user/{user_id}/budget",
+        set_budget,
+        "Give a user the money and rates of another service type's row",
+        {
+            200: Answer("The user", UserBody),
+            **_CHANGE,
+            **_MALFORMED,
+            422: Answer("`unknown_service_type`", ErrorBody),
+        },
+        parameters=[_ID],
+        body=Body(BudgetRequest),
+        description="Open requests are neither refunded nor failed.",
+    ),
+    _operation(
+        "GET",
+        "/user/{user_id}/ledger",
+        get_ledger,
+        "A user's requests, newest first",
+        {200: Answer("Requests", LedgerBody), **_COMMON, **_NOT_FOUND, **_MALFORMED},
+        parameters=[_ID, _LIMIT],
+        description="A deleted user's are still there.",
+    ),
+]

@@ -1,0 +1,36 @@
+"""Against forms that another site submits: a token in every form, and the browser's own word on who asks."""
+
+from __future__ import annotations
+
+import hmac
+import secrets
+
+from aiohttp import web
+
+from services.auth.errors import Forbidden
+
+FIELD = "csrf"
+SIGN_IN_COOKIE = "mlpa_sign_in"
+_LENGTH = 43
+
+
+class ForeignForm(Forbidden):
+    message = "The form did not come from this console, or its session has changed. Go back, reload and try again."
+
+
+def sign_in_token(request: web.Request) -> str:
+    """The token of a browser that has no session yet: what its cookie holds, or a new one."""
+    held = request.cookies.get(SIGN_IN_COOKIE, "")
+    return held if len(held) == _LENGTH and held.isascii() else secrets.token_urlsafe(32)
+
+
+def check(request: web.Request, given: str, expected: str) -> None:
+    """
+    :param given: the form's token.
+    :raises ForeignForm:
+    """
+    # Sec-Fetch-Site can't be forged by a page; old browsers don't send it
+    if request.headers.get("Sec-Fetch-Site", "same-origin") not in ("same-origin", "none"):
+        raise ForeignForm
+    if not expected or not hmac.compare_digest(given.encode(errors="replace"), expected.encode()):
+        raise ForeignForm

@@ -1,0 +1,83 @@
+"""How the pages write money, times and numbers."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from decimal import ROUND_HALF_EVEN, Decimal
+from typing import Any
+from urllib.parse import quote
+
+from services.auth.admin.models import rfc3339
+from shared.money import NANO
+
+_THOUSAND = 1000
+
+
+def usd(nano: int) -> str:
+    """``$1,234.50``; below a dollar as many decimals as say something."""
+    amount = Decimal(nano) / NANO
+    if not nano:
+        return "$0"
+    if abs(amount) >= 1:
+        return f"${amount:,.2f}"
+    rounded = amount.quantize(
+        Decimal("0.0001") if abs(amount) >= Decimal("0.001") else Decimal("1e-9"), ROUND_HALF_EVEN
+    )
+    return f"${rounded.normalize():f}"
+
+
+def number(value: float) -> str:
+    return f"{value:,.0f}"
+
+
+def compact(value: float) -> str:
+    """``950``, ``1.2k``, ``3.4M``."""
+    for unit in ("", "k", "M", "B"):
+        if abs(value) < _THOUSAND or unit == "B":
+            return f"{value:.3g}{unit}" if unit else f"{value:.0f}"
+        value /= _THOUSAND
+    raise AssertionError("unreachable")
+
+
+def percent(share: float) -> str:
+    """Whole percents; never 100 % of what is not all, nor 0 % of something."""
+    if 0 < share < 0.01:  # noqa: PLR2004
+        return "<1%"
+    return f"{99 if 0.99 < share < 1 else share * 100:.0f}%"  # noqa: PLR2004
+
+
+def when(moment: datetime) -> str:
+    return moment.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S")
+
+
+def day(moment: datetime) -> str:
+    return moment.astimezone(UTC).strftime("%Y-%m-%d")
+
+
+def duration(seconds: float) -> str:
+    """``2 d 3 h``, ``5 h 12 min``, ``40 s``."""
+    whole = max(0, int(seconds))
+    parts = []
+    for unit, size in (("d", 86400), ("h", 3600), ("min", 60), ("s", 1)):
+        count, whole = divmod(whole, size)
+        if count:
+            parts.append(f"{count} {unit}")
+    return " ".join(parts[:2]) or "0 s"
+
+
+def path(value: str) -> str:
+    """A value as one segment of a path."""
+    return quote(value, safe="")
+
+
+FILTERS: dict[str, Any] = {
+    "usd": usd,
+    "number": number,
+    "compact": compact,
+    "percent": percent,
+    "when": when,
+    "day": day,
+    "iso": rfc3339,
+    "duration": duration,
+    "path": path,
+}

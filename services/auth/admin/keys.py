@@ -1,0 +1,96 @@
+"""Who may use the API of user management and the console: named keys with roles, known by their digests."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from pydantic import SecretStr
+
+from services.auth.settings import AuthSettings
+from shared.service_types import ConfigurationError
+
+Role = Literal["admin", "viewer"]
+
+_NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_DIGEST = re.compile(r"[0-9a-fA-F]{64}")
+
+
+@dataclass(frozen=True, slots=True)
+class AdminKey:
+    """``digest`` is SHA-256 of the key; the key itself is kept nowhere."""
+
+    name: str
+    role: Role
+    digest: bytes
+
+    @property
+    def may_change(self) -> bool:
+        return self.role == "admin"
+
+
+class AdminKeys:
+    """The keys of this deployment. Empty: there is neither API nor console."""
+
+    def __init__(self, keys: Iterable[AdminKey]) -> None:
+        self._keys = tuple(keys)
+
+    @classmethod
+    def from_settings(cls, settings: AuthSettings) -> AdminKeys:
+        """
+        :raises ConfigurationError: naming the variable that is malformed, or the name or key that stands there twice.
+        """
+        found: list[tuple[str, AdminKey]] = []
+        if settings.mlpa_admin_keys is not None:
+            for number, entry in enumerate(settings.mlpa_admin_keys.get_secret_value().split(","), start=1):
+                if entry.strip():
+                    found.append(("MLPA_ADMIN_KEYS", _parse(entry.strip(), number)))
+        if settings.mlpa_admin_key is not None:
+            found.append(("MLPA_ADMIN_KEY", AdminKey("admin", "admin", _digest(settings.mlpa_admin_key))))
+        if settings.mlpa_ui_access_key is not None:
+            found.append(("MLPA_UI_ACCESS_KEY", AdminKey("ui", "viewer", _digest(settings.mlpa_ui_access_key))))
+        names: set[str] = set()
+        digests: set[bytes] = set()
+        for variable, key in found:
+            if key.name in names:
+                raise ConfigurationError(f"{variable}: there are two keys named {key.name!r}")
+            if key.digest in digests:
+                raise ConfigurationError(f"{variable}: the key named {key.name!r} is another one's as well")
+            names.add(key.name)
+            digests.add(key.digest)
+        return cls(key for _, key in found)
+
+    def __bool__(self) -> bool:
+        return bool(self._keys)
+
+    def find(self, secret: str) -> AdminKey | None:
+        """The key that somebody presents; takes the same time whether and wherever it is found."""
+        return self.find_digest(hashlib.sha256(secret.encode(errors="surrogatepass")).digest())
+
+    def find_digest(self, digest: bytes) -> AdminKey | None:
+        found = None
+        for key in self._keys:
+            if hmac.compare_digest(key.digest, digest):
+                found = key
+        return found
+
+
+def _parse(entry: str, number: int) -> AdminKey:
+    name, _, rest = entry.partition(":")
+    role, _, digest = rest.partition(":")
+    # the entry itself is not shown: somebody may have written the key instead of its digest
+    if not _NAME.fullmatch(name):
+        raise ConfigurationError(f"MLPA_ADMIN_KEYS: entry {number} must be name:role:sha256hex")
+    if role not in get_args(Role):
+        raise ConfigurationError(f"MLPA_ADMIN_KEYS: the role of entry {number} must be admin or viewer")
+    if not _DIGEST.fullmatch(digest):
+        raise ConfigurationError(f"MLPA_ADMIN_KEYS: entry {number} must end in a SHA-256 digest, 64 hex characters")
+    return AdminKey(name, "admin" if role == "admin" else "viewer", bytes.fromhex(digest))
+
+
+def _digest(secret: SecretStr) -> bytes:
+    return hashlib.sha256(secret.get_secret_value().encode()).digest()

@@ -1,0 +1,101 @@
+"""What the API of user management takes and answers."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Annotated
+
+import msgspec
+
+from services.auth.users.admin import User
+from services.auth.users.admin_storage import LedgerRow
+from shared.money import nano_to_usd
+
+
+class UserBody(msgspec.Struct, frozen=True):
+    """A user and its current period. Times are RFC 3339, money is USD."""
+
+    user_id: str
+    service_type: str
+    budget_tier: str
+    blocked: bool
+    created_at: str
+    last_seen_at: str
+    spent_usd: float
+    reserved_usd: float
+    max_budget_usd: float
+    resets_at: str
+
+
+class UsersBody(msgspec.Struct, frozen=True):
+    users: list[UserBody]
+    next_cursor: str | None
+    estimated_total: int
+
+
+class LedgerRowBody(msgspec.Struct, frozen=True):
+    """One request. ``id`` is unique; ``request_id`` is the X-Request-ID, which a client may choose."""
+
+    id: str
+    request_id: str
+    service_type: str
+    model: str
+    purpose: str
+    prompt_tokens: int
+    completion_tokens: int
+    cost_usd: float
+    outcome: str
+    admitted_at: str
+    settled_at: str
+
+
+class LedgerBody(msgspec.Struct, frozen=True):
+    rows: list[LedgerRowBody]
+
+
+#: What a person may write; PostgreSQL stores no NUL.
+Reason = Annotated[str, msgspec.Meta(max_length=500, pattern=r"^[^\x00-\x08\x0b-\x1f\x7f]*$")]
+
+
+class BlockRequest(msgspec.Struct, frozen=True):
+    reason: Reason | None = None
+
+
+class BudgetRequest(msgspec.Struct, frozen=True):
+    service_type: str
+
+
+def rfc3339(moment: datetime) -> str:
+    return moment.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def user_body(user: User) -> UserBody:
+    row, spent = user.row, user.spent
+    return UserBody(
+        row.user_id,
+        row.service_type,
+        row.budget_tier,
+        row.blocked_at is not None,
+        rfc3339(row.created_at),
+        rfc3339(row.last_seen_at),
+        nano_to_usd(spent.spent_nano),
+        nano_to_usd(spent.reserved_nano),
+        nano_to_usd(spent.max_budget_nano),
+        datetime.fromtimestamp(spent.resets_at, UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+    )
+
+
+def ledger_body(row: LedgerRow) -> LedgerRowBody:
+    return LedgerRowBody(
+        row.id,
+        row.request_id,
+        row.service_type,
+        row.model,
+        row.purpose,
+        row.prompt_tokens,
+        row.completion_tokens,
+        nano_to_usd(row.cost_nano),
+        row.outcome,
+        rfc3339(row.admitted_at),
+        rfc3339(row.settled_at),
+    )

@@ -1,0 +1,109 @@
+"""The figures of the overview. Each part says for itself when it can't be had, so that the page tells of an outage."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any, TypeVar
+
+from services.auth.admin import plots
+from services.auth.admin.gateways import GatewayReport, Gateways
+from services.auth.admin.plots import Plot
+from services.auth.usage.services import NearLimit, Usage
+from services.auth.usage.storage import Hour
+from services.auth.users.admin import UserAdmin
+from shared.errors import DependencyUnavailable
+from shared.health import Health
+from shared.money import NANO
+
+_T = TypeVar("_T")
+
+HOURS, DAYS = 24, 30
+_OUTCOMES = ("success", "failed", "client left")
+
+
+@dataclass(frozen=True, slots=True)
+class Traffic:
+    """Spend (nano-dollars, by service type) and requests (by how they ended) over a span of time."""
+
+    spend: Plot
+    requests: Plot
+    tokens: int
+
+    @property
+    def failed_share(self) -> float:
+        total = self.requests.total
+        return sum(row.values[1] for row in self.requests.rows) / total if total else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Overview:
+    """None where the figures can't be had."""
+
+    auth: tuple[str, dict[str, Any]]
+    gateway: GatewayReport
+    users: dict[str, int] | None
+    traffic: Traffic | None
+    near: NearLimit | None
+    in_days: bool
+
+
+class Overviews:
+    def __init__(self, health: Health, gateways: Gateways, users: UserAdmin, usage: Usage) -> None:
+        self._health = health
+        self._gateways = gateways
+        self._users = users
+        self._usage = usage
+
+    async def read(self, *, in_days: bool, draining: bool) -> Overview:
+        """The last 30 days, or the last 24 hours."""
+        (_, health), gateway, users, traffic, near = await asyncio.gather(
+            self._health.readiness(draining=draining),
+            self._gateways.report(),
+            _or_none(self._users.counts),
+            _or_none(self._days if in_days else self._hours),
+            _or_none(self._usage.near_limit),
+        )
+        return Overview((health["status"], health["checks"]), gateway, users, traffic, near, in_days)
+
+    async def _hours(self) -> Traffic:
+        newest = self._usage.now().replace(minute=0, second=0, microsecond=0)
+        times = [newest - timedelta(hours=back) for back in reversed(range(HOURS))]
+        return _traffic(times, await self._usage.hours(HOURS), long="%Y-%m-%d %H:00", short="%H:00")
+
+    async def _days(self) -> Traffic:
+        newest = self._usage.now().replace(hour=0, minute=0, second=0, microsecond=0)
+        times = [newest - timedelta(days=back) for back in reversed(range(DAYS))]
+        return _traffic(times, await self._usage.days(DAYS), long="%Y-%m-%d", short="%b %-d")
+
+
+async def _or_none(ask: Callable[[], Awaitable[_T | None]]) -> _T | None:
+    try:
+        return await ask()
+    except DependencyUnavailable:
+        return None
+
+
+def _traffic(times: Sequence[datetime], found: Sequence[Hour], *, long: str, short: str) -> Traffic:
+    places = {at: place for place, at in enumerate(times)}
+    types = sorted({hour.service_type for hour in found})
+    spend = {name: [0.0] * len(times) for name in types}
+    requests = {name: [0.0] * len(times) for name in _OUTCOMES}
+    tokens = 0
+    for hour in found:
+        place = places.get(hour.at)
+        if place is None:
+            continue
+        spend[hour.service_type][place] += hour.cost_nano / NANO
+        requests[_outcome(hour.outcome)][place] += hour.requests
+        tokens += hour.tokens
+    labels, below = [at.strftime(long) for at in times], [at.strftime(short) for at in times]
+    return Traffic(plots.stacked(labels, spend, short=below), plots.stacked(labels, requests, short=below), tokens)
+
+
+def _outcome(outcome: str) -> str:
+    if outcome == "success":
+        return _OUTCOMES[0]
+    return _OUTCOMES[2] if outcome == "abort" else _OUTCOMES[1]

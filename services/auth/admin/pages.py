@@ -1,0 +1,173 @@
+"""What the pages of the console have in common: who is signed in, rendering, forms, errors."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from functools import wraps
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlencode
+
+import aiohttp_jinja2
+import jinja2
+from aiohttp import web
+
+from services.auth import errors, keys
+from services.auth.admin import csrf
+from services.auth.admin.filters import FILTERS
+from services.auth.admin.sessions import Flash, Session, Tone
+from services.auth.audit.storage import Actor
+from services.auth.errors import Forbidden, InvalidRequest
+from services.auth.exchange.views import read_form
+from shared.errors import DependencyUnavailable, ServiceError
+from shared.ops import VERSION
+from shared.web import REQUEST_ID, source_address
+
+COOKIE = "mlpa_admin"
+SESSION = web.RequestKey("session", Session)
+PER_PAGE = 50
+MAX_REASON = 500
+
+#: Stricter than that of other pages: the console has no scripts at all.
+POLICY = (
+    "default-src 'none'; style-src 'self'; img-src 'self' data:; form-action 'self'; base-uri 'none'; "
+    "frame-ancestors 'none'"
+)
+_HEADERS = {"Cache-Control": "no-store", "Content-Security-Policy": POLICY}
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+PageHandler = Callable[[web.Request, Session], Awaitable[web.StreamResponse]]
+
+
+def install(app: web.Application) -> None:
+    """Templates: escaped, and strict about what isn't there."""
+    aiohttp_jinja2.setup(
+        app,
+        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        filters=FILTERS,
+    )
+
+
+def page(handler: PageHandler) -> Handler:
+    """A page for those who are signed in; others are sent to sign in."""
+
+    @wraps(handler)
+    async def signed_in(request: web.Request) -> web.StreamResponse:
+        session = await find_session(request, take_flash=request.method == "GET")
+        if session is None:
+            there = "?" + urlencode({"next": request.path_qs}) if request.method == "GET" else ""
+            return redirect(f"/admin/sign-in{there}")
+        request[SESSION] = session
+        return await handler(request, session)
+
+    return signed_in
+
+
+def action(handler: Callable[[web.Request, Session, Mapping[str, str]], Awaitable[web.StreamResponse]]) -> Handler:
+    """What a form of an admin's page does. The handler gets the form's fields."""
+
+    async def checked(request: web.Request, session: Session) -> web.StreamResponse:
+        form = await fields(request)
+        csrf.check(request, form.get(csrf.FIELD, ""), session.csrf)
+        if not session.key.may_change:
+            raise Forbidden
+        return await handler(request, session, form)
+
+    return page(wraps(handler)(checked))
+
+
+async def find_session(request: web.Request, *, take_flash: bool) -> Session | None:
+    """:raises DependencyUnavailable: Redis has the sessions."""
+    session_id = request.cookies.get(COOKIE, "")
+    return await request.app[keys.SESSIONS].find(session_id, take_flash=take_flash) if session_id else None
+
+
+async def fields(request: web.Request) -> dict[str, str]:
+    """The fields of a form that are not empty.
+
+    :raises InvalidRequest:
+    """
+    return {name: values[0].strip() for name, values in (await read_form(request)).items()}
+
+
+def reason(form: Mapping[str, str]) -> str | None:
+    """What was written as a reason, on one line.
+
+    :raises InvalidRequest: too long.
+    """
+    text = " ".join("".join(char if char.isprintable() else " " for char in form.get("reason", "")).split())
+    if len(text) > MAX_REASON:
+        raise InvalidRequest(f"A reason can have up to {MAX_REASON} characters.")
+    return text or None
+
+
+def actor(request: web.Request, name: str) -> Actor:
+    return Actor(name, source_address(request, request.app[keys.SETTINGS].trusted_proxies))
+
+
+def redirect(path: str) -> web.Response:
+    return web.Response(status=303, headers={"Location": path, "Cache-Control": "no-store"})
+
+
+async def done(request: web.Request, session: Session, path: str, text: str, tone: Tone = "success") -> web.Response:
+    """After a change: the page that shows it (Post/Redirect/Get), and what it says."""
+    await request.app[keys.SESSIONS].say(session, Flash(text, tone))
+    return redirect(path)
+
+
+def render(
+    request: web.Request, template: str, *, status: int = 200, section: str = "", **context: Any
+) -> web.Response:
+    """A page. ``section`` is the part of the navigation that it belongs to."""
+    session = request.get(SESSION)
+    everything = {
+        "session": session,
+        "csrf": session.csrf if session else "",
+        "may_change": session is not None and session.key.may_change,
+        "flash": session.flash if session else None,
+        "section": section,
+        "asset": request.app[keys.ASSETS].url,
+        "version": VERSION,
+        **context,
+    }
+    response = aiohttp_jinja2.render_template(template, request, everything, status=status)
+    response.headers.update(_HEADERS)
+    return response
+
+
+_TITLES = {
+    400: "That can't be read",
+    401: "Sign in first",
+    403: "Not allowed",
+    404: "Nothing here",
+    405: "Not like this",
+    413: "Too much",
+    422: "No such service type",
+    429: "Too many attempts",
+    503: "Can't be done right now",
+}
+
+
+def render_error(request: web.Request | None, error: ServiceError) -> web.Response:
+    """Any error of auth: a page for a browser in the console, else auth's envelope (None: no request could be read)."""
+    if request is None:
+        return errors.render(None, error)
+    html = "text/html" in request.headers.get("Accept", "")
+    if not (html and request.path.startswith("/admin") and keys.ASSETS in request.app):
+        return errors.render(request, error)
+    response = render(
+        request,
+        "error.html",
+        status=error.status,
+        title=_TITLES.get(error.status, "Something went wrong"),
+        message=error.message,
+        dependency=error.dependency if isinstance(error, DependencyUnavailable) else None,
+        change=request.method == "POST",
+        request_id=request.get(REQUEST_ID, ""),
+    )
+    response.headers.update(error.headers)
+    return response

@@ -1,0 +1,91 @@
+"""Signing in to the console with an admin key, and out again."""
+
+from __future__ import annotations
+
+import re
+
+from aiohttp import web
+
+from services.auth import keys
+from services.auth.admin import csrf, pages
+from services.auth.admin.sessions import Session
+from services.auth.audit import storage as audit
+from shared import logs
+from shared.errors import DependencyUnavailable
+from shared.web import source_address
+
+_NEXT = re.compile(r"/admin(/[!-~]*)?(\?[!-~]*)?")
+_SUBJECT = "console"
+_NOBODY = "unknown"
+_SIGN_IN_SECONDS = 3600
+
+_log = logs.logger("console")
+
+
+async def form(request: web.Request) -> web.StreamResponse:
+    try:
+        if await pages.find_session(request, take_flash=False) is not None:
+            return pages.redirect(_next(request))
+    except DependencyUnavailable:
+        pass  # the form can be shown all the same
+    return _form(request)
+
+
+async def sign_in(request: web.Request) -> web.StreamResponse:
+    """The key is looked at only after the limits: they bound how many can be tried."""
+    settings, limits = request.app[keys.SETTINGS], request.app[keys.LIMITS]
+    source = source_address(request, settings.trusted_proxies)
+    fields = await pages.fields(request)
+    csrf.check(request, fields.get(csrf.FIELD, ""), request.cookies.get(csrf.SIGN_IN_COOKIE, ""))
+    await limits.take("sign_in", source)
+    await limits.take("sign_in_all", "all")
+    key = request.app[keys.ADMIN_KEYS].find(fields.get("key", ""))
+    database = request.app[keys.DATABASE]
+    if key is None:
+        _log.warning("sign-in refused")
+        await audit.record(database, audit.Actor(_NOBODY, source), "sign_in.refused", _SUBJECT)
+        return _form(request, "This is not one of the admin keys.", status=401)
+    await audit.record(database, audit.Actor(key.name, source), "sign_in", _SUBJECT, new={"role": key.role})
+    session = await request.app[keys.SESSIONS].begin(key)
+    response = pages.redirect(_next(request))
+    _set_cookie(request, response, pages.COOKIE, session.id)
+    response.del_cookie(csrf.SIGN_IN_COOKIE, path="/admin")
+    return response
+
+
+@pages.page
+async def sign_out(request: web.Request, session: Session) -> web.StreamResponse:
+    csrf.check(request, (await pages.fields(request)).get(csrf.FIELD, ""), session.csrf)
+    await request.app[keys.SESSIONS].end(session.id)
+    response = pages.redirect("/admin/sign-in?out=1")
+    response.del_cookie(pages.COOKIE, path="/admin")
+    await audit.record(request.app[keys.DATABASE], pages.actor(request, session.key.name), "sign_out", _SUBJECT)
+    return response
+
+
+def _form(request: web.Request, error: str | None = None, *, status: int = 200) -> web.Response:
+    token = csrf.sign_in_token(request)
+    response = pages.render(
+        request,
+        "sign_in.html",
+        status=status,
+        error=error,
+        signed_out="out" in request.query,
+        token=token,
+        action=request.path_qs if "next" in request.query else "/admin/sign-in",
+    )
+    _set_cookie(request, response, csrf.SIGN_IN_COOKIE, token, max_age=_SIGN_IN_SECONDS)
+    return response
+
+
+def _next(request: web.Request) -> str:
+    """Where to go after signing in: only ever into the console."""
+    asked = request.query.get("next", "")
+    return asked if _NEXT.fullmatch(asked) and not asked.startswith("/admin/sign-") else "/admin"
+
+
+def _set_cookie(
+    request: web.Request, response: web.Response, name: str, value: str, max_age: int | None = None
+) -> None:
+    secure = not request.app[keys.SETTINGS].mlpa_debug
+    response.set_cookie(name, value, path="/admin", httponly=True, secure=secure, samesite="Strict", max_age=max_age)

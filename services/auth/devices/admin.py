@@ -1,0 +1,78 @@
+"""What operators do with devices. A revocation is for good: a key that is in wrong hands stays there."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from services.auth import pagination
+from services.auth.audit import storage as audit
+from services.auth.audit.storage import Actor
+from services.auth.devices import admin_storage as storage
+from services.auth.devices.admin_storage import DeviceRow
+from services.auth.users.changes import Changes
+from shared.errors import NotFound
+from shared.postgres import Database
+
+
+@dataclass(frozen=True, slots=True)
+class DevicePage:
+    devices: list[DeviceRow]
+    next_cursor: str | None
+    previous_cursor: str | None
+
+
+class DeviceAdmin:
+    def __init__(self, database: Database, changes: Changes) -> None:
+        self._database = database
+        self._changes = changes
+
+    async def page(self, *, q: str = "", cursor: str | None = None, limit: int) -> DevicePage:
+        """Devices whose key id starts with ``q``, by key id.
+
+        :raises InvalidRequest: the cursor is none of this list's.
+        :raises DependencyUnavailable:
+        """
+        direction, key = pagination.decode(cursor, 2) if cursor else ("next", None)
+        backwards = direction == "previous"
+        if "\0" in q:
+            return DevicePage([], None, None)
+        rows = await storage.page(self._database, q=q, key=key, backwards=backwards, limit=limit + 1)
+        more, rows = len(rows) > limit, rows[:limit]
+        if backwards:
+            rows.reverse()
+        return DevicePage(
+            rows,
+            pagination.encode("next", rows[-1].key_id) if rows and (more or backwards) else None,
+            pagination.encode("previous", rows[0].key_id) if rows and key and (more or not backwards) else None,
+        )
+
+    async def find(self, key_id: str) -> DeviceRow | None:
+        """:raises DependencyUnavailable:"""
+        return await storage.find(self._database, key_id) if "\0" not in key_id else None
+
+    async def get(self, key_id: str) -> DeviceRow:
+        """
+        :raises NotFound:
+        :raises DependencyUnavailable:
+        """
+        device = await self.find(key_id)
+        if device is None:
+            raise NotFound("There is no such device.")
+        return device
+
+    async def revoke(self, key_id: str, actor: Actor, reason: str | None = None) -> None:
+        """Refuse a device from now on, in all its service types; its tokens in hand too.
+
+        :raises NotFound:
+        :raises DependencyUnavailable: perhaps in PostgreSQL only; then Redis learns of it when it is back.
+        """
+        await self.get(key_id)
+        async with self._database.transaction() as transaction:
+            device = await storage.lock(transaction, key_id)
+            assert device is not None  # devices are never deleted
+            await storage.revoke(transaction, key_id, reason)
+            old = {"revoked": device.revoked_at is not None, "reason": device.revoked_reason}
+            new = {"revoked": True, "reason": reason}
+            await audit.record(transaction, actor, "device.revoke", key_id, old=old, new=new)
+            await self._changes.record(transaction, key_id, "device revoked")
+        await self._changes.apply(key_id)

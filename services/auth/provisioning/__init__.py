@@ -1,0 +1,1 @@
+"""Users as customers of LiteLLM, with a budget there that contains the damage should a gateway fail."""

@@ -1,0 +1,324 @@
+"""LiteLLM's admin API, asked with the master key: budgets, customers, spend, virtual keys.
+
+    LiteLLMError
+    ├── LiteLLMUnavailable     no instance gave an answer that can be used: nothing is known
+    ├── MasterKeyRefused       LiteLLM does not take the master key
+    ├── NoDatabase             LiteLLM runs without a database: it has no customers, budgets, keys
+    └── LiteLLMRefused         it answered, and did not do this one thing
+
+Messages are for operators and hold no secret. Errors are told apart by status and type, never by LiteLLM's prose,
+which differs between versions. Everything but `make_key` can be asked again, by several replicas at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import date
+from decimal import Decimal, InvalidOperation
+from http import HTTPStatus
+from typing import Any
+
+import aiohttp
+from yarl import URL
+
+from services.auth.provisioning.models import Budget, Spend
+from shared.money import NANO
+
+#: A larger answer is not read: a page of spend is the largest.
+MAX_ANSWER_BYTES = 16 * 1024 * 1024
+#: The routes of LiteLLM that a gateway's key may use. Named one by one: the group `llm_api` lacks /model/info in
+#: some versions, and has a hundred routes that the gateway never asks.
+GATEWAY_ROUTES = ("/chat/completions", "/v1/chat/completions", "/v1/models", "/model/info")
+
+_BUSY = frozenset(
+    {
+        HTTPStatus.REQUEST_TIMEOUT,
+        HTTPStatus.TOO_MANY_REQUESTS,
+        HTTPStatus.BAD_GATEWAY,
+        HTTPStatus.SERVICE_UNAVAILABLE,
+        HTTPStatus.GATEWAY_TIMEOUT,
+    }
+)
+_USERS_PER_QUERY = 50
+_ROWS_PER_PAGE = 1000
+_KEY = re.compile(r"[A-Za-z0-9._-]{16,256}")
+
+
+class LiteLLMError(Exception):
+    """LiteLLM did not do what it was asked."""
+
+
+class LiteLLMUnavailable(LiteLLMError):
+    pass
+
+
+class MasterKeyRefused(LiteLLMError):
+    def __init__(self) -> None:
+        super().__init__("LiteLLM refuses the master key")
+
+
+class NoDatabase(LiteLLMError):
+    def __init__(self) -> None:
+        super().__init__("LiteLLM runs without a database")
+
+
+class LiteLLMRefused(LiteLLMError):
+    pass
+
+
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    status: int
+    body: Any
+
+    @property
+    def ok(self) -> bool:
+        return self.status == HTTPStatus.OK
+
+    def refused(self, what: str) -> LiteLLMRefused:
+        return LiteLLMRefused(f"LiteLLM answered {self.status} to {what}")
+
+
+class LiteLLMAdmin:
+    """Of several instances the first that answers is asked, and asked first from then on."""
+
+    def __init__(
+        self, session: aiohttp.ClientSession, base_urls: Sequence[str], master_key: str, *, timeout: float = 5.0
+    ) -> None:
+        """
+        :param timeout: seconds that one instance has for one answer.
+        """
+        self._session = session
+        self._instances = [URL(url.rstrip("/")) for url in base_urls]
+        self._headers = {"Authorization": f"Bearer {master_key}", "Accept": "application/json"}
+        self._timeout = timeout
+        self._first = 0
+
+    @classmethod
+    @asynccontextmanager
+    async def open(
+        cls, base_urls: Sequence[str], master_key: str, *, timeout: float = 10.0
+    ) -> AsyncIterator[LiteLLMAdmin]:
+        """With a session of its own: for commands."""
+        async with aiohttp.ClientSession(cookie_jar=aiohttp.DummyCookieJar()) as session:
+            yield cls(session, base_urls, master_key, timeout=timeout)
+
+    async def budgets(self, names: Sequence[str]) -> dict[str, Budget]:
+        """Those of the named budgets that exist.
+
+        :raises LiteLLMError:
+        """
+        answer = await self._ask("POST", "/budget/info", {"budgets": list(names)})
+        if not answer.ok or not isinstance(answer.body, list):
+            raise await self._why(answer, "/budget/info")
+        found = (_budget(row) for row in answer.body)
+        return {budget.name: budget for budget in found if budget is not None}
+
+    async def put_budget(self, budget: Budget, *, exists: bool) -> None:
+        """Make a budget, or give it new figures.
+
+        :param exists: what was found out before; if it changed meanwhile, that does no harm.
+        :raises LiteLLMError:
+        """
+        body = {
+            "budget_id": budget.name,
+            "max_budget": budget.max_budget_usd,
+            "budget_duration": budget.duration,
+        }
+        await self._put("/budget", body, exists)
+
+    async def put_customer(self, user_id: str, budget: str, *, exists: bool) -> None:
+        """Make a user a customer with a budget, or give a customer another budget.
+
+        A user can be a customer already without anybody having asked for it: LiteLLM adds those for whom it counted
+        spend, without a budget. So a customer that exists is given its budget too.
+
+        :param exists: as in `put_budget`.
+        :raises LiteLLMError:
+        """
+        await self._put("/customer", {"user_id": user_id, "budget_id": budget}, exists)
+
+    async def _put(self, what: str, body: dict[str, Any], exists: bool) -> None:
+        first, second = (f"{what}/update", f"{what}/new") if exists else (f"{what}/new", f"{what}/update")
+        answer = await self._ask("POST", first, body)
+        if _done(answer):
+            return
+        # 400 and 409: it exists. 404 and `null`: it does not. Anything else is no matter of existence.
+        if answer.status not in (HTTPStatus.OK, HTTPStatus.BAD_REQUEST, HTTPStatus.NOT_FOUND, HTTPStatus.CONFLICT):
+            raise answer.refused(first)
+        answer = await self._ask("POST", second, body)
+        if not _done(answer):
+            raise answer.refused(second)
+
+    async def spend(self, users: Sequence[str], start: date, end: date) -> dict[str, Spend]:
+        """What LiteLLM counted for users on the days (UTC) from ``start`` to ``end``, both included.
+
+        Users for whom it counted nothing are absent.
+
+        :raises LiteLLMError:
+        """
+        total: dict[str, Spend] = {}
+        for begin in range(0, len(users), _USERS_PER_QUERY):
+            batch = users[begin : begin + _USERS_PER_QUERY]
+            page, more = 1, True
+            while more:
+                more = await self._add_spend(total, frozenset(batch), start, end, page)
+                page += 1
+        return total
+
+    async def _add_spend(
+        self, total: dict[str, Spend], users: frozenset[str], start: date, end: date, page: int
+    ) -> bool:
+        """Add one page; whether there are more."""
+        answer = await self._ask(
+            "GET",
+            "/customer/daily/activity",
+            query={
+                "end_user_ids": ",".join(sorted(users)),
+                "start_date": start.isoformat(),
+                "end_date": end.isoformat(),
+                "page": str(page),
+                "page_size": str(_ROWS_PER_PAGE),
+            },
+        )
+        if not answer.ok:
+            raise answer.refused("/customer/daily/activity")
+        try:
+            for day in answer.body["results"]:
+                for user, entity in day["breakdown"]["entities"].items():
+                    if user in users:
+                        total[user] = total.get(user, Spend()) + _spend(entity["metrics"])
+            return bool(answer.body["metadata"]["has_more"])
+        except (KeyError, TypeError, AttributeError, ValueError, InvalidOperation) as error:
+            raise LiteLLMUnavailable("LiteLLM's spend has an unknown shape") from error
+
+    async def make_key(self, alias: str) -> str:
+        """A virtual key for the gateways: all models, GATEWAY_ROUTES alone, without an end.
+
+        It has no budget and no rate, which would be those of all users together, and no user or team of its own:
+        the end user of each request is the one that it names in ``user``.
+
+        :raises LiteLLMError: of these, LiteLLMUnavailable does not say whether a key was made.
+        """
+        body = {"key_alias": alias, "models": [], "allowed_routes": list(GATEWAY_ROUTES)}
+        answer = await self._ask("POST", "/key/generate", body, repeatable=False)
+        if not answer.ok:
+            raise await self._why(answer, "/key/generate")
+        key = answer.body.get("key") if isinstance(answer.body, dict) else None
+        if not isinstance(key, str) or not _KEY.fullmatch(key):
+            raise answer.refused("/key/generate, without a key")
+        return key
+
+    async def _why(self, answer: _Answer, what: str) -> LiteLLMError:
+        """The error of an answer that may be for the lack of a database, which has many wordings but one sign."""
+        health = await self._ask("GET", "/health/readiness")
+        if isinstance(health.body, dict) and health.body.get("db") == "Not connected":
+            return NoDatabase()
+        return answer.refused(what)
+
+    async def _ask(
+        self,
+        method: str,
+        path: str,
+        body: Any = None,
+        *,
+        query: Mapping[str, str] | None = None,
+        repeatable: bool = True,
+    ) -> _Answer:
+        failure = LiteLLMUnavailable("no instance is configured")
+        for offset in range(len(self._instances)):
+            index = (self._first + offset) % len(self._instances)
+            try:
+                answer = await self._send(method, self._instances[index].joinpath(path[1:]), body, query)
+            except aiohttp.ClientConnectorError:
+                failure = LiteLLMUnavailable("LiteLLM takes no connection")
+                continue
+            except LiteLLMUnavailable as error:
+                failure = error
+                if repeatable:
+                    continue
+                break
+            self._first = index
+            if answer.status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
+                raise MasterKeyRefused
+            if _type(answer.body) == "no_db_connection":
+                raise NoDatabase
+            return answer
+        raise failure
+
+    async def _send(self, method: str, url: URL, body: Any, query: Mapping[str, str] | None) -> _Answer:
+        """
+        :raises aiohttp.ClientConnectorError: nothing was sent.
+        :raises LiteLLMUnavailable: no whole answer in time, or none that LiteLLM itself gives.
+        """
+        try:
+            async with (
+                asyncio.timeout(self._timeout),
+                self._session.request(
+                    method,
+                    url,
+                    json=body,
+                    params=query,
+                    headers=self._headers,
+                    allow_redirects=False,
+                    timeout=aiohttp.ClientTimeout(total=None),
+                ) as response,
+            ):
+                raw = await _read(response)
+        except TimeoutError as error:
+            raise LiteLLMUnavailable(f"no answer of LiteLLM within {self._timeout:g} s") from error
+        except aiohttp.ClientConnectorError:
+            raise
+        except (aiohttp.ClientError, OSError) as error:
+            raise LiteLLMUnavailable("the connection to LiteLLM broke") from error
+        if response.status in _BUSY or HTTPStatus.MULTIPLE_CHOICES <= response.status < HTTPStatus.BAD_REQUEST:
+            raise LiteLLMUnavailable(f"LiteLLM answered {response.status}")
+        try:
+            return _Answer(response.status, json.loads(raw, parse_float=Decimal))
+        except (ValueError, RecursionError) as error:
+            raise LiteLLMUnavailable(f"LiteLLM answered {response.status} without JSON") from error
+
+
+async def _read(response: aiohttp.ClientResponse) -> bytes:
+    body = bytearray()
+    async for chunk in response.content.iter_chunked(64 * 1024):
+        body += chunk
+        if len(body) > MAX_ANSWER_BYTES:
+            raise LiteLLMUnavailable("LiteLLM's answer is too large")
+    return bytes(body)
+
+
+def _done(answer: _Answer) -> bool:
+    """An update of a budget that isn't there is 200 ``null``."""
+    return answer.ok and answer.body is not None
+
+
+def _type(body: Any) -> str | None:
+    error = body.get("error") if isinstance(body, dict) else None
+    kind = error.get("type") if isinstance(error, dict) else None
+    return kind if isinstance(kind, str) else None
+
+
+def _budget(row: Any) -> Budget | None:
+    """A row of /budget/info; None when it isn't one of ours, or somebody took its limit away."""
+    if not isinstance(row, dict):
+        return None
+    name, amount, duration = row.get("budget_id"), row.get("max_budget"), row.get("budget_duration")
+    if not isinstance(name, str):
+        return None
+    exact = round(amount * NANO) if isinstance(amount, int | Decimal) else -1
+    return Budget(name, exact, duration if isinstance(duration, str) else "")
+
+
+def _spend(metrics: Mapping[str, Any]) -> Spend:
+    return Spend(
+        usd=Decimal(metrics["spend"]),
+        requests=int(metrics["api_requests"]),
+        prompt_tokens=int(metrics["prompt_tokens"]),
+        completion_tokens=int(metrics["completion_tokens"]),
+    )

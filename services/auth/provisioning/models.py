@@ -1,0 +1,59 @@
+"""LiteLLM's budgets and spend, as far as they concern us."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from decimal import ROUND_HALF_EVEN, Decimal
+
+from shared.money import NANO
+from shared.service_types import DURATIONS, ServiceType
+
+_PREFIX = "mlpa:"
+_DURATIONS = {seconds: name for name, seconds in DURATIONS.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """A budget of LiteLLM. It limits money alone: requests and tokens per minute are the gateway's business.
+
+    LiteLLM's period is a calendar day, week (from Monday), month or hour of UTC, ours a multiple of ``duration``
+    since 1970. One of theirs touches at most two of ours, hence a factor of 2 never bites a user within our budget.
+    """
+
+    name: str
+    max_budget_nano: int
+    duration: str
+
+    @classmethod
+    def of(cls, row: ServiceType, factor: float) -> Budget:
+        """The budget of a service type's users: ``factor`` times ours, to whole nano-dollars."""
+        amount = (row.max_budget_nano * Decimal(str(factor))).to_integral_value(ROUND_HALF_EVEN)
+        return cls(budget_name(row.name), int(amount), _DURATIONS[row.duration_seconds])
+
+    @property
+    def max_budget_usd(self) -> float:
+        """As LiteLLM stores it."""
+        return self.max_budget_nano / NANO
+
+
+def budget_name(service_type: str) -> str:
+    """LiteLLM's id of the budget that users of a service type (a tier) have."""
+    return _PREFIX + service_type
+
+
+@dataclass(frozen=True, slots=True)
+class Spend:
+    """What LiteLLM counted for one user. It counts only what it saw to its end, some 15 s late."""
+
+    usd: Decimal = Decimal(0)
+    requests: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+    def __add__(self, other: Spend) -> Spend:
+        return Spend(
+            self.usd + other.usd,
+            self.requests + other.requests,
+            self.prompt_tokens + other.prompt_tokens,
+            self.completion_tokens + other.completion_tokens,
+        )

@@ -1,0 +1,262 @@
+"""Makes users customers of LiteLLM, behind everybody's back: no request waits for it, and none fails with it.
+
+A user that entered is put into a short queue, and a worker does the rest. Whoever is missed (the queue was full, the
+process died, the tier changed) differs in PostgreSQL from what should be, and a sweep finds them there. So the queue
+is only for promptness, and may lose what it holds.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from dataclasses import dataclass
+
+from services.auth.provisioning import storage
+from services.auth.provisioning.client import LiteLLMAdmin, LiteLLMError, LiteLLMRefused
+from services.auth.provisioning.metrics import ProvisioningMetrics
+from services.auth.provisioning.models import Budget
+from services.auth.provisioning.storage import Customer
+from shared import logs
+from shared.errors import DependencyUnavailable
+from shared.metrics import Registry
+from shared.postgres import Database
+from shared.service_types import ServiceType
+
+_log = logs.logger("provisioning")
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """How much at once, and how often; times in seconds."""
+
+    batch: int = 50
+    at_once: int = 4
+    max_pending: int = 10_000
+    max_remembered: int = 50_000
+    #: How often a user whom LiteLLM refuses is tried before it is left to the sweep.
+    attempts: int = 3
+    first_delay: float = 1.0
+    max_delay: float = 60.0
+    sweep_every: float = 60.0
+    sweep_batch: int = 500
+
+
+class Provisioner:
+    def __init__(
+        self,
+        admin: LiteLLMAdmin,
+        database: Database,
+        rows: Mapping[str, ServiceType],
+        registry: Registry,
+        *,
+        factor: float,
+        pace: Pace | None = None,
+    ) -> None:
+        """
+        :param rows: the service types, by name.
+        :param factor: LiteLLM's budget of a user, times ours.
+        """
+        self._admin = admin
+        self._database = database
+        self._budgets = [Budget.of(row, factor) for row in rows.values()]
+        self._tiers = list(rows)
+        self._pace = pace or Pace()
+        self._metrics = ProvisioningMetrics(registry)
+        self._done = _Recent(self._pace.max_remembered)
+        self._waiting: OrderedDict[str, None] = OrderedDict()
+        self._in_work = 0
+        self._wake = asyncio.Event()
+        self._budgets_stand = False
+        self._fault: str | None = None
+        self._swept_to = ""
+
+    def entered(self, user_id: str, _row: ServiceType | None = None) -> None:
+        """A user got in. Takes a microsecond, and raises nothing."""
+        if user_id not in self._done and user_id not in self._waiting:
+            self._queue(user_id)
+
+    def changed(self, user_id: str) -> None:
+        """A user's tier changed: no need to wait for the sweep."""
+        self._done.discard(user_id)
+        self._queue(user_id)
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Works for as long as the block lasts. What is left then is found by the next sweep, here or elsewhere."""
+        tasks = [asyncio.create_task(_for_ever(each)) for each in (self._work, self._sweep_and_rest)]
+        try:
+            yield
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _queue(self, user_id: str) -> None:
+        if len(self._waiting) >= self._pace.max_pending:
+            self._metrics.results.inc("dropped")
+            return
+        self._waiting[user_id] = None
+        self._wake.set()
+        self._show_pending()
+
+    async def _work(self) -> None:
+        await self._wake.wait()
+        batch = [self._waiting.popitem(last=False)[0] for _ in range(min(self._pace.batch, len(self._waiting)))]
+        if not self._waiting:
+            self._wake.clear()
+        await self._provision(batch)
+
+    async def _provision(self, users: list[str]) -> None:
+        """Try until all are customers, or LiteLLM refused those that are left often enough."""
+        delay, refusals = self._pace.first_delay, 0
+        while users and refusals < self._pace.attempts:
+            self._in_work = len(users)
+            self._show_pending()
+            try:
+                users = await self._attempt(users)
+                refusals += 1
+            except (LiteLLMError, DependencyUnavailable) as error:
+                self._failed(error)
+            if users:
+                await asyncio.sleep(delay * random.uniform(0.5, 1))  # noqa: S311 - jitter
+                delay = min(self._pace.max_delay, delay * 2)
+        self._in_work = 0
+        self._show_pending()
+
+    async def _attempt(self, users: list[str]) -> list[str]:
+        """Those whom LiteLLM refused.
+
+        :raises LiteLLMError: LiteLLM takes nobody now.
+        :raises DependencyUnavailable: PostgreSQL is away.
+        """
+        found = await storage.to_provision(self._database, users)
+        customers = [customer for customer in found if customer.tier in self._tiers]
+        for user in set(users) - {customer.user_id for customer in customers}:
+            self._done.add(user)
+        if not customers:
+            return []
+        if not self._budgets_stand:
+            await self._ensure_budgets()
+        refused: list[str] = []
+        for begin in range(0, len(customers), self._pace.at_once):
+            some = customers[begin : begin + self._pace.at_once]
+            refused += await self._put_customers(some)
+        return refused
+
+    async def _put_customers(self, customers: list[Customer]) -> list[str]:
+        outcomes = await asyncio.gather(
+            *(
+                self._admin.put_customer(customer.user_id, customer.budget, exists=customer.known is not None)
+                for customer in customers
+            ),
+            return_exceptions=True,
+        )
+        pairs = list(zip(customers, outcomes, strict=True))
+        made = [customer for customer, outcome in pairs if outcome is None]
+        if made:
+            await storage.remember(self._database, made)
+            for customer in made:
+                self._done.add(customer.user_id)
+                self._metrics.results.inc("success")
+            self._worked()
+        refused = []
+        for customer, outcome in pairs:
+            if isinstance(outcome, LiteLLMRefused):
+                self._budgets_stand = False  # the likeliest reason: its budget is gone
+                self._failed(outcome)
+                refused.append(customer.user_id)
+        for outcome in outcomes:
+            if isinstance(outcome, BaseException) and not isinstance(outcome, LiteLLMRefused):
+                raise outcome
+        return refused
+
+    async def _ensure_budgets(self) -> None:
+        """:raises LiteLLMError: :raises DependencyUnavailable:"""
+        there = await self._admin.budgets([budget.name for budget in self._budgets])
+        for budget in self._budgets:
+            found = there.get(budget.name)
+            if found is None:
+                # LiteLLM lost it, or never had it: so nobody has it, whatever PostgreSQL remembers
+                await storage.forget(self._database, budget.name)
+                self._done.clear()
+            if found != budget:
+                await self._admin.put_budget(budget, exists=found is not None)
+                _log.info("a budget of LiteLLM is set", budget=budget.name, usd=budget.max_budget_usd)
+        self._budgets_stand = True
+        self._worked()
+
+    async def _sweep_and_rest(self) -> None:
+        more = False
+        try:
+            more = await self.sweep()
+        except (LiteLLMError, DependencyUnavailable) as error:
+            self._failed(error)
+        every = self._pace.first_delay if more else self._pace.sweep_every
+        await asyncio.sleep(every * random.uniform(0.8, 1.2))  # noqa: S311 - jitter
+
+    async def sweep(self) -> bool:
+        """See to the budgets, and queue some of the users that are missing; whether there may be more.
+
+        :raises LiteLLMError: :raises DependencyUnavailable:
+        """
+        await self._ensure_budgets()
+        if self._waiting or self._in_work:
+            return bool(self._swept_to)
+        limit = self._pace.sweep_batch
+        users = await storage.find_to_provision(self._database, self._tiers, after=self._swept_to, limit=limit)
+        self._swept_to = users[-1] if len(users) == limit else ""
+        for user in random.sample(users, len(users)):  # so that replicas don't all do the same ones
+            self.changed(user)
+        return bool(self._swept_to)
+
+    def _show_pending(self) -> None:
+        self._metrics.pending.set(len(self._waiting) + self._in_work)
+
+    def _failed(self, error: Exception) -> None:
+        """One line for a fault, not one for each user that meets it."""
+        self._metrics.results.inc("failure")
+        self._metrics.up.set(0)
+        fault = str(error) if isinstance(error, LiteLLMError) else "PostgreSQL is away"
+        if fault != self._fault:
+            self._fault = fault
+            _log.warning("users are not made customers of LiteLLM", error=fault)
+
+    def _worked(self) -> None:
+        self._metrics.up.set(1)
+        if self._fault is not None:
+            self._fault = None
+            _log.info("users are made customers of LiteLLM again")
+
+
+async def _for_ever(step: Callable[[], Awaitable[None]]) -> None:
+    while True:
+        try:
+            await step()
+        except Exception:  # a defect met with one user must not end it for all the others, unseen
+            _log.exception("provisioning stumbled")
+            await asyncio.sleep(1)
+
+
+class _Recent:
+    """The users that were added last."""
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self._users: OrderedDict[str, None] = OrderedDict()
+
+    def __contains__(self, user: str) -> bool:
+        return user in self._users
+
+    def add(self, user: str) -> None:
+        self._users[user] = None
+        if len(self._users) > self._size:
+            self._users.popitem(last=False)
+
+    def discard(self, user: str) -> None:
+        self._users.pop(user, None)
+
+    def clear(self) -> None:
+        self._users.clear()

@@ -1,0 +1,89 @@
+"""Which users LiteLLM knows with which budget, as PostgreSQL remembers it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from services.auth.provisioning.models import budget_name
+from shared.postgres import Database, Query
+
+# The condition is that of a partial index, so that looking for the few that differ does not read all users.
+_DIFFERS = f"litellm_budget is distinct from '{budget_name('')}' || budget_tier"
+
+_OF = Query.text(
+    f"select user_id, budget_tier, litellm_budget from users where user_id = any(:users) and {_DIFFERS}"  # noqa: S608
+)
+_NEXT = Query.text(
+    f"select user_id from users where {_DIFFERS} and user_id > :after and budget_tier = any(:tiers) "  # noqa: S608
+    "order by user_id limit :limit"
+)
+# Where another replica gave the customer another budget meanwhile, nobody knows whose came last: it is done again.
+_REMEMBER = Query.text(
+    """
+    update users set litellm_budget = case
+        when users.litellm_budget is not distinct from done.was or users.litellm_budget = done.budget
+        then done.budget end
+    from unnest(cast(:users as text[]), cast(:budgets as text[]), cast(:was as text[])) as done (user_id, budget, was)
+    where users.user_id = done.user_id
+    """
+)
+_FORGET = Query.text(
+    "update users set litellm_budget = null where user_id in "
+    "(select user_id from users where litellm_budget = :budget limit :limit)"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Customer:
+    """A user whose budget at LiteLLM is not that of its tier. ``known`` is the one that it has, if any."""
+
+    user_id: str
+    tier: str
+    known: str | None
+
+    @property
+    def budget(self) -> str:
+        """The one that it should have."""
+        return budget_name(self.tier)
+
+
+async def to_provision(database: Database, users: Sequence[str]) -> list[Customer]:
+    """Those of the users whose budget at LiteLLM is not that of their tier.
+
+    :raises DatabaseUnavailable:
+    """
+    rows = await database.fetch(_OF, users=list(users))
+    return [Customer(row["user_id"], row["budget_tier"], row["litellm_budget"]) for row in rows]
+
+
+async def find_to_provision(database: Database, tiers: Sequence[str], *, after: str, limit: int) -> list[str]:
+    """User ids, in order, of the next users whose budget at LiteLLM is not that of their tier.
+
+    :param tiers: users of other tiers are passed by.
+    :raises DatabaseUnavailable:
+    """
+    rows = await database.fetch(_NEXT, tiers=list(tiers), after=after, limit=limit)
+    return [row["user_id"] for row in rows]
+
+
+async def remember(database: Database, done: Sequence[Customer]) -> None:
+    """These customers have the budgets that they should have.
+
+    :raises DatabaseUnavailable:
+    """
+    await database.execute(
+        _REMEMBER,
+        users=[customer.user_id for customer in done],
+        budgets=[customer.budget for customer in done],
+        was=[customer.known for customer in done],
+    )
+
+
+async def forget(database: Database, budget: str, *, batch: int = 1000) -> None:
+    """No customer has this budget any more.
+
+    :raises DatabaseUnavailable: some may be forgotten, and some not.
+    """
+    while await database.execute(_FORGET, budget=budget, limit=batch) == batch:
+        pass

@@ -1,0 +1,143 @@
+"""Figures of the overview, kept ready so that no page sums up the ledger.
+
+The hours are summed up in the background by one process for all: the newest ones often, and once an hour the last
+day again, for rows that came late (PostgreSQL was away, a request whose gateway died). Who spent most is asked for
+when somebody looks, at most twice a minute.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+
+from services.auth.usage import storage
+from services.auth.usage.storage import Hour
+from services.auth.users.admin import User, UserAdmin
+from shared import logs
+from shared.errors import DependencyUnavailable
+from shared.postgres import Database
+
+_EVERY = 10.0
+_LATE_EVERY = 3600.0
+_HOUR = timedelta(hours=1)
+_DAY = timedelta(days=1)
+_KEPT_DAYS = 31
+
+_NEAR_EVERY = 30.0
+_NEAR_WAIT = 1.0
+_NEAR_EACH = 50
+_NEAR_SHARE = 0.75
+_NEAR_SHOWN = 10
+
+_log = logs.logger("usage")
+
+
+@dataclass(frozen=True, slots=True)
+class NearLimit:
+    """Of the users who spent most in the last day, those with little left, the closest first."""
+
+    users: list[User]
+    as_of: datetime
+
+
+class Usage:
+    """
+    :param reports: connections for sums over many rows, which take longer than a request may.
+    """
+
+    def __init__(
+        self, database: Database, reports: Database, users: UserAdmin, *, clock: Callable[[], float] = time.time
+    ) -> None:
+        self._database = database
+        self._reports = reports
+        self._users = users
+        self._clock = clock
+        self._near: NearLimit | None = None
+        self._asking: asyncio.Task[None] | None = None
+
+    async def hours(self, count: int) -> list[Hour]:
+        """The last ``count`` hours, the present one included. Hours without requests are missing.
+
+        :raises DependencyUnavailable:
+        """
+        return await storage.read(self._database, self._hour() - (count - 1) * _HOUR, "hour")
+
+    async def days(self, count: int) -> list[Hour]:
+        """The last ``count`` days (UTC), today included. Days without requests are missing.
+
+        :raises DependencyUnavailable:
+        """
+        today = self._hour().replace(hour=0)
+        return await storage.read(self._database, today - (count - 1) * _DAY, "day")
+
+    def now(self) -> datetime:
+        return datetime.fromtimestamp(self._clock(), UTC)
+
+    def _hour(self) -> datetime:
+        return self.now().replace(minute=0, second=0, microsecond=0)
+
+    async def sum_up(self, *, late: bool = False) -> None:
+        """Bring the hours up to date.
+
+        :param late: the whole last day again.
+        :raises DependencyUnavailable:
+        """
+        start = await storage.last_hour(self._reports, self._hour() - _KEPT_DAYS * _DAY)
+        if start is None:
+            return
+        until = self._hour() + _HOUR
+        # the hour before is still open: its last requests are being settled
+        start = min(start, self._hour()) - (_DAY if late else _HOUR)
+        while start < until:
+            if not await storage.sum_up(self._reports, start, min(start + _DAY, until)):
+                return
+            start += _DAY
+
+    async def near_limit(self) -> NearLimit | None:
+        """None as long as they have not been found out."""
+        old = self._near is None or self._near.as_of < self.now() - timedelta(seconds=_NEAR_EVERY)
+        if old and (self._asking is None or self._asking.done()):
+            self._asking = asyncio.create_task(self._find_near_limit())
+        if self._near is None and self._asking is not None:
+            await asyncio.wait([self._asking], timeout=_NEAR_WAIT)
+        return self._near
+
+    async def _find_near_limit(self) -> None:
+        try:
+            names = await storage.spenders(self._reports, self.now() - _DAY, _NEAR_EACH)
+            users = await self._users.some(names)
+        except DependencyUnavailable:
+            _log.warning("who is near the limit could not be found out")
+            return
+        near = sorted((user for user in users if user.spent.share >= _NEAR_SHARE), key=lambda user: -user.spent.share)
+        self._near = NearLimit(near[:_NEAR_SHOWN], self.now())
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Sums up in the background."""
+        task = asyncio.create_task(self._keep_summing())
+        try:
+            yield
+        finally:
+            for running in (task, self._asking):
+                if running is not None:
+                    running.cancel()
+                    with contextlib.suppress(asyncio.CancelledError):
+                        await running
+
+    async def _keep_summing(self) -> None:
+        late_at = 0.0
+        while True:
+            started = time.monotonic()
+            try:
+                await self.sum_up(late=started >= late_at)
+                if started >= late_at:
+                    late_at = started + _LATE_EVERY
+            except DependencyUnavailable:
+                _log.warning("the hours of the ledger could not be summed up")
+            # never more than a tenth of the time, however large the ledger
+            await asyncio.sleep(max(_EVERY, 9 * (time.monotonic() - started)))

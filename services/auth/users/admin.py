@@ -1,0 +1,230 @@
+"""What operators do with users. A change has happened when its method returns: in PostgreSQL and in Redis."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from services.auth import pagination
+from services.auth.audit import storage as audit
+from services.auth.audit.storage import Actor
+from services.auth.errors import InvalidRequest, UnknownTier
+from services.auth.users import admin_storage as storage
+from services.auth.users.admin_storage import LedgerRow, Sort, UserRow
+from services.auth.users.changes import Changes
+from services.auth.users.spending import Spending, Spent
+from shared.errors import NotFound
+from shared.postgres import Database, Transaction
+from shared.service_types import ServiceTypes
+
+
+@dataclass(frozen=True, slots=True)
+class User:
+    row: UserRow
+    spent: Spent
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """``next_cursor`` is None on the last page, ``previous_cursor`` on the first."""
+
+    users: list[User]
+    next_cursor: str | None
+    previous_cursor: str | None
+    estimated_total: int
+
+
+@dataclass(frozen=True, slots=True)
+class LedgerPage:
+    rows: list[LedgerRow]
+    next_cursor: str | None
+
+
+class UserAdmin:
+    def __init__(
+        self,
+        database: Database,
+        spending: Spending,
+        changes: Changes,
+        service_types: ServiceTypes,
+        *,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._database = database
+        self._spending = spending
+        self._changes = changes
+        self._rows = service_types.rows
+        self._clock = clock
+
+    async def page(
+        self, *, q: str = "", cursor: str | None = None, limit: int, sort: Sort = "id", descending: bool = False
+    ) -> Page:
+        """Users whose id starts with ``q``. A search is always sorted by id.
+
+        :raises InvalidRequest: the cursor is none of this list's.
+        :raises DependencyUnavailable:
+        """
+        sort = "id" if q else sort
+        after, backwards = _position(cursor)
+        if "\0" in q:
+            return Page([], None, None, 0)
+        rows = await storage.page(
+            self._database, q=q, sort=sort, descending=descending != backwards, after=after, limit=limit + 1
+        )
+        more, rows = len(rows) > limit, rows[:limit]
+        if backwards:
+            rows.reverse()
+        return Page(
+            await self._with_spending(rows),
+            _cursor("next", rows[-1]) if rows and (more or backwards) else None,
+            _cursor("previous", rows[0]) if rows and after is not None and (more or not backwards) else None,
+            await storage.estimate(self._database, q),
+        )
+
+    async def get(self, user_id: str) -> User:
+        """
+        :raises NotFound:
+        :raises DependencyUnavailable:
+        """
+        return (await self._with_spending([await self._row(user_id)]))[0]
+
+    async def some(self, user_ids: Sequence[str]) -> list[User]:
+        """Those of these users that there are, by id.
+
+        :raises DependencyUnavailable:
+        """
+        return await self._with_spending(await storage.by_ids(self._database, user_ids))
+
+    async def of_identity(self, identity: str) -> list[User]:
+        """The users of one identity, in its service types.
+
+        :raises DependencyUnavailable:
+        """
+        return await self._with_spending(await storage.of_identity(self._database, identity))
+
+    async def counts(self) -> dict[str, int]:
+        """Users by service type.
+
+        :raises DependencyUnavailable:
+        """
+        return dict.fromkeys(self._rows, 0) | await storage.counts(self._database)
+
+    async def ledger(self, user_id: str, *, limit: int, cursor: str | None = None) -> LedgerPage:
+        """Requests, newest first; a deleted user's too.
+
+        :raises NotFound: no such user, and none in the ledger.
+        :raises InvalidRequest: the cursor is none of this list's.
+        :raises DependencyUnavailable:
+        """
+        before = None
+        if cursor:
+            row_id, at = pagination.decode(cursor, 2)
+            before = (row_id, _time(at))
+        if "\0" in user_id:
+            raise NotFound
+        rows = await storage.ledger(self._database, user_id, limit=limit + 1, before=before)
+        if not rows and before is None:
+            await self._row(user_id)
+        more, rows = len(rows) > limit, rows[:limit]
+        return LedgerPage(rows, pagination.encode(rows[-1].id, rows[-1].admitted_at.isoformat()) if more else None)
+
+    async def block(self, user_id: str, actor: Actor, reason: str | None = None) -> None:
+        """Block the identity in all its service types.
+
+        :raises NotFound:
+        :raises DependencyUnavailable: perhaps in PostgreSQL only; then Redis learns of it when it is back.
+        """
+        async with self._change(user_id, "blocked") as (transaction, row):
+            await storage.block(transaction, row.identity, reason)
+            new = {"blocked": True, "reason": reason}
+            await audit.record(transaction, actor, "user.block", user_id, old=_standing(row), new=new)
+
+    async def unblock(self, user_id: str, actor: Actor) -> None:
+        """Admit the identity again.
+
+        :raises NotFound:
+        :raises DependencyUnavailable: as ``block``.
+        """
+        async with self._change(user_id, "unblocked") as (transaction, row):
+            await storage.unblock(transaction, row.identity)
+            new = {"blocked": False, "reason": None}
+            await audit.record(transaction, actor, "user.unblock", user_id, old=_standing(row), new=new)
+
+    async def set_tier(self, user_id: str, actor: Actor, tier: str) -> None:
+        """Give a user the money and rates of another service type's row.
+
+        :raises UnknownTier:
+        :raises NotFound:
+        :raises DependencyUnavailable: as ``block``.
+        """
+        if tier not in self._rows:
+            raise UnknownTier
+        async with self._change(user_id, "tier") as (transaction, row):
+            await storage.set_tier(transaction, user_id, tier)
+            old, new = {"budget_tier": row.budget_tier}, {"budget_tier": tier}
+            await audit.record(transaction, actor, "user.tier", user_id, old=old, new=new)
+
+    async def delete(self, user_id: str, actor: Actor) -> None:
+        """Delete a user and free its place. Its ledger stays, and so does a block of its identity.
+
+        :raises NotFound:
+        :raises DependencyUnavailable: as ``block``.
+        """
+        async with self._change(user_id, "deleted", {"deleted": user_id}) as (transaction, row):
+            await storage.delete(transaction, user_id, row.service_type)
+            old = {"service_type": row.service_type, "budget_tier": row.budget_tier, **_standing(row)}
+            await audit.record(transaction, actor, "user.delete", user_id, old=old)
+
+    @asynccontextmanager
+    async def _change(
+        self, user_id: str, kind: str, payload: dict[str, str] | None = None
+    ) -> AsyncIterator[tuple[Transaction, UserRow]]:
+        """A transaction that holds the identity's users, then the same in Redis."""
+        identity = (await self._row(user_id)).identity
+        async with self._database.transaction() as transaction:
+            row = await storage.lock(transaction, user_id, identity)
+            if row is None:
+                raise NotFound
+            yield transaction, row
+            await self._changes.record(transaction, identity, kind, payload)
+        await self._changes.apply(identity)
+
+    async def _row(self, user_id: str) -> UserRow:
+        rows = await storage.by_ids(self._database, [user_id]) if "\0" not in user_id else []
+        if not rows:
+            raise NotFound("There is no such user.")
+        return rows[0]
+
+    async def _with_spending(self, rows: list[UserRow]) -> list[User]:
+        spent = await self._spending.of({row.user_id: row.budget_tier for row in rows}, self._clock())
+        return [User(row, spent[row.user_id]) for row in rows]
+
+
+def _standing(row: UserRow) -> dict[str, Any]:
+    return {"blocked": row.blocked_at is not None, "reason": row.blocked_reason}
+
+
+def _cursor(direction: str, row: UserRow) -> str:
+    return pagination.encode(direction, row.user_id, row.created_at.isoformat())
+
+
+def _position(cursor: str | None) -> tuple[tuple[str, str] | None, bool]:
+    """``((id, creation time), whether the page lies before it)``."""
+    if not cursor:
+        return None, False
+    direction, user_id, at = pagination.decode(cursor, 3)
+    return (user_id, _time(at)), direction == "previous"
+
+
+def _time(text: str) -> str:
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError as error:
+        raise InvalidRequest("cursor is not one that a page gave.") from error
+    if moment.tzinfo is None:
+        raise InvalidRequest("cursor is not one that a page gave.")
+    return moment.isoformat()

@@ -1,0 +1,228 @@
+"""What operators read and change of users, in PostgreSQL.
+
+Pages are found by key, so that the last of them is as fast as the first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Literal
+
+from shared.postgres import Database, Query, Row, Transaction
+
+Sort = Literal["id", "created"]
+
+#: Above every id in byte order.
+LAST = "\U0010ffff"
+
+_USER = """
+    select u.user_id, u.identity, u.service_type, u.budget_tier, u.created_at, u.last_seen_at,
+           i.blocked_at, i.blocked_reason, d.revoked_at as device_revoked_at
+    from ({users}) u
+    left join identities i on i.identity = u.identity
+    left join devices d on d.key_id = u.identity
+"""
+
+
+def _select(users: str, order: str = "") -> Query:
+    return Query.text(_USER.format(users=users) + order)
+
+
+def _page(where: str, order: str) -> Query:
+    return _select(f"select * from users where {where} order by {order} limit :limit", f"order by {order}")  # noqa: S608
+
+
+_PREFIX = "user_id >= :q and user_id < :end"
+_PAGES: dict[tuple[Sort, bool], Query] = {
+    ("id", False): _page(f"user_id > :id and {_PREFIX}", "user_id"),
+    ("id", True): _page(f"user_id < :id and {_PREFIX}", "user_id desc"),
+    ("created", False): _page("(created_at, user_id) > (cast(:at as timestamptz), :id)", "created_at, user_id"),
+    ("created", True): _page(
+        "(created_at, user_id) < (cast(:at as timestamptz), :id)", "created_at desc, user_id desc"
+    ),
+}
+_BY_IDS = _select("select * from users where user_id = any(:users)", "order by user_id")
+_OF_IDENTITY = _select("select * from users where identity = :identity order by user_id limit 100", "order by user_id")
+_LOCK = Query.text("select user_id from users where identity = :identity order by user_id for update")
+
+_MATCHES = Query.text(f"select count(*) as found from (select 1 from users where {_PREFIX} limit :most) as some")  # noqa: S608
+_ESTIMATE = Query.text(f"explain (format json) select 1 from users where {_PREFIX}")  # noqa: S608
+_COUNTED = 10_000
+
+_CAPACITY = Query.text("select service_type, users from capacity")
+_SPENT = Query.text(
+    """
+    select s.user_id, coalesce(l.spent, 0) as spent
+    from unnest(cast(:users as text[]), cast(:starts as bigint[]), cast(:ends as bigint[])) as s (user_id, start, until)
+    cross join lateral (
+        select sum(cost_nano) as spent from ledger
+        where user_id = s.user_id and admitted_at >= to_timestamp(s.start) and admitted_at < to_timestamp(s.until)) l
+    """
+)
+_LEDGER = Query.text(
+    """
+    select id, request_id, service_type, model, purpose, prompt_tokens, completion_tokens, cost_nano, outcome,
+           admitted_at, settled_at
+    from ledger where user_id = :user_id and (admitted_at, id) < (cast(:at as timestamptz), :id)
+    order by admitted_at desc, id desc limit :limit
+    """
+)
+
+_BLOCK = Query.text(
+    """
+    insert into identities as i (identity, blocked_at, blocked_reason) values (:identity, now(), :reason)
+    on conflict (identity) do update set blocked_at = coalesce(i.blocked_at, now()), blocked_reason = :reason
+    """
+)
+_UNBLOCK = Query.text("update identities set blocked_at = null, blocked_reason = null where identity = :identity")
+_TIER = Query.text("update users set budget_tier = :tier where user_id = :user_id")
+_DELETE = Query.text("delete from users where user_id = :user_id")
+_MAKE_ROOM = Query.text("update capacity set users = greatest(users - 1, 0) where service_type = :service_type")
+
+
+@dataclass(frozen=True, slots=True)
+class UserRow:
+    """A user, and what is decided about the identity in all its service types."""
+
+    user_id: str
+    identity: str
+    service_type: str
+    budget_tier: str
+    created_at: datetime
+    last_seen_at: datetime
+    blocked_at: datetime | None
+    blocked_reason: str | None
+    device_revoked_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class LedgerRow:
+    """One admitted request."""
+
+    id: str
+    request_id: str
+    service_type: str
+    model: str
+    purpose: str
+    prompt_tokens: int
+    completion_tokens: int
+    cost_nano: int
+    outcome: str
+    admitted_at: datetime
+    settled_at: datetime
+
+
+def _users(rows: Sequence[Row]) -> list[UserRow]:
+    return [UserRow(**row) for row in rows]
+
+
+async def page(
+    database: Database, *, q: str, sort: Sort, descending: bool, after: tuple[str, str] | None, limit: int
+) -> list[UserRow]:
+    """Users whose id starts with ``q`` (all of them when sorted by creation).
+
+    :param after: ``(id, creation time as text)`` of the user that the page follows; None for the first page.
+    :raises DatabaseUnavailable:
+    """
+    edge = ("", "-infinity") if not descending else (LAST, "infinity")
+    user_id, at = after or edge
+    bounds = _bounds(q) if sort == "id" else {"at": at}
+    return _users(await database.fetch(_PAGES[sort, descending], id=user_id, limit=limit, **bounds))
+
+
+def _bounds(q: str) -> dict[str, str]:
+    return {"q": q, "end": q + LAST}
+
+
+async def estimate(database: Database, q: str) -> int:
+    """How many users have an id that starts with ``q``: exact up to 10,000, above that as the planner sees it.
+
+    :raises DatabaseUnavailable:
+    """
+    found: int = (await database.fetch(_MATCHES, **_bounds(q), most=_COUNTED + 1))[0]["found"]
+    if found <= _COUNTED:
+        return found
+    plan = (await database.fetch(_ESTIMATE, **_bounds(q)))[0]["QUERY PLAN"]
+    return max(found, int(plan[0]["Plan"]["Plan Rows"]))
+
+
+async def by_ids(database: Database | Transaction, users: Sequence[str]) -> list[UserRow]:
+    """:raises DatabaseUnavailable:"""
+    return _users(await database.fetch(_BY_IDS, users=list(users)))
+
+
+async def of_identity(database: Database, identity: str) -> list[UserRow]:
+    """:raises DatabaseUnavailable:"""
+    return _users(await database.fetch(_OF_IDENTITY, identity=identity))
+
+
+async def counts(database: Database) -> dict[str, int]:
+    """Users by service type.
+
+    :raises DatabaseUnavailable:
+    """
+    return {row["service_type"]: row["users"] for row in await database.fetch(_CAPACITY)}
+
+
+async def spent(database: Database, spans: Mapping[str, tuple[int, int]]) -> dict[str, int]:
+    """Nano-dollars in the ledger of each user's requests admitted in a span of Unix time, its end excluded.
+
+    :raises DatabaseUnavailable:
+    """
+    if not spans:
+        return {}
+    rows = await database.fetch(
+        _SPENT,
+        users=list(spans),
+        starts=[start for start, _ in spans.values()],
+        ends=[end for _, end in spans.values()],
+    )
+    return {row["user_id"]: int(row["spent"]) for row in rows}
+
+
+async def ledger(
+    database: Database, user_id: str, *, limit: int, before: tuple[str, str] | None = None
+) -> list[LedgerRow]:
+    """Requests of a user, newest first.
+
+    :param before: ``(id, admission time as text)`` of the request that the page follows.
+    :raises DatabaseUnavailable:
+    """
+    row_id, at = before or (LAST, "infinity")
+    rows = await database.fetch(_LEDGER, user_id=user_id, id=row_id, at=at, limit=limit)
+    return [LedgerRow(**row) for row in rows]
+
+
+async def lock(transaction: Transaction, user_id: str, identity: str) -> UserRow | None:
+    """A user that nobody else changes until the transaction ends, nor any other user of its identity.
+
+    :raises DatabaseUnavailable:
+    """
+    await transaction.fetch(_LOCK, identity=identity)
+    return next(iter(await by_ids(transaction, [user_id])), None)
+
+
+async def block(transaction: Transaction, identity: str, reason: str | None) -> None:
+    """:raises DatabaseUnavailable:"""
+    await transaction.execute(_BLOCK, identity=identity, reason=reason)
+
+
+async def unblock(transaction: Transaction, identity: str) -> None:
+    """:raises DatabaseUnavailable:"""
+    await transaction.execute(_UNBLOCK, identity=identity)
+
+
+async def set_tier(transaction: Transaction, user_id: str, tier: str) -> None:
+    """:raises DatabaseUnavailable:"""
+    await transaction.execute(_TIER, user_id=user_id, tier=tier)
+
+
+async def delete(transaction: Transaction, user_id: str, service_type: str) -> None:
+    """Delete a user and give its place to another.
+
+    :raises DatabaseUnavailable:
+    """
+    if await transaction.execute(_DELETE, user_id=user_id):
+        await transaction.execute(_MAKE_ROOM, service_type=service_type)

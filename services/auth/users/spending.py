@@ -1,0 +1,112 @@
+"""What users have spent in their current period, and what of their rates they use."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from services.auth.users import admin_storage as storage
+from shared import budget_state
+from shared.budget_state import UserState
+from shared.identity import split_user
+from shared.postgres import Database
+from shared.redis import Client, RedisError
+from shared.service_types import ServiceType, ServiceTypes
+
+_WINDOW_MS = 60_000
+
+
+@dataclass(frozen=True, slots=True)
+class Spent:
+    """A user's current period. Money in nano-dollars, ``resets_at`` in Unix time.
+
+    ``reserved_nano`` is what open requests may still cost. It is 0 when Redis has no state of the user.
+    """
+
+    spent_nano: int
+    reserved_nano: int
+    max_budget_nano: int
+    resets_at: int
+
+    @property
+    def remaining_nano(self) -> int:
+        return max(0, self.max_budget_nano - self.spent_nano - self.reserved_nano)
+
+    @property
+    def share(self) -> float:
+        """What is spent of the budget: 1 = all of it."""
+        if self.max_budget_nano:
+            return self.spent_nano / self.max_budget_nano
+        return 1.0 if self.spent_nano else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Rates:
+    """The last minute of a user: requests and tokens that count against RPM and TPM, and requests that run."""
+
+    requests: int
+    tokens: int
+    open_requests: int
+
+
+class Spending:
+    """Redis speaks for users whom a gateway has seen since Redis began; for others the ledger has all there is."""
+
+    def __init__(self, database: Database, redis: Client, service_types: ServiceTypes) -> None:
+        self._database = database
+        self._redis = redis
+        self._rows = service_types.rows
+
+    def row(self, user_id: str, tier: str) -> ServiceType | None:
+        """The row whose money and rates hold for a user: as the gateways see it, a tier that is no more is the
+        user's own service type."""
+        return self._rows.get(tier) or self._rows.get(user_id.rpartition(":")[2])
+
+    async def of(self, tiers: Mapping[str, str], now: float) -> dict[str, Spent]:
+        """
+        :param tiers: the tier of each user.
+        :raises DatabaseUnavailable:
+        """
+        states = dict(zip(tiers, await asyncio.gather(*map(self._state, tiers)), strict=True))
+        found: dict[str, Spent] = {}
+        from_ledger: dict[str, tuple[ServiceType, int]] = {}
+        for user_id, tier in tiers.items():
+            row, state = self.row(user_id, tier), states[user_id]
+            if row is None:
+                found[user_id] = Spent(0, 0, 0, int(now))
+            elif state is not None and state.period_seconds == row.duration_seconds:
+                resets_at = (state.period_index + 1) * state.period_seconds
+                found[user_id] = Spent(state.spent_nano, state.reserved_nano, row.max_budget_nano, resets_at)
+            else:
+                from_ledger[user_id] = row, int(now) // row.duration_seconds * row.duration_seconds
+        spans = {user_id: (start, start + row.duration_seconds) for user_id, (row, start) in from_ledger.items()}
+        spent = await storage.spent(self._database, spans)
+        for user_id, (row, _) in from_ledger.items():
+            state = states[user_id]
+            reserved = state.reserved_nano if state else 0
+            found[user_id] = Spent(spent[user_id], reserved, row.max_budget_nano, spans[user_id][1])
+        return found
+
+    async def _state(self, user_id: str) -> UserState | None:
+        try:
+            return await budget_state.read_user(self._redis, user_id)
+        except (RedisError, ValueError):
+            return None  # the ledger has it; and what is not an id of ours has no state
+
+    async def rates(self, user_id: str, now: float) -> Rates | None:
+        """None when Redis can't tell."""
+        try:
+            prefix = budget_state.prefix(split_user(user_id)[0])
+            since = int(now * 1000) - _WINDOW_MS
+            async with self._redis.pipeline(transaction=False) as pipeline:
+                pipeline.zcount(f"{prefix}w:{user_id}", since, "+inf")
+                pipeline.zrange(f"{prefix}t:{user_id}", since, "+inf", byscore=True)
+                pipeline.hmget(budget_state.user_key(user_id), ["tok", "open"])
+                replies: Any = await pipeline.execute()
+        except (RedisError, ValueError):
+            return None
+        requests, settled, (estimated, opened) = replies
+        tokens = sum(int(member.rpartition(b" ")[2]) for member in settled) + int(estimated or 0)
+        return Rates(int(requests), tokens, int(opened or 0))

@@ -1,0 +1,72 @@
+"""aiohttp's server protocol, with what it says about malformed requests in the service's own shape.
+
+aiohttp answers bytes that are no HTTP in plain text, and logs the bytes, which may hold a credential.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from typing import Any
+
+from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
+
+from shared.web import Frame
+
+
+class Protocol(web.RequestHandler):
+    """One connection of a service."""
+
+    __slots__ = ("_frame",)
+
+    def __init__(self, server: web.Server, frame: Frame, **options: Any) -> None:
+        super().__init__(server, **options)
+        self._frame = frame
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,
+    ) -> web.StreamResponse:
+        if request.writer.output_size > 0:
+            raise ConnectionError("a response has begun, so that no other can be sent")
+        response = self._frame.unreadable(exc if isinstance(exc, HttpProcessingError) else None)
+        response.force_close()
+        return response
+
+
+class ServiceSite(web.SockSite):
+    """A listening socket whose connections speak ``Protocol``, or a kind of it.
+
+    :param options: of aiohttp's RequestHandler (``max_field_size``, ``read_bufsize``...).
+    """
+
+    __slots__ = ("_frame", "_options", "_protocol")
+
+    def __init__(
+        self,
+        runner: web.BaseRunner,
+        sock: socket.socket,
+        frame: Frame,
+        *,
+        protocol: type[Protocol] = Protocol,
+        **options: Any,
+    ) -> None:
+        super().__init__(runner, sock, backlog=4096)
+        self._frame = frame
+        self._protocol = protocol
+        self._options = {"access_log": None, "keepalive_timeout": 75.0, **options}
+
+    async def start(self) -> None:
+        await web.BaseSite.start(self)
+        loop = asyncio.get_running_loop()
+        server = self._runner.server
+        assert server is not None
+
+        def connect() -> Protocol:
+            return self._protocol(server, self._frame, loop=loop, **self._options)
+
+        self._server = await loop.create_server(connect, sock=self._sock, backlog=self._backlog)

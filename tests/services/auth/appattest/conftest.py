@@ -1,0 +1,6 @@
+"""Property tests have no deadline: a busy machine is no bug."""
+
+from hypothesis import settings
+
+settings.register_profile("unhurried", deadline=None)
+settings.load_profile("unhurried")

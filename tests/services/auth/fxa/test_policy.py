@@ -1,0 +1,52 @@
+"""What an identity may use."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from services.auth.fxa import policy
+from services.auth.fxa.errors import ClientNotAllowed, ScopeNotAllowed
+from services.auth.fxa.models import FxAIdentity
+from shared.service_types import ConfigurationError, ServiceType, load
+from tests.services.auth.fxa.harness import UID
+
+IDENTITY = FxAIdentity(UID, "5882386c6d801776", ("profile",), None, "remote")
+
+
+@pytest.fixture
+def row() -> ServiceType:
+    row = load(None, debug=True).rows["ai"]
+    return dataclasses.replace(row, fxa_scopes=("profile:uid",), fxa_client_ids=("5882386c6d801776",))
+
+
+def test_a_named_client_with_the_scopes_may(row: ServiceType) -> None:
+    policy.check(IDENTITY, row)
+
+
+def test_any_client_may_where_that_is_written(row: ServiceType) -> None:
+    policy.check(dataclasses.replace(IDENTITY, client_id="other"), dataclasses.replace(row, fxa_client_ids=("*",)))
+
+
+@pytest.mark.parametrize("clients", [(), ("ffffffffffffffff",), ("5882386c6d80177",), ("5882386c6d8017766",)])
+def test_another_client_may_not_and_no_list_is_not_any(row: ServiceType, clients: tuple[str, ...]) -> None:
+    with pytest.raises(ClientNotAllowed):
+        policy.check(IDENTITY, dataclasses.replace(row, fxa_client_ids=clients))
+
+
+def test_every_scope_of_the_row_is_needed(row: ServiceType) -> None:
+    row = dataclasses.replace(row, fxa_scopes=("profile:uid", "https://identity.mozilla.com/apps/smartwindow"))
+    with pytest.raises(ScopeNotAllowed):
+        policy.check(IDENTITY, row)
+
+
+def test_a_row_that_names_no_client_stops_the_start_outside_of_debug(tmp_path: Path) -> None:
+    table = tmp_path / "types.toml"
+    table.write_text(
+        '[[service_type]]\nname="ai"\nmax_budget="1"\nduration="1d"\nrpm=1\ntpm=1\nmodels=["*"]\ncredentials=["fxa"]\n'
+    )
+    with pytest.raises(ConfigurationError, match="fxa_client_ids"):
+        load(table, debug=False)
+    load(table, debug=True)

@@ -1,0 +1,223 @@
+"""Opaque tokens: what each of FxA's answers means, and how an outage is met."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from email.utils import formatdate
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from services.auth.fxa.errors import InvalidFxAToken
+from services.auth.fxa.http import Answer, NoAnswer
+from services.auth.fxa.remote import _identity
+from services.local.fxa import Fault
+from shared.errors import DependencyUnavailable
+from shared.metrics import Registry
+from tests.services.auth.fxa.harness import UID, Rig, metric
+
+TOKEN = "f" * 64
+GOOD = {"user": UID, "client_id": "5882386c6d801776", "scope": ["profile:uid"]}
+
+
+def respond(status: int, body: Any = None, **headers: str) -> Fault:
+    text = body if isinstance(body, str) else json.dumps(body)
+    named = {name.replace("_", "-"): value for name, value in headers.items()}
+    return Fault("verify", "respond", status=status, body=text, headers=named)
+
+
+def refusal(errno: Any, status: int = 400) -> Fault:
+    return respond(status, {"code": status, "errno": errno, "error": "Bad Request", "message": "no"})
+
+
+async def test_a_token_of_fxa_is_verified(rig: Rig) -> None:
+    async with rig.verifier() as verifier:
+        identity = await verifier.verify(rig.opaque(scopes=("profile", "a:b"), client_id="abc"))
+    assert (identity.uid, identity.client_id, identity.scopes) == (UID, "abc", ("profile", "a:b"))
+    assert (identity.expires_at, identity.source) == (None, "remote")
+
+
+@pytest.mark.parametrize("errno", [108, 109, 115])
+async def test_fxas_refusals_are_refusals(rig: Rig, errno: int) -> None:
+    rig.fxa.set_fault(refusal(errno))
+    async with rig.verifier() as verifier:
+        with pytest.raises(InvalidFxAToken) as caught:
+            await verifier.verify(TOKEN)
+    assert caught.value.source == "remote"
+
+
+async def test_a_token_that_fxa_does_not_know_or_that_expired_is_refused(rig: Rig) -> None:
+    async with rig.verifier() as verifier:
+        with pytest.raises(InvalidFxAToken, match="unknown"):
+            await verifier.verify(TOKEN)
+        token = rig.opaque(ttl=10)
+        rig.clock.advance(10)
+        with pytest.raises(InvalidFxAToken, match="expired"):
+            await verifier.verify(token)
+
+
+UNKNOWN = [
+    respond(429),
+    respond(429, Retry_After="9"),
+    respond(500),
+    respond(502, "<html>bad gateway</html>"),
+    respond(503, Retry_After="9"),
+    respond(200, "<html>sign in</html>"),
+    respond(200, "{"),
+    respond(200, ""),
+    respond(200, {}),
+    respond(200, []),
+    respond(200, {**GOOD, "user": UID.upper()}),
+    respond(200, {**GOOD, "user": UID + "\n"}),
+    respond(200, {**GOOD, "user": None}),
+    respond(200, {**GOOD, "client_id": 5}),
+    respond(200, {**GOOD, "scope": "profile"}),
+    respond(200, {**GOOD, "scope": ["a b"]}),
+    respond(200, {**GOOD, "scope": ["a"] * 257}),
+    respond(200, json.dumps(GOOD) + " " * 70_000),
+    respond(200, "[" * 50_000),
+    respond(201, GOOD),
+    respond(204),
+    respond(301, GOOD, Location="/v1/verify"),
+    respond(307, GOOD, Location="/v1/verify"),
+    respond(401, {"code": 401, "errno": 108}),
+    respond(403, "<html>"),
+    respond(404, {"code": 404, "errno": 108}),
+    respond(400, "<html>"),
+    respond(400, {"errno": "108", "code": 400}),
+    respond(400, [108]),
+    refusal(110),
+    refusal(201),
+    refusal(108, status=500),
+    Fault("verify", "reset"),
+    Fault("verify", "hang"),
+]
+
+
+@pytest.mark.parametrize("fault", UNKNOWN, ids=range(len(UNKNOWN)))
+async def test_any_other_answer_says_nothing_of_the_token_and_is_forgotten(rig: Rig, fault: Fault) -> None:
+    rig.fxa.set_fault(fault)
+    token = rig.opaque()
+    async with rig.verifier(timeout=0.15) as verifier:
+        with pytest.raises(DependencyUnavailable) as caught:
+            await verifier.verify(token)
+        assert caught.value.dependency == "fxa"
+        assert caught.value.status == 503
+        assert int(caught.value.headers["Retry-After"]) >= 1
+        rig.fxa.clear_faults()
+        rig.clock.advance(600)
+        assert (await verifier.verify(token)).source == "remote"
+
+
+async def test_fxa_that_is_gone_is_unavailable(rig: Rig, unused_port: int) -> None:
+    async with rig.verifier(base_url=f"http://127.0.0.1:{unused_port}/v1") as verifier:
+        with pytest.raises(DependencyUnavailable):
+            await verifier.verify(TOKEN)
+
+
+async def test_a_connection_that_fxa_closed_while_idle_costs_no_user_anything(rig: Rig) -> None:
+    rig.fxa.set_fault(Fault("verify", "reset", times=1))
+    async with rig.verifier() as verifier:
+        assert (await verifier.verify(rig.opaque())).source == "remote"
+
+
+async def test_an_outage_opens_the_breaker_and_its_end_closes_it(rig: Rig) -> None:
+    registry = Registry()
+    async with rig.verifier(registry) as verifier:
+        rig.fxa.set_fault(respond(500))
+        for number in range(20):
+            with pytest.raises(DependencyUnavailable):
+                await verifier.verify(f"{number:064x}")
+        assert rig.calls("verify") == 5
+        assert metric(registry, "fxa_breaker_state") == 2
+        assert metric(registry, "fxa_verify_not_sent_total", reason="open") == 15
+        assert metric(registry, "fxa_request_failures_total", endpoint="verify", reason="status") == 5
+        assert (await verifier.verify(rig.jwt())).source == "local"
+
+        rig.clock.advance(5)
+        with pytest.raises(DependencyUnavailable):
+            await verifier.verify(TOKEN)
+        assert rig.calls("verify") == 6
+
+        rig.fxa.clear_faults()
+        rig.clock.advance(10)
+        assert (await verifier.verify(rig.opaque())).source == "remote"
+        assert metric(registry, "fxa_breaker_state") == 0
+
+
+async def test_refusals_are_no_outage(rig: Rig) -> None:
+    registry = Registry()
+    async with rig.verifier(registry) as verifier:
+        for number in range(20):
+            with pytest.raises(InvalidFxAToken):
+                await verifier.verify(f"{number:064x}")
+        assert metric(registry, "fxa_breaker_state") == 0
+
+
+@pytest.mark.parametrize("status", [429, 503])
+@pytest.mark.parametrize("form", ["seconds", "date"])
+async def test_fxa_is_not_asked_again_before_it_wants_to_be(rig: Rig, status: int, form: str) -> None:
+    wait = "90" if form == "seconds" else formatdate(rig.clock() + 90, usegmt=True)
+    async with rig.verifier() as verifier:
+        rig.fxa.set_fault(respond(status, Retry_After=wait))
+        with pytest.raises(DependencyUnavailable) as caught:
+            await verifier.verify(TOKEN)
+        assert caught.value.headers["Retry-After"] == "90"
+        rig.fxa.clear_faults()
+        rig.clock.advance(50)
+        with pytest.raises(DependencyUnavailable) as caught:
+            await verifier.verify(rig.opaque())
+        assert caught.value.headers["Retry-After"] == "40"
+        assert rig.calls("verify") == 1
+        rig.clock.advance(40)
+        assert (await verifier.verify(rig.opaque())).source == "remote"
+
+
+@pytest.mark.parametrize("text", ["-5", "soon", "1.5", "٣", "Tue, 99 Foo 2026 00:00:00 GMT", ""])
+async def test_a_retry_after_that_is_none_is_passed_over(rig: Rig, text: str) -> None:
+    rig.fxa.set_fault(respond(429, Retry_After=text))
+    async with rig.verifier() as verifier:
+        with pytest.raises(DependencyUnavailable) as caught:
+            await verifier.verify(TOKEN)
+        assert caught.value.headers["Retry-After"] == "1"
+
+
+async def test_junk_takes_no_more_places_than_there_are(rig: Rig) -> None:
+    registry = Registry()
+    rig.fxa.set_fault(Fault("verify", latency=0.2))
+    async with rig.verifier(registry, max_concurrency=4, queue_wait=0.05) as verifier:
+        outcomes = await asyncio.gather(
+            *(verifier.verify(f"{number:064x}") for number in range(40)), return_exceptions=True
+        )
+    assert rig.fxa.calls.most_at_once == 4
+    assert rig.calls("verify") == 4
+    assert sum(isinstance(outcome, InvalidFxAToken) for outcome in outcomes) == 4
+    assert sum(isinstance(outcome, DependencyUnavailable) for outcome in outcomes) == 36
+    assert metric(registry, "fxa_verify_not_sent_total", reason="busy") == 36
+    assert metric(registry, "fxa_breaker_state") == 0
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=6,
+)
+bodies = st.binary() | st.fixed_dictionaries(
+    {}, optional={name: json_values | st.just(value) for name, value in [*GOOD.items(), ("code", 400), ("errno", 108)]}
+).map(lambda body: json.dumps(body).encode())
+
+
+@given(st.sampled_from([200, 400]) | st.integers(200, 428), bodies)
+def test_no_answer_makes_it_fail_otherwise(status: int, body: bytes) -> None:
+    try:
+        identity = _identity(Answer(status, body))
+    except InvalidFxAToken:
+        assert status == 400
+    except NoAnswer:
+        return
+    else:
+        assert status == 200
+        assert identity.uid == UID

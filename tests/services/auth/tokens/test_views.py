@@ -1,0 +1,96 @@
+"""The key set, the metadata and revocation."""
+
+from __future__ import annotations
+
+from typing import Any
+from urllib.parse import urlencode
+
+import pytest
+
+from services.auth.tokens.issuer import Issuer
+from services.auth.tokens.keys import KeyRing, create_key
+from shared.budget_state import token_key
+from shared.postgres import Database, Query
+from shared.redis import connect
+from tests.services.auth.conftest import ISSUER, UID, Auth, StartAuth
+
+_REVOKED = Query.text("select jti from revocations")
+_PENDING = Query.text("select count(*) as n from redis_changes")
+
+
+async def revoke(auth: Auth, **form: str) -> tuple[int, Any]:
+    headers = {"Content-Type": "application/x-www-form-urlencoded"}
+    status, body, _ = await auth.ask("POST", "/revoke", data=urlencode(form), headers=headers)
+    return status, body
+
+
+async def revoked_in(redis_url: str) -> list[str]:
+    async with connect(redis_url) as redis:
+        return [key.decode() async for key in redis.scan_iter("mlpa:{*}:j:*")]
+
+
+async def test_the_metadata_is_the_issuers(auth: Auth) -> None:
+    status, body, _ = await auth.ask("GET", "/.well-known/oauth-authorization-server")
+    assert status == 200
+    assert body["issuer"] == ISSUER
+    assert body["token_endpoint"] == f"{ISSUER}/token"
+    assert body["jwks_uri"] == f"{ISSUER}/.well-known/jwks.json"
+    assert body["token_endpoint_auth_methods_supported"] == ["none"]
+
+
+async def test_the_key_set_is_public_and_cacheable(auth: Auth) -> None:
+    status, body, headers = await auth.ask("GET", "/.well-known/jwks.json")
+    assert (status, headers["Cache-Control"]) == (200, "max-age=300")
+    assert all("d" not in key and key["alg"] == "ES256" for key in body["keys"])
+
+
+async def test_a_revoked_token_is_in_postgresql_and_redis(auth: Auth, redis_url: str, postgres_url: str) -> None:
+    _, answer = await auth.exchange(auth.fxa_token())
+    assert (await revoke(auth, token=answer["access_token"], token_type_hint="access_token"))[0] == 200
+    assert (await revoke(auth, token=answer["access_token"]))[0] == 200, "twice is as good as once"
+    async with Database.connect(postgres_url) as database:
+        (row,) = await database.fetch(_REVOKED)
+        assert (await database.fetch(_PENDING))[0]["n"] == 0
+    assert await revoked_in(redis_url) == [token_key(UID, row["jti"])]
+
+
+@pytest.mark.parametrize("token", ["junk", "a.b.c", "x" * 5000])
+async def test_what_is_not_ours_is_answered_200_and_changes_nothing(auth: Auth, redis_url: str, token: str) -> None:
+    assert (await revoke(auth, token=token))[0] == 200
+    assert await revoked_in(redis_url) == []
+
+
+async def test_a_foreign_signature_and_an_expired_token_change_nothing(
+    start_auth: StartAuth, redis_url: str, tmp_path: Any
+) -> None:
+    auth = await start_auth()
+    create_key(tmp_path / "foreign", activate_at=0)
+    foreign = Issuer(KeyRing(tmp_path / "foreign"), issuer=ISSUER, ttl=300)
+    expired = Issuer(KeyRing(tmp_path / "keys"), issuer=ISSUER, ttl=-10)
+    for issuer in (foreign, expired):
+        token = issuer.issue(user_id=f"{UID}:ai", client_id="x", scope="ai", amr="fxa")
+        assert (await revoke(auth, token=token))[0] == 200
+    assert await revoked_in(redis_url) == []
+
+
+async def test_revoke_without_a_token_is_malformed(auth: Auth) -> None:
+    status, body = await revoke(auth, other="x")
+    assert (status, body["error"]) == (400, "invalid_request")
+
+
+async def test_what_redis_missed_is_applied_when_it_is_back(
+    start_auth: StartAuth, own_valkey: Any, postgres_url: str
+) -> None:
+    auth = await start_auth(redis_url=own_valkey.url)
+    _, answer = await auth.exchange(auth.fxa_token())
+    own_valkey.kill()
+    status, body = await revoke(auth, token=answer["access_token"])
+    assert (status, body["error"]) == (503, "temporarily_unavailable")
+    async with Database.connect(postgres_url) as database:
+        assert len(await database.fetch(_REVOKED)) == 1, "PostgreSQL took it"
+        own_valkey.start()
+        async with connect(own_valkey.url) as redis:
+            while not [key async for key in redis.scan_iter("mlpa:{*}:j:*")]:
+                await redis.ping()
+        while (await database.fetch(_PENDING))[0]["n"]:
+            await database.ping()
