@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import BeforeValidator, Field, SecretStr, ValidationError, field_validator
+from pydantic import BeforeValidator, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from shared.service_types import ConfigurationError, ServiceTypes, load
@@ -67,11 +67,6 @@ class Settings(BaseSettings):
     )
     drain_seconds: float = Field(60, ge=0, le=3600, description="After that, how long running requests may finish.")
     sentry_dsn: SecretStr | None = Field(None, description="Where to report errors; request bodies are never sent.")
-
-    @field_validator("mlpa_issuer")
-    @classmethod
-    def _no_trailing_slash(cls, value: str) -> str:
-        return value.rstrip("/")
 
     @classmethod
     def from_environment(cls, **overrides: Any) -> Self:

@@ -19,7 +19,7 @@ def settings(markdown: bool) -> None:
     if markdown:
         click.echo("| name | default | for | |\n|---|---|---|---|")
     for name, (service, field, value) in sorted(_all().items()):
-        default = _shown(field.default)
+        default = _shown(_public(field.default))
         if markdown:
             click.echo(f"| `{name}` | {f'`{default}`' if default else ''} | {service} | {field.description} |")
         else:
@@ -35,6 +35,11 @@ def _all() -> dict[str, tuple[str, Any, Any]]:
             where = "both" if name in Settings.model_fields else service
             found[name.upper()] = (where, field, getattr(current, name))
     return found
+
+
+def _public(default: Any) -> Any:
+    """A default is no secret."""
+    return default.get_secret_value() if isinstance(default, SecretStr) else default
 
 
 def _shown(value: Any) -> str:

@@ -30,6 +30,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from jose import jwk
 
 from shared import logs
+from shared.metrics import Gauge, Registry
 from shared.service_types import ConfigurationError
 
 _NAME = re.compile(r"(\d{8}T\d{6}Z)\.pem")
@@ -80,9 +81,10 @@ class KeyRing:
         return {"keys": [key.public for key in sorted(self.keys.values(), key=_age, reverse=True)]}
 
     @asynccontextmanager
-    async def running(self) -> AsyncIterator[None]:
+    async def running(self, registry: Registry) -> AsyncIterator[None]:
         """Looks at the folder every few seconds, so that a new key needs no restart."""
-        task = asyncio.create_task(self._keep_looking())
+        age = registry.gauge("signing_key_age_seconds", "For how long the key that signs has been doing so.")
+        task = asyncio.create_task(self._keep_looking(age))
         try:
             yield
         finally:
@@ -90,13 +92,15 @@ class KeyRing:
             with suppress(asyncio.CancelledError):
                 await task
 
-    async def _keep_looking(self) -> None:
+    async def _keep_looking(self, age: Gauge) -> None:
         while True:
-            await asyncio.sleep(_LOOK_EVERY)
             self.refresh()
+            if since := self.signing_key().activation:
+                age.set(self._clock() - since)
+            await asyncio.sleep(_LOOK_EVERY)
 
     def refresh(self, *, strict: bool = False) -> None:
-        """Take up what changed in the folder. A file that can't be used is reported and left out, unless ``strict``.
+        """Take up what changed in the folder. A file that can't be used any more is reported, and keeps its key.
 
         :raises KeyFault: only when ``strict``.
         """
@@ -111,7 +115,8 @@ class KeyRing:
                 except KeyFault as fault:
                     if strict:
                         raise
-                    _log.error("signing key left out", reason=str(fault))
+                    _log.error("signing key can't be read", reason=str(fault))
+                    found.update((kid, known) for kid, known in self.keys.items() if known.path == path)
                     continue
                 found[key.kid] = key
             if not found:

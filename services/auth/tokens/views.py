@@ -48,17 +48,18 @@ async def jwks(request: web.Request) -> web.Response:
 
 async def metadata(request: web.Request) -> web.Response:
     issuer = request.app[keys.SETTINGS].mlpa_issuer
+    base = issuer.rstrip("/")
     body: dict[str, Any] = {
         "issuer": issuer,
-        "token_endpoint": f"{issuer}/token",
-        "jwks_uri": f"{issuer}/.well-known/jwks.json",
-        "revocation_endpoint": f"{issuer}/revoke",
+        "token_endpoint": f"{base}/token",
+        "jwks_uri": f"{base}/.well-known/jwks.json",
+        "revocation_endpoint": f"{base}/revoke",
         "token_endpoint_auth_methods_supported": ["none"],
         "revocation_endpoint_auth_methods_supported": ["none"],
         "grant_types_supported": [GRANT_TYPE],
         "response_types_supported": [],
         "scopes_supported": request.app[keys.SCOPES],
-        "service_documentation": f"{issuer}/api/docs",
+        "service_documentation": f"{base}/api/docs",
     }
     return web.json_response(body, headers={"Cache-Control": "max-age=300"})
 

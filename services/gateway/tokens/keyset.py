@@ -125,7 +125,7 @@ class KeySet:
     async def _discover(self) -> str:
         """RFC 8414 section 3.3: the metadata must be the issuer's own."""
         metadata = msgspec.json.decode(
-            await self._read(f"{self._issuer}/.well-known/oauth-authorization-server"), type=_Metadata
+            await self._read(f"{self._issuer.rstrip('/')}/.well-known/oauth-authorization-server"), type=_Metadata
         )
         if metadata.issuer != self._issuer:
             raise ValueError("the metadata is another issuer's")

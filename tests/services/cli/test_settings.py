@@ -1,0 +1,46 @@
+"""Every setting is documented: in the README, and by the command."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from services.auth.settings import AuthSettings
+from services.cli.settings import settings
+from services.gateway.settings import GatewaySettings
+
+ROOT = Path(__file__).parents[3]
+
+
+def test_the_readme_has_the_table_that_the_command_prints() -> None:
+    table = CliRunner().invoke(settings, ["--markdown"]).output.strip()
+    readme = (ROOT / "README.md").read_text()
+    shown = re.search(r"<!-- settings: .*? -->\n(.*?)\n<!-- /settings -->", readme, re.DOTALL)
+    assert shown is not None
+    assert shown[1].strip() == table, "paste the output of: mlpa settings --markdown"
+
+
+def test_every_setting_has_a_sentence() -> None:
+    for kind in (AuthSettings, GatewaySettings):
+        for name, field in kind.model_fields.items():
+            assert field.description, name
+            assert field.description.endswith("."), name
+
+
+def test_the_example_names_only_settings_that_exist() -> None:
+    names = {name.upper() for kind in (AuthSettings, GatewaySettings) for name in kind.model_fields}
+    named = re.findall(r"^#?([A-Z][A-Z0-9_]+)=", (ROOT / ".env.example").read_text(), re.MULTILINE)
+    assert set(named) <= names
+    assert {"CHALLENGE_SECRET", "FXA_CACHE_SECRET", "SERVICE_TYPES", "MLPA_VIRTUAL_KEY", "MASTER_KEY"} <= set(named)
+
+
+def test_secrets_are_masked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("CHALLENGE_SECRET", "canary-1")
+    monkeypatch.setenv("DATABASE_URL", "postgresql://u:canary-2@h/d")
+    output = CliRunner().invoke(settings).output
+    assert "canary" not in output
+    assert "********" in output
