@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import csv
 import os
 from collections.abc import Coroutine
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TextIO, TypeVar
 
 import aiohttp
 import click
 
+from services.auth.devices import importing
 from services.cli.client import Client, RequestFailed
 from services.cli.supervisor import RunningSystem
 from services.local.device import Device
 from services.local.pki import Pki
+from shared.postgres import Database, DatabaseUnavailable
+from shared.settings import Settings
 
 _T = TypeVar("_T")
 
@@ -144,3 +148,48 @@ def chat(context: _Context, scope: str, model: str, text: str) -> None:
         click.echo()
 
     context.run(talk())
+
+
+@device.command("import")
+@click.argument("file", type=click.File("r", encoding="utf-8"))
+def import_(file: TextIO) -> None:
+    """Take over the devices of FILE (CSV or JSON lines: key_id_b64, public_key_pem, counter) into DATABASE_URL.
+
+    May be repeated: a known device keeps its larger counter. Rows that are refused are told, line by line.
+    """
+    url = Settings.lenient().database_url.get_secret_value()
+    try:
+        taken, refused = asyncio.run(_import(file, url))
+    except DatabaseUnavailable:
+        raise click.ClickException("PostgreSQL could not be asked; run it again: what was stored is kept") from None
+    except (ValueError, csv.Error) as error:
+        raise click.ClickException(f"{file.name}: {error}") from None
+    click.echo(f"{taken} taken, {refused} refused")
+    if refused:
+        raise click.exceptions.Exit(1)
+
+
+async def _import(file: TextIO, url: str) -> tuple[int, int]:
+    taken = refused = 0
+    batch: list[importing.ImportedDevice] = []
+    async with Database.connect(url, max_size=1, timeout=60) as database:
+
+        async def flush() -> None:
+            nonlocal taken
+            if batch:
+                await importing.store(database, batch)
+                taken += len(batch)
+                batch.clear()
+            if taken and taken % (20 * importing.BATCH) == 0:
+                click.echo(f"{taken} taken, {refused} refused so far", err=True)
+
+        for row in importing.read_rows(file):
+            if isinstance(row, importing.RowRefused):
+                refused += 1
+                click.echo(str(row), err=True)
+                continue
+            batch.append(row)
+            if len(batch) == importing.BATCH:
+                await flush()
+        await flush()
+    return taken, refused

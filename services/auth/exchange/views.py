@@ -54,10 +54,11 @@ async def read_form(request: web.Request) -> dict[str, list[str]]:
 
     :raises InvalidRequest: not such a form, or a parameter that stands there twice and may not.
     """
+    body = await request.read()  # first, since "too large" holds whatever the type
     if request.content_type != _FORM:
         raise InvalidRequest(f"The body must be {_FORM}.")
     try:
-        text = (await request.read()).decode()
+        text = body.decode()
         pairs = parse_qsl(text, keep_blank_values=True, errors="strict", max_num_fields=_MAX_FIELDS) if text else []
     except (UnicodeDecodeError, ValueError) as error:
         raise InvalidRequest(f"The body is not well-formed {_FORM}.") from error

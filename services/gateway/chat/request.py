@@ -179,12 +179,23 @@ async def read_body(request: web.Request, config: ChatConfig) -> bytes:
     :raises RequestTooLarge: it is over the limit, told by its length or found while reading; no more is kept.
     :raises InvalidRequest: not JSON by its content type, cut short, or too slow.
     """
+    body = await _read(request, config)  # first, since "too large" holds whatever the type
+    _check_type(request)
+    return body
+
+
+def _check_type(request: web.Request) -> None:
+    """:raises InvalidRequest:"""
     if request.content_type not in ("application/json", "application/octet-stream") or (
         "Content-Type" in request.headers and request.content_type != "application/json"
     ):
         raise InvalidRequest("The content type must be application/json.")
     if (request.charset or "utf-8").lower().replace("_", "-") not in ("utf-8", "utf8", "us-ascii"):
         raise InvalidRequest("The body must be UTF-8.")
+
+
+async def _read(request: web.Request, config: ChatConfig) -> bytes:
+    """:raises RequestTooLarge, InvalidRequest:"""
     limit = config.max_body_bytes
     if request.content_length is not None and request.content_length > limit:
         raise RequestTooLarge(f"The body is over {limit} bytes.")
