@@ -287,7 +287,7 @@ class StandIn:
         try:
             key = self.ring.public_key(str(jws.get_unverified_header(token).get("kid")))
             claims = msgspec.json.decode(jws.verify(token, key, algorithms=["RS256"])) if key else None
-        except (JOSEError, msgspec.DecodeError):
+        except (JOSEError, ValueError):
             return None
         if not claims:
             return None
@@ -334,7 +334,7 @@ async def _token_of(request: web.Request) -> str | None:
     """The ``token`` of a body, if it has FxA's shape."""
     try:
         body = msgspec.json.decode(await request.read())
-    except msgspec.DecodeError:
+    except ValueError:
         return None
     token = body.get("token") if isinstance(body, dict) else None
     return token if isinstance(token, str) and token else None
@@ -343,7 +343,7 @@ async def _token_of(request: web.Request) -> str | None:
 async def _read(request: web.Request, shape: type[_T]) -> _T:
     try:
         return msgspec.json.decode(await request.read() or b"{}", type=shape)
-    except msgspec.DecodeError as error:
+    except ValueError as error:
         raise web.HTTPBadRequest(text=f"{error}\n") from error
 
 

@@ -26,7 +26,7 @@ import msgspec
 from redis.exceptions import ConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from services.auth.fxa.breaker import Breaker, BreakerOpen
+from services.auth.fxa.breaker import Breaker, BreakerOpen, State
 from services.auth.fxa.errors import InvalidFxAToken
 from services.auth.fxa.metrics import FxAMetrics
 from services.auth.fxa.models import FxAConfig, FxAIdentity
@@ -90,7 +90,12 @@ class Cache:
         self._value_mac = hmac.new(_digest(self._token_mac, b"\0mlpa fxa value"), digestmod="sha256")
         self._uid_mac = hmac.new(_digest(self._token_mac, b"\0mlpa fxa uid"), digestmod="sha256")
         self._breaker = Breaker(
-            failures=2, counts=(ConnectionError, RedisTimeoutError, TimeoutError), clock=clock, first=1, longest=1
+            failures=2,
+            counts=(ConnectionError, RedisTimeoutError, TimeoutError),
+            clock=clock,
+            first=1,
+            longest=1,
+            on_change=_breaker_changed,
         )
         # As long as a verification can take
         self._lock_seconds = config.timeout + config.queue_wait + 0.5
@@ -209,7 +214,7 @@ class Cache:
             return None
         try:
             entry = _decoder.decode(payload)
-        except msgspec.DecodeError:  # of another version of this service
+        except (ValueError, RecursionError):  # of another version of this service
             return None
         now = self._clock()
         if entry.until <= now:
@@ -248,8 +253,12 @@ class Cache:
         except (RedisError, TimeoutError) as error:
             reason = "timeout" if isinstance(error, TimeoutError | RedisTimeoutError) else "error"
             self._metrics.cache_failures.inc(reason)
-            _log.warning("fxa cache passed by", reason=reason, error=type(error).__name__)
             raise _Away from error
+
+
+def _breaker_changed(state: State) -> None:
+    if state is not State.HALF_OPEN:
+        _log.warning("fxa cache passed by" if state is State.OPEN else "fxa cache used again")
 
 
 def _digest(keyed: hmac.HMAC, message: bytes) -> bytes:

@@ -30,7 +30,7 @@ class NoAnswer(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A response below 429 that is no redirect."""
+    """A response other than 429 and 5xx."""
 
     status: int
     body: bytes
@@ -48,7 +48,7 @@ class FxAClient:
     async def ask(self, method: str, path: str, *, json: Any = None) -> Answer:
         """
         :param path: below the base URL, with a leading slash.
-        :raises NoAnswer: no connection, no whole answer in time, too large, a redirect, 429 or 5xx.
+        :raises NoAnswer: no connection, no whole answer in time, too large, 429 or 5xx.
         """
         try:
             async with asyncio.timeout(self._timeout):
@@ -79,8 +79,6 @@ class FxAClient:
                 raise NoAnswer("rate_limited", retry_after=self._retry_after(response))
             if response.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
                 raise NoAnswer("status", retry_after=self._retry_after(response))
-            if HTTPStatus.MULTIPLE_CHOICES <= response.status < HTTPStatus.BAD_REQUEST:
-                raise NoAnswer("status")
             return Answer(response.status, await _read(response))
 
     def _retry_after(self, response: aiohttp.ClientResponse) -> float | None:

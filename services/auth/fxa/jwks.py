@@ -30,6 +30,7 @@ TICK_SECONDS = 1.0
 #: Part of the greatest age at which the next fetch is due.
 REFRESH_AT = 0.8
 LONGEST_BACKOFF = 60.0
+LONGEST_ASKED = 300.0
 
 _log = logs.logger("fxa")
 
@@ -56,14 +57,14 @@ def parse_key_set(body: bytes) -> dict[str, Key]:
     """
     try:
         listed = msgspec.json.decode(body, type=_KeySet).keys
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError("not a key set") from error
     keys: dict[str, Key] = {}
     for raw in listed:
         try:
             entry = msgspec.json.decode(raw, type=_Jwk)
             key = _construct(entry)
-        except (msgspec.DecodeError, ValueError, RecursionError, JOSEError):
+        except (ValueError, RecursionError, JOSEError):
             continue
         keys.setdefault(entry.kid, key)
     if not keys:
@@ -107,6 +108,7 @@ class KeySet:
         self._due_at = 0.0
         self._failures = 0
         self._asked_at = float("-inf")  # when an unknown kid last made it fetch
+        self._not_before = 0.0  # by FxA's own wish
         self._flight: asyncio.Task[None] | None = None
 
     @property
@@ -122,7 +124,8 @@ class KeySet:
         if key is not None:
             return key
         now = self._clock()
-        if self._keys and now - self._asked_at >= self._unknown_kid_interval:
+        ask_at = max(self._asked_at + self._unknown_kid_interval, self._not_before)
+        if self._keys and now >= ask_at:
             self._asked_at = now
             await self.refresh()
         elif self._flight is not None:
@@ -133,8 +136,7 @@ class KeySet:
         if not self._keys:
             raise DependencyUnavailable("fxa", retry_after=max(1, self._due_at - self._clock()))
         if self._failures:  # it may be a key that FxA published since
-            wait = self._asked_at + self._unknown_kid_interval - self._clock()
-            raise DependencyUnavailable("fxa", retry_after=max(1, min(wait, self._due_at - self._clock())))
+            raise DependencyUnavailable("fxa", retry_after=max(1, self._due_at - self._clock()))
         raise InvalidFxAToken("unknown key id")
 
     def start_refresh(self) -> asyncio.Task[None]:
@@ -196,5 +198,7 @@ class KeySet:
         self._failures += 1
         # Without any keys every JWT waits for this one; with keys there is no hurry
         backoff = LONGEST_BACKOFF if self._keys else min(2.0 ** min(self._failures - 1, 10), LONGEST_BACKOFF)
-        self._due_at = self._clock() + max(backoff, min(retry_after or 0, LONGEST_BACKOFF))
+        now = self._clock()
+        self._not_before = now + min(retry_after or 0, LONGEST_ASKED)
+        self._due_at = max(now + backoff, self._not_before)
         _log.warning("fxa key set not fetched", reason=reason, kept=len(self._keys))

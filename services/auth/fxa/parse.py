@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import base64
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Annotated, Any, Literal
 
@@ -68,12 +68,12 @@ class Claims(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True, slots=True)
 class OpaqueToken:
-    text: str
+    text: str = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)
 class JwtToken:
-    text: str
+    text: str = field(repr=False)
     kid: str
     claims: Claims
 
@@ -120,7 +120,7 @@ def _kid(segment: str) -> str:
 def _read(decoder: msgspec.json.Decoder[Any], segment: str, part: str) -> Any:
     try:
         return decoder.decode(_decode(segment))
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise InvalidFxAToken(f"{part} of a wrong shape") from error
 
 

@@ -102,6 +102,6 @@ def _identity(answer: Answer) -> FxAIdentity:
             refusal = REFUSALS.get(msgspec.json.decode(answer.body, type=_Error).errno)
             if refusal is not None:
                 raise InvalidFxAToken(refusal, source="remote", lasting=True)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise NoAnswer("malformed") from error
     raise NoAnswer("status")

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 import aiohttp
 
-from services.auth.fxa.breaker import Breaker, BreakerOpen
+from services.auth.fxa.breaker import Breaker, BreakerOpen, State
 from services.auth.fxa.cache import Cache, EntryKey
 from services.auth.fxa.errors import InvalidFxAToken
 from services.auth.fxa.http import FxAClient, NoAnswer
@@ -60,7 +60,7 @@ class FxAVerifier:
             failures=BREAKER_FAILURES,
             counts=(NoAnswer,),
             clock=clock,
-            on_change=lambda state: metrics.breaker.set(state.value),
+            on_change=self._breaker_changed,
         )
         self.keys = KeySet(
             client,
@@ -151,6 +151,11 @@ class FxAVerifier:
         except NoAnswer as error:
             raise CheckFailed(f"no answer ({error.reason})") from error
 
+    def _breaker_changed(self, state: State) -> None:
+        self._metrics.breaker.set(state.value)
+        if state is not State.HALF_OPEN:
+            _log.warning("fxa verifications stopped" if state is State.OPEN else "fxa verifications resumed")
+
     def _answered(self, started: float, result: str, source: Source) -> None:
         self._metrics.verifications.inc(source)
         self._metrics.latency.observe(time.perf_counter() - started, result, source)
@@ -171,7 +176,8 @@ class FxAVerifier:
             self._begin(key, token, flight)
             raise
         if found is not None:
-            self._land(key, flight, found)
+            del self._flights[key.digest]
+            flight.set_result(found)
             return _answer(found)
         self._begin(key, token, flight)
         return _answer(await asyncio.shield(flight))  # goes on when this one is cancelled
@@ -182,23 +188,17 @@ class FxAVerifier:
 
         def landed(task: asyncio.Task[_Outcome]) -> None:
             self._tasks.discard(task)
-            if task.cancelled():
-                self._land(key, flight, None)
+            del self._flights[key.digest]
+            if task.cancelled():  # this process is closing
+                flight.cancel()
             elif (fault := task.exception()) is not None:
                 _log.error("fxa verification failed", exc_info=fault)
-                self._land(key, flight, None)
+                flight.set_exception(fault)
+                flight.exception()  # it is known now, also when nobody waits any more
             else:
-                self._land(key, flight, task.result())
+                flight.set_result(task.result())
 
         task.add_done_callback(landed)
-
-    def _land(self, key: EntryKey, flight: asyncio.Future[_Outcome], outcome: _Outcome | None) -> None:
-        """End a flight; without an outcome (this process is closing, or has a fault) by cancelling it."""
-        del self._flights[key.digest]
-        if outcome is None:
-            flight.cancel()
-        else:
-            flight.set_result(outcome)
 
     async def _outcome(self, key: EntryKey, token: _Token) -> _Outcome:
         try:

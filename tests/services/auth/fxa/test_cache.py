@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Callable
 
 import pytest
 
-from services.auth.fxa.cache import MAC_BYTES, Cache
+from services.auth.fxa.cache import MAC_BYTES, Cache, _Verified
 from services.auth.fxa.errors import InvalidFxAToken
 from services.auth.fxa.metrics import FxAMetrics
 from services.auth.fxa.models import FxAIdentity
@@ -124,11 +124,13 @@ async def test_an_entry_is_not_believed_beyond_its_time_though_redis_kept_it(
     assert await cache.get(key) is None
 
 
-async def test_a_token_that_expires_while_it_is_remembered_is_not_found(rig: Rig, cache: Cache) -> None:
+async def test_a_token_that_expires_while_it_is_remembered_is_not_found(rig: Rig, cache: Cache, redis: Client) -> None:
     key = cache.key(TOKEN)
-    await cache.put(key, dataclasses.replace(IDENTITY, expires_at=rig.clock() + 31.5))
+    now = rig.clock()
+    await redis.set(key.name, cache._seal(key, _Verified(now + 300, UID, "abc", (), expires_at=now + 10)))
+    rig.clock.advance(9)
     assert await cache.get(key) is not None
-    rig.clock.advance(2)
+    rig.clock.advance(1)
     assert await cache.get(key) is None
 
 
@@ -159,6 +161,7 @@ POISON: dict[str, Callable[[Cache, bytes, bytes], bytes]] = {
     "sealed junk": lambda cache, good, other: _sealed(cache, b"\xc1"),
     "sealed nothing": lambda cache, good, other: _sealed(cache, b""),
     "sealed depth": lambda cache, good, other: _sealed(cache, b"\x91" * 5000),
+    "sealed, not text": lambda cache, good, other: _sealed(cache, b"\x93\xa1r\x00\xa1\xff"),
     "sealed of another version": lambda cache, good, other: _sealed(cache, b"\x92\xa1w\x01"),
     "sealed, a field more": lambda cache, good, other: _sealed(
         cache, b"\x94\xa1r\xcbA\xff\xff\xff\xff\xff\xff\xff\xa1x\x01"
@@ -194,6 +197,23 @@ async def test_an_entry_of_another_secret_is_none(rig: Rig) -> None:
     async with rig.verifier(cache_secret=b"another") as other, rig.verifier() as verifier:
         await other.verify(token)
         assert (await verifier.verify(token)).source == "remote"
+
+
+async def test_whose_turn_it_is_sees_what_was_stored_since_it_looked(cache: Cache) -> None:
+    key = cache.key(TOKEN)
+    assert await cache.get(key) is None
+    await cache.put(key, IDENTITY)  # by another process, which has let go since
+    async with cache.turn(key) as found:
+        assert found == IDENTITY.found_in("cache")
+
+
+async def test_a_lock_that_another_process_took_over_is_not_let_go(cache: Cache, redis: Client) -> None:
+    key = cache.key(TOKEN)
+    async with cache.turn(key) as found:
+        assert found is None
+        assert 1000 < await redis.pttl(key.lock) <= 2000
+        await redis.set(key.lock, "another")
+    assert await redis.get(key.lock) == b"another"
 
 
 async def test_a_purge_drops_all_tokens_of_that_user_and_no_others(rig: Rig, redis: Client) -> None:

@@ -6,14 +6,19 @@ import asyncio
 import dataclasses
 import os
 import time
+from pathlib import Path
 
 import pytest
 
 from services.auth.fxa import policy
 from services.auth.fxa.errors import ClientNotAllowed, InvalidFxAToken, ScopeNotAllowed
+from services.auth.fxa.local import LocalVerifier
 from services.auth.fxa.metrics import FxAMetrics
+from services.auth.fxa.models import FxAIdentity
+from services.auth.fxa.parse import JwtToken
 from services.auth.fxa.services import FxAVerifier
 from services.local.fxa import Fault, TokenOrder
+from services.local.valkey import ValkeyCluster, ValkeyServer
 from shared.errors import DependencyUnavailable
 from shared.health import CheckFailed
 from shared.metrics import Registry
@@ -137,9 +142,10 @@ async def test_a_wrong_signature_is_refused(rig: Rig) -> None:
             f"{head}.{claims}.{'A' * len(signature)}",
             f"{head}.{claims}.AA",
         ):
-            for _ in range(2):
-                with pytest.raises(InvalidFxAToken, match="wrong signature"):
+            for source in ("local", "cache"):
+                with pytest.raises(InvalidFxAToken, match="wrong signature") as caught:
                     await verifier.verify(token)
+                assert caught.value.source == source
     assert rig.calls("verify") == 0
 
 
@@ -156,6 +162,47 @@ async def test_a_waiter_that_is_cancelled_takes_nothing_from_the_others(rig: Rig
         assert sum(getattr(result, "uid", None) == UID for result in results) == 8
         assert (await verifier.verify(token)).source == "cache"
     assert rig.calls("verify") == 1
+
+
+async def test_who_asked_first_may_leave_while_redis_is_asked(rig: Rig, own_valkey: ValkeyServer) -> None:
+    rig.redis_url = own_valkey.url
+    token = rig.opaque()
+    async with rig.verifier(cache_timeout=0.3) as verifier:
+        own_valkey.pause()
+        waiters = [asyncio.create_task(verifier.verify(token)) for _ in range(5)]
+        await asyncio.sleep(0)
+        waiters[0].cancel()
+        results = await asyncio.gather(*waiters, return_exceptions=True)
+        own_valkey.resume()
+        assert isinstance(results[0], asyncio.CancelledError)
+        assert {getattr(result, "uid", result) for result in results[1:]} == {UID}
+    assert rig.calls("verify") == 1
+
+
+async def test_a_fault_of_ours_reaches_all_who_wait_and_leaves_nothing_behind(rig: Rig) -> None:
+    class Broken(LocalVerifier):
+        async def verify(self, token: JwtToken) -> FxAIdentity:
+            raise ZeroDivisionError
+
+    token = rig.jwt()
+    async with rig.verifier() as verifier:
+        whole, verifier._local = verifier._local, Broken(verifier.keys)
+        results = await asyncio.gather(*(verifier.verify(token) for _ in range(5)), return_exceptions=True)
+        assert [type(result) for result in results] == [ZeroDivisionError] * 5
+        verifier._local = whole
+        assert (await verifier.verify(token)).source == "local"
+
+
+async def test_a_redis_cluster_does_as_well(rig: Rig, tmp_path: Path) -> None:
+    with ValkeyCluster(tmp_path / "cluster") as cluster:
+        rig.redis_url = cluster.url
+        async with rig.verifier() as verifier:
+            tokens = [rig.opaque() for _ in range(5)] + [rig.jwt()]
+            for source in ("remote", "cache"):
+                assert {(await verifier.verify(token)).source for token in tokens[:5]} == {source}
+            assert [(await verifier.verify(tokens[5])).source for _ in range(2)] == ["local", "cache"]
+            assert await verifier.purge(UID) == 6
+            assert {(await verifier.verify(token)).source for token in tokens} == {"remote", "local"}
 
 
 async def test_a_process_that_died_while_verifying_holds_others_up_for_a_moment_only(rig: Rig) -> None:

@@ -1,0 +1,167 @@
+"""What verifying FxA tokens costs: beside the Redis command that it can't do without, and in calls to FxA.
+
+Run alone with `python -m tests.bench.bench_fxa`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+import threading
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from concurrent.futures import Future
+from contextlib import asynccontextmanager
+from pathlib import Path
+from statistics import median
+from typing import TypeVar
+
+import aiohttp
+import uvloop
+from aiohttp import web
+
+from services.auth.fxa.local import LocalVerifier
+from services.auth.fxa.parse import JwtToken, parse
+from services.auth.fxa.services import FxAVerifier
+from services.local.fxa import Fault, KeyRing, StandIn
+from services.local.process import free_port
+from services.local.valkey import ValkeyServer
+from shared.redis import Client, connect
+from tests.services.auth.fxa.harness import ISSUER, Clock, Rig, serve
+
+ROUNDS, REQUESTS, AT_ONCE = 15, 200, 8
+_T = TypeVar("_T")
+
+
+class ServerThread:
+    """An event loop in a thread of its own, so that the CPU time of the server alone can be read."""
+
+    def __init__(self) -> None:
+        self._loop = uvloop.new_event_loop()  # as the services run
+        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
+        self._thread.start()
+
+    async def run(self, work: Awaitable[_T]) -> _T:
+        async def awaited() -> _T:
+            return await work
+
+        return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(awaited(), self._loop))
+
+    async def cpu_seconds(self) -> float:
+        future: Future[float] = Future()
+        self._loop.call_soon_threadsafe(lambda: future.set_result(time.thread_time()))
+        return await asyncio.wrap_future(future)
+
+    def stop(self) -> None:
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+
+async def run() -> list[tuple[str, str]]:
+    """Rows of (name, figure)."""
+    with tempfile.TemporaryDirectory() as folder, ValkeyServer(Path(folder) / "valkey", free_port()) as valkey:
+        stand_in = StandIn(ISSUER, KeyRing.open(), clock=(clock := Clock()))
+        async with serve(stand_in.app()) as url:
+            rig = Rig(stand_in, url, valkey.url, clock)
+            return [*await _cpu(rig), await _local(rig), await _one_call(rig)]
+
+
+async def _cpu(rig: Rig) -> list[tuple[str, str]]:
+    server = ServerThread()
+    handlers = _handlers(rig)
+    url, close = await server.run(_start(handlers))
+    try:
+        # Each of those who ask at once has a token of its own: they would share one answer
+        tokens = {"JWT": [rig.jwt() for _ in range(AT_ONCE)], "opaque token": [rig.opaque() for _ in range(AT_ONCE)]}
+        bare = []
+        cached: dict[str, list[float]] = {kind: [] for kind in tokens}
+        async with aiohttp.ClientSession(url) as client:
+            for _ in range(ROUNDS):
+                bare.append(await _load(server, client, "/bare", tokens["JWT"]))
+                for kind, given in tokens.items():
+                    cached[kind].append(await _load(server, client, "/cached", given))
+        rows = [("fxa: bare handler with one Redis GET", f"{median(bare) * 1e6:.0f} us CPU")]
+        for kind, times in cached.items():
+            ratio = median(time / beside for time, beside in zip(times, bare, strict=True))
+            rows.append((f"fxa: cached {kind}", f"{median(times) * 1e6:.0f} us CPU, {ratio:.2f} x that (at most 1.5)"))
+        return rows
+    finally:
+        await server.run(close())
+        server.stop()
+
+
+def _handlers(rig: Rig) -> Callable[[], AsyncIterator[web.Application]]:
+    async def app() -> AsyncIterator[web.Application]:
+        async with connect(rig.redis_url) as redis, rig.verifier() as verifier:
+            yield _app(redis, verifier)
+
+    return app
+
+
+def _app(redis: Client, verifier: FxAVerifier) -> web.Application:
+    async def bare(request: web.Request) -> web.Response:
+        await redis.get(request.headers["Authorization"])
+        return web.Response()
+
+    async def cached(request: web.Request) -> web.Response:
+        await verifier.verify(request.headers["Authorization"])
+        return web.Response()
+
+    app = web.Application()
+    app.add_routes([web.get("/bare", bare), web.get("/cached", cached)])
+    return app
+
+
+async def _start(
+    make: Callable[[], AsyncIterator[web.Application]],
+) -> tuple[str, Callable[[], Awaitable[None]]]:
+    context = asynccontextmanager(make)()
+    server = serve(await context.__aenter__())
+    url = await server.__aenter__()
+
+    async def close() -> None:
+        await server.__aexit__(None, None, None)
+        await context.__aexit__(None, None, None)
+
+    return url, close
+
+
+async def _load(server: ServerThread, client: aiohttp.ClientSession, path: str, tokens: list[str]) -> float:
+    """CPU seconds of the server per request, with a request of each token at a time."""
+
+    async def some(token: str) -> None:
+        for _ in range(REQUESTS // AT_ONCE):
+            async with client.get(path, headers={"Authorization": token}) as response:
+                assert response.status == 200
+
+    await asyncio.gather(*map(some, tokens))
+    before = await server.cpu_seconds()
+    await asyncio.gather(*map(some, tokens))
+    return (await server.cpu_seconds() - before) / REQUESTS
+
+
+async def _local(rig: Rig) -> tuple[str, str]:
+    async with rig.verifier(cache_ttl=0) as verifier:
+        local, token, times = LocalVerifier(verifier.keys), rig.jwt(), []
+        for _ in range(ROUNDS):
+            before = time.thread_time()
+            for _ in range(REQUESTS):
+                parsed = parse(token, issuer=ISSUER, now=rig.clock(), skew=30)
+                assert isinstance(parsed, JwtToken)
+                await local.verify(parsed)
+            times.append((time.thread_time() - before) / REQUESTS)
+        return "fxa: JWT parsed and verified locally", f"{min(times) * 1e6:.0f} us CPU"
+
+
+async def _one_call(rig: Rig) -> tuple[str, str]:
+    rig.fxa.set_fault(Fault("verify", latency=0.1))
+    before, token = rig.calls("verify"), rig.opaque()
+    async with rig.verifier() as here, rig.verifier() as there:
+        await asyncio.gather(*((here, there)[number % 2].verify(token) for number in range(1000)))
+    return "fxa: calls for 1,000 concurrent verifications of a new opaque token", str(rig.calls("verify") - before)
+
+
+if __name__ == "__main__":
+    for name, figure in asyncio.run(run()):
+        print(f"{name}: {figure}")
