@@ -48,7 +48,7 @@ lint: $(STAMP) ## Style, format and types
 	$(BIN)/mypy
 
 bench: setup ## What things cost in time
-	$(BIN)/python -m tests.bench $(ARGS)
+	@for file in tests/bench/bench_*.py; do $(BIN)/python -m tests.bench.$$(basename $$file .py) $(ARGS) || exit 1; done
 
 lock: ## Renew the locks of deploy/requirements/ from setup.cfg
 	@for name in runtime dev; do \

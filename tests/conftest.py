@@ -1,13 +1,16 @@
-"""The real PostgreSQL and Valkey that tests run on: each is started once per session, on a free port."""
+"""The real PostgreSQL, Valkey and LiteLLM that tests run on: each is started once per session, on a free port."""
 
 from __future__ import annotations
 
 import itertools
+import secrets
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from services.local import litellm
+from services.local.litellm import LiteLLMServer
 from services.local.postgres import PostgresServer
 from services.local.process import free_port
 from services.local.valkey import ValkeyServer
@@ -49,7 +52,7 @@ def empty_postgres_url(postgres_server: PostgresServer) -> Iterator[str]:
 
 
 @pytest.fixture
-def own_postgres(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[PostgresServer]:
+def own_postgres(tmp_path: Path) -> Iterator[PostgresServer]:
     """A running server for this test alone, to be killed, paused and restarted; its databases are empty."""
     with PostgresServer(tmp_path / "postgres", free_port(), durable=False) as server:
         yield server
@@ -75,6 +78,16 @@ def redis_url(valkey_server: ValkeyServer) -> str:
 def own_valkey(tmp_path: Path) -> Iterator[ValkeyServer]:
     """A running server for this test alone, to be killed, paused and restarted."""
     with ValkeyServer(tmp_path / "valkey", free_port()) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def litellm_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiteLLMServer]:
+    """The real LiteLLM with the models of a local run; starts in 5 s. Most tests should use a double instead."""
+    folder = tmp_path_factory.mktemp("litellm")
+    venv = litellm.environment(folder)
+    litellm.install(venv)
+    with LiteLLMServer(folder / "data", free_port(), master_key=f"sk-{secrets.token_hex(24)}", venv=venv) as server:
         yield server
 
 

@@ -45,6 +45,7 @@ class Step:
     def close(self) -> None:
         if self._task is not None:
             self._console.progress.remove_task(self._task)
+            self._console.progress.refresh()
         if self._result is not None:
             self._console.line("✔", self._name, f"{self._result:<44} {self.seconds:5.1f} s", style="green")
 

@@ -69,6 +69,7 @@ class Part:
     address: str
     timeout: float = 60
     stop_timeout: float = 10
+    was_ready: bool = False
     started: float = 0
     restarts: int = 0
 
@@ -85,23 +86,25 @@ class Supervisor:
     async def start(self, part: Part) -> None:
         """Starts a part and waits until it is ready.
 
-        :raises ProcessError: with the reason and the end of its log.
+        :raises ProcessError: it did not get ready, or another part died meanwhile; with the end of the log.
         """
         self._parts.append(part)
         with self.console.step(part.name, "starting") as step:
             await self._start(part, step)
             step.done(part.address)
+        part.was_ready = True
 
     async def run(self, program: Program, log: Path, step: Step, progress: Callable[[], str] | None = None) -> None:
         """Runs a program to its end.
 
-        :raises ProcessError: it failed; with the end of its log.
+        :raises ProcessError: it failed, or a part died meanwhile; with the end of the log.
         """
         process = Process(program, log)
         process.start()
         try:
             while process.running:
                 step.update(progress() if progress else None)
+                self._raise_if_one_died()
                 await asyncio.sleep(POLL_SECONDS)
         finally:
             process.kill()
@@ -128,12 +131,19 @@ class Supervisor:
         part.started = time.monotonic()
         while not await asyncio.to_thread(part.ready):
             if not part.process.running:
-                raise ProcessError(f"{part.name} ended ({part.process.exit_reason}){part.process.tail()}")
+                raise _died(part)
             if time.monotonic() - part.started > part.timeout:
                 raise ProcessError(f"{part.name} was not ready in {part.timeout:g} s{part.process.tail()}")
             if step is not None:
                 step.update("waiting until it is ready")
+                self._raise_if_one_died()
             await asyncio.sleep(POLL_SECONDS)
+
+    def _raise_if_one_died(self) -> None:
+        """While the system starts, nothing is restarted: what dies then would die again."""
+        for part in self._parts:
+            if part.was_ready and not part.process.running:
+                raise _died(part)
 
     async def _keep(self, part: Part) -> None:
         while True:
@@ -169,3 +179,7 @@ class Supervisor:
                 step.done("killed")
             else:
                 step.done("stopped")
+
+
+def _died(part: Part) -> ProcessError:
+    return ProcessError(f"{part.name} ended ({part.process.exit_reason}){part.process.tail()}")

@@ -14,7 +14,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,7 @@ DATABASE = "mlpa"
 TEAM = "DEVELOPMNT"
 BUNDLE_ID = "org.mozilla.ios.Fennec"
 READY_SECONDS = 30
+EXIT_INTERRUPTED = 130  # what a shell says of a command that Ctrl-C ended before it was done
 
 
 async def up(*, demo: bool, port_base: int | None, data: Path) -> int:
@@ -79,7 +80,7 @@ async def _run_until_signalled(system: LocalSystem, *, demo: bool) -> int:
     finally:
         system.console.heading("Stopping")
         await system.supervisor.stop()
-    return 0
+    return 0 if system.is_up else EXIT_INTERRUPTED
 
 
 def _first(group: ExceptionGroup[Exception]) -> Exception:
@@ -97,6 +98,7 @@ class LocalSystem:
         self.console = console
         self.data = data
         self.supervisor = Supervisor(console)
+        self.is_up = False
         self._ports = _choose_ports(console, DEFAULT_PORT_BASE if port_base is None else port_base)
         self._secrets = _load_secrets(data / "secrets.json")
         self._postgres = PostgresServer(
@@ -135,6 +137,7 @@ class LocalSystem:
             group.create_task(self._start_auth())
         await self._start_service("gateway", 5)
         await self._all_ready()
+        self.is_up = True
         self.running.save()
         try:
             self.console.note(f"All is ready after {time.monotonic() - began:.0f} s.")
@@ -200,7 +203,9 @@ class LocalSystem:
         url = f"http://{HOST}:{self._ports[name]}/health/readiness"
         await self._start(name, rank, process, lambda: answers(url))
 
-    async def _start(self, name: str, rank: int, process: Process, ready: Any, timeout: float = 30) -> None:
+    async def _start(
+        self, name: str, rank: int, process: Process, ready: Callable[[], bool], timeout: float = 60
+    ) -> None:
         await self.supervisor.start(
             Part(name, rank, process, ready, address=f"{HOST}:{self._ports[name]}", timeout=timeout)
         )

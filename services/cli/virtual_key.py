@@ -17,6 +17,7 @@ from services.auth.provisioning.client import LiteLLMAdmin, LiteLLMError, Master
 from services.auth.settings import AuthSettings
 
 NAME = "MLPA_VIRTUAL_KEY"
+TIMEOUT_SECONDS = 30.0
 
 
 @click.command("virtual-key")
@@ -36,6 +37,7 @@ def virtual_key(env_file: Path) -> None:
     settings = AuthSettings.lenient()
     if settings.master_key is None:
         raise click.ClickException("MASTER_KEY is not set: a virtual key is made with LiteLLM's master key")
+    _check(env_file)
     alias = f"mlpa-gateway-{datetime.now(UTC):%Y%m%d}-{secrets.token_hex(4)}"  # unique: LiteLLM wants it so
     try:
         key = asyncio.run(_make(settings.litellm_api_base, settings.master_key.get_secret_value(), alias))
@@ -51,14 +53,24 @@ def virtual_key(env_file: Path) -> None:
     try:
         replace_line(env_file, NAME, key)
     except (OSError, UnicodeDecodeError) as error:
-        raise click.ClickException(f"{env_file}: {error}; LiteLLM has a key {alias} now that nobody knows") from None
+        raise click.ClickException(f"{env_file}: {error}. The new key is lost; at LiteLLM it is {alias}") from None
     click.echo(f"{env_file}: {NAME} is the new key {alias}")
     if os.environ.get(NAME):
         click.echo(f"The environment has a {NAME} of its own, which goes before {env_file}.", err=True)
 
 
+def _check(env_file: Path) -> None:
+    """Before a key is made that could not be written."""
+    try:
+        _read(env_file)
+    except (OSError, UnicodeDecodeError) as error:
+        raise click.ClickException(f"{env_file}: {error}") from None
+    if not os.access(env_file.resolve().parent, os.W_OK):
+        raise click.ClickException(f"{env_file}: its folder is not there, or not writable")
+
+
 async def _make(base_urls: tuple[str, ...], master_key: str, alias: str) -> str:
-    async with LiteLLMAdmin.open(base_urls, master_key) as admin:
+    async with LiteLLMAdmin.open(base_urls, master_key, timeout=TIMEOUT_SECONDS) as admin:
         return await admin.make_key(alias)
 
 
@@ -72,7 +84,7 @@ def replace_line(path: Path, name: str, value: str) -> None:
     :raises UnicodeDecodeError: the file is not UTF-8.
     """
     target = path.resolve()
-    before = target.read_text(encoding="utf-8") if target.exists() else ""
+    before = _read(target)
     handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f"{target.name}.")  # made with 0600
     try:
         with os.fdopen(handle, "w", encoding="utf-8", newline="") as file:
@@ -83,6 +95,10 @@ def replace_line(path: Path, name: str, value: str) -> None:
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+
+
+def _read(path: Path) -> str:
+    return path.read_bytes().decode() if path.exists() else ""
 
 
 def _replaced(text: str, name: str, value: str) -> str:

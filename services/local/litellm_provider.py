@@ -20,7 +20,7 @@ WORDS = TEXT.split()
 
 
 class SlowModel(CustomLLM):  # type: ignore[misc]  # an untyped base class
-    """Says as many words as the last message has a number ("Write 200 words"), else the text once; a word is a token."""
+    """Says as many words as the last message asks for ("Write 200 words"), else TEXT once. A word is a token."""
 
     async def acompletion(self, *, model: str, messages: list[Any], optional_params: dict[str, Any], **_: Any) -> Any:
         words, finish_reason = answer(messages, optional_params)

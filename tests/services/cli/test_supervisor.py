@@ -111,6 +111,15 @@ async def test_a_part_that_never_gets_ready_ends_it(supervisor: Supervisor, part
         await supervisor.start(slow)
 
 
+async def test_a_part_that_dies_while_another_starts_ends_it(supervisor: Supervisor, part: Parts) -> None:
+    database = part("database")
+    await supervisor.start(database)
+    start = asyncio.create_task(supervisor.start(part("gateway", SLEEP)))
+    database.process.kill()
+    with pytest.raises(ProcessError, match=r"database ended \(killed by SIGKILL\)\n  \| READY"):
+        await start
+
+
 async def test_a_dependency_that_is_killed_is_reported_and_comes_back(
     console: Recorder, supervisor: Supervisor, tmp_path: Path
 ) -> None:

@@ -1,0 +1,106 @@
+"""``mlpa ledger``: old rows, and whether ledger, counters and LiteLLM agree."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import Mapping, Sequence
+from datetime import date
+from decimal import Decimal
+
+import click
+
+from services.auth.provisioning.client import LiteLLMAdmin, LiteLLMError
+from services.auth.settings import AuthSettings
+from services.gateway.budget.reconcile import Difference, differences
+from services.gateway.budget.storage import LedgerStorage
+from shared.errors import DependencyUnavailable
+from shared.money import nano_to_usd
+from shared.postgres import Database
+from shared.redis import RedisError, connect
+
+_DAY = 86_400
+_BATCH = 5000
+_TIMEOUT_SECONDS = 60.0
+
+
+@click.group()
+def ledger() -> None:
+    """The ledger of all requests."""
+
+
+@ledger.command()
+@click.option("--older-than", "days", type=click.IntRange(1), default=90, show_default=True, help="Days.")
+def prune(days: int) -> None:
+    """Delete rows of requests that were admitted more than so many days ago.
+
+    The rows of the current periods are what budgets are rebuilt from, so the longest period of a service type is the
+    least that can be kept.
+    """
+    settings = AuthSettings.lenient()
+    longest = max(row.duration_seconds for row in settings.load_service_types().rows.values())
+    if days * _DAY < longest:
+        raise click.BadParameter(f"the longest period has {longest // _DAY} days", param_hint="--older-than")
+    try:
+        deleted = asyncio.run(_prune(settings.database_url.get_secret_value(), time.time() - days * _DAY))
+    except DependencyUnavailable as error:
+        raise click.ClickException("PostgreSQL did not answer; what was deleted stays so. Run it again.") from error
+    click.echo(f"deleted {deleted}")
+
+
+async def _prune(url: str, before: float) -> int:
+    deleted = 0
+    async with Database.connect(url, max_size=1, timeout=_TIMEOUT_SECONDS) as database:
+        storage = LedgerStorage(database)
+        while count := await storage.prune(before, _BATCH):
+            deleted += count
+    return deleted
+
+
+@ledger.command()
+def reconcile() -> None:
+    """Compare the ledger with the counters in Redis, and with LiteLLM when MASTER_KEY is set.
+
+    One JSON line per user who differs; exit code 1 if there is one. A counter should be the ledger's sum of the
+    current period. LiteLLM should not have counted more than the ledger on this UTC day and the one before.
+    """
+    try:
+        found = asyncio.run(_reconcile(AuthSettings.lenient()))
+    except DependencyUnavailable as error:
+        raise click.ClickException(f"{error.dependency} did not answer") from error
+    except RedisError as error:
+        raise click.ClickException("redis did not answer") from error
+    except LiteLLMError as error:
+        raise click.ClickException(f"LiteLLM: {error}") from error
+    for one in found:
+        line = {
+            "user_id": one.user_id,
+            "book": one.kind,
+            "ledger_usd": nano_to_usd(one.ledger_nano),
+            "other_usd": nano_to_usd(one.other_nano),
+        }
+        click.echo(json.dumps(line))
+    if found:
+        raise SystemExit(1)
+    click.echo("no difference", err=True)
+
+
+async def _reconcile(settings: AuthSettings) -> list[Difference]:
+    service_types = settings.load_service_types()
+    redis = connect(settings.redis_url.get_secret_value(), timeout=5.0, max_connections=2)
+    try:
+        async with Database.connect(
+            settings.database_url.get_secret_value(), max_size=1, timeout=_TIMEOUT_SECONDS
+        ) as database:
+            if settings.master_key is None:
+                return await differences(database, redis, service_types, None, now=time.time)
+            key = settings.master_key.get_secret_value()
+            async with LiteLLMAdmin.open(settings.litellm_api_base, key) as admin:
+
+                async def spend(users: Sequence[str], start: date, end: date) -> Mapping[str, Decimal]:
+                    return {user: one.usd for user, one in (await admin.spend(users, start, end)).items()}
+
+                return await differences(database, redis, service_types, spend, now=time.time)
+    finally:
+        await redis.aclose()
