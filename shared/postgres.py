@@ -106,17 +106,21 @@ def _plain(value: Any) -> Any:
 async def _perform(
     cursor: aiopg.Cursor, query: Query, params: dict[str, Any], take: Callable[[aiopg.Cursor], Any]
 ) -> Any:
+    task = asyncio.current_task()
+    asked_before = task.cancelling() if task else 0
     try:
         await cursor.execute(query.sql, query.parameters(params))
-        return await take(cursor)
+        result = await take(cursor)
     except asyncio.CancelledError as cancelled:
         # aiopg reports the server's statement_timeout as a cancellation that nobody asked for
-        task = asyncio.current_task()
         if isinstance(cancelled.__context__, psycopg2.extensions.QueryCanceledError) and not (
             task and task.cancelling()
         ):
             raise DatabaseUnavailable from cancelled
         raise
+    if task and task.cancelling() > asked_before:
+        raise asyncio.CancelledError  # aiopg loses one that comes with the answer (asyncio.wait_for of Python 3.11)
+    return result
 
 
 class Transaction(Statements):
@@ -176,7 +180,7 @@ class Database(Statements):
     @contextlib.asynccontextmanager
     async def _cursor(self) -> AsyncIterator[aiopg.Cursor]:
         pool = self._pool or await self._open()
-        connection = await pool.acquire()
+        connection = await _acquire(pool)
         try:
             async with connection.cursor() as cursor:
                 yield cursor
@@ -208,7 +212,7 @@ class Database(Statements):
         :raises DatabaseUnavailable:
         """
         try:
-            async with asyncio.timeout(2 * self._timeout), self._cursor() as cursor, cursor.begin():
+            async with asyncio.timeout(1.5 * self._timeout), self._cursor() as cursor, cursor.begin():
                 yield Transaction(cursor)
         except _FAULTS as error:
             raise DatabaseUnavailable from error
@@ -216,6 +220,20 @@ class Database(Statements):
     async def ping(self) -> None:
         """:raises DatabaseUnavailable:"""
         await self.fetch(_PING)
+
+
+async def _acquire(pool: aiopg.Pool) -> aiopg.Connection:
+    """
+    :raises OperationalError: and whatever else ``_FAULTS`` has.
+    """
+    try:
+        return await pool.acquire()
+    except RuntimeError:
+        # uvloop: an earlier connection on the same file descriptor was reset while it was made. That is forgotten now
+        try:
+            return await pool.acquire()
+        except RuntimeError as error:
+            raise psycopg2.OperationalError("no connection could be made") from error
 
 
 async def _release(pool: aiopg.Pool, connection: aiopg.Connection) -> None:

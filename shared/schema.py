@@ -52,6 +52,11 @@ users = sa.Table(
     sa.Column("created_at", Time, nullable=False, server_default=_now),
     sa.Column("last_seen_at", Time, nullable=False, server_default=_now),
     sa.Column("litellm_budget", sa.Text, comment="the LiteLLM budget that this customer was given"),
+    sa.Index(
+        "users_to_provision",
+        "user_id",
+        postgresql_where=sa.text("litellm_budget is distinct from 'mlpa:' || budget_tier"),
+    ),
     sa.Index("users_created", "created_at", "user_id"),
 )
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import aiohttp
 from aiohttp import web
 
-from services.auth import keys
+from services.auth import bodies, keys
 from services.auth.admin import app as admin
 from services.auth.admin.keys import AdminKeys
 from services.auth.admin.pages import render_error
@@ -113,9 +113,18 @@ def build_app(settings: AuthSettings, *, registry: Registry | None = None) -> Ap
     registry = registry or Registry()
     prepared = prepare(settings)
     service = DESCRIPTION if prepared.admin_keys else replace(DESCRIPTION, internal=[])
-    apps = build_apps(settings, registry, service, max_body=settings.max_auth_request_size_bytes)
+    apps = build_apps(
+        settings,
+        registry,
+        service,
+        max_body=settings.max_auth_request_size_bytes,
+        service_types=prepared.service_types.rows,
+    )
     if prepared.admin_keys:
         admin.install(apps, prepared.admin_keys, prepared.service_types)
+    for app in (apps.main, apps.ops):
+        if app is not None:
+            app.middlewares.append(bodies.read_first)
     apps.put(keys.SETTINGS, settings)
     apps.put(keys.KEY_RING, prepared.key_ring)
     apps.put(keys.SCOPES, list(prepared.service_types.rows))
@@ -159,6 +168,7 @@ async def _open(
     users = Users(database, redis, registry)
     changes = Changes(database, redis, registry)
     await stack.enter_async_context(users.running())
+    provisioner: Provisioner | None = None
     if settings.litellm_provision_users and settings.master_key is not None:
         provisioner = Provisioner(
             LiteLLMAdmin(session, settings.litellm_api_base, settings.master_key.get_secret_value()),
@@ -170,7 +180,7 @@ async def _open(
         await stack.enter_async_context(provisioner.running())
         users.on_entry = provisioner.entered
     await stack.enter_async_context(changes.running())
-    await stack.enter_async_context(prepared.key_ring.running())
+    await stack.enter_async_context(prepared.key_ring.running(registry))
     credentials: list[CredentialVerifier] = [
         FxACredential(fxa),
         AppAttestCredential(database, challenges, prepared.policy, settings.mlpa_issuer, metrics),
@@ -187,6 +197,8 @@ async def _open(
         await admin.open_admin(
             stack, apps, settings, database=database, redis=redis, session=session, changes=changes, health=health
         )
+        if provisioner is not None:
+            apps.main[keys.USER_ADMIN].on_tier = provisioner.changed
 
 
 def _health(key_ring: KeyRing, database: Database, redis: Client, fxa: FxAVerifier) -> Health:

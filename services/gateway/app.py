@@ -25,7 +25,8 @@ from services.gateway.settings import GatewaySettings
 from services.gateway.tokens.keyset import KeySet
 from services.gateway.tokens.verifier import TokenVerifier
 from services.gateway.tokens.views import VERIFIER, authenticate
-from services.gateway.upstream.client import LiteLLM, UpstreamConfig
+from services.gateway.upstream.client import KeyRefused, LiteLLM, UpstreamConfig
+from shared import logs
 from shared.app import Apps, ServiceDescription, build_apps
 from shared.errors import ServiceError
 from shared.health import Check, CheckFailed, Health
@@ -36,6 +37,8 @@ from shared.postgres import Database
 from shared.redis import Client, connect, ping
 from shared.serve import DRAIN
 from shared.service_types import ServiceTypes
+
+_log = logs.logger("gateway")
 
 DESCRIPTION = ServiceDescription(
     name="gateway",
@@ -70,7 +73,13 @@ def build_app(settings: GatewaySettings, *, registry: Registry | None = None) ->
     """
     registry = registry or Registry()
     service_types = settings.load_service_types()
-    apps = build_apps(settings, registry, DESCRIPTION, max_body=settings.max_request_size_bytes)
+    apps = build_apps(
+        settings,
+        registry,
+        DESCRIPTION,
+        max_body=settings.max_request_size_bytes,
+        service_types=service_types.rows,
+    )
     apps.put(keys.SETTINGS, settings)
 
     async def resources(_app: web.Application) -> AsyncIterator[None]:
@@ -104,7 +113,12 @@ async def _open(
 
     open_requests = OpenRequests(settings.max_open_requests)
     metrics = ChatMetrics(registry)
-    metrics.preset(catalogue.names(), list(service_types.rows), service_types.purposes())
+
+    def make_series() -> None:
+        metrics.preset(catalogue.names(), list(service_types.rows), service_types.purposes())
+
+    make_series()
+    catalogue.on_change = make_series
     apps.main[DRAIN].finish = open_requests.finish
     apps.put(VERIFIER, verifier)
     apps.put(keys.BUDGETS, budgets)
@@ -154,8 +168,11 @@ def _health(redis: Client, database: Database, key_set: KeySet, litellm: LiteLLM
             raise CheckFailed("two health checks of LiteLLM failed")
         try:
             await litellm.model_info()
+        except KeyRefused as error:
+            _log.error("litellm refuses the virtual key", hint="mlpa virtual-key makes a new one")
+            raise CheckFailed("LiteLLM refuses the virtual key (MLPA_VIRTUAL_KEY)") from error
         except ServiceError as error:
-            raise CheckFailed("LiteLLM can't be asked, or refuses the virtual key") from error
+            raise CheckFailed("LiteLLM's models can't be read") from error
 
     return Health(
         [

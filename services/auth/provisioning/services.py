@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import random
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass
 
 from services.auth.provisioning import storage
@@ -90,9 +90,7 @@ class Provisioner:
         try:
             yield
         finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            await _end(tasks)
 
     def _queue(self, user_id: str) -> None:
         if len(self._waiting) >= self._pace.max_pending:
@@ -238,6 +236,14 @@ async def _for_ever(step: Callable[[], Awaitable[None]]) -> None:
         except Exception:  # a defect met with one user must not end it for all the others, unseen
             _log.exception("provisioning stumbled")
             await asyncio.sleep(1)
+
+
+async def _end(tasks: Collection[asyncio.Task[None]]) -> None:
+    """Cancel until they end: before Python 3.12 asyncio.wait_for, within aiopg, can lose a cancellation."""
+    while tasks:
+        for task in tasks:
+            task.cancel()
+        _, tasks = await asyncio.wait(tasks, timeout=0.1)
 
 
 class _Recent:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -59,6 +60,8 @@ class UserAdmin:
         self._changes = changes
         self._rows = service_types.rows
         self._clock = clock
+        #: Called for each user whose tier changed; the provisioning of LiteLLM listens here.
+        self.on_tier: Callable[[str], None] | None = None
 
     async def page(
         self, *, q: str = "", cursor: str | None = None, limit: int, sort: Sort = "id", descending: bool = False
@@ -72,8 +75,11 @@ class UserAdmin:
         after, backwards = _position(cursor)
         if "\0" in q:
             return Page([], None, None, 0)
-        rows = await storage.page(
-            self._database, q=q, sort=sort, descending=descending != backwards, after=after, limit=limit + 1
+        rows, total = await asyncio.gather(
+            storage.page(
+                self._database, q=q, sort=sort, descending=descending != backwards, after=after, limit=limit + 1
+            ),
+            storage.estimate(self._database, q),
         )
         more, rows = len(rows) > limit, rows[:limit]
         if backwards:
@@ -82,7 +88,7 @@ class UserAdmin:
             await self._with_spending(rows),
             _cursor("next", rows[-1]) if rows and (more or backwards) else None,
             _cursor("previous", rows[0]) if rows and after is not None and (more or not backwards) else None,
-            await storage.estimate(self._database, q),
+            total,
         )
 
     async def get(self, user_id: str) -> User:
@@ -167,6 +173,8 @@ class UserAdmin:
             await storage.set_tier(transaction, user_id, tier)
             old, new = {"budget_tier": row.budget_tier}, {"budget_tier": tier}
             await audit.record(transaction, actor, "user.tier", user_id, old=old, new=new)
+        if self.on_tier is not None:
+            self.on_tier(user_id)
 
     async def delete(self, user_id: str, actor: Actor) -> None:
         """Delete a user and free its place. Its ledger stays, and so does a block of its identity.

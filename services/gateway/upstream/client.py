@@ -39,6 +39,13 @@ class UpstreamConfig:
     health_timeout: float = 2.0
 
 
+class KeyRefused(DependencyUnavailable):
+    """LiteLLM does not take the virtual key (any more): an operator has to give a new one."""
+
+    def __init__(self) -> None:
+        super().__init__("litellm")
+
+
 class LiteLLM:
     """The instances of LiteLLM, seen as one."""
 
@@ -96,6 +103,7 @@ class LiteLLM:
     async def model_info(self) -> bytes:
         """The body of ``/model/info``, not decoded, since prices are not to become floats.
 
+        :raises KeyRefused: LiteLLM does not take the virtual key.
         :raises DependencyUnavailable: it could not be had.
         """
         instance = self.balancer.pick() or self.balancer.instances[0]
@@ -106,6 +114,8 @@ class LiteLLM:
                 timeout=aiohttp.ClientTimeout(total=10),
                 allow_redirects=False,
             ) as response:
+                if response.status in (401, 403):
+                    raise KeyRefused
                 if response.status != 200:
                     raise DependencyUnavailable("litellm")
                 return await response.read()
@@ -116,7 +126,7 @@ class LiteLLM:
 class Call:
     """One request to LiteLLM. Leaving the block ends it: at once, unless the answer was read to its end."""
 
-    __slots__ = ("_balancer", "_headers", "_instance", "_response", "_session", "_wire")
+    __slots__ = ("_balancer", "_closed", "_headers", "_instance", "_response", "_session", "_wire")
 
     def __init__(self, session: aiohttp.ClientSession, balancer: Balancer, headers: CIMultiDict[str]) -> None:
         self._session = session
@@ -124,6 +134,7 @@ class Call:
         self._headers = headers
         self._instance: Instance | None = None
         self._response: aiohttp.ClientResponse | None = None
+        self._closed: asyncio.Future[None] | None = None
         self._wire = Wire()
 
     @property
@@ -138,6 +149,11 @@ class Call:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         response = self._response
+        if self._closed is not None:
+            # the connection may be kept, and lost later; somebody has to look at why
+            self._closed.remove_done_callback(self._connection_closed)
+            self._closed.remove_done_callback(_look)
+            self._closed.add_done_callback(_look)
         if response is None or not response.closed:
             self._wire.cut()
             if response is not None:
@@ -173,10 +189,28 @@ class Call:
                 raise UpstreamError from error
             instance.answered()
             self._response = response
+            self._watch_connection(response)
             return response
         if isinstance(failure, aiohttp.ConnectionTimeoutError):
             raise UpstreamTimeout from failure
         raise UpstreamError from failure
+
+    def _watch_connection(self, response: aiohttp.ClientResponse) -> None:
+        """See to it that a connection which aiohttp closes for broken framing ends the reading of its answer.
+
+        aiohttp notes such a fault where only the reader of headers would find it; the body's reader waits for ever.
+        """
+        connection = response.connection
+        if connection is not None and connection.protocol is not None:
+            self._closed = connection.protocol.closed
+        if self._closed is not None:
+            self._closed.add_done_callback(self._connection_closed)
+
+    def _connection_closed(self, closed: asyncio.Future[None]) -> None:
+        _look(closed)
+        content = self._response.content if self._response is not None else None
+        if content is not None and not content.is_eof() and content.exception() is None:
+            content.set_exception(aiohttp.ClientPayloadError("The connection was closed"))
 
     async def read_error(self) -> bytes:
         """What there is of an error's body, up to a limit."""
@@ -227,3 +261,8 @@ class Call:
         if self._instance is not None:
             self._instance.open -= 1
             self._instance = None
+
+
+def _look(closed: asyncio.Future[None]) -> None:
+    if not closed.cancelled():
+        closed.exception()
