@@ -7,6 +7,8 @@ balancers notice; then new requests get 503 and what runs may finish within ``dr
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import resource
 import signal
 import socket
 from collections.abc import Awaitable, Callable
@@ -19,8 +21,9 @@ from shared.protocol import ServiceSite
 
 _log = logs.logger("serve")
 
-#: Linux: how long sent data may stay unacknowledged before the connection counts as dead, in milliseconds.
-USER_TIMEOUT_MS = 30_000
+#: Linux: how long sent data may stay unacknowledged before the connection counts as dead, in milliseconds. A client that
+#: takes nothing counts so too, hence more than the limit for slow clients (SLOW_CLIENT_SECONDS).
+USER_TIMEOUT_MS = 75_000
 
 
 @dataclass(slots=True)
@@ -72,6 +75,7 @@ async def serve(main: Site, ops: Site | None, *, host: str, name: str, reuse_por
     :param ops: an app for the ops port, served beside the main one.
     :raises OSError: a port is taken.
     """
+    _allow_descriptors()
     drain = main.app[DRAIN]
     runners: list[web.AppRunner] = []
     try:
@@ -96,6 +100,13 @@ async def serve(main: Site, ops: Site | None, *, host: str, name: str, reuse_por
         for runner in runners:
             await runner.cleanup()
     _log.info("stopped", service=name)
+
+
+def _allow_descriptors() -> None:
+    """As many as the system lets this process have: each connection takes one, and the usual 1024 are soon gone."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def listen(host: str, port: int, *, reuse_port: bool = False) -> socket.socket:

@@ -194,6 +194,8 @@ class Catalogue:
         self._models: dict[str, PricedModel] = {}
         self._refused: dict[str, str] = {}
         self.loaded = False
+        #: Called when there are other models than before.
+        self.on_change: Callable[[], None] | None = None
 
     @classmethod
     @contextlib.asynccontextmanager
@@ -244,6 +246,12 @@ class Catalogue:
         for name, reason in refused.items():
             if self._refused.get(name) != reason:
                 _log.warning("model_refused", model=name[:128], reason=reason)
+        changed = models.keys() != self._models.keys()
+        changed = models.keys() != self._models.keys()
         self._models, self._refused, self.loaded = models, refused, True
+        if changed and self.on_change is not None:
+            self.on_change(self.names())
         self._metrics.show(len(models), refused)
+        if changed and self.on_change is not None:
+            self.on_change()
         return True

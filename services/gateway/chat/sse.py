@@ -12,7 +12,9 @@ from collections.abc import Iterator
 MAX_UNFINISHED = 1024 * 1024
 
 BOM = b"\xef\xbb\xbf"
-_END = re.compile(rb"(?>\r\n|\n|\r)(?>\r\n|\n|\r)")
+#: An event's end, with the empty lines that follow; part of them may come with the next read.
+_END = re.compile(rb"(?>\r\n|\n|\r)(?>\r\n|\n|\r)[\r\n]*+")
+_EMPTY_LINES = re.compile(rb"[\r\n]++")
 _LINE = re.compile(rb"\r\n|\n|\r")
 
 
@@ -80,7 +82,10 @@ def _last_end(data: bytes | bytearray, start: int) -> int:
 def events(block: bytes) -> Iterator[bytes]:
     """The events of a block that ends where an event ends, each with its end, so that they join to the block."""
     start = 0
-    for match in _END.finditer(block):
+    if rest := _EMPTY_LINES.match(block):  # of the end of an event that went by already
+        yield rest[0]
+        start = rest.end()
+    for match in _END.finditer(block, start):
         yield block[start : match.end()]
         start = match.end()
     if start < len(block):
@@ -89,6 +94,8 @@ def events(block: bytes) -> Iterator[bytes]:
 
 def parse(event: bytes) -> tuple[bytes, bytes | None]:
     """An event's type (empty when it has none) and its data; None without a data line, as for a comment."""
+    if event.startswith(b"data: ") and event.find(b"\n") == len(event) - 2 and event.find(b"\r") < 0:
+        return b"", event[6:-2]  # one line, as LiteLLM writes it
     kind = b""
     data: list[bytes] = []
     for line in _LINE.split(event.removeprefix(BOM)):

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import aiohttp
-from aiohttp import web
+from aiohttp import HttpVersion11, web
 
 from services.gateway.chat.sse import EventTooLong, Framer
 from services.gateway.chat.tally import Tally
@@ -41,7 +41,19 @@ class StreamRelay:
     :param on_begin: called when the first event has gone out.
     """
 
-    __slots__ = ("_commit", "_framer", "_held", "_on_begin", "_request", "_tally", "begun", "complete", "response")
+    __slots__ = (
+        "_chunked",
+        "_commit",
+        "_framer",
+        "_held",
+        "_on_begin",
+        "_protocol",
+        "_request",
+        "_tally",
+        "begun",
+        "complete",
+        "response",
+    )
 
     def __init__(
         self, request: web.Request, response: web.StreamResponse, tally: Tally, on_begin: Callable[[], None]
@@ -50,6 +62,8 @@ class StreamRelay:
         self.response = response
         self._tally = tally
         self._on_begin = on_begin
+        self._protocol = request.protocol
+        self._chunked = request.version >= HttpVersion11
         self._framer = Framer()
         self._held = b""
         self._commit = asyncio.Lock()
@@ -67,8 +81,7 @@ class StreamRelay:
         :raises UpstreamError: in any other bad way.
         :raises ConnectionError: the client has left.
         """
-        read, push, write = content.readany, self._framer.push, self.response.write
-        tally = self._tally
+        read, push, tally = content.readany, self._framer.push, self._tally
         now = asyncio.get_running_loop().time
         while True:
             try:
@@ -84,17 +97,30 @@ class StreamRelay:
                 block = tally.read(push(data))
             except EventTooLong as error:
                 raise UpstreamError("The model's answer has an event without an end.") from error
-            watch.writing = True
             if tally.over:
+                watch.writing = True
                 await self._finish(block)
                 return
             if self.begun:
                 if block:
-                    await write(block)
+                    self._write(block)
+                if self._protocol.writing_paused:
+                    watch.writing = True
+                    await self._request.writer.drain()
+                    watch.writing = False
+                    watch.seen = now()
             elif block:
                 await self._begin(block)
-            watch.writing = False
-            watch.seen = now()
+
+    def _write(self, block: bytes) -> None:
+        """What `StreamResponse.write` does in four calls, and without its second buffer limit.
+
+        :raises ConnectionResetError: the client has left.
+        """
+        transport = self._request.transport
+        if transport is None or transport.is_closing():
+            raise ConnectionResetError
+        transport.write(b"%x\r\n%b\r\n" % (len(block), block) if self._chunked else block)
 
     async def _begin(self, block: bytes) -> None:
         """Before the first event: comments are held back, so that an error can still be a plain answer."""
@@ -103,10 +129,16 @@ class StreamRelay:
             return
         await self._prepare()
         block, self._held = self._held, b""
-        await self.response.write(block)
+        self._write(block)
         if self._tally.started:
             self.begun = True
             self._on_begin()
+
+    async def _relay(self, block: bytes) -> None:
+        if self.begun:
+            self._write(block)
+        else:
+            await self._begin(block)
 
     async def _prepare(self) -> None:
         async with self._commit:  # a comment and the first event may meet here
@@ -123,7 +155,7 @@ class StreamRelay:
             self.begun = self.complete = True
             return
         if block and self._tally.started:
-            await self._begin(block)
+            await self._relay(block)
         raise StreamFailed(self._tally.error)
 
     async def _end(self, watch: Watch, broken: aiohttp.ClientError | None) -> None:
@@ -135,7 +167,7 @@ class StreamRelay:
             await self._finish(block)
             return
         if block:
-            await self._begin(block)
+            await self._relay(block)
         if broken is not None or not tally.finished:
             raise UpstreamError("The model's answer was cut short.") from broken
         await self.response.write_eof()
@@ -148,7 +180,7 @@ class StreamRelay:
         try:
             await self._prepare()
             held, self._held = self._held, b""
-            await self.response.write(held + COMMENT)
+            self._write(held + COMMENT)
         except ConnectionError:
             pass  # the request learns of it by itself
 

@@ -110,10 +110,25 @@ class Tally:
             if chunk.usage is not None or chunk.error is not None:
                 return self._read_each(block)
         self.started = True
+        text = 0
         for chunk in chunks:
-            if chunk.choices:
-                for choice in chunk.choices:
-                    self._count(choice)
+            for choice in chunk.choices or ():
+                delta = choice.delta
+                if choice.finish_reason is None and delta is not None and delta.content.__class__ is str:
+                    # what most chunks are made of
+                    content: str = delta.content
+                    if (
+                        None
+                        is delta.tool_calls
+                        is delta.reasoning_content
+                        is delta.reasoning
+                        is delta.refusal
+                        is delta.function_call
+                    ):
+                        text += len(content) if content.isascii() else utf8_length(content)
+                        continue
+                self._count(choice)
+        self.text += text
         return block
 
     def read_last(self, rest: bytes) -> bytes:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import time
 import uuid
 
@@ -14,10 +13,8 @@ from services.gateway.chat.relay import Exchange
 from services.gateway.chat.request import ChatRequest, parse, read_body
 from services.gateway.errors import InvalidModel, RequestTooLarge
 from shared.errors import DependencyUnavailable, ServiceError
+from shared.tracing import traceparent
 from shared.web import REQUEST_ID
-
-#: W3C Trace Context, version 00.
-_TRACEPARENT = re.compile(r"00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 
 
 async def chat_completions(request: web.Request) -> web.StreamResponse:
@@ -75,8 +72,8 @@ async def _admit(request: web.Request, chat: Chat, seen: _Seen) -> Exchange:
         )
     )
     headers = {"X-Request-ID": request_id}
-    trace = request.headers.get("traceparent")
-    if trace and _TRACEPARENT.fullmatch(trace):
+    trace = traceparent(request)
+    if trace:
         headers["traceparent"] = trace
     return Exchange(request, chat, asked, reservation, headers, (model.name, row.name, purpose), seen.started)
 

@@ -26,10 +26,11 @@ from services.gateway.errors import InvalidToken, error_response
 from services.gateway.tokens.models import Principal
 from services.gateway.upstream.client import LiteLLM, UpstreamConfig
 from shared import service_types
+from shared.errors import ServiceError
 from shared.logs import UserDigest
 from shared.metrics import Registry
-from shared.web import Frame
 from shared.serve import listen
+from shared.web import Frame
 from tests.doubles.litellm import LiteLLMDouble
 
 TOKEN = "good-token"
@@ -107,6 +108,12 @@ class Gateway:
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
 
+    @property
+    def connections(self) -> list[web.RequestHandler]:
+        """Those of its clients."""
+        assert self._runner.server is not None
+        return self._runner.server.connections
+
     @asynccontextmanager
     async def running(self) -> AsyncIterator[Gateway]:
         row = service_types.load(None, debug=True).rows["ai"]
@@ -136,7 +143,7 @@ class Gateway:
                 ChatMetrics(self.registry),
                 self.open_requests,
             )
-            runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=0.5)
+            runner = self._runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=0.5)
             await runner.setup()
             sock = listen("127.0.0.1", 0)
             self.port = sock.getsockname()[1]

@@ -1,0 +1,1 @@
+"""The parts of bench_relay: a fast upstream, a bare relay, clients."""

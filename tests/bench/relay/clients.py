@@ -1,0 +1,100 @@
+"""Clients as cheap as can be: bare sockets, answers told by their last bytes."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+import time
+from dataclasses import dataclass, field
+
+END_OF_CHUNKS = b"0\r\n\r\n"
+
+
+@dataclass(slots=True)
+class Load:
+    """What a number of clients saw: seconds to the first event, errors, events."""
+
+    first: list[float] = field(default_factory=list)
+    errors: int = 0
+    events: int = 0
+    requests: int = 0
+
+    def fail(self, why: str) -> None:
+        self.errors += 1
+        print(f"failed: {why!r}", file=sys.stderr)
+
+
+def request(model: str, token: str, *, stream: bool) -> bytes:
+    body = json.dumps(
+        {
+            "model": model,
+            "stream": stream,
+            "messages": [
+                {"role": "system", "content": "You are a helpful assistant. " * 10},
+                {"role": "user", "content": "Tell me something about proxies. " * 5},
+            ],
+            "max_completion_tokens": 100,
+        }
+    ).encode()
+    return (
+        "POST /v1/chat/completions HTTP/1.1\r\nHost: bench\r\nContent-Type: application/json\r\n"
+        f"Authorization: Bearer {token}\r\nContent-Length: {len(body)}\r\n\r\n"
+    ).encode() + body
+
+
+async def stream(port: int, ask: bytes, load: Load) -> None:
+    """One stream over a connection of its own."""
+    try:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        started = time.perf_counter()
+        writer.write(ask)
+        seen, tail, done, head = False, b"", False, b""
+        while part := await reader.read(262_144):
+            head = head or part[:400]
+            load.events += part.count(b"data: {")
+            if not seen and b"data: {" in part:
+                seen = True
+                load.first.append(time.perf_counter() - started)
+            tail = (tail + part)[-64:]
+            done = done or b"[DONE]" in tail
+            if tail.endswith(END_OF_CHUNKS):
+                break
+        if not done:
+            load.fail(head.decode(errors="replace"))
+        load.requests += 1
+        writer.close()
+    except OSError as error:
+        load.fail(repr(error))
+
+
+async def streams(port: int, ask: bytes, count: int, *, spread: float = 0.0) -> Load:
+    """So many streams at once, begun over ``spread`` seconds."""
+    load = Load()
+
+    async def one(number: int) -> None:
+        await asyncio.sleep(spread * number / count)
+        await stream(port, ask, load)
+
+    await asyncio.gather(*(one(number) for number in range(count)))
+    return load
+
+
+async def answers(port: int, ask: bytes, concurrency: int, seconds: float) -> Load:
+    """Requests one after the other over so many connections."""
+    load = Load()
+    end = time.perf_counter() + seconds
+
+    async def one() -> None:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        while time.perf_counter() < end:
+            writer.write(ask)
+            head = await reader.readuntil(b"\r\n\r\n")
+            length = int(head.lower().split(b"content-length:")[1].split(b"\r\n")[0])
+            await reader.readexactly(length)
+            load.requests += 1
+            load.errors += not head.startswith(b"HTTP/1.1 200")
+        writer.close()
+
+    await asyncio.gather(*(one() for _ in range(concurrency)))
+    return load

@@ -1,0 +1,220 @@
+"""Request bodies: what is refused, with the field at fault, and what goes on."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from services.gateway.chat.config import ChatConfig
+from services.gateway.chat.prompt import Prompt
+from services.gateway.chat.request import ChatRequest, parse
+from services.gateway.errors import GatewayError
+from tests.services.gateway.chat.conftest import Gateway, Model, RawClient, request_body
+
+CONFIG = ChatConfig(image_url_hosts=frozenset({"img.example"}))
+PNG = "data:image/png;base64,AAAA"
+
+
+def parsed(**changes: Any) -> ChatRequest:
+    return parse(json.dumps(request_body(**changes)).encode(), CONFIG)
+
+
+def part(**fields: Any) -> list[dict[str, Any]]:
+    return [{"role": "user", "content": [fields]}]
+
+
+def image(url: str) -> list[dict[str, Any]]:
+    return part(type="image_url", image_url={"url": url})
+
+
+TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
+
+REFUSED: list[tuple[Any, str, str | None]] = [
+    (b"", "invalid_request", None),
+    (b"nonsense", "invalid_request", None),
+    (b"[]", "invalid_request", None),
+    (b'{"model":"m","messages":[]} x', "invalid_request", None),
+    (b"\xff\xfe{}", "invalid_request", None),
+    (b'{"model":"m","messages":[{"role":"user","content":NaN}]}', "invalid_request", None),
+    (b'{"model":"m","messages":[{"role":"user","content":"\xff"}]}', "invalid_request", "messages"),
+    (b'{"model":"m","messages":[{"role":"user","content":"\\ud800"}]}', "invalid_request", None),
+    (b'{"model":"m","messages":' + b"[" * 10_000 + b"]" * 10_000 + b"}", "invalid_request", None),
+    (b'{"model":"m","x":' + b'{"a":' * 10_000 + b"1" + b"}" * 10_000 + b"}", "invalid_request", None),
+    (b'{"model":"m","messages":[{"role":"user","content":"x"}],"temperature":1e999}', "invalid_request", "temperature"),
+    (b'{"model":"m","messages":[{"role":"user","content":"x"}],"n":' + b"9" * 5000 + b"}", "invalid_request", "n"),
+    ({"messages": ...}, "invalid_request", "messages"),
+    ({"messages": []}, "invalid_request", "messages"),
+    ({"messages": None}, "invalid_request", "messages"),
+    ({"messages": "Hi"}, "invalid_request", "messages"),
+    ({"messages": [{"content": "x"}]}, "invalid_request", "messages[0].role"),
+    ({"messages": [{"role": "evil", "content": "x"}]}, "invalid_request", "messages[0].role"),
+    ({"messages": [{"role": "user"}]}, "invalid_request", "messages[0].content"),
+    ({"messages": [{"role": "user", "content": 5}]}, "invalid_request", "messages[0].content"),
+    ({"messages": part(type="input_audio")}, "invalid_request", "messages[0].content[0].type"),
+    ({"messages": part(type="file", file={})}, "invalid_request", "messages[0].content[0].type"),
+    ({"messages": part(type="text")}, "invalid_request", "messages[0].content[0].text"),
+    ({"messages": part(type="text", text="a", image_url="b")}, "invalid_request", "messages[0].content[0].text"),
+    ({"messages": image("http://img.example/a")}, "invalid_request", "messages[0].content[0].image_url.url"),
+    ({"messages": image("https://evil.example/a")}, "invalid_request", "messages[0].content[0].image_url.url"),
+    ({"messages": image("https://img.example:1/a")}, "invalid_request", "messages[0].content[0].image_url.url"),
+    ({"messages": image("https://a@img.example/a")}, "invalid_request", "messages[0].content[0].image_url.url"),
+    ({"messages": image("https://img.example\\@evil/")}, "invalid_request", "messages[0].content[0].image_url.url"),
+    ({"messages": image("data:text/html;base64,AA")}, "invalid_request", "messages[0].content[0].image_url.url"),
+    ({"model": ...}, "invalid_model", "model"),
+    ({"model": 5}, "invalid_model", "model"),
+    ({"model": "a b"}, "invalid_model", "model"),
+    ({"model": "m\n"}, "invalid_model", "model"),
+    ({"model": "x" * 129}, "invalid_model", "model"),
+    ({"n": 9}, "invalid_request", "n"),
+    ({"n": 0}, "invalid_request", "n"),
+    ({"n": True}, "invalid_request", "n"),
+    ({"stream": 1}, "invalid_request", "stream"),
+    ({"stream_options": {"include_usage": "yes"}}, "invalid_request", "stream_options.include_usage"),
+    ({"temperature": "hot"}, "invalid_request", "temperature"),
+    ({"temperature": 2.1}, "invalid_request", "temperature"),
+    ({"top_p": -0.1}, "invalid_request", "top_p"),
+    ({"max_tokens": 0}, "invalid_request", "max_tokens"),
+    ({"max_completion_tokens": 1.5}, "invalid_request", "max_completion_tokens"),
+    ({"max_completion_tokens": 10**30}, "invalid_request", "max_completion_tokens"),
+    ({"seed": 2**63}, "invalid_request", "seed"),
+    ({"stop": [1]}, "invalid_request", "stop[0]"),
+    ({"logit_bias": {"a": 1}}, "invalid_request", "logit_bias"),
+    ({"top_logprobs": 21}, "invalid_request", "top_logprobs"),
+    ({"tools": [{"type": "web_search"}]}, "invalid_request", "tools[0].type"),
+    ({"tools": [{"type": "function"}]}, "invalid_request", "tools[0].function"),
+    ({"tools": {}}, "invalid_request", "tools"),
+    ({"tool_choice": "sure"}, "invalid_request", "tool_choice"),
+    ({"response_format": {"type": "xml"}}, "invalid_request", "response_format.type"),
+    ({"reasoning_effort": "A LOT"}, "invalid_request", "reasoning_effort"),
+]
+
+
+@pytest.mark.parametrize(("body", "code", "param"), REFUSED)
+def test_what_is_not_valid_is_refused_with_the_field(body: Any, code: str, param: str | None) -> None:
+    raw = body if isinstance(body, bytes) else json.dumps(request_body(**body)).encode()
+    with pytest.raises(GatewayError) as caught:
+        parse(raw, CONFIG)
+    assert (caught.value.code, caught.value.param) == (code, param)
+    assert caught.value.status == 400
+    for told in ("evil", "hot", "A LOT", "xml", "sure"):
+        assert told not in caught.value.message
+
+
+def test_what_goes_on_is_as_it_came() -> None:
+    messages = '[ {"role" : "user",\n"content":"h\\u00e9 \\ud83d\\ude00"} ]'
+    tools = '[{"type":"function","function":{"name":"f","parameters":{"max":1.0,"big":123456789012345678901}}}]'
+    body = f'{{"model":"m","messages":{messages},"tools":{tools},"response_format":{{"type":"json_object"}}}}'
+    sent = parse(body.encode(), CONFIG).encode("u", 9)
+    assert messages.encode() in sent
+    assert tools.encode() in sent
+    assert json.loads(sent)["max_completion_tokens"] == 9
+
+
+def test_members_that_nobody_knows_are_dropped_from_messages() -> None:
+    answered = {"role": "assistant", "content": "x", "annotations": [], "audio": None, "refusal": None}
+    request = parsed(messages=[{"role": "user", "content": "Hi", "api_base": "http://evil"}, answered])
+    assert json.loads(request.encode("u", 9))["messages"] == [
+        {"role": "user", "content": "Hi"},
+        {"role": "assistant", "content": "x"},
+    ]
+
+
+def test_of_a_member_that_stands_twice_the_last_counts_everywhere() -> None:
+    body = b'{"model":"evil","model":"m","messages":[{"role":"user","content":"abcdef","content":"ab"}]}'
+    request = parse(body, CONFIG)
+    assert request.model == "m"
+    assert request.prompt.text_bytes == len("user") + 2
+    assert b"evil" not in request.encode("u", 9)
+
+
+@pytest.mark.parametrize(
+    ("given", "name", "limit"),
+    [
+        ({}, "max_completion_tokens", 8192),
+        ({"max_tokens": 5}, "max_tokens", 5),
+        ({"max_completion_tokens": 6}, "max_completion_tokens", 6),
+        ({"max_tokens": 5, "max_completion_tokens": 6}, "max_completion_tokens", 6),
+        ({"max_tokens": 5, "max_completion_tokens": None}, "max_tokens", 5),
+    ],
+)
+def test_the_completion_limit_keeps_its_name(given: dict[str, Any], name: str, limit: int) -> None:
+    request = parsed(**given)
+    assert request.limit == limit
+    sent = json.loads(request.encode("u", limit))
+    assert {key: value for key, value in sent.items() if key.startswith("max_")} == {name: limit}
+
+
+def test_the_prompt_is_measured_by_all_its_strings() -> None:
+    request = parsed(
+        messages=[
+            {"role": "system", "content": "é" * 10},
+            {"role": "user", "content": [{"type": "text", "text": "abc"}, *image(PNG)[0]["content"]]},
+            {
+                "role": "assistant",
+                "content": None,
+                "tool_calls": [{"id": "c1", "function": {"name": "f", "arguments": "{}"}}],
+            },
+            {"role": "tool", "content": "done", "tool_call_id": "c1"},
+        ],
+        tools=[TOOL],
+        response_format={"type": "json_object"},
+    )
+    text = len("system") + 20 + len("user") + len("text" + "abc") + len("image_url")
+    text += len("assistant") + len("c1" + "function" + "f" + "{}") + len("tool" + "done" + "c1")
+    text += len("function" + "f" + "type" + "object") + len("json_object")
+    assert request.prompt == Prompt(text, 1, 4)
+    assert request.prompt.bound(Model("m")) == text + 4 * 16 + 1000  # type: ignore[arg-type]
+    assert request.prompt.bound(Model("m", prompt_bytes_per_token=3)) == -(-text // 3) + 4 * 16 + 1000  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("length", [True, False])
+async def test_a_body_over_the_limit_is_413_with_or_without_its_length(gateway: Gateway, length: bool) -> None:
+    async def flood() -> Any:
+        for _ in range(400):
+            yield b" " * 65536
+
+    data: Any = b" " * (gateway.config.max_body_bytes + 1) if length else flood()
+    headers = {"Authorization": "Bearer good-token", "Content-Type": "application/json"}
+    async with gateway.session.post(f"{gateway.url}/v1/chat/completions", data=data, headers=headers) as response:
+        assert response.status == 413
+        assert (await response.json())["error"]["code"] == "request_too_large"
+
+
+@pytest.mark.parametrize(
+    ("content_type", "status"),
+    [
+        ("application/json; charset=utf-8", 200),
+        ("application/json; charset=utf-16", 400),
+        ("text/plain", 400),
+        ("application/x-www-form-urlencoded", 400),
+        ("multipart/form-data; boundary=x", 400),
+    ],
+)
+async def test_the_content_type_has_to_be_json(gateway: Gateway, content_type: str, status: int) -> None:
+    got, body, _ = await gateway.read(headers={"Content-Type": content_type})
+    assert got == status, body
+
+
+async def test_a_prompt_beyond_the_context_window_is_413_and_asks_nobody(gateway: Gateway) -> None:
+    gateway.models["double"] = Model("double", context_window=100)
+    status, body, _ = await gateway.read({"messages": [{"role": "user", "content": "x" * 1000}]})
+    assert (status, json.loads(body)["error"]["code"]) == (413, "request_too_large")
+    assert (await gateway.read())[0] == 200
+    assert len(gateway.double.asked) == 1
+
+
+async def test_a_model_that_is_unknown_is_refused_and_never_a_label(gateway: Gateway) -> None:
+    status, body, _ = await gateway.read({"model": "unknown-thing"})
+    assert (status, json.loads(body)["error"]["code"]) == (400, "invalid_model")
+    assert b"unknown-thing" not in gateway.registry.render()
+
+
+async def test_a_client_that_leaves_while_sending_its_body_leaves_nothing(gateway: Gateway) -> None:
+    client = await RawClient.open(gateway.port, None)
+    client.ask(request_body(), declare=10_000)
+    await client.writer.drain()
+    client.close()
+    assert (await gateway.read())[0] == 200
+    assert len(gateway.budgets.asks) == 1

@@ -1,0 +1,118 @@
+"""The pool of connections to LiteLLM, and LiteLLM dying under it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+
+from services.gateway.chat.config import ChatConfig
+from services.gateway.upstream import connector
+from services.gateway.upstream.client import LiteLLM, UpstreamConfig
+from shared.errors import DependencyUnavailable
+from tests.doubles.litellm import LiteLLMDouble, Script, chunk, event
+from tests.services.gateway.chat.conftest import Gateway, until
+
+
+@pytest.fixture
+async def double() -> AsyncIterator[LiteLLMDouble]:
+    async with LiteLLMDouble() as double:
+        yield double
+
+
+async def test_connections_are_kept_and_used_again(double: LiteLLMDouble) -> None:
+    async with Gateway(double, ChatConfig(), UpstreamConfig((double.url,))).running() as gateway:
+        for stream in (False, True) * 5:
+            assert (await gateway.read({"stream": stream}))[0] == 200
+        assert double.connections <= 2  # the requests', and the health checks'
+
+
+async def test_sockets_to_litellm_are_small_and_notice_a_vanished_host(double: LiteLLMDouble) -> None:
+    double.script("double", Script([("send", event(chunk("a"))), ("hang", None)]))
+    async with LiteLLM.open(UpstreamConfig((double.url,))) as litellm, litellm.call() as call:
+        response = await call.post(b'{"model":"double","stream":true}', {})
+        assert response.connection is not None
+        assert response.connection.transport is not None
+        sock = response.connection.transport.get_extra_info("socket")
+        assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == connector.USER_TIMEOUT_MS
+        assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) <= 2 * connector.RECEIVE_BUFFER
+
+
+async def test_the_next_instance_is_asked_when_one_cannot_be_reached(double: LiteLLMDouble, unused_port: int) -> None:
+    upstream = UpstreamConfig((f"http://127.0.0.1:{unused_port}", double.url))
+    async with Gateway(double, ChatConfig(), upstream).running() as gateway:
+        for _ in range(6):
+            assert (await gateway.read())[0] == 200
+        assert len(double.asked) == 6
+        assert all(instance.open == 0 for instance in gateway.litellm.balancer.instances)
+
+
+async def test_a_request_that_went_out_is_never_sent_twice(double: LiteLLMDouble) -> None:
+    double.script("double", Script(first=[("reset", None)]))
+    upstream = UpstreamConfig((double.url, double.url))
+    async with Gateway(double, ChatConfig(), upstream).running() as gateway:
+        status, _, headers = await gateway.read()
+        assert (status, headers["x-should-retry"]) == (502, "false")
+        assert len(double.asked) == 1
+
+
+async def test_model_info_is_had_or_said_to_be_unavailable(double: LiteLLMDouble, unused_port: int) -> None:
+    async with LiteLLM.open(UpstreamConfig((double.url,))) as litellm:
+        assert b'"model_name": "double"' in await litellm.model_info()
+    async with LiteLLM.open(UpstreamConfig((f"http://127.0.0.1:{unused_port}",))) as litellm:
+        with pytest.raises(DependencyUnavailable):
+            await litellm.model_info()
+
+
+class TestDeath:
+    """LiteLLM in a process of its own."""
+
+    @asynccontextmanager
+    async def _running(self, config: ChatConfig) -> AsyncIterator[tuple[Gateway, int]]:
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "tests.doubles.litellm", stdout=asyncio.subprocess.PIPE
+        )
+        try:
+            assert process.stdout is not None
+            port = int(await process.stdout.readline())
+            upstream = UpstreamConfig((f"http://127.0.0.1:{port}",), health_interval=0.05, health_timeout=0.3)
+            async with Gateway(LiteLLMDouble(), config, upstream).running() as gateway:
+                yield gateway, process.pid
+        finally:
+            if process.returncode is None:
+                process.kill()
+            await process.wait()
+
+    async def test_a_killed_litellm_ends_streams_with_an_error_and_is_not_asked_again(self) -> None:
+        async with (
+            self._running(ChatConfig()) as (gateway, pid),
+            gateway.post({"model": "slow", "stream": True}) as got,
+        ):
+            await got.content.readuntil(b"\n\n")
+            os.kill(pid, signal.SIGKILL)
+            body = await got.read()
+            assert b'"code":"upstream_error"' in body
+            assert b"[DONE]" not in body
+            assert (await gateway.budgets.wait_settled()).outcome == "error"
+            await until(lambda: not gateway.litellm.healthy)
+            assert (await gateway.read())[0] == 503
+
+    async def test_a_stopped_litellm_is_a_timeout_and_comes_back(self) -> None:
+        config = ChatConfig(idle_timeout=0.5, keepalive=0.2)
+        async with self._running(config) as (gateway, pid):
+            async with gateway.post({"model": "slow", "stream": True}) as got:
+                await got.content.readuntil(b"\n\n")
+                os.kill(pid, signal.SIGSTOP)
+                assert b'"code":"upstream_timeout"' in await got.read()
+            assert (await gateway.budgets.wait_settled()).outcome == "timeout"
+            await until(lambda: not gateway.litellm.healthy)
+            assert (await gateway.read())[0] == 503
+            os.kill(pid, signal.SIGCONT)
+            await until(lambda: gateway.litellm.healthy)
+            assert (await gateway.read())[0] == 200
