@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ from shared.openapi import Answer, Operation, add_routes, document
 from shared.protocol import ServiceSite
 from shared.serve import DRAIN, Drain, SiteFactory
 from shared.settings import Settings
+from shared.tracing import Tracing
 from shared.web import ErrorRenderer, Frame
 
 
@@ -51,14 +52,33 @@ class ServiceDescription:
     make_site: Callable[[web.AppRunner, socket.socket, Frame, Any], ServiceSite]
 
 
-def build_apps(settings: Settings, registry: Registry, service: ServiceDescription, *, max_body: int) -> Apps:
-    """Routes, middleware, probes, metrics, docs. Opens nothing."""
+def build_apps(
+    settings: Settings,
+    registry: Registry,
+    service: ServiceDescription,
+    *,
+    max_body: int,
+    service_types: Iterable[str] = (),
+) -> Apps:
+    """Routes, middleware, probes, metrics, docs. Opens nothing.
+
+    :param service_types: names of the rows, for the metrics.
+    :raises ConfigurationError: tracing is asked for and can't be had.
+    """
     secret = settings.log_user_secret.get_secret_value() if settings.log_user_secret else None
     digest = UserDigest(secret)
     internal = [ops.METRICS_OPERATION, *service.internal]
     everything = [*ops.OPERATIONS, *internal, *service.operations]
     main = web.Application(client_max_size=max_body)
-    frame = Frame(registry, service.render_error, endpoints=sorted({op.path for op in everything}), user_digest=digest)
+    if settings.otel_exporter_otlp_endpoint:
+        Tracing(settings.otel_exporter_otlp_endpoint, service.name).install(main)
+    frame = Frame(
+        registry,
+        service.render_error,
+        endpoints=sorted({op.path for op in everything}),
+        user_digest=digest,
+        service_types=service_types,
+    )
     apps = Apps(
         main,
         web.Application(client_max_size=max_body) if settings.ops_port else None,
@@ -71,7 +91,6 @@ def build_apps(settings: Settings, registry: Registry, service: ServiceDescripti
         add_routes(main, [*ops.OPERATIONS, *service.operations])
         add_routes(apps.ops, [*ops.OPERATIONS, *internal])
         frame.install(apps.ops)
-    ops.add_docs_assets(main)
     frame.install(main)
     ops.build_info(registry, service.name)
     apps.put(ops.REGISTRY, registry)

@@ -8,6 +8,7 @@ A change first bumps a version, so that a gateway that rebuilds the user from Po
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -107,9 +108,22 @@ async def read_user(client: Client, user_id: str) -> UserState | None:
 
     :raises RedisError:
     """
-    row = await _eval(client, _READ, user_key(user_id))
-    if row is None:
-        return None
+    return (await read_users(client, [user_id]))[0]
+
+
+async def read_users(client: Client, user_ids: Sequence[str]) -> list[UserState | None]:
+    """As ``read_user``, of many at once.
+
+    :raises RedisError:
+    """
+    async with client.pipeline(transaction=False) as pipeline:
+        for user_id in user_ids:
+            pipeline.eval(_READ, 1, user_key(user_id))
+        rows: list[Any] = await pipeline.execute()
+    return [_parse(row) if row is not None else None for row in rows]
+
+
+def _parse(row: list[Any]) -> UserState:
     tier, seconds, index, spent, reserved, now = row
     period_seconds, current = int(seconds), int(now) // int(seconds)
     same = current == int(index)

@@ -32,12 +32,17 @@ def user_id(identity: str, service_type: str) -> str:
     return f"{identity}:{service_type}"
 
 
+def is_user(text: str) -> bool:
+    """Whether it has the form of a user id."""
+    return _USER_ID.fullmatch(text) is not None
+
+
 def split_user(user: str) -> tuple[str, str]:
     """``(identity, service type)`` of a user id.
 
     :raises ValueError: not a user id.
     """
-    if not _USER_ID.fullmatch(user):
+    if not is_user(user):
         raise ValueError("not a user id")
     identity, _, service_type = user.rpartition(":")
     return identity, service_type

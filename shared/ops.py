@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 from aiohttp import web
 
+from shared.errors import NotFound
 from shared.health import Health
 from shared.metrics import CONTENT_TYPE, Registry
 from shared.openapi import Answer, Operation
@@ -86,6 +87,16 @@ async def docs_script(_request: web.Request) -> web.Response:
     return web.Response(text=_SCRIPT, content_type="text/javascript")
 
 
+async def docs_asset(request: web.Request) -> web.FileResponse:
+    """
+    :raises NotFound: it is not one of the files.
+    """
+    name = request.match_info["name"]
+    if name not in _ASSETS:
+        raise NotFound
+    return web.FileResponse(swagger_assets() / name)
+
+
 _PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>MLPA API</title>
 <meta name="viewport" content="width=device-width, initial-scale=1">
@@ -97,6 +108,9 @@ _SCRIPT = """window.ui = SwaggerUIBundle({
   url: '/openapi.json', dom_id: '#swagger-ui', deepLinking: true, validatorUrl: null, tryItOutEnabled: true,
 });
 """
+
+
+_ASSETS = ("swagger-ui.css", "swagger-ui-bundle.js", "favicon-16x16.png", "favicon-32x32.png")
 
 
 def swagger_assets() -> Path:
@@ -135,11 +149,8 @@ OPERATIONS = [
     ),
     Operation("GET", "/api/docs", docs, "Swagger UI", {200: Answer("A page")}, listed=False),
     Operation("GET", "/api/docs/start.js", docs_script, "Swagger UI's start", {200: Answer("A script")}, listed=False),
+    Operation("GET", "/api/docs/assets/{name}", docs_asset, "Swagger UI", {200: Answer("A file")}, listed=False),
 ]
-
-
-def add_docs_assets(app: web.Application) -> None:
-    app.router.add_static("/api/docs/assets", swagger_assets())
 
 
 def build_info(registry: Registry, service: str) -> None:

@@ -7,12 +7,17 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from collections.abc import Callable
 from typing import Any
 
 from aiohttp import web
+from aiohttp.http import RawRequestMessage
 from aiohttp.http_exceptions import HttpProcessingError
+from multidict import CIMultiDictProxy
 
 from shared.web import Frame
+
+RequestFactory = Callable[..., web.BaseRequest]
 
 
 class Protocol(web.RequestHandler):
@@ -23,6 +28,11 @@ class Protocol(web.RequestHandler):
     def __init__(self, server: web.Server, frame: Frame, **options: Any) -> None:
         super().__init__(server, **options)
         self._frame = frame
+
+    def log_exception(self, *args: Any, **options: Any) -> None:
+        """Not for a body that turns out to be damaged after the answer: anybody could fill the log with it."""
+        if not isinstance(options.get("exc_info"), web.RequestPayloadError):
+            super().log_exception(*args, **options)
 
     def handle_error(
         self,
@@ -65,8 +75,25 @@ class ServiceSite(web.SockSite):
         loop = asyncio.get_running_loop()
         server = self._runner.server
         assert server is not None
+        server.request_factory = _without_unknown_expectations(server.request_factory)
 
         def connect() -> Protocol:
             return self._protocol(server, self._frame, loop=loop, **self._options)
 
         self._server = await loop.create_server(connect, sock=self._sock, backlog=self._backlog)
+
+
+def _without_unknown_expectations(make: RequestFactory) -> RequestFactory:
+    """An ``Expect`` other than ``100-continue`` is not seen (RFC 9110 section 10.1.1 allows that).
+
+    aiohttp would refuse it in plain text, quoting it, before any of our code runs.
+    """
+
+    def made(message: RawRequestMessage, *rest: Any) -> web.BaseRequest:
+        if "Expect" in message.headers:  # which are a plain dict when the request could not be read
+            headers = message.headers.copy()
+            if [value.lower() for value in headers.popall("Expect")] != ["100-continue"]:
+                message = message._replace(headers=CIMultiDictProxy(headers))
+        return make(message, *rest)
+
+    return made

@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from redis.asyncio import BlockingConnectionPool, Redis, RedisCluster
+from redis.asyncio.connection import AbstractConnection, ConnectionPool
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError, RedisError
 
-__all__ = ["CLUSTER_SCHEME", "Client", "RedisError", "connect"]
+__all__ = ["CLUSTER_SCHEME", "Client", "RedisError", "connect", "harden"]
 
 CLUSTER_SCHEME = "redis+cluster://"
 
@@ -39,7 +40,25 @@ def connect(url: str, *, timeout: float = 1.0, max_connections: int = 64) -> Cli
         retry=Retry(NoBackoff(), 1, supported_errors=(ConnectionError,)),
         health_check_interval=0,
     )
-    return Redis(connection_pool=pool)
+    return Redis(connection_pool=harden(pool))
+
+
+def harden(pool: ConnectionPool) -> ConnectionPool:
+    """Have a pool's connections raise ``RedisError`` for every fault.
+
+    Writing to a connection that was just reset is a ``RuntimeError`` of uvloop's, which redis-py lets through.
+    """
+    kind: type[AbstractConnection] = pool.connection_class
+    pool.connection_class = type(f"Hardened{kind.__name__}", (_Hardened, kind), {})
+    return pool
+
+
+class _Hardened(AbstractConnection):
+    async def send_packed_command(self, command: Any, check_health: bool = True) -> None:
+        try:
+            await super().send_packed_command(command, check_health)
+        except RuntimeError as error:
+            raise ConnectionError("the connection is closed") from error
 
 
 async def ping(client: Client) -> None:

@@ -21,8 +21,8 @@ from shared.protocol import ServiceSite
 
 _log = logs.logger("serve")
 
-#: Linux: how long sent data may stay unacknowledged before the connection counts as dead, in milliseconds. A client that
-#: takes nothing counts so too, hence more than the limit for slow clients (SLOW_CLIENT_SECONDS).
+#: Linux: how long sent data may stay unacknowledged before the connection counts as dead, in milliseconds. A client
+#: that takes nothing counts so too, hence more than the limit for slow clients (SLOW_CLIENT_SECONDS).
 USER_TIMEOUT_MS = 75_000
 
 

@@ -67,6 +67,9 @@ class Settings(BaseSettings):
     )
     drain_seconds: float = Field(60, ge=0, le=3600, description="After that, how long running requests may finish.")
     sentry_dsn: SecretStr | None = Field(None, description="Where to report errors; request bodies are never sent.")
+    otel_exporter_otlp_endpoint: str | None = Field(
+        None, description="OpenTelemetry collector (OTLP over HTTP) that gets a span of every request."
+    )
 
     @classmethod
     def from_environment(cls, **overrides: Any) -> Self:

@@ -10,7 +10,7 @@ import asyncio
 import re
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from http import HTTPStatus
 
 import sentry_sdk
@@ -67,8 +67,9 @@ class HttpMetrics:
         for status in (200, 201, 204, 302, 303, 400, 401, 403, 404, 405, 413, 422, 429, 499, 500, 502, 503, 504):
             self.statuses.preset(str(status))
 
-    def preset(self, method: str, endpoint: str) -> None:
-        self.requests.preset(method, endpoint, "none")
+    def preset(self, method: str, endpoint: str, service_types: Iterable[str]) -> None:
+        for service_type in ("none", *service_types):
+            self.requests.preset(method, endpoint, service_type)
         self.latency.preset(method, endpoint)
 
 
@@ -82,8 +83,13 @@ class Frame:
         *,
         endpoints: list[str],
         user_digest: logs.UserDigest,
+        service_types: Iterable[str] = (),
     ) -> None:
-        """:param endpoints: the route templates: the values of the label ``endpoint``, beside ``unmatched``."""
+        """
+        :param endpoints: the route templates: the values of the label ``endpoint``, beside ``unmatched``.
+        :param service_types: the values of the label ``service_type``, beside ``none``.
+        """
+        self._service_types = tuple(service_types)
         self._render_error = render_error
         self._digest = user_digest
         self._metrics = HttpMetrics(registry, endpoints)
@@ -92,7 +98,7 @@ class Frame:
         """Call after the app's routes have been added."""
         for route in app.router.routes():
             if route.method in METHODS and route.method != "HEAD" and route.resource is not None:
-                self._metrics.preset(route.method, route.resource.canonical)
+                self._metrics.preset(route.method, route.resource.canonical, self._service_types)
         app.middlewares.append(self._middleware)
         app.on_response_prepare.append(self._add_headers)
 
@@ -141,7 +147,11 @@ class Frame:
 
     async def _answer(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         try:
+            if (request.content_length or 0) > request.client_max_size:
+                raise PayloadTooLarge  # whether or not anybody reads it, and before it comes
             return await handler(request)
+        except web.RequestPayloadError:
+            return self._refuse(request, BadRequest("The body is damaged."))
         except ServiceError as error:
             if isinstance(error, DependencyUnavailable):
                 self._metrics.dependency_errors.inc(error.dependency)
@@ -189,5 +199,12 @@ def source_address(request: web.Request, trusted_proxies: int) -> str:
         hops = [hop.strip() for value in request.headers.getall("X-Forwarded-For", []) for hop in value.split(",")]
         hops = [hop for hop in hops if hop]
         if hops:
-            return hops[-min(trusted_proxies, len(hops))][:64]
+            return _without_port(hops[-min(trusted_proxies, len(hops))])[:64]
     return request.remote or "unknown"
+
+
+def _without_port(hop: str) -> str:
+    """Some proxies write the port of each connection too: ``192.0.2.1:4711``, ``[2001:db8::1]:4711``."""
+    if hop.startswith("["):
+        return hop[1:].partition("]")[0]
+    return hop.partition(":")[0] if hop.count(":") == 1 else hop

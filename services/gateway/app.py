@@ -115,12 +115,7 @@ async def _open(
     metrics = ChatMetrics(registry)
 
     def make_series() -> None:
-    
-    def preset(models: tuple[str, ...]) -> None:
-        metrics.preset(models, list(service_types.rows), service_types.purposes())
-
-    preset(catalogue.names())
-    catalogue.on_change = preset
+        metrics.preset(catalogue.names(), list(service_types.rows), service_types.purposes())
 
     make_series()
     catalogue.on_change = make_series

@@ -68,8 +68,8 @@ class Admission:
         self.executor = executor
         self._lease_ms = str(int(lease * 1000))
 
-    async def admit(self, ask: Ask, tier: ServiceType, bounds: Bounds) -> Reservation | Refusal:
-        """Decide, and reserve. ``tier`` is the row that is expected to hold for the user."""
+    async def admit(self, ask: Ask, tier_name: str, tier: ServiceType, bounds: Bounds) -> Reservation | Refusal:
+        """Decide, and reserve. ``tier`` is the row for the tier that the user is expected to have."""
         principal = ask.principal
         number, base, user = place(principal.user_id)
         total = total_field(principal.service_type)
@@ -84,7 +84,7 @@ class Admission:
             f"{base}totals",
         )
         args = (
-            tier.name,
+            tier_name,
             str(tier.duration_seconds),
             str(tier.max_budget_nano),
             str(tier.rpm),
@@ -206,14 +206,27 @@ class Admission:
         seconds: int,
         index: int,
         spent: int,
+        newest: int,
         block: str,
         revoked: Sequence[tuple[str, int]],
     ) -> bool:
-        """Set a user's state; False when something happened since the snapshot. ``revoked``: (jti, seconds left)."""
+        """Set a user's state; False when something happened since the snapshot.
+
+        ``newest`` is the newest period of a ledger row, and ``revoked`` has (jti, seconds left).
+        """
         number, base, user = place(user_id)
         keys = [user, f"{base}i:{split_user(user_id)[0]}", f"{base}w:{user_id}", f"{base}t:{user_id}"]
         keys += [f"{base}j:{jti}" for jti, _ in revoked]
-        args = [snapshot.user_version, snapshot.identity_version, tier, str(seconds), str(index), str(spent), block]
+        args = [
+            snapshot.user_version,
+            snapshot.identity_version,
+            tier,
+            str(seconds),
+            str(index),
+            str(spent),
+            str(newest),
+            block,
+        ]
         args += [str(left) for _, left in revoked]
         reply: bytes = await self.executor.run(number, _LOAD, keys, args)
         return reply == b"ok"

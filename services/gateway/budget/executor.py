@@ -28,6 +28,10 @@ _PAUSE = 0.05
 _SLOTS = tuple(key_slot(shard_tag(shard).encode()) for shard in range(SHARDS))
 
 
+class NotSent(DependencyUnavailable):
+    """Redis could not be reached: the script did certainly not run."""
+
+
 class Executor:
     """The one way to Redis for budgets.
 
@@ -86,8 +90,8 @@ class Executor:
     async def run(self, shard: int, script: Script, keys: Sequence[str], args: Sequence[str]) -> Any:
         """The script's reply. Its first argument is the epoch of the server that ran it.
 
-        :raises DependencyUnavailable: not connected, no answer in time, or Redis refused. Whether the script ran is
-            unknown.
+        :raises NotSent: not connected.
+        :raises DependencyUnavailable: no answer in time, or Redis refused. Whether the script ran is unknown.
         """
         future = self.submit(shard, script, keys, args)
         if future is not None:
@@ -98,28 +102,38 @@ class Executor:
                     raise self._refused(script, failure) from failure
             except ConnectionError as error:
                 raise DependencyUnavailable("redis") from error
-        try:
-            async with asyncio.timeout(self._timeout):
-                return await self._run_slowly(shard, script, keys, args)
-        except (ConnectionError, TimeoutError) as error:
-            raise DependencyUnavailable("redis") from error
+        return await self._run_slowly(shard, script, keys, args)
 
     async def _run_slowly(self, shard: int, script: Script, keys: Sequence[str], args: Sequence[str]) -> Any:
         """Connect, load or look for the shard's new place first, as long as time is left. Nothing ran so far."""
-        while True:
-            link = await self._connected(shard)
-            try:
-                return await link.send(pack_script(script, keys, (link.epoch, *args)))
-            except ScriptFailed as failure:
-                if failure.code == "NOSCRIPT":
-                    await link.send(pack("SCRIPT", "LOAD", script.source))
-                elif failure.code == "READONLY" and not self._cluster:
-                    link.close(failure)  # a demoted primary: its name may lead to the new one
-                elif failure.code in _MOVING:
-                    await asyncio.sleep(_PAUSE)
-                    await self._map()
-                else:
-                    raise self._refused(script, failure) from failure
+        sent = False
+        try:
+            async with asyncio.timeout(self._timeout):
+                while True:
+                    link = await self._connected(shard)
+                    sent = True
+                    try:
+                        return await link.send(pack_script(script, keys, (link.epoch, *args)))
+                    except ScriptFailed as failure:
+                        sent = False
+                        await self._clear(failure, script, link)
+        except (ConnectionError, TimeoutError) as error:
+            raise (DependencyUnavailable if sent else NotSent)("redis") from error
+
+    async def _clear(self, failure: ScriptFailed, script: Script, link: Link) -> None:
+        """Out of the way with what kept a script from running.
+
+        :raises ConnectionError, DependencyUnavailable: it can't be.
+        """
+        if failure.code == "NOSCRIPT":
+            await link.send(pack("SCRIPT", "LOAD", script.source))
+        elif failure.code == "READONLY" and not self._cluster:
+            link.close(failure)  # a demoted primary: its name may lead to the new one
+        elif failure.code in _MOVING:
+            await asyncio.sleep(_PAUSE)
+            await self._map()
+        else:
+            raise self._refused(script, failure) from failure
 
     def _refused(self, script: Script, failure: ScriptFailed) -> DependencyUnavailable:
         _log.error("redis_refused", script=script.name, error=str(failure)[:200])

@@ -50,6 +50,7 @@ class Ledger:
         self._queue: dict[str, _Entry] = {}
         self._wake = asyncio.Event()
         self._down = False
+        self._flushing = asyncio.Lock()
         self._settle_again: Callable[[Settlement], None] = lambda _: None
 
     def settles_with(self, add: Callable[[Settlement], None]) -> None:
@@ -81,7 +82,11 @@ class Ledger:
                 self._wake.clear()
 
     async def flush(self) -> bool:
-        """Write what is queued; False when a dependency failed."""
+        """Write what is queued, one flush at a time; False when a dependency failed."""
+        async with self._flushing:
+            return await self._flush()
+
+    async def _flush(self) -> bool:
         while self._queue:
             batch = self._current(list(islice(self._queue.values(), _BATCH)))
             if not batch:

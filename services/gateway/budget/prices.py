@@ -247,10 +247,7 @@ class Catalogue:
             if self._refused.get(name) != reason:
                 _log.warning("model_refused", model=name[:128], reason=reason)
         changed = models.keys() != self._models.keys()
-        changed = models.keys() != self._models.keys()
         self._models, self._refused, self.loaded = models, refused, True
-        if changed and self.on_change is not None:
-            self.on_change(self.names())
         self._metrics.show(len(models), refused)
         if changed and self.on_change is not None:
             self.on_change()

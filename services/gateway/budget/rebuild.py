@@ -64,6 +64,7 @@ class Rebuilder:
                 seconds=record.period_seconds,
                 index=record.period_index,
                 spent=_spent(snapshot, record),
+                newest=max([record.newest_index, *_periods(snapshot, record)]),
                 block=record.block,
                 revoked=record.revoked_tokens,
             )
@@ -71,6 +72,10 @@ class Rebuilder:
                 self._metrics.rebuilds.inc()
                 return
         raise DependencyUnavailable("redis")
+
+
+def _periods(snapshot: Snapshot, record: UserRecord) -> list[int]:
+    return [admitted_ms // 1000 // record.period_seconds for _, admitted_ms in snapshot.rows.values()]
 
 
 def _spent(snapshot: Snapshot, record: UserRecord) -> int:

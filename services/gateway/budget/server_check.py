@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import structlog
 
 from services.gateway.budget.wire import Link, ScriptFailed, pack
@@ -17,25 +15,19 @@ async def warnings(link: Link) -> list[str]:
     :raises ConnectionError:
     """
     found = []
-    memory = await _info(link, "memory")
-    if memory.get("maxmemory_policy", "noeviction") != "noeviction":
+    reply: bytes = await link.send(pack("INFO", "memory"))
+    policies = [line.partition(":")[2] for line in reply.decode().splitlines() if line.startswith("maxmemory_policy:")]
+    if any(policy != "noeviction" for policy in policies):
         found.append("redis_evicts")
-    persistence = await _info(link, "persistence")
-    if persistence.get("aof_enabled") == "0" and await _save_points(link) == "":
+    if await _setting(link, "appendonly") == "no" and await _setting(link, "save") == "":
         found.append("redis_keeps_nothing")
     return found
 
 
-async def _info(link: Link, section: str) -> dict[str, str]:
-    reply: bytes = await link.send(pack("INFO", section))
-    lines = (line.partition(":") for line in reply.decode().splitlines())
-    return {name: value for name, _, value in lines}
-
-
-async def _save_points(link: Link) -> str | None:
-    """The ``save`` lines; None when the server doesn't tell (CONFIG is often forbidden)."""
+async def _setting(link: Link, name: str) -> str | None:
+    """A line of the server's configuration; None when it doesn't tell."""
     try:
-        reply: list[Any] = await link.send(pack("CONFIG", "GET", "save"))
+        reply: list[bytes] = await link.send(pack("CONFIG", "GET", name))
     except ScriptFailed:
         return None
     return reply[1].decode() if len(reply) == 2 else None

@@ -7,14 +7,16 @@ import contextlib
 import time
 import uuid
 from collections import OrderedDict
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
+
+import structlog
 
 from services.gateway.budget import admission as admission_module
 from services.gateway.budget import server_check
 from services.gateway.budget import totals as totals_module
 from services.gateway.budget.admission import Admission, Refusal, rate_limits
 from services.gateway.budget.charging import NOTHING, bounds, charge
-from services.gateway.budget.executor import Executor
+from services.gateway.budget.executor import Executor, NotSent
 from services.gateway.budget.ledger import Ledger
 from services.gateway.budget.metrics import BudgetMetrics
 from services.gateway.budget.models import Ask, BudgetState, Delivery, RateLimits, Reservation, Timings
@@ -34,6 +36,7 @@ from shared.money import NANO
 from shared.postgres import Database
 from shared.service_types import ServiceType, ServiceTypes
 
+_log = structlog.get_logger(__name__)
 _TRIES = 5  # a rebuild, a tier, and what may change in between
 _REMEMBERED_TIERS = 10_000
 _NO_LIMITS = RateLimits(0, 0, 0, 0, 0, 0)
@@ -85,22 +88,22 @@ class Budgets:
         async with Executor.open(redis_url, scripts) as executor:
             budgets = cls(executor, database, service_types, registry, timings)
             work = (
-                budgets._settlements.run(),
-                budgets._ledger.run(),
-                budgets._renewals.run(),
-                budgets._reaper.run(),
-                budgets._totals.run(),
+                budgets._settlements.run,
+                budgets._ledger.run,
+                budgets._renewals.run,
+                budgets._reaper.run,
+                budgets._totals.run,
             )
-            tasks = [asyncio.create_task(coroutine) for coroutine in work]
+            tasks = [asyncio.create_task(_always(run)) for run in work]
             try:
                 yield budgets
             finally:
                 unsettled = await budgets._settlements.drained(timings.drain)
+                await budgets._ledger.drained(timings.drain, unsettled, int(time.time() * 1000))
                 for task in tasks:
                     task.cancel()
                 await asyncio.gather(*tasks, return_exceptions=True)
                 await budgets._rebuilder.close()
-                await budgets._ledger.drained(timings.drain, unsettled, int(time.time() * 1000))
 
     async def admit(self, ask: Ask) -> Reservation:
         """Reserve the worst case of a request, before it goes out.
@@ -120,11 +123,13 @@ class Budgets:
     async def _admit(self, ask: Ask) -> Reservation:
         principal = ask.principal
         for _ in range(_TRIES):
-            tier = self._tier(principal)
+            name, tier = self._tier(principal)
             limits = bounds(ask, tier.max_budget_nano)
             self._totals.check(ask, limits.least)
             try:
-                answer = await self._admission.admit(ask, tier, limits)
+                answer = await self._admission.admit(ask, name, tier, limits)
+            except NotSent:
+                raise
             except (asyncio.CancelledError, DependencyUnavailable):
                 self._withdraw(ask, tier)
                 raise
@@ -195,10 +200,10 @@ class Budgets:
         maybe = Reservation(ask, 0, 0, tier.duration_seconds, int(time.time() * 1000), _NO_LIMITS, "")
         self._settlements.add(settlement_of(maybe, NOTHING, "abort", admitted=False))
 
-    def _tier(self, principal: Principal) -> ServiceType:
-        """The row that is expected to hold for a user."""
-        name = self._tiers.get(principal.user_id)
-        return self._rows.get(name, principal.service_type) if name is not None else principal.service_type
+    def _tier(self, principal: Principal) -> tuple[str, ServiceType]:
+        """The tier that a user is expected to have, with its row; the service type's own if that tier has none."""
+        name = self._tiers.get(principal.user_id, principal.service_type.name)
+        return name, self._rows.get(name, principal.service_type)
 
     def _learn(self, principal: Principal, tier: str) -> None:
         self._tiers.pop(principal.user_id, None)
@@ -206,6 +211,18 @@ class Budgets:
             self._tiers[principal.user_id] = tier
             if len(self._tiers) > _REMEMBERED_TIERS:
                 self._tiers.popitem(last=False)
+
+
+async def _always(run: Callable[[], Awaitable[None]]) -> None:
+    """Background work, begun anew should it fail."""
+    while True:
+        try:
+            await run()
+        except Exception:  # whatever it is, the settlement of money must not end with it
+            _log.exception("budget_work_failed")
+            await asyncio.sleep(1)
+        else:
+            return
 
 
 async def _check_server(link: Link) -> None:

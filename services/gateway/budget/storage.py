@@ -48,6 +48,8 @@ _USER = Query.text(
         (select coalesce(sum(cost_nano), 0) from ledger where user_id = :user_id
             and admitted_at >= to_timestamp(period.index * period.seconds)
             and admitted_at < to_timestamp((period.index + 1) * period.seconds)) as spent,
+        greatest(period.index, (select cast(floor(extract(epoch from max(admitted_at)) / period.seconds) as bigint)
+            from ledger where user_id = :user_id)) as newest,
         (select jsonb_object_agg(id, cost_nano) from ledger where id = any(:pending)) as written,
         (select jsonb_object_agg(jti, ceil(extract(epoch from expires_at - now()))) from revocations
             where user_id = :user_id and expires_at > now()) as revoked_tokens
@@ -78,13 +80,18 @@ _PRUNE = Query.text(
 
 @dataclass(frozen=True, slots=True)
 class UserRecord:
-    """A user as PostgreSQL has it. ``written``: cost of those pending rows that are in the ledger already."""
+    """A user as PostgreSQL has it.
+
+    ``newest_index`` is later than ``period_index`` only when the clock went back; ``written`` has the cost of those
+    pending rows that are in the ledger already.
+    """
 
     tier: str
     period_seconds: int
     period_index: int
     block: str
     spent_nano: int
+    newest_index: int
     written: dict[str, int]
     revoked_tokens: list[tuple[str, int]]
 
@@ -130,7 +137,16 @@ class LedgerStorage:
         block = "blocked" if row["blocked"] else "revoked" if row["revoked"] else "0"
         written = {name: int(cost) for name, cost in (row["written"] or {}).items()}
         tokens = [(jti, int(left)) for jti, left in (row["revoked_tokens"] or {}).items() if left > 0]
-        return UserRecord(row["tier"], row["seconds"], row["index"], block, int(row["spent"]), written, tokens)
+        return UserRecord(
+            tier=row["tier"],
+            period_seconds=row["seconds"],
+            period_index=row["index"],
+            block=block,
+            spent_nano=int(row["spent"]),
+            newest_index=row["newest"],
+            written=written,
+            revoked_tokens=tokens,
+        )
 
     async def totals(
         self, service_type: str, start: int, end: int, begun: Mapping[int, int], pending: Sequence[str]

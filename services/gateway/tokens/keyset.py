@@ -47,7 +47,7 @@ class _Metadata(msgspec.Struct):
 
 
 class KeySet:
-    """The keys that may have signed a token. ``on_change`` is told the kids that are left after each change."""
+    """The keys that may have signed a token. ``on_change`` is told the kids that still mean the same after a change."""
 
     def __init__(
         self,
@@ -62,6 +62,7 @@ class KeySet:
         self._issuer = issuer
         self._jwks_url = jwks_url
         self._clock = clock
+        self._jwks: dict[str, _Jwk] = {}
         self._keys: dict[str, Any] = {}
         self._fetched = float("-inf")
         self._tried = float("-inf")
@@ -106,10 +107,10 @@ class KeySet:
     async def _fetch(self) -> None:
         try:
             url = self._jwks_url or await self._discover()
-            found = _usable(msgspec.json.decode(await self._read(url), type=_Jwks))
+            jwks, found = _usable(msgspec.json.decode(await self._read(url), type=_Jwks))
             if not found:
                 raise ValueError("the key set has no usable key")
-        except (aiohttp.ClientError, TimeoutError, OSError, msgspec.DecodeError, ValueError) as error:
+        except (aiohttp.ClientError, TimeoutError, OSError, msgspec.DecodeError, ValueError, RecursionError) as error:
             self._failed = True
             self._errors.inc("error")
             _log.warning("key set not read", error=type(error).__name__)
@@ -117,10 +118,9 @@ class KeySet:
         self._failed = False
         self._errors.inc("success")
         self._fetched = self._clock()
-        changed = found.keys() != self._keys.keys()
-        self._keys = found
-        if changed and self.on_change is not None:
-            self.on_change(frozenset(found))
+        before, self._jwks, self._keys = self._jwks, jwks, found
+        if before != jwks and self.on_change is not None:
+            self.on_change(frozenset(kid for kid, key in before.items() if jwks.get(kid) == key))
 
     async def _discover(self) -> str:
         """RFC 8414 section 3.3: the metadata must be the issuer's own."""
@@ -129,6 +129,8 @@ class KeySet:
         )
         if metadata.issuer != self._issuer:
             raise ValueError("the metadata is another issuer's")
+        if self._issuer.startswith("https:") and not metadata.jwks_uri.startswith("https:"):
+            raise ValueError("the key set is not protected as the issuer is")
         return metadata.jwks_uri
 
     async def _read(self, url: str) -> bytes:
@@ -149,9 +151,10 @@ class KeySet:
         try:
             yield
         finally:
-            task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await task
+            tasks = [task, self._fetching] if self._fetching is not None else [task]
+            for each in tasks:
+                each.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _keep_fresh(self) -> None:
         while True:
@@ -161,7 +164,9 @@ class KeySet:
             await asyncio.sleep(RETRY if self._failed else REFRESH)
 
 
-def _usable(jwks: _Jwks) -> dict[str, Any]:
+def _usable(jwks: _Jwks) -> tuple[dict[str, _Jwk], dict[str, Any]]:
+    """The keys that can have signed our tokens, by kid: as they were published, and constructed."""
+    published: dict[str, _Jwk] = {}
     found: dict[str, Any] = {}
     for key in jwks.keys[:_MAX_KEYS]:
         if (key.kty, key.crv, key.alg, key.use) != ("EC", "P-256", "ES256", "sig") or not key.kid:
@@ -172,4 +177,5 @@ def _usable(jwks: _Jwks) -> dict[str, Any]:
             )
         except (JOSEError, ValueError):
             continue
-    return found
+        published[key.kid] = key
+    return published, found

@@ -43,9 +43,11 @@ end
 
 if write then
   if tonumber(ARGV[5]) > 0 then
+    -- The sum is that of the window's members, which go by themselves after a minute without a request
+    local tokens = redis.call('EXISTS', KEYS[2]) == 1 and tonumber(user[8]) or 0
     redis.call('ZADD', KEYS[2], now, id .. ' ' .. ARGV[5])
     redis.call('PEXPIRE', KEYS[2], WINDOW)
-    change('tps', tonumber(user[8] or 0) + tonumber(ARGV[5]))
+    change('tps', tokens + tonumber(ARGV[5]))
   end
   change('x:' .. id, int(cost) .. '|' .. int(admitted))
   redis.call('HINCRBY', KEYS[1], 'v', 1)
