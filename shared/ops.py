@@ -100,6 +100,7 @@ async def docs_asset(request: web.Request) -> web.FileResponse:
 _PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>MLPA API</title>
 <meta name="viewport" content="width=device-width, initial-scale=1">
+<link rel="icon" href="/api/docs/assets/favicon-32x32.png">
 <link rel="stylesheet" href="/api/docs/assets/swagger-ui.css"></head>
 <body><div id="swagger-ui"><noscript>The API as a document: <a href="/openapi.json">openapi.json</a></noscript></div>
 <script src="/api/docs/assets/swagger-ui-bundle.js"></script><script src="/api/docs/start.js"></script></body></html>

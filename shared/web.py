@@ -171,7 +171,7 @@ class Frame:
         """The answer to bytes that aiohttp can't read as a request, counted and logged without any of them."""
         error = ServiceError() if fault is None else BadRequest("The bytes are not a well-formed HTTP request.")
         response = self._render_error(None, error)
-        response.headers.update({"X-Request-ID": str(uuid.uuid4()), **SECURITY_HEADERS})
+        response.headers.update({"X-Request-ID": str(uuid.uuid4()), "Server": "mlpa", **SECURITY_HEADERS})
         self._metrics.requests.inc("other", "unmatched", "none")
         self._metrics.statuses.inc(str(response.status))
         _log.warning("unreadable request", status=response.status, reason=type(fault).__name__)

@@ -6,10 +6,8 @@ import asyncio
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import click
-import sentry_sdk
 import sqlalchemy.exc
 import uvloop
 
@@ -17,6 +15,7 @@ from services.cli import workers
 from shared import logs
 from shared.app import Apps
 from shared.migrate import upgrade
+from shared.reports import report_errors
 from shared.serve import Site, serve
 from shared.settings import Settings
 
@@ -80,7 +79,7 @@ def _run(name: str, settings: Settings, port: int, build: Callable[[], Apps], co
         sys.exit(workers.run(name, count))
     index = workers.index()
     if settings.sentry_dsn is not None:
-        _report_errors(settings.sentry_dsn.get_secret_value())
+        report_errors(settings.sentry_dsn.get_secret_value(), name)
     apps = build()
     main = Site(apps.main, port, apps.make_site)
     ops = (
@@ -92,20 +91,3 @@ def _run(name: str, settings: Settings, port: int, build: Callable[[], Apps], co
         uvloop.run(serve(main, ops, host=settings.host, name=name, reuse_port=workers.is_worker()))
     except OSError as error:
         raise click.ClickException(f"{settings.host}:{port}: {error.strerror or error}") from None
-
-
-def _report_errors(dsn: str) -> None:
-    """Sentry: stack and message, never bodies, headers or local variables, which may hold credentials."""
-    sentry_sdk.init(
-        dsn,
-        send_default_pii=False,
-        max_request_body_size="never",
-        include_local_variables=False,
-        default_integrations=False,
-        before_send=_scrub,
-    )
-
-
-def _scrub(event: Any, _hint: Any) -> Any:
-    event.pop("request", None)
-    return event

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from decimal import ROUND_HALF_EVEN, Decimal
+from decimal import Decimal
 from typing import Any
 from urllib.parse import quote
 
@@ -13,17 +13,16 @@ from shared.money import NANO
 _THOUSAND = 1000
 
 
-def usd(nano: int) -> str:
-    """``$1,234.50``; below a dollar as many decimals as say something."""
+def usd(nano: float) -> str:
+    """``$1,234.50``; below a dollar as many decimals as say something, at least two."""
     amount = Decimal(nano) / NANO
     if not nano:
         return "$0"
-    if abs(amount) >= 1:
+    if amount >= 1:
         return f"${amount:,.2f}"
-    rounded = amount.quantize(
-        Decimal("0.0001") if abs(amount) >= Decimal("0.001") else Decimal("1e-9"), ROUND_HALF_EVEN
-    )
-    return f"${rounded.normalize():f}"
+    places = max(4, 1 - amount.adjusted())  # two digits that say something
+    whole, _, decimals = f"{amount:.{places}f}".partition(".")
+    return f"${whole}.{decimals.rstrip('0').ljust(2, '0')}"
 
 
 def number(value: float) -> str:
@@ -41,9 +40,9 @@ def compact(value: float) -> str:
 
 def percent(share: float) -> str:
     """Whole percents; never 100 % of what is not all, nor 0 % of something."""
-    if 0 < share < 0.01:  # noqa: PLR2004
+    if 0 < share < 0.01:
         return "<1%"
-    return f"{99 if 0.99 < share < 1 else share * 100:.0f}%"  # noqa: PLR2004
+    return f"{99 if 0.99 < share < 1 else share * 100:.0f}%"
 
 
 def when(moment: datetime) -> str:

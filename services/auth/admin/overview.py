@@ -16,7 +16,6 @@ from services.auth.usage.storage import Hour
 from services.auth.users.admin import UserAdmin
 from shared.errors import DependencyUnavailable
 from shared.health import Health
-from shared.money import NANO
 
 _T = TypeVar("_T")
 
@@ -96,7 +95,7 @@ def _traffic(times: Sequence[datetime], found: Sequence[Hour], *, long: str, sho
         place = places.get(hour.at)
         if place is None:
             continue
-        spend[hour.service_type][place] += hour.cost_nano / NANO
+        spend[hour.service_type][place] += hour.cost_nano
         requests[_outcome(hour.outcome)][place] += hour.requests
         tokens += hour.tokens
     labels, below = [at.strftime(long) for at in times], [at.strftime(short) for at in times]

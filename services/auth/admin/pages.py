@@ -25,7 +25,7 @@ from shared.web import REQUEST_ID, source_address
 
 COOKIE = "mlpa_admin"
 SESSION = web.RequestKey("session", Session)
-PER_PAGE = 50
+PER_PAGE = 25
 MAX_REASON = 500
 
 #: Stricter than that of other pages: the console has no scripts at all.
@@ -59,7 +59,7 @@ def page(handler: PageHandler) -> Handler:
     async def signed_in(request: web.Request) -> web.StreamResponse:
         session = await find_session(request, take_flash=request.method == "GET")
         if session is None:
-            there = "?" + urlencode({"next": request.path_qs}) if request.method == "GET" else ""
+            there = "?" + urlencode({"next": request.rel_url.raw_path_qs}) if request.method == "GET" else ""
             return redirect(f"/admin/sign-in{there}")
         request[SESSION] = session
         return await handler(request, session)

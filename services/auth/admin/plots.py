@@ -1,4 +1,4 @@
-"""Bar charts as geometry. The templates draw them as SVG, with a table of the same figures for those who can't see it."""
+"""Bar charts as geometry. The templates draw them as SVG, with a table of the same figures beside it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _GAP = 0.22
 
 @dataclass(frozen=True, slots=True)
 class Bar:
-    """One part of a stacked bar; ``series`` is the index of what it stands for."""
+    """One part of a stacked bar; ``series`` is the index of what it stands for, ``value`` the figure."""
 
     x: float
     y: float
@@ -21,6 +21,7 @@ class Bar:
     height: float
     series: int
     title: str
+    value: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +38,7 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Plot:
-    """``ticks`` are the values of the horizontal lines, from the top down to 0; ``labels`` stand below, spread evenly."""
+    """``ticks`` are the values of the horizontal lines, from the top to 0; ``labels`` stand below, spread evenly."""
 
     series: list[str]
     rows: list[Row]
@@ -77,6 +78,7 @@ def stacked(
                     round(height, 2),
                     index,
                     f"{row.label}, {names[index]}",
+                    value,
                 )
             )
     last = len(rows) - 1

@@ -52,7 +52,7 @@ class Sessions:
     async def begin(self, key: AdminKey) -> Session:
         session = Session(secrets.token_urlsafe(32), key, secrets.token_urlsafe(32), None)
         name = _name(session.id)
-        fields = {"key": key.digest.hex(), "csrf": session.csrf, "born": str(int(self._clock()))}
+        fields: dict[Any, Any] = {"key": key.digest.hex(), "csrf": session.csrf, "born": int(self._clock())}
         try:
             async with self._redis.pipeline(transaction=True) as pipeline:
                 pipeline.hset(name, mapping=fields)

@@ -14,7 +14,8 @@ from shared import logs
 from shared.errors import DependencyUnavailable
 from shared.web import source_address
 
-_NEXT = re.compile(r"/admin(/[!-~]*)?(\?[!-~]*)?")
+#: Printable ASCII but the backslash, which browsers take for a slash.
+_NEXT = re.compile(r"/admin([/?][!-\[\]-~]*)?")
 _SUBJECT = "console"
 _NOBODY = "unknown"
 _SIGN_IN_SECONDS = 3600
@@ -49,7 +50,7 @@ async def sign_in(request: web.Request) -> web.StreamResponse:
     session = await request.app[keys.SESSIONS].begin(key)
     response = pages.redirect(_next(request))
     _set_cookie(request, response, pages.COOKIE, session.id)
-    response.del_cookie(csrf.SIGN_IN_COOKIE, path="/admin")
+    _drop_cookie(request, response, csrf.SIGN_IN_COOKIE)
     return response
 
 
@@ -58,7 +59,7 @@ async def sign_out(request: web.Request, session: Session) -> web.StreamResponse
     csrf.check(request, (await pages.fields(request)).get(csrf.FIELD, ""), session.csrf)
     await request.app[keys.SESSIONS].end(session.id)
     response = pages.redirect("/admin/sign-in?out=1")
-    response.del_cookie(pages.COOKIE, path="/admin")
+    _drop_cookie(request, response, pages.COOKIE)
     await audit.record(request.app[keys.DATABASE], pages.actor(request, session.key.name), "sign_out", _SUBJECT)
     return response
 
@@ -72,7 +73,7 @@ def _form(request: web.Request, error: str | None = None, *, status: int = 200) 
         error=error,
         signed_out="out" in request.query,
         token=token,
-        action=request.path_qs if "next" in request.query else "/admin/sign-in",
+        action=request.rel_url.raw_path_qs if "next" in request.query else "/admin/sign-in",
     )
     _set_cookie(request, response, csrf.SIGN_IN_COOKIE, token, max_age=_SIGN_IN_SECONDS)
     return response
@@ -89,3 +90,8 @@ def _set_cookie(
 ) -> None:
     secure = not request.app[keys.SETTINGS].mlpa_debug
     response.set_cookie(name, value, path="/admin", httponly=True, secure=secure, samesite="Strict", max_age=max_age)
+
+
+def _drop_cookie(request: web.Request, response: web.Response, name: str) -> None:
+    secure = not request.app[keys.SETTINGS].mlpa_debug
+    response.del_cookie(name, path="/admin", httponly=True, secure=secure, samesite="Strict")

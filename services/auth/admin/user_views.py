@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
-from typing import cast
 
 from aiohttp import web
 
@@ -24,7 +23,7 @@ _AUDIT_ROWS = 10
 @pages.page
 async def users(request: web.Request, session: Session) -> web.StreamResponse:
     q = request.query.get("q", "").strip()
-    sort = cast("Sort", "created" if request.query.get("sort") == "created" and not q else "id")
+    sort: Sort = "created" if request.query.get("sort") == "created" and not q else "id"
     descending = request.query.get("order") == "desc"
     found = await _admin(request).page(
         q=q, cursor=request.query.get("cursor"), limit=pages.PER_PAGE, sort=sort, descending=descending

@@ -7,7 +7,7 @@ from typing import Any
 from aiohttp import web
 
 from services.auth import keys, pagination
-from services.auth.admin import assets, device_views, pages, sign_in_views, user_views
+from services.auth.admin import assets, device_views, filters, pages, sign_in_views, user_views
 from services.auth.admin.sessions import Session
 from services.auth.audit import storage as audit
 from services.auth.errors import InvalidRequest
@@ -21,7 +21,9 @@ async def overview(request: web.Request, session: Session) -> web.StreamResponse
     figures = await request.app[keys.OVERVIEWS].read(
         in_days=request.query.get("span") == "30d", draining=request.app[DRAIN].begun
     )
-    return pages.render(request, "overview.html", section="overview", figures=figures)
+    return pages.render(
+        request, "overview.html", section="overview", figures=figures, dollars=filters.usd, numbers=filters.compact
+    )
 
 
 @pages.page

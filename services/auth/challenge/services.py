@@ -6,22 +6,25 @@ A challenge is 32 bytes, shown as 64 lowercase hex characters:
     12 bytes  random
     16 bytes  HMAC-SHA256 over version, purpose, time, random and key id, truncated
 
-Issuing one stores nothing. Using one stores its digest until it would have expired.
+Issuing one stores nothing. Using one stores its digest until it has expired by every replica's clock.
 """
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import hmac
 import re
 import secrets
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager, suppress
 
 from services.auth.errors import InvalidChallenge
 from shared.errors import DependencyUnavailable
 from shared.identity import tag
 from shared.redis import Client, RedisError
+from shared.tokens import CLOCK_SKEW
 
 _PURPOSE = b"mlpa challenge v1 app-attest\x00"
 _HEX = re.compile(r"[0-9a-f]{64}")
@@ -70,22 +73,34 @@ class Challenges:
         if not any(good) or not -_SKEW <= self._age(head) < self.lifetime:
             raise InvalidChallenge
 
-    async def consume(self, challenge: str, key_id: str) -> None:
-        """Use a checked challenge up; of any number of attempts at the same time, one succeeds.
+    @asynccontextmanager
+    async def consumed(self, challenge: str, key_id: str) -> AsyncIterator[None]:
+        """Use a checked challenge up for the work inside; of any number of attempts at the same time, one gets in.
+
+        Work that could not be done gives the challenge back, since clients send the same again after a 503. Should it
+        have been done all the same, the work itself must notice the second time.
 
         :raises InvalidChallenge: it has been used.
         :raises DependencyUnavailable: Redis could not be asked.
         """
-        remaining = self.lifetime - self._age(bytes.fromhex(challenge)[:16]) + _SKEW
-        digest = hashlib.sha256(challenge.encode()).hexdigest()[:32]
+        name = f"mlpa:{tag(key_id)}:c:{hashlib.sha256(challenge.encode()).hexdigest()[:32]}"
+        await self._consume(name, self.lifetime - self._age(bytes.fromhex(challenge)[:16]) + CLOCK_SKEW)
         try:
-            first = await self._redis.set(
-                f"mlpa:{tag(key_id)}:c:{digest}", b"1", nx=True, px=max(1, int(remaining * 1000))
-            )
+            yield
+        except (DependencyUnavailable, asyncio.CancelledError):
+            with suppress(RedisError):
+                await self._redis.delete(name)
+            raise
+
+    async def _consume(self, name: str, seconds: float) -> None:
+        attempt = secrets.token_bytes(8)
+        try:
+            first = await self._redis.set(name, attempt, nx=True, px=int(seconds * 1000))
+            # The client asks again when a connection broke: then this may be what its first attempt has stored
+            if not first and await self._redis.get(name) != attempt:
+                raise InvalidChallenge
         except RedisError as error:
             raise DependencyUnavailable("redis") from error
-        if not first:
-            raise InvalidChallenge
 
     def _age(self, head: bytes) -> float:
         return self._clock() - int.from_bytes(head[:4], "big")

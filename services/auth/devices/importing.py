@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TextIO
@@ -21,6 +22,7 @@ from shared.postgres import Database, Query
 
 BATCH = 5000
 _COLUMNS = ("key_id_b64", "public_key_pem", "counter")
+_NUMBER = re.compile(r"[0-9]{1,20}")
 _MAX_COUNTER = 2**32 - 1  # four bytes in the authenticator data
 
 _STORE = Query.text(
@@ -59,7 +61,14 @@ def read_rows(file: TextIO) -> Iterator[ImportedDevice | RowRefused]:
     rows = csv.DictReader(file)
     if not set(_COLUMNS) <= set(rows.fieldnames or ()):
         raise ValueError(f"the header must have {', '.join(_COLUMNS)}")
-    for row in rows:
+    while True:
+        try:
+            row = next(rows)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            yield RowRefused(rows.reader.line_num, f"not CSV: {error}")
+            continue
         yield _row(rows.line_num, row["key_id_b64"], row["public_key_pem"], row["counter"])
 
 
@@ -88,11 +97,10 @@ def _row(number: int, key_id_b64: object, pem: object, counter: object) -> Impor
     point = key.public_bytes(serialization.Encoding.X962, serialization.PublicFormat.UncompressedPoint)
     if hashlib.sha256(point).digest() != decode_key_id(key_id):
         return RowRefused(number, "the key id is not the SHA-256 of the public key")
-    try:
-        value = int(str(counter))
-    except ValueError:
-        return RowRefused(number, "counter is not a number")
-    if not 0 <= value <= _MAX_COUNTER:
+    if not _NUMBER.fullmatch(str(counter)):
+        return RowRefused(number, "counter is not a whole number")
+    value = int(str(counter))
+    if value > _MAX_COUNTER:
         return RowRefused(number, "counter is out of range")
     return ImportedDevice(key_id, point, value)
 

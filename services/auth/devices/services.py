@@ -59,7 +59,7 @@ class Enrolment:
         :raises InvalidChallenge: not ours, used or expired.
         :raises AttestationRejected: a step of the verification failed.
         :raises AccessDenied: the key is known and revoked.
-        :raises DependencyUnavailable: it could not be stored; the client asks for a new challenge and tries again.
+        :raises DependencyUnavailable: it could not be stored; the same can be sent again.
         """
         started = time.perf_counter()
         result = "unavailable"
@@ -97,9 +97,9 @@ class Enrolment:
         except AppAttestError as error:
             self._metrics.rejected(error)
             raise AttestationRejected from error
-        await self._challenges.consume(challenge.decode(), key_id)
-        if not await storage.enrol(self._database, key_id, attestation):
-            raise AccessDenied
+        async with self._challenges.consumed(challenge.decode(), key_id):
+            if not await storage.enrol(self._database, key_id, attestation):
+                raise AccessDenied
 
     def _check_challenge(self, challenge: bytes, key_id: str) -> None:
         started = time.perf_counter()

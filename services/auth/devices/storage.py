@@ -20,6 +20,8 @@ class Device:
     revoked: bool
 
 
+_MAX_INTEGER = 2**31 - 1
+
 _ENROL = Query.text(
     """
     insert into devices
@@ -54,6 +56,11 @@ _ADVANCE = Query.text(
 )
 
 
+def _category(number: int | None) -> int | None:
+    """As the column can hold it: Apple's categories are small, the four bytes that a device sends may not be."""
+    return number if number is None or number <= _MAX_INTEGER else None
+
+
 async def enrol(database: Database, key_id: str, attestation: Attestation) -> bool:
     """Store a newly attested key, committed on return. A known key keeps its public key and its counter.
 
@@ -67,7 +74,7 @@ async def enrol(database: Database, key_id: str, attestation: Attestation) -> bo
         environment=attestation.environment,
         bundle_id=attestation.bundle_id,
         bundle_version=attestation.bundle_version,
-        validation_category=attestation.validation_category,
+        validation_category=_category(attestation.validation_category),
         receipt=attestation.receipt,
     )
     return row is not None
@@ -94,6 +101,6 @@ async def advance_counter(
         bundle_id=assertion.bundle_id,
         environment=environment,
         bundle_version=assertion.bundle_version,
-        validation_category=assertion.validation_category,
+        validation_category=_category(assertion.validation_category),
     )
     return row is not None

@@ -32,7 +32,7 @@ class TokenResponse(msgspec.Struct, frozen=True):
 
 async def token(request: web.Request) -> web.Response:
     settings = request.app[keys.SETTINGS]
-    await request.app[keys.LIMITS].take("source", source_address(request, settings.trusted_proxies))
+    await request.app[keys.LIMITS].take_source("source", source_address(request, settings.trusted_proxies))
     asked = parse_exchange(await read_form(request))
     exchanged = await request.app[keys.EXCHANGE].exchange(asked)
     request[SERVICE_TYPE] = exchanged.scope

@@ -6,18 +6,23 @@ sixty seconds. One round trip. Names in Redis are digests.
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
+import ipaddress
 import time
 from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
 from services.auth.errors import SlowDown
+from services.auth.fxa.breaker import Breaker, BreakerOpen
 from shared import logs
 from shared.metrics import Registry
 from shared.redis import Client, RedisError
 
 WINDOW = 60
+#: A limit is not worth a longer wait for Redis, nor one of every request while it is away, in seconds.
+_PATIENCE, _PAUSE = 0.5, 1.0
 #: How many subjects this process counts itself while Redis is away.
 _LOCAL_SUBJECTS = 50_000
 
@@ -34,8 +39,12 @@ if stored == index - 1 then current, last = 0, current
 elseif stored ~= index then current, last = 0, 0 end
 local used = current + last * (window - into) / window
 if used + 1 > limit then
-  local wait = window - into
-  if last > 0 and current + 1 <= limit then wait = (used + 1 - limit) * window / last end
+  local wait
+  if current + 1 <= limit then
+    wait = (used + 1 - limit) * window / last
+  else
+    wait = window - into + (current + 1 - limit) * window / current
+  end
   return math.max(1, math.ceil(wait))
 end
 redis.call('HSET', KEYS[1], 'i', index, 'now', current + 1, 'last', last)
@@ -56,12 +65,22 @@ class Limits:
         self._script: Any = redis.register_script(_SCRIPT)
         self._kinds = kinds
         self._clock = clock
+        self._breaker = Breaker(
+            failures=1, counts=(RedisError, TimeoutError), clock=clock, first=_PAUSE, longest=_PAUSE
+        )
         self._local: OrderedDict[str, tuple[int, int]] = OrderedDict()
         self._refused = registry.counter("limit_refusals_total", "Requests refused by a limit.", ("kind",))
         self._fallbacks = registry.counter("limit_fallbacks_total", "Limits counted in process: no Redis.", ("kind",))
         for kind in kinds:
             self._refused.preset(kind)
             self._fallbacks.preset(kind)
+
+    async def take_source(self, kind: str, address: str) -> None:
+        """Count one request from an address.
+
+        :raises SlowDown: with the seconds until one more fits.
+        """
+        await self.take(kind, source(address))
 
     async def take(self, kind: str, subject: str) -> None:
         """Count one request of a subject.
@@ -73,8 +92,10 @@ class Limits:
             return
         key = f"mlpa:rl:{kind}:{hashlib.sha256(subject.encode()).hexdigest()[:32]}"
         try:
-            wait = int(await self._script(keys=[key], args=[limit, WINDOW]))
-        except RedisError:
+            with self._breaker.call():
+                async with asyncio.timeout(_PATIENCE):
+                    wait = int(await self._script(keys=[key], args=[limit, WINDOW]))
+        except (RedisError, TimeoutError, BreakerOpen):
             self._fallbacks.inc(kind)
             wait = self._take_locally(key, limit)
         if wait:
@@ -90,3 +111,14 @@ class Limits:
         if len(self._local) > _LOCAL_SUBJECTS:
             self._local.popitem(last=False)
         return int(WINDOW - now % WINDOW) + 1 if count > limit else 0
+
+
+def source(address: str) -> str:
+    """Whom an address belongs to: of IPv6 everybody has a network of 2**64 addresses to send from."""
+    try:
+        ip = ipaddress.ip_address(address)
+    except ValueError:
+        return address
+    if isinstance(ip, ipaddress.IPv4Address):
+        return str(ip)
+    return str(ip.ipv4_mapped or ipaddress.IPv6Address(int(ip) >> 64 << 64))

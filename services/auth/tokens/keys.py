@@ -25,6 +25,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from jose import jwk
@@ -37,7 +38,8 @@ _NAME = re.compile(r"(\d{8}T\d{6}Z)\.pem")
 _FORMAT = "%Y%m%dT%H%M%SZ"
 #: A clock of another machine may be this far from ours, in seconds.
 SKEW = 60
-_LOOK_EVERY = 5.0
+_LOOK_EVERY, _LOOK_AT_MOST = 5.0, 1.0
+_MAX_BYTES = 64 * 1024
 
 _log = logs.logger("keys")
 
@@ -65,6 +67,8 @@ class KeyRing:
         self._folder = folder
         self._clock = clock
         self._seen: object = None
+        self._looked = float("-inf")
+        self._reported: set[str] = set()
         self.keys: dict[str, SigningKey] = {}
         self.refresh(strict=True)
 
@@ -75,6 +79,12 @@ class KeyRing:
         if active:
             return max(active, key=_age)
         return min(self.keys.values(), key=_age)  # the first key of a deployment signs ahead of its time
+
+    def find(self, kid: str) -> SigningKey | None:
+        """The key of a kid. For one that isn't known the folder is looked at, since another process may know it."""
+        if kid not in self.keys and time.monotonic() - self._looked >= _LOOK_AT_MOST:
+            self.refresh()
+        return self.keys.get(kid)
 
     def jwks(self) -> dict[str, Any]:
         """The RFC 7517 key set: all keys, active or not."""
@@ -104,9 +114,11 @@ class KeyRing:
 
         :raises KeyFault: only when ``strict``.
         """
+        self._looked = time.monotonic()
+        faults: set[str] = set()
         try:
             seen = _fingerprint(self._folder)
-            if seen == self._seen and not strict:
+            if seen == self._seen:
                 return
             found: dict[str, SigningKey] = {}
             for path in key_files(self._folder):
@@ -115,18 +127,21 @@ class KeyRing:
                 except KeyFault as fault:
                     if strict:
                         raise
-                    _log.error("signing key can't be read", reason=str(fault))
+                    faults.add(str(fault))
                     found.update((kid, known) for kid, known in self.keys.items() if known.path == path)
-                    continue
-                found[key.kid] = key
+                else:
+                    found[key.kid] = key
             if not found:
                 raise KeyFault(f"MLPA_SIGNING_KEYS_DIR: {self._folder}: there is no key (*.pem); see mlpa keys rotate")
+            self.keys = found
+            self._seen = None if faults else seen  # a file that is half written is read again
         except KeyFault as fault:
             if strict:
                 raise
-            _log.error("signing keys kept as they were", reason=str(fault))
-            return
-        self.keys, self._seen = found, seen
+            faults.add(str(fault))
+        for reason in sorted(faults - self._reported):
+            _log.error("signing key can't be used; those that were known are kept", reason=reason)
+        self._reported = faults
 
 
 def _age(key: SigningKey) -> tuple[float, str]:
@@ -144,7 +159,7 @@ def key_files(folder: Path) -> list[Path]:
 def _fingerprint(folder: Path) -> object:
     try:
         return [
-            (path.name, (status := path.stat()).st_mtime_ns, status.st_ino, status.st_mode)
+            (path.name, (status := path.stat()).st_ctime_ns, status.st_mtime_ns, status.st_ino, status.st_size)
             for path in key_files(folder)
         ]
     except OSError as error:
@@ -154,26 +169,27 @@ def _fingerprint(folder: Path) -> object:
 def load_key(path: Path) -> SigningKey:
     """:raises KeyFault: naming the file."""
     try:
-        mode = path.stat().st_mode
+        with path.open("rb") as file:
+            mode, pem = os.fstat(file.fileno()).st_mode, file.read(_MAX_BYTES)
         if mode & stat.S_IRWXO:
             raise KeyFault(
                 f"{path}: the private key is open to everybody (mode {stat.S_IMODE(mode):04o}); use 0440 or less"
             )
-        private = serialization.load_pem_private_key(path.read_bytes(), password=None)
+        private = serialization.load_pem_private_key(pem, password=None)
     except OSError as error:
         raise KeyFault(f"{path}: {error.strerror}") from error
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
         raise KeyFault(f"{path}: not a PEM private key without a password") from error
     if not isinstance(private, ec.EllipticCurvePrivateKey) or not isinstance(private.curve, ec.SECP256R1):
         raise KeyFault(f"{path}: not a P-256 key")
     numbers = private.public_key().public_numbers()
     x, y = (_base64url(number.to_bytes(32, "big")) for number in (numbers.x, numbers.y))
     kid = thumbprint(x, y)
-    pem = private.private_bytes(
+    plain = private.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )
     public = {"kty": "EC", "crv": "P-256", "x": x, "y": y, "use": "sig", "alg": "ES256", "kid": kid}
-    return SigningKey(kid, activation(path), path, jwk.construct(pem, "ES256"), public)
+    return SigningKey(kid, activation(path), path, jwk.construct(plain, "ES256"), public)
 
 
 def activation(path: Path) -> float:

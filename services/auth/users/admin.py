@@ -18,9 +18,12 @@ from services.auth.users import admin_storage as storage
 from services.auth.users.admin_storage import LedgerRow, Sort, UserRow
 from services.auth.users.changes import Changes
 from services.auth.users.spending import Spending, Spent
-from shared.errors import NotFound
+from shared.errors import DependencyUnavailable, NotFound
 from shared.postgres import Database, Transaction
 from shared.service_types import ServiceTypes
+
+#: How long a change may take in all, in seconds.
+_PATIENCE = 3.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,14 +195,18 @@ class UserAdmin:
         self, user_id: str, kind: str, payload: dict[str, str] | None = None
     ) -> AsyncIterator[tuple[Transaction, UserRow]]:
         """A transaction that holds the identity's users, then the same in Redis."""
-        identity = (await self._row(user_id)).identity
-        async with self._database.transaction() as transaction:
-            row = await storage.lock(transaction, user_id, identity)
-            if row is None:
-                raise NotFound
-            yield transaction, row
-            await self._changes.record(transaction, identity, kind, payload)
-        await self._changes.apply(identity)
+        try:
+            async with asyncio.timeout(_PATIENCE):
+                identity = (await self._row(user_id)).identity
+                async with self._database.transaction() as transaction:
+                    row = await storage.lock(transaction, user_id, identity)
+                    if row is None:
+                        raise NotFound
+                    yield transaction, row
+                    await self._changes.record(transaction, identity, kind, payload)
+                await self._changes.apply(identity)
+        except TimeoutError as error:  # what PostgreSQL took reaches Redis later
+            raise DependencyUnavailable("postgres") from error
 
     async def _row(self, user_id: str) -> UserRow:
         rows = await storage.by_ids(self._database, [user_id]) if "\0" not in user_id else []

@@ -47,7 +47,7 @@ _BY_IDS = _select("select * from users where user_id = any(:users)", "order by u
 _OF_IDENTITY = _select("select * from users where identity = :identity order by user_id limit 100", "order by user_id")
 _LOCK = Query.text("select user_id from users where identity = :identity order by user_id for update")
 
-_MATCHES = Query.text(f"select count(*) as found from (select 1 from users where {_PREFIX} limit :most) as some")  # noqa: S608
+_MATCHES = Query.text(f"select count(*) as found from (select 1 from users where {_PREFIX} limit :most) as match")  # noqa: S608
 _ESTIMATE = Query.text(f"explain (format json) select 1 from users where {_PREFIX}")  # noqa: S608
 _COUNTED = 10_000
 

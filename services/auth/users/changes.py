@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import AsyncIterator, Mapping
 
 from sqlalchemy.dialects.postgresql import JSONB
@@ -15,11 +16,13 @@ from sqlalchemy.dialects.postgresql import JSONB
 from services.auth.users import known, storage
 from shared import budget_state, logs
 from shared.errors import DependencyUnavailable
+from shared.identity import is_user
 from shared.metrics import Registry
 from shared.postgres import Database, Query, Row, Transaction
 from shared.redis import Client, RedisError
 
-_EVERY = 1.0
+#: How often revocations of tokens that have expired are cleared away, in seconds.
+_CLEAR_EVERY = 300.0
 
 _RECORD = Query.text(
     "insert into redis_changes (identity, kind, payload) values (:identity, :kind, :payload) returning id",
@@ -33,6 +36,8 @@ _TAKEN = Query.text(
 )
 _DONE = Query.text("delete from redis_changes where identity = :identity and id <= :id")
 _COUNT = Query.text("select count(*) as pending from redis_changes")
+_WAITING = Query.text("select exists(select 1 from redis_changes where identity = :identity) as waiting")
+_CLEAR = Query.text("delete from revocations where expires_at < now()")
 _REVOKED = Query.text(
     "select jti, extract(epoch from expires_at)::float as expires_at from revocations r "
     "where r.expires_at > now() and r.user_id like :prefix escape '\\'"
@@ -43,9 +48,11 @@ _log = logs.logger("changes")
 
 
 class Changes:
-    def __init__(self, database: Database, redis: Client, registry: Registry) -> None:
+    def __init__(self, database: Database, redis: Client, registry: Registry, *, every: float = 1.0) -> None:
+        """:param every: seconds between two looks at what Redis has missed."""
         self._database = database
         self._redis = redis
+        self._every = every
         self._pending = registry.gauge("redis_changes_pending", "Decisions that Redis does not know yet.")
 
     async def record(
@@ -57,6 +64,13 @@ class Changes:
         :param payload: ``{"deleted": user_id}`` when a user was deleted, which no row tells any more.
         """
         await transaction.fetch_one(_RECORD, identity=identity, kind=kind, payload=dict(payload or {}))
+
+    async def waiting(self, identity: str) -> bool:
+        """Whether something was decided about an identity that Redis may not know yet.
+
+        :raises DependencyUnavailable:
+        """
+        return bool((await self._database.fetch(_WAITING, identity=identity))[0]["waiting"])
 
     async def apply(self, identity: str) -> None:
         """Bring Redis up to PostgreSQL's truth about an identity: its standing, tiers and revoked tokens.
@@ -86,10 +100,12 @@ class Changes:
         deleted: dict[str, str],
     ) -> None:
         await budget_state.set_block(self._redis, identity, standing.value)
-        for row in revoked:
-            await budget_state.revoke_token(self._redis, identity, row["jti"], row["expires_at"])
+        async with self._redis.pipeline(transaction=False) as pipeline:  # a user may have revoked thousands
+            for row in revoked:
+                await budget_state.revoke_token(pipeline, identity, row["jti"], row["expires_at"])
+            await pipeline.execute()
         for user, tier in (tiers | deleted).items():
-            with contextlib.suppress(ValueError):  # not an id that a token can carry: no gateway has a state of it
+            if is_user(user):  # what no token can carry has no state
                 await budget_state.set_tier(self._redis, user, tier)
         await known.forget_others(self._redis, identity, list(tiers))
 
@@ -105,18 +121,44 @@ class Changes:
                 await task
 
     async def _keep_applying(self) -> None:
+        cleared = time.monotonic()
         while True:
-            await asyncio.sleep(_EVERY)
+            await asyncio.sleep(self._every)
             try:
                 await self.apply_pending()
+                if time.monotonic() - cleared >= _CLEAR_EVERY:
+                    cleared = time.monotonic()
+                    await self.clear_expired()
             except DependencyUnavailable:
                 _log.warning("decisions wait for Redis")
+            except Exception:  # a database without its tables, say: this must go on when they are there
+                _log.exception("decisions wait")
 
     async def apply_pending(self) -> None:
-        """:raises DependencyUnavailable:"""
+        """:raises DependencyUnavailable: something could not be applied; all else was."""
+        failed: DependencyUnavailable | None = None
         for row in await self._database.fetch(_PENDING):
-            await self.apply(row["identity"])
+            try:
+                await self.apply(row["identity"])
+            except DependencyUnavailable as error:
+                failed = error
+                await self._ping()  # one identity's trouble is not to hold up the others
         self._pending.set((await self._database.fetch(_COUNT))[0]["pending"])
+        if failed is not None:
+            raise failed
+
+    async def clear_expired(self) -> None:
+        """Forget the revocations of tokens that have expired.
+
+        :raises DependencyUnavailable:
+        """
+        await self._database.execute(_CLEAR)
+
+    async def _ping(self) -> None:
+        try:
+            await self._redis.ping()
+        except RedisError as error:
+            raise DependencyUnavailable("redis") from error
 
 
 def _like(text: str) -> str:

@@ -1,7 +1,8 @@
 """Users whom Redis knows, so that they get in while PostgreSQL is away.
 
 In the hash of an identity: ``blk``, its standing, which the gateways read too, and ``u:<service type>`` once there is
-a user row.
+a user row. That field's value is the run id of the server that it was written to: after a restart or a failover, which
+may have lost a decision, PostgreSQL is asked again.
 """
 
 from __future__ import annotations
@@ -17,19 +18,33 @@ from shared.redis import Client
 _TTL = 172_800
 
 
+_RUN = "local run = string.match(redis.call('INFO', 'server'), 'run_id:(%w+)')\n"
+_READ = (
+    _RUN
+    + """
+local state = redis.call('HMGET', KEYS[1], 'blk', ARGV[1], 'v')
+return {state[1], state[2] == run and 1 or 0, run .. ':' .. (state[3] or '')}
+"""
+)
 # A decision bumps the version (shared/budget_state.py): what was read in PostgreSQL before it must not be remembered.
-_REMEMBER = """
-if (redis.call('HGET', KEYS[1], 'v') or '') ~= ARGV[1] then return 0 end
-redis.call('HSETNX', KEYS[1], 'blk', ARGV[2])
-if ARGV[3] ~= '' then redis.call('HSET', KEYS[1], ARGV[3], '1') end
+_REMEMBER = (
+    _RUN
+    + """
+if run .. ':' .. (redis.call('HGET', KEYS[1], 'v') or '') ~= ARGV[1] then return 0 end
+redis.call('HSET', KEYS[1], 'blk', ARGV[2])
+if ARGV[3] ~= '' then redis.call('HSET', KEYS[1], ARGV[3], run) end
 redis.call('EXPIRE', KEYS[1], ARGV[4])
 return 1
 """
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """What Redis has: the standing, if any, whether there is a user row, and the version that this was read at."""
+    """What Redis has: the standing, if any, whether it knows of a user row, and the version that this was read at.
+
+    The standing may be out of date unless ``user``.
+    """
 
     standing: Standing | None
     user: bool
@@ -38,11 +53,9 @@ class Known:
 
 async def read(redis: Client, identity: str, service_type: str) -> Known:
     """:raises RedisError:"""
-    values: Any = await redis.hmget(identity_key(identity), ["blk", f"u:{service_type}", "v"])
-    blocked, known, version = values
-    return Known(
-        Standing(blocked.decode()) if blocked else None, known is not None, version.decode() if version else ""
-    )
+    reply: Any = redis.eval(_READ, 1, identity_key(identity), f"u:{service_type}")
+    blocked, known, version = await reply
+    return Known(Standing(blocked.decode()) if blocked else None, bool(known), version.decode())
 
 
 async def remember(redis: Client, identity: str, service_type: str, standing: Standing, version: str) -> None:

@@ -50,8 +50,8 @@ class Users:
         """
         user = user_id(identity, row.name)
         remembered = await self._remembered(identity, row.name)
-        standing = remembered.standing if remembered else None
-        if standing is None or remembered is None or not remembered.user:
+        standing = remembered.standing if remembered is not None and remembered.user else None
+        if standing is None:
             standing = await storage.standing(self._database, identity)
             if standing is Standing.GOOD:
                 entry = await storage.enter(self._database, user, identity, row)
@@ -107,3 +107,5 @@ class Users:
                 await self.flush_seen()
             except DependencyUnavailable:
                 _log.warning("last_seen_at waits", users=len(self._seen))
+            except Exception:  # a database without its tables, say: this must go on when they are there
+                _log.exception("last_seen_at waits")

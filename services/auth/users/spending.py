@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 from services.auth.users import admin_storage as storage
 from shared import budget_state
 from shared.budget_state import UserState
-from shared.identity import split_user
+from shared.identity import is_user, split_user
 from shared.postgres import Database
 from shared.redis import Client, RedisError
 from shared.service_types import ServiceType, ServiceTypes
@@ -69,11 +68,11 @@ class Spending:
         :param tiers: the tier of each user.
         :raises DatabaseUnavailable:
         """
-        states = dict(zip(tiers, await asyncio.gather(*map(self._state, tiers)), strict=True))
+        states = await self._states(list(tiers))
         found: dict[str, Spent] = {}
         from_ledger: dict[str, tuple[ServiceType, int]] = {}
         for user_id, tier in tiers.items():
-            row, state = self.row(user_id, tier), states[user_id]
+            row, state = self.row(user_id, tier), states.get(user_id)
             if row is None:
                 found[user_id] = Spent(0, 0, 0, int(now))
             elif state is not None and state.period_seconds == row.duration_seconds:
@@ -84,16 +83,19 @@ class Spending:
         spans = {user_id: (start, start + row.duration_seconds) for user_id, (row, start) in from_ledger.items()}
         spent = await storage.spent(self._database, spans)
         for user_id, (row, _) in from_ledger.items():
-            state = states[user_id]
+            state = states.get(user_id)
             reserved = state.reserved_nano if state else 0
             found[user_id] = Spent(spent[user_id], reserved, row.max_budget_nano, spans[user_id][1])
         return found
 
-    async def _state(self, user_id: str) -> UserState | None:
+    async def _states(self, user_ids: list[str]) -> dict[str, UserState | None]:
+        known = [user_id for user_id in user_ids if is_user(user_id)]  # what a token can carry: others have no state
+        if not known:
+            return {}
         try:
-            return await budget_state.read_user(self._redis, user_id)
-        except (RedisError, ValueError):
-            return None  # the ledger has it; and what is not an id of ours has no state
+            return dict(zip(known, await budget_state.read_users(self._redis, known), strict=True))
+        except RedisError:
+            return {}  # the ledger has it
 
     async def rates(self, user_id: str, now: float) -> Rates | None:
         """None when Redis can't tell."""

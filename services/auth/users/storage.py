@@ -29,7 +29,12 @@ _STANDING = Query.text(
            exists(select 1 from devices where key_id = :identity and revoked_at is not null) as revoked
     """
 )
-_KNOWN = Query.text("select user_id from users where user_id = :user_id")
+_KNOWN = Query.text(
+    """
+    select exists(select 1 from users where user_id = :user_id) as known,
+           coalesce((select users from capacity where service_type = :service_type), 0) as users
+    """
+)
 _INSERT = Query.text(
     "insert into users (user_id, identity, service_type, budget_tier) "
     "values (:user_id, :identity, :service_type, :service_type) on conflict do nothing returning user_id"
@@ -59,8 +64,11 @@ async def enter(database: Database, user_id: str, identity: str, row: ServiceTyp
 
     :raises DatabaseUnavailable:
     """
-    if await database.fetch(_KNOWN, user_id=user_id):
+    found = (await database.fetch(_KNOWN, user_id=user_id, service_type=row.name))[0]
+    if found["known"]:
         return Entry.KNOWN
+    if 0 < row.max_users <= found["users"]:
+        return Entry.FULL  # a crowd at a closed door costs a read each, and no lock
     try:
         async with database.transaction() as transaction:
             inserted = await transaction.fetch_one(_INSERT, user_id=user_id, identity=identity, service_type=row.name)

@@ -15,7 +15,7 @@ from redis.crc import key_slot
 from services.gateway.budget.wire import Link, Node, Script, ScriptFailed, pack, pack_script
 from shared.errors import DependencyUnavailable
 from shared.identity import SHARDS, shard_tag
-from shared.redis import CLUSTER_SCHEME
+from shared.redis import CLUSTER_SCHEME, harden
 
 _log = structlog.get_logger(__name__)
 
@@ -73,6 +73,17 @@ class Executor:
         """The run id of the server that holds a shard; empty while it isn't connected."""
         link = self._owners[shard].link if self._owners else None
         return link.epoch if link is not None else ""
+
+    async def connected_for(self, shard: int) -> float:
+        """Seconds since the connection to a shard's server was made, which it is now if there's none.
+
+        :raises NotSent: it could not be made.
+        """
+        try:
+            async with asyncio.timeout(self._timeout):
+                return (await self._connected(shard)).age
+        except (ConnectionError, TimeoutError) as error:
+            raise NotSent("redis") from error
 
     def links(self) -> list[Link]:
         """The open links, one per server."""
@@ -196,7 +207,7 @@ class Executor:
         )
         if self._cluster:
             pool.connection_kwargs.update(host=address[0], port=address[1], db=0)
-        return pool
+        return harden(pool)
 
     def _told(self, node: Node) -> None:
         shards = [shard for shard, owner in enumerate(self._owners) if owner is node]

@@ -21,10 +21,21 @@ class Reaper:
     """Any gateway may reap; each claims a shard for one interval, so that they share the work. All is idempotent."""
 
     def __init__(
-        self, admission: Admission, ledger: Ledger, metrics: BudgetMetrics, *, who: str, every: float, orphan: float
+        self,
+        admission: Admission,
+        ledger: Ledger,
+        metrics: BudgetMetrics,
+        *,
+        who: str,
+        every: float,
+        orphan: float,
+        grace: float,
     ) -> None:
+        """:param grace: seconds after a connection was made in which nothing is reaped: when Redis was away for all,
+        the living renew first what ended meanwhile.
+        """
         self._admission, self._ledger, self._metrics = admission, ledger, metrics
-        self._who, self._every, self._orphan = who, every, orphan
+        self._who, self._every, self._orphan, self._grace = who, every, orphan, grace
         self._cursors = ["0"] * SHARDS
         self._ages = [0] * SHARDS
 
@@ -37,8 +48,10 @@ class Reaper:
     async def sweep(self, number: int) -> None:
         """Look after one shard, unless another gateway does or Redis is away."""
         executor = self._admission.executor
-        epoch = executor.epoch(number)
         try:
+            if await executor.connected_for(number) < self._grace:
+                return
+            epoch = executor.epoch(number)
             found = await self._admission.sweep(
                 number, self._who, 0.9 * self._every, self._orphan, self._cursors[number]
             )

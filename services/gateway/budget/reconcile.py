@@ -12,13 +12,14 @@ from typing import Any
 import msgspec
 
 from services.gateway.budget.rows import parse_row
-from shared.budget_state import read_user, shard_key
+from shared.budget_state import UserState, read_users, shard_key
 from shared.identity import SHARDS
 from shared.money import NANO
 from shared.postgres import Database, Query
 from shared.redis import Client
 from shared.service_types import ServiceTypes
 
+_BATCH = 500
 #: USD per user id that LiteLLM counted on the UTC days from the first to the second, both included.
 LiteLLMSpend = Callable[[Sequence[str], date, date], Awaitable[Mapping[str, Decimal]]]
 
@@ -89,9 +90,11 @@ async def _compare(
         day=yesterday,
     )
     found = []
-    for row in rows:
+    states: list[UserState | None] = []
+    for at in range(0, len(rows), _BATCH):
+        states += await read_users(redis, [row["user_id"] for row in rows[at : at + _BATCH]])
+    for row, state in zip(rows, states, strict=True):
         user_id, ledger = row["user_id"], int(row["period"])
-        state = await read_user(redis, user_id)
         if state is not None and state.spent_nano != ledger + waiting.get(user_id, 0):
             found.append(Difference(user_id, "counter", ledger, state.spent_nano))
     if litellm is not None:

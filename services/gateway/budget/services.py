@@ -63,7 +63,13 @@ class Budgets:
         self._ledger.settles_with(self._settlements.add)
         self._renewals = Renewals(self._admission, self._metrics, every=timings.renew)
         self._reaper = Reaper(
-            self._admission, self._ledger, self._metrics, who=who, every=timings.sweep, orphan=timings.orphan
+            self._admission,
+            self._ledger,
+            self._metrics,
+            who=who,
+            every=timings.sweep,
+            orphan=timings.orphan,
+            grace=2 * timings.renew,
         )
         self._totals = Totals(executor, storage, service_types, who=who, every=timings.totals)
         self._checks: set[asyncio.Task[None]] = set()
@@ -125,7 +131,11 @@ class Budgets:
         for _ in range(_TRIES):
             name, tier = self._tier(principal)
             limits = bounds(ask, tier.max_budget_nano)
-            self._totals.check(ask, limits.least)
+            try:
+                self._totals.check(ask, limits.least)
+            except (BudgetExceeded, BudgetReserved) as refusal:
+                refusal.headers.update((await self.state(principal)).rate_limits.headers())
+                raise
             try:
                 answer = await self._admission.admit(ask, name, tier, limits)
             except NotSent:

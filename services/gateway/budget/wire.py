@@ -81,6 +81,7 @@ class Link(asyncio.Protocol):
         self._connection = connection
         self._timeout = timeout
         self._loop = asyncio.get_running_loop()
+        self._made_at = self._loop.time()
         self._reader = hiredis.Reader(notEnoughData=_MORE)
         self._out: list[bytes] = []
         self._pending: deque[tuple[asyncio.Future[Any], float]] = deque()
@@ -112,6 +113,11 @@ class Link(asyncio.Protocol):
             loaded = link.send(pack("SCRIPT", "LOAD", script.source))
             loaded.add_done_callback(_observe)
         return link
+
+    @property
+    def age(self) -> float:
+        """Seconds since it was made."""
+        return self._loop.time() - self._made_at
 
     def send(self, command: bytes) -> asyncio.Future[Any]:
         """The future reply. Fails with ``ScriptFailed``, or ``ConnectionError`` when the outcome is unknown."""

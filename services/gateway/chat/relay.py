@@ -19,7 +19,7 @@ from services.gateway.chat.stream import WRITE_BUFFER, StreamFailed, StreamRelay
 from services.gateway.chat.tally import Tally
 from services.gateway.chat.watch import Watch
 from services.gateway.errors import InvalidToken, UpstreamError, UpstreamTimeout, UserBlocked
-from services.gateway.upstream.classify import UpstreamFailure, classify, read_event_failure, read_failure
+from services.gateway.upstream.classify import KNOWN_WORDS, UpstreamFailure, classify, read_event_failure, read_failure
 from shared import logs
 from shared.errors import ServiceError
 
@@ -162,8 +162,7 @@ class Exchange:
         _log.warning(
             "litellm refused",
             status=failure.status,
-            type=failure.type[:64],
-            code=failure.code[:64],
+            reason=next((word for word in (failure.type, failure.code) if word in KNOWN_WORDS), "other"),
             answered=error.code,
             model=self._labels[0],
         )

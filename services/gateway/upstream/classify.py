@@ -48,6 +48,9 @@ _OURS = frozenset(
     }
 )
 
+#: Types and codes that may stand in a log line: anything else could be a client's or a provider's own text.
+KNOWN_WORDS = _OURS | {"budget_exceeded", "throttling_error", "invalid_request_error", "None"}
+
 
 @dataclass(frozen=True, slots=True)
 class UpstreamFailure:

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import aiohttp
 import pytest
@@ -88,7 +88,7 @@ class Auth:
             signed["challenge"] = await self.challenge(device)
         return subject_token(device, json.dumps(signed).encode())
 
-    def fxa_token(self, uid: str = UID, kind: str = "jwt", **options: Any) -> str:
+    def fxa_token(self, uid: str = UID, kind: Literal["jwt", "opaque"] = "jwt", **options: Any) -> str:
         return self.fxa.mint(TokenOrder(uid=uid, kind=kind, **options))
 
     async def exchange(self, subject: str, kind: str = ACCESS_TOKEN, scope: str = "ai", **form: str) -> tuple[int, Any]:

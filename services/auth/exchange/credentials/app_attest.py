@@ -100,13 +100,13 @@ class AppAttestCredential:
         if row.bundle_ids is not None and token.bundle_id not in row.bundle_ids:
             raise InvalidScope
         try:
-            await self._challenges.consume(challenge, key_id)
+            async with self._challenges.consumed(challenge, key_id):
+                if device.revoked:
+                    raise AccessDenied
+                if not await storage.advance_counter(self._database, key_id, assertion, self._policy.environment):
+                    raise InvalidSubjectToken
         except InvalidChallenge as error:
             raise InvalidSubjectToken from error
-        if device.revoked:
-            raise AccessDenied
-        if not await storage.advance_counter(self._database, key_id, assertion, self._policy.environment):
-            raise InvalidSubjectToken
         return Subject(identity=key_id, client_id=token.bundle_id, amr="app_attest")
 
     def _check_claims(self, claims: dict[str, Any], row: ServiceType) -> str:

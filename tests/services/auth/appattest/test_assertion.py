@@ -119,6 +119,7 @@ def test_every_step_of_an_assertion_is_broken_by_some_case() -> None:
         ({"counter": 0xFFFFFFFF}, Assertion(0xFFFFFFFF, BUNDLE, None, None)),
         ({"tail": TAIL}, Assertion(8, BUNDLE, "2.1", 2)),
         ({"tail": TAIL, "flags": 0xC0}, Assertion(8, BUNDLE, "2.1", 2)),
+        ({"tail": device.launch_extensions("9" * 64, 2**32 - 1)}, Assertion(8, BUNDLE, "9" * 64, 2**32 - 1)),
         ({"policy": policy(environment="development")}, Assertion(8, BUNDLE, None, None)),
     ],
 )

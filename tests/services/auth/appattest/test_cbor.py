@@ -54,6 +54,18 @@ def test_what_is_not_strict_is_refused(name: str) -> None:
         decode(bytes.fromhex(REFUSED[name]))
 
 
+@pytest.mark.parametrize("encoded", ["19ff", "1affffff", "43aabb", "7b7fffffffffffffff"])
+def test_what_ends_early_is_seen_before_it_is_decoded(encoded: str) -> None:
+    with pytest.raises(NotStrictCbor, match="early"):
+        decode(bytes.fromhex(encoded))
+
+
+@pytest.mark.parametrize("value", [23, 24, 255, 256, 65535, 65536, 2**32 - 1, 2**32, 2**64 - 1])
+def test_a_number_has_its_shortest_form(value: int) -> None:
+    assert decode(cbor2.dumps(value)) == value
+    assert decode(cbor2.dumps(-1 - value)) == -1 - value
+
+
 def test_depth_and_items_are_bounded() -> None:
     def nested(levels: int) -> bytes:
         return b"\x81" * levels + b"\x00"

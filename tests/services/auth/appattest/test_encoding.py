@@ -93,11 +93,17 @@ def test_base64_of_too_many_bytes_is_refused() -> None:
             decode_base64(text, max_bytes=1)
 
 
+def test_a_text_that_is_too_long_is_not_looked_at() -> None:
+    with pytest.raises(Malformed, match="too long"):
+        decode_base64("!" * 100_000, max_bytes=3)
+
+
 @pytest.mark.parametrize(
     ("raw", "value"),
     [
         (b"{}", {}),
         (b' {"a" : 1} \n', {"a": 1}),
+        (b"{}" + b" " * (4 * 1024 - 2), {}),
         ('{"é":"\\ud83d\\ude00"}'.encode(), {"é": "😀"}),
         (b'{"a":"]]]]]]]]]][[[[[[[[[[[[{{{{\\"["}', {"a": ']]]]]]]]]][[[[[[[[[[[[{{{{"['}),
         (b'{"a":[[[[[[[1.5]]]]]]]}', {"a": [[[[[[[1.5]]]]]]]}),
@@ -140,7 +146,7 @@ def test_client_data_is_one_object(raw: bytes, value: dict[str, Any]) -> None:
         b'{"a":' + b"[" * 3000,
         b'{"a":"' + b'\\"' * 2000,
         b'{"a":' + b"9" * 5000 + b"}",
-        b'{"a":"' + b"a" * MAX_CLIENT_DATA_BYTES + b'"}',
+        b"{}" + b" " * (4 * 1024 - 1),
     ],
 )
 def test_client_data_of_any_other_shape_is_malformed(raw: bytes) -> None:

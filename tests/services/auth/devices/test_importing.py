@@ -111,6 +111,16 @@ def test_bad_rows_are_told_by_line_and_good_ones_taken(run: Any, auth_device: De
     assert [f"line {number}:" in result.output for number in range(1, 12)] == [True] * 10 + [False]
 
 
+def test_a_damaged_line_of_csv_is_told_and_the_rest_taken(run: Any, auth_device: Device, tmp_path: Path) -> None:
+    path = write_csv(tmp_path / "d.csv", [row_of(auth_device)], one_line=True)
+    header, row = path.read_text().splitlines()
+    path.write_text("\n".join([header, "1," + "x" * 200_000, "1_0" + row.removeprefix("5"), row]))
+    result = run(path)
+    assert result.exit_code == 1
+    assert "1 taken, 2 refused" in result.output
+    assert [f"line {number}:" in result.output for number in (2, 3, 4)] == [True, True, False]
+
+
 async def test_importing_again_never_lowers_a_counter_nor_lifts_a_revocation(
     run: Any, auth_device: Device, postgres_url: str, tmp_path: Path
 ) -> None:

@@ -62,9 +62,16 @@ async def test_firefox_for_ios_enrols_with_its_claims_in_a_jwt(auth: Auth) -> No
     assert (status, body) == (201, {"status": "success"})
 
 
+def wrapped(payload: bytes) -> str:
+    return "Bearer e30." + base64.urlsafe_b64encode(payload).decode().rstrip("=") + ".x"
+
+
 @pytest.mark.parametrize(
     "header",
     [
+        wrapped(b"[" * 5000),
+        wrapped(b'{"key_id_b64":"a","key_id_b64":"b","challenge_b64":"","attestation_obj_b64":"","bundle_id":""}'),
+        wrapped(b'{"key_id_b64":"","challenge_b64":"","attestation_obj_b64":"","bundle_id":"\\ud800"}'),
         None,
         "Bearer",
         "Bearer junk",

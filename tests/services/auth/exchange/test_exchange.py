@@ -102,13 +102,20 @@ async def test_a_challenge_of_another_key_is_refused(auth: Auth) -> None:
     assert status == 400
 
 
+def assert_one_wins(statuses: list[int], won: int, lost: int) -> None:
+    """On a busy machine some of a crowd may be told to try again: never more than one wins."""
+    counts = Counter(statuses)
+    assert counts[won] == 1, counts
+    assert set(counts) <= {won, lost, 503}
+
+
 async def test_of_200_exchanges_with_one_assertion_exactly_one_wins(start_auth: StartAuth) -> None:
     auth = await start_auth(exchange_limit_per_source=0, exchange_limit_per_identity=0)
     device = auth.device()
     await auth.enrol(device)
     token = await auth.assertion(device)
     answers = await many(200, lambda _: auth.exchange(token, ASSERTION))
-    assert Counter(status for status, _ in answers) == {200: 1, 400: 199}
+    assert_one_wins([status for status, _ in answers], 200, 400)
 
 
 async def test_of_200_exchanges_with_one_challenge_exactly_one_wins(start_auth: StartAuth) -> None:
@@ -118,7 +125,7 @@ async def test_of_200_exchanges_with_one_challenge_exactly_one_wins(start_auth: 
     challenge = await auth.challenge(device)
     tokens = [await auth.assertion(device, challenge=challenge) for _ in range(200)]
     answers = await many(200, lambda index: auth.exchange(tokens[index], ASSERTION))
-    assert Counter(status for status, _ in answers) == {200: 1, 400: 199}
+    assert_one_wins([status for status, _ in answers], 200, 400)
 
 
 async def test_of_assertions_with_one_counter_exactly_one_wins(auth: Auth) -> None:
@@ -129,7 +136,7 @@ async def test_of_assertions_with_one_counter_exactly_one_wins(auth: Auth) -> No
         device.counter = 4
         tokens.append(await auth.assertion(device))
     answers = await many(8, lambda index: auth.exchange(tokens[index], ASSERTION))
-    assert Counter(status for status, _ in answers) == {200: 1, 400: 7}
+    assert_one_wins([status for status, _ in answers], 200, 400)
 
 
 async def test_of_100_enrolments_with_one_challenge_exactly_one_wins(start_auth: StartAuth) -> None:
@@ -137,7 +144,7 @@ async def test_of_100_enrolments_with_one_challenge_exactly_one_wins(start_auth:
     device = auth.device()
     body = auth.attest_body(device, await auth.challenge(device))
     answers = await many(100, lambda _: auth.ask("POST", "/verify/attest", json=body))
-    assert Counter(status for status, _, _ in answers) == {201: 1, 401: 99}
+    assert_one_wins([status for status, _, _ in answers], 201, 401)
 
 
 async def test_attesting_again_neither_lowers_the_counter_nor_lifts_a_revocation(auth: Auth, postgres_url: str) -> None:
@@ -166,7 +173,8 @@ async def test_revocation_is_told_only_to_the_holder_of_the_key(auth: Auth, post
     challenge_holder.key = real
     challenge = await auth.challenge(challenge_holder)
     signed = {"typ": "mlpa-token-exchange", "aud": ISSUER, "scope": "ai", "challenge": challenge}
-    token = subject_token(_Impostor(challenge_holder, thief), json.dumps(signed).encode())
+    impostor: Any = _Impostor(challenge_holder, thief)
+    token = subject_token(impostor, json.dumps(signed).encode())
     status, body = await auth.exchange(token, ASSERTION)
     assert (status, body["error"]) == (400, "invalid_request")
 
@@ -200,7 +208,9 @@ async def test_of_newcomers_that_race_exactly_max_users_enter(
     auth = await start_auth(service_types=table, exchange_limit_per_source=0)
     tokens = [auth.fxa_token(uid=f"{index:032x}") for index in range(120)]
     answers = await many(120, lambda index: auth.exchange(tokens[index]))
-    assert Counter(status for status, _ in answers) == {200: 20, 403: 100}
+    statuses = Counter(status for status, _ in answers)
+    assert statuses[200] == 20
+    assert set(statuses) <= {200, 403, 503}
     assert {body["error"] for status, body in answers if status == 403} == {"max_users_reached"}
     async with Database.connect(postgres_url) as database:
         assert (await database.fetch(_CAPACITY, service_type="ai"))[0]["users"] == 20

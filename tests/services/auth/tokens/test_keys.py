@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
 
@@ -41,7 +42,7 @@ def test_the_newest_key_past_its_activation_signs_and_all_are_published(tmp_path
 
 def test_a_kid_is_the_rfc_7638_thumbprint(tmp_path: Path) -> None:
     key = load_key(create_key(tmp_path, activate_at=NOW))
-    assert ECKey.import_key(key.public).thumbprint() == key.kid
+    assert ECKey.import_key(dict(key.public)).thumbprint() == key.kid
 
 
 def test_the_first_key_of_a_deployment_signs_ahead_of_its_time(tmp_path: Path) -> None:
@@ -66,26 +67,28 @@ def test_a_mounted_secret_with_symlinks_and_0440_is_fine(tmp_path: Path) -> None
     assert len(KeyRing(tmp_path).keys) == 1
 
 
-def write(path: Path, key: ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey) -> None:
-    path.write_bytes(
-        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-    )
+def write(path: Path, key: ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey | None) -> None:
+    """A key file, or one with junk in it."""
+    plain = (serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    path.write_bytes(key.private_bytes(*plain) if key else b"junk")
     path.chmod(0o400)
 
 
 def test_only_p256_private_keys_start_a_process(tmp_path: Path) -> None:
-    for name, make in {
-        "rsa.pem": lambda path: write(path, rsa.generate_private_key(65537, 2048)),
-        "p384.pem": lambda path: write(path, ec.generate_private_key(ec.SECP384R1())),
-        "junk.pem": lambda path: (path.write_bytes(b"junk"), path.chmod(0o400)),
-    }.items():
+    keys: dict[str, ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey | None] = {
+        "rsa.pem": rsa.generate_private_key(65537, 2048),
+        "p384.pem": ec.generate_private_key(ec.SECP384R1()),
+        "junk.pem": None,
+        "brainpool.pem": ec.generate_private_key(ec.BrainpoolP256R1()),
+    }
+    for name, key in keys.items():
         folder = tmp_path / name.removesuffix(".pem")
         folder.mkdir()
-        make(folder / name)
+        write(folder / name, key)
         with pytest.raises(KeyFault, match=name):
             KeyRing(folder)
+    (tmp_path / "empty").mkdir()
     with pytest.raises(KeyFault, match="there is no key"):
-        (tmp_path / "empty").mkdir()
         KeyRing(tmp_path / "empty")
     with pytest.raises(KeyFault, match="No such file"):
         KeyRing(tmp_path / "missing")
@@ -98,6 +101,9 @@ def test_a_running_process_survives_whatever_happens_to_the_folder(tmp_path: Pat
     (tmp_path / "bad.pem").write_bytes(b"junk")
     ring.refresh()
     assert ring.signing_key().kid == kid
+    good.chmod(0o444)
+    ring.refresh()
+    assert ring.signing_key().kid == kid, "tokens that it signed are still out there"
     good.unlink()
     ring.refresh()
     assert ring.signing_key().kid == kid, "an empty folder never replaces a good set"
@@ -144,3 +150,59 @@ def test_the_commands_rotate_list_and_prune(tmp_path: Path) -> None:
     assert len(later) == 1
     assert all(path.stat().st_mode & 0o777 == 0o400 for path in Path(folder).glob("*.pem"))
     assert run("prune") == ""
+
+
+def test_a_half_written_key_is_read_again_though_its_file_looks_the_same(tmp_path: Path) -> None:
+    create_key(tmp_path, activate_at=NOW - 100)
+    ring = KeyRing(tmp_path, clock=Clock())
+    whole = create_key(tmp_path / "elsewhere", activate_at=NOW - 50).read_bytes()
+    path = tmp_path / "new.pem"
+    path.write_bytes(whole[:100].ljust(len(whole), b"\n"))
+    path.chmod(0o600)
+    before = path.stat()
+    ring.refresh()
+    assert len(ring.keys) == 1
+    path.write_bytes(whole)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    ring.refresh()
+    assert len(ring.keys) == 2
+
+
+def test_the_swap_of_a_mounted_secret_is_noticed(tmp_path: Path) -> None:
+    """As the kubelet does it: the files are links into a folder that a link names, and that link is replaced."""
+    for name in ("..one", "..two"):
+        create_key(tmp_path / name, activate_at=NOW - 100).rename(tmp_path / name / "key.pem")
+    (tmp_path / "..data").symlink_to("..one")
+    (tmp_path / "key.pem").symlink_to("..data/key.pem")
+    ring = KeyRing(tmp_path)
+    first = ring.signing_key().kid
+    (tmp_path / "..data_tmp").symlink_to("..two")
+    (tmp_path / "..data_tmp").rename(tmp_path / "..data")
+    ring.refresh()
+    assert ring.signing_key().kid != first
+    assert len(ring.keys) == 1
+
+
+def test_a_kid_that_another_process_may_know_is_looked_for(tmp_path: Path) -> None:
+    create_key(tmp_path, activate_at=NOW - 100)
+    ring = KeyRing(tmp_path)
+    key = load_key(create_key(tmp_path, activate_at=NOW))
+    ring._looked = float("-inf")
+    assert ring.find(key.kid) is not None
+    assert ring.find("unknown") is None
+
+
+def test_a_fault_is_reported_once_and_again_after_it_was_gone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    create_key(tmp_path, activate_at=NOW - 100)
+    ring = KeyRing(tmp_path)
+    bad = tmp_path / "bad.pem"
+    for _ in range(2):
+        bad.write_bytes(b"junk")
+        bad.chmod(0o400)
+        for _ in range(3):
+            ring.refresh()
+        assert capsys.readouterr().out.count("bad.pem") == 1
+        bad.unlink()
+        ring.refresh()

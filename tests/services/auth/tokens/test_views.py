@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from typing import Any
 from urllib.parse import urlencode
 
@@ -9,13 +10,17 @@ import pytest
 
 from services.auth.tokens.issuer import Issuer
 from services.auth.tokens.keys import KeyRing, create_key
-from shared.budget_state import token_key
+from shared.budget_state import identity_key, token_key
 from shared.postgres import Database, Query
 from shared.redis import connect
 from tests.services.auth.conftest import ISSUER, UID, Auth, StartAuth
 
 _REVOKED = Query.text("select jti from revocations")
 _PENDING = Query.text("select count(*) as n from redis_changes")
+
+
+#: A JWT whose header is nested too deeply for a parser that recurses.
+DEEP = base64.urlsafe_b64encode(b"[" * 1200).decode().rstrip("=") + f".e30.{'A' * 86}"
 
 
 async def revoke(auth: Auth, **form: str) -> tuple[int, Any]:
@@ -54,7 +59,7 @@ async def test_a_revoked_token_is_in_postgresql_and_redis(auth: Auth, redis_url:
     assert await revoked_in(redis_url) == [token_key(UID, row["jti"])]
 
 
-@pytest.mark.parametrize("token", ["junk", "a.b.c", "x" * 5000])
+@pytest.mark.parametrize("token", ["junk", "a.b.c", "x" * 5000, DEEP])
 async def test_what_is_not_ours_is_answered_200_and_changes_nothing(auth: Auth, redis_url: str, token: str) -> None:
     assert (await revoke(auth, token=token))[0] == 200
     assert await revoked_in(redis_url) == []
@@ -66,7 +71,7 @@ async def test_a_foreign_signature_and_an_expired_token_change_nothing(
     auth = await start_auth()
     create_key(tmp_path / "foreign", activate_at=0)
     foreign = Issuer(KeyRing(tmp_path / "foreign"), issuer=ISSUER, ttl=300)
-    expired = Issuer(KeyRing(tmp_path / "keys"), issuer=ISSUER, ttl=-10)
+    expired = Issuer(KeyRing(tmp_path / "keys"), issuer=ISSUER, ttl=-60)
     for issuer in (foreign, expired):
         token = issuer.issue(user_id=f"{UID}:ai", client_id="x", scope="ai", amr="fxa")
         assert (await revoke(auth, token=token))[0] == 200
@@ -94,3 +99,23 @@ async def test_what_redis_missed_is_applied_when_it_is_back(
                 await redis.ping()
         while (await database.fetch(_PENDING))[0]["n"]:
             await database.ping()
+
+
+async def test_revoking_again_writes_nothing(auth: Auth, redis_url: str) -> None:
+    _, answer = await auth.exchange(auth.fxa_token())
+    assert (await revoke(auth, token=answer["access_token"]))[0] == 200
+    async with connect(redis_url) as redis:
+        before = await redis.hget(identity_key(UID), "v")
+        assert (await revoke(auth, token=answer["access_token"]))[0] == 200
+        assert await redis.hget(identity_key(UID), "v") == before
+
+
+async def test_a_token_is_revoked_until_the_slowest_clock_says_that_it_has_expired(
+    auth: Auth, redis_url: str, tmp_path: Any
+) -> None:
+    just_expired = Issuer(KeyRing(tmp_path / "keys"), issuer=ISSUER, ttl=-5)
+    token = just_expired.issue(user_id=f"{UID}:ai", client_id="x", scope="ai", amr="fxa")
+    assert (await revoke(auth, token=token))[0] == 200
+    (key,) = await revoked_in(redis_url)
+    async with connect(redis_url) as redis:
+        assert 20 <= await redis.ttl(key) <= 30

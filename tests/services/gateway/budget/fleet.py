@@ -20,7 +20,10 @@ PROMPT_NANO, COMPLETION_NANO = MODEL.input_units, MODEL.output_units
 
 @dataclass
 class Upstream:
-    """Streams one-byte tokens, and usage at the end; cuts a share of the streams short."""
+    """Streams one-byte tokens, and usage at the end; cuts a share of the streams short.
+
+    A token counts as delivered when the gateway says that it has it: what was still in a socket, nobody got.
+    """
 
     pace: float = 0.002
     cut: float = 0.0
@@ -40,7 +43,10 @@ class Upstream:
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(ConnectionError, asyncio.CancelledError):
-            request = json.loads(await reader.readline())
+            line = await reader.readline()
+            if not line:
+                return
+            request = json.loads(line)
             tokens = self._random.randint(request["grant"] // 3, request["grant"])
             cut_at = self._random.randint(0, tokens) if self._random.random() < self.cut else None
             cost = request["prompt"] * PROMPT_NANO
@@ -50,7 +56,8 @@ class Upstream:
                     writer.close()
                     return
                 writer.write(b"t\n")
-                await writer.drain()
+                if not await reader.readline():
+                    return
                 cost += COMPLETION_NANO
                 self.delivered[request["id"]] = cost
                 await asyncio.sleep(self.pace)
@@ -64,18 +71,6 @@ class Gateway:
 
     def __init__(self, process: Process) -> None:
         self.process = process
-
-    @classmethod
-    async def start(cls, *, begin: bool = True, **config: Any) -> Gateway:
-        process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "tests.services.gateway.budget.worker", json.dumps(config), stdin=PIPE, stdout=PIPE
-        )
-        assert process.stdout is not None
-        assert await process.stdout.readline() == b"ready\n"
-        gateway = cls(process)
-        if begin:
-            gateway.begin()
-        return gateway
 
     def begin(self) -> None:
         assert self.process.stdin is not None
@@ -100,3 +95,41 @@ class Gateway:
         except TimeoutError:
             self.signal(signal.SIGKILL)
             raise
+
+
+class Fleet:
+    """Starts gateways, and leaves none behind."""
+
+    def __init__(self, **config: Any) -> None:
+        self.config = config
+        self.gateways: list[Gateway] = []
+
+    async def __aenter__(self) -> Fleet:
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        for gateway in self.gateways:
+            if gateway.process.returncode is None:
+                gateway.signal(signal.SIGKILL)
+                await gateway.process.wait()
+
+    async def start(self, *, begin: bool = True, **changes: Any) -> Gateway:
+        """One more gateway; ``begin`` False leaves its clients waiting for ``Gateway.begin``."""
+        config = {**self.config, "seed": len(self.gateways), **changes}
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "tests.services.gateway.budget.worker", json.dumps(config), stdin=PIPE, stdout=PIPE
+        )
+        gateway = Gateway(process)
+        self.gateways.append(gateway)
+        assert process.stdout is not None
+        assert await process.stdout.readline() == b"ready\n"
+        if begin:
+            gateway.begin()
+        return gateway
+
+    async def start_many(self, count: int, **changes: Any) -> list[Gateway]:
+        """Gateways whose clients begin together."""
+        gateways = [await self.start(begin=False, **changes) for _ in range(count)]
+        for gateway in gateways:
+            gateway.begin()
+        return gateways

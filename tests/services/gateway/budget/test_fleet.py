@@ -19,7 +19,7 @@ from services.local.valkey import ValkeyServer
 from shared import budget_state, migrate
 from shared.postgres import Database
 from shared.redis import RedisError, connect
-from tests.services.gateway.budget.fleet import COMPLETION_NANO, PROMPT_NANO, Gateway, Upstream
+from tests.services.gateway.budget.fleet import COMPLETION_NANO, PROMPT_NANO, Fleet, Upstream
 from tests.services.gateway.budget.support import ledger, principal, row, until
 
 FULL = bool(os.environ.get("MLPA_TEST_FULL"))
@@ -53,6 +53,7 @@ class Watch:
     def __init__(self) -> None:
         self.most = 0
         self.samples = 0
+        self.over = False
 
     @asynccontextmanager
     async def of(self, redis_url: str) -> AsyncIterator[Watch]:
@@ -60,12 +61,12 @@ class Watch:
         try:
             yield self
         finally:
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
+            self.over = True
+            await task
 
     async def _watch(self, redis_url: str) -> None:
         client = connect(redis_url, max_connections=1)
-        while True:
+        while not self.over:
             try:
                 state = await budget_state.read_user(client, USER)
             except RedisError:
@@ -74,6 +75,7 @@ class Watch:
                 self.samples += 1
                 self.most = max(self.most, state.spent_nano + state.reserved_nano)
             await asyncio.sleep(0.01)
+        await client.aclose()
 
 
 async def settled(database: Database, redis_url: str) -> list[dict[str, Any]]:
@@ -92,17 +94,15 @@ async def settled(database: Database, redis_url: str) -> list[dict[str, Any]]:
 async def test_300_streams_of_one_user_over_3_gateways_spend_the_budget_and_no_more(
     redis_url: str, postgres_url: str
 ) -> None:
-    """Refused clients ask again until nothing is left; the ledger is what the upstream delivered, to the nano-dollar."""
+    """Refused clients ask again until nothing is left; the ledger is what upstream delivered, to the nano-dollar."""
     budget = 20 * RESERVATION
-    async with Upstream().running() as upstream, Watch().of(redis_url) as watch, Database.connect(postgres_url) as db:
-        gateways = await asyncio.gather(
-            *(
-                Gateway.start(begin=False, **config(redis_url, postgres_url, upstream, budget, seed=seed))
-                for seed in range(3)
-            )
-        )
-        for gateway in gateways:
-            gateway.begin()
+    async with (
+        Upstream().running() as upstream,
+        Watch().of(redis_url) as watch,
+        Database.connect(postgres_url) as db,
+        Fleet(**config(redis_url, postgres_url, upstream, budget)) as fleet,
+    ):
+        gateways = await fleet.start_many(3)
         results = await asyncio.gather(*(gateway.result() for gateway in gateways))
         rows = await settled(db, redis_url)
 
@@ -140,7 +140,7 @@ def outcome(upstream: Upstream, rows: list[dict[str, Any]], budget: int) -> int:
 async def test_gateways_that_die_hang_and_leave_never_overspend(
     kept_valkey: ValkeyServer, postgres_url: str, record_property: Any
 ) -> None:
-    """SIGKILL, SIGSTOP and SIGTERM at random, clients that vanish, streams that are cut, and Redis restarted with its data."""
+    """SIGKILL, SIGSTOP, SIGTERM at random, vanishing clients, streams cut short, and Redis restarted with its data."""
     chance = random.Random(3)
     budget = 4000 * RESERVATION
     seconds = 30 if FULL else 8
@@ -149,11 +149,11 @@ async def test_gateways_that_die_hang_and_leave_never_overspend(
         Upstream(pace=0.005, cut=0.1).running() as upstream,
         Watch().of(url) as watch,
         Database.connect(postgres_url) as database,
+        Fleet(**config(url, postgres_url, upstream, budget, clients=30, vanish=0.2, forever=True)) as fleet,
     ):
-        base = config(url, postgres_url, upstream, budget, clients=30, vanish=0.2, forever=True)
-        gateways = [await Gateway.start(**{**base, "seed": seed}) for seed in range(3)]
+        gateways = await fleet.start_many(3)
         loop = asyncio.get_running_loop()
-        ends, seed, restarted = loop.time() + seconds, 3, False
+        ends, restarted = loop.time() + seconds, False
         while loop.time() < ends:
             await asyncio.sleep(chance.uniform(0.2, 0.5))
             if not restarted and loop.time() > ends - seconds / 2:
@@ -170,13 +170,10 @@ async def test_gateways_that_die_hang_and_leave_never_overspend(
                 gateways[at].signal(signal.SIGCONT)
                 continue
             await gateways[at].result()
-            gateways[at] = await Gateway.start(**{**base, "seed": seed})
-            seed += 1
+            gateways[at] = await fleet.start()
         await asyncio.gather(*(gateway.stop() for gateway in gateways))
-        last = await Gateway.start(**{**base, "clients": 0})
-        await last.result()
-        keeper = await Gateway.start(**{**base, "clients": 1, "limit": 1})
-        rows = await keep_until_settled(keeper, database, url)
+        await fleet.start(begin=False)  # reaps what the others left
+        rows = await settled(database, url)
         above = outcome(upstream, rows, budget)
         spent = sum(one["cost_nano"] for one in rows)
         record_property("charged_above_delivered_nano", above)
@@ -185,17 +182,8 @@ async def test_gateways_that_die_hang_and_leave_never_overspend(
         assert {one["outcome"] for one in rows} >= {"success", "abort", "expired"}
 
 
-async def keep_until_settled(keeper: Gateway, database: Database, url: str) -> list[dict[str, Any]]:
-    """Let a last gateway reap what the others left, then stop it too."""
-    await asyncio.sleep(2 * TIMINGS["lease"])
-    await keeper.stop()
-    return await settled(database, url)
-
-
 @pytest.mark.parametrize("lost", [False, True], ids=["kept", "emptied"])
-async def test_redis_restarted_under_load(
-    tmp_path: Path, postgres_url: str, lost: bool, record_property: Any
-) -> None:
+async def test_redis_restarted_under_load(tmp_path: Path, postgres_url: str, lost: bool, record_property: Any) -> None:
     """With its data: never over budget. Emptied: over by no more than what was open or not in the ledger yet."""
     options = {"appendonly": "yes", "appendfsync": "always"} if not lost else {}
     budget = 60 * RESERVATION
@@ -204,9 +192,9 @@ async def test_redis_restarted_under_load(
             Upstream(pace=0.01).running() as upstream,
             Watch().of(valkey.url) as watch,
             Database.connect(postgres_url) as database,
+            Fleet(**config(valkey.url, postgres_url, upstream, budget, clients=20, forever=True)) as fleet,
         ):
-            base = config(valkey.url, postgres_url, upstream, budget, clients=20)
-            gateways = [await Gateway.start(**{**base, "seed": seed, "forever": True}) for seed in range(3)]
+            gateways = await fleet.start_many(3)
             client = connect(valkey.url, max_connections=1)
             reserved = 0
             for _ in range(2):
@@ -239,9 +227,11 @@ async def test_postgresql_away_for_a_while_costs_no_row(
     await asyncio.to_thread(migrate.upgrade, url)
     away = 30 if FULL else 3
     budget = 4000 * RESERVATION
-    async with Upstream(pace=0.002).running() as upstream:
-        base = config(redis_url, url, upstream, budget, clients=10, forever=True)
-        gateways = [await Gateway.start(**{**base, "seed": seed}) for seed in range(2)]
+    async with (
+        Upstream(pace=0.002).running() as upstream,
+        Fleet(**config(redis_url, url, upstream, budget, clients=10, forever=True)) as fleet,
+    ):
+        gateways = await fleet.start_many(2)
         await asyncio.sleep(1)
         before = len(upstream.delivered)
         await asyncio.to_thread(own_postgres.process.pause)

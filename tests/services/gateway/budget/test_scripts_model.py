@@ -17,7 +17,14 @@ from typing import Any
 import redis
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule, run_state_machine_as_test
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 
 from services.gateway.budget.admission import Admission, Refusal
 from services.gateway.budget.charging import Charge, bounds
@@ -37,7 +44,9 @@ MODEL = PricedModel("m", Decimal("1.5e-9"), Decimal("2.5e-9"), min_completion_to
 ROWS = {
     one.name: one
     for one in (
-        row("small", max_budget_nano=1000, duration_seconds=3600, rpm=4, tpm=120, max_streams=3, total_budget_nano=10**6),
+        row(
+            "small", max_budget_nano=1000, duration_seconds=3600, rpm=4, tpm=120, max_streams=3, total_budget_nano=10**6
+        ),
         row("large", max_budget_nano=4000, duration_seconds=3600, rpm=0, tpm=0),
         row("daily", max_budget_nano=2000, duration_seconds=86_400, rpm=6, tpm=300),
     )
@@ -53,13 +62,13 @@ PRINCIPALS = (
 @dataclass
 class Request:
     user: int
-    reservation: Reservation
+    reservation: Reservation = field(repr=False)
     number: int
     ends: int
     state: str = "open"
     known: bool = True  # Redis has the reservation
     cost: int = 0
-    settlement: Settlement | None = None
+    settlement: Settlement | None = field(default=None, repr=False)
 
 
 @dataclass
@@ -151,7 +160,16 @@ class Scripts(RuleBasedStateMachine):
 
     @rule(milliseconds=st.sampled_from((1, 400, 20_000, 29_000, 60_000, 61_000, 3_600_000, 86_400_000)))
     def time_passes(self, milliseconds: int) -> None:
+        """Redis drops a window's key when its newest entry is a minute old."""
         self.executor.now_ms = self.now + milliseconds
+        for who, state in zip(self.principals, self.users, strict=True):
+            base = budget_state.prefix(who.identity)
+            if state.tokens and max(state.tokens)[0] + MINUTE <= self.now:
+                self.client.delete(f"{base}t:{who.user_id}")
+                state.tokens = []
+            if state.requests and max(state.requests) + MINUTE <= self.now:
+                self.client.delete(f"{base}w:{who.user_id}")
+                state.requests = []
 
     @rule(milliseconds=st.sampled_from((300, 3_600_000)))
     def clock_goes_back(self, milliseconds: int) -> None:
@@ -166,7 +184,9 @@ class Scripts(RuleBasedStateMachine):
                 pass
             self.executor.now_ms = self.now + apart
 
-    @rule(user=users_, pauses=st.lists(st.sampled_from((1, 9, 14, 31)), min_size=1, max_size=8), tokens=st.integers(1, 60))
+    @rule(
+        user=users_, pauses=st.lists(st.sampled_from((1, 9, 14, 31)), min_size=1, max_size=8), tokens=st.integers(1, 60)
+    )
     def chat(self, user: int, pauses: list[int], tokens: int) -> None:
         """What most requests are."""
         for pause in pauses:
@@ -181,6 +201,17 @@ class Scripts(RuleBasedStateMachine):
                 self.users[user].tokens.append((self.now, tokens))
             self.executor.now_ms = self.now + pause * 1000
 
+    @rule(user=users_)
+    def open_many(self, user: int) -> None:
+        """In a new period, so that the budget allows it."""
+        self.executor.now_ms = self.now + self.duration_of_tier(user) * 1000
+        for _ in range(4):
+            while self.try_to_admit(user, 0, 1, 1) in ("load", "tier"):
+                pass
+
+    def duration_of_tier(self, user: int) -> int:
+        return ROWS[self.tiers[user]].duration_seconds
+
     def try_to_admit(self, user: int, prompt: int, limit: int, n: int) -> str:
         """The answer's name, after it was compared with the model's."""
         who = self.principals[user]
@@ -189,7 +220,7 @@ class Scripts(RuleBasedStateMachine):
             limit=limit, n=n, request_id="a|b",
         )  # fmt: skip
         tier = ROWS[self.expected_tiers[user]]
-        answer = self.run(self.admission.admit(wanted, tier, bounds(wanted, tier.max_budget_nano)))
+        answer = self.run(self.admission.admit(wanted, tier.name, tier, bounds(wanted, tier.max_budget_nano)))
         expected = self.decide(user, prompt, limit, n)
         if isinstance(answer, Refusal):
             assert (answer.reason, answer.tier, round(answer.retry_after * 1000)) == expected
@@ -299,7 +330,9 @@ class Scripts(RuleBasedStateMachine):
         assert self.send(settlement_of(request.reservation, Charge(0, 0, 0, 0), "abort", admitted=False)) == "-"
         request.state = "withdrawn"
         tier = ROWS[self.expected_tiers[request.user]]
-        late = self.run(self.admission.admit(request.reservation.ask, tier, bounds(request.reservation.ask, 10**6)))
+        late = self.run(
+            self.admission.admit(request.reservation.ask, tier.name, tier, bounds(request.reservation.ask, 10**6))
+        )
         assert isinstance(late, Refusal)
 
     @precondition(lambda self: any(one.state in ("open", "reaped") for one in self.requests))
@@ -326,7 +359,7 @@ class Scripts(RuleBasedStateMachine):
     def reap(self) -> None:
         self.client.delete(*(budget_state.shard_key(one, "claim") for one in range(64)))
         for number in {shard(who.identity) for who in PRINCIPALS}:
-            found = self.run(self.admission.sweep(number, "me", 1, 5, "0"))
+            found = self.run(self.admission.sweep(number, "me", 60, 5, "0"))
             assert found is not None
             over = {one.reservation.id: one for one in self.requests
                     if one.number == number and one.known and one.state == "open" and one.ends <= self.now}  # fmt: skip
@@ -343,7 +376,9 @@ class Scripts(RuleBasedStateMachine):
                 assert (entry.outcome, entry.prompt_tokens) == ("expired", one.reservation.ask.prompt_bound)
                 assert entry.completion_tokens == one.reservation.grant * one.reservation.ask.n
                 assert (entry.admitted_ms, entry.request_id) == (one.reservation.admitted_ms, "a|b")
-            again = self.run(self.admission.sweep(number, "other", 1, 5, "0"))
+            outbox = self.client.hkeys(budget_state.shard_key(number, "outbox"))
+            assert {name.encode() for name in over} <= set(outbox)
+            again = self.run(self.admission.sweep(number, "other", 60, 5, "0"))
             assert again is None, "the shard was claimed"
 
     @rule(acknowledge=st.booleans())
@@ -359,6 +394,13 @@ class Scripts(RuleBasedStateMachine):
             if acknowledge and rows:
                 self.run(self.admission.acknowledge(number, rows))
                 assert not self.client.exists(budget_state.shard_key(number, "outbox"))
+
+    @rule(user=users_, tiers=st.lists(st.sampled_from(sorted(ROWS)), min_size=1, max_size=3))
+    def change_tiers(self, user: int, tiers: list[str]) -> None:
+        for tier in tiers:
+            self.change_tier(user, tier)
+            while self.try_to_admit(user, 1, 3, 1) in ("load", "tier"):
+                pass
 
     @rule(user=users_, tier=st.sampled_from(sorted(ROWS)))
     def change_tier(self, user: int, tier: str) -> None:
@@ -434,7 +476,11 @@ class Scripts(RuleBasedStateMachine):
                 one.state = "settled"
                 self.ledger[one.reservation.id] = one.cost
             elif one.state == "settled" and one.reservation.id in outbox:
-                if one.settlement is not None and one.settlement.cost_nano == one.cost and one.reservation.id not in self.ledger:
+                if (
+                    one.settlement is not None
+                    and one.settlement.cost_nano == one.cost
+                    and one.reservation.id not in self.ledger
+                ):
                     self.send(one.settlement)
                     tokens = one.settlement.rate_tokens
                     if tokens:
@@ -451,28 +497,30 @@ class Scripts(RuleBasedStateMachine):
         period = snapshot.now_ms // 1000 // seconds
         spent = 0
         for one in self.requests:
-            if one.user == user and one.reservation.id in self.ledger:
-                if one.reservation.admitted_ms // 1000 // seconds == period:
-                    spent += self.ledger[one.reservation.id]
+            in_window = one.reservation.admitted_ms // 1000 // seconds == period
+            if one.user == user and in_window and one.reservation.id in self.ledger:
+                spent += self.ledger[one.reservation.id]
         for name, (cost, admitted) in snapshot.rows.items():
             if admitted // 1000 // seconds == period:
                 spent += cost - self.ledger.get(name, 0)
+        written = [one for one in self.requests if one.user == user and one.reservation.id in self.ledger]
+        newest = max([period, *(one.reservation.admitted_ms // 1000 // seconds for one in written),
+                      *(admitted // 1000 // seconds for _, admitted in snapshot.rows.values())])  # fmt: skip
         revoked = [(jti, 10**6) for jti in sorted(self.revoked[user])]
         loaded: bool = self.run(
             self.admission.load(
-                who.user_id, snapshot, tier=tier.name, seconds=seconds, index=period, spent=spent,
+                who.user_id, snapshot, tier=tier.name, seconds=seconds, index=period, spent=spent, newest=newest,
                 block=self.blocks[who.identity], revoked=revoked,
             )
         )  # fmt: skip
         if loaded:
-            self.note_load(user, tier.name, seconds, period)
+            newest = max([newest, *(one.reservation.admitted_ms // 1000 // seconds for one in self.open(user))])
+            self.note_load(user, tier.name, seconds, period, newest)
         return loaded
 
-    def note_load(self, user: int, tier: str, seconds: int, period: int) -> None:
+    def note_load(self, user: int, tier: str, seconds: int, period: int, newest: int) -> None:
         state, who = self.users[user], self.principals[user]
-        newest = period
-        if state.epoch is not None and state.period_seconds == seconds and state.newest > period:
-            newest = state.newest
+        if newest > period:
             state.requests, state.tokens = [], []
         state.epoch = self.identity_epochs[who.identity] = self.executor.current_epoch
         state.tier, state.period, state.newest, state.period_seconds = tier, period, newest, seconds
@@ -481,9 +529,15 @@ class Scripts(RuleBasedStateMachine):
     def rebuild(self, user: int) -> None:
         assert self.load(user, self.run(self.admission.snapshot(self.principals[user].user_id)))
 
-    @rule(user=users_, data=st.data(), event=st.sampled_from(("settle", "flush", "tier", "block", "renew", "other period")))
+    @rule(
+        user=users_,
+        data=st.data(),
+        event=st.sampled_from(("settle", "flush", "tier", "block", "renew", "reap", "other period")),
+    )
     def rebuild_while_something_happens(self, user: int, data: st.DataObject, event: str) -> None:
         """A rebuild whose snapshot is out of date must start anew."""
+        if event == "reap":
+            self.executor.now_ms = self.now + LEASE_MS
         snapshot = self.run(self.admission.snapshot(self.principals[user].user_id))
         stale = True
         if event == "settle":
@@ -501,6 +555,9 @@ class Scripts(RuleBasedStateMachine):
             self.change_tier(user, data.draw(st.sampled_from(sorted(ROWS))))
         elif event == "block":
             self.change_block(user, "0")
+        elif event == "reap":
+            stale = any(one.ends <= self.now for one in self.open(user))
+            self.reap()
         elif event == "renew":
             stale = False
             if any(one.state in ("open", "reaped") for one in self.requests):
@@ -543,7 +600,14 @@ class Scripts(RuleBasedStateMachine):
             since = self.now - MINUTE
             requests = [at for at in state.requests if at > since]
             tokens = sum(amount for at, amount in state.tokens if at > since) + self.estimated(user)
-            assert [word.decode() for word in words[:6]] == ["ok", state.tier, str(seconds), str(period), str(spent), str(reserved)]
+            assert [word.decode() for word in words[:6]] == [
+                "ok",
+                state.tier,
+                str(seconds),
+                str(period),
+                str(spent),
+                str(reserved),
+            ]
             assert (int(words[6]), int(words[8])) == (len(requests), tokens)
             if self.exact[user] and not any(one.cost > one.reservation.amount_nano for one in self.of(user, "settled")):
                 assert spent + reserved <= ROWS[state.tier].max_budget_nano
@@ -582,6 +646,7 @@ def test_the_scripts_do_what_a_plain_model_does(valkey_server: ValkeyServer) -> 
             max_examples=600 if full else 60,
             stateful_step_count=60,
             deadline=None,
+            derandomize=not full,
             suppress_health_check=list(HealthCheck),
             phases=(Phase.explicit, Phase.reuse, Phase.generate, Phase.shrink),
         ),

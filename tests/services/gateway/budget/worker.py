@@ -1,7 +1,7 @@
 """A gateway process for the tests, reduced to what budgets see: clients of one user that ask, stream and settle.
 
-``python -m tests.services.gateway.budget.worker JSON``; prints ``ready``, begins when told to by a line of input, and prints one JSON
-object when it ends by itself.
+``python -m tests.services.gateway.budget.worker JSON``; prints ``ready``, begins when told to by a line of input, and
+prints one JSON object when it ends by itself.
 """
 
 from __future__ import annotations
@@ -81,6 +81,7 @@ class Clients:
                     self.relayed.pop(reservation.id)
                     return Delivery("success", sent=True, usage=Usage(int(prompt), int(completion)))
                 self.relayed[reservation.id] += len(line) - 1
+                writer.write(b"\n")
                 patience -= 1
                 if patience == 0:
                     break

@@ -54,6 +54,8 @@ class AuthDouble:
 
     async def jwks(self, _request: web.Request) -> web.Response:
         self.fetches += 1
+        if isinstance(self.body, bytes):
+            return web.Response(body=self.body, status=self.status)
         return web.json_response(self.ring.jwks() if self.body is None else self.body, status=self.status)
 
     async def metadata(self, request: web.Request) -> web.Response:
@@ -198,8 +200,19 @@ FORGERIES: dict[str, Callable[[Rig], str]] = {
     "not ASCII": lambda rig: "\u00e9.\u00e9.\u00e9",
     "truncated signature": lambda rig: rig.issue()[:-4],
     "two signatures": lambda rig: rig.issue() + ".x",
+    "a character that is no base64url in the signature": lambda rig: rig.issue()[:-10] + "!" + rig.issue()[-10:],
+    "padding after the signature": lambda rig: rig.issue() + "==",
+    "bits after the signature": lambda rig: with_other_last_bits(rig.issue()),
+    "a deeply nested header": lambda rig: (
+        base64.urlsafe_b64encode(b"[" * 1200).decode().rstrip("=") + f".e30.{'A' * 86}"
+    ),
     "DER signature": lambda rig: der_signed(rig),
 }
+
+
+def with_other_last_bits(token: str) -> str:
+    """The same signature, spelled otherwise: a lenient reader doesn't look at the last four bits."""
+    return token[:-1] + chr(ord(token[-1]) + 1)
 
 
 def der_signed(rig: Rig) -> str:
@@ -257,6 +270,26 @@ async def test_a_key_that_leaves_the_set_takes_its_tokens_along(rig: Rig) -> Non
         await rig.verifier.verify(token)
 
 
+async def test_a_key_that_is_replaced_under_its_kid_takes_its_tokens_along(rig: Rig) -> None:
+    token = rig.issue()
+    await rig.verifier.verify(token)
+    (published,) = rig.auth.ring.jwks()["keys"]
+    other = ECKey.generate_key("P-256").as_dict(private=False)
+    rig.auth.body = {"keys": [published | {"x": other["x"], "y": other["y"]}]}
+    await rig.keys.refresh()
+    with pytest.raises(InvalidToken):
+        await rig.verifier.verify(token)
+
+
+async def test_a_reading_that_changes_nothing_forgets_nothing(rig: Rig) -> None:
+    token = rig.issue()
+    first = await rig.verifier.verify(token)
+    create_key(rig.folder, activate_at=1)
+    rig.auth.ring.refresh()
+    await rig.keys.refresh()
+    assert await rig.verifier.verify(token) is first
+
+
 async def test_unknown_kids_make_one_fetch_in_five_seconds(rig: Rig) -> None:
     await rig.keys.refresh()
     before = rig.auth.fetches
@@ -279,7 +312,19 @@ async def test_a_new_key_is_found_by_asking_again(rig: Rig) -> None:
     assert (await rig.verifier.verify(rig.issue())).user_id == USER
 
 
-@pytest.mark.parametrize("body", [{"keys": []}, {}, [], "junk", {"keys": [{"kty": "RSA", "kid": "x"}]}])
+BROKEN_SETS: list[Any] = [
+    {"keys": []},
+    {},
+    [],
+    "junk",
+    {"keys": [{"kty": "RSA", "kid": "x"}]},
+    {"keys": [{"kty": "EC", "crv": "P-256", "kid": "x", "x": "AA", "y": "AA"}]},
+    b'{"keys": ' + b"[" * 5000,
+    b'{"other": ' + b'{"a": ' * 5000,
+]
+
+
+@pytest.mark.parametrize("body", BROKEN_SETS)
 async def test_a_broken_key_set_never_replaces_a_good_one(rig: Rig, body: Any) -> None:
     await rig.keys.refresh()
     rig.auth.body = body

@@ -1,0 +1,28 @@
+"""Request bodies: small here, and so read whole before anything else is done, in bounded time."""
+
+from __future__ import annotations
+
+import asyncio
+
+from aiohttp import web
+from aiohttp.typedefs import Handler
+
+from services.auth.errors import InvalidRequest
+
+#: How long a body may take to arrive, in seconds.
+PATIENCE = 30.0
+
+
+@web.middleware
+async def read_first(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """
+    :raises InvalidRequest: it did not arrive in time.
+    :raises HTTPRequestEntityTooLarge: it is over the limit; no more than that is kept.
+    """
+    if request.can_read_body:
+        try:
+            async with asyncio.timeout(PATIENCE):
+                await request.read()
+        except TimeoutError:
+            raise InvalidRequest("The body did not arrive in time.") from None
+    return await handler(request)

@@ -1,0 +1,107 @@
+"""What verifying App Attest objects costs, beside the cryptography that it can't do without.
+
+Run alone with `python -m tests.bench.bench_appattest`.
+"""
+
+import hashlib
+import time
+from collections.abc import Callable
+
+import cbor2
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
+
+from services.auth.appattest import verify_assertion, verify_attestation
+from services.local import device
+from tests.services.auth.appattest.forge import PKI, AssertionForge, AttestationForge
+
+ROUNDS, CALLS = 15, 20
+TAIL = device.launch_extensions("1", 4)
+
+
+def run() -> list[tuple[str, str]]:
+    """Rows of (name, figure). The raw operations are to load each key from its point and to check its signature."""
+    attestation, assertion = AttestationForge(tail=TAIL), AssertionForge(tail=TAIL)
+    return [
+        _row("app attest: attestation", _attestation(attestation), _chain_signatures(attestation)),
+        _row("app attest: assertion", _assertion(assertion), _assertion_signature(assertion)),
+    ]
+
+
+def _row(name: str, verify: Callable[[], object], raw: Callable[[], object]) -> tuple[str, str]:
+    whole, part = _cpu_seconds(verify, raw)
+    return name, f"{whole * 1e6:.0f} us CPU, {whole / part:.2f} x the raw cryptography (at most 2)"
+
+
+def _attestation(forge: AttestationForge) -> Callable[[], object]:
+    obj = forge.build()
+    return lambda: verify_attestation(
+        obj,
+        client_data_hash=forge.client_data_hash,
+        key_id=forge.key_id,
+        bundle_id=forge.bundle_id,
+        policy=forge.policy,
+        now=forge.now,
+    )
+
+
+def _assertion(forge: AssertionForge) -> Callable[[], object]:
+    obj = forge.build()
+    return lambda: verify_assertion(
+        obj,
+        client_data_hash=forge.client_data_hash,
+        public_key_x962=forge.public_key_x962,
+        last_counter=forge.last_counter,
+        bundle_id=forge.bundle_id,
+        policy=forge.policy,
+    )
+
+
+def _chain_signatures(forge: AttestationForge) -> Callable[[], object]:
+    """The two signatures on P-384: under the leaf and under the intermediate."""
+    leaf, intermediate = map(x509.load_der_x509_certificate, cbor2.loads(forge.build())["attStmt"]["x5c"])
+    points = [_point(intermediate.public_key()), _point(PKI.root.certificate.public_key())]
+    signed = [(certificate.signature, certificate.tbs_certificate_bytes) for certificate in (leaf, intermediate)]
+    algorithms = [ec.ECDSA(hashes.SHA256()), ec.ECDSA(hashes.SHA384())]
+
+    def check() -> None:
+        for point, (signature, data), algorithm in zip(points, signed, algorithms, strict=True):
+            EllipticCurvePublicKey.from_encoded_point(ec.SECP384R1(), point).verify(signature, data, algorithm)
+
+    return check
+
+
+def _assertion_signature(forge: AssertionForge) -> Callable[[], object]:
+    """The one signature on P-256."""
+    members = cbor2.loads(forge.build())
+    nonce = hashlib.sha256(members["authenticatorData"] + forge.client_data_hash).digest()
+
+    def check() -> None:
+        key = EllipticCurvePublicKey.from_encoded_point(ec.SECP256R1(), forge.public_key_x962)
+        key.verify(members["signature"], nonce, ec.ECDSA(hashes.SHA256()))
+
+    return check
+
+
+def _point(key: object) -> bytes:
+    assert isinstance(key, EllipticCurvePublicKey)
+    return device.x962(key)
+
+
+def _cpu_seconds(*works: Callable[[], object]) -> list[float]:
+    """CPU time of one call of each; the works take turns, and each one's best round counts."""
+    best = [float("inf")] * len(works)
+    for _ in range(ROUNDS):
+        for place, work in enumerate(works):
+            start = time.process_time()
+            for _ in range(CALLS):
+                work()
+            best[place] = min(best[place], (time.process_time() - start) / CALLS)
+    return best
+
+
+if __name__ == "__main__":
+    for name, figure in run():
+        print(f"{name:40} {figure}")

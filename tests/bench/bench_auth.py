@@ -1,0 +1,221 @@
+"""What an exchange costs in auth (without its log line), and what a check of its token costs in the gateway.
+
+Run alone with `python -m tests.bench.bench_auth`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import tempfile
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import aiohttp
+from aiohttp import web
+
+from services.auth.app import build_app
+from services.auth.settings import AuthSettings
+from services.auth.tokens.issuer import Issuer
+from services.auth.tokens.keys import KeyRing as SigningKeys
+from services.auth.tokens.keys import create_key
+from services.cli.client import ACCESS_TOKEN, ASSERTION, GRANT_TYPE
+from services.gateway.tokens.keyset import KeySet
+from services.gateway.tokens.verifier import TokenVerifier
+from services.local.device import Device
+from services.local.fxa import KeyRing, StandIn, TokenOrder
+from services.local.pki import Pki
+from services.local.postgres import PostgresServer
+from services.local.process import free_port
+from services.local.valkey import ValkeyServer
+from shared import logs, migrate
+from shared.metrics import Registry
+from shared.service_types import load
+from tests.bench.bench_fxa import ServerThread
+from tests.services.auth.fxa.harness import serve
+
+ISSUER, TEAM, BUNDLE = "http://auth.test", "DEVELOPMNT", "org.mozilla.ios.Fennec"
+AT_ONCE, ROUNDS, EACH = 8, 7, 25
+TOKENS, CHECKS = 300, 9
+
+
+async def run() -> list[tuple[str, str]]:
+    """Rows of (name, figure)."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        folder.chmod(0o755)  # noqa: ASYNC240 - PostgreSQL runs as somebody else
+        with (
+            ValkeyServer(folder / "valkey", free_port()) as valkey,
+            PostgresServer(folder / "postgres", free_port(), durable=False) as postgres,
+        ):
+            database = postgres.create_database("mlpa")
+            await asyncio.to_thread(migrate.upgrade, database)
+            return [*await _exchanges(folder, valkey.url, database), *await _token_checks(folder)]
+
+
+async def _exchanges(folder: Path, redis_url: str, database_url: str) -> list[tuple[str, str]]:
+    pki, fxa = Pki.create(), StandIn("http://fxa.test", KeyRing.open())
+    (folder / "root.pem").write_bytes(pki.root_pem)
+    server = ServerThread()
+    async with serve(fxa.app()) as fxa_url:
+        settings = AuthSettings.from_environment(
+            mlpa_debug=True,
+            database_url=database_url,
+            redis_url=redis_url,
+            mlpa_issuer=ISSUER,
+            mlpa_signing_keys_dir=folder / "keys",
+            app_attest_root_ca=folder / "root.pem",
+            app_development_team=TEAM,
+            app_attest_bundle_ids=BUNDLE,
+            fxa_base_url=f"{fxa_url}/v1",
+            fxa_issuer="http://fxa.test",
+            litellm_provision_users=False,
+            log_level="WARNING",
+            exchange_limit_per_identity=10**6,
+            exchange_limit_per_source=10**6,
+            challenge_limit_per_source=10**6,
+            enroll_limit_per_source=10**6,
+            _env_file=None,
+        )
+        url, close = await server.run(_start(settings))
+        try:
+            async with aiohttp.ClientSession(url) as client:
+                cached = await _fxa(server, client, fxa)
+                devices = [Device(pki=pki, team_id=TEAM, bundle_id=BUNDLE) for _ in range(AT_ONCE)]
+                asserted = await _app_attest(server, client, devices)
+        finally:
+            await server.run(close())
+            server.stop()
+    return [
+        ("auth: exchange of a cached FxA token", _per_core(cached)),
+        ("auth: exchange of an App Attest assertion", _per_core(asserted)),
+    ]
+
+
+def _per_core(seconds: float) -> str:
+    return f"{1 / seconds:.0f} per second and core ({seconds * 1e6:.0f} us CPU)"
+
+
+async def _start(settings: AuthSettings) -> tuple[str, Callable[[], Awaitable[None]]]:
+    logs.configure(json=False, level=settings.log_level)
+    runner = web.AppRunner(build_app(settings).main, handler_cancellation=True)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    return f"http://127.0.0.1:{runner.addresses[0][1]}", runner.cleanup
+
+
+async def _fxa(server: ServerThread, client: aiohttp.ClientSession, fxa: StandIn) -> float:
+    tokens = [fxa.mint(TokenOrder(uid=f"{number:032x}")) for number in range(AT_ONCE)]
+    for _ in range(2):  # the first makes the users, the second finds all in Redis
+        await _load(server, client, [[_form(token, ACCESS_TOKEN)] for token in tokens])
+    rounds = [[[_form(token, ACCESS_TOKEN)] * EACH for token in tokens] for _ in range(ROUNDS)]
+    return median([await _load(server, client, forms) for forms in rounds])
+
+
+async def _app_attest(server: ServerThread, client: aiohttp.ClientSession, devices: Sequence[Device]) -> float:
+    for device in devices:
+        challenge = await _challenge(client, device)
+        body = {
+            "key_id_b64": device.key_id_b64,
+            "challenge_b64": base64.b64encode(challenge.encode()).decode(),
+            "attestation_obj_b64": base64.b64encode(device.attest(challenge)).decode(),
+            "bundle_id": device.bundle_id,
+        }
+        async with client.post("/verify/attest", json=body) as response:
+            assert response.status == 201
+    times = []
+    for _ in range(ROUNDS + 1):
+        forms = [[_form(await _assertion(client, device), ASSERTION) for _ in range(EACH)] for device in devices]
+        times.append(await _load(server, client, forms))
+    return median(times[1:])
+
+
+async def _challenge(client: aiohttp.ClientSession, device: Device) -> str:
+    async with client.get("/verify/challenge", params={"key_id_b64": device.key_id_b64}) as response:
+        return str((await response.json())["challenge"])
+
+
+async def _assertion(client: aiohttp.ClientSession, device: Device) -> str:
+    challenge = await _challenge(client, device)
+    signed = {"typ": "mlpa-token-exchange", "aud": ISSUER, "challenge": challenge, "scope": "ai"}
+    client_data = json.dumps(signed).encode()
+    subject = {
+        "key_id_b64": device.key_id_b64,
+        "assertion_obj_b64": base64.b64encode(device.assert_(client_data)).decode(),
+        "client_data_b64": base64.b64encode(client_data).decode(),
+        "bundle_id": device.bundle_id,
+    }
+    return base64.urlsafe_b64encode(json.dumps(subject).encode()).rstrip(b"=").decode()
+
+
+def _form(subject_token: str, kind: str) -> dict[str, str]:
+    return {"grant_type": GRANT_TYPE, "subject_token": subject_token, "subject_token_type": kind, "scope": "ai"}
+
+
+async def _load(server: ServerThread, client: aiohttp.ClientSession, forms: list[list[dict[str, str]]]) -> float:
+    """CPU seconds of auth per exchange: each list in turn, all lists at once."""
+
+    async def some(these: list[dict[str, str]]) -> None:
+        for form in these:
+            async with client.post("/token", data=form) as response:
+                assert response.status == 200, await response.text()
+
+    before = await server.cpu_seconds()
+    await asyncio.gather(*map(some, forms))
+    return (await server.cpu_seconds() - before) / sum(map(len, forms))
+
+
+async def _token_checks(folder: Path) -> list[tuple[str, str]]:
+    create_key(folder / "checks", activate_at=0)
+    ring = SigningKeys(folder / "checks")
+    issuer = Issuer(ring, issuer=ISSUER, ttl=300)
+    tokens = [
+        issuer.issue(user_id=f"{number:032x}:ai", client_id="5882386c6d801776", scope="ai", amr="fxa")
+        for number in range(TOKENS)
+    ]
+    cold, warm = [], []
+    async with _key_set(ring) as keys:
+        for _ in range(CHECKS):
+            verifier = TokenVerifier(keys, load(None, debug=True), Registry(), issuer=ISSUER)
+            cold.append(await _check(verifier, tokens))
+            warm.append(await _check(verifier, tokens))
+    ratio = median(after / before for before, after in zip(cold, warm, strict=True))
+    return [
+        ("gateway: first check of a token", f"{median(cold) * 1e6:.0f} us CPU"),
+        (
+            "gateway: check of a token seen before",
+            f"{median(warm) * 1e6:.1f} us CPU, {ratio:.3f} x the first (at most 0.1)",
+        ),
+    ]
+
+
+@asynccontextmanager
+async def _key_set(ring: SigningKeys) -> AsyncIterator[KeySet]:
+    async def jwks(_request: web.Request) -> web.Response:
+        return web.json_response(ring.jwks())
+
+    app = web.Application()
+    app.router.add_get("/jwks", jwks)
+    async with AsyncExitStack() as stack:
+        url = await stack.enter_async_context(serve(app))
+        session: Any = await stack.enter_async_context(aiohttp.ClientSession())
+        keys = KeySet(session, Registry(), issuer=ISSUER, jwks_url=f"{url}/jwks")
+        await keys.refresh()
+        yield keys
+
+
+async def _check(verifier: TokenVerifier, tokens: list[str]) -> float:
+    before = time.thread_time()
+    for token in tokens:
+        await verifier.verify(token)
+    return (time.thread_time() - before) / len(tokens)
+
+
+if __name__ == "__main__":
+    for name, figure in asyncio.run(run()):
+        print(f"{name}: {figure}")

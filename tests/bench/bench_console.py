@@ -1,0 +1,157 @@
+"""What the console's pages cost with 200,000 users and 2 million requests, against an empty database.
+
+Run alone with `python -m tests.bench.bench_console`. MLPA_BENCH_SCALE=0.1 takes a tenth of the rows.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import statistics
+import tempfile
+import time
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+
+import aiohttp
+from aiohttp import web
+from yarl import URL
+
+from services.auth.app import build_app
+from services.auth.settings import AuthSettings
+from services.local.postgres import PostgresServer
+from services.local.process import free_port
+from services.local.valkey import ValkeyServer
+from shared import migrate
+from shared.serve import listen
+from tests.bench.console_data import seed
+
+KEY = "the-key-of-the-bench"
+SCALE = float(os.environ.get("MLPA_BENCH_SCALE", "1"))
+USERS, REQUESTS = int(200_000 * SCALE), int(2_000_000 * SCALE)
+WARM_UP, ROUNDS = 3, 40
+MOST = 3.0  # times the empty state
+
+#: Where it answers, and the session of somebody who is signed in.
+Console = tuple[str, aiohttp.ClientSession]
+
+
+async def run() -> list[tuple[str, str]]:
+    """Rows of (page, figure)."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        folder.chmod(0o755)  # noqa: ASYNC240 - nothing else runs yet
+        with (
+            PostgresServer(folder / "postgres", free_port(), durable=False) as postgres,
+            ValkeyServer(folder / "valkey", free_port()) as valkey,
+        ):
+            urls = [postgres.create_database(name) for name in ("empty", "full")]
+            for url in urls:
+                await asyncio.to_thread(migrate.upgrade, url)
+            await asyncio.to_thread(seed, urls[1], users=USERS, rows=REQUESTS)
+            async with _console(urls[0], valkey.url, folder) as empty, _console(urls[1], valkey.url, folder) as full:
+                await _summed_up(*full)
+                return await _compare(empty, full)
+
+
+async def _compare(empty: Console, full: Console) -> list[tuple[str, str]]:
+    """Both take turns, so that what else the machine does weighs on both."""
+    paths = await _paths(*full)
+    times: dict[str, tuple[list[float], list[float]]] = {name: ([], []) for name in paths}
+    for number in range(WARM_UP + ROUNDS):
+        for name, (path, bare) in paths.items():
+            for console, asked, taken in ((empty, bare, times[name][0]), (full, path, times[name][1])):
+                started = time.perf_counter()
+                await _get(*console, asked)
+                if number >= WARM_UP:
+                    taken.append(time.perf_counter() - started)
+    rows = [("console: rows", f"{USERS:,} users, {REQUESTS:,} requests")]
+    for name, (before, after) in times.items():
+        base, seconds = _p95(before), _p95(after)
+        rows.append(
+            (f"console: {name}", f"p95 {seconds * 1e3:.1f} ms, {seconds / base:.1f} x empty (at most {MOST:g})")
+        )
+    return rows
+
+
+def _p95(times: list[float]) -> float:
+    return statistics.quantiles(times, n=20)[-1]
+
+
+@asynccontextmanager
+async def _console(database: str, redis: str, folder: Path) -> AsyncIterator[Console]:
+    """A running auth, and the session of somebody who is signed in."""
+    settings = AuthSettings.from_environment(
+        _env_file=None,
+        mlpa_debug=True,
+        database_url=database,
+        redis_url=redis,
+        mlpa_signing_keys_dir=folder / "keys",
+        mlpa_admin_key=KEY,
+        litellm_provision_users=False,
+        gateway_url="http://127.0.0.1:9",
+        fxa_base_url="http://127.0.0.1:9/v1",
+    )
+    async with AsyncExitStack() as stack:
+        apps = build_app(settings)
+        runner = web.AppRunner(apps.main, handler_cancellation=True, access_log=None)
+        await runner.setup()
+        stack.push_async_callback(runner.cleanup)
+        sock = listen("127.0.0.1", 0)
+        await apps.make_site(runner, sock).start()
+        base = f"http://127.0.0.1:{sock.getsockname()[1]}"
+        session = await stack.enter_async_context(aiohttp.ClientSession(cookie_jar=aiohttp.CookieJar(unsafe=True)))
+        token = re.search(r'name="csrf" value="([^"]+)"', await _get(base, session, "/admin/sign-in"))
+        assert token
+        async with session.post(f"{base}/admin/sign-in", data={"csrf": token[1], "key": KEY}) as response:
+            assert response.status == 200
+        yield base, session
+
+
+async def _get(base: str, session: aiohttp.ClientSession, path: str) -> str:
+    async with session.get(URL(base + path, encoded=True), headers={"Accept": "text/html"}) as response:
+        text = await response.text()
+        assert response.status == 200, (path, response.status, text[:500])
+        return text
+
+
+async def _summed_up(base: str, session: aiohttp.ClientSession) -> None:
+    """Wait until the background has gone through the ledger, and knows who is near the limit."""
+    async with asyncio.timeout(120):
+        while True:
+            text = await _get(base, session, "/admin?span=30d")
+            if "No requests in this time" not in text and "Not known yet" not in text:
+                return
+            await asyncio.sleep(0.5)
+
+
+async def _paths(base: str, session: aiohttp.ClientSession) -> dict[str, tuple[str, str]]:
+    """Pages, and what an empty database is asked for instead: it has no user, so there it's the empty list."""
+    alike = {
+        "overview": "/admin",
+        "overview, 30 days": "/admin?span=30d",
+        "users": "/admin/users",
+        "users, newest first": "/admin/users?sort=created&order=desc",
+        "users, search": "/admin/users?q=ab",
+        "devices": "/admin/devices",
+        "audit log": "/admin/audit",
+        "service types": "/admin/service-types",
+    }
+    paths = {name: (path, path) for name, path in alike.items()}
+    busiest = re.search(r'href="(/admin/users/[^"?]+)"', await _get(base, session, "/admin"))
+    assert busiest, "nobody is near the limit"
+    paths["the busiest user"] = (busiest[1], "/admin/users")
+    link = "/admin/users"
+    for _ in range(20):
+        found = re.search(r'rel="next" href="([^"]+)"', await _get(base, session, link))
+        assert found
+        link = found[1].replace("&amp;", "&")
+    paths["users, page 21"] = (link, "/admin/users")
+    return paths
+
+
+if __name__ == "__main__":
+    for name, figure in asyncio.run(run()):
+        print(f"{name:40} {figure}")

@@ -1,0 +1,268 @@
+"""/user: who may, what it answers, and that a change is one in PostgreSQL and in Redis."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+from urllib.parse import quote
+
+import pytest
+from yarl import URL
+
+from services.auth.users.known import read
+from services.auth.users.storage import Standing
+from shared import budget_state
+from shared.redis import connect
+from tests.services.auth.admin.conftest import ADMIN, ADMIN_SETTINGS, NAMED, UID, USER, VIEWER, Rows, bearer
+from tests.services.auth.conftest import Auth, StartAuth
+
+KEY_ID = "+/" + "A" * 41 + "="
+DEVICE_USER = f"{KEY_ID}:ai"
+
+
+def at(user_id: str, rest: str = "") -> str:
+    return f"/user/{quote(user_id, safe='')}{rest}"
+
+
+async def ask(auth: Auth, method: str, path: str, key: str | None = ADMIN, **options: Any) -> tuple[int, Any, Any]:
+    url = URL(auth.url + path, encoded=True)
+    async with auth.session.request(method, url, headers=bearer(key) if key else {}, **options) as response:
+        raw = await response.read()
+        return response.status, json.loads(raw) if raw else None, response.headers
+
+
+async def test_without_a_configured_key_there_is_nothing(start_auth: StartAuth) -> None:
+    auth = await start_auth()
+    for method, path in [
+        ("GET", "/user"),
+        ("GET", at(USER)),
+        ("POST", at(USER, "/block")),
+        ("PUT", at(USER)),
+        ("GET", "/admin"),
+        ("POST", "/admin/sign-in"),
+        ("GET", "/admin/static/console.css"),
+    ]:
+        status, body, _ = await ask(auth, method, path)
+        assert (status, body["error"]) == (404, "not_found"), path
+
+
+async def test_no_key_and_a_wrong_key_are_told_how_to_come(admin_auth: Auth) -> None:
+    for method, path in [("GET", "/user"), ("GET", at(USER)), ("DELETE", at(USER)), ("POST", at(USER, "/unblock"))]:
+        status, body, headers = await ask(admin_auth, method, path, key=None)
+        assert (status, body["error"], headers["WWW-Authenticate"]) == (401, "unauthorized", 'Bearer realm="mlpa"')
+        status, _, headers = await ask(admin_auth, method, path, key="wrong")
+        assert status == 401
+        assert 'error="invalid_token"' in headers["WWW-Authenticate"]
+
+
+@pytest.mark.parametrize("header", ["", "Bearer", "Basic dGVzdA==", f"Bearer {ADMIN}x", "Bearer \xff"])
+async def test_other_authorization_headers_are_refused(admin_auth: Auth, header: str) -> None:
+    status, _, _ = await admin_auth.ask("GET", "/user", headers={"Authorization": header})
+    assert status == 401
+
+
+async def test_a_viewer_looks_and_changes_nothing(admin_auth: Auth, rows: Rows) -> None:
+    rows.user()
+    assert (await ask(admin_auth, "GET", "/user", VIEWER))[0] == 200
+    for method, rest in [("POST", "/block"), ("POST", "/unblock"), ("POST", "/budget"), ("DELETE", "")]:
+        status, body, _ = await ask(admin_auth, method, at(USER, rest), VIEWER, json={"service_type": "s2s"})
+        assert (status, body["error"]) == (403, "forbidden")
+    assert rows.audit() == []
+
+
+async def test_a_user_as_the_contract_has_it(admin_auth: Auth, rows: Rows) -> None:
+    rows.user()
+    rows.request("one", cost=1_234_567)
+    rows.request("two", cost=1)
+    rows.request("last week", cost=10**9, ago="7 days")
+    status, body, headers = await ask(admin_auth, "GET", at(USER))
+    assert status == 200
+    assert headers["Cache-Control"] == "no-store"
+    times = {name: body.pop(name) for name in ("created_at", "last_seen_at", "resets_at")}
+    assert all(value.endswith("Z") and "T" in value for value in times.values())
+    assert times["resets_at"].endswith("T00:00:00Z")
+    assert body == {
+        "user_id": USER,
+        "service_type": "ai",
+        "budget_tier": "ai",
+        "blocked": False,
+        "spent_usd": 0.001234568,
+        "reserved_usd": 0,
+        "max_budget_usd": 0.1,
+    }
+
+
+async def test_what_the_gateways_count_goes_before_the_ledger(admin_auth: Auth, rows: Rows, redis_url: str) -> None:
+    rows.user()
+    rows.request("one", cost=5)
+    redis = connect(redis_url)
+    run_id = (await redis.info("server"))["run_id"]
+    seconds, _ = await redis.time()
+    state = {"ep": run_id, "tier": "ai", "dur": 86400, "idx": seconds // 86400, "spent": 20_000_000, "res": 7_000_000}
+    await redis.hset(budget_state.user_key(USER), mapping=state)
+    _, body, _ = await ask(admin_auth, "GET", at(USER))
+    assert (body["spent_usd"], body["reserved_usd"]) == (0.02, 0.007)
+    await redis.hset(budget_state.user_key(USER), "ep", "of another life of Redis")
+    _, body, _ = await ask(admin_auth, "GET", at(USER))
+    assert (body["spent_usd"], body["reserved_usd"]) == (5e-9, 0)
+    await redis.aclose()
+
+
+async def test_pages_by_cursor_see_every_user_once(admin_auth: Auth, rows: Rows) -> None:
+    for number in range(25):
+        rows.user(f"{number:032x}:ai")
+    seen: list[str] = []
+    path = "/user?limit=10"
+    for _ in range(3):
+        _, body, _ = await ask(admin_auth, "GET", path)
+        assert body["estimated_total"] == 25
+        seen += [user["user_id"] for user in body["users"]]
+        path = f"/user?limit=10&cursor={body['next_cursor']}"
+    assert body["next_cursor"] is None
+    assert seen == sorted(f"{number:032x}:ai" for number in range(25))
+
+
+async def test_search_is_by_the_start_of_the_id_byte_by_byte(admin_auth: Auth, rows: Rows) -> None:
+    for user_id in (DEVICE_USER, USER, f"{UID}:s2s", f"{'0' * 31}_:ai", f"{'f' * 32}:ai"):
+        rows.user(user_id)
+    for q, found in [
+        ("", 5),
+        (UID, 2),
+        (f"{UID}:s", 1),
+        ("+/", 1),
+        ("%", 0),
+        ("_", 0),
+        ("0", 3),
+        ("F", 0),
+        ("\x00", 0),
+        ("ü", 0),
+    ]:
+        status, body, _ = await ask(admin_auth, "GET", f"/user?q={quote(q, safe='')}")
+        assert (status, len(body["users"]), body["estimated_total"]) == (200, found, found), q
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        "limit=0",
+        "limit=201",
+        "limit=-1",
+        "limit=1e2",
+        "limit=٣",
+        "limit=9999999999",
+        "limit=1&limit=2",
+        "q=a&q=b",
+        "cursor=x",
+        "cursor=WyJhIl0",
+        "cursor=bnVsbA",
+        "cursor=%ff",
+        "cursor=WyIiLCIiLCIiXQ",
+    ],
+)
+async def test_a_malformed_query_is_a_400(admin_auth: Auth, query: str) -> None:
+    status, body, _ = await ask(admin_auth, "GET", f"/user?{query}")
+    assert (status, body["error"]) == (400, "invalid_request")
+
+
+async def test_counts_win_over_a_user_of_that_name(admin_auth: Auth, rows: Rows) -> None:
+    rows.user()
+    rows.user(f"{UID}:memories")
+    rows.user(f"{'1' * 32}:ai")
+    status, body, _ = await ask(admin_auth, "GET", "/user/counts-by-service-type")
+    assert (status, body) == (200, {"ai": 2, "memories": 1, "s2s": 0})
+
+
+@pytest.mark.parametrize("user_id", ["nobody", "a/b", "<script>", "é", "\x00", "%", "..", "counts"])
+async def test_who_is_not_there_is_a_404(admin_auth: Auth, user_id: str) -> None:
+    for method, rest in [("GET", ""), ("GET", "/ledger"), ("POST", "/block"), ("POST", "/unblock"), ("DELETE", "")]:
+        status, body, _ = await ask(admin_auth, method, at(user_id, rest))
+        assert (status, body["error"]) == (404, "not_found")
+
+
+async def test_a_block_holds_for_the_identity_and_is_lifted_again(admin_auth: Auth, rows: Rows, redis_url: str) -> None:
+    rows.user(DEVICE_USER)
+    rows.user(f"{KEY_ID}:s2s")
+    redis = connect(redis_url)
+    status, body, _ = await ask(admin_auth, "POST", at(DEVICE_USER, "/block"), NAMED, json={"reason": "spam"})
+    assert (status, body["blocked"]) == (200, True)
+    _, other, _ = await ask(admin_auth, "GET", at(f"{KEY_ID}:s2s"))
+    assert other["blocked"]
+    assert (await read(redis, KEY_ID, "ai")).standing is Standing.BLOCKED
+    status, body, _ = await ask(admin_auth, "POST", at(DEVICE_USER, "/unblock"))
+    assert (status, body["blocked"]) == (200, False)
+    assert (await read(redis, KEY_ID, "ai")).standing is Standing.GOOD
+    assert rows.run("select count(*) from redis_changes") == [(0,)]
+    good, blocked = {"blocked": False, "reason": None}, {"blocked": True, "reason": "spam"}
+    assert rows.audit() == [
+        ("jane", "user.block", DEVICE_USER, good, blocked),
+        ("admin", "user.unblock", DEVICE_USER, blocked, good),
+    ]
+    await redis.aclose()
+
+
+@pytest.mark.parametrize("body", [b"{", b"[]", b'{"reason": 1}', b'{"reason":"\\u0000"}', b'{"reason":"\\ud800"}'])
+async def test_a_malformed_reason_is_a_400(admin_auth: Auth, rows: Rows, body: bytes) -> None:
+    rows.user()
+    status, answer, _ = await ask(admin_auth, "POST", at(USER, "/block"), data=body)
+    assert (status, answer["error"]) == (400, "invalid_request")
+
+
+async def test_a_blocked_user_is_told_so_at_the_exchange(admin_auth: Auth) -> None:
+    subject = admin_auth.fxa_token(UID)
+    assert (await admin_auth.exchange(subject))[0] == 200
+    assert (await ask(admin_auth, "POST", at(USER, "/block")))[0] == 200
+    status, body = await admin_auth.exchange(subject)
+    assert (status, body["error"]) == (403, "access_denied")
+    assert (await ask(admin_auth, "POST", at(USER, "/unblock")))[0] == 200
+    assert (await admin_auth.exchange(subject))[0] == 200
+
+
+async def test_a_tier_gives_the_money_of_its_row(start_auth: StartAuth, rows: Rows, tmp_path: Any) -> None:
+    row = (
+        '[[service_type]]\nname="{}"\nmax_budget="{}"\nduration="{}"\nrpm=1\ntpm=1\nmodels=["*"]\ncredentials=["fxa"]\n'
+    )
+    table = tmp_path / "types.toml"
+    table.write_text(row.format("ai", "0.10", "1d") + row.format("gold", "5", "30d"))
+    auth = await start_auth(**ADMIN_SETTINGS, service_types=table)
+    rows.user()
+    rows.request("old", cost=400_000_000, ago="12 hours")
+    status, body, _ = await ask(auth, "POST", at(USER, "/budget"), json={"service_type": "gold"})
+    assert (status, body["service_type"], body["budget_tier"], body["max_budget_usd"]) == (200, "ai", "gold", 5)
+    status, body, _ = await ask(auth, "POST", at(USER, "/budget"), json={"service_type": "lead"})
+    assert (status, body["error"]) == (422, "unknown_service_type")
+    for malformed in (b"", b"{}", b'{"service_type":null}', b'{"service_type":"ai","service_type":"gold"}'):
+        assert (await ask(auth, "POST", at(USER, "/budget"), data=malformed))[0] == 400
+    assert rows.audit() == [("admin", "user.tier", USER, {"budget_tier": "ai"}, {"budget_tier": "gold"})]
+
+
+async def test_a_deleted_user_frees_a_place_and_leaves_its_ledger(admin_auth: Auth, rows: Rows) -> None:
+    assert (await admin_auth.exchange(admin_auth.fxa_token(UID)))[0] == 200
+    rows.request("one", cost=1500, outcome="timeout")
+    status, body, _ = await ask(admin_auth, "DELETE", at(USER))
+    assert (status, body) == (204, None)
+    assert (await ask(admin_auth, "GET", at(USER)))[0] == 404
+    assert (await ask(admin_auth, "DELETE", at(USER)))[0] == 404
+    assert (await ask(admin_auth, "GET", "/user/counts-by-service-type"))[1]["ai"] == 0
+    status, body, _ = await ask(admin_auth, "GET", at(USER, "/ledger"))
+    assert status == 200
+    assert [(row["id"], row["cost_usd"], row["outcome"]) for row in body["rows"]] == [("one", 0.0000015, "timeout")]
+    # Redis has forgotten the user too: who comes back is counted again
+    assert (await admin_auth.exchange(admin_auth.fxa_token(UID)))[0] == 200
+    assert (await ask(admin_auth, "GET", "/user/counts-by-service-type"))[1]["ai"] == 1
+
+
+async def test_the_ledger_is_newest_first(admin_auth: Auth, rows: Rows) -> None:
+    rows.user()
+    for number in range(5):
+        rows.request(f"row{number}", ago=f"{number} minutes")
+    _, body, _ = await ask(admin_auth, "GET", at(USER, "/ledger?limit=3"))
+    assert [row["id"] for row in body["rows"]] == ["row0", "row1", "row2"]
+    assert body["rows"][0]["request_id"] == "r-row0"
+
+
+async def test_on_an_ops_port_the_main_one_has_neither_users_nor_console(
+    start_auth: StartAuth, unused_port: int
+) -> None:
+    auth = await start_auth(**ADMIN_SETTINGS, ops_port=unused_port)
+    for path in ("/user", "/admin", "/admin/sign-in", "/admin/static/console.css"):
+        assert (await ask(auth, "GET", path))[0] == 404

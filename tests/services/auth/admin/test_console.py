@@ -1,0 +1,382 @@
+"""The console as somebody without JavaScript meets it."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from urllib.parse import quote
+
+import pytest
+from yarl import URL
+
+from services.auth.admin import csrf, pages, sessions
+from services.auth.tokens.keys import ensure_key
+from shared.redis import connect
+from tests.services.auth.admin.conftest import (
+    ADMIN,
+    ADMIN_SETTINGS,
+    NAMED,
+    UID,
+    USER,
+    VIEWER,
+    People,
+    Person,
+    Rows,
+    bearer,
+)
+from tests.services.auth.conftest import Auth, StartAuth
+
+PAGES = ["/admin", "/admin?span=30d", "/admin/users", "/admin/devices", "/admin/audit", "/admin/service-types"]
+HERE = f"/admin/users/{quote(USER, safe='')}"
+KEY_ID = "+/" + "A" * 41 + "="
+HOSTILE = [
+    "<script>alert(1)</script>:ai",
+    '"><img src=x onerror=alert(1)>:ai',
+    "' or 1=1 --:ai",
+    "100%25%s%(x)s;drop table users:ai",
+    "\u202e\u2603 ünï/%2e%2e/\n\t:ai",
+    "javascript:alert(1):ai",
+]
+
+
+async def test_who_is_not_signed_in_is_asked_to_and_comes_back_to_the_page(admin_auth: Auth, people: People) -> None:
+    person = await people.come(admin_auth)
+    for path in [*PAGES, HERE]:
+        page = await person.get(path, follow=False)
+        assert (page.status, page.headers["Location"]) == (303, f"/admin/sign-in?next={quote(path, safe='')}")
+    form = await person.get("/admin/devices")
+    page = await person.submit(form, "/admin/sign-in?next=%2Fadmin%2Fdevices", key=ADMIN)
+    assert (page.status, page.url) == (200, "/admin/devices")
+
+
+@pytest.mark.parametrize(
+    "there", ["https://evil.test", "//evil.test", "/adminevil", "/admin/\\evil", "/admin\r\nX: y", "/admin/sign-out"]
+)
+async def test_signing_in_leads_nowhere_else(admin_auth: Auth, people: People, there: str) -> None:
+    person = await people.come(admin_auth)
+    form = await person.get("/admin/sign-in")
+    page = await person.submit(form, f"/admin/sign-in?next={quote(there, safe='')}", key=ADMIN, follow=False)
+    assert (page.status, page.headers["Location"]) == (303, "/admin")
+
+
+async def test_a_wrong_key_is_refused_and_the_attempt_recorded_without_it(
+    admin_auth: Auth, people: People, rows: Rows
+) -> None:
+    person = await people.come(admin_auth)
+    page = await person.sign_in("not-the-key")
+    assert page.status == 401
+    assert "not one of the admin keys" in page.words
+    assert "not-the-key" not in page.text
+    assert rows.audit() == [("unknown", "sign_in.refused", "console", None, None)]
+    assert "not-the-key" not in str(rows.run("select * from audit_log"))
+
+
+async def test_the_cookies_are_for_this_console_alone(start_auth: StartAuth, people: People, tmp_path: Path) -> None:
+    ensure_key(tmp_path / "keys")
+    auth = await start_auth(
+        **ADMIN_SETTINGS,
+        mlpa_debug=False,
+        mlpa_issuer="https://auth.test",
+        service_types=Path("shared/development.toml"),
+        challenge_secret="c" * 32,
+        fxa_cache_secret="f" * 32,
+    )
+    person = await people.come(auth)
+    form = await person.get("/admin/sign-in")
+    cookies = form.headers.getall("Set-Cookie")
+    token = re.match(rf"{csrf.SIGN_IN_COOKIE}=([^;]+)", cookies[0])
+    assert token
+    async with person.session.post(
+        f"{auth.url}/admin/sign-in",
+        data={"csrf": form.csrf, "key": ADMIN},
+        cookies={csrf.SIGN_IN_COOKIE: token[1]},
+        allow_redirects=False,
+    ) as response:
+        cookies += response.headers.getall("Set-Cookie")
+    assert len(cookies) == 3
+    for cookie in cookies:
+        assert {"HttpOnly", "Secure", "Path=/admin", "SameSite=Strict"} <= set(cookie.split("; "))
+
+
+async def test_a_form_from_elsewhere_does_nothing(admin_auth: Auth, people: People, rows: Rows) -> None:
+    rows.user()
+    person = await people.come(admin_auth)
+    assert (await person.post("/admin/sign-in", key=ADMIN)).status == 403
+    form = await person.get("/admin/sign-in")
+    assert (await person.post("/admin/sign-in", key=ADMIN, csrf=form.csrf[:-1] + "!")).status == 403
+    await person.sign_in()
+    for path in (f"{HERE}/block", f"{HERE}/unblock", f"{HERE}/tier", f"{HERE}/delete", "/admin/sign-out"):
+        for token in ({}, {"csrf": "x"}, {"csrf": form.csrf}):
+            assert (await person.post(path, tier="s2s", **token)).status == 403, path
+    page = await person.get(HERE)
+    async with person.session.post(
+        f"{admin_auth.url}{HERE}/delete", data={"csrf": page.csrf}, headers={"Sec-Fetch-Site": "cross-site"}
+    ) as response:
+        assert response.status == 403
+    assert [entry[1] for entry in rows.audit()] == ["sign_in"]
+
+
+async def test_block_unblock_tier_and_delete_say_what_they_did(person: Person, rows: Rows) -> None:
+    rows.user()
+    rows.user(f"{UID}:s2s")
+    confirm = await person.get(f"{HERE}/block")
+    assert "1 more: s2s" in confirm.words
+    page = await person.submit(confirm, f"{HERE}/block", reason="  sold\n their key <b>  ")
+    assert page.url == HERE
+    assert "Blocked, in all service types" in page.words
+    assert "“sold their key <b>”" in page.words
+    assert "user_blocked" in page.words
+    again = await person.get(HERE)
+    assert "Blocked, in all service types" not in again.words
+    page = await person.submit(again, f"{HERE}/unblock")
+    assert "Unblocked." in page.words
+    page = await person.submit(page, f"{HERE}/tier", tier="memories")
+    assert "are now those of memories" in page.words
+    page = await person.submit(page, f"{HERE}/tier", tier="no such")
+    assert page.status == 422
+    page = await person.submit(await person.get(f"{HERE}/delete"), f"{HERE}/delete")
+    assert f"Deleted {USER}." in page.words
+    assert (await person.get(HERE)).status == 404
+    actions = ["sign_in", "user.block", "user.unblock", "user.tier", "user.delete"]
+    assert [entry[:2] for entry in rows.audit()] == [("admin", action) for action in actions]
+    log = await person.get("/admin/audit")
+    assert "sold their key <b>" in log.words
+    assert "<b>sold" not in log.text
+
+
+async def test_a_revoked_device_stays_out(person: Person, rows: Rows, redis_url: str) -> None:
+    rows.device(KEY_ID)
+    rows.user(f"{KEY_ID}:ai")
+    path = f"/admin/devices/{quote(KEY_ID, safe='')}/revoke"
+    confirm = await person.get(path)
+    assert "can't be undone" in confirm.words
+    page = await person.submit(confirm, path, reason="stolen")
+    assert f"Revoked {KEY_ID}." in page.words
+    assert rows.run("select revoked_reason from devices where revoked_at is not null") == [("stolen",)]
+    redis = connect(redis_url)
+    keys = [key async for key in redis.scan_iter(f"mlpa:*i:{KEY_ID}")]
+    assert await redis.hget(keys[0], "blk") == b"revoked"
+    await redis.aclose()
+    user = await person.get(f"/admin/users/{quote(KEY_ID + ':ai', safe='')}")
+    assert "Device revoked" in user.words
+    assert "This device is revoked" in (await person.get(path)).words
+    assert rows.audit()[-1] == (
+        "admin",
+        "device.revoke",
+        KEY_ID,
+        {"revoked": False, "reason": None},
+        {"revoked": True, "reason": "stolen"},
+    )
+
+
+async def test_a_viewer_sees_everything_but_no_buttons(viewer: Person, rows: Rows) -> None:
+    rows.user()
+    rows.device(KEY_ID)
+    for path in [*PAGES, HERE, f"{HERE}/block", f"{HERE}/delete"]:
+        page = await viewer.get(path)
+        assert page.status == 200
+        assert re.findall(r'<form[^>]*method="post"[^>]*action="([^"]*)"', page.text) == ["/admin/sign-out"]
+        assert "Revoke…" not in page.text
+        assert "Block…" not in page.text
+    for path in (f"{HERE}/block", f"{HERE}/unblock", f"{HERE}/tier", f"{HERE}/delete"):
+        page = await viewer.submit(await viewer.get(HERE), path, tier="s2s")
+        assert page.status == 403
+        assert "may look, but not change" in page.words
+    assert [entry[1] for entry in rows.audit()] == ["sign_in"]
+
+
+@pytest.mark.parametrize("user_id", HOSTILE)
+async def test_hostile_names_stay_text(person: Person, rows: Rows, user_id: str) -> None:
+    rows.user(user_id)
+    rows.request("one", user_id, model=f"{user_id}<b>", request_id=f"{user_id}<i>", outcome=f"{user_id}<u>")
+    here = f"/admin/users/{quote(user_id, safe='')}"
+    page = await person.submit(await person.get(f"{here}/block"), f"{here}/block", reason=user_id)
+    assert (page.status, page.url.partition("?")[0]) == (200, here)
+    for path in [*PAGES, here, f"{here}/block", f"{here}/delete", f"/admin/users?q={quote(user_id[:9])}"]:
+        page = await person.get(path)
+        assert page.status == 200
+        assert not re.search(r"<(script|b>:|i>:|u>:|img src=x)", page.text), path
+        assert not re.search(r'(href|action|src)="(?!/|#)', page.text)
+    listed = await person.get("/admin/users")
+    assert " ".join(user_id.split()) in listed.words
+    assert (await person.submit(await person.get(here), f"{here}/unblock")).status == 200
+    assert (await person.submit(await person.get(here), f"{here}/delete")).status == 200
+    assert rows.run("select count(*) from redis_changes") == [(0,)]
+
+
+async def test_a_name_is_not_a_template(person: Person, rows: Rows) -> None:
+    rows.user("{{ 7 * 7 }}{% raw %}:ai")
+    page = await person.get("/admin/users")
+    assert "{{ 7 * 7 }}{% raw %}:ai" in page.words
+
+
+async def test_every_page_has_a_strict_policy_and_no_inline_code(person: Person, rows: Rows) -> None:
+    rows.user()
+    rows.request("one")
+    for path in [*PAGES, HERE, f"{HERE}/block", f"{HERE}/delete", "/admin/nothing", "/admin/sign-in"]:
+        page = await person.get(path)
+        assert page.headers["Content-Security-Policy"] == (pages.POLICY), path
+        assert page.headers["Cache-Control"] == "no-store"
+        assert page.headers["X-Frame-Options"] == "DENY"
+        assert not re.search(r"<script|\sstyle=|\son[a-z]+=|<style", page.text), path
+        assert len(re.findall(r"<h1", page.text)) == 1
+    assert "unsafe" not in pages.POLICY
+
+
+async def test_what_pages_load_comes_from_here_and_may_be_kept(person: Person) -> None:
+    page = await person.get("/admin")
+    assets = set(re.findall(r'(?:href|src)="(/admin/static/[^"]+)"', page.text))
+    assert len(assets) == 3
+    for path in assets:
+        asset = await person.get(path)
+        assert asset.status == 200
+        assert "immutable" in asset.headers["Cache-Control"]
+    assert "immutable" not in (await person.get("/admin/static/console.css?v=older")).headers["Cache-Control"]
+    for path in ("/admin/static/..%2Fviews.py", "/admin/static/__init__.py", "/admin/static/none.css"):
+        assert (await person.get(path)).status == 404
+
+
+async def test_users_can_be_sorted_searched_and_paged_back_and_forth(person: Person, rows: Rows) -> None:
+    rows.run(
+        "insert into users (user_id, identity, service_type, budget_tier, created_at) "
+        "select lpad(to_hex(n), 32, '0') || ':ai', lpad(to_hex(n), 32, '0'), 'ai', 'ai', now() - interval '1 h' * n "
+        "from generate_series(1, 120) n"
+    )
+
+    def ids(text: str) -> list[int]:
+        return [int(found, 16) for found in re.findall(r">([0-9a-f]{32}):ai</a>", text)]
+
+    def link(text: str, rel: str) -> str:
+        found = re.search(rf'rel="{rel}" href="([^"]+)"', text)
+        assert found
+        return found[1].replace("&amp;", "&")
+
+    for query, whole in [
+        ("", list(range(1, 121))),
+        ("?order=desc", list(range(120, 0, -1))),
+        ("?sort=created", list(range(120, 0, -1))),
+        ("?sort=created&order=desc", list(range(1, 121))),
+        (f"?q={'0' * 31}", list(range(1, 16))),
+    ]:
+        page = await person.get(f"/admin/users{query}")
+        seen, texts = ids(page.text), [page.text]
+        while 'rel="next"' in page.text:
+            page = await person.get(link(page.text, "next"))
+            seen += ids(page.text)
+            texts.append(page.text)
+        assert seen == whole, query
+        for text in reversed(texts[:-1]):
+            page = await person.get(link(page.text, "prev"))
+            assert ids(page.text) == ids(text)
+        assert 'rel="prev"' not in page.text
+
+
+async def test_a_users_page_answers_what_was_spent_on_what(person: Person, rows: Rows) -> None:
+    rows.user()
+    for number in range(30):
+        rows.request(f"n{number:02}", cost=2_000_000, ago=f"{number} minutes", request_id=f"ticket-{number}")
+    page = await person.get(HERE)
+    assert "$0.06 of $0.10 spent" in page.words
+    assert "ticket-0" in page.words
+    assert "ticket-29" not in page.words
+    older = re.search(r'rel="next" href="([^"]+)"', page.text)
+    assert older
+    assert "ticket-29" in (await person.get(older[1])).words
+    rows.request("last", cost=40_000_000)
+    assert "budget_exceeded All of $0.10 is spent" in (await person.get(HERE)).words
+
+
+async def test_empty_states_say_what_is_missing(person: Person) -> None:
+    for path, words in [
+        ("/admin/users", "There are no users yet."),
+        ("/admin/users?q=x", "No user id starts with x"),
+        ("/admin/devices", "There are no devices yet."),
+        ("/admin/devices?q=x", "No key id starts with x"),
+        ("/admin/audit?q=x", "Nothing was done about x"),
+        ("/admin", "No requests in this time."),
+        ("/admin", "It doesn't answer at the address"),
+    ]:
+        assert words in (await person.get(path)).words
+
+
+async def test_errors_are_pages_for_people_and_json_for_programs(person: Person, admin_auth: Auth) -> None:
+    page = await person.get("/admin/users/nobody")
+    assert (page.status, "There is no such user." in page.words) == (404, True)
+    assert (await person.get("/admin/users?cursor=x")).status == 400
+    status, body, _ = await admin_auth.ask("GET", "/admin/nothing")
+    assert (status, body["error"]) == (404, "not_found")
+    assert (await person.post("/admin/users")).status == 405
+
+
+async def test_signing_out_ends_the_session(person: Person, admin_auth: Auth, rows: Rows) -> None:
+    jar = person.session.cookie_jar.filter_cookies(URL(f"{admin_auth.url}/admin"))
+    cookies = {name: cookie.value for name, cookie in jar.items()}
+    page = await person.submit(await person.get("/admin"), "/admin/sign-out")
+    assert "You are signed out." in page.words
+    async with admin_auth.session.get(f"{admin_auth.url}/admin", cookies=cookies, allow_redirects=False) as response:
+        assert response.status == 303
+    assert [entry[1] for entry in rows.audit()] == ["sign_in", "sign_out"]
+
+
+async def test_a_session_dies_with_its_key(start_auth: StartAuth, people: People) -> None:
+    first = await start_auth(**ADMIN_SETTINGS)
+    person = await people.come(first)
+    await person.sign_in(NAMED)
+    second = await start_auth(**{**ADMIN_SETTINGS, "mlpa_admin_keys": None})
+    person.url = second.url
+    assert "Sign in" in (await person.get("/admin")).words
+    third = await start_auth(**ADMIN_SETTINGS)
+    person.url = third.url
+    assert "Sign in" in (await person.get("/admin")).words
+
+
+async def test_a_session_ends_when_idle_and_at_the_latest_after_twelve_hours(person: Person, redis_url: str) -> None:
+    redis = connect(redis_url)
+    keys = [key async for key in redis.scan_iter("mlpa:session:*")]
+    assert len(keys) == 1
+    assert sessions.IDLE_SECONDS - 60 < await redis.ttl(keys[0]) <= sessions.IDLE_SECONDS
+    await redis.expire(keys[0], 60)
+    assert (await person.get("/admin")).url == "/admin"
+    assert await redis.ttl(keys[0]) > 60
+    await redis.hincrby(keys[0], "born", -sessions.ABSOLUTE_SECONDS)
+    assert "Sign in" in (await person.get("/admin")).words
+    assert not await redis.exists(keys[0])
+    await redis.aclose()
+
+
+async def test_redis_holds_neither_session_ids_nor_keys(person: Person, admin_auth: Auth, redis_url: str) -> None:
+    cookie = person.session.cookie_jar.filter_cookies(URL(f"{admin_auth.url}/admin"))[pages.COOKIE].value
+    redis = connect(redis_url)
+    async for key in redis.scan_iter("mlpa:session:*"):
+        stored = str(key) + str(await redis.hgetall(key))
+        assert cookie not in stored
+        assert ADMIN not in stored
+    await redis.aclose()
+
+
+async def test_sign_ins_are_limited_per_source_the_right_key_too(start_auth: StartAuth, people: People) -> None:
+    auth = await start_auth(**ADMIN_SETTINGS, sign_in_limit_per_source=3)
+    person = await people.come(auth)
+    assert [(await person.sign_in("wrong")).status for _ in range(4)] == [401, 401, 401, 429]
+    page = await person.sign_in(ADMIN)
+    assert (page.status, "Too many" in page.words) == (429, True)
+    assert int(page.headers["Retry-After"]) >= 1
+
+
+async def test_sign_ins_are_limited_overall(start_auth: StartAuth, people: People) -> None:
+    auth = await start_auth(**ADMIN_SETTINGS, sign_in_limit=2, sign_in_limit_per_source=0, trusted_proxies=1)
+    statuses = []
+    for number in range(3):
+        person = await people.come(auth)
+        form = await person.get("/admin/sign-in")
+        headers = {"X-Forwarded-For": f"10.0.0.{number}", "Accept": "text/html"}
+        async with person.session.post(
+            f"{auth.url}/admin/sign-in", data={"csrf": form.csrf, "key": VIEWER}, headers=headers, allow_redirects=False
+        ) as response:
+            statuses.append(response.status)
+    assert statuses == [303, 303, 429]
+
+
+async def test_an_api_key_in_a_header_does_not_open_the_console(admin_auth: Auth) -> None:
+    async with admin_auth.session.get(f"{admin_auth.url}/admin", headers=bearer(), allow_redirects=False) as response:
+        assert response.status == 303

@@ -1,0 +1,65 @@
+"""The named keys, and the variables that they come from."""
+
+from __future__ import annotations
+
+import hashlib
+
+import pytest
+
+from services.auth.admin.keys import AdminKeys
+from services.auth.settings import AuthSettings
+from shared.service_types import ConfigurationError
+
+DIGEST = hashlib.sha256(b"one").hexdigest()
+
+
+def keys(**settings: str) -> AdminKeys:
+    return AdminKeys.from_settings(AuthSettings(_env_file=None, **settings))
+
+
+def test_each_variable_gives_its_keys_their_name_and_role() -> None:
+    found = keys(
+        mlpa_admin_keys=f"jane:admin:{DIGEST}, joe:viewer:{hashlib.sha256(b'two').hexdigest().upper()},",
+        mlpa_admin_key="three",
+        mlpa_ui_access_key="four",
+    )
+    roles = {secret: found.find(secret) for secret in ("one", "two", "three", "four")}
+    assert {secret: key and (key.name, key.role, key.may_change) for secret, key in roles.items()} == {
+        "one": ("jane", "admin", True),
+        "two": ("joe", "viewer", False),
+        "three": ("admin", "admin", True),
+        "four": ("ui", "viewer", False),
+    }
+
+
+@pytest.mark.parametrize("wrong", ["", "One", "one ", DIGEST, "jane", "\udcff", "ö" * 1000])
+def test_nothing_but_the_key_itself_is_the_key(wrong: str) -> None:
+    assert keys(mlpa_admin_keys=f"jane:admin:{DIGEST}").find(wrong) is None
+
+
+def test_without_any_key_there_is_no_console() -> None:
+    assert not keys()
+    assert not keys(mlpa_admin_keys=" , ")
+
+
+@pytest.mark.parametrize(
+    ("variable", "settings"),
+    [
+        ("MLPA_ADMIN_KEYS", {"mlpa_admin_keys": "a-key-in-the-clear"}),
+        ("MLPA_ADMIN_KEYS", {"mlpa_admin_keys": f"jane:owner:{DIGEST}"}),
+        ("MLPA_ADMIN_KEYS", {"mlpa_admin_keys": f"jane:admin:{DIGEST[:-1]}"}),
+        ("MLPA_ADMIN_KEYS", {"mlpa_admin_keys": f"jane:admin:{DIGEST}00"}),
+        ("MLPA_ADMIN_KEYS", {"mlpa_admin_keys": f":admin:{DIGEST}"}),
+        ("MLPA_ADMIN_KEYS", {"mlpa_admin_keys": f"ja ne:admin:{DIGEST}"}),
+        ("MLPA_ADMIN_KEYS", {"mlpa_admin_keys": f"jane:admin:{DIGEST},jane:viewer:{'0' * 64}"}),
+        ("MLPA_ADMIN_KEYS", {"mlpa_admin_keys": f"jane:admin:{DIGEST},joe:viewer:{DIGEST}"}),
+        ("MLPA_ADMIN_KEY", {"mlpa_admin_keys": f"admin:viewer:{DIGEST}", "mlpa_admin_key": "x"}),
+        ("MLPA_UI_ACCESS_KEY", {"mlpa_admin_key": "x", "mlpa_ui_access_key": "x"}),
+    ],
+)
+def test_a_wrong_setting_is_named_and_not_shown(variable: str, settings: dict[str, str]) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        keys(**settings)
+    assert str(caught.value).startswith(f"{variable}:")
+    assert "in-the-clear" not in str(caught.value)
+    assert DIGEST[:8] not in str(caught.value)

@@ -1,0 +1,83 @@
+"""PostgreSQL or Redis away: what is told, and what happens when they are back."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+from services.auth.users.known import read
+from services.auth.users.storage import Standing
+from services.local.postgres import PostgresServer
+from services.local.valkey import ValkeyServer
+from shared import migrate
+from shared.redis import connect
+from tests.services.auth.admin.conftest import ADMIN_SETTINGS, UID, USER, People, Rows, bearer
+from tests.services.auth.admin.test_api import ask, at
+from tests.services.auth.conftest import StartAuth
+
+
+async def until(holds: Callable[[], Awaitable[bool]]) -> None:
+    async with asyncio.timeout(15):
+        while not await holds():  # noqa: ASYNC110 - what happens is in another process
+            await asyncio.sleep(0.05)
+
+
+async def test_without_redis_a_change_is_a_503_and_applied_when_it_is_back(
+    start_auth: StartAuth, own_valkey: ValkeyServer, rows: Rows
+) -> None:
+    auth = await start_auth(**ADMIN_SETTINGS, redis_url=own_valkey.url)
+    rows.user()
+    own_valkey.kill()
+    status, body, headers = await ask(auth, "POST", at(USER, "/block"))
+    assert (status, body["error"]) == (503, "temporarily_unavailable")
+    assert headers["Retry-After"]
+    status, body, _ = await ask(auth, "GET", at(USER))
+    assert (status, body["blocked"]) == (200, True)
+    own_valkey.start()
+    redis = connect(own_valkey.url)
+
+    async def blocked() -> bool:
+        return (await read(redis, UID, "ai")).standing is Standing.BLOCKED
+
+    await until(blocked)
+    assert (await ask(auth, "POST", at(USER, "/block")))[0] == 200
+    await redis.aclose()
+
+
+async def test_without_redis_the_console_says_that_it_has_no_sessions(
+    start_auth: StartAuth, own_valkey: ValkeyServer, people: People
+) -> None:
+    auth = await start_auth(**ADMIN_SETTINGS, redis_url=own_valkey.url)
+    person = await people.come(auth)
+    await person.sign_in()
+    own_valkey.kill()
+    page = await person.get("/admin")
+    assert page.status == 503
+    assert "Redis does not answer." in page.words
+    assert (await person.get("/admin/sign-in")).status == 200
+    assert (await person.sign_in()).status == 503
+
+
+async def test_without_postgres_the_overview_still_tells_what_is_wrong(
+    start_auth: StartAuth, own_postgres: PostgresServer, people: People
+) -> None:
+    url = own_postgres.create_database("mlpa")
+    await asyncio.to_thread(migrate.upgrade, url)
+    auth = await start_auth(**ADMIN_SETTINGS, database_url=url)
+    person = await people.come(auth)
+    await person.sign_in()
+    own_postgres.kill()
+
+    async def told() -> bool:  # the checks are kept for a second
+        page = await person.get("/admin")
+        return page.status == 200 and "Auth degraded" in page.words
+
+    await until(told)
+    page = await person.get("/admin")
+    assert "Spend and requests can't be shown" in page.words
+    page = await person.get("/admin/users")
+    assert (page.status, "PostgreSQL does not answer." in page.words) == (503, True)
+    page = await person.get("/admin/service-types")
+    assert (page.status, "How many users there are can't be shown" in page.words) == (200, True)
+    status, _, headers = await auth.ask("GET", "/user", headers=bearer())
+    assert (status, "Retry-After" in headers) == (503, True)

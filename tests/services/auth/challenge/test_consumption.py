@@ -1,0 +1,103 @@
+"""A challenge is used once: also when connections break, when the work fails, and by clocks that differ."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from urllib.parse import urlsplit
+
+import pytest
+
+from services.auth.challenge.services import Challenges
+from services.auth.errors import InvalidChallenge
+from shared.errors import DependencyUnavailable
+from shared.redis import Client, connect
+
+KEY = "key"
+
+
+def challenges(redis: Client) -> Challenges:
+    return Challenges([b"secret"], lifetime=300, redis=redis)
+
+
+async def use(made: Challenges, challenge: str, error: BaseException | None = None) -> None:
+    async with made.consumed(challenge, KEY):
+        if error is not None:
+            raise error
+
+
+async def test_work_that_is_refused_has_used_the_challenge_up(redis_url: str) -> None:
+    async with connect(redis_url) as redis:
+        made = challenges(redis)
+        challenge = made.issue(KEY)
+        with pytest.raises(KeyError):
+            await use(made, challenge, KeyError())
+        with pytest.raises(InvalidChallenge):
+            await use(made, challenge)
+
+
+@pytest.mark.parametrize("error", [DependencyUnavailable("postgres"), asyncio.CancelledError()])
+async def test_work_that_could_not_be_done_gives_the_challenge_back(redis_url: str, error: BaseException) -> None:
+    async with connect(redis_url) as redis:
+        made = challenges(redis)
+        challenge = made.issue(KEY)
+        with pytest.raises(type(error)):
+            await use(made, challenge, error)
+        await use(made, challenge)
+        with pytest.raises(InvalidChallenge):
+            await use(made, challenge)
+
+
+async def test_a_used_challenge_is_remembered_for_longer_than_any_replica_takes_it(redis_url: str) -> None:
+    async with connect(redis_url) as redis:
+        made = challenges(redis)
+        await use(made, made.issue(KEY))
+        (name,) = [key async for key in redis.scan_iter("mlpa:{*}:c:*")]
+        assert 328 <= await redis.ttl(name) <= 331
+
+
+@asynccontextmanager
+async def losing_the_first_answer_to(command: bytes, redis_url: str) -> AsyncIterator[str]:
+    """A way to Redis on which the connection breaks once: after the server has done the command, before it said so."""
+    target = urlsplit(redis_url)
+    lost = False
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal lost
+        server_reader, server = await asyncio.open_connection(target.hostname, target.port)
+
+        async def answers(after: asyncio.Event) -> None:
+            nonlocal lost
+            while data := await server_reader.read(65536):
+                if after.is_set() and not lost:
+                    lost = True
+                    break
+                writer.write(data)
+            writer.close()
+
+        asked = asyncio.Event()
+        task = asyncio.create_task(answers(asked))
+        while data := await reader.read(65536):
+            if command in data:
+                asked.set()
+            server.write(data)
+        server.close()
+        await task
+
+    listener = await asyncio.start_server(serve, "127.0.0.1", 0)
+    yield f"redis://127.0.0.1:{listener.sockets[0].getsockname()[1]}/0"
+    assert lost
+    listener.close()
+
+
+async def test_an_answer_that_is_lost_does_not_make_a_good_challenge_a_used_one(redis_url: str) -> None:
+    async with losing_the_first_answer_to(b"\r\nSET\r\n", redis_url) as url, contextlib.AsyncExitStack() as stack:
+        redis = await stack.enter_async_context(connect(url))
+        await redis.ping()
+        made = challenges(redis)
+        challenge = made.issue(KEY)
+        await use(made, challenge)
+        with pytest.raises(InvalidChallenge):
+            await use(made, challenge)

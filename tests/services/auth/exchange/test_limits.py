@@ -1,0 +1,93 @@
+"""How often a source and an identity may exchange, and whom a limit must not hit."""
+
+from __future__ import annotations
+
+from typing import Any
+from urllib.parse import quote, urlencode
+
+import pytest
+
+from services.auth.limits.services import source
+from services.cli.client import ACCESS_TOKEN, GRANT_TYPE
+from tests.services.auth.conftest import UID, Auth, StartAuth
+
+_TYPE = "application/x-www-form-urlencoded"
+_OTHER = "f" * 32
+
+
+async def exchange(auth: Auth, subject: str, forwarded: str) -> tuple[int, Any, Any]:
+    form = {"grant_type": GRANT_TYPE, "subject_token": subject, "subject_token_type": ACCESS_TOKEN, "scope": "ai"}
+    headers = {"Content-Type": _TYPE, "X-Forwarded-For": forwarded}
+    return await auth.ask("POST", "/token", data=urlencode(form), headers=headers)
+
+
+async def test_an_identity_is_limited_wherever_it_asks_from(start_auth: StartAuth) -> None:
+    auth = await start_auth(exchange_limit_per_identity=2, trusted_proxies=1)
+    statuses = [(await exchange(auth, auth.fxa_token(), f"192.0.2.{number}"))[0] for number in range(3)]
+    assert statuses == [200, 200, 429]
+    _, body, headers = await exchange(auth, auth.fxa_token(), "192.0.2.9")
+    assert body["error"] == "slow_down"
+    assert 1 <= int(headers["Retry-After"]) <= 120
+    assert (await exchange(auth, auth.fxa_token(uid=_OTHER), "192.0.2.9"))[0] == 200
+
+
+async def test_bad_credentials_in_somebodys_name_do_not_use_up_that_ones_limit(start_auth: StartAuth) -> None:
+    auth = await start_auth(exchange_limit_per_identity=1)
+    for _ in range(3):
+        assert (await auth.exchange(auth.fxa_token(ttl=-60)))[0] == 400
+        assert (await auth.exchange(auth.fxa_token(scopes=("openid",))))[0] == 400
+    assert (await auth.exchange(auth.fxa_token()))[0] == 200
+
+
+async def test_a_source_is_limited_whatever_it_sends(start_auth: StartAuth) -> None:
+    auth = await start_auth(exchange_limit_per_source=3)
+    statuses = [(await auth.exchange("junk"))[0] for _ in range(4)]
+    assert statuses == [400, 400, 400, 429]
+    assert (await auth.exchange(auth.fxa_token()))[0] == 429
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "status"),
+    [
+        ("6.6.6.6, 192.0.2.1", "7.7.7.7, 192.0.2.1", 429),
+        ("192.0.2.1:1000", "192.0.2.1:2000", 429),
+        ("[2001:db8::1]:1000", "[2001:db8::1]:2000", 429),
+        ("2001:db8:0:1::1", "2001:db8:0:1:ffff::2", 429),
+        ("::ffff:192.0.2.1", "192.0.2.1", 429),
+        ("2001:db8:0:1::1", "2001:db8:0:2::1", 400),
+        ("192.0.2.1", "192.0.2.2", 400),
+    ],
+)
+async def test_behind_a_proxy_a_source_is_whoever_can_send_from_that_address(
+    start_auth: StartAuth, first: str, second: str, status: int
+) -> None:
+    auth = await start_auth(exchange_limit_per_source=1, trusted_proxies=1)
+    assert (await exchange(auth, "junk", first))[0] == 400
+    assert (await exchange(auth, "junk", second))[0] == status
+
+
+async def test_without_trusted_proxies_nobody_chooses_its_source(start_auth: StartAuth) -> None:
+    auth = await start_auth(exchange_limit_per_source=1)
+    assert (await exchange(auth, "junk", "192.0.2.1"))[0] == 400
+    assert (await exchange(auth, "junk", "192.0.2.2"))[0] == 429
+
+
+def test_what_is_no_address_is_its_own_source() -> None:
+    assert [source(text) for text in ("unknown", "", "a:b:c")] == ["unknown", "", "a:b:c"]
+
+
+async def test_deleting_a_user_frees_its_place(start_auth: StartAuth, tmp_path: Any) -> None:
+    table = tmp_path / "types.toml"
+    table.write_text(
+        '[[service_type]]\nname = "ai"\nmax_budget = "0.10"\nduration = "1d"\nrpm = 1\ntpm = 1\nmodels = ["*"]\n'
+        'credentials = ["fxa"]\nfxa_scopes = ["profile:uid"]\nfxa_client_ids = ["*"]\nmax_users = 1\n'
+    )
+    auth = await start_auth(service_types=table, mlpa_admin_key="admin-key")
+    assert (await auth.exchange(auth.fxa_token()))[0] == 200
+    status, body = await auth.exchange(auth.fxa_token(uid=_OTHER))
+    assert (status, body["error"]) == (403, "max_users_reached")
+    assert (await auth.exchange(auth.fxa_token()))[0] == 200, "who is in stays in"
+    headers = {"Authorization": "Bearer admin-key"}
+    assert (await auth.ask("DELETE", f"/user/{quote(UID + ':ai', safe='')}", headers=headers))[0] == 204
+    assert (await auth.exchange(auth.fxa_token(uid=_OTHER)))[0] == 200
+    assert (await auth.exchange(auth.fxa_token()))[0] == 403, "its place is taken now"

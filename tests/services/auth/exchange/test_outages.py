@@ -1,0 +1,142 @@
+"""What an exchange answers while Redis or PostgreSQL is away: never success for what was not stored."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any
+
+import psycopg2
+import pytest
+
+from services.cli.client import ASSERTION
+from services.local.postgres import PostgresServer
+from services.local.valkey import ValkeyServer
+from shared import migrate
+from shared.postgres import Database, Query
+from tests.services.auth.conftest import Auth, StartAuth
+
+_BLOCK = Query.text("insert into identities (identity, blocked_at) values (:identity, now())")
+_OTHER = "f" * 32
+
+
+@pytest.fixture
+def own_database(own_postgres: PostgresServer) -> str:
+    url = own_postgres.create_database("mlpa")
+    migrate.upgrade(url)
+    return url
+
+
+async def test_without_redis_fxa_goes_on_with_blocks_of_postgresql_and_limits_of_the_process(
+    start_auth: StartAuth, own_valkey: ValkeyServer, postgres_url: str
+) -> None:
+    auth = await start_auth(redis_url=own_valkey.url, exchange_limit_per_identity=2)
+    async with Database.connect(postgres_url) as database:
+        await database.execute(_BLOCK, identity=_OTHER)
+    own_valkey.kill()
+    answers = [await auth.exchange(auth.fxa_token()) for _ in range(3)]
+    assert [status for status, _ in answers] == [200, 200, 429]
+    assert answers[-1][1]["error"] == "slow_down"
+    status, body = await auth.exchange(auth.fxa_token(uid=_OTHER))
+    assert (status, body["error"]) == (403, "access_denied")
+
+
+async def test_without_redis_no_device_gets_in_and_nothing_is_used_up(
+    start_auth: StartAuth, own_valkey: ValkeyServer
+) -> None:
+    auth = await start_auth(redis_url=own_valkey.url)
+    device, stranger = auth.device(), auth.device()
+    await auth.enrol(device)
+    token = await auth.assertion(device)
+    enrolment = auth.attest_body(stranger, await auth.challenge(stranger))
+    own_valkey.kill()
+    status, body, headers = await auth.ask("POST", "/verify/attest", json=enrolment)
+    assert (status, body["error"], headers["Retry-After"]) == (503, "temporarily_unavailable", "1")
+    status, body = await auth.exchange(token, ASSERTION)
+    assert (status, body["error"]) == (503, "temporarily_unavailable")
+    own_valkey.start()
+    assert (await auth.exchange(token, ASSERTION))[0] == 200
+    assert (await auth.ask("POST", "/verify/attest", json=enrolment))[0] == 201
+
+
+async def test_without_postgresql_known_accounts_go_on_and_nothing_else(
+    start_auth: StartAuth, redis_url: str, own_postgres: PostgresServer, own_database: str
+) -> None:
+    auth = await start_auth(database_url=own_database)
+    device, stranger = auth.device(), auth.device()
+    await auth.enrol(device)
+    assert (await auth.exchange(auth.fxa_token()))[0] == 200
+    token = await auth.assertion(device)
+    enrolment = auth.attest_body(stranger, await auth.challenge(stranger))
+    own_postgres.kill()
+    assert (await auth.exchange(auth.fxa_token()))[0] == 200
+    for refused in (auth.exchange(auth.fxa_token(uid=_OTHER)), auth.exchange(token, ASSERTION)):
+        status, body = await refused
+        assert (status, body["error"]) == (503, "temporarily_unavailable")
+    assert (await auth.ask("POST", "/verify/attest", json=enrolment))[0] == 503
+    own_postgres.start()
+    assert (await auth.exchange(token, ASSERTION))[0] == 200, "a 503 uses no challenge up"
+    assert (await auth.ask("POST", "/verify/attest", json=enrolment))[0] == 201
+
+
+@dataclass
+class Held:
+    """PostgreSQL with a lock in the way of every write to ``devices``, but not of reads."""
+
+    auth: Auth
+    server: PostgresServer
+    url: str
+
+    async def killed_at_the_store(self, work: Awaitable[tuple[Any, ...]]) -> tuple[Any, ...]:
+        """The answer to work during whose write the server dies."""
+        lock = psycopg2.connect(self.url)
+        lock.cursor().execute("lock table devices in share mode")
+        task = asyncio.ensure_future(work)
+        watch = psycopg2.connect(self.url)
+        watch.autocommit = True
+        await _until(lambda: _waits_for_a_lock(watch) or task.done())
+        assert not task.done(), task.result()
+        self.server.kill()
+        return await task
+
+
+@pytest.fixture
+async def held(start_auth: StartAuth, redis_url: str, own_postgres: PostgresServer, own_database: str) -> Held:
+    return Held(await start_auth(database_url=own_database), own_postgres, own_database)
+
+
+def _waits_for_a_lock(connection: Any) -> bool:
+    with connection.cursor() as cursor:
+        cursor.execute("select 1 from pg_stat_activity where wait_event_type = 'Lock' and application_name = 'mlpa'")
+        return cursor.fetchone() is not None
+
+
+async def _until(holds: Callable[[], bool]) -> None:
+    async with asyncio.timeout(10):
+        while not holds():  # noqa: ASYNC110 - what happens is in another process
+            await asyncio.sleep(0.01)
+
+
+async def test_an_enrolment_whose_store_fails_is_a_503_and_can_be_sent_again(held: Held) -> None:
+    auth = held.auth
+    device = auth.device()
+    body = auth.attest_body(device, await auth.challenge(device))
+    status, answer, _ = await held.killed_at_the_store(auth.ask("POST", "/verify/attest", json=body))
+    assert (status, answer["error"]) == (503, "temporarily_unavailable")
+    held.server.start()
+    assert (await auth.exchange_device(device))[0] == 400, "it was not stored"
+    assert (await auth.ask("POST", "/verify/attest", json=body))[0] == 201
+    assert (await auth.ask("POST", "/verify/attest", json=body))[0] == 401, "success has used the challenge up"
+
+
+async def test_an_assertion_whose_counter_is_not_stored_is_a_503_and_can_be_sent_again(held: Held) -> None:
+    auth = held.auth
+    device = auth.device()
+    await auth.enrol(device)
+    token = await auth.assertion(device)
+    status, answer = await held.killed_at_the_store(auth.exchange(token, ASSERTION))
+    assert (status, answer["error"]) == (503, "temporarily_unavailable")
+    held.server.start()
+    assert (await auth.exchange(token, ASSERTION))[0] == 200
+    assert (await auth.exchange(token, ASSERTION))[0] == 400

@@ -1,0 +1,134 @@
+"""The figures of the overview against the ledger that they are of."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from services.auth.usage.services import Usage
+from services.auth.users.admin import UserAdmin
+from services.auth.users.changes import Changes
+from services.auth.users.spending import Spending
+from shared.metrics import Registry
+from shared.postgres import Database, Query
+from shared.redis import connect
+from shared.service_types import load
+from tests.services.auth.admin.conftest import Rows
+
+NOON = datetime(2026, 3, 1, 12, 30, tzinfo=UTC)
+_ROW = (
+    "insert into ledger values (%s, %s, %s, %s, 'gpt', 'chat', 10, 20, %s, 86400, "
+    "floor(extract(epoch from %s::timestamptz) / 86400), %s, %s, %s)"
+)
+
+
+@pytest.fixture
+def rows(postgres_url: str) -> Rows:
+    return Rows(postgres_url)
+
+
+@pytest.fixture
+async def usage(postgres_url: str, redis_url: str) -> AsyncIterator[Usage]:
+    redis, types = connect(redis_url), load(None, debug=True)
+    async with AsyncExitStack() as stack:
+        stack.push_async_callback(redis.aclose)
+        database = await stack.enter_async_context(Database.connect(postgres_url, timeout=10))
+        users = UserAdmin(
+            database,
+            Spending(database, redis, types),
+            Changes(database, redis, Registry()),
+            types,
+            clock=NOON.timestamp,
+        )
+        yield Usage(database, database, users, clock=NOON.timestamp)
+
+
+def request(rows: Rows, name: str, at: datetime, cost: int = 100, outcome: str = "success", kind: str = "ai") -> None:
+    rows.run(_ROW, name, name, f"{name}:{kind}", kind, cost, at, outcome, at, at)
+
+
+async def test_hours_and_days_are_the_ledger_summed_up(usage: Usage, rows: Rows) -> None:
+    request(rows, "a", NOON)
+    request(rows, "b", NOON - timedelta(minutes=29), 50)
+    request(rows, "c", NOON - timedelta(minutes=31), 7, "error")
+    request(rows, "d", NOON - timedelta(days=20), 1000, kind="s2s")
+    request(rows, "e", NOON - timedelta(days=200), 9999)
+    await usage.sum_up()
+    found = [
+        (hour.at, hour.service_type, hour.outcome, hour.requests, hour.cost_nano) for hour in await usage.hours(24)
+    ]
+    hour = NOON.replace(minute=0)
+    assert found == [(hour - timedelta(hours=1), "ai", "error", 1, 7), (hour, "ai", "success", 2, 150)]
+    days = await usage.days(30)
+    assert [(day.at, day.cost_nano, day.tokens) for day in days] == [
+        (datetime(2026, 2, 9, tzinfo=UTC), 1000, 30),
+        (datetime(2026, 3, 1, tzinfo=UTC), 7, 30),
+        (datetime(2026, 3, 1, tzinfo=UTC), 150, 60),
+    ]
+
+
+async def test_what_comes_late_or_is_lowered_is_counted_again(usage: Usage, rows: Rows) -> None:
+    request(rows, "a", NOON)
+    await usage.sum_up()
+    request(rows, "b", NOON, 5)
+    rows.run("update ledger set cost_nano = 1 where id = 'a'")
+    request(rows, "late", NOON - timedelta(hours=20), 3)
+    await usage.sum_up()
+    assert [hour.cost_nano for hour in await usage.hours(24)] == [6]
+    await usage.sum_up(late=True)
+    assert [hour.cost_nano for hour in await usage.hours(24)] == [3, 6]
+
+
+async def test_hours_outlive_the_rows_of_the_ledger(usage: Usage, rows: Rows) -> None:
+    request(rows, "a", NOON - timedelta(days=5))
+    request(rows, "b", NOON)
+    await usage.sum_up()
+    rows.run("delete from ledger where id = 'a'")
+    await usage.sum_up(late=True)
+    assert [day.cost_nano for day in await usage.days(30)] == [100, 100]
+
+
+async def test_processes_that_sum_up_at_once_count_nothing_twice(usage: Usage, rows: Rows) -> None:
+    for number in range(50):
+        request(rows, str(number), NOON - timedelta(hours=number))
+    await asyncio.gather(*(usage.sum_up() for _ in range(5)))
+    await usage.sum_up()
+    assert sum(day.requests for day in await usage.days(30)) == 50
+
+
+async def test_who_is_near_the_limit_is_sorted_by_what_is_left(usage: Usage, rows: Rows) -> None:
+    for name, cost in [("0" * 32, 80_000_000), ("1" * 32, 74_000_000), ("2" * 32, 120_000_000), ("3" * 32, 99_000_000)]:
+        rows.user(f"{name}:ai")
+        request(rows, name, NOON, cost)
+    near = await usage.near_limit()
+    assert near is not None
+    assert [user.row.identity[0] for user in near.users] == ["2", "3", "0"]
+    assert near.users[0].spent.share == pytest.approx(1.2)
+
+
+async def test_without_requests_there_is_nothing_and_nobody(usage: Usage) -> None:
+    await usage.sum_up()
+    assert await usage.hours(24) == []
+    near = await usage.near_limit()
+    assert near is not None
+    assert near.users == []
+
+
+async def test_the_ledger_is_read_by_index(usage: Usage, rows: Rows, postgres_url: str) -> None:
+    rows.run(
+        "insert into ledger select n::text, 'r', 'u:ai', 'ai', 'm', 'chat', 1, 1, 1, 86400, 0, 'success', "
+        "timestamptz '2026-02-01' + interval '1 minute' * n, now() from generate_series(1, 20000) n"
+    )
+    rows.run("analyze ledger")
+    async with Database.connect(postgres_url) as database:
+        plan = await database.fetch(
+            Query.text(
+                "explain select count(*) from ledger where admitted_at >= timestamptz '2026-02-05' "
+                "and admitted_at < timestamptz '2026-02-05 02:00' group by service_type"
+            )
+        )
+    assert "Seq Scan" not in str(plan)

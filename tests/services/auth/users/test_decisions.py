@@ -1,0 +1,112 @@
+"""Decisions on their way from PostgreSQL to Redis, and what is believed of Redis meanwhile."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+
+import pytest
+
+from services.auth.errors import AccessDenied
+from services.auth.users import known
+from services.auth.users.changes import Changes
+from services.auth.users.services import Users
+from services.auth.users.storage import Standing
+from shared import budget_state
+from shared.errors import DependencyUnavailable
+from shared.metrics import Registry
+from shared.postgres import Database, Query
+from shared.redis import Client, connect
+from shared.service_types import ServiceType, load
+
+UID, OTHER = "00112233445566778899aabbccddeeff", "f" * 32
+_BLOCK = Query.text("insert into identities (identity, blocked_at) values (:identity, now())")
+_REVOKE = Query.text(
+    "insert into revocations (jti, user_id, expires_at) "
+    "select 'j' || n, :user_id, now() + make_interval(secs => :left) from generate_series(1, :count) n"
+)
+_COUNT = Query.text(
+    "select (select count(*) from revocations) as revoked, (select count(*) from redis_changes) as open"
+)
+
+
+@dataclass
+class Parts:
+    database: Database
+    redis: Client
+    users: Users
+    changes: Changes
+    ai: ServiceType
+
+    async def decide(self, identity: str) -> None:
+        """A block that Redis has not been told of."""
+        async with self.database.transaction() as transaction:
+            await transaction.execute(_BLOCK, identity=identity)
+            await self.changes.record(transaction, identity, "blocked")
+
+    async def counts(self) -> tuple[int, int]:
+        (row,) = await self.database.fetch(_COUNT)
+        return row["revoked"], row["open"]
+
+
+@pytest.fixture
+async def parts(postgres_url: str, redis_url: str) -> AsyncIterator[Parts]:
+    async with Database.connect(postgres_url, timeout=10) as database, connect(redis_url) as redis:
+        registry = Registry()
+        users, changes = Users(database, redis, registry), Changes(database, redis, registry)
+        yield Parts(database, redis, users, changes, load(None, debug=True).rows["ai"])
+
+
+async def test_what_another_server_remembers_is_not_believed(parts: Parts) -> None:
+    """After a failover that lost a block, Redis says that all is well."""
+    await parts.users.enter(UID, parts.ai)
+    await parts.database.execute(_BLOCK, identity=UID)
+    await parts.users.enter(UID, parts.ai)  # this server has not been told
+    await parts.redis.hset(budget_state.identity_key(UID), "u:ai", "a" * 40)
+    with pytest.raises(AccessDenied):
+        await parts.users.enter(UID, parts.ai)
+    assert (await known.read(parts.redis, UID, "ai")).standing is Standing.BLOCKED
+
+
+async def test_one_identity_that_cannot_be_applied_holds_up_nobody_else(parts: Parts) -> None:
+    await parts.decide(UID)
+    await parts.decide(OTHER)
+    await parts.redis.set(budget_state.identity_key(UID), "not a hash")
+    with pytest.raises(DependencyUnavailable):
+        await parts.changes.apply_pending()
+    assert await parts.redis.hget(budget_state.identity_key(OTHER), "blk") == b"blocked"
+    assert (await parts.counts())[1] == 1
+    await parts.redis.delete(budget_state.identity_key(UID))
+    await parts.changes.apply_pending()
+    assert await parts.redis.hget(budget_state.identity_key(UID), "blk") == b"blocked"
+    assert (await parts.counts())[1] == 0
+
+
+async def test_an_identity_with_thousands_of_revoked_tokens_can_be_blocked(parts: Parts) -> None:
+    await parts.database.execute(_REVOKE, user_id=f"{UID}:ai", left=300, count=5000)
+    await parts.decide(UID)
+    await parts.changes.apply(UID)
+    assert await parts.redis.exists(budget_state.token_key(UID, "j1"), budget_state.token_key(UID, "j5000")) == 2
+
+
+async def test_revocations_of_expired_tokens_are_cleared_away_and_no_others(parts: Parts) -> None:
+    await parts.database.execute(_REVOKE, user_id=f"{UID}:ai", left=-1, count=3)
+    await parts.changes.clear_expired()
+    assert await parts.counts() == (0, 0)
+    await parts.database.execute(_REVOKE, user_id=f"{UID}:ai", left=60, count=3)
+    await parts.changes.clear_expired()
+    assert await parts.counts() == (3, 0)
+
+
+async def test_a_database_without_tables_does_not_end_the_background_work(
+    empty_postgres_url: str, redis_url: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Auth may start before the migration ran: what Redis missed must be applied when it has."""
+    said = ""
+    async with Database.connect(empty_postgres_url) as database, connect(redis_url) as redis:
+        changes = Changes(database, redis, Registry(), every=0.01)
+        async with asyncio.timeout(20), changes.running():
+            while said.count("decisions wait") < 2:
+                await redis.ping()
+                said += capsys.readouterr().out

@@ -1,0 +1,397 @@
+"""Budgets on a real Valkey and PostgreSQL, as the relay uses them."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import time
+from typing import Any
+
+import pytest
+
+from services.gateway.budget.models import Delivery, Timings, Usage
+from services.gateway.errors import BudgetExceeded, BudgetReserved, InvalidToken, RateLimited, UserBlocked
+from shared import budget_state
+from shared.errors import DependencyUnavailable
+from shared.identity import shard
+from shared.postgres import Query
+from shared.redis import connect
+from tests.services.gateway.budget.support import (
+    FAST,
+    ask,
+    delivered,
+    ledger,
+    opened,
+    principal,
+    row,
+    rows,
+    total,
+    until,
+)
+
+
+async def idle(url: str) -> None:
+    """Until no reservation is open and no row is on its way."""
+    client = connect(url, max_connections=1)
+
+    async def done() -> bool:
+        return not [key async for key in client.scan_iter("*") if key.endswith((b"leases", b"outbox"))]
+
+    await until(done)
+    await client.aclose()
+
+
+async def test_a_request_is_reserved_settled_and_written(redis_url: str, postgres_url: str) -> None:
+    async with opened(redis_url, postgres_url) as (budgets, database, registry):
+        reservation = await budgets.admit(ask())
+        assert (reservation.grant, reservation.amount_nano, reservation.lowered) == (1000, 2_100_000, False)
+        assert reservation.rate_limits.headers() == {}
+        state = await budgets.state(principal())
+        assert (state.spent_nano, state.reserved_nano, state.remaining_nano) == (0, 2_100_000, 97_900_000)
+        assert state.resets_at == (time.time() // 86_400 + 1) * 86_400
+
+        assert budgets.settle(reservation, delivered()) == 50_000
+        assert budgets.settle(reservation, delivered(1, 1)) == 3000
+        await idle(redis_url)
+        state = await budgets.state(principal())
+        assert (state.spent_nano, state.reserved_nano) == (50_000, 0)
+        (written,) = await ledger(database)
+        assert written["id"] == reservation.id
+        assert written["request_id"] == "client's own"
+        assert written["user_id"] == principal().user_id
+        assert (written["service_type"], written["model"], written["purpose"]) == ("ai", "model", "chat")
+        assert (written["prompt_tokens"], written["completion_tokens"], written["cost_nano"]) == (10, 20, 50_000)
+        assert (written["period_seconds"], written["period_index"]) == (86_400, reservation.period_index)
+        assert written["outcome"] == "success"
+        assert written["admitted_at"].timestamp() == pytest.approx(reservation.admitted_at, abs=0.001)
+        assert written["admitted_at"] <= written["settled_at"]
+        assert b'budget_spend_usd_total{service_type="ai"} 5e-05' in registry.render()
+
+
+async def test_what_the_budget_can_still_pay_for_is_granted(redis_url: str, postgres_url: str) -> None:
+    """Down to the least that a request needs; then only reservations, or the spending itself, stand in the way."""
+    async with opened(redis_url, postgres_url, rows(row(max_budget_nano=3_000_000))) as (budgets, _, registry):
+        first = await budgets.admit(ask())
+        second = await budgets.admit(ask())
+        assert (second.grant, second.amount_nano, second.lowered) == (400, 900_000, True)
+        with pytest.raises(BudgetReserved) as reserved:
+            await budgets.admit(ask())
+        assert reserved.value.headers["Retry-After"] == "1"
+        budgets.settle(first, delivered(100, 950))
+        budgets.settle(second, delivered(100, 400))
+        await idle(redis_url)
+        third = await budgets.admit(ask(prompt_bound=60))
+        assert (third.grant, third.amount_nano) == (20, 100_000)
+        budgets.settle(third, delivered(60, 20))
+        await idle(redis_url)
+        with pytest.raises(BudgetExceeded) as exceeded:
+            await budgets.admit(ask(limit=1, prompt_bound=0))
+        left = (time.time() // 86_400 + 1) * 86_400 - time.time()
+        assert exceeded.value.retry_after == pytest.approx(left, abs=2)
+        text = registry.render()
+        assert b'budget_refusals_total{reason="budget_reserved",service_type="ai"} 1' in text
+        assert b'budget_refusals_total{reason="budget_exceeded",service_type="ai"} 1' in text
+        assert b"budget_overrun_usd_total 0" in text
+
+
+async def test_a_client_that_asks_for_less_than_the_least_gets_it(redis_url: str, postgres_url: str) -> None:
+    async with opened(redis_url, postgres_url, rows(row(max_budget_nano=10_000))) as (budgets, _, _):
+        reservation = await budgets.admit(ask(prompt_bound=0, limit=5))
+        assert (reservation.grant, reservation.amount_nano) == (5, 10_000)
+        budgets.settle(reservation, Delivery("abort", sent=False))
+
+
+async def test_refusals_and_admissions_tell_the_rates(redis_url: str, postgres_url: str) -> None:
+    kind = row(rpm=2, tpm=1000, max_streams=1)
+    async with opened(redis_url, postgres_url, rows(kind)) as (budgets, _, _):
+        first = await budgets.admit(ask(principal(kind)))
+        assert first.rate_limits.headers() == {
+            "x-ratelimit-limit-requests": "2",
+            "x-ratelimit-remaining-requests": "1",
+            "x-ratelimit-reset-requests": "1m0s",
+            "x-ratelimit-limit-tokens": "1000",
+            "x-ratelimit-remaining-tokens": "975",
+            "x-ratelimit-reset-tokens": "0s",
+        }
+        with pytest.raises(RateLimited) as streams:
+            await budgets.admit(ask(principal(kind)))
+        assert (streams.value.reason, streams.value.retry_after) == ("streams", 1)
+        budgets.settle(first, delivered(900, 90))
+        second = await budgets.admit(ask(principal(kind)))
+        assert second.rate_limits.headers()["x-ratelimit-remaining-tokens"] == "0"
+        budgets.settle(second, Delivery("abort", sent=False))
+        with pytest.raises(RateLimited) as rpm:
+            await budgets.admit(ask(principal(kind)))
+        assert rpm.value.reason == "rpm"
+        assert rpm.value.retry_after == pytest.approx(60, abs=5)
+        assert rpm.value.headers["x-ratelimit-remaining-requests"] == "0"
+        assert rpm.value.headers["x-ratelimit-remaining-tokens"] == "10"
+
+
+async def test_blocks_and_revocations_come_from_postgresql_at_first_sight(redis_url: str, postgres_url: str) -> None:
+    blocked, revoked, device = principal(user=1), principal(user=2), principal(user=3)
+    async with opened(redis_url, postgres_url) as (budgets, database, _):
+        await database.execute(
+            Query.text("insert into identities (identity, blocked_at) values (:i, now())"), i=blocked.identity
+        )
+        await database.execute(
+            Query.text(
+                "insert into revocations (jti, user_id, expires_at) values ('jti', :u, now() + interval '5 minutes')"
+            ),
+            u=revoked.user_id,
+        )
+        await database.execute(
+            Query.text("insert into devices (key_id, public_key, revoked_at) values (:k, '', now())"),
+            k=device.identity,
+        )
+        with pytest.raises(UserBlocked):
+            await budgets.admit(ask(blocked))
+        with pytest.raises(InvalidToken):
+            await budgets.admit(ask(revoked))
+        with pytest.raises(UserBlocked):
+            await budgets.check(device)
+        with pytest.raises(InvalidToken):
+            await budgets.check(revoked)
+        await budgets.check(dataclasses.replace(revoked, jti="another"))
+
+
+async def test_a_block_and_a_revocation_end_open_requests(redis_url: str, postgres_url: str) -> None:
+    async with opened(redis_url, postgres_url) as (budgets, _, _):
+        client = connect(redis_url, max_connections=1)
+        told: dict[str, str] = {}
+        seen = asyncio.Event()
+        reservations = []
+        for user, change in ((1, "block"), (2, "token"), (3, "none")):
+            who = principal(user=user)
+            reservation = await budgets.admit(ask(who))
+            reservations.append(reservation)
+
+            def tell(reason: str, change: str = change) -> None:
+                told[change] = reason
+                if len(told) == 2:
+                    seen.set()
+
+            reservation.on_revoked = tell
+        await budget_state.set_block(client, principal(user=1).identity, "blocked")
+        await budget_state.revoke_token(client, principal(user=2).identity, "jti", time.time() + 60)
+        await asyncio.wait_for(seen.wait(), 5)
+        assert told == {"block": "blocked", "token": "revoked"}
+        await budget_state.set_block(client, principal(user=1).identity, "0")
+        for reservation in reservations:
+            budgets.settle(reservation, delivered())
+        budgets.settle(await budgets.admit(ask(principal(user=1))), delivered())
+        await client.aclose()
+
+
+async def test_a_tier_set_by_an_operator_holds_from_the_next_request(redis_url: str, postgres_url: str) -> None:
+    kinds = rows(row(), row("rich", max_budget_nano=10**12, rpm=7), row("weekly", duration_seconds=604_800))
+    async with opened(redis_url, postgres_url, kinds) as (budgets, database, _):
+        client = connect(redis_url, max_connections=1)
+        who = principal()
+        budgets.settle(await budgets.admit(ask()), delivered())
+        held = await budgets.admit(ask())
+        for tier in ("rich", "weekly", "ai", "a_row_no_more"):
+            await database.execute(
+                Query.text(
+                    "insert into users (user_id, identity, service_type, budget_tier) values (:u, :i, 'ai', :t) "
+                    "on conflict (user_id) do update set budget_tier = :t"
+                ),
+                u=who.user_id,
+                i=who.identity,
+                t=tier,
+            )
+            await budget_state.set_tier(client, who.user_id, tier)
+            reservation = await budgets.admit(ask())
+            expected = kinds.rows.get(tier, kinds.rows["ai"])
+            assert reservation.rate_limits.requests_limit == expected.rpm
+            assert reservation.period_seconds == expected.duration_seconds
+            budgets.settle(reservation, Delivery("abort", sent=False))
+            state = await budgets.state(who)
+            assert state.max_budget_nano == expected.max_budget_nano
+            assert (state.spent_nano, state.reserved_nano >= held.amount_nano) == (50_000, True)
+        budgets.settle(held, delivered())
+        await client.aclose()
+
+
+async def test_spending_survives_the_loss_of_redis(redis_url: str, postgres_url: str) -> None:
+    async with opened(redis_url, postgres_url) as (budgets, database, registry):
+        budgets.settle(await budgets.admit(ask()), delivered())
+        await idle(redis_url)
+        held = await budgets.admit(ask())
+        client = connect(redis_url, max_connections=1)
+        await client.flushall()
+        state = await budgets.state(principal())
+        assert state.spent_nano == 50_000
+
+        async def registered() -> bool:
+            return (await budgets.state(principal())).reserved_nano == held.amount_nano
+
+        await until(registered)
+        budgets.settle(held, delivered())
+        await idle(redis_url)
+        assert (await budgets.state(principal())).spent_nano == 100_000
+        assert await total(database) == (2, 100_000)
+        assert b"budget_rebuilds_total 2" in registry.render()
+        await client.aclose()
+
+
+async def test_a_user_known_nowhere_is_read_once_however_many_ask(redis_url: str, postgres_url: str) -> None:
+    async with opened(redis_url, postgres_url) as (budgets, _, registry):
+        for reservation in await asyncio.gather(*(budgets.admit(ask(limit=1)) for _ in range(30))):
+            budgets.settle(reservation, Delivery("abort", sent=False))
+        assert b"budget_rebuilds_total 1\n" in registry.render()
+
+
+async def test_a_request_whose_gateway_is_gone_is_charged_whole_and_lowered_once(
+    redis_url: str, postgres_url: str
+) -> None:
+    """The dead one's lease ends; when it wakes after all, its true settlement lowers the charge."""
+    sleepy = Timings(lease=0.3, renew=60, flush=0.02, sweep=60)
+    async with opened(redis_url, postgres_url, timings=sleepy) as (dead, database, _):
+        reservation = await dead.admit(ask())
+        other = await dead.admit(ask())
+        async with opened(redis_url, postgres_url) as (alive, _, registry):
+
+            async def charged() -> bool:
+                return await total(database) == (2, 4_200_000)
+
+            await until(charged)
+            assert {one["outcome"] for one in await ledger(database)} == {"expired"}
+            assert (await alive.state(principal())).spent_nano == 4_200_000
+            assert b"budget_reaped_total 2" in registry.render()
+            dead.settle(reservation, delivered())
+            dead.settle(other, Delivery("success", sent=True, usage=Usage(10**4, 10**4)))
+
+            async def lowered() -> bool:
+                return await total(database) == (2, 2_150_000)
+
+            await until(lowered)
+            await idle(redis_url)
+            assert (await alive.state(principal())).spent_nano == 2_150_000
+            assert {one["outcome"] for one in await ledger(database)} == {"expired", "success"}
+
+
+async def test_rows_left_in_an_outbox_are_finished_by_others(redis_url: str, postgres_url: str) -> None:
+    silent = Timings(flush=3600, sweep=3600, drain=0)
+    async with opened(redis_url, postgres_url, timings=silent) as (budgets, database, _):
+        reservation = await budgets.admit(ask())
+        budgets.settle(reservation, delivered())
+        number = shard(principal().identity)
+        client = connect(redis_url, max_connections=1)
+
+        async def left() -> Any:
+            return await client.hlen(budget_state.shard_key(number, "outbox"))
+
+        await until(left)
+        async with opened(redis_url, postgres_url) as (_, _, registry):
+
+            async def written() -> bool:
+                return await total(database) == (1, 50_000)
+
+            await until(written)
+            await idle(redis_url)
+            assert b"budget_outbox_oldest_seconds" in registry.render()
+        await client.aclose()
+
+
+async def test_costs_above_the_reservation_are_taken_and_told(redis_url: str, postgres_url: str) -> None:
+    async with opened(redis_url, postgres_url) as (budgets, _, registry):
+        reservation = await budgets.admit(ask())
+        assert budgets.settle(reservation, delivered(100, 2000)) == 4_100_000
+        await idle(redis_url)
+        assert (await budgets.state(principal())).spent_nano == 4_100_000
+        assert b"budget_overrun_usd_total 0.002" in registry.render()
+
+
+async def test_auth_reads_what_the_gateways_count(redis_url: str, postgres_url: str) -> None:
+    client = connect(redis_url, max_connections=1)
+    who = principal()
+    assert await budget_state.read_user(client, who.user_id) is None
+    async with opened(redis_url, postgres_url) as (budgets, _, _):
+        budgets.settle(await budgets.admit(ask()), delivered())
+        held = await budgets.admit(ask())
+        state = await budget_state.read_user(client, who.user_id)
+        assert state is not None
+        assert (state.tier, state.period_seconds, state.spent_nano, state.reserved_nano) == (
+            "ai",
+            86_400,
+            50_000,
+            2_100_000,
+        )
+        budgets.settle(held, delivered())
+    await client.aclose()
+
+
+async def test_when_nothing_more_than_the_least_fits_the_least_is_granted(redis_url: str, postgres_url: str) -> None:
+    """One nano-dollar short of another token."""
+    least = 100 * 1000 + 16 * 2000
+    async with opened(redis_url, postgres_url, rows(row(max_budget_nano=least + 1999))) as (budgets, _, _):
+        reservation = await budgets.admit(ask())
+        assert (reservation.grant, reservation.amount_nano) == (16, least)
+        budgets.settle(reservation, Delivery("abort", sent=False))
+
+
+async def test_what_is_kept_of_a_user_goes_by_itself(redis_url: str, postgres_url: str) -> None:
+    """However it came to be: by admissions, settlements, the reaper, operators, or a rebuild."""
+    client = connect(redis_url, max_connections=1)
+    kind = row(rpm=100, tpm=10**6, total_budget_nano=10**12)
+    shared = (b"leases", b"outbox", b"totals", b"claim")
+
+    async def forgotten() -> list[bytes]:
+        keys = [key async for key in client.scan_iter("*") if not key.endswith(shared)]
+        assert keys
+        return [key for key in keys if await client.ttl(key) < 0]
+
+    async def persist() -> None:
+        """So that whatever comes next has to say again how long it may stay."""
+        async for key in client.scan_iter("*:u:*"):
+            await client.persist(key)
+
+    await budget_state.set_block(client, "0" * 32, "0")
+    await budget_state.set_tier(client, f"{'0' * 32}:ai", "ai")
+    await budget_state.revoke_token(client, "0" * 32, "j", time.time() + 60)
+    assert await forgotten() == []
+    await client.flushall()
+    who = principal(kind)
+    slow = dataclasses.replace(FAST, lease=0.5, renew=60, sweep=60)
+    async with (
+        opened(redis_url, postgres_url, rows(kind), slow) as (budgets, _, _),
+        opened(redis_url, postgres_url, rows(kind), dataclasses.replace(slow, renew=0.1)) as (other, _, _),
+    ):
+
+        async def told() -> bool:
+            try:
+                await budgets.state(who)
+            except DependencyUnavailable:
+                return False
+            return budgets._totals._sums != {} and other._totals._sums != {}
+
+        await until(told)
+        assert await forgotten() == []
+        await persist()
+        reservation = await budgets.admit(ask(who))
+        assert await forgotten() == []
+        await persist()
+        budgets.settle(reservation, delivered())
+        await budgets._settlements.drained(5)
+        assert await forgotten() == []
+        held = await other.admit(ask(who))
+        await persist()
+
+        async def renewed() -> bool:
+            return await forgotten() == []
+
+        await until(renewed)
+        other.settle(held, delivered())
+        await other._settlements.drained(5)
+        lost = await budgets.admit(ask(who))
+        await persist()
+        async with opened(redis_url, postgres_url, rows(kind)) as (_, database, _):
+
+            async def reaped() -> bool:
+                return (await total(database))[0] == 3
+
+            await until(reaped)
+        assert await forgotten() == []
+        budgets.settle(lost, delivered())
+    await client.aclose()

@@ -1,0 +1,134 @@
+"""What a request may cost and did cost, as the contract words it."""
+
+from __future__ import annotations
+
+import dataclasses
+from decimal import Decimal
+from math import ceil, floor
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from services.gateway.budget.charging import EXACT, MOST, bounds, charge
+from services.gateway.budget.models import Delivery, Usage, duration
+from services.gateway.budget.price_fields import Prices, Rate
+from services.gateway.budget.prices import PricedModel
+from tests.services.gateway.budget.support import MODEL, ask
+
+prices = st.builds(
+    lambda digits, exponent: Decimal(digits).scaleb(exponent), st.integers(0, 10**6), st.integers(-18, -6)
+)
+
+
+@given(
+    prices,
+    prices,
+    st.integers(0, 3 * 1024 * 1024),
+    st.integers(1, 10**6),
+    st.integers(1, 8),
+    st.integers(0, 10**15),
+    st.integers(0, 10**15),
+)
+def test_a_grant_between_the_bounds_is_paid_for_and_exact_where_doubles_allow(
+    input_price: Decimal, output_price: Decimal, prompt: int, limit: int, n: int, budget: int, available: int
+) -> None:
+    model = PricedModel("m", input_price, output_price)
+    found = bounds(ask(model=model, prompt_bound=prompt, limit=limit, n=n), budget)
+
+    def cost(grant: int) -> int:
+        return ceil((prompt * input_price + grant * n * output_price) * 10**9)
+
+    least = min(limit, 16)
+    assert found.least_grant == least
+    assert found.full == min(cost(limit), budget + 1)
+    assert found.least == min(cost(least), budget + 1)
+    available = min(available, budget)
+    if not found.least <= available < found.full:
+        return
+    # what the script does, in doubles
+    assert float(available) * float(found.scale) < EXACT
+    grant = floor((float(available) * found.scale - found.prompt_units) / found.grant_units)
+    if grant > least:
+        amount = ceil((found.prompt_units + float(grant) * found.grant_units) / found.scale)
+        assert cost(grant) <= amount <= available
+        if found.scale == model.scale:
+            assert amount == cost(grant)
+            assert cost(grant + 1) > available
+        assert grant < limit
+
+
+def test_nothing_is_charged_when_nothing_was_sent_or_litellm_refused() -> None:
+    assert charge(ask(), 1000, Delivery("abort", sent=False)).cost_nano == 0
+    refused = Delivery("error", sent=True, refused=True, usage=Usage(5, 5))
+    assert charge(ask(), 1000, refused).cost_nano == 0
+
+
+def test_usage_is_charged_at_the_models_prices() -> None:
+    charged = charge(ask(), 1000, Delivery("success", sent=True, usage=Usage(10, 20)))
+    assert dataclasses.astuple(charged) == (10 * 1000 + 20 * 2000, 10, 20, 30)
+
+
+@pytest.mark.parametrize(
+    ("given_cost", "expected"),
+    [
+        ("0.000123", 123_000),
+        ("0.0000000011", 2),  # up, to whole nano-dollars
+        ("0", 50_000),
+        ("-1", 50_000),
+        ("NaN", 50_000),
+        ("Infinity", 50_000),
+        ("1E+999999", MOST),
+        (None, 50_000),
+    ],
+)
+def test_litellms_own_cost_counts_when_it_is_above_zero(given_cost: str | None, expected: int) -> None:
+    cost = Decimal(given_cost) if given_cost is not None else None
+    delivery = Delivery("success", sent=True, usage=Usage(10, 20), response_cost=cost)
+    assert charge(ask(), 1000, delivery).cost_nano == expected
+
+
+def test_a_cut_stream_costs_its_prompt_bound_and_the_bytes_relayed() -> None:
+    delivery = Delivery("abort", sent=True, relayed_bytes=50)
+    charged = charge(ask(), 1000, delivery)
+    assert dataclasses.astuple(charged) == (100 * 1000 + 50 * 2000, 100, 50, 25 + 13)
+    assert charge(ask(), 30, delivery).cost_nano == 100 * 1000 + 30 * 2000, "never more than the grant"
+    assert charge(ask(n=3), 30, delivery).completion_tokens == 50, "which is per choice"
+
+
+@pytest.mark.parametrize("change", [{"stream": False}, {"reasoning": True}])
+def test_what_nobody_saw_is_charged_by_the_grant(change: dict[str, bool]) -> None:
+    """An answer in one piece, and reasoning, may have been made in full before the cut."""
+    model = dataclasses.replace(MODEL, reasoning=change.get("reasoning", False))
+    delivery = Delivery("abort", sent=True, relayed_bytes=50, stream=change.get("stream", True))
+    assert charge(ask(model=model, n=2), 30, delivery).cost_nano == 100 * 1000 + 60 * 2000
+
+
+def test_nonsense_usage_does_not_overflow() -> None:
+    charged = charge(ask(), 1000, Delivery("success", sent=True, usage=Usage(10**30, 10**30)))
+    assert charged.cost_nano == MOST
+    assert charged.prompt_tokens + charged.completion_tokens < 2**53
+
+
+def test_long_prompts_cache_writes_and_reasoning_have_their_own_prices() -> None:
+    nano = Decimal("1e-9")
+    rates = (
+        Rate(0, 1 * nano, 2 * nano, 3 * nano, 4 * nano),
+        Rate(1000, 10 * nano, 20 * nano, 30 * nano, 40 * nano),
+    )
+    model = PricedModel("m", 30 * nano, 40 * nano, prices=Prices(30 * nano, 40 * nano, 5 * nano, rates))
+    usage = Usage(1000, 100, cache_write_tokens=200, reasoning_tokens=50)
+    charged = charge(ask(model=model), 1000, Delivery("success", sent=True, usage=usage))
+    assert charged.cost_nano == 5 + 800 * 1 + 200 * 3 + 50 * 2 + 50 * 4
+    longer = dataclasses.replace(usage, prompt_tokens=1001)
+    charged = charge(ask(model=model), 1000, Delivery("success", sent=True, usage=longer))
+    assert charged.cost_nano == 5 + 801 * 10 + 200 * 30 + 50 * 20 + 50 * 40
+    assert bounds(ask(model=model, prompt_bound=10, limit=20), 10**9).full == 5 + 10 * 30 + 20 * 40
+
+
+@pytest.mark.parametrize(
+    ("milliseconds", "text"),
+    [(-5, "0s"), (0, "0s"), (250, "250ms"), (1000, "1s"), (12_500, "12.5s"), (60_000, "1m0s"), (359_001, "5m59.001s")],
+)
+def test_durations_are_written_as_openai_does(milliseconds: int, text: str) -> None:
+    assert duration(milliseconds) == text

@@ -1,0 +1,219 @@
+"""Redis or PostgreSQL gone, hanging, or coming back: 503 within a second, nothing lost, nothing admitted twice."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import time
+
+import pytest
+
+from services.gateway.budget import server_check
+from services.gateway.budget.executor import Executor
+from services.gateway.budget.models import Delivery
+from services.local.postgres import PostgresServer
+from services.local.process import free_port
+from services.local.valkey import ValkeyServer
+from shared import budget_state, migrate
+from shared.errors import DependencyUnavailable
+from shared.identity import shard
+from shared.postgres import Database
+from shared.redis import connect
+from tests.services.gateway.budget.support import FAST, ask, delivered, opened, principal, row, rows, total, until
+
+
+async def unavailable(budgets: object, dependency: str) -> float:
+    """How long it took to say so."""
+    began = time.monotonic()
+    with pytest.raises(DependencyUnavailable) as refusal:
+        await budgets.admit(ask())  # type: ignore[attr-defined]
+    assert refusal.value.dependency == dependency
+    return time.monotonic() - began
+
+
+async def test_without_redis_nobody_is_admitted(unused_port: int, postgres_url: str) -> None:
+    async with opened(f"redis://127.0.0.1:{unused_port}", postgres_url) as (budgets, _, registry):
+        assert await unavailable(budgets, "redis") < 1.5
+        with pytest.raises(DependencyUnavailable):
+            await budgets.check(principal())
+        assert b'budget_refusals_total{reason="unavailable",service_type="ai"} 1' in registry.render()
+
+
+async def test_a_redis_that_hangs_is_given_up_after_a_second(own_valkey: ValkeyServer, postgres_url: str) -> None:
+    """An admission that may have reached it is withdrawn, whichever of the two it sees first."""
+    async with opened(own_valkey.url, postgres_url, rows(row(max_streams=100))) as (budgets, database, _):
+        held = await budgets.admit(ask())
+        await asyncio.to_thread(own_valkey.process.pause)
+        times = await asyncio.gather(*(unavailable(budgets, "redis") for _ in range(5)))
+        assert max(times) < 1.8
+        budgets.settle(held, delivered())
+        await asyncio.to_thread(own_valkey.process.resume)
+
+        async def settled() -> bool:
+            try:
+                state = await budgets.state(principal())
+            except DependencyUnavailable:
+                return False
+            return (state.spent_nano, state.reserved_nano) == (50_000, 0)
+
+        await until(settled)
+        assert (await budgets.admit(ask())).rate_limits is not None
+
+        async def written() -> bool:
+            return await total(database) == (1, 50_000)
+
+        await until(written)
+
+
+async def test_a_redis_that_was_away_for_longer_than_a_lease_charges_nobody_whole(
+    own_valkey: ValkeyServer, postgres_url: str
+) -> None:
+    """The living renew before anybody reaps."""
+    async with opened(own_valkey.url, postgres_url) as (budgets, database, registry):
+        held = await budgets.admit(ask())
+        await asyncio.to_thread(own_valkey.process.pause)
+        await asyncio.sleep(2 * FAST.lease)
+        await asyncio.to_thread(own_valkey.process.resume)
+
+        async def seen() -> bool:
+            try:
+                return (await budgets.state(principal())).reserved_nano > 0
+            except DependencyUnavailable:
+                return False
+
+        await until(seen)
+        await asyncio.sleep(3 * FAST.sweep)
+        budgets.settle(held, delivered())
+
+        async def written() -> bool:
+            return await total(database) == (1, 50_000)
+
+        await until(written)
+        assert b"budget_reaped_total 0" in registry.render()
+
+
+async def test_a_caller_that_goes_away_during_admission_leaves_nothing(redis_url: str, postgres_url: str) -> None:
+    async with opened(redis_url, postgres_url) as (budgets, database, _):
+        budgets.settle(await budgets.admit(ask()), Delivery("abort", sent=False))
+        calls = [asyncio.create_task(budgets.admit(ask())) for _ in range(20)]
+        await asyncio.sleep(0)
+        for call in calls:
+            call.cancel()
+        results = await asyncio.gather(*calls, return_exceptions=True)
+        assert all(isinstance(result, asyncio.CancelledError) for result in results)
+        client = connect(redis_url, max_connections=1)
+
+        async def nothing_open() -> bool:
+            return not await client.exists(budget_state.shard_key(shard(principal().identity), "leases"))
+
+        await until(nothing_open)
+        assert (await budgets.state(principal())).reserved_nano == 0
+
+        async def written() -> bool:
+            return await total(database) == (1, 0)
+
+        await until(written)
+        await client.aclose()
+
+
+async def test_settlements_wait_for_redis_and_are_written_when_it_never_comes(
+    own_valkey: ValkeyServer, postgres_url: str
+) -> None:
+    """A process that ends while Redis is away leaves its costs to PostgreSQL at least."""
+    async with opened(own_valkey.url, postgres_url) as (budgets, _, registry):
+        reservations = [await budgets.admit(ask()) for _ in range(3)]
+        await asyncio.to_thread(own_valkey.process.kill)
+        for reservation in reservations:
+            budgets.settle(reservation, delivered())
+        await asyncio.sleep(0.2)
+        assert b"budget_unsettled 3" in registry.render()
+        own_valkey.process.start()
+
+        async def all_settled() -> bool:
+            return b"budget_unsettled 0" in registry.render()
+
+        await until(all_settled)
+
+        async def rebuilt() -> bool:
+            return (await budgets.state(principal())).spent_nano == 150_000
+
+        await until(rebuilt)
+        last = await budgets.admit(ask())
+        await asyncio.to_thread(own_valkey.process.kill)
+        budgets.settle(last, delivered())
+    async with Database.connect(postgres_url) as database:
+        assert await total(database) == (4, 200_000)
+
+
+async def test_rows_that_an_emptied_redis_lost_are_counted_again(own_valkey: ValkeyServer, postgres_url: str) -> None:
+    """Settled, not in the ledger yet, and gone from Redis: the process that settled them still knows."""
+    slow = dataclasses.replace(FAST, flush=1.5)
+    async with opened(own_valkey.url, postgres_url, timings=slow) as (budgets, database, _):
+        for _ in range(3):
+            budgets.settle(await budgets.admit(ask()), delivered())
+        await budgets._settlements.drained(5)
+        await asyncio.to_thread(own_valkey.process.kill)
+        own_valkey.process.start()
+
+        async def counted() -> bool:
+            try:
+                return (await budgets.state(principal())).spent_nano == 150_000
+            except DependencyUnavailable:
+                return False
+
+        await until(counted)
+
+        async def written() -> bool:
+            return await total(database) == (3, 150_000)
+
+        await until(written)
+        assert await counted(), "and only once"
+
+
+async def test_without_postgresql_known_users_go_on_and_new_ones_wait(
+    redis_url: str, own_postgres: PostgresServer
+) -> None:
+    url = own_postgres.create_database("mlpa")
+    await asyncio.to_thread(migrate.upgrade, url)
+    async with opened(redis_url, url) as (budgets, database, registry):
+        budgets.settle(await budgets.admit(ask()), delivered())
+        await asyncio.to_thread(own_postgres.process.kill)
+        for _ in range(5):
+            budgets.settle(await budgets.admit(ask()), delivered())
+        with pytest.raises(DependencyUnavailable) as refusal:
+            await budgets.admit(ask(principal(user=2)))
+        assert refusal.value.dependency == "postgres"
+        state = await budgets.state(principal())
+        assert (state.spent_nano, state.reserved_nano) == (300_000, 0)
+        await asyncio.sleep(0.6)
+        age = next(line for line in registry.render().splitlines() if line.startswith(b"budget_outbox_oldest_seconds"))
+        assert float(age.split()[1]) > 0.3
+        await asyncio.to_thread(own_postgres.start)
+
+        async def written() -> bool:
+            try:
+                return await total(database) == (6, 300_000)
+            except DependencyUnavailable:
+                return False
+
+        await until(written, 20)
+        budgets.settle(await budgets.admit(ask(principal(user=2))), Delivery("abort", sent=False))
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({}, ["redis_keeps_nothing"]),
+        ({"appendonly": "yes"}, []),
+        ({"save": "3600 1"}, []),
+        ({"appendonly": "yes", "maxmemory-policy": "allkeys-lru"}, ["redis_evicts"]),
+        ({"maxmemory-policy": "volatile-ttl", "rename-command": 'CONFIG ""'}, ["redis_evicts"]),
+    ],
+)
+async def test_a_server_that_is_not_fit_for_budgets_is_warned_of(
+    tmp_path: object, options: dict[str, str], expected: list[str]
+) -> None:
+    with ValkeyServer(tmp_path / "valkey", free_port(), options=options) as server:  # type: ignore[operator]
+        async with Executor.open(server.url, ()) as executor:
+            link = await executor._owners[0].connect()
+            assert await server_check.warnings(link) == expected

@@ -1,0 +1,350 @@
+"""The fault matrix: every part broken in every way while every kind of work goes on.
+
+A row breaks one part of a system of its own in one way, then mends it. Rows of different parts run at the same time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import shutil
+import time
+import uuid
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from services.cli.client import ASSERTION
+from services.local.process import free_port
+from tests.system.clients import Caller, Seen, SeenStream
+from tests.system.harness import DATABASE, TEMPLATE, System, query
+from tests.system.proxy import Gate
+
+PARTS = ("postgres", "valkey", "litellm", "fxa", "auth-1", "gateway-1")
+#: Faults after which a gateway knows nothing of its streams any more.
+DEADLY = ("killed", "restarted empty")
+FAULTS = ("killed", "stopped", "slow", "refusing", "restarted empty")
+#: What goes on meanwhile. The exchanges: of an account by JWT, by an opaque token that nobody knows yet, of a device,
+#: of an account's first sight.
+WORK = ("exchange", "opaque", "device", "newcomer", "chat", "new stream", "stream in flight", "revoke", "block")
+
+SLOW = 1.0
+#: How long a fault lasts at the least, and at the most: longer than any answer may take.
+HOLD, MOST_HOLD = 0.5, 3.6
+#: Limit of the contract for getting well, and how long a row waits at all.
+HEALTHY, GIVE_UP = 5.0, 20.0
+_PIECE = 'data: {"id":"c","object":"chat.completion.chunk","choices":[{"index":0,"delta":{"content":"x"}}]}\n\n'
+_END = (
+    'data: {"id":"c","object":"chat.completion.chunk","choices":[{"index":0,"delta":{},"finish_reason":"stop"}]}\n\n'
+    'data: {"id":"c","object":"chat.completion.chunk","choices":[],'
+    '"usage":{"prompt_tokens":10,"completion_tokens":45,"total_tokens":55}}\n\ndata: [DONE]\n\n'
+)
+#: A stream of 45 events in 2.25 seconds.
+PACED: list[tuple[str, Any]] = [*[("send", _PIECE), ("sleep", 0.05)] * 45, ("send", _END)]
+
+
+@dataclass(frozen=True, slots=True)
+class Charge:
+    """A row of the ledger; ``seconds`` from admission to settlement."""
+
+    outcome: str
+    cost_nano: int
+    seconds: float
+
+
+@dataclass(slots=True)
+class Row:
+    """What was seen.
+
+    ``healthy``: seconds from the fault's end until all worked; below 0: it never did. ``lost``: work without its row
+    in the ledger. ``late``: request ids whose row comes when their lease is over, and ``charge`` that row.
+    """
+
+    part: str
+    fault: str
+    seen: dict[str, Seen | SeenStream] = field(default_factory=dict)
+    healthy: float = -1.0
+    lost: list[str] = field(default_factory=list)
+    late: list[str] = field(default_factory=list)
+    charge: Charge | None = None
+
+
+@dataclass(slots=True)
+class Prepared:
+    """Credentials made while all was well, so that only what is asked is put to the test."""
+
+    user_id: str
+    token: str
+    jwt: str
+    opaque: str
+    newcomer: str
+    assertion: str
+    device: Any
+    spare: str
+    spare_token: str
+
+
+class Breaker:
+    """Breaks one part of a system, and mends it."""
+
+    def __init__(self, system: System, part: str, gate: Gate) -> None:
+        self._system = system
+        self._part = system.parts[part]
+        self._name = part
+        self._gate = gate
+
+    async def apply(self, fault: str) -> None:
+        match fault:
+            case "killed":
+                self._part.kill()
+            case "stopped":
+                self._part.pause()
+            case "slow":
+                self._gate.latency = SLOW
+            case "refusing":
+                await self._gate.refuse()
+            case _:
+                await self._restart_empty()
+
+    async def mend(self, fault: str) -> None:
+        match fault:
+            case "killed":
+                self._part.start()
+                await self._part.wait_ready()
+            case "stopped":
+                self._part.resume()
+            case "slow":
+                self._gate.latency = 0.0
+            case "refusing":
+                await self._gate.accept()
+
+    async def restore(self, fault: str) -> None:
+        """After the row: bring back what a restart with nothing has taken."""
+        if fault == "restarted empty" and self._name == "postgres":
+            await self._swap("drop database mlpa", "alter database mlpa_full rename to mlpa")
+
+    async def _restart_empty(self) -> None:
+        if self._name == "postgres":
+            await self._swap(
+                "alter database mlpa rename to mlpa_full", f"create database {DATABASE} template {TEMPLATE}"
+            )
+            return
+        self._part.kill()
+        if self._name == "valkey":
+            shutil.rmtree(self._system.folder / "valkey" / "appendonlydir")
+        self._part.start()
+        await self._part.wait_ready()
+
+    async def _swap(self, *statements: str) -> None:
+        """Another database under the same name, and a restart of the server."""
+        await self._gate.refuse()
+        admin = self._system.postgres.url("postgres")
+        query(admin, "select pg_terminate_backend(pid) from pg_stat_activity where datname = %(name)s", name=DATABASE)
+        for statement in statements:
+            query(admin, statement)
+        await self._part.restart()
+        await self._gate.accept()
+
+
+async def prepare(caller: Caller) -> Prepared:
+    uid = uuid.uuid4().hex
+    user_id, token = await caller.account(uid)
+    assert (await caller.chat(token)).status == 200
+    device = caller.device()
+    assert (await caller.enrol(device)).status == 201
+    assert (await caller.exchange_device(device)).status == 200
+    challenge = (await caller.challenge(device)).json()["challenge"]
+    spare, spare_token = await caller.account()
+    return Prepared(
+        user_id=user_id,
+        token=token,
+        jwt=await caller.fxa_token(uid=uid),
+        opaque=await caller.fxa_token(uid=uid, kind="opaque"),
+        newcomer=await caller.fxa_token(),
+        assertion=caller.assertion(device, challenge),
+        device=device,
+        spare=spare,
+        spare_token=spare_token,
+    )
+
+
+class Work:
+    """All kinds of work at once, on one system."""
+
+    def __init__(self, caller: Caller, ready: Prepared, gateway: str) -> None:
+        self._caller = caller
+        self._ready = ready
+        self._gateway = gateway
+        self.in_flight = SeenStream(uuid.uuid4().hex)
+        self.ids = {"chat": uuid.uuid4().hex, "new stream": uuid.uuid4().hex}
+
+    def begin_stream(self, gateway: str) -> asyncio.Task[SeenStream]:
+        stream = self._caller.stream(self._ready.token, self.in_flight, model="slow", gateway=gateway)
+        return asyncio.create_task(stream)
+
+    def start(self) -> dict[str, asyncio.Task[Any]]:
+        caller, ready = self._caller, self._ready
+        stream = SeenStream(self.ids["new stream"])
+        work: dict[str, Awaitable[Any]] = {
+            "exchange": caller.exchange(ready.jwt),
+            "opaque": caller.exchange(ready.opaque),
+            "device": caller.exchange(ready.assertion, ASSERTION),
+            "newcomer": caller.exchange(ready.newcomer),
+            "chat": caller.chat(ready.token, gateway=self._gateway, request_id=self.ids["chat"]),
+            "new stream": caller.stream(ready.token, stream, gateway=self._gateway),
+            "revoke": caller.ask("POST", f"{caller.system.auth_url}/revoke", data={"token": ready.spare_token}),
+            "block": caller.block(ready.spare),
+        }
+        return {name: asyncio.ensure_future(one) for name, one in work.items()}
+
+
+async def run_row(system: System, caller: Caller, part: str, fault: str, breaker: Breaker) -> Row:
+    row = Row(part, fault)
+    ready = await prepare(caller)
+    await caller.script("slow", PACED)
+    work = Work(caller, ready, system.gateways[-1])
+    in_flight = work.begin_stream(system.gateways[0])
+    await _until(lambda: work.in_flight.events >= 5, 10)
+    await breaker.apply(fault)
+    began = time.monotonic()
+    tasks = work.start()
+    await asyncio.wait(tasks.values(), timeout=MOST_HOLD)
+    await asyncio.sleep(max(0.0, HOLD - (time.monotonic() - began)))
+    if part == "litellm" and fault in ("killed", "stopped", "refusing"):
+        row.seen["chat later"] = await _once_noticed(caller, ready.token)
+    await breaker.mend(fault)
+    mended = time.monotonic()
+    well = asyncio.create_task(_all_well(caller, ready, fresh=fault == "restarted empty" and part == "postgres"))
+    for name, task in tasks.items():
+        row.seen[name] = await task
+    row.seen["stream in flight"] = await in_flight
+    if await well:
+        row.healthy = time.monotonic() - mended
+    await _look_into_ledger(row, system, work)
+    await breaker.restore(fault)
+    return row
+
+
+async def _once_noticed(caller: Caller, token: str) -> Seen:
+    """A chat once the gateway has seen two health checks of LiteLLM fail."""
+    for _ in range(80):
+        checks = (await caller.readiness("gateway-1")).json()["checks"]
+        if checks["litellm"]["error"] == "two health checks of LiteLLM failed":
+            break
+        await asyncio.sleep(0.1)
+    return await caller.chat(token)
+
+
+async def _all_well(caller: Caller, ready: Prepared, *, fresh: bool) -> bool:
+    """Whether everything works again, within the time that a row has.
+
+    :param fresh: PostgreSQL knows nobody any more; then new ones have to do.
+    """
+    device, uid, spare = caller.device(), uuid.uuid4().hex, ready.spare
+    left = {"ready", "exchange", "opaque", "enrol", "unblock", *caller.system.gateways}
+
+    async def attempt(name: str) -> bool:
+        match name:
+            case "ready":
+                services = (*caller.system.auths, *caller.system.gateways)
+                seen = await asyncio.gather(*map(caller.readiness, services))
+                return all(one.status == 200 and one.json()["status"] == "ready" for one in seen)
+            case "exchange":
+                return (await caller.exchange(ready.jwt)).status == 200
+            case "opaque":
+                return (await caller.exchange(await caller.fxa_token(uid=uid, kind="opaque"))).status == 200
+            case "enrol":
+                return (await caller.enrol(device)).status == 201
+            case "unblock":
+                return (await caller.block(spare, undo=True)).status == 200
+            case gateway:
+                return (await caller.chat(ready.token, gateway=gateway)).status == 200
+
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(GIVE_UP):
+            if fresh:
+                spare, _ = await caller.account(uid)
+            while True:
+                names = sorted(left)
+                for name, well in zip(names, await asyncio.gather(*map(attempt, names)), strict=True):
+                    if well:
+                        left.discard(name)
+                if not left:
+                    return True
+                await asyncio.sleep(0.1)
+    return False
+
+
+async def _look_into_ledger(row: Row, system: System, work: Work) -> None:
+    """Every request that LiteLLM may have answered has its row, at the latest when its lease is over."""
+    expected = {"stream in flight": work.in_flight.request_id}
+    for name in ("chat", "new stream"):
+        if row.seen[name].status == 200:
+            expected[name] = work.ids[name]
+
+    def missing() -> list[str]:
+        statement = "select request_id from ledger where request_id = any(%(ids)s)"
+        found = {name for (name,) in system.sql(statement, ids=list(expected.values()))}
+        return [name for name, request_id in expected.items() if request_id not in found]
+
+    await _until(lambda: not missing(), 3)
+    absent = missing()
+    died = row.part.startswith("gateway") and row.fault in DEADLY
+    if died and "stream in flight" in absent:
+        row.late = [work.in_flight.request_id]
+        absent.remove("stream in flight")
+    row.lost = absent
+
+
+async def _until(true: Callable[[], bool], seconds: float) -> bool:
+    deadline = time.monotonic() + seconds
+    while not true():
+        if time.monotonic() > deadline:
+            return False
+        await asyncio.sleep(0.05)
+    return True
+
+
+async def run_part(folder: Path, template: Path, part: str, faults: tuple[str, ...] = FAULTS) -> list[Row]:
+    """All rows of one part, on a system of its own."""
+    gate_port = free_port()
+    system = System(
+        folder,
+        template,
+        gateways=2 if part.startswith("gateway") else 1,
+        ports={part: gate_port},
+        environment={"KEEPALIVE_SECONDS": "1"},
+    )
+    # what leaves something to be charged when a lease ends comes first, so that the leases end meanwhile
+    faults = tuple(sorted(faults, key=lambda fault: not (part.startswith("gateway") and fault in DEADLY)))
+    rows = []
+    async with Gate(system.listens[part], gate_port) as gate:
+        try:
+            await system.start()
+            async with Caller.open(system) as caller:
+                breaker = Breaker(system, part, gate)
+                for fault in faults:
+                    rows.append(await run_row(system, caller, part, fault, breaker))
+                await _wait_for_late(system, rows)
+        finally:
+            system.stop()
+    return rows
+
+
+async def _wait_for_late(system: System, rows: list[Row]) -> None:
+    """The rows of requests whose gateway was killed: charged whole when the lease is over."""
+    statement = (
+        "select outcome, cost_nano, extract(epoch from settled_at - admitted_at)::float from ledger "
+        "where request_id = %(id)s"
+    )
+    for row in rows:
+        for request_id in row.late:
+            found: list[tuple[Any, ...]] = []
+            for _ in range(450):
+                if found := system.sql(statement, id=request_id):
+                    row.charge = Charge(*found[0])
+                    break
+                await asyncio.sleep(0.1)
+            if not found:
+                row.lost.append("stream in flight")

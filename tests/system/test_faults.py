@@ -1,0 +1,147 @@
+"""Whatever part of the system breaks, and however: each answer is the documented one, in time, and nothing is lost."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.system.clients import Seen, SeenStream
+from tests.system.conftest import TABLES
+from tests.system.faults import DEADLY, FAULTS, HEALTHY, PARTS, WORK, Row, run_part
+
+#: The longest that an answer may take when Redis, PostgreSQL, FxA or auth are in trouble, and a machine's own delay.
+LONGEST = 3.0 + 0.5
+
+GONE = ("killed", "stopped", "refusing")
+EXCHANGES = ("exchange", "opaque", "device", "newcomer")
+AUTH = (*EXCHANGES, "revoke", "block")
+
+#: Statuses by part, faults and work; 200 where nothing stands here, 0 for no answer at all.
+EXPECTED: dict[tuple[str, tuple[str, ...]], dict[tuple[str, ...], set[int]]] = {
+    ("postgres", GONE): {("device", "newcomer", "revoke", "block"): {503}},
+    ("postgres", ("slow",)): {("device", "newcomer", "revoke", "block"): {200, 503}},
+    ("postgres", ("restarted empty",)): {("device",): {400}, ("block",): {404}},
+    ("valkey", GONE): {("device", "chat", "new stream", "revoke", "block"): {503}},
+    ("valkey", ("slow",)): {("device", "chat", "new stream", "revoke", "block"): {200, 503}},
+    ("litellm", ("killed", "refusing")): {("chat", "new stream"): {502}},
+    ("litellm", GONE): {("chat later",): {503}},
+    # until the next health check, when two have failed while it started
+    ("litellm", ("restarted empty",)): {("chat", "new stream"): {200, 503}},
+    ("fxa", GONE): {("opaque",): {503}},
+    ("fxa", ("restarted empty",)): {("opaque",): {400}},
+    ("auth-1", ("killed", "refusing")): {AUTH: {0}},
+}
+#: What waits for a part that is stopped, until it goes on.
+WAITS = {
+    ("litellm", "stopped"): ("chat", "new stream"),
+    ("auth-1", "stopped"): AUTH,
+}
+#: Where a stream in flight ends with what carries it.
+CUT = {
+    *((part, fault) for part in ("litellm", "gateway-1") for fault in ("killed", "refusing", "restarted empty")),
+}
+
+
+@pytest.fixture(scope="module")
+def matrix(tmp_path_factory: pytest.TempPathFactory, template: Path) -> dict[tuple[str, str], Row]:
+    """All rows. Each part is broken in a system of its own, all at the same time."""
+    folder = tmp_path_factory.mktemp("faults")
+
+    async def run() -> list[list[Row]]:
+        return await asyncio.gather(*(run_part(folder / part, template, part) for part in PARTS))
+
+    rows = {(row.part, row.fault): row for some in asyncio.run(run()) for row in some}
+    TABLES.append(("fault matrix: status and seconds of each answer", _table(rows)))
+    return rows
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("part", PARTS)
+def test_a_broken_part_shows_only_where_it_must(matrix: dict[tuple[str, str], Row], part: str, fault: str) -> None:
+    row = matrix[part, fault]
+    wrong = [f"{name}: {seen}, not {expected}" for name, seen, expected in _judged(row) if expected]
+    assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("part", PARTS)
+def test_all_is_well_soon_after(matrix: dict[tuple[str, str], Row], part: str, fault: str) -> None:
+    assert 0 <= matrix[part, fault].healthy <= HEALTHY
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("part", PARTS)
+def test_every_request_that_was_answered_is_in_the_ledger(
+    matrix: dict[tuple[str, str], Row], part: str, fault: str
+) -> None:
+    assert matrix[part, fault].lost == []
+
+
+@pytest.mark.parametrize("fault", DEADLY)
+def test_a_stream_of_a_killed_gateway_is_charged_whole_when_its_lease_ends(
+    matrix: dict[tuple[str, str], Row], fault: str
+) -> None:
+    row = matrix["gateway-1", fault]
+    stream = row.seen["stream in flight"]
+    assert isinstance(stream, SeenStream)
+    assert stream.events
+    assert not stream.done
+    assert row.charge is not None
+    # the prompt's bound ("user", "Hi" and 16 for the message) and the limit of 200, at the prices of the double
+    assert row.charge.cost_nano == 22 * 1000 + 200 * 2000
+    assert 30 <= row.charge.seconds <= 36
+
+
+def _judged(row: Row) -> Iterator[tuple[str, Seen | SeenStream, str]]:
+    """``(work, seen, what was expected)``; nothing is expected of what is right."""
+    waits = WAITS.get((row.part, row.fault), ())
+    for name, seen in row.seen.items():
+        if name == "stream in flight":
+            assert isinstance(seen, SeenStream)
+            cut = (row.part, row.fault) in CUT
+            good = seen.status == 200 and seen.done != cut and (cut or not seen.error)
+            yield name, seen, "" if good else "cut without [DONE]" if cut else "whole"
+            continue
+        allowed = _allowed(row, name)
+        if seen.status not in allowed:
+            yield name, seen, f"{sorted(allowed)}"
+        elif name not in waits and seen.seconds > LONGEST:
+            yield name, seen, f"within {LONGEST} s"
+        elif seen.status == 503 and isinstance(seen, Seen) and "Retry-After" not in seen.headers:
+            yield name, seen, "Retry-After"
+        else:
+            yield name, seen, ""
+
+
+def _allowed(row: Row, name: str) -> set[int]:
+    for (part, faults), works in EXPECTED.items():
+        if part == row.part and row.fault in faults:
+            for names, statuses in works.items():
+                if name in names:
+                    return statuses
+    return {200}
+
+
+def _table(rows: dict[tuple[str, str], Row]) -> list[str]:
+    names = (*WORK, "chat later")
+    lines = [f"{'part':10}{'fault':17}{''.join(f'{_short(name):12}' for name in names)}lost  healthy s"]
+    for row in rows.values():
+        cells = "".join(f"{_cell(row.seen.get(name)):12}" for name in names)
+        lost = "reaped" if row.charge else str(len(row.lost))
+        lines.append(f"{row.part:10}{row.fault:17}{cells}{lost:8}{row.healthy:.1f}")
+    return lines
+
+
+def _short(name: str) -> str:
+    return {"stream in flight": "in flight"}.get(name, name)
+
+
+def _cell(seen: Seen | SeenStream | None) -> str:
+    if seen is None:
+        return ""
+    if isinstance(seen, SeenStream) and seen.status == 200:
+        return f"{'whole' if seen.done else 'cut'} {seen.seconds:.1f}"
+    return f"{seen.status or '-'} {seen.seconds:.1f}"

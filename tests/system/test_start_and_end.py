@@ -1,0 +1,127 @@
+"""How the services start without what they need, and end when they are told to."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+
+import pytest
+
+from services.cli.main import main
+from services.local.process import Process, answers, free_port
+from tests.system.clients import Caller
+from tests.system.harness import HOST, Part, System
+
+NEEDED = {
+    "auth": (
+        "SERVICE_TYPES",
+        "MLPA_SIGNING_KEYS_DIR",
+        "CHALLENGE_SECRET",
+        "FXA_CACHE_SECRET",
+        "APP_DEVELOPMENT_TEAM",
+        "APP_ATTEST_BUNDLE_IDS",
+        "MASTER_KEY",
+    ),
+    "gateway": ("SERVICE_TYPES", "MLPA_VIRTUAL_KEY"),
+}
+
+
+@pytest.mark.parametrize(("command", "missing"), [(name, one) for name, some in NEEDED.items() for one in some])
+def test_production_does_not_start_without(
+    system: System, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], command: str, missing: str
+) -> None:
+    for name, value in system.environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("LITELLM_PROVISION_USERS", "true")
+    monkeypatch.delenv(missing)
+    monkeypatch.chdir(system.folder)
+    monkeypatch.setattr(sys, "argv", ["mlpa", command])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    said = capsys.readouterr()
+    assert ended.value.code == 2
+    assert said.out == ""
+    assert said.err.count("\n") == 1
+    assert missing in said.err
+
+
+def test_a_process_that_cannot_start_says_why_in_one_line(system: System) -> None:
+    program = system.program("gateway", environment={"MLPA_VIRTUAL_KEY": ""})
+    done = subprocess.run(program.argv, env=program.env, cwd=program.cwd, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "mlpa: MLPA_VIRTUAL_KEY is not set; it has no default outside MLPA_DEBUG\n"
+
+
+@pytest.fixture
+async def workers(system: System) -> AsyncIterator[Part]:
+    """Two more gateways on one port."""
+    system.listens["workers"] = system.ports["workers"] = free_port()
+    system.listens["ops"] = _two_free_ports()
+    environment = {"PORT": str(system.listens["workers"]), "OPS_PORT": str(system.listens["ops"])}
+    program = system.program("gateway", "--workers", "2", environment=environment)
+    urls = [f"http://{HOST}:{system.listens['ops'] + number}/health/readiness" for number in (0, 1)]
+    process = Process(program, system.folder / "logs" / "workers.log")
+    part = Part("workers", process, lambda: all(answers(url) for url in urls))
+    part.start()
+    try:
+        await part.wait_ready()
+        yield part
+    finally:
+        part.kill()
+
+
+async def test_workers_share_a_port_and_drain_together(system: System, caller: Caller, workers: Part) -> None:
+    _, token = await caller.account()
+    await asyncio.gather(*(caller.chat(token, gateway="workers") for _ in range(40)))
+    ops = system.listens["ops"]
+    served = [await _chats(caller, port) for port in (ops, ops + 1)]
+    assert sum(served) == 40
+    assert min(served) > 0
+    assert (await caller.ask("GET", f"{system.url('workers')}/metrics")).status == 404
+
+    await caller.script("slow", [("send", _EVENT), ("sleep", 1.2), ("send", _EVENT), ("send", _END)])
+    streams = [asyncio.create_task(caller.stream(token, model="slow", gateway="workers")) for _ in range(6)]
+    await asyncio.sleep(0.4)
+    workers.process.signal(signal.SIGTERM)
+    await asyncio.sleep(0.3)
+    # one that has no stream has ended by now
+    ready = {(await caller.ask("GET", f"http://{HOST}:{port}/health/readiness")).status for port in (ops, ops + 1)}
+    assert 503 in ready
+    assert ready <= {0, 503}
+    for _ in range(40):
+        refused = await caller.chat(token, gateway="workers")
+        if refused.status:
+            break  # else it was sent over a connection of one that has ended
+    assert (refused.status, refused.code) == (503, "unavailable")
+    assert "Retry-After" in refused.headers
+    seen = await asyncio.gather(*streams)
+    assert all(stream.done and not stream.error for stream in seen), [str(stream) for stream in seen]
+    assert await asyncio.to_thread(workers.process.wait, 8)
+    assert workers.process.exit_reason == "exit code 0"
+
+
+_EVENT = 'data: {"id":"c","object":"chat.completion.chunk","choices":[{"index":0,"delta":{"content":"x"}}]}\n\n'
+_END = 'data: {"id":"c","choices":[{"index":0,"delta":{},"finish_reason":"stop"}]}\n\ndata: [DONE]\n\n'
+
+
+async def _chats(caller: Caller, port: int) -> int:
+    """How many chat requests a worker's metrics tell of."""
+    text = (await caller.ask("GET", f"http://{HOST}:{port}/metrics")).body.decode()
+    lines = [line for line in text.splitlines() if line.startswith('requests_total{endpoint="/v1/chat/completions"')]
+    return sum(int(float(line.rpartition(" ")[2])) for line in lines if 'service_type="ai"' in line)
+
+
+def _two_free_ports() -> int:
+    for _ in range(100):
+        port = free_port()
+        try:
+            with socket.socket() as probe:
+                probe.bind((HOST, port + 1))
+        except OSError:
+            continue
+        return port
+    raise AssertionError("no two free ports in a row")
