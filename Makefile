@@ -52,7 +52,7 @@ bench: setup ## What things cost in time
 
 lock: ## Renew the locks of deploy/requirements/ from setup.cfg
 	@for name in runtime dev; do \
-		case $$name in dev) what='.[local,dev]';; *) what=.;; esac; \
+		case $$name in dev) what='.[local,tracing,dev]';; *) what=.;; esac; \
 		rm -rf build/lock && $(PYTHON) -m venv build/lock \
 		&& build/lock/bin/python $(PIP) install --quiet "$$what" \
 		&& { head -2 $(LOCKS)/$$name.txt; build/lock/bin/python -m pip freeze | grep -v '^mlpa'; } > build/$$name.txt \

@@ -1,0 +1,172 @@
+"""The manifests: valid by the API's schemas, and in step with the settings and with each other."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import kubernetes_validate
+import pytest
+import yaml
+
+from services.auth.settings import AuthSettings
+from services.gateway.settings import GatewaySettings
+from shared.service_types import load
+
+FOLDER = Path(__file__).parents[2] / "deploy" / "kubernetes"
+KUBECTL = shutil.which("kubectl")
+#: The oldest that is still supported by its makers, and the newest that the schemas know.
+VERSIONS = ("1.34", "1.37")
+SETTINGS = {"auth": AuthSettings, "gateway": GatewaySettings}
+
+
+def plain() -> list[dict[str, Any]]:
+    """The objects as they are written, before kustomize."""
+    paths = [path for path in sorted(FOLDER.rglob("*.yaml")) if path.name != "kustomization.yaml"]
+    return [found for path in paths for found in yaml.safe_load_all(path.read_text())]
+
+
+def rendered(overlay: str) -> list[dict[str, Any]]:
+    text = subprocess.run(
+        [KUBECTL or "", "kustomize", str(FOLDER / overlay)], check=True, capture_output=True, text=True
+    ).stdout
+    return list(yaml.safe_load_all(text))
+
+
+def the(objects: list[dict[str, Any]], kind: str, name: str) -> dict[str, Any]:
+    return next(found for found in objects if found["kind"] == kind and found["metadata"]["name"] == name)
+
+
+def pod(objects: list[dict[str, Any]], name: str) -> dict[str, Any]:
+    found: dict[str, Any] = the(objects, "Job" if name == "migrate" else "Deployment", name)["spec"]["template"]["spec"]
+    return found
+
+
+def configuration(overlay: str = "base") -> dict[str, str]:
+    literals = yaml.safe_load((FOLDER / overlay / "kustomization.yaml").read_text())["configMapGenerator"][0][
+        "literals"
+    ]
+    return dict(literal.split("=", 1) for literal in literals)
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_every_object_is_valid(version: str) -> None:
+    for found in plain():
+        kubernetes_validate.validate(found, version, strict=True)
+
+
+@pytest.mark.skipif(KUBECTL is None, reason="kubectl is not installed")
+@pytest.mark.parametrize("overlay", ["base", "production"])
+def test_kustomize_renders_valid_objects(overlay: str) -> None:
+    objects = rendered(overlay)
+    for found in objects:
+        kubernetes_validate.validate(found, VERSIONS[-1], strict=True)
+    assert len(objects) >= 14
+
+
+@pytest.mark.skipif(KUBECTL is None, reason="kubectl is not installed")
+def test_production_names_no_image_without_a_version() -> None:
+    for name in ("auth", "gateway", "migrate"):
+        (container,) = pod(rendered("production"), name)["containers"]
+        assert re.fullmatch(r".+/mlpa-\w+:\d+\.\d+\.\d+", container["image"])
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_each_variable_is_a_setting_and_none_that_is_needed_is_missing(name: str) -> None:
+    (container,) = pod(plain(), name)["containers"]
+    given = {variable["name"] for variable in container["env"]} | configuration().keys()
+    known = {setting.upper() for kind in SETTINGS.values() for setting in kind.model_fields}
+    assert given - known == set()
+    needed = SETTINGS[name](_env_file=None).needed()  # type: ignore[call-arg]
+    assert {setting.upper() for setting in needed} - given == set()
+
+
+def test_the_gateway_holds_none_of_auths_secrets() -> None:
+    (container,) = pod(plain(), "gateway")["containers"]
+    names = {variable["name"] for variable in container["env"]}
+    assert (
+        names & {"MASTER_KEY", "CHALLENGE_SECRET", "FXA_CACHE_SECRET", "MLPA_ADMIN_KEYS", "MLPA_SIGNING_KEYS_DIR"}
+        == set()
+    )
+    assert not any(volume.get("secret") for volume in pod(plain(), "gateway")["volumes"])
+
+
+def test_no_secret_is_written_down() -> None:
+    for name in ("auth", "gateway", "migrate"):
+        for variable in pod(plain(), name)["containers"][0]["env"]:
+            secret = re.search("SECRET|KEY$|KEYS$|DATABASE_URL|REDIS_URL", variable["name"])
+            assert not secret or "secretKeyRef" in variable["valueFrom"], variable
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_a_pod_is_given_longer_than_its_drain_takes(name: str) -> None:
+    config = configuration()
+    drain = float(config["DRAIN_DELAY_SECONDS"]) + float(config["DRAIN_SECONDS"])
+    assert pod(plain(), name)["terminationGracePeriodSeconds"] >= drain + 10
+
+
+@pytest.mark.parametrize("name", ["auth", "gateway", "migrate"])
+def test_containers_have_no_more_rights_than_they_need(name: str) -> None:
+    spec = pod(plain(), name)
+    (container,) = spec["containers"]
+    assert spec["securityContext"]["runAsNonRoot"]
+    assert not spec["automountServiceAccountToken"]
+    assert container["securityContext"] == {
+        "allowPrivilegeEscalation": False,
+        "readOnlyRootFilesystem": True,
+        "capabilities": {"drop": ["ALL"]},
+    }
+    assert container["resources"]["requests"].keys() == {"cpu", "memory"}
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_services_disruption_budgets_and_policies_select_the_pods(name: str) -> None:
+    objects = plain()
+    labels = the(objects, "Deployment", name)["spec"]["template"]["metadata"]["labels"]
+    selectors = [
+        the(objects, "Deployment", name)["spec"]["selector"]["matchLabels"],
+        the(objects, "Service", name)["spec"]["selector"],
+        the(objects, "PodDisruptionBudget", name)["spec"]["selector"]["matchLabels"],
+        the(objects, "NetworkPolicy", name)["spec"]["podSelector"]["matchLabels"],
+    ]
+    assert all(selector.items() <= labels.items() for selector in selectors)
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_the_ops_port_is_open_to_named_namespaces_only(name: str) -> None:
+    policy = the(plain(), "NetworkPolicy", name)["spec"]
+    ports = {port["port"]: rule.get("from") for rule in policy["ingress"] for port in rule["ports"]}
+    assert ports[9090]
+    service = the(plain(), "Service", name)["spec"]["ports"]
+    assert all(port["port"] != 9090 for port in service)
+    assert configuration()["OPS_PORT"] == "9090"
+
+
+def test_only_auth_and_gateways_reach_litellm() -> None:
+    (rule,) = the(plain(), "NetworkPolicy", "litellm")["spec"]["ingress"]
+    names = {peer["podSelector"]["matchLabels"]["app.kubernetes.io/name"] for peer in rule["from"]}
+    assert names == {"auth", "gateway"}
+
+
+def test_gateways_scale_on_open_streams_and_auth_on_cpu() -> None:
+    (gateway,) = the(plain(), "HorizontalPodAutoscaler", "gateway")["spec"]["metrics"]
+    (auth,) = the(plain(), "HorizontalPodAutoscaler", "auth")["spec"]["metrics"]
+    assert gateway["pods"]["metric"]["name"] == "in_progress_requests"
+    assert int(gateway["pods"]["target"]["averageValue"]) < GatewaySettings.model_fields["max_open_requests"].default
+    assert auth["resource"]["name"] == "cpu"
+
+
+def test_the_ingress_buffers_nothing_and_is_as_patient_as_the_gateway() -> None:
+    notes = the(plain(), "Ingress", "mlpa")["metadata"]["annotations"]
+    notes = {name.rpartition("/")[2]: value for name, value in notes.items()}
+    assert (notes["proxy-buffering"], notes["proxy-request-buffering"]) == ("off", "off")
+    assert float(notes["proxy-read-timeout"]) > GatewaySettings.model_fields["streaming_timeout_seconds"].default
+    megabytes = int(notes["proxy-body-size"].removesuffix("m"))
+    assert megabytes * 2**20 > GatewaySettings.model_fields["max_request_size_bytes"].default
+
+
+def test_the_example_of_the_service_types_can_be_read() -> None:
+    assert load(FOLDER / "base" / "service_types.toml", debug=False).rows.keys() == {"ai", "s2s", "memories"}
