@@ -38,7 +38,7 @@ async def sign_in(request: web.Request) -> web.StreamResponse:
     source = source_address(request, settings.trusted_proxies)
     fields = await pages.fields(request)
     csrf.check(request, fields.get(csrf.FIELD, ""), request.cookies.get(csrf.SIGN_IN_COOKIE, ""))
-    await limits.take("sign_in", source)
+    await limits.take_source("sign_in", source)
     await limits.take("sign_in_all", "all")
     key = request.app[keys.ADMIN_KEYS].find(fields.get("key", ""))
     database = request.app[keys.DATABASE]

@@ -131,8 +131,8 @@ class Changes:
                     await self.clear_expired()
             except DependencyUnavailable:
                 _log.warning("decisions wait for Redis")
-            except Exception:  # a database without its tables, say: this must go on when they are there
-                _log.exception("decisions wait")
+            except Exception as error:  # a database without its tables, say: this must go on when they are there
+                _log.error("decisions wait", error=type(error).__name__)
 
     async def apply_pending(self) -> None:
         """:raises DependencyUnavailable: something could not be applied; all else was."""

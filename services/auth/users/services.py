@@ -107,5 +107,5 @@ class Users:
                 await self.flush_seen()
             except DependencyUnavailable:
                 _log.warning("last_seen_at waits", users=len(self._seen))
-            except Exception:  # a database without its tables, say: this must go on when they are there
-                _log.exception("last_seen_at waits")
+            except Exception as error:  # a database without its tables, say: this must go on when they are there
+                _log.error("last_seen_at waits", error=type(error).__name__)

@@ -206,8 +206,8 @@ async def test_of_newcomers_that_race_exactly_max_users_enter(
         'credentials = ["fxa"]\nfxa_scopes = ["profile:uid"]\nfxa_client_ids = ["*"]\nmax_users = 20\n'
     )
     auth = await start_auth(service_types=table, exchange_limit_per_source=0)
-    tokens = [auth.fxa_token(uid=f"{index:032x}") for index in range(120)]
-    answers = await many(120, lambda index: auth.exchange(tokens[index]))
+    tokens = [auth.fxa_token(uid=f"{index:032x}") for index in range(520)]
+    answers = await many(520, lambda index: auth.exchange(tokens[index]))
     statuses = Counter(status for status, _ in answers)
     assert statuses[200] == 20
     assert set(statuses) <= {200, 403, 503}
