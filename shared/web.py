@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
 import time
 import uuid
@@ -160,9 +159,9 @@ class Frame:
             if error.status < HTTPStatus.BAD_REQUEST:
                 raise
             return self._refuse(request, from_http(error))
-        except asyncio.CancelledError:
-            raise
         except Exception as error:  # the last line of defence: an answer in our shape, and a report
+            if isinstance(error, ConnectionError) and (request.transport is None or request.transport.is_closing()):
+                raise  # the client has left: nobody is there to be answered
             _log.exception("unhandled error")
             sentry_sdk.capture_exception(error)
             return self._refuse(request, ServiceError())

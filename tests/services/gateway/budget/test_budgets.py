@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import time
+from decimal import Decimal
 from typing import Any
 
 import pytest
@@ -395,3 +396,24 @@ async def test_what_is_kept_of_a_user_goes_by_itself(redis_url: str, postgres_ur
         assert await forgotten() == []
         budgets.settle(lost, delivered())
     await client.aclose()
+
+
+async def test_amounts_stay_exact_up_to_the_largest_budget(redis_url: str, postgres_url: str) -> None:
+    """Lua's numbers have 53 bits, and its own way to write them 14 digits."""
+    kind = row(max_budget_nano=2**52 - 1)
+    async with opened(redis_url, postgres_url, rows(kind)) as (budgets, database, _):
+        spent = 0
+        for cost in (10**15, 999_999_999_999_999, 123_456_789_012_345):
+            reservation = await budgets.admit(ask(principal(kind)))
+            delivery = Delivery("success", sent=True, usage=Usage(1, 1), response_cost=Decimal(cost).scaleb(-9))
+            assert budgets.settle(reservation, delivery) == cost
+            spent += cost
+        await idle(redis_url)
+        rest = await budgets.admit(ask(principal(kind), prompt_bound=0, limit=10**12, n=2))
+        left = (2**52 - 1 - spent) // 4000
+        assert (rest.grant, rest.amount_nano) == (left, left * 4000)
+        state = await budgets.state(principal(kind))
+        assert (state.spent_nano, state.reserved_nano) == (spent, rest.amount_nano)
+        budgets.settle(rest, Delivery("abort", sent=False))
+        await idle(redis_url)
+        assert await total(database) == (4, spent)

@@ -14,6 +14,7 @@ import pytest
 from services.gateway.chat.config import ChatConfig
 from services.gateway.chat.connection import SEND_BUFFER
 from services.gateway.upstream.client import UpstreamConfig
+from shared.serve import USER_TIMEOUT_MS
 from tests.doubles.litellm import LiteLLMDouble, Script, chunk, event, stream_of
 from tests.services.gateway.chat.conftest import Gateway, RawClient, request_body, until
 
@@ -63,7 +64,7 @@ async def test_a_client_that_leaves_ends_the_upstream_request_at_once(gateway: G
         assert delivery.relayed_bytes == (3 if begun else 0)
         assert len(gateway.open_requests) == 0
         client.close()
-    assert min(times) < WITHIN, times  # the best of three, since a busy machine may stop all of this for a while
+    assert sorted(times)[1] < WITHIN, times
 
 
 async def test_a_client_that_leaves_behind_a_pipelined_body_is_seen_leaving(gateway: Gateway) -> None:
@@ -120,6 +121,7 @@ async def test_hundreds_of_clients_that_vanish_leave_nothing(gateway: Gateway) -
 
     await asyncio.gather(*(visit() for _ in range(300)))
     await until(lambda: not (gateway.budgets.open or gateway.double.open or len(gateway.open_requests)))
+    assert b'response_status_codes_total{status_code="500"} 0\n' in gateway.registry.render(), "leaving is no error"
     await asyncio.sleep(0.05)
     assert len(asyncio.all_tasks()) <= before + 10
     assert not gateway.litellm._session.connector._acquired  # type: ignore[union-attr]
@@ -172,6 +174,6 @@ async def test_a_vanished_network_is_noticed_by_the_kernel(gateway: Gateway) -> 
     (connection,) = gateway.connections
     assert connection.transport is not None
     sock = connection.transport.get_extra_info("socket")
-    assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 30_000
+    assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == USER_TIMEOUT_MS
     assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) <= 2 * SEND_BUFFER
     client.close()
