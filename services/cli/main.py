@@ -10,6 +10,7 @@ from services.cli.app_attest import app_attest
 from services.cli.device import device
 from services.cli.fxa import fxa
 from services.cli.keys import keys
+from services.cli.ledger import ledger
 from services.cli.run import auth, gateway, migrate, up
 from services.cli.settings import settings
 from services.cli.virtual_key import virtual_key
@@ -23,7 +24,7 @@ def cli() -> None:
     """MLPA: proves who is asking, and relays chat completions under a budget per user."""
 
 
-for command in (up, auth, gateway, migrate, keys, device, fxa, app_attest, virtual_key, settings):
+for command in (up, auth, gateway, migrate, keys, device, fxa, app_attest, virtual_key, ledger, settings):
     cli.add_command(command)
 
 

@@ -19,10 +19,11 @@ async def test_swagger_ui_renders_on_both_services_and_sends_a_request(
 ) -> None:
     async with both_started(tmp_path, postgres_url, redis_url) as services, async_playwright() as playwright:
         browser = await playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        faults: list[str] = []
         for _, url in services.values():
-            page, faults = await browser.new_page(), []  # type: ignore[var-annotated]
-            page.on("console", lambda message, faults=faults: faults.append(message.text))
-            page.on("pageerror", lambda error, faults=faults: faults.append(str(error)))
+            page = await browser.new_page()
+            page.on("console", lambda message: faults.append(message.text))
+            page.on("pageerror", lambda error: faults.append(str(error)))
             await page.goto(f"{url}/api/docs")
             operation = page.locator(".opblock", has_text="/health/liveness").first
             await operation.click()

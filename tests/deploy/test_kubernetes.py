@@ -8,9 +8,9 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-import kubernetes_validate
+import kubernetes_validate  # type: ignore[import-untyped]
 import pytest
-import yaml
+import yaml  # type: ignore[import-untyped]
 
 from services.auth.settings import AuthSettings
 from services.gateway.settings import GatewaySettings
@@ -20,7 +20,7 @@ FOLDER = Path(__file__).parents[2] / "deploy" / "kubernetes"
 KUBECTL = shutil.which("kubectl")
 #: The oldest that is still supported by its makers, and the newest that the schemas know.
 VERSIONS = ("1.34", "1.37")
-SETTINGS = {"auth": AuthSettings, "gateway": GatewaySettings}
+SETTINGS: dict[str, type[AuthSettings] | type[GatewaySettings]] = {"auth": AuthSettings, "gateway": GatewaySettings}
 
 
 def plain() -> list[dict[str, Any]]:
@@ -80,7 +80,7 @@ def test_each_variable_is_a_setting_and_none_that_is_needed_is_missing(name: str
     given = {variable["name"] for variable in container["env"]} | configuration().keys()
     known = {setting.upper() for kind in SETTINGS.values() for setting in kind.model_fields}
     assert given - known == set()
-    needed = SETTINGS[name](_env_file=None).needed()  # type: ignore[call-arg]
+    needed = SETTINGS[name](_env_file=None).needed()
     assert {setting.upper() for setting in needed} - given == set()
 
 

@@ -1,0 +1,112 @@
+"""Dockerfile and compose file: they name what exists, and give each service what it needs and no more."""
+
+from __future__ import annotations
+
+import configparser
+import re
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml  # type: ignore[import-untyped]
+
+from services.auth.settings import AuthSettings
+from services.gateway.settings import GatewaySettings
+
+ROOT = Path(__file__).parents[2]
+DOCKERFILE = (ROOT / "deploy" / "Dockerfile").read_text()
+COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
+SETTINGS: dict[str, type[AuthSettings] | type[GatewaySettings]] = {"auth": AuthSettings, "gateway": GatewaySettings}
+OF_AUTH = {"CHALLENGE_SECRET", "FXA_CACHE_SECRET", "MASTER_KEY", "MLPA_ADMIN_KEYS", "MLPA_SIGNING_KEYS_DIR"}
+
+
+def test_the_build_copies_what_exists_and_is_not_ignored() -> None:
+    kept = [
+        line[1:] for line in (ROOT / "deploy" / "Dockerfile.dockerignore").read_text().splitlines() if line[0] == "!"
+    ]
+    copies = re.findall(r"^COPY (?!--from)(.+)$", DOCKERFILE, re.MULTILINE)
+    sources = [source for copy in copies for source in copy.split()[:-1]]
+    assert "services" in sources
+    for source in sources:
+        assert (ROOT / source).exists(), source
+        assert any(source == name or source.startswith(f"{name}/") for name in kept), source
+
+
+def test_images_run_as_nobody_and_each_service_has_a_target() -> None:
+    stages = set(re.findall(r"^FROM \S+ AS (\w+)$", DOCKERFILE, re.MULTILINE))
+    assert stages == {"build", "runtime", "auth", "gateway", "migrate"}
+    assert re.search(r"^USER 10001$", DOCKERFILE, re.MULTILINE)
+    assert DOCKERFILE.count("HEALTHCHECK") == 2
+
+
+def test_the_package_has_every_file_that_the_code_reads() -> None:
+    config = configparser.ConfigParser()
+    config.read(ROOT / "setup.cfg")
+    patterns = [pattern.strip() for pattern in config["options.package_data"]["*"].split(",")]
+    beside = {".py", ".pyc", ".mako"}  # the last one is for writing migrations
+    for folder in ("services", "shared", "migrations"):
+        for path in (ROOT / folder).rglob("*"):
+            if path.is_file() and path.suffix not in beside:
+                assert any(fnmatch(path.name, pattern) for pattern in patterns), path
+                assert (path.parent / "__init__.py").exists(), (
+                    f"{path.parent} is no package, so {path.name} stays behind"
+                )
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_compose_gives_each_service_its_settings(name: str) -> None:
+    service = COMPOSE["services"][name]
+    given = set(service["environment"])
+    known = {setting.upper() for kind in SETTINGS.values() for setting in kind.model_fields}
+    assert given - known == set()
+    assert {setting.upper() for setting in SETTINGS[name](_env_file=None).needed()} - given == set()
+    assert service["read_only"]
+    assert service["cap_drop"] == ["ALL"]
+    assert "env_file" not in service
+
+
+def test_the_gateway_holds_none_of_auths_secrets() -> None:
+    gateway = COMPOSE["services"]["gateway"]
+    assert OF_AUTH & set(gateway["environment"]) == set()
+    assert not any("secrets/keys" in volume for volume in gateway["volumes"])
+    assert "MLPA_VIRTUAL_KEY" not in COMPOSE["services"]["auth"]["environment"]
+
+
+def test_mounts_and_dependencies_exist() -> None:
+    services = COMPOSE["services"]
+    for name, service in services.items():
+        for other in service.get("depends_on", ()):
+            assert other in services, name
+        for volume in service.get("volumes", ()):
+            source = volume.split(":")[0]
+            if source.startswith("./") and "secrets" not in source:
+                assert (ROOT / source).exists(), source
+            elif not source.startswith("."):
+                assert source in COMPOSE["volumes"], source
+
+
+def test_every_image_has_a_version() -> None:
+    images = [service["image"] for service in COMPOSE["services"].values() if "image" in service]
+    images += re.findall(r"^FROM (\S+:\S+)", DOCKERFILE, re.MULTILINE)
+    assert len(images) > 5
+    assert all(re.search(r":.*\d", image) and not image.endswith(":latest") for image in images)
+
+
+def test_only_the_services_and_nothing_of_theirs_is_published_beyond_this_machine() -> None:
+    published = [port for service in COMPOSE["services"].values() for port in service.get("ports", ())]
+    assert {port for port in published if not port.startswith("127.0.0.1:")} == {"8080:8080", "8081:8081"}
+
+
+def test_what_compose_asks_of_the_operator_is_in_the_readme() -> None:
+    text = (ROOT / "docker-compose.yml").read_text()
+    readme = (ROOT / "README.md").read_text()
+    asked = set(re.findall(r"\$\{(\w+):\?", text))
+    assert [name for name in sorted(asked) if not re.search(rf"\b{name}\b", readme)] == []
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_containers_are_given_as_long_as_a_drain_takes(name: str) -> None:
+    fields = SETTINGS[name].model_fields
+    drain = float(fields["drain_delay_seconds"].default) + float(fields["drain_seconds"].default)
+    assert float(COMPOSE["services"][name]["stop_grace_period"].removesuffix("s")) >= drain + 10
