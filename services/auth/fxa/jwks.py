@@ -18,7 +18,7 @@ from jose.exceptions import JOSEError
 from services.auth.fxa.errors import InvalidFxAToken
 from services.auth.fxa.http import FxAClient, NoAnswer
 from services.auth.fxa.metrics import FxAMetrics
-from shared import logs
+from shared import background, logs
 from shared.errors import DependencyUnavailable
 
 MAX_KEYS = 32
@@ -169,8 +169,7 @@ class KeySet:
     async def close(self) -> None:
         """End a fetch that is going on."""
         if self._flight is not None:
-            self._flight.cancel()
-            await asyncio.wait([self._flight])
+            await background.end(self._flight)
 
     def _landed(self, _flight: asyncio.Task[None]) -> None:
         self._flight = None

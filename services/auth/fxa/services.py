@@ -21,7 +21,7 @@ from services.auth.fxa.metrics import FxAMetrics
 from services.auth.fxa.models import FxAConfig, FxAIdentity, Source
 from services.auth.fxa.parse import JwtToken, OpaqueToken, parse
 from services.auth.fxa.remote import RemoteVerifier
-from shared import logs
+from shared import background, logs
 from shared.errors import DependencyUnavailable
 from shared.health import CheckFailed
 from shared.metrics import Registry
@@ -98,14 +98,11 @@ class FxAVerifier:
         """
         verifier = cls(config, redis=redis, session=session, metrics=FxAMetrics(registry), clock=clock)
         verifier.keys.start_refresh()
-        background = asyncio.create_task(verifier.keys.run(), name="fxa-jwks-refresh")
+        refresh = asyncio.create_task(verifier.keys.run(), name="fxa-jwks-refresh")
         try:
             yield verifier
         finally:
-            tasks = [background, *verifier._tasks]
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            await background.end(refresh, *verifier._tasks)
             await verifier.keys.close()
 
     async def verify(self, token: str) -> FxAIdentity:

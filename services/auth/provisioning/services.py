@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import random
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
 
 from services.auth.provisioning import storage
@@ -19,7 +19,7 @@ from services.auth.provisioning.client import LiteLLMAdmin, LiteLLMError, LiteLL
 from services.auth.provisioning.metrics import ProvisioningMetrics
 from services.auth.provisioning.models import Budget
 from services.auth.provisioning.storage import Customer
-from shared import logs
+from shared import background, logs
 from shared.errors import DependencyUnavailable
 from shared.metrics import Registry
 from shared.postgres import Database
@@ -90,7 +90,7 @@ class Provisioner:
         try:
             yield
         finally:
-            await _end(tasks)
+            await background.end(*tasks)
 
     def _queue(self, user_id: str) -> None:
         if len(self._waiting) >= self._pace.max_pending:
@@ -236,14 +236,6 @@ async def _for_ever(step: Callable[[], Awaitable[None]]) -> None:
         except Exception:  # a defect met with one user must not end it for all the others, unseen
             _log.exception("provisioning stumbled")
             await asyncio.sleep(1)
-
-
-async def _end(tasks: Collection[asyncio.Task[None]]) -> None:
-    """Cancel until they end: before Python 3.12 asyncio.wait_for, within aiopg, can lose a cancellation."""
-    while tasks:
-        for task in tasks:
-            task.cancel()
-        _, tasks = await asyncio.wait(tasks, timeout=0.1)
 
 
 class _Recent:

@@ -18,7 +18,7 @@ import re
 import stat
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import pairwise
@@ -30,7 +30,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from jose import jwk
 
-from shared import logs
+from shared import background, logs
 from shared.metrics import Gauge, Registry
 from shared.service_types import ConfigurationError
 
@@ -94,13 +94,8 @@ class KeyRing:
     async def running(self, registry: Registry) -> AsyncIterator[None]:
         """Looks at the folder every few seconds, so that a new key needs no restart."""
         age = registry.gauge("signing_key_age_seconds", "For how long the key that signs has been doing so.")
-        task = asyncio.create_task(self._keep_looking(age))
-        try:
+        async with background.running(self._keep_looking(age)):
             yield
-        finally:
-            task.cancel()
-            with suppress(asyncio.CancelledError):
-                await task
 
     async def _keep_looking(self, age: Gauge) -> None:
         while True:

@@ -17,7 +17,7 @@ from datetime import UTC, datetime, timedelta
 from services.auth.usage import storage
 from services.auth.usage.storage import Hour
 from services.auth.users.admin import User, UserAdmin
-from shared import logs
+from shared import background, logs
 from shared.errors import DependencyUnavailable
 from shared.postgres import Database
 
@@ -123,11 +123,7 @@ class Usage:
         try:
             yield
         finally:
-            for running in (task, self._asking):
-                if running is not None:
-                    running.cancel()
-                    with contextlib.suppress(asyncio.CancelledError):
-                        await running
+            await background.end(*(each for each in (task, self._asking) if each is not None))
 
     async def _keep_summing(self) -> None:
         late_at = 0.0

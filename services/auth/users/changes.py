@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator, Mapping
 from sqlalchemy.dialects.postgresql import JSONB
 
 from services.auth.users import known, storage
-from shared import budget_state, logs
+from shared import background, budget_state, logs
 from shared.errors import DependencyUnavailable
 from shared.identity import is_user
 from shared.metrics import Registry
@@ -112,13 +112,8 @@ class Changes:
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Applies in the background what could not be applied at once."""
-        task = asyncio.create_task(self._keep_applying())
-        try:
+        async with background.running(self._keep_applying()):
             yield
-        finally:
-            task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await task
 
     async def _keep_applying(self) -> None:
         cleared = time.monotonic()

@@ -10,7 +10,7 @@ from services.auth.errors import AccessDenied, MaxUsersReached
 from services.auth.users import known, storage
 from services.auth.users.known import Known
 from services.auth.users.storage import Entry, Standing
-from shared import logs
+from shared import background, logs
 from shared.errors import DependencyUnavailable
 from shared.identity import user_id
 from shared.metrics import Registry
@@ -90,15 +90,10 @@ class Users:
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Writes ``last_seen_at`` in the background, and once more at the end."""
-        task = asyncio.create_task(self._keep_flushing())
-        try:
+        async with background.running(self._keep_flushing()):
             yield
-        finally:
-            task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await task
-            with contextlib.suppress(DependencyUnavailable):
-                await self.flush_seen()
+        with contextlib.suppress(DependencyUnavailable):
+            await self.flush_seen()
 
     async def _keep_flushing(self) -> None:
         while True:

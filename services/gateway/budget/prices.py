@@ -16,6 +16,7 @@ import structlog
 from services.gateway.budget import price_fields
 from services.gateway.budget.metrics import CatalogueMetrics
 from services.gateway.budget.price_fields import Prices, Unpriced
+from shared import background
 from shared.errors import ServiceError
 from shared.service_types import ModelRow
 
@@ -214,13 +215,8 @@ class Catalogue:
         """
         catalogue = cls(fetch, rows, metrics)
         await catalogue.refresh()
-        task = asyncio.create_task(catalogue._keep(every, retry))
-        try:
+        async with background.running(catalogue._keep(every, retry)):
             yield catalogue
-        finally:
-            task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await task
 
     async def _keep(self, every: float, retry: float) -> None:
         while True:

@@ -7,6 +7,7 @@ import asyncio
 from services.gateway.budget.admission import Admission, Snapshot
 from services.gateway.budget.metrics import BudgetMetrics
 from services.gateway.budget.storage import LedgerStorage, UserRecord
+from shared import background
 from shared.errors import DependencyUnavailable
 from shared.identity import split_user
 from shared.service_types import ServiceType, ServiceTypes
@@ -39,10 +40,7 @@ class Rebuilder:
             task.exception()  # every waiter that is left has been told
 
     async def close(self) -> None:
-        tasks = list(self._running.values())
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await background.end(*self._running.values())
 
     async def _build(self, user_id: str, service_type: ServiceType) -> None:
         """Start anew when a settlement, an acknowledgement or an operator changed something in between."""

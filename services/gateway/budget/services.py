@@ -30,6 +30,7 @@ from services.gateway.budget.totals import Totals
 from services.gateway.budget.wire import Link
 from services.gateway.errors import BudgetExceeded, BudgetReserved, InvalidToken, RateLimited, UserBlocked
 from services.gateway.tokens.models import Principal
+from shared import background
 from shared.errors import DependencyUnavailable, ServiceError
 from shared.metrics import Registry
 from shared.money import NANO
@@ -106,9 +107,7 @@ class Budgets:
             finally:
                 unsettled = await budgets._settlements.drained(timings.drain)
                 await budgets._ledger.drained(timings.drain, unsettled, int(time.time() * 1000))
-                for task in tasks:
-                    task.cancel()
-                await asyncio.gather(*tasks, return_exceptions=True)
+                await background.end(*tasks)
                 await budgets._rebuilder.close()
 
     async def admit(self, ask: Ask) -> Reservation:

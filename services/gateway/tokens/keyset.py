@@ -12,7 +12,7 @@ import aiohttp
 import msgspec
 from jose import JOSEError, jwk
 
-from shared import logs
+from shared import background, logs
 from shared.errors import DependencyUnavailable
 from shared.metrics import Registry
 
@@ -151,10 +151,7 @@ class KeySet:
         try:
             yield
         finally:
-            tasks = [task, self._fetching] if self._fetching is not None else [task]
-            for each in tasks:
-                each.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            await background.end(*(each for each in (task, self._fetching) if each is not None))
 
     async def _keep_fresh(self) -> None:
         while True:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
 from types import TracebackType
 from typing import Self
 
 from services.gateway.upstream.balance import Balancer, Instance
-from shared import logs
+from shared import background, logs
 
 #: Seconds between two checks of an instance that is out, so that it is used again soon.
 WHILE_OUT = 1.0
@@ -34,11 +33,7 @@ class HealthChecks:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for task in self._tasks:
-            task.cancel()
-        for task in self._tasks:
-            with suppress(asyncio.CancelledError):
-                await task
+        await background.end(*self._tasks)
 
     async def _watch(self, instance: Instance) -> None:
         while True:
