@@ -15,8 +15,8 @@ import aiohttp
 _TIMEOUT = 1.5
 _KEEP = 3.0
 _MAX_BYTES = 8 * 1024 * 1024
-_REFUSALS = re.compile(rb"^chat_request_rejections_total\{([^}]*)\} ([0-9]+)\b", re.MULTILINE)
-_REASON = re.compile(rb'reason="([a-z_]+)"')
+_REFUSALS = re.compile(rb"^chat_request_rejections_total\{(.*)\} ([0-9]+)\b", re.MULTILINE)
+_REASON = re.compile(rb'(?:^|,)reason="([a-z_]+)"')
 
 
 @dataclass(frozen=True, slots=True)
