@@ -15,7 +15,7 @@ LOCKS := deploy/requirements
 PIP := -m pip --disable-pip-version-check --no-input
 
 .DEFAULT_GOAL := help
-.PHONY: help setup litellm run test test-full lint bench lock clean distclean
+.PHONY: help setup litellm run test test-first-half test-second-half test-full lint bench lock clean distclean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1 /p' $(MAKEFILE_LIST) | while read name text; do printf '  %-10s %s\n' "$$name" "$$text"; done
@@ -37,7 +37,21 @@ run: $(STAMP) ## The whole system and a demonstration, until Ctrl-C (ARGS="--no-
 	@$(BIN)/mlpa up $(ARGS)
 
 test: setup ## The tests (ARGS="tests/shared -k money")
+ifdef ARGS
 	$(BIN)/pytest $(ARGS)
+else
+	@# two at a time: half of their time the system's tests wait for leases and health checks
+	@$(MAKE) --no-print-directory --jobs=2 --output-sync=target test-first-half test-second-half
+endif
+
+# Two halves of about the same length
+FIRST_HALF := tests/system tests/services/gateway
+
+test-first-half:
+	$(BIN)/pytest $(FIRST_HALF)
+
+test-second-half:
+	$(BIN)/pytest $(addprefix --ignore=,$(FIRST_HALF))
 
 test-full: setup ## The tests with full counts
 	MLPA_TEST_FULL=1 $(BIN)/pytest $(ARGS)

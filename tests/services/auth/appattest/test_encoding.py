@@ -93,6 +93,12 @@ def test_base64_of_too_many_bytes_is_refused() -> None:
             decode_base64(text, max_bytes=1)
 
 
+@pytest.mark.parametrize("text", ["+-AA", "+_AA", "/-AA", "/_AA"])
+def test_a_text_has_one_alphabet(text: str) -> None:
+    with pytest.raises(Malformed, match="alphabets"):
+        decode_base64(text, max_bytes=3)
+
+
 def test_a_text_that_is_too_long_is_not_looked_at() -> None:
     with pytest.raises(Malformed, match="too long"):
         decode_base64("!" * 100_000, max_bytes=3)
@@ -143,6 +149,7 @@ def test_client_data_is_one_object(raw: bytes, value: dict[str, Any]) -> None:
         b'{"a":"\n"}',
         '{"a":1}'.encode("utf-16"),
         b'{"a":[[[[[[[[1]]]]]]]]}',
+        b'{"a":[],"b":[],"c":[],"d":[[[[[[[[1]]]]]]]]}',
         b'{"a":' + b"[" * 3000,
         b'{"a":"' + b'\\"' * 2000,
         b'{"a":' + b"9" * 5000 + b"}",

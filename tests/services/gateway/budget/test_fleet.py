@@ -13,14 +13,17 @@ from typing import Any
 
 import pytest
 
+from services.gateway.budget.services import Budgets
 from services.local.postgres import PostgresServer
 from services.local.process import free_port
 from services.local.valkey import ValkeyServer
 from shared import budget_state, migrate
+from shared.metrics import Registry
 from shared.postgres import Database
 from shared.redis import RedisError, connect
 from tests.services.gateway.budget.fleet import COMPLETION_NANO, PROMPT_NANO, Fleet, Upstream
-from tests.services.gateway.budget.support import ledger, principal, row, until
+from tests.services.gateway.budget.support import FAST, ledger, principal, row, until
+from tests.services.gateway.budget.support import rows as all_rows
 
 FULL = bool(os.environ.get("MLPA_TEST_FULL"))
 PROMPT, LIMIT = 20, 60
@@ -79,14 +82,15 @@ class Watch:
 
 
 async def settled(database: Database, redis_url: str) -> list[dict[str, Any]]:
-    """The ledger once no reservation is open and no row is on its way."""
+    """The ledger once no reservation is open and no row is on its way. A gateway finishes what others left."""
     client = connect(redis_url, max_connections=1)
     number = budget_state.user_key(USER).partition("}")[0] + "}:"
 
     async def idle() -> bool:
         return not await client.exists(number + "leases", number + "outbox")
 
-    await until(idle, 20)
+    async with Budgets.open(redis_url, database, all_rows(), Registry(), timings=FAST):
+        await until(idle, 45)
     await client.aclose()
     return await ledger(database)
 
