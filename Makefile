@@ -61,8 +61,8 @@ lint: $(STAMP) ## Style, format and types
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 
-bench: setup ## What things cost in time
-	@for file in tests/bench/bench_*.py; do $(BIN)/python -m tests.bench.$$(basename $$file .py) $(ARGS) || exit 1; done
+bench: setup ## What things cost in time, as one page (ARGS="auth relay")
+	$(BIN)/python -m tests.bench $(ARGS)
 
 lock: ## Renew the locks of deploy/requirements/ from setup.cfg
 	@for name in runtime dev; do \

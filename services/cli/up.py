@@ -240,6 +240,7 @@ class LocalSystem:
             "HOST": HOST,
             "PORT": str(self._ports["gateway"]),
             "AUTH_PORT": str(self._ports["auth"]),
+            "GATEWAY_URL": urls["gateway"],
             "MLPA_ISSUER": urls["auth"],
             "MLPA_SIGNING_KEYS_DIR": str(self.data / "keys"),
             "MLPA_ADMIN_KEY": self._secrets["admin_key"],
