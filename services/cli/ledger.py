@@ -79,6 +79,7 @@ def reconcile() -> None:
             "book": one.kind,
             "ledger_usd": nano_to_usd(one.ledger_nano),
             "other_usd": nano_to_usd(one.other_nano),
+            "likely_cause": one.likely_cause,
         }
         click.echo(json.dumps(line))
     if found:

@@ -17,7 +17,6 @@ from services.auth.provisioning.client import LiteLLMAdmin, LiteLLMError, Master
 from services.auth.settings import AuthSettings
 
 NAME = "MLPA_VIRTUAL_KEY"
-TIMEOUT_SECONDS = 30.0
 
 
 @click.command("virtual-key")
@@ -28,7 +27,10 @@ TIMEOUT_SECONDS = 30.0
     show_default=True,
     help="The file to write to; its other lines stay as they are.",
 )
-def virtual_key(env_file: Path) -> None:
+@click.option(
+    "--timeout", type=click.FloatRange(0.1), default=30, show_default=True, help="Seconds to wait for LiteLLM."
+)
+def virtual_key(env_file: Path, timeout: float) -> None:
     """Make a LiteLLM virtual key with MASTER_KEY, and write MLPA_VIRTUAL_KEY to .env.
 
     The key may use every model, and only the routes that the gateway needs. A key that .env had before stays valid
@@ -40,7 +42,7 @@ def virtual_key(env_file: Path) -> None:
     _check(env_file)
     alias = f"mlpa-gateway-{datetime.now(UTC):%Y%m%d}-{secrets.token_hex(4)}"  # unique: LiteLLM wants it so
     try:
-        key = asyncio.run(_make(settings.litellm_api_base, settings.master_key.get_secret_value(), alias))
+        key = asyncio.run(_make(settings.litellm_api_base, settings.master_key.get_secret_value(), alias, timeout))
     except NoDatabase:
         raise click.ClickException(
             "LiteLLM runs without a database, and has virtual keys only with one (DATABASE_URL on its side). "
@@ -69,8 +71,8 @@ def _check(env_file: Path) -> None:
         raise click.ClickException(f"{env_file}: its folder is not there, or not writable")
 
 
-async def _make(base_urls: tuple[str, ...], master_key: str, alias: str) -> str:
-    async with LiteLLMAdmin.open(base_urls, master_key, timeout=TIMEOUT_SECONDS) as admin:
+async def _make(base_urls: tuple[str, ...], master_key: str, alias: str, timeout: float) -> str:
+    async with LiteLLMAdmin.open(base_urls, master_key, timeout=timeout) as admin:
         return await admin.make_key(alias)
 
 

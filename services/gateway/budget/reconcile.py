@@ -50,6 +50,15 @@ class Difference:
     ledger_nano: int
     other_nano: int
 
+    @property
+    def likely_cause(self) -> str:
+        """For people: what most often makes two books differ in this way."""
+        if self.kind == "litellm":
+            return "rows are missing (Redis lost data before they were written), or somebody else uses this customer"
+        if self.other_nano > self.ledger_nano:
+            return "Redis counts what the ledger lacks: rows were pruned or lost; right again with the next period"
+        return "Redis lost part of the count: right again once the user is rebuilt, at the latest with the next period"
+
 
 async def differences(
     database: Database,

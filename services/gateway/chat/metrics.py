@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from services.gateway.upstream.facts import RoutingMetrics
 from shared.metrics import STREAM_BUCKETS, Registry
 
 RESULTS = ("success", "error", "abort")
@@ -56,6 +57,7 @@ class ChatMetrics:
         self._upstream_refusals = registry.counter(
             "litellm_refusals_total", "Users refused by LiteLLM's own budgets and limits.", ("code",)
         )
+        self.routing = RoutingMetrics(registry)
         self._slow = registry.counter("chat_slow_clients_total", "Clients dropped for taking nothing.")
         self._availability.preset("success", "none")
         for reason in FAILURES:
@@ -71,7 +73,9 @@ class ChatMetrics:
         :param purposes: the label's values, `none` and `other` among them.
         """
         service_types = tuple(service_types)
-        for model in (*models, "other"):
+        models = (*models, "other")
+        self.routing.preset(models)
+        for model in models:
             self._ttft.preset(model)
             for reason in FINISH_REASONS:
                 self._finish.preset(reason, model)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Mapping
-from decimal import Decimal, InvalidOperation
+from decimal import Decimal
 from typing import TYPE_CHECKING
 
 import aiohttp
@@ -20,6 +20,7 @@ from services.gateway.chat.tally import Tally
 from services.gateway.chat.watch import Watch
 from services.gateway.errors import InvalidToken, UpstreamError, UpstreamTimeout, UserBlocked
 from services.gateway.upstream.classify import KNOWN_WORDS, UpstreamFailure, classify, read_event_failure, read_failure
+from services.gateway.upstream.facts import RoutingFacts
 from shared import logs
 from shared.errors import ServiceError
 
@@ -69,7 +70,7 @@ class Exchange:
             self._stream = StreamRelay(request, response, self._tally, self._begun)
         self._outcome = "error"
         self._refused = False
-        self._cost: Decimal | None = None
+        self._facts: RoutingFacts | None = None
         self._overhead = 0.0
         self._asked_at = self._answered_at = 0.0
 
@@ -136,7 +137,6 @@ class Exchange:
             raise self._classify(read_event_failure(self._tally.error), upstream)
         if not self._tally.started:
             raise UpstreamError("The model's answer is not JSON.")
-        self._cost = _cost(upstream.headers.get("x-litellm-response-cost"))
         response = web.Response(
             body=body,
             headers={"Content-Type": "application/json", "Cache-Control": "no-store", **self._limits()},
@@ -152,7 +152,19 @@ class Exchange:
         if upstream.status != 200:
             self._refused = True
             raise self._classify(read_failure(upstream.status, await self._call.read_error()), upstream)
+        self._facts = RoutingFacts.of(upstream.headers)
+        self._chat.metrics.routing.answered(self._facts, self._labels[0])
         return upstream
+
+    def _told_cost(self) -> Decimal | None:
+        """What the answer cost by LiteLLM's word, where that decides: its header, or after a fallback its usage chunk.
+
+        A stream has no such header, and its own model's prices are right unless another model answered.
+        """
+        facts = self._facts
+        if facts is None or (facts.cost is None and not facts.fallbacks):
+            return None
+        return facts.cost or self._tally.cost
 
     def _classify(self, failure: UpstreamFailure, upstream: aiohttp.ClientResponse) -> ServiceError:
         reservation = self._reservation
@@ -193,7 +205,7 @@ class Exchange:
 
     def _settle(self) -> int:
         tally, metrics = self._tally, self._chat.metrics
-        usage = tally.usage
+        usage, told = tally.usage, self._told_cost()
         charged = self._chat.budgets.settle(
             self._reservation,
             Delivery(
@@ -201,7 +213,7 @@ class Exchange:
                 sent=self._call.sent,
                 refused=self._refused,
                 usage=usage,
-                response_cost=self._cost,
+                response_cost=told,
                 relayed_bytes=tally.text,
                 stream=self._stream is not None,
             ),
@@ -210,6 +222,8 @@ class Exchange:
         metrics.finished(result, time.perf_counter() - self._started, self._labels)
         if usage is not None:
             metrics.tokens(usage.prompt_tokens, usage.completion_tokens, self._labels)
+        if (reported := told or tally.cost) is not None:
+            metrics.routing.cost(reported, self._labels[0])
         metrics.ended(len(tally.tools), tally.finished.values(), self._labels)
         return charged
 
@@ -221,10 +235,3 @@ class Exchange:
         transport = self._request.transport
         if transport is not None:
             transport.abort()
-
-
-def _cost(text: str | None) -> Decimal | None:
-    try:
-        return Decimal(text) if text else None
-    except InvalidOperation:
-        return None

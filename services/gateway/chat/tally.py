@@ -7,6 +7,7 @@ chunk that only the gateway asked for, an error event, and what follows either a
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from decimal import Decimal
 from typing import Any
 
 import msgspec
@@ -14,6 +15,7 @@ import msgspec
 from services.gateway.budget.models import Usage
 from services.gateway.chat import sse
 from services.gateway.chat.prompt import text_bytes, utf8_length
+from services.gateway.upstream.facts import cost_of
 
 
 class _Function(msgspec.Struct, gc=False):
@@ -60,6 +62,7 @@ class Tally:
     __slots__ = (
         "_show_usage",
         "_usage",
+        "cost",
         "done",
         "error",
         "finished",
@@ -74,6 +77,8 @@ class Tally:
         #: Any event came but for comments and errors.
         self.started = False
         self._usage: list[int] | None = None
+        #: What LiteLLM says in a usage chunk that the answer cost, in USD.
+        self.cost: Decimal | None = None
         #: UTF-8 bytes of content, reasoning and tool arguments.
         self.text = 0
         #: (choice, call) of each tool call.
@@ -213,6 +218,7 @@ class Tally:
     def _read_usage(self, usage: Any) -> None:
         if not isinstance(usage, dict) or not usage.keys() & {"prompt_tokens", "completion_tokens"}:
             return
+        self.cost = cost_of(usage.get("cost")) or self.cost
         prompt, completion = usage.get("prompt_tokens_details"), usage.get("completion_tokens_details")
         numbers = [
             _tokens(usage, "prompt_tokens"),

@@ -77,6 +77,7 @@ async def test_reconcile_finds_a_counter_that_is_not_the_ledgers_sum(postgres_ur
             "book": "counter",
             "ledger_usd": 0.000050005,
             "other_usd": 0.00005,
+            "likely_cause": Difference(principal().user_id, "counter", 50_005, 50_000).likely_cause,
         }
 
 

@@ -117,12 +117,9 @@ def test_something_else_than_litellm_is_said(folder: Path, litellm: LiteLLMAdmin
     assert "without JSON" in result.output
 
 
-def test_a_hanging_litellm_is_said_in_time(
-    folder: Path, litellm: LiteLLMAdminDouble, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("services.cli.virtual_key.TIMEOUT_SECONDS", 0.2)
+def test_a_hanging_litellm_is_said_in_time(folder: Path, litellm: LiteLLMAdminDouble) -> None:
     litellm.fault = hang
-    result = run(litellm.url)
+    result = run(litellm.url, options=["--timeout", "0.2"])
     assert result.exit_code == 1
     assert "no answer" in result.output
 
