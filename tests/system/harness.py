@@ -115,6 +115,7 @@ class System:
     :param template: a data folder of PostgreSQL made by ``make_template``.
     :param ports: where a part is reached, when that is not where it listens: the gate before it. Names as in ``parts``.
     :param environment: more settings of the services; they win.
+    :param trees: checkouts that a part runs from, by name, when not this one.
     """
 
     def __init__(
@@ -126,9 +127,11 @@ class System:
         gateways: int = 1,
         ports: Mapping[str, int] | None = None,
         environment: Mapping[str, str] | None = None,
+        trees: Mapping[str, Path] | None = None,
     ) -> None:
         self.folder = folder
         self._template = template
+        self._trees = trees or {}
         self.auths = tuple(f"auth-{number}" for number in range(1, auths + 1))
         self.gateways = tuple(f"gateway-{number}" for number in range(1, gateways + 1))
         names = ("postgres", "valkey", "litellm", "fxa", *self.auths, *self.gateways)
@@ -191,11 +194,11 @@ class System:
     def logs(self) -> dict[str, str]:
         return {path.stem: path.read_text(errors="replace") for path in sorted((self.folder / "logs").glob("*.log"))}
 
-    def program(self, *arguments: str, environment: Mapping[str, str] | None = None) -> Program:
-        """The command ``mlpa``, configured for this system."""
+    def program(self, *arguments: str, environment: Mapping[str, str] | None = None, tree: Path = ROOT) -> Program:
+        """The command ``mlpa`` of a checkout, configured for this system."""
         argv = (sys.executable, "-P", "-m", "services.cli.main", *arguments)
         home = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
-        given = {**home, "PYTHONPATH": str(ROOT), **self.environment, **(environment or {})}
+        given = {**home, "PYTHONPATH": str(tree), **self.environment, **(environment or {})}
         return Program(f"mlpa {arguments[0]}", argv, env=given, cwd=self.folder)
 
     def _prepare(self) -> None:
@@ -252,7 +255,8 @@ class System:
 
     def _service(self, command: str, name: str) -> Part:
         variable = "PORT" if command == "gateway" else "AUTH_PORT"
-        program = self.program(command, environment={variable: str(self.listens[name])})
+        port = {variable: str(self.listens[name])}
+        program = self.program(command, environment=port, tree=self._trees.get(name, ROOT))
         return Part(name, Process(program, self._log(name)), self._answering(name, "/health/readiness"))
 
     def _answering(self, name: str, path: str) -> Callable[[], bool]:
