@@ -1,15 +1,18 @@
 """Structured log lines on standard output, one event each; other libraries' lines go through the same renderer.
 
-Never logged: credentials, tokens, messages. A user appears as an HMAC (``UserDigest``).
+Never logged: credentials, tokens, messages. A user appears as an HMAC (``UserDigest``), and an error by its kind and
+stack without its own words, since libraries put what they could not read into them.
 """
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import hmac
 import logging
 import secrets
 import sys
+import traceback
 from contextvars import ContextVar
 from typing import Any
 
@@ -27,7 +30,7 @@ def configure(*, json: bool, level: str) -> None:
         _add_request_id,
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
-        structlog.processors.format_exc_info,
+        structlog.processors.ExceptionRenderer(_stack),
     ]
     renderer: Processor = (
         structlog.processors.JSONRenderer(serializer=_to_json)
@@ -48,6 +51,23 @@ def configure(*, json: bool, level: str) -> None:
         )
     )
     logging.basicConfig(handlers=[handler], level=max(logging.getLevelName(level), logging.INFO), force=True)
+
+
+def _stack(exc_info: tuple[type[BaseException], BaseException, Any]) -> str:
+    """As Python prints an error and those behind it, the first one first, but for their words."""
+    chain: list[BaseException] = []
+    behind: BaseException | None = exc_info[1]
+    while behind is not None and behind not in chain:
+        chain.append(behind)
+        behind = behind.__cause__ or (None if behind.__suppress_context__ else behind.__context__)
+    return "\nwhich led to\n\n".join(map(_one_stack, reversed(chain)))
+
+
+def _one_stack(error: BaseException) -> str:
+    # what the operating system says of a connection or a file is its own, and tells what to mend
+    words = f": {error.strerror}" if isinstance(error, OSError) and error.strerror else ""
+    kind = f"{type(error).__module__}.{type(error).__qualname__}{words}"
+    return "".join((*traceback.format_tb(error.__traceback__), kind))
 
 
 def _add_request_id(_logger: Any, _method: str, event: Any) -> Any:
@@ -75,3 +95,12 @@ class UserDigest:
 def logger(name: str) -> Any:
     """A structlog logger; bound late, so that modules may call this at import."""
     return structlog.get_logger(source=name)
+
+
+_log = logger("event loop")
+
+
+def loop_error(_loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """The event loop's exception handler: its own one writes an error's words, and the arguments of a callback."""
+    said = context.get("message", "").partition(" callback ")[0]
+    _log.error("event loop error", said=said, exc_info=context.get("exception"))

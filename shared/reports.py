@@ -1,6 +1,6 @@
 """Error reports to Sentry: the kind of an error and where in the code it happened, and nothing that a client sent.
 
-An error's own words are left out too, since libraries put what they could not read into them; they are in the log.
+An error's own words are left out too, as in the log, since libraries put what they could not read into them.
 """
 
 from __future__ import annotations

@@ -76,6 +76,7 @@ async def serve(main: Site, ops: Site | None, *, host: str, name: str, reuse_por
     :raises OSError: a port is taken.
     """
     _allow_descriptors()
+    asyncio.get_running_loop().set_exception_handler(logs.loop_error)
     drain = main.app[DRAIN]
     runners: list[web.AppRunner] = []
     try:

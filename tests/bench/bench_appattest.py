@@ -1,11 +1,10 @@
-"""What verifying App Attest objects costs, beside the cryptography that it can't do without.
+"""What verifying App Attest objects costs, beside the cryptography that it can't do without."""
 
-Run alone with `python -m tests.bench.bench_appattest`.
-"""
+from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 import cbor2
 from cryptography import x509
@@ -15,24 +14,37 @@ from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
 
 from services.auth.appattest import verify_assertion, verify_attestation
 from services.local import device
+from tests.bench.figures import Row, beside, turns
 from tests.services.auth.appattest.forge import PKI, AssertionForge, AttestationForge
 
 ROUNDS, CALLS = 15, 20
 TAIL = device.launch_extensions("1", 4)
 
 
-def run() -> list[tuple[str, str]]:
+async def run() -> list[Row]:
     """Rows of (name, figure). The raw operations are to load each key from its point and to check its signature."""
     attestation, assertion = AttestationForge(tail=TAIL), AssertionForge(tail=TAIL)
     return [
-        _row("app attest: attestation", _attestation(attestation), _chain_signatures(attestation)),
-        _row("app attest: assertion", _assertion(assertion), _assertion_signature(assertion)),
+        await _row("an attestation", _attestation(attestation), _chain_signatures(attestation)),
+        await _row("an assertion", _assertion(assertion), _assertion_signature(assertion)),
     ]
 
 
-def _row(name: str, verify: Callable[[], object], raw: Callable[[], object]) -> tuple[str, str]:
-    whole, part = _cpu_seconds(verify, raw)
-    return name, f"{whole * 1e6:.0f} us CPU, {whole / part:.2f} x the raw cryptography (at most 2)"
+async def _row(name: str, verify: Callable[[], object], raw: Callable[[], object]) -> Row:
+    whole, part = await turns(_cpu_seconds(verify), _cpu_seconds(raw), rounds=ROUNDS, warm_up=1)
+    return f"{name}, beside its raw cryptography", beside(whole, part, "us CPU", 1e6, goal="at most 2x")
+
+
+def _cpu_seconds(work: Callable[[], object]) -> Callable[[], Awaitable[float]]:
+    """Measures the CPU time of one call."""
+
+    async def measure() -> float:
+        start = time.process_time()
+        for _ in range(CALLS):
+            work()
+        return (time.process_time() - start) / CALLS
+
+    return measure
 
 
 def _attestation(forge: AttestationForge) -> Callable[[], object]:
@@ -90,18 +102,3 @@ def _point(key: object) -> bytes:
     return device.x962(key)
 
 
-def _cpu_seconds(*works: Callable[[], object]) -> list[float]:
-    """CPU time of one call of each; the works take turns, and each one's best round counts."""
-    best = [float("inf")] * len(works)
-    for _ in range(ROUNDS):
-        for place, work in enumerate(works):
-            start = time.process_time()
-            for _ in range(CALLS):
-                work()
-            best[place] = min(best[place], (time.process_time() - start) / CALLS)
-    return best
-
-
-if __name__ == "__main__":
-    for name, figure in run():
-        print(f"{name:40} {figure}")

@@ -1,7 +1,4 @@
-"""What an exchange costs in auth (without its log line), and what a check of its token costs in the gateway.
-
-Run alone with `python -m tests.bench.bench_auth`.
-"""
+"""What an exchange costs in auth (without its log line), and what a check of its token costs in the gateway."""
 
 from __future__ import annotations
 
@@ -13,7 +10,6 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import aiohttp
@@ -37,6 +33,7 @@ from shared import logs, migrate
 from shared.metrics import Registry
 from shared.service_types import load
 from tests.bench.bench_fxa import ServerThread
+from tests.bench.figures import Row, beside, spread
 from tests.services.auth.fxa.harness import serve
 
 ISSUER, TEAM, BUNDLE = "http://auth.test", "DEVELOPMNT", "org.mozilla.ios.Fennec"
@@ -44,7 +41,7 @@ AT_ONCE, ROUNDS, EACH = 8, 7, 25
 TOKENS, CHECKS = 300, 9
 
 
-async def run() -> list[tuple[str, str]]:
+async def run() -> list[Row]:
     """Rows of (name, figure)."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -58,7 +55,7 @@ async def run() -> list[tuple[str, str]]:
             return [*await _exchanges(folder, valkey.url, database), *await _token_checks(folder)]
 
 
-async def _exchanges(folder: Path, redis_url: str, database_url: str) -> list[tuple[str, str]]:
+async def _exchanges(folder: Path, redis_url: str, database_url: str) -> list[Row]:
     pki, fxa = Pki.create(), StandIn("http://fxa.test", KeyRing.open())
     (folder / "root.pem").write_bytes(pki.root_pem)
     server = ServerThread()
@@ -92,13 +89,13 @@ async def _exchanges(folder: Path, redis_url: str, database_url: str) -> list[tu
             await server.run(close())
             server.stop()
     return [
-        ("auth: exchange of a cached FxA token", _per_core(cached)),
-        ("auth: exchange of an App Attest assertion", _per_core(asserted)),
+        ("exchange of a cached FxA token", _per_core(cached)),
+        ("exchange of an App Attest assertion", _per_core(asserted)),
     ]
 
 
-def _per_core(seconds: float) -> str:
-    return f"{1 / seconds:.0f} per second and core ({seconds * 1e6:.0f} us CPU)"
+def _per_core(seconds: list[float]) -> str:
+    return f"{spread(seconds, 'us CPU', 1e6)}; {spread([1 / one for one in seconds], 'a second and core')}"
 
 
 async def _start(settings: AuthSettings) -> tuple[str, Callable[[], Awaitable[None]]]:
@@ -109,15 +106,15 @@ async def _start(settings: AuthSettings) -> tuple[str, Callable[[], Awaitable[No
     return f"http://127.0.0.1:{runner.addresses[0][1]}", runner.cleanup
 
 
-async def _fxa(server: ServerThread, client: aiohttp.ClientSession, fxa: StandIn) -> float:
+async def _fxa(server: ServerThread, client: aiohttp.ClientSession, fxa: StandIn) -> list[float]:
     tokens = [fxa.mint(TokenOrder(uid=f"{number:032x}")) for number in range(AT_ONCE)]
     for _ in range(2):  # the first makes the users, the second finds all in Redis
         await _load(server, client, [[_form(token, ACCESS_TOKEN)] for token in tokens])
     rounds = [[[_form(token, ACCESS_TOKEN)] * EACH for token in tokens] for _ in range(ROUNDS)]
-    return median([await _load(server, client, forms) for forms in rounds])
+    return [await _load(server, client, forms) for forms in rounds]
 
 
-async def _app_attest(server: ServerThread, client: aiohttp.ClientSession, devices: Sequence[Device]) -> float:
+async def _app_attest(server: ServerThread, client: aiohttp.ClientSession, devices: Sequence[Device]) -> list[float]:
     for device in devices:
         challenge = await _challenge(client, device)
         body = {
@@ -132,7 +129,7 @@ async def _app_attest(server: ServerThread, client: aiohttp.ClientSession, devic
     for _ in range(ROUNDS + 1):
         forms = [[_form(await _assertion(client, device), ASSERTION) for _ in range(EACH)] for device in devices]
         times.append(await _load(server, client, forms))
-    return median(times[1:])
+    return times[1:]
 
 
 async def _challenge(client: aiohttp.ClientSession, device: Device) -> str:
@@ -170,7 +167,7 @@ async def _load(server: ServerThread, client: aiohttp.ClientSession, forms: list
     return (await server.cpu_seconds() - before) / sum(map(len, forms))
 
 
-async def _token_checks(folder: Path) -> list[tuple[str, str]]:
+async def _token_checks(folder: Path) -> list[Row]:
     create_key(folder / "checks", activate_at=0)
     ring = SigningKeys(folder / "checks")
     issuer = Issuer(ring, issuer=ISSUER, ttl=300)
@@ -184,14 +181,8 @@ async def _token_checks(folder: Path) -> list[tuple[str, str]]:
             verifier = TokenVerifier(keys, load(None, debug=True), Registry(), issuer=ISSUER)
             cold.append(await _check(verifier, tokens))
             warm.append(await _check(verifier, tokens))
-    ratio = median(after / before for before, after in zip(cold, warm, strict=True))
-    return [
-        ("gateway: first check of a token", f"{median(cold) * 1e6:.0f} us CPU"),
-        (
-            "gateway: check of a token seen before",
-            f"{median(warm) * 1e6:.1f} us CPU, {ratio:.3f} x the first (at most 0.1)",
-        ),
-    ]
+    figure = beside(warm, cold, "us CPU", 1e6, goal="at most 0.1x")
+    return [("gateway's check of a token seen before, beside its first", figure)]
 
 
 @asynccontextmanager
@@ -214,8 +205,3 @@ async def _check(verifier: TokenVerifier, tokens: list[str]) -> float:
     for token in tokens:
         await verifier.verify(token)
     return (time.thread_time() - before) / len(tokens)
-
-
-if __name__ == "__main__":
-    for name, figure in asyncio.run(run()):
-        print(f"{name}: {figure}")

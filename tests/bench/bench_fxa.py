@@ -1,7 +1,4 @@
-"""What verifying FxA tokens costs: beside the Redis command that it can't do without, and in calls to FxA.
-
-Run alone with `python -m tests.bench.bench_fxa`.
-"""
+"""What verifying FxA tokens costs: beside the Redis command that it can't do without, and in calls to FxA."""
 
 from __future__ import annotations
 
@@ -13,7 +10,6 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import Future
 from contextlib import asynccontextmanager
 from pathlib import Path
-from statistics import median
 from typing import TypeVar
 
 import aiohttp
@@ -27,9 +23,12 @@ from services.local.fxa import Fault, KeyRing, StandIn
 from services.local.process import free_port
 from services.local.valkey import ValkeyServer
 from shared.redis import Client, connect
+from tests.bench.figures import ROUNDS as FEW
+from tests.bench.figures import Row, beside, spread, turns
 from tests.services.auth.fxa.harness import ISSUER, Clock, Rig, serve
 
 ROUNDS, REQUESTS, AT_ONCE = 15, 200, 8
+GOAL = "at most 1.5x"
 _T = TypeVar("_T")
 
 
@@ -58,7 +57,7 @@ class ServerThread:
         self._loop.close()
 
 
-async def run() -> list[tuple[str, str]]:
+async def run() -> list[Row]:
     """Rows of (name, figure)."""
     with tempfile.TemporaryDirectory() as folder, ValkeyServer(Path(folder) / "valkey", free_port()) as valkey:
         stand_in = StandIn(ISSUER, KeyRing.open(), clock=(clock := Clock()))
@@ -67,25 +66,24 @@ async def run() -> list[tuple[str, str]]:
             return [*await _cpu(rig), await _local(rig), await _one_call(rig)]
 
 
-async def _cpu(rig: Rig) -> list[tuple[str, str]]:
+async def _cpu(rig: Rig) -> list[Row]:
     server = ServerThread()
     handlers = _handlers(rig)
     url, close = await server.run(_start(handlers))
     try:
         # Each of those who ask at once has a token of its own: they would share one answer
-        tokens = {"JWT": [rig.jwt() for _ in range(AT_ONCE)], "opaque token": [rig.opaque() for _ in range(AT_ONCE)]}
-        bare = []
-        cached: dict[str, list[float]] = {kind: [] for kind in tokens}
+        jwts, opaques = [rig.jwt() for _ in range(AT_ONCE)], [rig.opaque() for _ in range(AT_ONCE)]
         async with aiohttp.ClientSession(url) as client:
-            for _ in range(ROUNDS):
-                bare.append(await _load(server, client, "/bare", tokens["JWT"]))
-                for kind, given in tokens.items():
-                    cached[kind].append(await _load(server, client, "/cached", given))
-        rows = [("fxa: bare handler with one Redis GET", f"{median(bare) * 1e6:.0f} us CPU")]
-        for kind, times in cached.items():
-            ratio = median(time / beside for time, beside in zip(times, bare, strict=True))
-            rows.append((f"fxa: cached {kind}", f"{median(times) * 1e6:.0f} us CPU, {ratio:.2f} x that (at most 1.5)"))
-        return rows
+            bare, *cached = await turns(
+                lambda: _load(server, client, "/bare", jwts),
+                lambda: _load(server, client, "/cached", jwts),
+                lambda: _load(server, client, "/cached", opaques),
+                rounds=ROUNDS,
+            )
+        return [
+            (f"cached {kind}, beside a bare handler with one Redis GET", beside(times, bare, "us CPU", 1e6, goal=GOAL))
+            for kind, times in zip(("JWT", "opaque token"), cached, strict=True)
+        ]
     finally:
         await server.run(close())
         server.stop()
@@ -141,7 +139,7 @@ async def _load(server: ServerThread, client: aiohttp.ClientSession, path: str, 
     return (await server.cpu_seconds() - before) / REQUESTS
 
 
-async def _local(rig: Rig) -> tuple[str, str]:
+async def _local(rig: Rig) -> Row:
     async with rig.verifier(cache_ttl=0) as verifier:
         local, token, times = LocalVerifier(verifier.keys), rig.jwt(), []
         for _ in range(ROUNDS):
@@ -151,17 +149,15 @@ async def _local(rig: Rig) -> tuple[str, str]:
                 assert isinstance(parsed, JwtToken)
                 await local.verify(parsed)
             times.append((time.thread_time() - before) / REQUESTS)
-        return "fxa: JWT parsed and verified locally", f"{min(times) * 1e6:.0f} us CPU"
+        return "JWT parsed and verified locally", spread(times, "us CPU", 1e6)
 
 
-async def _one_call(rig: Rig) -> tuple[str, str]:
+async def _one_call(rig: Rig) -> Row:
     rig.fxa.set_fault(Fault("verify", latency=0.1))
-    before, token = rig.calls("verify"), rig.opaque()
-    async with rig.verifier() as here, rig.verifier() as there:
-        await asyncio.gather(*((here, there)[number % 2].verify(token) for number in range(1000)))
-    return "fxa: calls for 1,000 concurrent verifications of a new opaque token", str(rig.calls("verify") - before)
-
-
-if __name__ == "__main__":
-    for name, figure in asyncio.run(run()):
-        print(f"{name}: {figure}")
+    calls = []
+    for _ in range(FEW):
+        before, token = rig.calls("verify"), rig.opaque()
+        async with rig.verifier() as here, rig.verifier() as there:
+            await asyncio.gather(*((here, there)[number % 2].verify(token) for number in range(1000)))
+        calls.append(rig.calls("verify") - before)
+    return "calls to FxA for 1,000 verifications at once of a new opaque token", spread(calls)
