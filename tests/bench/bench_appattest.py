@@ -14,10 +14,10 @@ from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
 
 from services.auth.appattest import verify_assertion, verify_attestation
 from services.local import device
-from tests.bench.figures import Row, beside, turns
+from tests.bench.figures import ROUNDS, Row, beside, turns
 from tests.services.auth.appattest.forge import PKI, AssertionForge, AttestationForge
 
-ROUNDS, CALLS = 15, 20
+CALLS = 20
 TAIL = device.launch_extensions("1", 4)
 
 
@@ -31,7 +31,7 @@ async def run() -> list[Row]:
 
 
 async def _row(name: str, verify: Callable[[], object], raw: Callable[[], object]) -> Row:
-    whole, part = await turns(_cpu_seconds(verify), _cpu_seconds(raw), rounds=ROUNDS, warm_up=1)
+    whole, part = await turns(_cpu_seconds(verify), _cpu_seconds(raw), rounds=3 * ROUNDS, warm_up=1)
     return f"{name}, beside its raw cryptography", beside(whole, part, "us CPU", 1e6, goal="at most 2x")
 
 

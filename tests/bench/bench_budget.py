@@ -1,7 +1,4 @@
-"""What an admission costs, what Valkey bears, and how fast the ledger drains.
-
-Run alone with ``python -m tests.bench.bench_budget``.
-"""
+"""What an admission costs, what Valkey bears, and how fast the ledger drains."""
 
 from __future__ import annotations
 
@@ -14,8 +11,6 @@ import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
-import uvloop
-
 from services.gateway.budget.charging import bounds
 from services.gateway.budget.models import Delivery, Timings
 from services.gateway.budget.services import Budgets
@@ -26,15 +21,15 @@ from services.local.valkey import ValkeyServer
 from shared import migrate
 from shared.postgres import Database
 from shared.redis import Client, connect
+from tests.bench.figures import ROUNDS, Row, beside, spread, turns
 from tests.services.gateway.budget.support import ask, delivered, opened, principal, row, rows, total
 
-CALLS, ROUNDS, USERS = 500, 5, 100
-CONCURRENCY = 32
-LEDGER_ROWS = 10_000
+CALLS, USERS, CONCURRENCY = 500, 100, 32
+LEDGER_ROWS = 5000
 KIND = row(max_budget_nano=10**15, rpm=10**6, tpm=10**9)
 
 
-async def run() -> list[tuple[str, str]]:
+async def run() -> list[Row]:
     """Rows of (name, figure)."""
     with tempfile.TemporaryDirectory(dir="/var/tmp") as name:
         folder = Path(name)
@@ -48,7 +43,7 @@ async def run() -> list[tuple[str, str]]:
             client = connect(valkey.url)
             async with opened(valkey.url, url, rows(KIND), Timings()) as (budgets, _, _):
                 found = [
-                    await _latency(budgets, client),
+                    *await _latency(budgets, client),
                     await _python_cpu(budgets),
                     *await _valkey_cpu(budgets, client),
                 ]
@@ -57,21 +52,21 @@ async def run() -> list[tuple[str, str]]:
             return found
 
 
-async def _latency(budgets: Budgets, client: Client) -> tuple[str, str]:
-    """One at a time, interleaved, so that both see the same machine."""
+async def _latency(budgets: Budgets, client: Client) -> list[Row]:
+    """One call at a time, in turns within a round too."""
     link = budgets._admission.executor
-    await _once(budgets, 1)
-    admissions, gets, bare = [], [], []
-    for _ in range(CALLS):
-        admissions.append(await _timed(lambda: _once(budgets, 1)))
-        gets.append(await _timed(lambda: client.get("bench")))
-        bare.append(await _timed(lambda: link.links()[0].send(pack("GET", "bench"))))
-    admission, get, raw = (statistics.median(times) * 1e6 for times in (admissions, gets, bare))
-    return (
-        "budget: admission, p50",
-        f"{admission:.0f} us, one round trip; {admission / get:.2f} x a GET through redis-py ({get:.0f} us), "
-        f"{admission / raw:.2f} x a GET on the same connection ({raw:.0f} us)",
+    works = (
+        lambda: _timed(lambda: _once(budgets, 1)),
+        lambda: _timed(lambda: client.get("bench")),
+        lambda: _timed(lambda: link.links()[0].send(pack("GET", "bench"))),
     )
+    await turns(*works)
+    rounds = [map(statistics.median, await turns(*works, rounds=CALLS // ROUNDS)) for _ in range(ROUNDS)]
+    admission, get, raw = zip(*rounds, strict=True)
+    return [
+        ("admission (one round trip), p50, beside a GET through redis-py", beside(admission, get, "us", 1e6)),
+        ("admission, p50, beside a GET on the same connection", beside(admission, raw, "us", 1e6)),
+    ]
 
 
 async def _once(budgets: Budgets, user: int) -> None:
@@ -84,7 +79,7 @@ async def _timed(call: Callable[[], Awaitable[object]]) -> float:
     return time.perf_counter() - began
 
 
-async def _python_cpu(budgets: Budgets) -> tuple[str, str]:
+async def _python_cpu(budgets: Budgets) -> Row:
     """Admission, settlement and ledger of requests with usage, everything in this process counted."""
     asks = [ask(principal(KIND, user=user)) for user in range(USERS)]
 
@@ -100,11 +95,23 @@ async def _python_cpu(budgets: Budgets) -> tuple[str, str]:
         before = time.process_time()
         await asyncio.gather(*(worker(number) for number in range(CONCURRENCY)))
         costs.append((time.process_time() - before) / (CALLS // CONCURRENCY * 4 * CONCURRENCY))
-    return f"budget: Python CPU of a request, {CONCURRENCY} at a time", f"{min(costs) * 1e6:.0f} us"
+    return f"Python CPU of a request, {CONCURRENCY} at a time", spread(costs, "us", 1e6)
 
 
-async def _valkey_cpu(budgets: Budgets, client: Client) -> list[tuple[str, str]]:
+async def _valkey_cpu(budgets: Budgets, client: Client) -> list[Row]:
     """Calls per second that one core of Valkey bears, by its own CPU clock."""
+    rounds = [await _script_cpu(budgets, client) for _ in range(ROUNDS)]
+    return [
+        (
+            f"Valkey, {name} scripts",
+            f"{spread(each, 'us CPU', 1e6)}; {spread([1 / one for one in each], 'a second and core')}",
+        )
+        for name, each in zip(("admit", "settle"), zip(*rounds, strict=True), strict=True)
+    ]
+
+
+async def _script_cpu(budgets: Budgets, client: Client) -> tuple[float, float]:
+    """CPU seconds of an admission and of a settlement."""
     admission = budgets._admission
     asks = [
         dataclasses.replace(ask(principal(KIND, user=turn % USERS)), id=f"v{turn}-{time.perf_counter_ns()}")
@@ -120,10 +127,7 @@ async def _valkey_cpu(budgets: Budgets, client: Client) -> list[tuple[str, str]]
         budgets.settle(reservation, delivered())  # type: ignore[arg-type]
     await budgets._settlements.drained(10)
     settled = (await _server_cpu(client) - before) / len(asks)
-    return [
-        ("budget: admit scripts per second and core of Valkey", f"{1 / admitted:,.0f} ({admitted * 1e6:.1f} us)"),
-        ("budget: settle scripts per second and core of Valkey", f"{1 / settled:,.0f} ({settled * 1e6:.1f} us)"),
-    ]
+    return admitted, settled
 
 
 async def _server_cpu(client: Client) -> float:
@@ -131,23 +135,23 @@ async def _server_cpu(client: Client) -> float:
     return float(info["used_cpu_user"]) + float(info["used_cpu_sys"])
 
 
-async def _drain(redis_url: str, postgres_url: str) -> tuple[str, str]:
+async def _drain(redis_url: str, postgres_url: str) -> Row:
     """Rows that piled up while nothing was written."""
     silent = Timings(flush=3600, sweep=3600)
-    async with opened(redis_url, postgres_url, rows(KIND), silent) as (budgets, _, _):
-        for first in range(0, LEDGER_ROWS, 500):
-            wanted = [ask(principal(KIND, user=(first + at) % USERS)) for at in range(500)]
-            for reservation in await asyncio.gather(*map(budgets.admit, wanted)):
-                budgets.settle(reservation, delivered())
-        await budgets._settlements.drained(10)
-        began = time.perf_counter()
-        await budgets._ledger.flush()
-        seconds = time.perf_counter() - began
-    async with Database.connect(postgres_url) as database:
-        assert (await total(database))[0] >= LEDGER_ROWS
-    return "budget: ledger rows drained per second by one process", f"{LEDGER_ROWS / seconds:,.0f}"
-
-
-if __name__ == "__main__":
-    for name, figure in uvloop.run(run()):
-        print(f"{name}: {figure}")
+    rates = []
+    async with (
+        Database.connect(postgres_url) as database,
+        opened(redis_url, postgres_url, rows(KIND), silent) as (budgets, _, _),
+    ):
+        for _ in range(ROUNDS):
+            for first in range(0, LEDGER_ROWS, 500):
+                wanted = [ask(principal(KIND, user=(first + at) % USERS)) for at in range(500)]
+                for reservation in await asyncio.gather(*map(budgets.admit, wanted)):
+                    budgets.settle(reservation, delivered())
+            await budgets._settlements.drained(10)
+            before, began = (await total(database))[0], time.perf_counter()
+            await budgets._ledger.flush()
+            seconds = time.perf_counter() - began
+            assert (await total(database))[0] - before == LEDGER_ROWS
+            rates.append(LEDGER_ROWS / seconds)
+    return "ledger rows drained by one process", spread(rates, "a second")

@@ -1,6 +1,6 @@
 """What the console's pages cost with 200,000 users and 2 million requests, against an empty database.
 
-Run alone with `python -m tests.bench.bench_console`. MLPA_BENCH_SCALE=0.1 takes a tenth of the rows.
+MLPA_BENCH_SCALE=0.1 takes a tenth of the rows.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import tempfile
 import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from pathlib import Path
 
 import aiohttp
@@ -27,18 +28,19 @@ from services.local.valkey import ValkeyServer
 from shared import migrate
 from shared.serve import listen
 from tests.bench.console_data import seed
+from tests.bench.figures import ROUNDS, Row, beside, turns
 
 KEY = "the-key-of-the-bench"
 SCALE = float(os.environ.get("MLPA_BENCH_SCALE", "1"))
 USERS, REQUESTS = int(200_000 * SCALE), int(2_000_000 * SCALE)
-WARM_UP, ROUNDS = 3, 40
-MOST = 3.0  # times the empty state
+WARM_UP, READS = 3, 20
+GOAL = "at most 3x"
 
 #: Where it answers, and the session of somebody who is signed in.
 Console = tuple[str, aiohttp.ClientSession]
 
 
-async def run() -> list[tuple[str, str]]:
+async def run() -> list[Row]:
     """Rows of (page, figure)."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -56,28 +58,25 @@ async def run() -> list[tuple[str, str]]:
                 return await _compare(empty, full)
 
 
-async def _compare(empty: Console, full: Console) -> list[tuple[str, str]]:
-    """Both take turns, so that what else the machine does weighs on both."""
-    paths = await _paths(*full)
-    times: dict[str, tuple[list[float], list[float]]] = {name: ([], []) for name in paths}
-    for number in range(WARM_UP + ROUNDS):
-        for name, (path, bare) in paths.items():
-            for console, asked, taken in ((empty, bare, times[name][0]), (full, path, times[name][1])):
-                started = time.perf_counter()
-                await _get(*console, asked)
-                if number >= WARM_UP:
-                    taken.append(time.perf_counter() - started)
-    rows = [("console: rows", f"{USERS:,} users, {REQUESTS:,} requests")]
-    for name, (before, after) in times.items():
-        base, seconds = _p95(before), _p95(after)
-        rows.append(
-            (f"console: {name}", f"p95 {seconds * 1e3:.1f} ms, {seconds / base:.1f} x empty (at most {MOST:g})")
-        )
+async def _compare(empty: Console, full: Console) -> list[Row]:
+    """Each page is read in turns, within a round too."""
+    rows = [("rows", f"{USERS:,} users, {REQUESTS:,} requests, beside none")]
+    for name, (path, bare) in (await _paths(*full)).items():
+        works = partial(_seconds, full, path), partial(_seconds, empty, bare)
+        await turns(*works, rounds=WARM_UP)
+        rounds = [map(_p95, await turns(*works, rounds=READS)) for _ in range(ROUNDS)]
+        rows.append((f"{name}, p95", beside(*zip(*rounds, strict=True), "ms", 1e3, goal=GOAL)))
     return rows
 
 
+async def _seconds(console: Console, path: str) -> float:
+    started = time.perf_counter()
+    await _get(*console, path)
+    return time.perf_counter() - started
+
+
 def _p95(times: list[float]) -> float:
-    return statistics.quantiles(times, n=20)[-1]
+    return statistics.quantiles(times, n=20, method="inclusive")[-1]
 
 
 @asynccontextmanager
@@ -150,8 +149,3 @@ async def _paths(base: str, session: aiohttp.ClientSession) -> dict[str, tuple[s
         link = found[1].replace("&amp;", "&")
     paths["users, page 21"] = (link, "/admin/users")
     return paths
-
-
-if __name__ == "__main__":
-    for name, figure in asyncio.run(run()):
-        print(f"{name:40} {figure}")

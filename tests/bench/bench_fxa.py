@@ -23,11 +23,10 @@ from services.local.fxa import Fault, KeyRing, StandIn
 from services.local.process import free_port
 from services.local.valkey import ValkeyServer
 from shared.redis import Client, connect
-from tests.bench.figures import ROUNDS as FEW
-from tests.bench.figures import Row, beside, spread, turns
+from tests.bench.figures import ROUNDS, Row, beside, spread, turns
 from tests.services.auth.fxa.harness import ISSUER, Clock, Rig, serve
 
-ROUNDS, REQUESTS, AT_ONCE = 15, 200, 8
+REQUESTS, AT_ONCE = 200, 8
 GOAL = "at most 1.5x"
 _T = TypeVar("_T")
 
@@ -78,7 +77,7 @@ async def _cpu(rig: Rig) -> list[Row]:
                 lambda: _load(server, client, "/bare", jwts),
                 lambda: _load(server, client, "/cached", jwts),
                 lambda: _load(server, client, "/cached", opaques),
-                rounds=ROUNDS,
+                rounds=3 * ROUNDS,
             )
         return [
             (f"cached {kind}, beside a bare handler with one Redis GET", beside(times, bare, "us CPU", 1e6, goal=GOAL))
@@ -155,7 +154,7 @@ async def _local(rig: Rig) -> Row:
 async def _one_call(rig: Rig) -> Row:
     rig.fxa.set_fault(Fault("verify", latency=0.1))
     calls = []
-    for _ in range(FEW):
+    for _ in range(ROUNDS):
         before, token = rig.calls("verify"), rig.opaque()
         async with rig.verifier() as here, rig.verifier() as there:
             await asyncio.gather(*((here, there)[number % 2].verify(token) for number in range(1000)))

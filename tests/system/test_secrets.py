@@ -6,11 +6,16 @@ import asyncio
 import json
 import subprocess
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+import pytest
+
 from services.cli.client import ASSERTION
+from tests.doubles.otlp import Collector
+from tests.doubles.sentry import Sentry
 from tests.system.clients import Caller, Seen
 from tests.system.credentials import sign_in
 from tests.system.harness import DATABASE_PASSWORD, REDIS_PASSWORD, SECRETS, System
@@ -136,19 +141,58 @@ def _found(canaries: dict[str, str], places: Iterable[tuple[str, str]]) -> list[
     return [f"{name} in {where}" for where, text in places for name, canary in canaries.items() if canary in text]
 
 
-async def test_no_secret_is_seen_where_it_does_not_belong(system: System, caller: Caller) -> None:
-    traffic = await _make_traffic(caller)
+@pytest.fixture
+async def collector() -> AsyncIterator[Collector]:
+    async with Collector.open() as double:
+        yield double
+
+
+@pytest.fixture
+async def sentry() -> AsyncIterator[Sentry]:
+    async with Sentry.open() as double:
+        yield double
+
+
+@pytest.fixture
+async def teller(tmp_path: Path, template: Path, collector: Collector, sentry: Sentry) -> AsyncIterator[Caller]:
+    """Of a system that also sends traces and error reports."""
+    tells = {"OTEL_EXPORTER_OTLP_ENDPOINT": collector.url, "OTEL_BSP_SCHEDULE_DELAY": "100", "SENTRY_DSN": sentry.dsn}
+    whole = System(tmp_path / "telling", template, environment=tells)
+    try:
+        await whole.start()
+        async with Caller.open(whole) as one:
+            yield one
+    finally:
+        whole.stop()
+
+
+async def _traces(collector: Collector, routes: set[str]) -> list[tuple[str, str]]:
+    """Every batch of spans; once there is a span of each route."""
+    for _ in range(100):
+        if routes <= {span.name for span in collector.spans}:
+            break
+        await asyncio.sleep(0.05)
+    assert routes <= {span.name for span in collector.spans}
+    assert collector.services == {"mlpa-auth", "mlpa-gateway"}
+    return [("traces", body.decode(errors="replace")) for body in collector.received]
+
+
+async def test_no_secret_is_seen_where_it_does_not_belong(teller: Caller, collector: Collector, sentry: Sentry) -> None:
+    system, traffic = teller.system, await _make_traffic(teller)
+    traces = await _traces(collector, {"POST /v1/chat/completions", "POST /token", "POST /user/{user_id}/block"})
+    reports = [("error report", body.decode(errors="replace")) for body in sentry.envelopes]
     fixed = {**SECRETS, "database password": DATABASE_PASSWORD, "Redis password": REDIS_PASSWORD}
     services = [("metrics of auth", system.auth_url), ("metrics of the gateway", system.gateway_url)]
-    metrics = [(name, (await caller.ask("GET", f"{url}/metrics")).body.decode()) for name, url in services]
+    metrics = [(name, (await teller.ask("GET", f"{url}/metrics")).body.decode()) for name, url in services]
     answers = [(f"error body {seen}", seen.body.decode() + str(seen.headers)) for seen in traffic.errors]
     assert all(seen.status >= 400 for seen in traffic.errors)
     said = [("mlpa settings", await asyncio.to_thread(_settings, system))]
     stored = list(_places(system))
-    everywhere = [*metrics, *answers, *said, *stored]
+    everywhere = [*metrics, *answers, *said, *traces, *reports, *stored]
     found = _found({**fixed, **traffic.credentials, **traffic.texts}, everywhere)
     found += _found(
-        traffic.people, [*metrics, *answers, *said, *(place for place in stored if place[0].startswith("log of"))]
+        traffic.people,
+        [*metrics, *answers, *said, *traces, *reports, *(place for place in stored if place[0].startswith("log of"))],
     )
     assert not found, "\n".join(found)
 
