@@ -15,7 +15,7 @@ LOCKS := deploy/requirements
 PIP := -m pip --disable-pip-version-check --no-input
 
 .DEFAULT_GOAL := help
-.PHONY: help setup litellm run test test-first-half test-second-half test-full lint bench lock clean distclean
+.PHONY: help setup litellm run test test-first-half test-second-half test-full lint bench lock audit clean distclean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1 /p' $(MAKEFILE_LIST) | while read name text; do printf '  %-10s %s\n' "$$name" "$$text"; done
@@ -26,8 +26,8 @@ $(STAMP): $(LOCKS)/dev.txt setup.cfg pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed: make PYTHON=python3.12" if sys.version_info < (3, 11) else 0)'
 	@echo "Installing MLPA into $(VENV)/ (half a minute)"
 	@$(PYTHON) -m venv $(VENV)
-	@$(BIN)/python $(PIP) install --quiet -r $(LOCKS)/dev.txt
-	@$(BIN)/python $(PIP) install --quiet --no-deps --editable .
+	@$(BIN)/python $(PIP) install --quiet --no-deps -r $(LOCKS)/dev.txt
+	@$(BIN)/python $(PIP) install -qq --no-deps --editable .
 	@touch $@
 
 litellm: $(STAMP)
@@ -64,14 +64,19 @@ lint: $(STAMP) ## Style, format and types
 bench: setup ## What things cost in time, as one page (ARGS="auth relay")
 	$(BIN)/python -m tests.bench $(ARGS)
 
-lock: ## Renew the locks of deploy/requirements/ from setup.cfg
-	@for name in runtime dev; do \
-		case $$name in dev) what='.[local,tracing,dev]';; *) what=.;; esac; \
-		rm -rf build/lock && $(PYTHON) -m venv build/lock \
-		&& build/lock/bin/python $(PIP) install --quiet "$$what" \
-		&& { head -2 $(LOCKS)/$$name.txt; build/lock/bin/python -m pip freeze | grep -v '^mlpa'; } > build/$$name.txt \
-		&& mv build/$$name.txt $(LOCKS)/$$name.txt && echo "$(LOCKS)/$$name.txt" || exit 1; \
-	done; rm -rf build/lock
+# Every version with the hashes of its files: pip then takes no other ones. uv resolves; pip, which is everywhere, installs
+UV := build/uv/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate \
+	--custom-compile-command "make lock" $(ARGS) --output-file
+
+lock: ## Renew the locks of deploy/requirements/ after a change of setup.cfg (ARGS=--upgrade: the newest of all)
+	@$(PYTHON) -m venv build/uv && build/uv/bin/python $(PIP) install --quiet uv==0.9.11
+	$(UV) $(LOCKS)/runtime.txt setup.cfg
+	$(UV) $(LOCKS)/tracing.txt setup.cfg --extra tracing
+	$(UV) $(LOCKS)/dev.txt setup.cfg --extra local --extra tracing --extra dev
+	$(UV) $(LOCKS)/litellm.txt $(LOCKS)/litellm.in
+
+audit: $(STAMP) ## Ask the package index about every locked version, and the advisories where they can be reached
+	@$(BIN)/python deploy/audit.py
 
 clean: ## Remove caches, builds and the data of local runs
 	rm -rf .mlpa build .pytest_cache .mypy_cache .ruff_cache .hypothesis

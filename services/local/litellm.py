@@ -6,6 +6,7 @@
 import fcntl
 import hashlib
 import os
+import re
 import subprocess
 import sys
 import venv as virtual_environments
@@ -47,7 +48,7 @@ def install(folder: Path) -> None:
         virtual_environments.create(folder, clear=True, symlinks=True, with_pip=True)
         # Not compiled: the first start compiles the third of the modules that it imports
         options = ["--disable-pip-version-check", "--no-input", "--progress-bar", "off", "--no-compile"]
-        what = ["-r", str(LOCK)] if LOCK.exists() else [UNLOCKED]
+        what = ["--no-deps", "-r", str(LOCK)] if LOCK.exists() else [UNLOCKED]
         pip = Program("pip", (str(folder / "bin" / "python"), "-m", "pip", "install", *options, *what))
         if subprocess.run(pip.guarded(), check=False).returncode != 0:  # noqa: S603 - argv is ours
             raise ProcessError("pip could not install LiteLLM")
@@ -69,7 +70,7 @@ def progress(log: Path) -> str:
     fetched = sum(line.startswith(("Collecting ", "Processing ")) for line in lines)
     if not fetched:
         return "making its environment"
-    total = LOCK.read_text().count("==") if LOCK.exists() else None
+    total = len(re.findall(r"(?m)^\S+==", LOCK.read_text())) if LOCK.exists() else None
     return f"fetching package {fetched}{f' of {total}' if total else ''}"
 
 

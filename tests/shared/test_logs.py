@@ -1,0 +1,68 @@
+"""Log lines: what is in them of an error, and what never is."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from typing import Any
+
+#: Errors as they come: of our code, of a library's, of the event loop. Each one's words quote what nobody may read.
+PROGRAM = """
+import asyncio, logging
+from shared import logs
+
+logs.configure(json=True, level="DEBUG")
+canary = "-".join(["canary", "4b81ce"])
+
+def fail():
+    try:
+        int(canary)
+    except ValueError as error:
+        raise RuntimeError(canary) from error
+
+try:
+    fail()
+except RuntimeError:
+    logs.logger("test").exception("of ours")
+    logging.getLogger("library").exception("of a library")
+try:
+    raise ConnectionRefusedError(111, "Connection refused", canary)
+except OSError:
+    logs.logger("test").exception("of the system")
+
+async def main():
+    loop = asyncio.get_running_loop()
+    loop.set_exception_handler(logs.loop_error)
+    loop.call_soon(int, canary)
+    task = asyncio.create_task(asyncio.to_thread(fail))
+    await asyncio.wait([task])
+    del task
+
+asyncio.run(main())
+selfish = RuntimeError(canary)
+try:
+    raise selfish from selfish
+except RuntimeError:
+    logs.logger("test").exception("its own cause")
+"""
+
+
+def lines() -> list[dict[str, Any]]:
+    done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=True)
+    assert "canary-4b81ce" not in done.stdout + done.stderr
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def test_an_error_is_logged_by_its_kind_and_stack_without_its_words() -> None:
+    ours, library, system, callback, task, own = lines()
+    for line in (ours, library):
+        first, _, second = line["exception"].partition("which led to")
+        assert first.strip().endswith("builtins.ValueError")
+        assert second.endswith("builtins.RuntimeError")
+        assert "in fail" in second
+    assert system["exception"].endswith("builtins.ConnectionRefusedError: Connection refused")
+    assert (callback["said"], task["said"]) == ("Exception in", "Task exception was never retrieved")
+    assert callback["exception"].endswith("builtins.ValueError")
+    assert task["exception"].endswith("builtins.RuntimeError")
+    assert own["exception"].endswith("builtins.RuntimeError")
