@@ -100,5 +100,3 @@ def _assertion_signature(forge: AssertionForge) -> Callable[[], object]:
 def _point(key: object) -> bytes:
     assert isinstance(key, EllipticCurvePublicKey)
     return device.x962(key)
-
-

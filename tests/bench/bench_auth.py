@@ -29,7 +29,7 @@ from services.local.pki import Pki
 from services.local.postgres import PostgresServer
 from services.local.process import free_port
 from services.local.valkey import ValkeyServer
-from shared import logs, migrate
+from shared import migrate
 from shared.metrics import Registry
 from shared.service_types import load
 from tests.bench.bench_fxa import ServerThread
@@ -72,7 +72,6 @@ async def _exchanges(folder: Path, redis_url: str, database_url: str) -> list[Ro
             fxa_base_url=f"{fxa_url}/v1",
             fxa_issuer="http://fxa.test",
             litellm_provision_users=False,
-            log_level="WARNING",
             exchange_limit_per_identity=10**6,
             exchange_limit_per_source=10**6,
             challenge_limit_per_source=10**6,
@@ -99,7 +98,6 @@ def _per_core(seconds: list[float]) -> str:
 
 
 async def _start(settings: AuthSettings) -> tuple[str, Callable[[], Awaitable[None]]]:
-    logs.configure(json=False, level=settings.log_level)
     runner = web.AppRunner(build_app(settings).main, handler_cancellation=True)
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()

@@ -65,7 +65,8 @@ async def _compare(empty: Console, full: Console) -> list[Row]:
         works = partial(_seconds, full, path), partial(_seconds, empty, bare)
         await turns(*works, rounds=WARM_UP)
         rounds = [map(_p95, await turns(*works, rounds=READS)) for _ in range(ROUNDS)]
-        rows.append((f"{name}, p95", beside(*zip(*rounds, strict=True), "ms", 1e3, goal=GOAL)))
+        full_p95, empty_p95 = zip(*rounds, strict=True)
+        rows.append((f"{name}, p95", beside(full_p95, empty_p95, "ms", 1e3, goal=GOAL)))
     return rows
 
 

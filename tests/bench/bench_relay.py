@@ -2,14 +2,13 @@
 
 Relay under test on one core, everything else (upstream, clients, Valkey, PostgreSQL) on the other.
 
-    python -m tests.bench.bench_relay [paced] [unpaced] [answers] [memory] [many] [flat]
+    python -m tests.bench.bench_relay [paced] [first] [unpaced] [answers] [memory] [many] [flat]
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -17,7 +16,10 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from statistics import quantiles
+from typing import TypeVar
 
 import msgspec
 import psutil
@@ -28,10 +30,11 @@ from services.local.postgres import PostgresServer
 from services.local.process import free_port
 from services.local.valkey import ValkeyServer
 from shared import migrate
+from tests.bench.figures import Row, beside, more, spread, turns
 from tests.bench.relay import clients
 
 ISSUER = "http://127.0.0.1:1"
-ROUNDS = 3
+OPEN = 1000  # streams, when memory is measured
 GATEWAY = (str(Path(sys.executable).with_name("mlpa")), "gateway")
 SERVICE_TYPES = """
 [[service_type]]
@@ -44,7 +47,7 @@ models = ["*"]
 credentials = ["fxa"]
 fxa_client_ids = ["*"]
 """
-Row = tuple[str, str]
+_T = TypeVar("_T")
 
 
 @dataclass(slots=True)
@@ -54,24 +57,47 @@ class Relay:
     name: str
     port: int
     token: str
-    process: subprocess.Popen[bytes]
-    cpu: list[float] = field(default_factory=list)
+    log: Path
+    launch: Callable[[], subprocess.Popen[bytes]]
+    process: subprocess.Popen[bytes] | None = field(init=False, default=None)
+
+    async def start(self) -> None:
+        """A fresh process, instead of one that runs, that has answered."""
+        self.stop()
+        self.process = self.launch()
+        await _answering(self.port)
+        load = await clients.answers(self.port, self.ask("plain", stream=False), 4, 1.0)
+        if load.errors:
+            raise RuntimeError(f"{self.name} does not work\n{self.log.read_text()[-3000:]}")
+
+    def stop(self) -> None:
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait()
 
     @property
     def ps(self) -> psutil.Process:
+        assert self.process is not None
         return psutil.Process(self.process.pid)
 
     def cpu_seconds(self) -> float:
         times = self.ps.cpu_times()
-        return times.user + times.system
+        return float(times.user + times.system)
 
     def ask(self, model: str, *, stream: bool = True) -> bytes:
         return clients.request(model, self.token, stream=stream)
 
 
+#: The gateway and the bare relay.
+Relays = tuple[Relay, Relay]
+
+#: CPU seconds, and what the clients saw.
+_Measured = tuple[float, clients.Load]
+
+
 @asynccontextmanager
-async def rig() -> AsyncIterator[tuple[Relay, Relay]]:
-    """The bare relay and the gateway, running."""
+async def rig() -> AsyncIterator[Relays]:
+    """The gateway and the bare relay, running."""
     cores = sorted(os.sched_getaffinity(0))
     async with AsyncExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
@@ -104,26 +130,26 @@ async def rig() -> AsyncIterator[tuple[Relay, Relay]]:
             "LOG_JSON": "true",
             "MAX_OPEN_REQUESTS": "4000",
         }
-        log = stack.enter_context((folder / "log").open("wb"))
+        log = folder / "log"
+        output = stack.enter_context(log.open("wb"))
 
         def start(core: int, *command: str) -> subprocess.Popen[bytes]:
-            process = subprocess.Popen(["taskset", "-c", str(core), *command], stdout=log, stderr=log, env=environment)
-            stack.callback(process.wait)
-            stack.callback(process.kill)
-            return process
+            argv = ["taskset", "-c", str(core), *command]
+            return subprocess.Popen(argv, stdout=output, stderr=output, env=environment)
 
         python = sys.executable
-        start(cores[-1], python, "-m", "tests.bench.relay.upstream", str(upstream), str(folder / "jwks"))
+        double = start(cores[-1], python, "-m", "tests.bench.relay.upstream", str(upstream), str(folder / "jwks"))
+        stack.callback(double.wait)
+        stack.callback(double.kill)
         await _answering(upstream)
+        plain = (python, "-m", "tests.bench.relay.bare", str(bare), url)
         relays = (
-            Relay("bare", bare, token, start(cores[0], python, "-m", "tests.bench.relay.bare", str(bare), url)),
-            Relay("gateway", gateway, token, start(cores[0], *GATEWAY)),
+            Relay("gateway", gateway, token, log, partial(start, cores[0], *GATEWAY)),
+            Relay("bare", bare, token, log, partial(start, cores[0], *plain)),
         )
         for relay in relays:
-            await _answering(relay.port)
-            load = await clients.answers(relay.port, relay.ask("plain", stream=False), 4, 1.0)
-            if load.errors:
-                raise RuntimeError(f"{relay.name} does not work: {(folder / 'log').read_text()[-3000:]}")
+            stack.callback(relay.stop)
+            await relay.start()
         yield relays
 
 
@@ -139,124 +165,111 @@ async def _answering(port: int) -> None:
                 return
 
 
-async def _by_turns(
-    relays: tuple[Relay, Relay], work: Callable[[Relay], Awaitable[clients.Load]]
-) -> tuple[list[float], dict[str, list[float]], int]:
-    """Rounds of both. Returns the ratio of CPU per event by round, times to the first event, errors."""
-    first: dict[str, list[float]] = {relay.name: [] for relay in relays}
-    per_event: dict[str, list[float]] = {relay.name: [] for relay in relays}
-    errors = 0
-    for turn in range(ROUNDS):
-        for relay in relays if turn % 2 else relays[::-1]:
-            before = relay.cpu_seconds()
-            load = await work(relay)
-            per_event[relay.name].append((relay.cpu_seconds() - before) / max(1, load.events) * 1e6)
-            first[relay.name] += load.first
-            errors += load.errors
-    ratios = [mine / bare for mine, bare in zip(per_event["gateway"], per_event["bare"], strict=True)]
-    for relay in relays:
-        relay.cpu = per_event[relay.name]
-    return ratios, first, errors
+async def _both(relays: Relays, work: Callable[[Relay], Awaitable[_T]]) -> tuple[list[_T], list[_T]]:
+    """What the gateway and the bare relay gave, by round."""
+    mine, bare = await turns(*(partial(work, relay) for relay in relays))
+    return mine, bare
 
 
-def _cpu_row(name: str, relays: tuple[Relay, Relay], ratios: list[float], errors: int) -> Row:
-    bare, gateway = (statistics.median(relay.cpu) for relay in relays)
-    text = f"gateway {gateway:.1f} us, bare {bare:.1f} us: {statistics.median(ratios):.2f}x, {errors} errors"
-    return (f"CPU per event, {name}", text)
+async def _streams(relay: Relay, *, model: str, count: int, spread: float = 0) -> tuple[float, clients.Load]:
+    """CPU seconds per event, and what the clients saw."""
+    before = relay.cpu_seconds()
+    load = await clients.streams(relay.port, relay.ask(model), count, spread=spread)
+    return (relay.cpu_seconds() - before) / max(1, load.events), load
 
 
-async def _while_they_run(relay: Relay, count: int, begin: float, end: float) -> float:
-    """CPU per event, in microseconds, from ``begin`` to ``end`` seconds after the first of the streams began."""
+async def _cpu_row(relays: Relays, name: str, goal: str, work: Callable[[Relay], Awaitable[_Measured]]) -> Row:
+    mine, bare = await _both(relays, work)
+    figure = beside([cpu for cpu, _ in mine], [cpu for cpu, _ in bare], "us", 1e6, goal=goal)
+    return f"CPU per event, {name}", f"{figure}; {_errors(*mine, *bare)}"
+
+
+def _errors(*measured: _Measured) -> str:
+    return f"{sum(load.errors for _, load in measured)} errors"
+
+
+async def _while_they_run(relay: Relay) -> tuple[float, clients.Load]:
+    """CPU seconds per event of 200 streams, from 1.5 to 5.5 seconds after the first of them began."""
     load = clients.Load()
-    ask = relay.ask("paced-20-400")
-    running = asyncio.gather(*(clients.stream(relay.port, ask, load) for _ in range(count)))
-    await asyncio.sleep(begin)
+    ask = relay.ask("paced-20-300")
+    running = asyncio.gather(*(clients.stream(relay.port, ask, load) for _ in range(200)))
+    await asyncio.sleep(1.5)
     before, events = relay.cpu_seconds(), load.events
-    await asyncio.sleep(end - begin)
-    used = (relay.cpu_seconds() - before) / (load.events - events) * 1e6
+    await asyncio.sleep(4)
+    used = (relay.cpu_seconds() - before) / (load.events - events)
     await running
-    if load.errors:
-        raise RuntimeError(f"{relay.name}: {load.errors} streams failed")
-    return used
+    return used, load
 
 
-async def paced(relays: tuple[Relay, Relay]) -> list[Row]:
-    cpu: dict[str, list[float]] = {"bare": [], "gateway": []}
-    for turn in range(ROUNDS):
-        for relay in relays if turn % 2 else relays[::-1]:
-            cpu[relay.name].append(await _while_they_run(relay, 200, 1.5, 7.5))
-    for relay in relays:
-        relay.cpu = cpu[relay.name]
-    ratios = [mine / bare for mine, bare in zip(cpu["gateway"], cpu["bare"], strict=True)]
-    rows = [_cpu_row("200 streams paced at 20 ms, while they run", relays, ratios, 0)]
-    ratios, _, errors = await _by_turns(
-        relays, lambda relay: clients.streams(relay.port, relay.ask("paced-20-150"), 200, spread=0.5)
-    )
-    rows.append(_cpu_row("the same, 3 s each with all of the request", relays, ratios, errors))
-    _, first, _ = await _by_turns(
-        relays, lambda relay: clients.streams(relay.port, relay.ask("paced-20-100"), 100, spread=1.5)
-    )
-    added = {}
-    for name, at in (("p50", 49), ("p99", 98)):
-        mine, bare = (statistics.quantiles(first[key], n=100)[at] for key in ("gateway", "bare"))
-        added[name] = (mine - bare) * 1000
-    rows.append(
-        ("added time to the first event, 100 paced streams", ", ".join(f"{k} {v:+.2f} ms" for k, v in added.items()))
-    )
-    return rows
-
-
-async def unpaced(relays: tuple[Relay, Relay]) -> list[Row]:
-    ratios, _, errors = await _by_turns(relays, lambda relay: clients.streams(relay.port, relay.ask("burst-3000"), 32))
-    return [_cpu_row("32 streams unpaced", relays, ratios, errors)]
-
-
-async def answers(relays: tuple[Relay, Relay]) -> list[Row]:
-    rates: dict[str, list[float]] = {relay.name: [] for relay in relays}
-    cpu: dict[str, list[float]] = {relay.name: [] for relay in relays}
-    errors = 0
-    for _ in range(ROUNDS):
-        for relay in relays:
-            before, started = relay.cpu_seconds(), time.perf_counter()
-            load = await clients.answers(relay.port, relay.ask("plain", stream=False), 32, 2.0)
-            rates[relay.name].append(load.requests / (time.perf_counter() - started))
-            cpu[relay.name].append((relay.cpu_seconds() - before) / load.requests * 1e6)
-            errors += load.errors
-    mine, bare = statistics.median(rates["gateway"]), statistics.median(rates["bare"])
-    mine_cpu, bare_cpu = statistics.median(cpu["gateway"]), statistics.median(cpu["bare"])
+async def paced(relays: Relays) -> list[Row]:
+    whole = partial(_streams, model="paced-20-150", count=200, spread=0.5)
     return [
-        (
-            "requests per second, 32 at once",
-            f"gateway {mine:.0f}, bare {bare:.0f}: {mine / bare:.2f}x "
-            f"(CPU {mine_cpu:.0f} us, bare {bare_cpu:.0f} us: {bare_cpu / mine_cpu:.2f}x), {errors} errors",
-        )
+        await _cpu_row(relays, "200 streams paced at 20 ms, while they run", "at most 1.10x", _while_they_run),
+        await _cpu_row(relays, "the same, 3 s each with all of the request", "", whole),
     ]
 
 
-async def memory(relays: tuple[Relay, Relay], count: int = 1000) -> list[Row]:
-    per_stream = {}
-    for relay in relays:
-        await clients.streams(relay.port, relay.ask("burst-10"), 50)
-        before = relay.ps.memory_info().rss
-        running = asyncio.create_task(clients.streams(relay.port, relay.ask("paced-500-20"), count, spread=3))
-        await asyncio.sleep(7)
-        per_stream[relay.name] = (relay.ps.memory_info().rss - before) / count / 1024
-        await running
-    mine, bare = per_stream["gateway"], per_stream["bare"]
-    return [("memory per open stream", f"gateway {mine:.1f} KiB, bare {bare:.1f} KiB: {mine - bare:+.1f} KiB")]
+async def first(relays: Relays) -> list[Row]:
+    mine, bare = await _both(relays, partial(_streams, model="paced-20-75", count=300, spread=4.5))
+    rows = []
+    for name, at, goal in (("p50", 49, "at most +1.5 ms"), ("p99", 98, "at most +8 ms")):
+        ours, theirs = ([quantiles(load.first, n=100)[at] for _, load in of] for of in (mine, bare))
+        name = f"added time to the first event, 100 paced streams open, {name}"
+        rows.append((name, more(ours, theirs, "ms", 1e3, goal=goal)))
+    return rows
 
 
-async def many(relays: tuple[Relay, Relay]) -> list[Row]:
-    gateway = relays[1]
-    before = gateway.cpu_seconds()
-    load = await clients.streams(gateway.port, gateway.ask("paced-500-8"), 2000, spread=2)
-    used = gateway.cpu_seconds() - before
-    return [("2,000 streams paced at 500 ms", f"{load.errors} errors, {load.events} events, {used:.1f} s of CPU")]
+async def unpaced(relays: Relays) -> list[Row]:
+    work = partial(_streams, model="burst-3000", count=32)
+    return [await _cpu_row(relays, "32 streams unpaced", "at most 1.25x", work)]
 
 
-async def flat(relays: tuple[Relay, Relay], thousands: int = 100) -> list[Row]:
+async def answers(relays: Relays) -> list[Row]:
+    (rates, cpu, errors), (bare_rates, bare_cpu, bare_errors) = (
+        zip(*measured, strict=True) for measured in await _both(relays, _answers)
+    )
+    rate = beside(rates, bare_rates, "a second", goal="at least 0.25x, better 0.40x")
+    return [
+        ("requests, 32 at once", f"{rate}; {sum(errors + bare_errors)} errors"),
+        ("CPU of a request, 32 at once", beside(cpu, bare_cpu, "us", 1e6)),
+    ]
+
+
+async def _answers(relay: Relay) -> tuple[float, float, int]:
+    """Requests per second, CPU seconds per request, errors."""
+    before, started = relay.cpu_seconds(), time.perf_counter()
+    load = await clients.answers(relay.port, relay.ask("plain", stream=False), 32, 2.0)
+    seconds, cpu = time.perf_counter() - started, relay.cpu_seconds() - before
+    return load.requests / seconds, cpu / load.requests, load.errors
+
+
+async def memory(relays: Relays) -> list[Row]:
+    mine, bare = await _both(relays, _per_stream)
+    return [(f"added memory per open stream, {OPEN:,} open", more(mine, bare, "KiB", goal="at most +15 KiB"))]
+
+
+async def _per_stream(relay: Relay) -> float:
+    """KiB. The process is a fresh one, since what was taken once isn't given back."""
+    await relay.start()
+    await clients.streams(relay.port, relay.ask("burst-10"), 50)
+    before: int = relay.ps.memory_info().rss
+    running = asyncio.create_task(clients.streams(relay.port, relay.ask("paced-500-10"), OPEN, spread=2))
+    await asyncio.sleep(4)
+    taken: int = relay.ps.memory_info().rss - before
+    if (await running).errors:
+        raise RuntimeError(f"{relay.name}: streams failed")
+    return taken / OPEN / 1024
+
+
+async def many(relays: Relays) -> list[Row]:
+    (measured,) = await turns(partial(_streams, relays[0], model="paced-500-8", count=2000, spread=2))
+    cpu = spread([each * load.events for each, load in measured], "s of CPU")
+    return [(f"2,000 streams paced at 500 ms, {len(measured)} times", f"{_errors(*measured)} in all; {cpu}")]
+
+
+async def flat(relays: Relays, thousands: int = 100) -> list[Row]:
     """RSS while so many thousand short streams go by."""
-    gateway, seen = relays[1], []
+    gateway, seen = relays[0], []
     for done in range(thousands):
         for _ in range(10):
             await clients.streams(gateway.port, gateway.ask("burst-10"), 100)
@@ -265,7 +278,7 @@ async def flat(relays: tuple[Relay, Relay], thousands: int = 100) -> list[Row]:
     return [(f"RSS in MiB over {thousands},000 streams", " ".join(seen))]
 
 
-PARTS = {"paced": paced, "unpaced": unpaced, "answers": answers, "memory": memory, "many": many}
+PARTS = {"paced": paced, "first": first, "unpaced": unpaced, "answers": answers, "memory": memory, "many": many}
 
 
 async def run(parts: list[str] | None = None) -> list[Row]:

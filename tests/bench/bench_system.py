@@ -71,7 +71,7 @@ async def _streams(caller: Caller) -> list[Row]:
         assert seen.done, seen
         return Seen(seen.status, seen.seconds)
 
-    return await _beside(caller, f"stream of {EVENTS} events", direct, through, 5, "a stream")
+    return await _beside(caller, f"stream of {EVENTS} events", direct, through, 20, "a stream")
 
 
 async def _beside(
@@ -85,9 +85,9 @@ async def _beside(
     """Through the gateway and direct, in turns; the first round opens connections and fills caches."""
     measure = partial(_measure, caller.system, "gateway-1", calls=calls)
     mine, alone = await turns(partial(measure, through), partial(measure, direct), warm_up=1)
-    times = ([seconds for seconds, _ in of] for of in (mine, alone))
+    figure = beside([seconds for seconds, _ in mine], [seconds for seconds, _ in alone], "ms", 1e3)
     return [
-        (f"{what}, beside the double alone", beside(*times, "ms", 1e3)),
+        (f"{what}, beside the double alone", figure),
         (f"{what}, CPU of the gateway", spread([cpu for _, cpu in mine], f"ms {unit}", 1e3)),
     ]
 
@@ -109,9 +109,7 @@ async def _exchanges(caller: Caller) -> list[Row]:
     return rows
 
 
-async def _measure(
-    system: System, part: str, ask: Callable[[], Awaitable[Seen]], *, calls: int
-) -> tuple[float, float]:
+async def _measure(system: System, part: str, ask: Callable[[], Awaitable[Seen]], *, calls: int) -> tuple[float, float]:
     """Seconds, and CPU seconds of a part of the system, of one call, one after the other."""
     before, started = _cpu(system, part), time.perf_counter()
     for _ in range(calls):

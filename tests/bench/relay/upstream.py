@@ -22,10 +22,10 @@ ANSWER = json.dumps(answer("word " * 50)).encode()
 MODELS = [
     "plain",
     "paced-20-150",
-    "paced-20-400",
-    "paced-20-100",
+    "paced-20-300",
+    "paced-20-75",
     "paced-500-8",
-    "paced-500-20",
+    "paced-500-10",
     "burst-3000",
     "burst-10",
 ]
