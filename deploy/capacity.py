@@ -31,7 +31,7 @@ class Costs:
     gateway_request: float = 2.0e-3
     gateway_event: float = 20e-6
     gateway_bytes: float = 110 * 2**20
-    stream_bytes: float = 25 * 2**10
+    stream_bytes: float = 35 * 2**10
     app_attest_exchange: float = 4.4e-3
     fxa_exchange: float = 2.3e-3
     litellm_request: float = 7.0e-3
