@@ -14,6 +14,7 @@ from services.gateway.budget.metrics import CatalogueMetrics
 from services.gateway.budget.prices import Catalogue
 from services.gateway.budget.services import Budgets
 from services.gateway.chat import operations as chat_operations
+from services.gateway.chat.bodies import Bodies
 from services.gateway.chat.config import ChatConfig
 from services.gateway.chat.connection import RelaySite
 from services.gateway.chat.keys import CHAT, Chat
@@ -123,7 +124,9 @@ async def _open(
     apps.put(VERIFIER, verifier)
     apps.put(keys.BUDGETS, budgets)
     apps.put(keys.CATALOGUE, catalogue)
-    apps.put(CHAT, Chat(_chat(settings), authenticate, catalogue, budgets, litellm, metrics, open_requests))
+    config = _chat(settings)
+    chat = Chat(config, authenticate, catalogue, budgets, litellm, metrics, open_requests, Bodies(config))
+    apps.put(CHAT, chat)
     redis = connect(settings.redis_url.get_secret_value(), max_connections=2)
     stack.push_async_callback(redis.aclose)
     apps.put(HEALTH, _health(redis, database, key_set, litellm))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from aiohttp import web
 
+from services.gateway.chat.bodies import Bodies
 from services.gateway.chat.config import ChatConfig
 from services.gateway.chat.metrics import ChatMetrics
 from services.gateway.chat.open import OpenRequests
@@ -53,6 +54,7 @@ class Chat:
     litellm: LiteLLM
     metrics: ChatMetrics
     open_requests: OpenRequests
+    bodies: Bodies
 
 
 CHAT = web.AppKey("chat", Chat)

@@ -4,8 +4,12 @@
 Each is decoded strictly first. Where a client sends members that are not forwarded (SDKs send back what a model
 answered, `annotations` and all), the lenient twin drops them and the value is encoded anew; else the bytes that
 came in go out as they are.
+
+What would cost money that no usage tells of is not forwarded: `cache_control` (storage, by the hour), and a `format`
+that makes a video of an image.
 """
 
+import binascii
 import re
 from typing import Annotated, Any, Literal
 
@@ -20,6 +24,8 @@ MAX_MESSAGES, MAX_PARTS, MAX_TOOLS = 4096, 256, 256
 
 #: No user info, no port, no backslash: nothing that two parsers could read as two hosts.
 _HTTPS = re.compile(r"https://([A-Za-z0-9.-]{1,253})(?:[/?#][!-\[\]-~]*)?")
+#: What comes before the bytes of an image. Nothing else may be there: LiteLLM hands the type on as it stands.
+_DATA = re.compile(r"data:image/[a-z0-9][a-z0-9.+-]{0,31};base64,", re.IGNORECASE)
 
 
 class _Shapes:
@@ -32,25 +38,33 @@ class _Shapes:
         class ImageUrl(Base):
             url: str
             detail: str | None = None
-            format: str | None = None
 
         class Part(Base):
             type: Literal["text", "image_url"]
             text: str | None = None
             image_url: str | ImageUrl | None = None
-            cache_control: Object | None = None
+
+        class Signatures(Base):
+            thought_signature: str | None = None
+            thought_signatures: list[str] | None = None
+
+        class Thinking(Base):
+            type: Literal["thinking", "redacted_thinking"]
+            thinking: str | None = None
+            signature: str | None = None
+            data: str | None = None
 
         class Called(Base):
             name: str | None = None
             arguments: str = ""
-            provider_specific_fields: Object | None = None
+            provider_specific_fields: Signatures | None = None
 
         class ToolCall(Base):
             function: Called
             id: str | None = None
             type: Literal["function"] = "function"
             index: int | None = None
-            provider_specific_fields: Object | None = None
+            provider_specific_fields: Signatures | None = None
 
         class Message(Base):
             role: Literal["system", "developer", "user", "assistant", "tool", "function"]
@@ -61,9 +75,8 @@ class _Shapes:
             function_call: Called | None = None
             refusal: str | None = None
             reasoning_content: str | None = None
-            thinking_blocks: list[Object] | None = None
-            cache_control: Object | None = None
-            provider_specific_fields: Object | None = None
+            thinking_blocks: list[Thinking] | None = None
+            provider_specific_fields: Signatures | None = None
 
         class Function(Base):
             name: Annotated[str, msgspec.Meta(pattern=r"^[a-zA-Z0-9_.:-]{1,128}$")]
@@ -74,7 +87,6 @@ class _Shapes:
         class Tool(Base):
             type: Literal["function"]
             function: Function
-            cache_control: Object | None = None
 
         class JsonSchema(Base):
             name: str
@@ -137,18 +149,21 @@ def _measure_part(part: Any, image_hosts: frozenset[str], param: str) -> int:
     if part.type == "text":
         if part.text is None or part.image_url is not None:
             raise InvalidRequest("A text part needs `text` and nothing else.", param=f"{param}.text")
-        return len("text") + utf8_length(part.text) + text_bytes(part.cache_control)
+        return len("text") + utf8_length(part.text)
     image = part.image_url
     if image is None or part.text is not None:
         raise InvalidRequest("An image part needs `image_url` and nothing else.", param=f"{param}.image_url")
     url, detail = (image, None) if isinstance(image, str) else (image.url, image.detail)
     if not _may_use(url, image_hosts):
         raise InvalidRequest("Images are sent as `data:image/...;base64,` URLs.", param=f"{param}.image_url.url")
-    return len("image_url") + text_bytes(detail) + text_bytes(part.cache_control)
+    return len("image_url") + text_bytes(detail)
 
 
 def _may_use(url: str, hosts: frozenset[str]) -> bool:
-    if url[:11].lower() == "data:image/":
-        return ";base64," in url[:128]
+    if kind := _DATA.match(url):
+        try:
+            return bool(binascii.a2b_base64(url[kind.end() :], strict_mode=True))
+        except ValueError:
+            return False
     match = _HTTPS.fullmatch(url)
     return match is not None and match[1].lower() in hosts

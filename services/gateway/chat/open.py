@@ -27,16 +27,20 @@ class OpenRequests:
     def __len__(self) -> int:
         return self._count
 
-    @contextmanager
-    def place(self) -> Iterator[None]:
-        """A place for one request.
-
-        :raises Unavailable: there is none, or the process drains.
-        """
+    def check(self) -> None:
+        """:raises Unavailable: there is no place for one more, or the process drains."""
         if self._closed:
             raise Unavailable("The service is restarting. Try again.")
         if self._limit and self._count >= self._limit:
             raise Unavailable("Too many requests are open.")
+
+    @contextmanager
+    def place(self) -> Iterator[None]:
+        """A place for one request, from its admission to its end.
+
+        :raises Unavailable: as ``check``.
+        """
+        self.check()
         self._count += 1
         self._empty.clear()
         try:

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 TOKENS_PER_MESSAGE = 16
 #: The guess that rates count by; a bound would turn users away four times too early.
 BYTES_PER_TOKEN_GUESS = 4
+#: Bytes between the strings of tools that are about nothing else.
+PUNCTUATION = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,12 +42,7 @@ def utf8_length(text: str) -> int:
 
 
 def text_bytes(value: Any) -> int:
-    """UTF-8 bytes of all strings in a decoded value, keys of objects included.
-
-    Numbers count as they are written: a schema's list of numbers is prompt too.
-    """
-    if value is None or value is True or value is False:
-        return 0
+    """UTF-8 bytes of all strings in a decoded value, keys of objects included."""
     if isinstance(value, str):
         return utf8_length(value)
     if isinstance(value, list):
@@ -54,4 +51,14 @@ def text_bytes(value: Any) -> int:
         return sum(utf8_length(key) + text_bytes(item) for key, item in value.items())
     if isinstance(value, msgspec.Struct):
         return sum(text_bytes(getattr(value, name)) for name in value.__struct_fields__)
-    return len(repr(value))
+    return 0
+
+
+def schema_bytes(value: Any) -> int:
+    """How much tools or a response format count: their strings, or what stands between them where that is more.
+
+    A list of a million booleans has no string, and is prompt all the same.
+    """
+    text = text_bytes(value)
+    between = len(msgspec.json.encode(value)) - text
+    return max(text, between - PUNCTUATION)

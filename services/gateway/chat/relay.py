@@ -58,12 +58,12 @@ class Exchange:
         self._request = request
         self._chat = chat
         self._reservation = reservation
-        self._body = asked.encode(reservation.ask.principal.user_id, reservation.grant)
+        self._asked: ChatRequest | None = asked
         self._upstream_headers = headers
         self._labels = labels
         self._started = started
         self._call = chat.litellm.call()
-        self._tally = Tally(show_usage=asked.wants_usage)
+        self._tally = Tally(show_usage=asked.wants_usage, choices=asked.n)
         self._stream: StreamRelay | None = None
         if asked.stream:
             response = web.StreamResponse(headers={**STREAM_HEADERS, **self._limits()})
@@ -72,7 +72,7 @@ class Exchange:
         self._refused = False
         self._facts: RoutingFacts | None = None
         self._overhead = 0.0
-        self._asked_at = self._answered_at = 0.0
+        self._asked_at = 0.0
 
     async def run(self) -> web.StreamResponse:
         """Returns the response: whole, or a stream that is over (one that broke ended with an error event).
@@ -146,7 +146,9 @@ class Exchange:
 
     async def _post(self) -> aiohttp.ClientResponse:
         """:raises ServiceError: LiteLLM did not answer 200."""
-        body, self._body = self._body, b""  # a stream is long, and its request may be large
+        asked, self._asked = self._asked, None  # a stream is long, and its request may be large
+        assert asked is not None
+        body = asked.encode(self._reservation.ask.principal.user_id, self._reservation.grant)
         self._asked_at = time.perf_counter()
         upstream = await self._call.post(body, self._upstream_headers)
         if upstream.status != 200:

@@ -1,19 +1,17 @@
-"""A chat request: read within the limit, validated, and encoded anew with the contract's parameters alone."""
+"""A chat request: validated, and encoded anew with the parameters on the allow-list alone."""
 
 from __future__ import annotations
 
-import asyncio
 import re
 from typing import Annotated, Any, Literal
 
 import msgspec
-from aiohttp import ClientPayloadError, web
 from msgspec import Meta
 
 from services.gateway.chat import messages
 from services.gateway.chat.config import ChatConfig
-from services.gateway.chat.prompt import Prompt, text_bytes
-from services.gateway.errors import InvalidModel, InvalidRequest, RequestTooLarge
+from services.gateway.chat.prompt import Prompt, schema_bytes
+from services.gateway.errors import InvalidModel, InvalidRequest
 
 MODEL_NAME = re.compile(r"[A-Za-z0-9./_:-]{1,128}")
 MAX_CHOICES = 8
@@ -140,7 +138,10 @@ def parse(body: bytes, config: ChatConfig) -> ChatRequest:
             given_raw = getattr(given, name)
             if bytes(given_raw) != b"null":
                 value, fields[name] = messages.decode(name, given_raw)
-                size += text_bytes(value)
+                size += schema_bytes(value)
+        name = None
+        if not body.isascii():
+            body.decode()  # members that are dropped were not looked at
     except msgspec.ValidationError as error:
         raise _field_error(error, name) from None
     except (msgspec.DecodeError, UnicodeDecodeError):
@@ -171,50 +172,3 @@ def _field_error(error: msgspec.ValidationError, name: str | None) -> InvalidReq
     if not reason.startswith(_SAFE):
         reason = "The value is not allowed"
     return InvalidRequest(f"{reason}.", param=param or None)
-
-
-async def read_body(request: web.Request, config: ChatConfig) -> bytes:
-    """The request's body.
-
-    :raises RequestTooLarge: it is over the limit, told by its length or found while reading; no more is kept.
-    :raises InvalidRequest: not JSON by its content type, cut short, or too slow.
-    """
-    body = await _read(request, config)  # first, since "too large" holds whatever the type
-    _check_type(request)
-    return body
-
-
-def _check_type(request: web.Request) -> None:
-    """:raises InvalidRequest:"""
-    if request.content_type not in ("application/json", "application/octet-stream") or (
-        "Content-Type" in request.headers and request.content_type != "application/json"
-    ):
-        raise InvalidRequest("The content type must be application/json.")
-    if (request.charset or "utf-8").lower().replace("_", "-") not in ("utf-8", "utf8", "us-ascii"):
-        raise InvalidRequest("The body must be UTF-8.")
-
-
-async def _read(request: web.Request, config: ChatConfig) -> bytes:
-    """:raises RequestTooLarge, InvalidRequest:"""
-    limit = config.max_body_bytes
-    if request.content_length is not None and request.content_length > limit:
-        raise RequestTooLarge(f"The body is over {limit} bytes.")
-    content = request.content
-    try:
-        if content.is_eof():
-            body = content.read_nowait()
-            if len(body) > limit:
-                raise RequestTooLarge(f"The body is over {limit} bytes.")
-            return body
-        parts, size = [], 0
-        async with asyncio.timeout(config.body_timeout):
-            while part := await content.readany():
-                size += len(part)
-                if size > limit:
-                    raise RequestTooLarge(f"The body is over {limit} bytes.")
-                parts.append(part)
-    except TimeoutError:
-        raise InvalidRequest("The body did not arrive in time.") from None
-    except (web.RequestPayloadError, ClientPayloadError):
-        raise InvalidRequest("The body is damaged.") from None
-    return b"".join(parts)

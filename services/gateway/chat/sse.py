@@ -35,6 +35,11 @@ class Framer:
         """Whether a comment may be put in here."""
         return not self._held
 
+    @property
+    def in_comment(self) -> bool:
+        """Whether the unfinished rest is, so far, a comment."""
+        return self._held.startswith(b":")
+
     def push(self, data: bytes) -> bytes:
         """All that is finished with this read: whole events, as they came.
 

@@ -9,7 +9,8 @@ from typing import Any
 import aiohttp
 from aiohttp import HttpVersion11, web
 
-from services.gateway.chat.sse import EventTooLong, Framer
+from services.gateway.chat.sse import EventTooLong, Framer, parse
+from services.gateway.chat.sse import events as split
 from services.gateway.chat.tally import Tally
 from services.gateway.chat.watch import Watch
 from services.gateway.errors import UpstreamError, error_event
@@ -92,11 +93,13 @@ class StreamRelay:
             if not data:
                 await self._end(watch, None)
                 return
-            watch.seen = now()
             try:
-                block = tally.read(push(data))
+                events = push(data)
             except EventTooLong as error:
                 raise UpstreamError("The model's answer has an event without an end.") from error
+            if events.startswith(b"data: ") or self._has_data(events):
+                watch.seen = now()
+            block = tally.read(events)
             if tally.over:
                 watch.writing = True
                 await self._finish(block)
@@ -111,6 +114,12 @@ class StreamRelay:
                     watch.seen = now()
             elif block:
                 await self._begin(block)
+
+    def _has_data(self, events: bytes) -> bool:
+        """Whether a read brought more than comments: they keep a connection alive, and say nothing of the model."""
+        if not events:
+            return not self._framer.in_comment
+        return any(parse(event)[1] is not None for event in split(events))
 
     def _write(self, block: bytes) -> None:
         """What `StreamResponse.write` does in four calls, and without its second buffer limit.
@@ -168,7 +177,7 @@ class StreamRelay:
             return
         if block:
             await self._relay(block)
-        if broken is not None or not tally.finished:
+        if broken is not None or not tally.complete:
             raise UpstreamError("The model's answer was cut short.") from broken
         await self.response.write_eof()
         self.complete = True

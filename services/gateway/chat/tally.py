@@ -57,9 +57,12 @@ _OPAQUE = Chunk()
 
 
 class Tally:
-    """:param show_usage: the client asked for the usage chunk itself."""
+    """:param show_usage: the client asked for the usage chunk itself.
+    :param choices: how many it asked for.
+    """
 
     __slots__ = (
+        "_choices",
         "_show_usage",
         "_usage",
         "cost",
@@ -72,8 +75,9 @@ class Tally:
         "tools",
     )
 
-    def __init__(self, *, show_usage: bool = True) -> None:
+    def __init__(self, *, show_usage: bool = True, choices: int = 1) -> None:
         self._show_usage = show_usage
+        self._choices = choices
         #: Any event came but for comments and errors.
         self.started = False
         self._usage: list[int] | None = None
@@ -91,6 +95,11 @@ class Tally:
         self.done = False
         #: It was, or an error: nothing after that counts or goes on.
         self.over = False
+
+    @property
+    def complete(self) -> bool:
+        """Whether every choice came to its end."""
+        return len(self.finished) >= self._choices
 
     @property
     def usage(self) -> Usage | None:
@@ -216,23 +225,26 @@ class Tally:
                 self.text += text_bytes(call.function.arguments)
 
     def _read_usage(self, usage: Any) -> None:
-        if not isinstance(usage, dict) or not usage.keys() & {"prompt_tokens", "completion_tokens"}:
+        """What can't be read is no usage: else it would be an answer for nothing."""
+        prompt_tokens, completion_tokens = _tokens(usage, "prompt_tokens"), _tokens(usage, "completion_tokens")
+        if prompt_tokens is None or completion_tokens is None:
             return
         self.cost = cost_of(usage.get("cost")) or self.cost
         prompt, completion = usage.get("prompt_tokens_details"), usage.get("completion_tokens_details")
+        written = _tokens(usage, "cache_creation_input_tokens"), _tokens(prompt, "cache_creation_tokens")
         numbers = [
-            _tokens(usage, "prompt_tokens"),
-            _tokens(usage, "completion_tokens"),
-            max(_tokens(usage, "cache_creation_input_tokens"), _tokens(prompt, "cache_creation_tokens")),
-            _tokens(completion, "reasoning_tokens"),
+            prompt_tokens,
+            completion_tokens,
+            max(number or 0 for number in written),
+            _tokens(completion, "reasoning_tokens") or 0,
         ]
         self._usage = numbers if self._usage is None else [max(pair) for pair in zip(self._usage, numbers, strict=True)]
 
 
-def _tokens(numbers: Any, name: str) -> int:
+def _tokens(numbers: Any, name: str) -> int | None:
     value = numbers.get(name) if isinstance(numbers, dict) else None
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 2**53:
-        return 0
+        return None
     return int(value)
 
 

@@ -10,8 +10,9 @@ from aiohttp import web
 from services.gateway.budget.models import Ask
 from services.gateway.chat.keys import CHAT, Chat
 from services.gateway.chat.relay import Exchange
-from services.gateway.chat.request import ChatRequest, parse, read_body
+from services.gateway.chat.request import ChatRequest, parse
 from services.gateway.errors import InvalidModel, RequestTooLarge
+from services.gateway.tokens.models import Principal
 from shared.errors import DependencyUnavailable, ServiceError
 from shared.tracing import traceparent
 from shared.web import REQUEST_ID
@@ -22,8 +23,12 @@ async def chat_completions(request: web.Request) -> web.StreamResponse:
     chat = request.app[CHAT]
     seen = _Seen()
     try:
+        chat.open_requests.check()
+        principal = await chat.authenticate(request)
+        seen.service_type = principal.service_type.name
+        body = await chat.bodies.read(request, principal.user_id)
         with chat.open_requests.place():
-            exchange = await _admit(request, chat, seen)
+            exchange = await _admit(request, chat, seen, principal, body)
             return await exchange.run()
     except ServiceError as error:
         chat.metrics.rejected(error.code, seen.model, seen.service_type)
@@ -41,12 +46,10 @@ class _Seen:
         self.service_type = "none"
 
 
-async def _admit(request: web.Request, chat: Chat, seen: _Seen) -> Exchange:
+async def _admit(request: web.Request, chat: Chat, seen: _Seen, principal: Principal, body: bytes) -> Exchange:
     """The request up to its admission. Nothing is owed if this raises."""
-    principal = await chat.authenticate(request)
     row = principal.service_type
-    seen.service_type = row.name
-    asked = parse(await read_body(request, chat.config), chat.config)
+    asked = parse(body, chat.config)
     model = chat.models.get(asked.model)
     if not chat.models.loaded:
         raise DependencyUnavailable("litellm")

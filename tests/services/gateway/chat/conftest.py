@@ -16,6 +16,7 @@ import pytest
 from aiohttp import web
 
 from services.gateway.budget.models import Ask, Delivery, RateLimits, Reservation
+from services.gateway.chat.bodies import Bodies
 from services.gateway.chat.config import ChatConfig
 from services.gateway.chat.connection import RelaySite
 from services.gateway.chat.keys import CHAT, Chat
@@ -142,6 +143,7 @@ class Gateway:
                 self.litellm,
                 ChatMetrics(self.registry),
                 self.open_requests,
+                Bodies(self.config),
             )
             runner = self._runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=0.5)
             await runner.setup()

@@ -61,7 +61,16 @@ REFUSED: list[tuple[Any, str, str | None]] = [
     ({"messages": image("https://img.example:1/a")}, "invalid_request", "messages[0].content[0].image_url.url"),
     ({"messages": image("https://a@img.example/a")}, "invalid_request", "messages[0].content[0].image_url.url"),
     ({"messages": image("https://img.example\\@evil/")}, "invalid_request", "messages[0].content[0].image_url.url"),
-    ({"messages": image("data:text/html;base64,AA")}, "invalid_request", "messages[0].content[0].image_url.url"),
+    *(
+        ({"messages": image(url)}, "invalid_request", "messages[0].content[0].image_url.url")
+        for url in (
+            "data:text/html;base64,AA==",
+            "data:image/png;base64,",
+            "data:image/png;base64,gs://bucket/secret",
+            "data:image/png;name=x;base64,AA==",
+            "data:image/png;base64,A-_A",
+        )
+    ),
     ({"model": ...}, "invalid_model", "model"),
     ({"model": 5}, "invalid_model", "model"),
     ({"model": "a b"}, "invalid_model", "model"),
@@ -119,6 +128,46 @@ def test_members_that_nobody_knows_are_dropped_from_messages() -> None:
         {"role": "user", "content": "Hi"},
         {"role": "assistant", "content": "x"},
     ]
+
+
+def test_what_costs_money_that_no_usage_tells_of_is_dropped() -> None:
+    cache = {"cache_control": {"type": "ephemeral", "ttl": "31536000s"}}
+    picture = {"type": "image_url", "image_url": {"url": PNG, "format": "video/mp4"}, **cache}
+    thoughts = [{"type": "thinking", "thinking": "x", "signature": "s", **cache}]
+    request = parsed(
+        messages=[
+            {"role": "user", "content": [{"type": "text", "text": "Hi", **cache}, picture], **cache},
+            {
+                "role": "assistant",
+                "content": "x",
+                "thinking_blocks": thoughts,
+                "provider_specific_fields": {"thought_signatures": ["t"], **cache},
+            },
+        ],
+        tools=[{**TOOL, **cache}],
+    )
+    sent = json.loads(request.encode("u", 9))
+    assert sent["messages"] == [
+        {
+            "role": "user",
+            "content": [{"type": "text", "text": "Hi"}, {"type": "image_url", "image_url": {"url": PNG}}],
+        },
+        {
+            "role": "assistant",
+            "content": "x",
+            "thinking_blocks": [{"type": "thinking", "thinking": "x", "signature": "s"}],
+            "provider_specific_fields": {"thought_signatures": ["t"]},
+        },
+    ]
+    assert sent["tools"] == [TOOL]
+
+
+@pytest.mark.parametrize("element", [True, None, 0, {}, [], ""])
+def test_what_has_no_string_counts_too(element: Any) -> None:
+    """A tool's schema is prompt as it is written; its usual punctuation is in what each message counts anyway."""
+    schema = {"type": "function", "function": {"name": "f", "parameters": {"enum": [element] * 10_000}}}
+    written = 10_000 * (len(json.dumps(element)) + 1)
+    assert parsed(tools=[schema]).prompt.text_bytes >= written - 256
 
 
 def test_of_a_member_that_stands_twice_the_last_counts_everywhere() -> None:

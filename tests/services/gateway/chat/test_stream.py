@@ -52,6 +52,9 @@ async def test_a_client_that_asks_for_usage_gets_the_chunk(gateway: Gateway) -> 
         ([usage_chunk(3, 4, choices=[{"index": 0, "delta": {}, "finish_reason": "stop"}])], Usage(3, 4), 1),
         ([{**chunk("a"), "usage": None}], None, 1),
         ([{**chunk("a"), "usage": "nonsense"}], None, 1),
+        ([{**chunk("a"), "usage": {"prompt_tokens": 10}}], None, 1),
+        ([{**chunk("a"), "usage": {"prompt_tokens": "10", "completion_tokens": None}}], None, 1),
+        ([{**chunk("a"), "usage": {"prompt_tokens": -5, "completion_tokens": -1}}], None, 1),
     ],
 )
 async def test_usage_is_read_and_its_chunk_taken_out_in_every_shape(
@@ -202,6 +205,22 @@ async def test_what_follows_done_goes_nowhere(gateway: Gateway) -> None:
     script(gateway, event(chunk("a")), DONE + event(chunk("b")), event(chunk("c")))
     _, body, _ = await gateway.read(STREAM)
     assert body == event(chunk("a")) + DONE
+
+
+_TWO = [event(chunk("a")), event(chunk("b", index=1)), event(chunk(finish="stop"))]
+
+
+async def test_without_done_every_choice_has_to_come_to_its_end(gateway: Gateway) -> None:
+    script(gateway, *_TWO)
+    _, body, _ = await gateway.read({**STREAM, "n": 2})
+    assert body.startswith(b"".join(_TWO))
+    assert json.loads(body.rpartition(b"data: ")[2])["error"]["code"] == "upstream_error"
+
+
+async def test_a_stream_of_two_choices_ends_well_with_both(gateway: Gateway) -> None:
+    parts = [*_TWO, event(chunk(finish="stop", index=1))]
+    script(gateway, *parts)
+    assert (await gateway.read({**STREAM, "n": 2}))[1] == b"".join(parts)
 
 
 async def test_tool_calls_and_finish_reasons_are_counted(gateway: Gateway) -> None:

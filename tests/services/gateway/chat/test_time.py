@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncIterator
 
 import pytest
@@ -54,6 +55,27 @@ async def test_a_comment_is_no_data_for_the_idle_timeout(gateway: Gateway) -> No
     delivery = await gateway.budgets.wait_settled()
     assert (delivery.outcome, delivery.relayed_bytes) == ("timeout", 3)
     assert gateway.metric('chat_availability_total{outcome="failure",reason="upstream_timeout"}') == 1
+
+
+PINGS = [("send", b": ping\n\n"), ("sleep", 0.04)] * 40
+
+
+async def test_comments_of_litellm_hold_back_neither_ours_nor_a_timeout(gateway: Gateway) -> None:
+    gateway.double.script("double", Script(PINGS))
+    began = time.monotonic()
+    async with gateway.post(STREAM) as response:
+        await response.content.readuntil(COMMENT)
+        assert time.monotonic() - began < 0.5
+        body = await response.read()
+    assert error_code(body) == "upstream_timeout"
+    assert time.monotonic() - began < 1.2
+
+
+async def test_comments_of_litellm_are_no_data_after_an_event(gateway: Gateway) -> None:
+    gateway.double.script("double", Script([("send", event(chunk("abc"))), *PINGS]))
+    _, body, _ = await gateway.read(STREAM)
+    assert COMMENT in body
+    assert error_code(body) == "upstream_timeout"
 
 
 async def test_an_answer_that_never_comes_is_a_504(gateway: Gateway) -> None:

@@ -1,0 +1,92 @@
+"""The bodies of chat requests, read within what one user and all together may have under way in this process."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from aiohttp import ClientPayloadError, web
+
+from services.gateway.chat.config import ChatConfig
+from services.gateway.errors import InvalidRequest, RequestTooLarge, Unavailable
+
+#: Bodies of one user that are read at once; more wait for them, so that who sends slowly is in their own way alone.
+AT_ONCE = 16
+#: Bytes of unfinished bodies in this process.
+MOST_BYTES = 256 * 1024 * 1024
+
+
+class Bodies:
+    def __init__(self, config: ChatConfig) -> None:
+        self._config = config
+        self._places: dict[str, asyncio.Semaphore] = {}
+        self._users = Counter[str]()
+        self._held = 0
+
+    async def read(self, request: web.Request, user: str) -> bytes:
+        """The request's body.
+
+        :raises RequestTooLarge: it is over the limit, told by its length or found while reading; no more is kept.
+        :raises InvalidRequest: not JSON by its content type, cut short, or too slow.
+        :raises Unavailable: too many bodies are under way.
+        """
+        body = await self._read(request, user)  # first, since "too large" holds whatever the type
+        _check_type(request)
+        return body
+
+    async def _read(self, request: web.Request, user: str) -> bytes:
+        limit = self._config.max_body_bytes
+        if request.content_length is not None and request.content_length > limit:
+            raise RequestTooLarge(f"The body is over {limit} bytes.")
+        content = request.content
+        try:
+            if content.is_eof():
+                body = content.read_nowait()
+                if len(body) > limit:
+                    raise RequestTooLarge(f"The body is over {limit} bytes.")
+                return body
+            async with asyncio.timeout(self._config.body_timeout), self._place(user):
+                return await self._gather(request, limit)
+        except TimeoutError:
+            raise InvalidRequest("The body did not arrive in time.") from None
+        except (web.RequestPayloadError, ClientPayloadError):
+            raise InvalidRequest("The body is damaged.") from None
+
+    async def _gather(self, request: web.Request, limit: int) -> bytes:
+        parts, size = [], 0
+        try:
+            while part := await request.content.readany():
+                size += len(part)
+                self._held += len(part)
+                if size > limit:
+                    raise RequestTooLarge(f"The body is over {limit} bytes.")
+                if self._held > MOST_BYTES:
+                    raise Unavailable("Too many requests are being sent.")
+                parts.append(part)
+            return b"".join(parts)
+        finally:
+            self._held -= size
+
+    @asynccontextmanager
+    async def _place(self, user: str) -> AsyncIterator[None]:
+        place = self._places.setdefault(user, asyncio.Semaphore(AT_ONCE))
+        self._users[user] += 1
+        try:
+            async with place:
+                yield
+        finally:
+            self._users[user] -= 1
+            if not self._users[user]:
+                del self._users[user], self._places[user]
+
+
+def _check_type(request: web.Request) -> None:
+    """:raises InvalidRequest:"""
+    if request.content_type not in ("application/json", "application/octet-stream") or (
+        "Content-Type" in request.headers and request.content_type != "application/json"
+    ):
+        raise InvalidRequest("The content type must be application/json.")
+    if (request.charset or "utf-8").lower().replace("_", "-") not in ("utf-8", "utf8", "us-ascii"):
+        raise InvalidRequest("The body must be UTF-8.")
