@@ -50,7 +50,7 @@ class _ModelRow(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     name: _ModelName
     input_cost_per_token: str | None = None
     output_cost_per_token: str | None = None
-    min_completion_tokens: Annotated[int, msgspec.Meta(ge=1, le=10**6)] = 16
+    min_completion_tokens: Annotated[int, msgspec.Meta(ge=1, le=10**6)] | None = None
     prompt_bytes_per_token: Annotated[int, msgspec.Meta(ge=1, le=16)] = 1
     max_tokens_per_image: Annotated[int, msgspec.Meta(ge=1, le=10**6)] = 8192
     reasoning: bool = False
@@ -92,12 +92,12 @@ class ServiceType:
 
 @dataclass(frozen=True, slots=True)
 class ModelRow:
-    """What LiteLLM does not know, or should not decide, of a model."""
+    """What LiteLLM does not know, or should not decide, of a model. ``min_completion_tokens`` None: by its kind."""
 
     name: str
     input_cost_per_token: Decimal | None
     output_cost_per_token: Decimal | None
-    min_completion_tokens: int = 16
+    min_completion_tokens: int | None = None
     prompt_bytes_per_token: int = 1
     max_tokens_per_image: int = 8192
     reasoning: bool = False

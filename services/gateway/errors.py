@@ -151,7 +151,7 @@ class InvalidRequest(GatewayError):
 class InvalidToken(GatewayError):
     """The access token is missing, malformed, expired, revoked or not for us.
 
-    Answers with `WWW-Authenticate` as RFC 6750 section 3: without an `error` when no credential was sent at all.
+    Answers with `WWW-Authenticate` as RFC 6750 section 3: without an `error` when no access token was sent at all.
     """
 
     status = 401
@@ -160,10 +160,12 @@ class InvalidToken(GatewayError):
     type = "authentication_error"
     should_retry = False
 
-    def __init__(self, message: str | None = None, *, missing: bool = False) -> None:
-        super().__init__(message)
-        challenge = "Bearer" if missing else f'Bearer error="invalid_token", error_description="{self.message}"'
-        self.headers["WWW-Authenticate"] = challenge
+    def __init__(
+        self, message: str | None = None, *, missing: bool = False, headers: dict[str, str] | None = None
+    ) -> None:
+        super().__init__(message, headers=headers)
+        error = "" if missing else f', error="invalid_token", error_description="{self.message}"'
+        self.headers["WWW-Authenticate"] = f'Bearer realm="mlpa"{error}'
 
 
 class UserBlocked(GatewayError):
@@ -220,6 +222,7 @@ def envelope(error: ServiceError) -> dict[str, Any]:
         code, kind, mlpa_code = RequestTooLarge.code, RequestTooLarge.type, RequestTooLarge.mlpa_code
     else:
         code = error.code
+        mlpa_code = InvalidRequest.mlpa_code if code == InvalidRequest.code else None
         kind = "invalid_request_error" if error.status < HTTPStatus.INTERNAL_SERVER_ERROR else "server_error"
     return {"error": {"message": error.message, "type": kind, "param": param, "code": code, "mlpa_code": mlpa_code}}
 

@@ -1,4 +1,4 @@
-"""The one adapter between budgets and their scripts: Python values in, named answers out."""
+"""The adapter of a request's scripts: Python values in, named answers out. Those of total budgets: ``totals.py``."""
 
 from __future__ import annotations
 
@@ -68,8 +68,12 @@ class Admission:
         self.executor = executor
         self._lease_ms = str(int(lease * 1000))
 
-    async def admit(self, ask: Ask, tier_name: str, tier: ServiceType, bounds: Bounds) -> Reservation | Refusal:
-        """Decide, and reserve. ``tier`` is the row for the tier that the user is expected to have."""
+    async def admit(
+        self, ask: Ask, tier_name: str, tier: ServiceType, bounds: Bounds, room: int | None = None
+    ) -> Reservation | Refusal:
+        """Decide, and reserve. ``tier`` is the row for the tier that the user is expected to have; ``room`` is what the
+        total budget leaves, in nano-dollars.
+        """
         principal = ask.principal
         number, base, user = place(principal.user_id)
         total = total_field(principal.service_type)
@@ -105,6 +109,7 @@ class Admission:
             str(ask.prompt_bound),
             details(ask, tier.duration_seconds),
             self._lease_ms,
+            "" if room is None else str(room),
         )
         reply: bytes = await self.executor.run(number, _ADMIT, keys, args)
         word, *values = reply.split()

@@ -8,16 +8,16 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
-import structlog
 from redis.asyncio.connection import BlockingConnectionPool, ConnectionPool
 from redis.crc import key_slot
 
 from services.gateway.budget.wire import Link, Node, Script, ScriptFailed, pack, pack_script
+from shared import logs
 from shared.errors import DependencyUnavailable
 from shared.identity import SHARDS, shard_tag
 from shared.redis import CLUSTER_SCHEME, harden
 
-_log = structlog.get_logger(__name__)
+_log = logs.logger("budget")
 
 Address = tuple[str, int]
 #: Shard, script, keys, arguments without the epoch.

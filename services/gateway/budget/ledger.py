@@ -7,15 +7,14 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
-import structlog
-
 from services.gateway.budget.admission import Admission, place
 from services.gateway.budget.metrics import BudgetMetrics
 from services.gateway.budget.rows import Row, Settlement
 from services.gateway.budget.storage import LedgerStorage
+from shared import logs
 from shared.errors import DependencyUnavailable
 
-_log = structlog.get_logger(__name__)
+_log = logs.logger("budget")
 _BATCH = 500
 _MOST_PAUSE = 2.0
 
@@ -151,4 +150,7 @@ class Ledger:
     def _told(self, down: bool) -> None:
         if down != self._down:
             self._down = down
-            (_log.warning if down else _log.info)("ledger_waits" if down else "ledger_goes_on", rows=len(self._queue))
+            if down:
+                _log.warning("ledger_waits", rows=len(self._queue))
+            else:
+                _log.info("ledger_goes_on", rows=len(self._queue))

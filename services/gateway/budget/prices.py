@@ -11,17 +11,17 @@ from decimal import Decimal
 from fnmatch import fnmatchcase
 from typing import Any
 
-import structlog
-
 from services.gateway.budget import price_fields
 from services.gateway.budget.metrics import CatalogueMetrics
 from services.gateway.budget.price_fields import Prices, Unpriced
-from shared import background
+from shared import background, logs
 from shared.errors import ServiceError
 from shared.service_types import ModelRow
 
-_log = structlog.get_logger(__name__)
+_log = logs.logger("budget")
 _MODEL_DEFAULTS = ModelRow("", None, None)
+#: Completion tokens that a grant has at least, unless a row says otherwise.
+_LEAST = 16
 _REASONING_LEAST = 1024  # a reasoning model that gets less has nothing left to answer with
 
 
@@ -46,7 +46,7 @@ class PricedModel:
     name: str
     input_price: Decimal
     output_price: Decimal
-    min_completion_tokens: int = _MODEL_DEFAULTS.min_completion_tokens
+    min_completion_tokens: int = _LEAST
     prompt_bytes_per_token: int = _MODEL_DEFAULTS.prompt_bytes_per_token
     max_tokens_per_image: int = _MODEL_DEFAULTS.max_tokens_per_image
     reasoning: bool = False
@@ -155,7 +155,7 @@ def _price(name: str, deployments: list[Mapping[str, Any]], row: ModelRow | None
         name=name,
         input_price=prices.input,
         output_price=prices.output,
-        min_completion_tokens=settings.min_completion_tokens if row or not reasoning else _REASONING_LEAST,
+        min_completion_tokens=settings.min_completion_tokens or (_REASONING_LEAST if reasoning else _LEAST),
         prompt_bytes_per_token=settings.prompt_bytes_per_token,
         max_tokens_per_image=settings.max_tokens_per_image,
         reasoning=reasoning,

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import asyncio
 
-import structlog
-
 from services.gateway.budget.admission import Admission
 from services.gateway.budget.ledger import Ledger
 from services.gateway.budget.metrics import BudgetMetrics
+from shared import logs
 from shared.errors import DependencyUnavailable
 from shared.identity import SHARDS
 from shared.money import NANO
 
-_log = structlog.get_logger(__name__)
+_log = logs.logger("budget")
 _BATCH = 50
 
 

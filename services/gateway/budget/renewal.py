@@ -5,14 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable
 
-import structlog
-
 from services.gateway.budget.admission import Admission, RenewalState, place
 from services.gateway.budget.metrics import BudgetMetrics
 from services.gateway.budget.models import Reservation
+from shared import logs
 from shared.errors import DependencyUnavailable
 
-_log = structlog.get_logger(__name__)
+_log = logs.logger("budget")
 _BATCH = 100  # per script call: a few hundred microseconds of Redis
 _AFTER_FAILURE = 1.0
 #: What a renewal tells of the user, and what the relay is told.

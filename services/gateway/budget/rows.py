@@ -46,10 +46,14 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Settlement:
-    """What a request costs, on its way to Redis. ``admitted`` False: it never went out, if admitted at all."""
+    """What a request costs, on its way to Redis. ``admitted`` False: it never went out, if admitted at all.
+
+    ``amount_nano`` is what was reserved, and what the reaper charged should it have come first.
+    """
 
     id: str
     user_id: str
+    amount_nano: int
     cost_nano: int
     rate_tokens: int
     admitted: bool
@@ -71,6 +75,7 @@ def settlement_of(reservation: Reservation, charge: Charge, outcome: str, *, adm
     return Settlement(
         reservation.id,
         reservation.ask.principal.user_id,
+        reservation.amount_nano,
         charge.cost_nano,
         charge.rate_tokens,
         admitted,

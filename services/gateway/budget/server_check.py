@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import structlog
-
 from services.gateway.budget.wire import Link, ScriptFailed, pack
+from shared import logs
 
-_log = structlog.get_logger(__name__)
+_log = logs.logger("budget")
 
 
 async def warnings(link: Link) -> list[str]:

@@ -9,8 +9,6 @@ import uuid
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable
 
-import structlog
-
 from services.gateway.budget import admission as admission_module
 from services.gateway.budget import server_check
 from services.gateway.budget import totals as totals_module
@@ -23,21 +21,21 @@ from services.gateway.budget.models import Ask, BudgetState, Delivery, RateLimit
 from services.gateway.budget.reaper import Reaper
 from services.gateway.budget.rebuild import Rebuilder
 from services.gateway.budget.renewal import Renewals
-from services.gateway.budget.rows import Row, Settlement, settlement_of
+from services.gateway.budget.rows import settlement_of
 from services.gateway.budget.settlement import Settlements
 from services.gateway.budget.storage import LedgerStorage
 from services.gateway.budget.totals import Totals
 from services.gateway.budget.wire import Link
 from services.gateway.errors import BudgetExceeded, BudgetReserved, InvalidToken, RateLimited, UserBlocked
 from services.gateway.tokens.models import Principal
-from shared import background
+from shared import background, logs
 from shared.errors import DependencyUnavailable, ServiceError
 from shared.metrics import Registry
 from shared.money import NANO
 from shared.postgres import Database
 from shared.service_types import ServiceType, ServiceTypes
 
-_log = structlog.get_logger(__name__)
+_log = logs.logger("budget")
 _TRIES = 5  # a rebuild, a tier, and what may change in between
 _REMEMBERED_TIERS = 10_000
 _NO_LIMITS = RateLimits(0, 0, 0, 0, 0, 0)
@@ -54,13 +52,12 @@ class Budgets:
     ) -> None:
         who = uuid.uuid4().hex
         self._rows = service_types.rows
-        self._timings = timings
         self._metrics = BudgetMetrics(registry, service_types)
         self._admission = Admission(executor, timings.lease)
         storage = LedgerStorage(database)
         self._rebuilder = Rebuilder(self._admission, storage, service_types, self._metrics)
         self._ledger = Ledger(self._admission, storage, self._metrics, every=timings.flush)
-        self._settlements = Settlements(self._admission, self._metrics, self._on_settled)
+        self._settlements = Settlements(self._admission, self._metrics, self._ledger.add)
         self._ledger.settles_with(self._settlements.add)
         self._renewals = Renewals(self._admission, self._metrics, every=timings.renew)
         self._reaper = Reaper(
@@ -131,12 +128,12 @@ class Budgets:
             name, tier = self._tier(principal)
             limits = bounds(ask, tier.max_budget_nano)
             try:
-                self._totals.check(ask, limits.least)
+                room = self._totals.check(ask, limits.least)
             except (BudgetExceeded, BudgetReserved) as refusal:
                 refusal.headers.update((await self.state(principal)).rate_limits.headers())
                 raise
             try:
-                answer = await self._admission.admit(ask, name, tier, limits)
+                answer = await self._admission.admit(ask, name, tier, limits, room)
             except NotSent:
                 raise
             except (asyncio.CancelledError, DependencyUnavailable):
@@ -193,9 +190,6 @@ class Budgets:
         """:raises UserBlocked, InvalidToken, DependencyUnavailable: as ``admit``."""
         await self.state(principal)
 
-    def _on_settled(self, row: Row, epoch: str, settlement: Settlement) -> None:
-        self._ledger.add(row, epoch, settlement)
-
     def _check_servers(self, shards: list[int]) -> None:
         """A server is met: warn if it is not fit for budgets."""
         self._metrics.epoch_changes.inc()
@@ -249,9 +243,9 @@ def _refused(refusal: Refusal) -> ServiceError:
         case "rpm" | "tpm" | "streams":
             return RateLimited(reason=refusal.reason, retry_after=refusal.retry_after, headers=headers)
         case "blocked" | "revoked":
-            return UserBlocked()
+            return UserBlocked(headers=headers)
         case "token":
-            return InvalidToken("The access token was revoked.")
+            return InvalidToken("The access token was revoked.", headers=headers)
         case _:  # "settled": withdrawn before it was admitted
             return DependencyUnavailable("redis")
 

@@ -11,6 +11,7 @@ from services.gateway.budget.metrics import BudgetMetrics
 from services.gateway.budget.rows import Row, Settlement
 from services.gateway.budget.wire import ScriptFailed
 from shared.errors import DependencyUnavailable
+from shared.money import NANO
 
 _BATCH = 200
 _LEAST_PAUSE, _MOST_PAUSE = 0.05, 1.0
@@ -97,7 +98,10 @@ class Settlements:
         """``FLAG SETTLED_MS``, or ``-`` when there is no row to write."""
         if reply != b"-":
             flag, _, settled_ms = reply.partition(b" ")
-            self._settled(settlement.row(flag == b"1", int(settled_ms)), epoch, settlement)
+            lowers = flag == b"1"
+            if lowers:
+                self._metrics.lowered_usd.inc(by=(settlement.amount_nano - settlement.cost_nano) / NANO)
+            self._settled(settlement.row(lowers, int(settled_ms)), epoch, settlement)
 
     def _count(self) -> None:
         left = len(self._waiting) + len(self._sent)

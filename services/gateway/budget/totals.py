@@ -6,20 +6,19 @@ import asyncio
 import time
 from dataclasses import dataclass
 
-import structlog
-
 from services.gateway.budget.executor import Executor
 from services.gateway.budget.models import Ask
 from services.gateway.budget.rows import parse_row, total_field
 from services.gateway.budget.storage import LedgerStorage
 from services.gateway.budget.wire import Script
 from services.gateway.errors import BudgetExceeded, BudgetReserved
+from shared import logs
 from shared.budget_state import shard_key
 from shared.errors import DependencyUnavailable
 from shared.identity import SHARDS
 from shared.service_types import ServiceTypes
 
-_log = structlog.get_logger(__name__)
+_log = logs.logger("budget")
 _WATCH, _BEGIN, _LOAD = Script("totals"), Script("totals_begin"), Script("totals_load")
 SCRIPTS = (_WATCH, _BEGIN, _LOAD)
 #: Sums that could not be read for so long are not known: nobody is admitted on them.
@@ -53,36 +52,32 @@ class Totals:
         self._rows = {field: row for row in service_types.rows.values() if (field := total_field(row))}
         self._sums: dict[str, _Sum] = {}
 
-    @property
-    def needed(self) -> bool:
-        return bool(self._rows)
+    def check(self, ask: Ask, least: int) -> int | None:
+        """What all users of the service type together leave, in nano-dollars, at least ``least``; None for no limit.
 
-    def check(self, ask: Ask, least: int) -> None:
-        """Whether all users of the service type together leave room for ``least`` nano-dollars.
-
-        :raises BudgetExceeded, BudgetReserved: they don't.
+        :raises BudgetExceeded, BudgetReserved: they leave less.
         :raises DependencyUnavailable: not known at the moment.
         """
         row = ask.principal.service_type
         field = total_field(row)
         if field not in self._rows:
-            return
+            return None
         known = self._sums.get(field)
         if known is None or time.monotonic() - known.read_at > _STALE_SECONDS:
             raise DependencyUnavailable("redis")
         now = time.time()
-        if (
-            int(now) // row.duration_seconds > known.period
-            or known.spent + known.reserved + least <= row.total_budget_nano
-        ):
-            return
+        if int(now) // row.duration_seconds > known.period:
+            return row.total_budget_nano
+        room = row.total_budget_nano - known.spent - known.reserved
+        if room >= least:
+            return room
         if known.spent + least > row.total_budget_nano:
             resets = (known.period + 1) * row.duration_seconds - now
             raise BudgetExceeded("The budget of all users together is spent.", retry_after=resets)
         raise BudgetReserved
 
     async def run(self) -> None:
-        while self.needed:
+        while self._rows:
             await self.refresh()
             await asyncio.sleep(self._every)
 

@@ -21,11 +21,12 @@ from importlib.resources import files
 from typing import Any, cast
 
 import hiredis
-import structlog
 from redis.asyncio.connection import AbstractConnection, ConnectionPool
 from redis.exceptions import RedisError
 
-_log = structlog.get_logger(__name__)
+from shared import logs
+
+_log = logs.logger("budget")
 _MORE = object()
 _ABSENT = ConnectionError("the connection to Redis is closed")
 

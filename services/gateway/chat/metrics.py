@@ -25,6 +25,8 @@ REFUSALS = (
     "user_blocked",
 )
 REASONS = (*REFUSALS, *FAILURES)
+#: Those that can come when the model is known.
+OF_A_MODEL = tuple(reason for reason in REASONS if reason not in ("invalid_model", "invalid_token"))
 
 Labels = tuple[str, str, str]
 """Model (an exact name of the catalogue, or ``other``), service type, purpose."""
@@ -83,6 +85,8 @@ class ChatMetrics:
                 self._per_request.preset(kind, model)
             for service_type in service_types:
                 self._tool_calls.preset(model, service_type)
+                for reason in OF_A_MODEL:
+                    self._rejections.preset(reason, model, service_type)
                 for purpose in purposes:
                     for result in RESULTS:
                         self._latency.preset(result, model, service_type, purpose)

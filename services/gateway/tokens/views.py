@@ -19,10 +19,10 @@ async def authenticate(request: web.Request) -> Principal:
     :raises DependencyUnavailable: it could not be checked.
     """
     values = request.headers.getall("Authorization", [])
-    if not values:
+    scheme, _, token = values[0].partition(" ") if values else ("", "", "")
+    if scheme.lower() != "bearer":
         raise InvalidToken("An access token is needed.", missing=True)
-    scheme, _, token = values[0].partition(" ")
-    if len(values) != 1 or scheme.lower() != "bearer" or not token:
+    if len(values) != 1 or not token:
         raise InvalidToken
     principal = await request.app[VERIFIER].verify(token.strip())
     request[PRINCIPAL] = principal

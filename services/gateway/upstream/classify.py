@@ -7,8 +7,10 @@ LiteLLM itself puts there. Nothing that upstream says reaches the client: it may
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
 from typing import Any
 
 import msgspec
@@ -130,11 +132,14 @@ def _limited(failure: UpstreamFailure, headers: Mapping[str, str]) -> GatewayErr
 
 
 def _seconds(text: str | None) -> float | None:
-    """A Retry-After in seconds, at most an hour; dates and nonsense count as absent."""
+    """A Retry-After (RFC 9110 section 10.2.3: seconds, or a date) in seconds, at most an hour; nonsense is None."""
     try:
         seconds = float(text or "")
     except ValueError:
-        return None
+        try:
+            seconds = max(0.0, parsedate_to_datetime(text or "").timestamp() - time.time())
+        except (ValueError, OverflowError):
+            return None
     return min(seconds, 3600.0) if seconds >= 0 else None
 
 

@@ -6,6 +6,10 @@ for at = 1, (#ARGV - 1) / 2 do
   local row = redis.call('HGET', KEYS[1], id)
   if row and string.sub(row, 1, #start) == start then
     redis.call('HDEL', KEYS[1], id)
+    if string.find(row, '^%d+|%d+|%d+|[^|]*|%d+|%d+|%d+|expired|') then
+      -- It may have been in the ledger already, at its true cost: the user's state is built from there
+      redis.call('HDEL', KEYS[at + 1], 'ep')
+    end
     if redis.call('HDEL', KEYS[at + 1], 'x:' .. id) == 1 then
       redis.call('HINCRBY', KEYS[at + 1], 'v', 1)
     end

@@ -3,15 +3,14 @@
 -- ARGV  1 epoch  2 tier  3 duration, s  4 budget, nano  5 rpm  6 tpm  7 max_streams  8 id  9 user id
 --       10 full cost  11 least cost  12 limit  13 least grant  14 prompt units  15 units per completion token
 --       16 scale  17 estimated prompt tokens  18 n  19 total ("" or "type:seconds")  20 prompt bound  21 row  22 lease, ms
--- Reply "load" | "tier NAME" | "blocked" | "revoked" | "token" | "settled"
+--       23 what the total leaves, nano ("" for all)
+-- Reply "load" | "tier NAME" | "settled" | "blocked|revoked|token 0 RATES"
 --       | "ok GRANT AMOUNT NOW RATES" | "streams|rpm|tpm|exceeded|reserved RETRY_MS RATES"
 --       RATES: requests used, ms to their reset, tokens used, ms to their reset
 local id = ARGV[8]
 local user = redis.call('HMGET', KEYS[1], 'ep', 'tier', 'dur', 'idx', 'spent', 'res', 'open', 'tok', 'tps', 'hi')
 local identity = redis.call('HMGET', KEYS[2], 'ep', 'blk')
 if user[1] ~= ARGV[1] or identity[1] ~= ARGV[1] then return 'load' end
-if identity[2] ~= '0' then return identity[2] end
-if redis.call('EXISTS', KEYS[3]) == 1 then return 'token' end
 if redis.call('EXISTS', KEYS[7]) == 1 then return 'settled' end
 if user[2] ~= ARGV[2] then return 'tier ' .. user[2] end
 if user[3] ~= ARGV[3] then return 'load' end
@@ -60,6 +59,8 @@ local function answer(...)
     {int(requests), int(requests_reset), int(tokens + estimated), int(tokens_reset)}, ' ')
 end
 
+if identity[2] ~= '0' then return answer(identity[2], 0) end
+if redis.call('EXISTS', KEYS[3]) == 1 then return answer('token', 0) end
 if streams > 0 and open >= streams then
   return answer('streams', 1000)
 end
@@ -82,7 +83,7 @@ if tpm > 0 and tokens + estimated >= tpm then
 end
 
 local budget, full, least, limit = tonumber(ARGV[4]), tonumber(ARGV[10]), tonumber(ARGV[11]), tonumber(ARGV[12])
-local available = budget - spent - reserved
+local available = math.min(budget - spent - reserved, tonumber(ARGV[23]) or math.huge)
 local grant, amount
 if full <= available then
   grant, amount = limit, full

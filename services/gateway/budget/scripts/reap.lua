@@ -29,7 +29,7 @@ for at = 1, (#ARGV - 1) / 2 do
       if total ~= '' then
         local seconds = tonumber(string.match(total, '%d+$'))
         local field = total .. '|' .. int(math.floor(math.floor(tonumber(admitted) / 1000) / seconds))
-        redis.call('HINCRBY', KEYS[3], 'r|' .. field, '-' .. amount)
+        redis.call('HINCRBY', KEYS[3], 'r|' .. field, int(0 - tonumber(amount)))
         redis.call('HINCRBY', KEYS[3], 's|' .. field, amount)
       end
       local entry = table.concat({'0', amount, int(now), sub, admitted, bound, granted, 'expired', row}, '|')

@@ -1,12 +1,13 @@
 -- Takes a reservation out and its cost in, exactly once, and puts the ledger row into the outbox.
 -- KEYS  1 user  2 tokens window  3 leases  4 outbox  5 tombstone  6 totals
 -- ARGV  1 epoch  2 id  3 user id  4 cost  5 tokens that TPM counts  6 "row" | "none" (never admitted as far as the
---       gateway knows: no ledger row)  7 admitted, ms  8 total ("" or "type:seconds")  9 the row's end
+--       gateway knows: no ledger row)  7 admitted, ms  8 total ("" or "type:seconds"), where no reservation tells it
+--       9 the row's end
 -- Reply "FLAG SETTLED_MS" of the ledger row: flag 0 for a new row, 1 for one that lowers what the reaper charged;
 --       "-" when there is nothing to write
 local id, cost, write, admitted = ARGV[2], tonumber(ARGV[4]), ARGV[6] == 'row', tonumber(ARGV[7])
 local tombstone = redis.call('GET', KEYS[5])
-local reaped, result, amount = 0, '0 ' .. int(now), 0
+local reaped, result, amount, total = 0, '0 ' .. int(now), 0, ARGV[8]
 if tombstone then
   local charged = string.match(tombstone, '^reaped (%d+)')
   if not charged then return tombstone end
@@ -21,7 +22,8 @@ local function change(name, value)
 end
 
 if user[9] then
-  local held, at, guess = string.match(user[9], '^(%d+)|(%d+)|(%d+)|')
+  local held, at, guess
+  held, at, guess, total = string.match(user[9], '^(%d+)|(%d+)|(%d+)|%d+|%d+|([^|]*)|')
   amount, admitted = tonumber(held), tonumber(at)
   redis.call('HDEL', KEYS[1], 'r:' .. id)
   redis.call('ZREM', KEYS[3], id .. ' ' .. ARGV[3])
@@ -35,9 +37,11 @@ if user[2] and math.floor(began / tonumber(user[2])) == tonumber(user[3]) then
   if user[9] then
     change('res', tonumber(user[5]) - amount)
   end
-  -- What a lost reservation cost counts too, save in a state that is rebuilt anyway
-  if write and (user[9] or reaped > 0 or user[1] == ARGV[1]) then
+  if write and (user[9] or reaped > 0) then
     change('spent', tonumber(user[4]) + cost - reaped)
+  elseif write then
+    -- The reservation was lost, or this was settled before and nobody remembers: the ledger knows which
+    redis.call('HDEL', KEYS[1], 'ep')
   end
 end
 
@@ -61,9 +65,9 @@ if #changes > 0 then
 end
 redis.call('SET', KEYS[5], result, 'EX', SETTLED)
 
-if ARGV[8] ~= '' then
-  local seconds = tonumber(string.match(ARGV[8], '%d+$'))
-  local field = ARGV[8] .. '|' .. int(math.floor(began / seconds))
+if total ~= '' then
+  local seconds = tonumber(string.match(total, '%d+$'))
+  local field = total .. '|' .. int(math.floor(began / seconds))
   redis.call('HINCRBY', KEYS[6], 'r|' .. field, int(0 - amount))
   if write then
     redis.call('HINCRBY', KEYS[6], 's|' .. field, int(cost - reaped))

@@ -130,8 +130,9 @@ async def test_refusals_and_admissions_tell_the_rates(redis_url: str, postgres_u
 
 
 async def test_blocks_and_revocations_come_from_postgresql_at_first_sight(redis_url: str, postgres_url: str) -> None:
-    blocked, revoked, device = principal(user=1), principal(user=2), principal(user=3)
-    async with opened(redis_url, postgres_url) as (budgets, database, _):
+    kind = row(rpm=40)
+    blocked, revoked, device = (principal(kind, user=user) for user in (1, 2, 3))
+    async with opened(redis_url, postgres_url, rows(kind)) as (budgets, database, _):
         await database.execute(
             Query.text("insert into identities (identity, blocked_at) values (:i, now())"), i=blocked.identity
         )
@@ -145,10 +146,13 @@ async def test_blocks_and_revocations_come_from_postgresql_at_first_sight(redis_
             Query.text("insert into devices (key_id, public_key, revoked_at) values (:k, '', now())"),
             k=device.identity,
         )
-        with pytest.raises(UserBlocked):
+        with pytest.raises(UserBlocked) as refusal:
             await budgets.admit(ask(blocked))
-        with pytest.raises(InvalidToken):
+        assert refusal.value.headers["x-ratelimit-limit-requests"] == "40"
+        with pytest.raises(InvalidToken) as invalid:
             await budgets.admit(ask(revoked))
+        assert invalid.value.headers["x-ratelimit-remaining-requests"] == "40"
+        assert invalid.value.headers["WWW-Authenticate"].startswith("Bearer ")
         with pytest.raises(UserBlocked):
             await budgets.check(device)
         with pytest.raises(InvalidToken):
@@ -248,7 +252,7 @@ async def test_a_request_whose_gateway_is_gone_is_charged_whole_and_lowered_once
 ) -> None:
     """The dead one's lease ends; when it wakes after all, its true settlement lowers the charge."""
     sleepy = Timings(lease=0.3, renew=60, flush=0.02, sweep=60)
-    async with opened(redis_url, postgres_url, timings=sleepy) as (dead, database, _):
+    async with opened(redis_url, postgres_url, timings=sleepy) as (dead, database, dead_registry):
         reservation = await dead.admit(ask())
         other = await dead.admit(ask())
         async with opened(redis_url, postgres_url) as (alive, _, registry):
@@ -269,6 +273,7 @@ async def test_a_request_whose_gateway_is_gone_is_charged_whole_and_lowered_once
             await until(lowered)
             await idle(redis_url)
             assert (await alive.state(principal())).spent_nano == 2_150_000
+            assert b"budget_lowered_usd_total 0.00205" in dead_registry.render()
             assert {one["outcome"] for one in await ledger(database)} == {"expired", "success"}
 
 

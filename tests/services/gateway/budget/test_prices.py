@@ -170,6 +170,12 @@ def test_a_row_replaces_a_side_and_sets_the_rest() -> None:
     assert (model.min_completion_tokens, model.prompt_bytes_per_token, model.reasoning) == (99, 3, True)
 
 
+@pytest.mark.parametrize(("reasoning", "least"), [(True, 1024), (False, 16)])
+def test_the_least_grant_of_a_row_goes_by_the_kind_of_its_model(reasoning: bool, least: int) -> None:
+    row = ModelRow("m", Decimal("5e-7"), Decimal("5e-7"), reasoning=reasoning)
+    assert priced(entry(), rows={"m": row}).min_completion_tokens == least
+
+
 def test_a_row_names_a_model_behind_a_wildcard() -> None:
     row = ModelRow("local/llama", Decimal(0), Decimal(0))
     models, refused = price_all([entry("local/*"), entry("other/*")], {"local/llama": row, "nowhere/x": row})

@@ -39,5 +39,4 @@ async def test_a_rebuild_begun_before_redis_was_emptied_does_not_count_afterward
         assert await load(await admission.snapshot(user), 0)
         await settle()
         assert not await load(before, 0)
-        words = await admission.state(user, "jti")
-        assert words[4] == b"5"
+        assert await admission.state(user, "jti") == [b"load"]

@@ -177,10 +177,15 @@ class Scripts(RuleBasedStateMachine):
 
     asks = st.tuples(st.integers(0, 200), st.integers(1, 300), st.integers(1, 2))
 
-    @rule(user=users_, wanted=st.lists(asks, min_size=1, max_size=6), apart=st.sampled_from((0, 0, 300, 15_000)))
-    def admit(self, user: int, wanted: list[tuple[int, int, int]], apart: int) -> None:
+    @rule(
+        user=users_,
+        wanted=st.lists(asks, min_size=1, max_size=6),
+        apart=st.sampled_from((0, 0, 300, 15_000)),
+        room=st.none() | st.integers(0, 800),
+    )
+    def admit(self, user: int, wanted: list[tuple[int, int, int]], apart: int, room: int | None) -> None:
         for prompt, limit, n in wanted:
-            while self.try_to_admit(user, prompt, limit, n) in ("load", "tier"):
+            while self.try_to_admit(user, prompt, limit, n, room) in ("load", "tier"):
                 pass
             self.executor.now_ms = self.now + apart
 
@@ -212,16 +217,22 @@ class Scripts(RuleBasedStateMachine):
     def duration_of_tier(self, user: int) -> int:
         return ROWS[self.tiers[user]].duration_seconds
 
-    def try_to_admit(self, user: int, prompt: int, limit: int, n: int) -> str:
-        """The answer's name, after it was compared with the model's."""
+    def try_to_admit(self, user: int, prompt: int, limit: int, n: int, room: int | None = None) -> str:
+        """The answer's name, after it was compared with the model's.
+
+        :param room: what the total leaves; more than the least that the request needs.
+        """
         who = self.principals[user]
         wanted = ask(
             who, id=f"id{next(self.ids):04d}", model=MODEL, prompt_bound=prompt, estimated_prompt_tokens=prompt // 4,
             limit=limit, n=n, request_id="a|b",
         )  # fmt: skip
         tier = ROWS[self.expected_tiers[user]]
-        answer = self.run(self.admission.admit(wanted, tier.name, tier, bounds(wanted, tier.max_budget_nano)))
-        expected = self.decide(user, prompt, limit, n)
+        limits_of_it = bounds(wanted, tier.max_budget_nano)
+        if room is not None:
+            room += limits_of_it.least
+        answer = self.run(self.admission.admit(wanted, tier.name, tier, limits_of_it, room))
+        expected = self.decide(user, prompt, limit, n, room)
         if isinstance(answer, Refusal):
             assert (answer.reason, answer.tier, round(answer.retry_after * 1000)) == expected
             if answer.reason == "load":
@@ -246,15 +257,11 @@ class Scripts(RuleBasedStateMachine):
                 assert limits.requests_reset_ms == (state.requests[-1] + MINUTE - self.now if state.requests else 0)
         return expected[0]
 
-    def decide(self, user: int, prompt: int, limit: int, n: int) -> tuple[str, Any, int]:
+    def decide(self, user: int, prompt: int, limit: int, n: int, room: int | None) -> tuple[str, Any, int]:
         """What the contract says to a request at this moment; also lets pass what a decision lets pass."""
         who, state = self.principals[user], self.users[user]
         if not self.current(user):
             return ("load", "", 0)
-        if self.blocks[who.identity] != "0":
-            return (self.blocks[who.identity], "", 0)
-        if who.jti in self.revoked_in_redis:
-            return ("token", "", 0)
         tier = ROWS[self.expected_tiers[user]]
         if state.tier != tier.name:
             actual = ROWS[state.tier]
@@ -270,6 +277,10 @@ class Scripts(RuleBasedStateMachine):
             state.requests = sorted(at for at in state.requests if at > self.now - MINUTE)
         state.tokens = sorted((at, tokens) for at, tokens in state.tokens if at > self.now - MINUTE)
         used = sum(tokens for _, tokens in state.tokens) + self.estimated(user)
+        if self.blocks[who.identity] != "0":
+            return (self.blocks[who.identity], "", 0)
+        if who.jti in self.revoked_in_redis:
+            return ("token", "", 0)
         if tier.max_streams and len(self.open(user)) >= tier.max_streams:
             return ("streams", "", 1000)
         if tier.rpm and len(state.requests) >= tier.rpm:
@@ -293,6 +304,8 @@ class Scripts(RuleBasedStateMachine):
             return ("exceeded", "", (period + 1) * tier.duration_seconds * 1000 - self.now)
         if cost(least) > free:
             return ("reserved", "", 1000)
+        if room is not None:
+            free = min(free, room)
         grant = max(least, min(limit, floor((free - Decimal("1.5") * prompt) / (Decimal("2.5") * n))))
         return ("ok", grant, cost(grant))
 
@@ -308,6 +321,8 @@ class Scripts(RuleBasedStateMachine):
         request.settlement = settlement
         if request.state == "open":
             assert reply == f"0 {self.now}"
+            if not request.known:
+                self.users[request.user].epoch = None  # the ledger knows what it cost, if it is there already
         elif cost < request.cost:
             assert reply == f"1 {self.now}"
         else:
@@ -327,7 +342,8 @@ class Scripts(RuleBasedStateMachine):
     def withdraw(self, data: st.DataObject) -> None:
         """A request that never went out leaves nothing behind, and can't be admitted afterwards."""
         request = data.draw(st.sampled_from([one for one in self.requests if one.state == "open"]))
-        assert self.send(settlement_of(request.reservation, Charge(0, 0, 0, 0), "abort", admitted=False)) == "-"
+        unknown = dataclasses.replace(request.reservation, total="")
+        assert self.send(settlement_of(unknown, Charge(0, 0, 0, 0), "abort", admitted=False)) == "-"
         request.state = "withdrawn"
         tier = ROWS[self.expected_tiers[request.user]]
         late = self.run(
@@ -393,6 +409,10 @@ class Scripts(RuleBasedStateMachine):
                     self.ledger[one.id] = one.cost_nano
             if acknowledge and rows:
                 self.run(self.admission.acknowledge(number, rows))
+                for one in rows:
+                    if one.outcome == "expired":
+                        user = next(at for at, who in enumerate(self.principals) if who.user_id == one.user_id)
+                        self.users[user].epoch = None
                 assert not self.client.exists(budget_state.shard_key(number, "outbox"))
 
     @rule(user=users_, tiers=st.lists(st.sampled_from(sorted(ROWS)), min_size=1, max_size=3))
@@ -548,6 +568,8 @@ class Scripts(RuleBasedStateMachine):
                 request.settlement = settlement_of(request.reservation, Charge(5, 1, 1, 0), "success")
                 self.send(request.settlement)
                 request.state, request.cost = "settled", 5
+                if not request.known:
+                    self.users[user].epoch = None
         elif event == "flush":
             stale = bool(snapshot.rows)
             self.flush(acknowledge=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import time
+from decimal import Decimal
 
 import pytest
 
@@ -13,7 +14,18 @@ from services.gateway.budget.services import Budgets
 from services.gateway.errors import BudgetExceeded, BudgetReserved
 from shared.errors import DependencyUnavailable, ServiceError
 from shared.redis import connect
-from tests.services.gateway.budget.support import FAST, ask, delivered, opened, principal, row, rows, until
+from tests.services.gateway.budget.support import (
+    FAST,
+    MODEL,
+    ask,
+    delivered,
+    ledger,
+    opened,
+    principal,
+    row,
+    rows,
+    until,
+)
 
 TOTAL = 20 * 2_100_000
 KIND = row(total_budget_nano=TOTAL, max_budget_nano=10**12, rpm=1000)
@@ -68,6 +80,48 @@ async def test_all_users_together_stay_under_the_total(redis_url: str, postgres_
         left = (time.time() // 86_400 + 1) * 86_400 - time.time()
         assert refusal.retry_after == pytest.approx(left, abs=2)
         assert refusal.headers["x-ratelimit-limit-requests"] == "1000"
+
+
+async def test_one_request_takes_no_more_than_the_total_leaves(redis_url: str, postgres_url: str) -> None:
+    small = rows(dataclasses.replace(KIND, total_budget_nano=1_000_000))
+    async with opened(redis_url, postgres_url, small) as (budgets, _, _):
+        await known(budgets)
+        reservation = await budgets.admit(ask(principal(small.rows["ai"])))
+        assert (reservation.grant, reservation.amount_nano) == (450, 1_000_000)
+        budgets.settle(reservation, delivered(100, 450))
+
+
+async def test_cancelled_admissions_leave_nothing_in_the_sums(redis_url: str, postgres_url: str) -> None:
+    """Each at another moment: before, while and after Redis decides."""
+    async with opened(redis_url, postgres_url, KINDS) as (budgets, _, _):
+        await known(budgets)
+        budgets.settle(await budgets.admit(ask(principal(KIND))), Delivery("abort", sent=False))
+        for number in range(60):
+            asking = asyncio.create_task(budgets.admit(ask(principal(KIND), limit=1)))
+            for _ in range(number % 12):
+                await asyncio.sleep(0)
+            if not asking.cancel():
+                budgets.settle(asking.result(), Delivery("abort", sent=False))
+            else:
+                await asyncio.wait([asking])
+        assert await budgets._settlements.drained(5) == []
+        client = connect(redis_url, max_connections=1)
+        sums = [await client.hgetall(key) async for key in client.scan_iter("*:totals")]
+        await client.aclose()
+        assert [one for one in sums if any(int(value) for name, value in one.items() if name.startswith(b"r|"))] == []
+
+
+async def test_free_requests_of_a_dead_gateway_are_reaped_too(redis_url: str, postgres_url: str) -> None:
+    free = dataclasses.replace(MODEL, input_price=Decimal(0), output_price=Decimal(0))
+    async with opened(redis_url, postgres_url, KINDS) as (budgets, database, _):
+        await known(budgets)
+        reservation = await budgets.admit(ask(principal(KIND), model=free))
+        budgets._renewals.remove(reservation)
+
+        async def charged() -> bool:
+            return [one["outcome"] for one in await ledger(database)] == ["expired"]
+
+        await until(charged)
 
 
 @pytest.mark.parametrize("settled", ["in the ledger", "in the outbox", "open"])
