@@ -277,6 +277,23 @@ async def test_a_request_whose_gateway_is_gone_is_charged_whole_and_lowered_once
             assert {one["outcome"] for one in await ledger(database)} == {"expired", "success"}
 
 
+async def test_nothing_in_redis_is_kept_for_ever(redis_url: str, postgres_url: str) -> None:
+    """But for what is one per shard."""
+    kind = row(rpm=40, tpm=10_000)
+    async with opened(redis_url, postgres_url, rows(kind)) as (budgets, _, _):
+        held = [await budgets.admit(ask(principal(kind))) for _ in range(2)]
+        budgets.settle(held[0], delivered())
+        assert await budgets._settlements.drained(5) == []
+        client = connect(redis_url, max_connections=1)
+        keys = [key async for key in client.scan_iter("*")]
+        lives = {key.decode().partition("}:")[2]: await client.ttl(key) for key in keys}
+        await client.aclose()
+        kinds = {name.partition(":")[0] for name in lives}
+        assert {"u", "i", "w", "t", "d"} <= kinds
+        assert {name for name, life in lives.items() if life < 0} <= {"leases", "outbox", "totals"}
+        budgets.settle(held[1], delivered())
+
+
 async def test_rows_left_in_an_outbox_are_finished_by_others(redis_url: str, postgres_url: str) -> None:
     silent = Timings(flush=3600, sweep=3600, drain=0)
     async with opened(redis_url, postgres_url, timings=silent) as (budgets, database, _):
