@@ -43,5 +43,6 @@ class HealthChecks:
             else:
                 instance.check_failed()
             if instance.healthy != was:
-                _log.warning("litellm is back" if instance.healthy else "litellm is out", instance=str(instance.url))
+                name = instance.url.authority.rpartition("@")[2]  # without a password
+                _log.warning("litellm is back" if instance.healthy else "litellm is out", instance=name)
             await asyncio.sleep(self._interval if instance.healthy else min(self._interval, WHILE_OUT))
