@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from aiohttp import web
 
@@ -14,10 +14,12 @@ from shared.logs import UserDigest
 from shared.metrics import Registry
 from shared.openapi import Answer, Operation, add_routes, document
 from shared.protocol import ServiceSite
-from shared.serve import DRAIN, Drain, SiteFactory
+from shared.serve import DRAIN, Drain, SiteFactory, end_connection
 from shared.settings import Settings
 from shared.tracing import Tracing
 from shared.web import ErrorRenderer, Frame
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,11 +32,14 @@ class Apps:
     make_site: SiteFactory
     make_ops_site: SiteFactory
 
-    def put(self, key: web.AppKey[Any], value: Any) -> None:
+    @property
+    def all(self) -> tuple[web.Application, ...]:
+        return (self.main,) if self.ops is None else (self.main, self.ops)
+
+    def put(self, key: web.AppKey[_T], value: _T) -> None:
         """Give both apps a collaborator."""
-        self.main[key] = value
-        if self.ops is not None:
-            self.ops[key] = value
+        for app in self.all:
+            app[key] = value
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +83,7 @@ def build_apps(
         endpoints=sorted({op.path for op in everything}),
         user_digest=digest,
         service_types=service_types,
+        probes=[op.path for op in (*ops.OPERATIONS, ops.METRICS_OPERATION)],
     )
     apps = Apps(
         main,
@@ -92,9 +98,12 @@ def build_apps(
         add_routes(apps.ops, [*ops.OPERATIONS, *internal])
         frame.install(apps.ops)
     frame.install(main)
+    for app in apps.all:
+        app.on_response_prepare.append(end_connection)
     ops.build_info(registry, service.name)
     apps.put(ops.REGISTRY, registry)
-    apps.put(DRAIN, Drain(delay=settings.drain_delay_seconds, limit=settings.drain_seconds))
+    drain = Drain(delay=settings.drain_delay_seconds, limit=settings.drain_seconds, refuse_new=frame.refuse_new)
+    apps.put(DRAIN, drain)
     apps.put(
         ops.OPENAPI,
         document(

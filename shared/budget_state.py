@@ -45,6 +45,7 @@ def token_key(identity: str, jti: str) -> str:
 
 # A state that no gateway has built yet gets the version alone, and goes again soon.
 _SET_BLOCK = """
+if ARGV[2] and (redis.call('HGET', KEYS[1], 'v') or '0') ~= ARGV[2] then return 0 end
 redis.call('HINCRBY', KEYS[1], 'v', 1)
 redis.call('HSET', KEYS[1], 'blk', ARGV[1])
 if redis.call('TTL', KEYS[1]) < 0 then redis.call('EXPIRE', KEYS[1], 172800) end
@@ -75,12 +76,26 @@ class UserState:
     reserved_nano: int
 
 
-async def set_block(client: Client, identity: str, block: Block) -> None:
+async def block_version(client: Client, identity: str) -> str:
+    """What a ``set_block`` can be bound to; each one changes it.
+
+    :raises RedisError:
+    """
+    reply: Any = client.hget(identity_key(identity), "v")
+    version: bytes | None = await reply
+    return version.decode() if version else "0"
+
+
+async def set_block(client: Client, identity: str, block: Block, *, version: str | None = None) -> bool:
     """Block (or admit again) an identity in all its service types: ``0``, ``blocked``, or ``revoked`` for a device.
 
+    :param version: of ``block_version``. Redis may run a call that was given up after a later one; bound to a version,
+        that does nothing.
+    :returns: whether it is set; False when another call came between.
     :raises RedisError: not known to be applied.
     """
-    await _eval(client, _SET_BLOCK, identity_key(identity), block)
+    bound = () if version is None else (version,)
+    return bool(await _eval(client, _SET_BLOCK, identity_key(identity), block, *bound))
 
 
 async def set_tier(client: Client, user_id: str, tier: str) -> None:

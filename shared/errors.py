@@ -2,7 +2,8 @@
 
     ServiceError
     ├── DependencyUnavailable      a dependency could not be asked: 503
-    ├── NotFound, MethodNotAllowed, PayloadTooLarge, BadRequest, Draining   (any service)
+    ├── Draining                   this process takes no more requests: 503
+    ├── NotFound, MethodNotAllowed, PayloadTooLarge, BadRequest   (any service)
     └── services.auth.errors, services.gateway.errors
 
 Each class owns its status, its stable code and a public default message; one middleware per service
@@ -55,6 +56,17 @@ class DependencyUnavailable(ServiceError):
         super().__init__("A dependency is unavailable. Try again soon.", retry_after=retry_after)
 
 
+class Draining(ServiceError):
+    """This process ends, and takes no more requests; another one does."""
+
+    status = 503
+    code = "temporarily_unavailable"
+    message = "The service is restarting. Try again."
+
+    def __init__(self) -> None:
+        super().__init__(retry_after=1)
+
+
 class BadRequest(ServiceError):
     status = 400
     code = "invalid_request"
@@ -77,9 +89,3 @@ class PayloadTooLarge(ServiceError):
     status = 413
     code = "request_too_large"
     message = "The request body is too large."
-
-
-class Draining(ServiceError):
-    status = 503
-    code = "temporarily_unavailable"
-    message = "This process is shutting down. Try again."

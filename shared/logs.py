@@ -14,6 +14,7 @@ import secrets
 import sys
 import traceback
 from contextvars import ContextVar
+from types import TracebackType
 from typing import Any
 
 import msgspec
@@ -25,7 +26,7 @@ request_id: ContextVar[str] = ContextVar("request_id")
 
 
 def configure(*, json: bool, level: str) -> None:
-    """Set up logging for this process; call once, at start."""
+    """Set up logging for this process, of what nobody catches too; call once, at start."""
     shared: list[Processor] = [
         _add_request_id,
         structlog.processors.add_log_level,
@@ -51,6 +52,7 @@ def configure(*, json: bool, level: str) -> None:
         )
     )
     logging.basicConfig(handlers=[handler], level=max(logging.getLevelName(level), logging.INFO), force=True)
+    sys.excepthook = _uncaught
 
 
 def _stack(exc_info: tuple[type[BaseException], BaseException, Any]) -> str:
@@ -97,7 +99,12 @@ def logger(name: str) -> Any:
     return structlog.get_logger(source=name)
 
 
-_log = logger("event loop")
+_log = logger("process")
+
+
+def _uncaught(_kind: type[BaseException], error: BaseException, _trace: TracebackType | None) -> None:
+    """Python's own hook writes an error's words."""
+    _log.critical("uncaught error", exc_info=error)
 
 
 def loop_error(_loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:

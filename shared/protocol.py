@@ -29,6 +29,11 @@ class Protocol(web.RequestHandler):
         super().__init__(server, **options)
         self._frame = frame
 
+    @property
+    def busy(self) -> bool:
+        """Whether a request runs, from its head to the last byte of its answer."""
+        return self._request_in_progress
+
     def log_exception(self, *args: Any, **options: Any) -> None:
         """Not for a body that turns out to be damaged after the answer: anybody could fill the log with it."""
         if not isinstance(options.get("exc_info"), web.RequestPayloadError):

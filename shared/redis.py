@@ -3,18 +3,28 @@
 from __future__ import annotations
 
 from typing import Any
+from urllib.parse import urlsplit
 
 from redis.asyncio import BlockingConnectionPool, Redis, RedisCluster
-from redis.asyncio.connection import AbstractConnection, ConnectionPool
+from redis.asyncio.connection import AbstractConnection, ConnectionPool, parse_url
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError, RedisError
 
-__all__ = ["CLUSTER_SCHEME", "Client", "RedisError", "connect", "harden"]
+__all__ = ["CLUSTER_SCHEME", "Client", "RedisError", "check_url", "connect", "harden"]
 
 CLUSTER_SCHEME = "redis+cluster://"
 
 Client = Redis
+
+
+def check_url(url: str) -> None:
+    """:raises ValueError: ``connect`` can't use it. The message may quote a part of it, so don't show it."""
+    url = url.replace(CLUSTER_SCHEME, "redis://", 1)
+    place = parse_url(url)
+    # a slash that a password has in the clear ends the authority before its "@"
+    if not ("host" in place or "path" in place) or "@" in "".join(urlsplit(url)[2:]):
+        raise ValueError("no host")
 
 
 def connect(url: str, *, timeout: float = 1.0, max_connections: int = 64) -> Client:

@@ -1,7 +1,9 @@
 """Runs one service in this process until a signal ends it: sites, ops port, drain.
 
 After SIGTERM or SIGINT: readiness says 503 at once; new requests are served for ``drain_delay`` seconds, so that
-balancers notice; then new requests get 503 and what runs may finish within ``drain_limit`` seconds.
+balancers notice, and answered 503 from then on, but for probes. The gateway lets its streams finish, the listeners
+close, and the requests that still run finish, all within ``drain_limit`` seconds. Every answer from the signal on ends
+its connection.
 """
 
 from __future__ import annotations
@@ -11,51 +13,66 @@ import contextlib
 import resource
 import signal
 import socket
-from collections.abc import Awaitable, Callable
+import time
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
 
 from aiohttp import web
 
 from shared import logs
-from shared.protocol import ServiceSite
+from shared.protocol import Protocol, ServiceSite
 
 _log = logs.logger("serve")
 
 #: Linux: how long sent data may stay unacknowledged before the connection counts as dead, in milliseconds. A client
 #: that takes nothing counts so too, hence more than the limit for slow clients (SLOW_CLIENT_SECONDS).
 USER_TIMEOUT_MS = 75_000
+#: How often a process that ends looks whether requests still run.
+POLL_SECONDS = 0.02
 
 
 @dataclass(slots=True)
 class Drain:
-    """Where a process is in its shutdown; readiness and the services' admission look here."""
+    """Where a process is in its shutdown; readiness looks here."""
 
     delay: float = 0.0
     limit: float = 60.0
     begun: bool = False
-    #: New requests are refused.
-    refusing: bool = False
-    #: Called when ``refusing`` begins, with the seconds that are left; returns when nothing runs any more.
+    #: Called when the delay is over.
+    refuse_new: Callable[[], None] = lambda: None
+    #: What the service does first, given the limit in seconds; new connections are still taken meanwhile.
     finish: Callable[[float], Awaitable[None]] | None = None
+    _left: float = 0.0
     _ended: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def run(self) -> None:
-        """The whole drain, once."""
+        """The service's part of the drain, once."""
         if self.begun:
             return
         self.begun = True
         _log.info("drain begun", delay_s=self.delay, limit_s=self.limit)
         await asyncio.sleep(self.delay)
-        self.refusing = True
+        self.refuse_new()
+        until = time.monotonic() + self.limit
         if self.finish is not None:
             await self.finish(self.limit)
+        self._left = max(0.0, until - time.monotonic())
         self._ended.set()
 
-    async def wait(self) -> None:
+    async def wait(self) -> float:
+        """Waits for the end of ``run``; how many seconds it has left of the limit."""
         await self._ended.wait()
+        return self._left
 
 
 DRAIN = web.AppKey("drain", Drain)
+
+
+async def end_connection(request: web.Request, response: web.StreamResponse) -> None:
+    """For ``on_response_prepare``: once the drain has begun, the client is to send its next request elsewhere."""
+    if request.app[DRAIN].begun:
+        response.headers["Connection"] = "close"
+        response.force_close()
 
 
 #: Makes the site of an app from its runner and its listening socket.
@@ -96,11 +113,30 @@ async def serve(main: Site, ops: Site | None, *, host: str, name: str, reuse_por
 
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, begin)
-        await drain.wait()
+        await _close(runners, await drain.wait())
     finally:
         for runner in runners:
             await runner.cleanup()
     _log.info("stopped", service=name)
+
+
+async def _close(runners: Iterable[web.AppRunner], seconds: float) -> None:
+    """Close the listeners, one after the other, and wait for the requests that run; those that take longer go on.
+
+    aiohttp's own shutdown would not read the rest of a body that is still coming.
+    """
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            for runner in runners:
+                for site in tuple(runner.sites):
+                    await site.stop()
+                await asyncio.sleep(0)  # a request that has just come in begins
+                while runner.server is not None and any(map(_busy, runner.server.connections)):  # noqa: ASYNC110
+                    await asyncio.sleep(POLL_SECONDS)
+
+
+def _busy(connection: web.RequestHandler) -> bool:
+    return isinstance(connection, Protocol) and connection.busy
 
 
 def _allow_descriptors() -> None:

@@ -8,13 +8,18 @@ stops the start with a line that names the variable.
 from __future__ import annotations
 
 import ipaddress
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import BeforeValidator, Field, SecretStr, ValidationError
+import psycopg2
+from psycopg2.extensions import parse_dsn
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError
+from pydantic_core import PydanticCustomError
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from shared import redis
 from shared.service_types import ConfigurationError, ServiceTypes, load
 
 
@@ -22,6 +27,32 @@ def _split(value: Any) -> Any:
     return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
 
 
+def _check_database_url(url: str) -> None:
+    """:raises ValueError: libpq can't use it, or reads a part of the password as something else."""
+    place = parse_dsn(url)
+    ports = place.get("port", "").split(",")
+    if not url.startswith(("postgresql://", "postgres://")) or "@" in place.get("host", "") + place.get("dbname", ""):
+        raise ValueError("not a URL")
+    if not all(port.isdecimal() for port in ports if port):
+        raise ValueError("not a port")
+
+
+def _secret_url(check: Callable[[str], None], forms: str) -> AfterValidator:
+    """What is wrong with the URL is not said: libraries quote it, and it holds a password."""
+
+    def checked(value: SecretStr) -> SecretStr:
+        try:
+            check(value.get_secret_value())
+        except (ValueError, psycopg2.Error):
+            reason = f"must be a {forms} URL; special characters of a password are percent-encoded"
+            raise PydanticCustomError("url", "{reason}", {"reason": reason}) from None
+        return value
+
+    return AfterValidator(checked)
+
+
+DatabaseUrl = Annotated[SecretStr, _secret_url(_check_database_url, "postgresql://")]
+RedisUrl = Annotated[SecretStr, _secret_url(redis.check_url, "redis://, rediss://, unix:// or redis+cluster://")]
 #: A comma-separated list.
 CommaSeparated = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)]
 Limit = Annotated[int, Field(ge=0)]
@@ -30,7 +61,9 @@ Limit = Annotated[int, Field(ge=0)]
 class Settings(BaseSettings):
     """What both services share."""
 
-    model_config = SettingsConfigDict(env_file=".env", extra="ignore", frozen=True, env_ignore_empty=True)
+    model_config = SettingsConfigDict(
+        env_file=".env", extra="ignore", frozen=True, env_ignore_empty=True, hide_input_in_errors=True
+    )
 
     #: Settings that production must give, and what development uses instead.
     development: ClassVar[dict[str, str]] = {"service_types": ""}
@@ -42,11 +75,11 @@ class Settings(BaseSettings):
         le=65535,
         description="Serves /metrics (port + worker index), and auth's /user and /admin, only here.",
     )
-    database_url: SecretStr = Field(
+    database_url: DatabaseUrl = Field(
         SecretStr("postgresql://litellm:litellm@localhost:5432/app_attest"), description="PostgreSQL."
     )
     database_pool_size: int = Field(10, ge=1, le=200, description="Connections of one process to PostgreSQL.")
-    redis_url: SecretStr = Field(
+    redis_url: RedisUrl = Field(
         SecretStr("redis://localhost:6379/0"),
         description="Redis or Valkey; redis+cluster:// for a Redis Cluster.",
     )
@@ -99,7 +132,7 @@ class Settings(BaseSettings):
 
         :raises ConfigurationError:
         """
-        missing = [name for name in self.needed() if getattr(self, name) in (None, (), "")]
+        missing = [name for name in self.needed() if _is_empty(getattr(self, name))]
         if missing and not self.mlpa_debug:
             raise ConfigurationError(
                 f"{missing[0].upper()} is not set; it has no default outside MLPA_DEBUG"
@@ -117,7 +150,11 @@ class Settings(BaseSettings):
         return ["service_types"]
 
     def _check_issuer(self) -> None:
-        parts = urlsplit(self.mlpa_issuer)
+        try:
+            parts = urlsplit(self.mlpa_issuer)
+            _ = parts.port
+        except ValueError:
+            raise ConfigurationError("MLPA_ISSUER is not a URL") from None
         if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
             raise ConfigurationError("MLPA_ISSUER must be an http(s) URL without query or fragment")
         if parts.scheme == "http" and not self.mlpa_debug and not _is_loopback(parts.hostname):
@@ -126,6 +163,12 @@ class Settings(BaseSettings):
     def load_service_types(self) -> ServiceTypes:
         """:raises ConfigurationError:"""
         return load(self.service_types, debug=self.mlpa_debug)
+
+
+def _is_empty(value: Any) -> bool:
+    """Nothing, or a list of nothings."""
+    text = value.get_secret_value() if isinstance(value, SecretStr) else value
+    return text in (None, ()) or (isinstance(text, str) and not text.strip(", "))
 
 
 def _first_fault(error: ValidationError) -> str:

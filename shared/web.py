@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import re
 import time
 import uuid
@@ -17,7 +18,15 @@ from aiohttp import web
 from aiohttp.typedefs import Handler
 
 from shared import logs
-from shared.errors import BadRequest, DependencyUnavailable, MethodNotAllowed, NotFound, PayloadTooLarge, ServiceError
+from shared.errors import (
+    BadRequest,
+    DependencyUnavailable,
+    Draining,
+    MethodNotAllowed,
+    NotFound,
+    PayloadTooLarge,
+    ServiceError,
+)
 from shared.metrics import Registry
 
 REQUEST_ID = web.RequestKey("request_id", str)
@@ -83,11 +92,15 @@ class Frame:
         endpoints: list[str],
         user_digest: logs.UserDigest,
         service_types: Iterable[str] = (),
+        probes: Iterable[str] = (),
     ) -> None:
         """
         :param endpoints: the route templates: the values of the label ``endpoint``, beside ``unmatched``.
         :param service_types: the values of the label ``service_type``, beside ``none``.
+        :param probes: those of the endpoints that are served to the end.
         """
+        self._probes = frozenset(probes)
+        self._draining = False
         self._service_types = tuple(service_types)
         self._render_error = render_error
         self._digest = user_digest
@@ -98,8 +111,14 @@ class Frame:
         for route in app.router.routes():
             if route.method in METHODS and route.method != "HEAD" and route.resource is not None:
                 self._metrics.preset(route.method, route.resource.canonical, self._service_types)
+        for method in (*METHODS, "other"):
+            self._metrics.preset(method, "unmatched", ())
         app.middlewares.append(self._middleware)
         app.on_response_prepare.append(self._add_headers)
+
+    def refuse_new(self) -> None:
+        """From now on requests are answered with ``Draining``, those of probes apart."""
+        self._draining = True
 
     async def _add_headers(self, request: web.Request, response: web.StreamResponse) -> None:
         headers = response.headers
@@ -123,7 +142,8 @@ class Frame:
         metrics.in_progress.inc(endpoint)
         status = CLIENT_CLOSED
         try:
-            response = await self._answer(request, handler)
+            refused = self._draining and endpoint not in self._probes
+            response = self._refuse(request, Draining()) if refused else await self._answer(request, handler)
             status = response.status
             return response
         finally:
@@ -193,13 +213,26 @@ def from_http(error: web.HTTPException) -> ServiceError:
 
 
 def source_address(request: web.Request, trusted_proxies: int) -> str:
-    """Who asked: the peer, or behind ``trusted_proxies`` proxies the address that the outermost trusted one saw."""
+    """Who asked: the peer, or behind ``trusted_proxies`` proxies the address that the outermost trusted one saw.
+
+    Always an address, or ``unknown``; the peer's when a proxy wrote something else.
+    """
     if trusted_proxies:
         hops = [hop.strip() for value in request.headers.getall("X-Forwarded-For", []) for hop in value.split(",")]
         hops = [hop for hop in hops if hop]
         if hops:
-            return _without_port(hops[-min(trusted_proxies, len(hops))])[:64]
+            address = _without_port(hops[-min(trusted_proxies, len(hops))])
+            if _is_address(address):
+                return address
     return request.remote or "unknown"
+
+
+def _is_address(text: str) -> bool:
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        return False
+    return "%" not in text  # what follows is a zone's name, which can be anything
 
 
 def _without_port(hop: str) -> str:

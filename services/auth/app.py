@@ -126,6 +126,8 @@ def build_app(settings: AuthSettings, *, registry: Registry | None = None) -> Ap
         if app is not None:
             app.middlewares.append(bodies.read_first)
     apps.put(keys.SETTINGS, settings)
+    if apps.ops is not None:  # no proxy stands before the ops port, whatever does before the other
+        apps.ops[keys.SETTINGS] = settings.model_copy(update={"trusted_proxies": 0})
     apps.put(keys.KEY_RING, prepared.key_ring)
     apps.put(keys.SCOPES, list(prepared.service_types.rows))
 
@@ -187,7 +189,6 @@ async def _open(
     ]
     apps.put(keys.CHALLENGES, challenges)
     apps.put(keys.LIMITS, limits)
-    apps.put(keys.ISSUER, issuer)
     apps.put(keys.ENROLMENT, Enrolment(database, challenges, prepared.policy, metrics))
     apps.put(keys.EXCHANGE, TokenExchange(credentials, prepared.service_types, users, issuer, limits, registry))
     apps.put(keys.REVOCATION, Revocation(issuer, database, changes))

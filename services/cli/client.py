@@ -10,11 +10,10 @@ from typing import Any, Self
 
 import aiohttp
 
+from services.auth.exchange.models import ACCESS_TOKEN_TYPE as ACCESS_TOKEN
+from services.auth.exchange.models import ASSERTION_TYPE as ASSERTION
+from services.auth.exchange.models import GRANT_TYPE
 from services.local.device import Device
-
-GRANT_TYPE = "urn:ietf:params:oauth:grant-type:token-exchange"
-ACCESS_TOKEN = "urn:ietf:params:oauth:token-type:access_token"  # noqa: S105  a name, not a secret
-ASSERTION = "urn:mozilla:params:oauth:token-type:app-attest-assertion"
 
 
 class RequestFailed(Exception):
@@ -64,14 +63,7 @@ class Client:
                 "scope": scope,
             }
         ).encode()
-        subject = {
-            "key_id_b64": device.key_id_b64,
-            "assertion_obj_b64": _base64(device.assert_(client_data)),
-            "client_data_b64": _base64(client_data),
-            "bundle_id": device.bundle_id,
-        }
-        encoded = base64.urlsafe_b64encode(json.dumps(subject).encode()).rstrip(b"=").decode()
-        return await self._exchange(encoded, ASSERTION, scope)
+        return await self._exchange(subject_token(device, client_data), ASSERTION, scope)
 
     async def exchange_fxa(self, fxa_token: str, scope: str) -> str:
         """An access token for an FxA account.
@@ -119,16 +111,22 @@ class Client:
         """:raises RequestFailed:"""
         return await self._ask("GET", f"{self._gateway}/v1/budget", headers=_bearer(token))
 
-    async def models(self, token: str) -> list[str]:
-        """:raises RequestFailed:"""
-        answer = await self._ask("GET", f"{self._gateway}/v1/models", headers=_bearer(token))
-        return [model["id"] for model in answer["data"]]
-
     async def _ask(self, method: str, url: str, **options: Any) -> dict[str, Any]:
         async with self._session.request(method, url, **options) as response:
             await _raise_for_error(response)
             answer: dict[str, Any] = await response.json()
             return answer
+
+
+def subject_token(device: Device, client_data: bytes) -> str:
+    """What a device shows to be exchanged: its assertion of the client data, with that data (JSON)."""
+    subject = {
+        "key_id_b64": device.key_id_b64,
+        "assertion_obj_b64": _base64(device.assert_(client_data)),
+        "client_data_b64": _base64(client_data),
+        "bundle_id": device.bundle_id,
+    }
+    return base64.urlsafe_b64encode(json.dumps(subject).encode()).rstrip(b"=").decode()
 
 
 async def _raise_for_error(response: aiohttp.ClientResponse) -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import csv
-import os
 from collections.abc import Coroutine
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any, TextIO, TypeVar
 
@@ -16,6 +16,7 @@ from services.auth.devices import importing
 from services.cli.client import Client, RequestFailed
 from services.cli.supervisor import RunningSystem
 from services.local.device import Device
+from services.local.files import write_private
 from services.local.pki import Pki
 from shared.postgres import Database, DatabaseUnavailable
 from shared.settings import Settings
@@ -45,10 +46,7 @@ class _Context:
 
     def save(self, device: Device) -> None:
         """Private to its owner; whole or not at all, since a lost counter is a lost device."""
-        fresh = self.device_path.with_suffix(".new")
-        with os.fdopen(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
-            file.write(device.to_json())
-        fresh.replace(self.device_path)
+        write_private(self.device_path, device.to_json())
 
     def run(self, coroutine: Coroutine[Any, Any, _T]) -> _T:
         try:
@@ -58,7 +56,7 @@ class _Context:
         except aiohttp.ClientError as error:
             raise click.ClickException(f"{error}; is the system running? (mlpa up)") from None
 
-    def client(self) -> Any:
+    def client(self) -> AbstractAsyncContextManager[Client]:
         return Client.open(auth_url=self.auth_url, gateway_url=self.gateway_url)
 
 
@@ -118,10 +116,9 @@ def enroll(context: _Context) -> None:
 async def _token(context: _Context, made: Device, scope: str) -> str:
     async with context.client() as client:
         try:
-            token: str = await client.exchange_device(made, scope)
+            return await client.exchange_device(made, scope)
         finally:
             context.save(made)
-    return token
 
 
 @device.command()

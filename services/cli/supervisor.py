@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Self
 
 from services.cli.console import Console, Step
+from services.local.files import write_private
 from services.local.process import Process, ProcessError, Program
 
 POLL_SECONDS = 0.05
@@ -28,7 +28,6 @@ class RunningSystem:
     gateway_url: str
     auth_url: str
     fxa_url: str  # without /v1
-    litellm_url: str
     database_url: str = field(repr=False)
     redis_url: str = field(repr=False)
     data: Path
@@ -37,9 +36,7 @@ class RunningSystem:
 
     def save(self) -> None:
         """Writes it into the data folder (mode 0600), for the commands that talk to a running system."""
-        path = self.data / STATE_FILE
-        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
-            json.dump(asdict(self), file, indent=1, default=str)
+        write_private(self.data / STATE_FILE, json.dumps(asdict(self), indent=1, default=str))
 
     def forget(self) -> None:
         (self.data / STATE_FILE).unlink(missing_ok=True)

@@ -24,6 +24,7 @@ from urllib.request import ProxyHandler, build_opener
 from services.cli.console import Console
 from services.cli.supervisor import Part, RunningSystem, Supervisor
 from services.local import litellm
+from services.local.files import write_private
 from services.local.litellm import LiteLLMServer
 from services.local.pki import Pki
 from services.local.postgres import PostgresServer
@@ -158,7 +159,7 @@ class LocalSystem:
         folder.mkdir(exist_ok=True, mode=0o700)
         pki, root = folder / "pki.json", folder / "root.pem"
         if not pki.exists():
-            _write_private(pki, Pki.create().to_json())
+            write_private(pki, Pki.create().to_json())
         root.write_bytes(Pki.from_json(pki.read_text()).root_pem)
         for log in (self.data / "logs").glob("*.log"):
             log.replace(log.with_suffix(".previous"))
@@ -263,7 +264,6 @@ class LocalSystem:
             gateway_url=urls["gateway"],
             auth_url=urls["auth"],
             fxa_url=urls["FxA"],
-            litellm_url=urls["LiteLLM"],
             database_url=database,
             redis_url=self._valkey.url,
             data=self.data,
@@ -331,16 +331,8 @@ def _load_secrets(path: Path) -> dict[str, str]:
     }
     if made.keys() - known.keys():
         known = made | known
-        _write_private(path, json.dumps(known, indent=1))
+        write_private(path, json.dumps(known, indent=1))
     return known
-
-
-def _write_private(path: Path, text: str) -> None:
-    """Writes a file that only its owner can read, whole or not at all."""
-    fresh = path.with_name(f".{path.name}.new")
-    with os.fdopen(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
-        file.write(text)
-    fresh.replace(path)
 
 
 def _failed_checks(url: str) -> list[str]:

@@ -9,6 +9,7 @@ import sys
 import time
 from types import FrameType
 
+from services.local.process import Program
 from shared import logs
 
 _INDEX = "MLPA_WORKER_INDEX"
@@ -36,7 +37,9 @@ def run(name: str, count: int) -> int:
     stopping = False
 
     def start(number: int) -> None:
-        command = [sys.executable, "-m", "services.cli.main", name]
+        # Guarded: a worker drains when this process is gone, whatever became of it
+        argv = (sys.executable, "-P", "-m", "services.cli.main", name)
+        command = Program(name, argv, death_signal=signal.SIGTERM).guarded()
         child = subprocess.Popen(command, env={**os.environ, _INDEX: str(number)})  # noqa: S603  our own command
         children[number] = (child, time.monotonic())
 

@@ -20,7 +20,6 @@ it can be anybody.
 from __future__ import annotations
 
 import asyncio
-import os
 import secrets
 import socket
 import struct
@@ -40,6 +39,8 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from jose import jwk, jws, jwt
 from jose.backends.base import Key
 from jose.exceptions import JOSEError
+
+from services.local.files import write_private
 
 DESKTOP_CLIENT_ID = "5882386c6d801776"
 DEFAULT_SCOPES = ("profile:uid",)
@@ -110,10 +111,7 @@ class KeyRing:
         if self._file is None:
             return
         self._file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        new = self._file.with_suffix(".new")
-        with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
-            file.write(msgspec.json.encode([(key.kid, key.pem) for key in self._keys]))
-        new.replace(self._file)
+        write_private(self._file, msgspec.json.encode([(key.kid, key.pem) for key in self._keys]).decode())
 
 
 class TokenOrder(msgspec.Struct, forbid_unknown_fields=True, frozen=True):

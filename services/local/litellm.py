@@ -11,9 +11,8 @@ import subprocess
 import sys
 import venv as virtual_environments
 from pathlib import Path
-from typing import Self
 
-from services.local.process import Process, ProcessError, Program, answers
+from services.local.process import Process, ProcessError, Program, Server, answers
 
 HERE = Path(__file__).parent
 CONFIG = HERE / "litellm.yaml"
@@ -79,8 +78,10 @@ def _fingerprint() -> str:
     return f"{sys.version_info.major}.{sys.version_info.minor} {hashlib.sha256(what).hexdigest()}\n"
 
 
-class LiteLLMServer:
+class LiteLLMServer(Server):
     """LiteLLM on 127.0.0.1 with the models of `config`, without a database: no customers, no virtual keys."""
+
+    ready_seconds = 90  # 4 s as a rule, the first time 9
 
     def __init__(
         self,
@@ -117,13 +118,6 @@ class LiteLLMServer:
         )
         self.process = Process(program, log or data.with_name(f"{data.name}.log"))
 
-    def __enter__(self) -> Self:
-        self.start()
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.stop()
-
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
@@ -131,28 +125,8 @@ class LiteLLMServer:
     def initialise(self) -> None:
         self.data.mkdir(parents=True, exist_ok=True, mode=0o700)
 
-    def start(self) -> None:
-        """Starts it and blocks until it answers: 4 s, the first time 9; ProcessError with the log's end if not."""
-        self.initialise()
-        self.process.start()
-        self.process.wait_ready(self.ready, timeout=90)
-
     def ready(self) -> bool:
-        """Whether it answers."""
         return answers(f"{self.url}/health/liveliness")
-
-    def stop(self) -> None:
-        self.process.stop()
-
-    def kill(self) -> None:
-        self.process.kill()
-
-    def pause(self) -> None:
-        """Connections stay open and hang, and so do new ones."""
-        self.process.pause()
-
-    def resume(self) -> None:
-        self.process.resume()
 
 
 def main(folder: Path) -> None:

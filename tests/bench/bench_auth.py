@@ -20,7 +20,7 @@ from services.auth.settings import AuthSettings
 from services.auth.tokens.issuer import Issuer
 from services.auth.tokens.keys import KeyRing as SigningKeys
 from services.auth.tokens.keys import create_key
-from services.cli.client import ACCESS_TOKEN, ASSERTION, GRANT_TYPE
+from services.cli.client import ACCESS_TOKEN, ASSERTION, GRANT_TYPE, subject_token
 from services.gateway.tokens.keyset import KeySet
 from services.gateway.tokens.verifier import TokenVerifier
 from services.local.device import Device
@@ -138,18 +138,11 @@ async def _challenge(client: aiohttp.ClientSession, device: Device) -> str:
 async def _assertion(client: aiohttp.ClientSession, device: Device) -> str:
     challenge = await _challenge(client, device)
     signed = {"typ": "mlpa-token-exchange", "aud": ISSUER, "challenge": challenge, "scope": "ai"}
-    client_data = json.dumps(signed).encode()
-    subject = {
-        "key_id_b64": device.key_id_b64,
-        "assertion_obj_b64": base64.b64encode(device.assert_(client_data)).decode(),
-        "client_data_b64": base64.b64encode(client_data).decode(),
-        "bundle_id": device.bundle_id,
-    }
-    return base64.urlsafe_b64encode(json.dumps(subject).encode()).rstrip(b"=").decode()
+    return subject_token(device, json.dumps(signed).encode())
 
 
-def _form(subject_token: str, kind: str) -> dict[str, str]:
-    return {"grant_type": GRANT_TYPE, "subject_token": subject_token, "subject_token_type": kind, "scope": "ai"}
+def _form(subject: str, kind: str) -> dict[str, str]:
+    return {"grant_type": GRANT_TYPE, "subject_token": subject, "subject_token_type": kind, "scope": "ai"}
 
 
 async def _load(server: ServerThread, client: aiohttp.ClientSession, forms: list[list[dict[str, str]]]) -> float:

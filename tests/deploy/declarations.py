@@ -21,7 +21,7 @@ from shared.app import Apps
 from shared.metrics import LATENCY_BUCKETS, Counter, Gauge, Histogram, Registry
 
 ROOT = Path(__file__).parents[2]
-LEVELS = ("debug", "info", "warning", "error", "exception")
+LEVELS = ("debug", "info", "warning", "error", "exception", "critical")
 
 
 @dataclass(frozen=True, slots=True)

@@ -66,3 +66,25 @@ def test_an_error_is_logged_by_its_kind_and_stack_without_its_words() -> None:
     assert callback["exception"].endswith("builtins.ValueError")
     assert task["exception"].endswith("builtins.RuntimeError")
     assert own["exception"].endswith("builtins.RuntimeError")
+
+
+#: A start that fails, with words that quote what nobody may read.
+FAILING = """
+from shared import logs
+
+logs.configure(json=True, level="ERROR")
+canary = "-".join(["canary", "4b81ce"])
+try:
+    int(canary)
+except ValueError as error:
+    raise RuntimeError(canary) from error
+"""
+
+
+def test_an_error_that_nobody_catches_ends_the_process_without_its_words() -> None:
+    done = subprocess.run([sys.executable, "-c", FAILING], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "canary-4b81ce" not in done.stdout + done.stderr
+    line = json.loads(done.stdout)
+    assert line["event"] == "uncaught error"
+    assert line["exception"].endswith("builtins.RuntimeError")

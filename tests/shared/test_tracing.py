@@ -166,7 +166,7 @@ def test_without_the_packages_the_start_fails_and_names_the_extra() -> None:
     assert "mlpa[tracing]" in ended.stderr
 
 
-def test_off_nothing_of_opentelemetry_is_imported() -> None:
-    program = "import sys, shared.app; print([n for n in sys.modules if 'opentelemetry' in n])"
+def test_off_it_imports_nothing_of_opentelemetry() -> None:
+    program = "import sys, shared.tracing; print([n for n in sys.modules if 'opentelemetry' in n])"
     ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert ended.stdout.strip() == "[]"

@@ -15,7 +15,7 @@ from urllib.parse import quote
 
 import aiohttp
 
-from services.cli.client import ACCESS_TOKEN, ASSERTION, GRANT_TYPE
+from services.cli.client import ACCESS_TOKEN, ASSERTION, GRANT_TYPE, subject_token
 from services.local.device import Device
 from tests.system.harness import BUNDLE_ID, SECRETS, TEAM, System
 
@@ -155,14 +155,7 @@ class Caller:
     def assertion(self, device: Device, challenge: str, scope: str = "ai", **changes: Any) -> str:
         """The subject_token that a device makes; ``changes`` are laid over what it signs."""
         meant = {"typ": "mlpa-token-exchange", "aud": self.system.issuer, "challenge": challenge, "scope": scope}
-        client_data = json.dumps({**meant, **changes}).encode()
-        subject = {
-            "key_id_b64": device.key_id_b64,
-            "assertion_obj_b64": base64.b64encode(device.assert_(client_data)).decode(),
-            "client_data_b64": base64.b64encode(client_data).decode(),
-            "bundle_id": device.bundle_id,
-        }
-        return base64.urlsafe_b64encode(json.dumps(subject).encode()).rstrip(b"=").decode()
+        return subject_token(device, json.dumps({**meant, **changes}).encode())
 
     # --- the gateway
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -10,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.system.clients import Caller
-from tests.system.harness import System, make_template
+from tests.system.harness import System, make_template, running_system
 
 #: Texts that are printed at the end of the run: ``(title, lines)``.
 TABLES: list[tuple[str, list[str]]] = []
@@ -34,10 +33,8 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def system(tmp_path_factory: pytest.TempPathFactory, template: Path) -> Iterator[System]:
     """A whole system that all tests share: each leaves every part running as it found it."""
-    whole = System(tmp_path_factory.mktemp("system") / "shared", template)
-    asyncio.run(whole.start())
-    yield whole
-    whole.stop()
+    with running_system(tmp_path_factory.mktemp("system") / "shared", template) as whole:
+        yield whole
 
 
 @pytest.fixture

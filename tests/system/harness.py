@@ -6,13 +6,13 @@ Everything logs at DEBUG into files. Every secret is a canary: a text that stand
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import os
 import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -267,6 +267,17 @@ class System:
         return self.folder / "logs" / f"{name}.log"
 
 
+@contextmanager
+def running_system(folder: Path, template: Path, **options: Any) -> Iterator[System]:
+    """A system from start to stop, for fixtures that many tests share; ``options`` as of ``System``."""
+    whole = System(folder, template, **options)
+    asyncio.run(whole.start())
+    try:
+        yield whole
+    finally:
+        whole.stop()
+
+
 def query(url: str, statement: str, **parameters: Any) -> list[tuple[Any, ...]]:
     connection = psycopg2.connect(url)
     try:
@@ -285,11 +296,6 @@ def make_template(folder: Path) -> Path:
         migrate.upgrade(server.create_database(TEMPLATE))
         server.create_database(DATABASE, template=TEMPLATE)
     return server.data
-
-
-def key_digest(key: str) -> str:
-    """As in MLPA_ADMIN_KEYS."""
-    return hashlib.sha256(key.encode()).hexdigest()
 
 
 def remove(folders: Sequence[Path]) -> None:

@@ -15,7 +15,7 @@ from services.auth.tokens.issuer import Issuer
 from services.auth.tokens.keys import KeyRing, create_key
 from tests.system.clients import Caller, SeenStream
 from tests.system.credentials import revoke_device, sign_in
-from tests.system.harness import System
+from tests.system.harness import System, running_system
 
 #: How long a stream may go on without its right, and what a busy machine may add, in seconds.
 LIMIT, SLACK = 10.0, 2.0
@@ -26,10 +26,8 @@ _LONG: list[tuple[str, Any]] = [("send", _PIECE), ("sleep", 0.1)] * 300
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory: pytest.TempPathFactory, template: Path) -> Iterator[System]:
     """A system of two gateways."""
-    whole = System(tmp_path_factory.mktemp("tokens") / "pair", template, gateways=2)
-    asyncio.run(whole.start())
-    yield whole
-    whole.stop()
+    with running_system(tmp_path_factory.mktemp("tokens") / "pair", template, gateways=2) as whole:
+        yield whole
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ import pytest
 
 from tests.system.clients import Caller, SeenStream
 from tests.system.conftest import FULL
-from tests.system.harness import ROOT, SERVICE_TYPES, System
+from tests.system.harness import ROOT, SERVICE_TYPES, System, running_system
 
 #: The release that is deployed while this one rolls out: the revision to move with every release. MLPA_PREVIOUS names
 #: a checkout of another.
@@ -57,17 +57,10 @@ def mixed(
     """An auth and two gateways on the newest schema; one of the three is of the release before."""
     folder = tmp_path_factory.mktemp("upgrade")
     (folder / "types.toml").write_text(SERVICE_TYPES + SMALL)
-    whole = System(
-        folder / "system",
-        template,
-        gateways=2,
-        environment={"SERVICE_TYPES": str(folder / "types.toml")},
-        trees={request.param: previous},
-    )
-    asyncio.run(whole.start())
-    assert f"PYTHONPATH={previous}" in Path(f"/proc/{whole.parts[request.param].process.pid}/environ").read_text()
-    yield whole
-    whole.stop()
+    environment, trees = {"SERVICE_TYPES": str(folder / "types.toml")}, {request.param: previous}
+    with running_system(folder / "system", template, gateways=2, environment=environment, trees=trees) as whole:
+        assert f"PYTHONPATH={previous}" in Path(f"/proc/{whole.parts[request.param].process.pid}/environ").read_text()
+        yield whole
 
 
 @pytest.fixture

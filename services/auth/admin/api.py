@@ -23,12 +23,14 @@ from services.auth.audit.storage import Actor
 from services.auth.errors import Forbidden, InvalidRequest, Unauthorized
 from services.auth.models import ErrorBody
 from services.auth.users.admin import UserAdmin
-from shared import strict_json
+from shared import logs, strict_json
 from shared.openapi import Answer, Body, Operation, Parameter
 from shared.web import USER_ID, source_address
 
 _REALM = 'Bearer realm="mlpa"'
 _MOST = 200
+
+_log = logs.logger("users")
 
 
 def require_key(request: web.Request) -> AdminKey:
@@ -41,6 +43,9 @@ def require_key(request: web.Request) -> AdminKey:
     scheme, _, secret = given[0].partition(" ")
     key = request.app[keys.ADMIN_KEYS].find(secret.strip()) if scheme.lower() == "bearer" and len(given) == 1 else None
     if key is None:
+        # Not limited: to turn wrong keys away and not the right one stops no guessing, and to turn that away too would
+        # let anybody lock the operators out. A key is long and random, or is warned of.
+        _log.warning("admin key refused")
         raise Unauthorized("The key is wrong.", headers={"WWW-Authenticate": f'{_REALM}, error="invalid_token"'})
     return key
 

@@ -65,7 +65,7 @@ async def open_admin(
     gateways = Gateways(session, settings.gateway_url, settings.gateway_metrics_urls)
     await stack.enter_async_context(usage.running())
     apps.put(keys.DATABASE, database)
-    apps.put(keys.SESSIONS, Sessions(redis, apps.main[keys.ADMIN_KEYS]))
+    apps.put(keys.SESSIONS, Sessions(redis, apps.main[keys.ADMIN_KEYS], settings.challenge_secrets()))
     apps.put(keys.SPENDING, spending)
     apps.put(keys.USER_ADMIN, users)
     apps.put(keys.DEVICE_ADMIN, DeviceAdmin(database, changes))

@@ -32,5 +32,6 @@ def check(request: web.Request, given: str, expected: str) -> None:
     # Sec-Fetch-Site can't be forged by a page; old browsers don't send it
     if request.headers.get("Sec-Fetch-Site", "same-origin") not in ("same-origin", "none"):
         raise ForeignForm
-    if not expected or not hmac.compare_digest(given.encode(errors="replace"), expected.encode()):
+    # "replace": a cookie may hold bytes that are no UTF-8
+    if not expected or not hmac.compare_digest(given.encode(errors="replace"), expected.encode(errors="replace")):
         raise ForeignForm

@@ -12,9 +12,15 @@ from typing import Literal, get_args
 from pydantic import SecretStr
 
 from services.auth.settings import AuthSettings
+from shared import logs
 from shared.service_types import ConfigurationError
 
+_log = logs.logger("users")
+
 Role = Literal["admin", "viewer"]
+
+#: Characters of a key in the clear that nobody guesses.
+LONG_ENOUGH = 16
 
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _DIGEST = re.compile(r"[0-9a-fA-F]{64}")
@@ -49,10 +55,16 @@ class AdminKeys:
             for number, entry in enumerate(settings.mlpa_admin_keys.get_secret_value().split(","), start=1):
                 if entry.strip():
                     found.append(("MLPA_ADMIN_KEYS", _parse(entry.strip(), number)))
-        if settings.mlpa_admin_key is not None:
-            found.append(("MLPA_ADMIN_KEY", AdminKey("admin", "admin", _digest(settings.mlpa_admin_key))))
-        if settings.mlpa_ui_access_key is not None:
-            found.append(("MLPA_UI_ACCESS_KEY", AdminKey("ui", "viewer", _digest(settings.mlpa_ui_access_key))))
+        in_the_clear: list[tuple[str, str, Role, SecretStr | None]] = [
+            ("MLPA_ADMIN_KEY", "admin", "admin", settings.mlpa_admin_key),
+            ("MLPA_UI_ACCESS_KEY", "ui", "viewer", settings.mlpa_ui_access_key),
+        ]
+        for variable, name, role, secret in in_the_clear:
+            if secret is not None:
+                if len(secret) < LONG_ENOUGH and not settings.mlpa_debug:
+                    _log.warning("an admin key is short", setting=variable, characters_wanted=LONG_ENOUGH)
+                digest = hashlib.sha256(secret.get_secret_value().encode()).digest()
+                found.append((variable, AdminKey(name, role, digest)))
         names: set[str] = set()
         digests: set[bytes] = set()
         for variable, key in found:
@@ -69,14 +81,15 @@ class AdminKeys:
 
     def find(self, secret: str) -> AdminKey | None:
         """The key that somebody presents; takes the same time whether and wherever it is found."""
-        return self.find_digest(hashlib.sha256(secret.encode(errors="surrogatepass")).digest())
-
-    def find_digest(self, digest: bytes) -> AdminKey | None:
+        digest = hashlib.sha256(secret.encode(errors="surrogatepass")).digest()
         found = None
         for key in self._keys:
             if hmac.compare_digest(key.digest, digest):
                 found = key
         return found
+
+    def named(self, name: str) -> AdminKey | None:
+        return next((key for key in self._keys if key.name == name), None)
 
 
 def _parse(entry: str, number: int) -> AdminKey:
@@ -90,7 +103,3 @@ def _parse(entry: str, number: int) -> AdminKey:
     if not _DIGEST.fullmatch(digest):
         raise ConfigurationError(f"MLPA_ADMIN_KEYS: entry {number} must end in a SHA-256 digest, 64 hex characters")
     return AdminKey(name, "admin" if role == "admin" else "viewer", bytes.fromhex(digest))
-
-
-def _digest(secret: SecretStr) -> bytes:
-    return hashlib.sha256(secret.get_secret_value().encode()).digest()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Awaitable, Callable, Mapping
 from functools import wraps
 from pathlib import Path
@@ -19,6 +20,7 @@ from services.auth.admin.sessions import Flash, Session, Tone
 from services.auth.audit.storage import Actor
 from services.auth.errors import Forbidden, InvalidRequest
 from services.auth.exchange.views import read_form
+from services.auth.users.changes import NotInRedisYet
 from shared.errors import DependencyUnavailable, ServiceError
 from shared.ops import VERSION
 from shared.web import REQUEST_ID, source_address
@@ -114,8 +116,12 @@ def redirect(path: str) -> web.Response:
 
 
 async def done(request: web.Request, session: Session, path: str, text: str, tone: Tone = "success") -> web.Response:
-    """After a change: the page that shows it (Post/Redirect/Get), and what it says."""
-    await request.app[keys.SESSIONS].say(session, Flash(text, tone))
+    """After a change: the page that shows it (Post/Redirect/Get), and what it says.
+
+    Without Redis that is left unsaid; the change has happened all the same.
+    """
+    with contextlib.suppress(DependencyUnavailable):
+        await request.app[keys.SESSIONS].say(session, Flash(text, tone))
     return redirect(path)
 
 
@@ -167,6 +173,7 @@ def render_error(request: web.Request | None, error: ServiceError) -> web.Respon
         message=error.message,
         dependency=error.dependency if isinstance(error, DependencyUnavailable) else None,
         change=request.method == "POST",
+        recorded=isinstance(error, NotInRedisYet),
         request_id=request.get(REQUEST_ID, ""),
     )
     response.headers.update(error.headers)

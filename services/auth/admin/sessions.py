@@ -1,11 +1,15 @@
-"""Sessions of the console, in Redis under a digest of their id, so that who reads Redis can't take one over."""
+"""Sessions of the console, in Redis under a digest of their id, and signed.
+
+Who reads Redis can't take one over, and who writes to it can't make one, nor make one last or belong to another key.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import hmac
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -14,9 +18,12 @@ import msgspec
 from services.auth.admin.keys import AdminKey, AdminKeys
 from shared.errors import DependencyUnavailable
 from shared.redis import Client, RedisError
+from shared.tokens import CLOCK_SKEW
 
 IDLE_SECONDS = 30 * 60
 ABSOLUTE_SECONDS = 12 * 3600
+
+_MAC_BYTES = 32
 
 Tone = Literal["success", "warning"]
 
@@ -26,6 +33,14 @@ class Flash(msgspec.Struct, frozen=True):
 
     text: str
     tone: Tone = "success"
+
+
+class _Held(msgspec.Struct, array_like=True, forbid_unknown_fields=True, frozen=True):
+    """What Redis keeps, behind its MAC. The role is not in it: that is the configuration's to say, at every request."""
+
+    name: str
+    born: int
+    csrf: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,18 +59,28 @@ class Sessions:
     Every method raises ``DependencyUnavailable`` when Redis can't be asked.
     """
 
-    def __init__(self, redis: Client, admin_keys: AdminKeys, *, clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self,
+        redis: Client,
+        admin_keys: AdminKeys,
+        challenge_secrets: Sequence[bytes],
+        *,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        """:param challenge_secrets: sessions are signed with a key made of the first; those of all are good."""
         self._redis = redis
         self._keys = admin_keys
+        self._secrets = [hmac.digest(secret, b"console session", "sha256") for secret in challenge_secrets]
         self._clock = clock
 
     async def begin(self, key: AdminKey) -> Session:
         session = Session(secrets.token_urlsafe(32), key, secrets.token_urlsafe(32), None)
         name = _name(session.id)
-        fields: dict[Any, Any] = {"key": key.digest.hex(), "csrf": session.csrf, "born": int(self._clock())}
+        held = msgspec.msgpack.encode(_Held(key.name, int(self._clock()), session.csrf))
+        signed = _mac(self._secrets[0], session.id, key, held) + held
         try:
             async with self._redis.pipeline(transaction=True) as pipeline:
-                pipeline.hset(name, mapping=fields)
+                pipeline.hset(name, "signed", signed)
                 pipeline.expire(name, IDLE_SECONDS)
                 await pipeline.execute()
         except RedisError as error:
@@ -77,15 +102,29 @@ class Sessions:
                 replies: Any = await pipeline.execute()
         except RedisError as error:
             raise DependencyUnavailable("redis") from error
-        fields = {field.decode(): value.decode() for field, value in replies[0].items()}
-        if not {"key", "csrf", "born"} <= fields.keys():
+        fields: dict[bytes, bytes] = replies[0]
+        if not fields:
             return None
-        key = self._keys.find_digest(bytes.fromhex(fields["key"]))
-        if key is None or int(fields["born"]) + ABSOLUTE_SECONDS <= self._clock():
+        session = self._open(session_id, fields)
+        if session is None:
             await self.end(session_id)
+        return session
+
+    def _open(self, session_id: str, fields: dict[bytes, bytes]) -> Session | None:
+        signed = fields.get(b"signed", b"")
+        mac, raw = signed[:_MAC_BYTES], signed[_MAC_BYTES:]
+        try:
+            held = msgspec.msgpack.decode(raw, type=_Held)
+            flash = msgspec.json.decode(fields[b"flash"], type=Flash) if b"flash" in fields else None
+        except ValueError:
             return None
-        flash = msgspec.json.decode(fields["flash"], type=Flash) if "flash" in fields else None
-        return Session(session_id, key, fields["csrf"], flash)
+        key = self._keys.named(held.name)
+        if key is None:
+            return None
+        ours = any(hmac.compare_digest(mac, _mac(secret, session_id, key, raw)) for secret in self._secrets)
+        if not ours or not -CLOCK_SKEW <= self._clock() - held.born < ABSOLUTE_SECONDS:
+            return None
+        return Session(session_id, key, held.csrf, flash)
 
     async def say(self, session: Session, flash: Flash) -> None:
         """Have the next page say something."""
@@ -103,4 +142,13 @@ class Sessions:
 
 
 def _name(session_id: str) -> str:
-    return f"mlpa:session:{hashlib.sha256(session_id.encode(errors='replace')).hexdigest()}"
+    return f"mlpa:session:{_digest(session_id).hex()}"
+
+
+def _mac(secret: bytes, session_id: str, key: AdminKey, held: bytes) -> bytes:
+    """Bound to the id, so that a copy under another is none, and to the key, so that a new one of its name ends it."""
+    return hmac.digest(secret, _digest(session_id) + key.digest + held, "sha256")
+
+
+def _digest(session_id: str) -> bytes:
+    return hashlib.sha256(session_id.encode(errors="replace")).digest()

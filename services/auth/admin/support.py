@@ -29,9 +29,7 @@ def refusals(user: User, tier: ServiceType | None, rates: Rates | None, now: dat
     if row.blocked_at is not None:
         found.append(Refusal("user_blocked", "The identity is blocked, in all its service types."))
     if row.device_revoked_at is not None:
-        found.append(
-            Refusal("invalid_token", "The device is revoked. That can't be undone; it has to enrol a new key.")
-        )
+        found.append(Refusal("user_blocked", "The device is revoked. That can't be undone; it has to enrol a new key."))
     if tier is None:
         return [*found, Refusal("invalid_scope", "There is no such service type any more.")]
     left = duration(spent.resets_at - now.timestamp())

@@ -25,6 +25,9 @@ from services.auth.devices.metrics import DeviceMetrics
 from services.auth.errors import AccessDenied, AttestationRejected, AuthError, InvalidRequest
 from shared.postgres import Database
 
+#: More than any challenge has, so that what is none of ours is refused as that.
+MAX_CHALLENGE_BYTES = 1024
+
 
 @dataclass(frozen=True, slots=True)
 class EnrolmentClaims:
@@ -34,6 +37,10 @@ class EnrolmentClaims:
     challenge_b64: str
     attestation_obj_b64: str
     bundle_id: str
+
+
+#: More than any challenge, so that what is none of ours is refused as that.
+MAX_CHALLENGE_BYTES = 1024
 
 
 class Enrolment:
@@ -76,7 +83,7 @@ class Enrolment:
         try:
             key_id = canonical_key_id(claims.key_id_b64)
             attestation_obj = decode_base64(claims.attestation_obj_b64, max_bytes=MAX_ATTESTATION_BYTES)
-            challenge = decode_base64(claims.challenge_b64, max_bytes=64)
+            challenge = decode_base64(claims.challenge_b64, max_bytes=MAX_CHALLENGE_BYTES)
         except AppAttestError as error:
             raise InvalidRequest("key_id_b64, challenge_b64 or attestation_obj_b64 is not valid base64.") from error
         self._check_challenge(challenge, key_id)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -15,7 +16,8 @@ Source = Literal["cache", "local", "remote"]
 
 # The shapes that FxA gives these; anything else is not FxA's. One spelling of each: a second spelling of a uid
 # would be a second user. (``\Z``: a ``$`` would let a trailing newline through.)
-Uid = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{32}\Z")]
+UID = re.compile(r"[0-9a-f]{32}")
+Uid = Annotated[str, msgspec.Meta(pattern=rf"^{UID.pattern}\Z")]
 ClientId = Annotated[str, msgspec.Meta(pattern=r"^[0-9A-Za-z_-]{1,64}\Z")]
 #: RFC 6749 section 3.3.
 Scope = Annotated[str, msgspec.Meta(pattern=r"^[\x21\x23-\x5B\x5D-\x7E]{1,512}\Z")]

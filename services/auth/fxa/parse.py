@@ -85,7 +85,7 @@ _claims = msgspec.json.Decoder(Claims)
 def parse(token: str, *, issuer: str, now: float, skew: float) -> OpaqueToken | JwtToken:
     """The token, if it can be one of FxA's at all.
 
-    :param skew: how far FxA's clock and ours may be apart, in seconds.
+    :param skew: how far FxA's clock may be ahead of ours, in seconds. None is allowed for the expiry.
     :raises InvalidFxAToken: a JWT's claims are judged too, since a token that is refused on its own words needs no
         key: issuer, times, subject, client id and scope.
     """
@@ -102,7 +102,7 @@ def parse(token: str, *, issuer: str, now: float, skew: float) -> OpaqueToken | 
         raise InvalidFxAToken("not base64url")
     if claims.iss != issuer:
         raise InvalidFxAToken("another issuer")
-    if claims.exp + skew <= now:
+    if claims.exp <= now:
         raise InvalidFxAToken("expired")
     if max(claims.iat, claims.nbf) - skew > now:
         raise InvalidFxAToken("not valid yet")

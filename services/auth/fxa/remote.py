@@ -14,7 +14,7 @@ from services.auth.fxa.breaker import Breaker, BreakerOpen
 from services.auth.fxa.errors import InvalidFxAToken
 from services.auth.fxa.http import Answer, FxAClient, NoAnswer
 from services.auth.fxa.metrics import FxAMetrics
-from services.auth.fxa.models import ClientId, FxAIdentity, Scope, Uid
+from services.auth.fxa.models import UID, ClientId, FxAIdentity, Scope
 from services.auth.fxa.parse import OpaqueToken
 from shared.errors import DependencyUnavailable
 
@@ -23,7 +23,7 @@ REFUSALS = {108: "unknown to FxA", 109: "not a token to FxA", 115: "expired"}
 
 
 class _Verified(msgspec.Struct, frozen=True):
-    user: Uid
+    user: str
     client_id: ClientId
     scope: Annotated[list[Scope], msgspec.Meta(max_length=256)]
 
@@ -91,12 +91,14 @@ class RemoteVerifier:
 
 def _identity(answer: Answer) -> FxAIdentity:
     """
-    :raises InvalidFxAToken: status 400 with one of FxA's error numbers for a bad token.
+    :raises InvalidFxAToken: status 400 with one of FxA's error numbers for a bad token, or a uid that is none.
     :raises NoAnswer: whatever else is not a verified identity.
     """
     try:
         if answer.status == HTTPStatus.OK:
             verified = msgspec.json.decode(answer.body, type=_Verified)
+            if not UID.fullmatch(verified.user):
+                raise InvalidFxAToken("not a uid", source="remote")
             return FxAIdentity(verified.user, verified.client_id, tuple(verified.scope), None, "remote")
         if answer.status == HTTPStatus.BAD_REQUEST:
             refusal = REFUSALS.get(msgspec.json.decode(answer.body, type=_Error).errno)

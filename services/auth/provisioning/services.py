@@ -73,7 +73,7 @@ class Provisioner:
         self._fault: str | None = None
         self._swept_to = ""
 
-    def entered(self, user_id: str, _row: ServiceType | None = None) -> None:
+    def entered(self, user_id: str) -> None:
         """A user got in. Takes a microsecond, and raises nothing."""
         if user_id not in self._done and user_id not in self._waiting:
             self._queue(user_id)

@@ -7,7 +7,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 
 from services.auth import pagination
@@ -237,9 +237,7 @@ def _position(cursor: str | None) -> tuple[tuple[str, str] | None, bool]:
 
 def _time(text: str) -> str:
     try:
-        moment = datetime.fromisoformat(text)
-    except ValueError as error:
+        # in UTC, since Python reads offsets that PostgreSQL refuses
+        return datetime.fromisoformat(text).astimezone(UTC).isoformat()
+    except (ValueError, OverflowError) as error:
         raise InvalidRequest("cursor is not one that a page gave.") from error
-    if moment.tzinfo is None:
-        raise InvalidRequest("cursor is not one that a page gave.")
-    return moment.isoformat()

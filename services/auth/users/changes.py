@@ -47,6 +47,13 @@ _TIERS = Query.text("select user_id, budget_tier from users where identity = :id
 _log = logs.logger("changes")
 
 
+class NotInRedisYet(DependencyUnavailable):
+    """PostgreSQL took the decision, Redis has not."""
+
+    def __init__(self) -> None:
+        super().__init__("redis")
+
+
 class Changes:
     def __init__(self, database: Database, redis: Client, registry: Registry, *, every: float = 1.0) -> None:
         """:param every: seconds between two looks at what Redis has missed."""
@@ -75,7 +82,8 @@ class Changes:
     async def apply(self, identity: str) -> None:
         """Bring Redis up to PostgreSQL's truth about an identity: its standing, tiers and revoked tokens.
 
-        :raises DependencyUnavailable: tried again in the background.
+        :raises NotInRedisYet: tried again in the background.
+        :raises DatabaseUnavailable: so is this.
         """
         async with self._database.transaction() as transaction:
             await transaction.fetch(_LOCK, identity=identity)
@@ -88,7 +96,7 @@ class Changes:
             try:
                 await self._write(identity, standing, revoked, tiers, deleted)
             except RedisError as error:
-                raise DependencyUnavailable("redis") from error
+                raise NotInRedisYet from error
             await transaction.execute(_DONE, identity=identity, id=taken["id"])
 
     async def _write(
@@ -99,7 +107,12 @@ class Changes:
         tiers: dict[str, str],
         deleted: dict[str, str],
     ) -> None:
-        await budget_state.set_block(self._redis, identity, standing.value)
+        """
+        :raises RedisError: :raises NotInRedisYet:
+        """
+        version = await budget_state.block_version(self._redis, identity)
+        if not await budget_state.set_block(self._redis, identity, standing.value, version=version):
+            raise NotInRedisYet  # one that was given up came between: once more
         async with self._redis.pipeline(transaction=False) as pipeline:  # a user may have revoked thousands
             for row in revoked:
                 await budget_state.revoke_token(pipeline, identity, row["jti"], row["expires_at"])

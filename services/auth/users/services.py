@@ -40,7 +40,7 @@ class Users:
         )
         self._fallbacks.preset("redis")
         #: Called for each user that entered; the provisioning of LiteLLM listens here.
-        self.on_entry: Callable[[str, ServiceType], None] | None = None
+        self.on_entry: Callable[[str], None] | None = None
 
     async def enter(self, identity: str, row: ServiceType) -> None:
         """
@@ -65,7 +65,7 @@ class Users:
         if len(self._seen) < _SEEN_AT_MOST:
             self._seen.add(user)
         if self.on_entry is not None:
-            self.on_entry(user, row)
+            self.on_entry(user)
 
     async def _remembered(self, identity: str, service_type: str) -> Known | None:
         try:

@@ -237,7 +237,6 @@ def test_a_running_system_is_found_by_other_commands_until_it_ends(tmp_path: Pat
         gateway_url="http://g",
         auth_url="http://a",
         fxa_url="http://f",
-        litellm_url="http://l",
         database_url="postgresql://d",
         redis_url="redis://r",
         data=tmp_path,

@@ -83,7 +83,12 @@ class AppAttestCredential:
         self._check_challenge(challenge, key_id)
 
         device = await storage.find(self._database, key_id)
-        if device is None or (device.bundle_id is not None and device.bundle_id != token.bundle_id):
+        # an imported one has neither yet: its first assertion gives them
+        if (
+            device is None
+            or device.bundle_id not in (None, token.bundle_id)
+            or device.environment not in (None, self._policy.environment)
+        ):
             raise InvalidSubjectToken
         try:
             assertion = verify_assertion(

@@ -16,7 +16,7 @@ from yarl import URL
 
 from tests.services.auth.conftest import Auth, StartAuth
 
-ADMIN, VIEWER, NAMED = "the-admin-key", "the-viewer-key", "key-of-jane"
+ADMIN, VIEWER, NAMED = "the-key-of-the-admin", "the-key-of-a-viewer", "key-of-jane"
 ADMIN_SETTINGS = {
     "mlpa_admin_key": ADMIN,
     "mlpa_ui_access_key": VIEWER,

@@ -61,6 +61,16 @@ async def test_other_authorization_headers_are_refused(admin_auth: Auth, header:
     assert status == 401
 
 
+async def test_on_the_ops_port_nobody_chooses_its_source(start_auth: StartAuth, rows: Rows, unused_port: int) -> None:
+    """No proxy stands before it, whatever does before the other."""
+    auth = await start_auth(**ADMIN_SETTINGS, ops_port=unused_port, trusted_proxies=1)
+    rows.user()
+    url = URL(f"http://127.0.0.1:{unused_port}{at(USER, '/block')}", encoded=True)
+    async with auth.session.post(url, headers={**bearer(ADMIN), "X-Forwarded-For": "192.0.2.9"}) as response:
+        assert response.status == 200
+    assert rows.run("select source from audit_log") == [("127.0.0.1",)]
+
+
 async def test_a_viewer_looks_and_changes_nothing(admin_auth: Auth, rows: Rows) -> None:
     rows.user()
     assert (await ask(admin_auth, "GET", "/user", VIEWER))[0] == 200

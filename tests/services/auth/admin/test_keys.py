@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from typing import Any
 
 import pytest
 
@@ -13,8 +14,8 @@ from shared.service_types import ConfigurationError
 DIGEST = hashlib.sha256(b"one").hexdigest()
 
 
-def keys(**settings: str) -> AdminKeys:
-    return AdminKeys.from_settings(AuthSettings(_env_file=None, **settings))
+def keys(**settings: Any) -> AdminKeys:
+    return AdminKeys.from_settings(AuthSettings(_env_file=None, **{"mlpa_debug": True, **settings}))
 
 
 def test_each_variable_gives_its_keys_their_name_and_role() -> None:
@@ -63,3 +64,15 @@ def test_a_wrong_setting_is_named_and_not_shown(variable: str, settings: dict[st
     assert str(caught.value).startswith(f"{variable}:")
     assert "in-the-clear" not in str(caught.value)
     assert DIGEST[:8] not in str(caught.value)
+
+
+@pytest.mark.parametrize("variable", ["mlpa_admin_key", "mlpa_ui_access_key"])
+def test_a_short_key_in_the_clear_is_warned_of(variable: str, capsys: pytest.CaptureFixture[str]) -> None:
+    keys(mlpa_debug=False, **{variable: "x" * 16})
+    keys(**{variable: "x" * 15})
+    assert capsys.readouterr().out == ""
+    keys(mlpa_debug=False, **{variable: "x" * 15})
+    said = capsys.readouterr().out
+    assert "an admin key is short" in said
+    assert variable.upper() in said
+    assert "xx" not in said

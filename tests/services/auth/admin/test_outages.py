@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from urllib.parse import quote
 
 from services.auth.users.known import read
 from services.auth.users.storage import Standing
 from services.local.postgres import PostgresServer
 from services.local.valkey import ValkeyServer
 from shared import migrate
+from shared.budget_state import identity_key
 from shared.redis import connect
-from tests.services.auth.admin.conftest import ADMIN_SETTINGS, UID, USER, People, Rows, bearer
+from tests.services.auth.admin.conftest import ADMIN_SETTINGS, UID, USER, People, Person, Rows, bearer
 from tests.services.auth.admin.test_api import ask, at
 from tests.services.auth.conftest import StartAuth
+
+HERE = f"/admin/users/{quote(USER, safe='')}"
 
 
 async def until(holds: Callable[[], Awaitable[bool]]) -> None:
@@ -55,7 +59,56 @@ async def test_without_redis_the_console_says_that_it_has_no_sessions(
     assert page.status == 503
     assert "Redis does not answer." in page.words
     assert (await person.get("/admin/sign-in")).status == 200
-    assert (await person.sign_in()).status == 503
+    page = await person.sign_in()
+    assert (page.status, "is recorded" in page.words) == (503, False)
+
+
+async def test_without_redis_the_console_changes_nothing_and_says_so(
+    start_auth: StartAuth, own_valkey: ValkeyServer, people: People, rows: Rows
+) -> None:
+    auth = await start_auth(**ADMIN_SETTINGS, redis_url=own_valkey.url)
+    rows.user()
+    person = await people.come(auth)
+    await person.sign_in()
+    form = await person.get(f"{HERE}/block")
+    own_valkey.kill()
+    page = await person.submit(form, f"{HERE}/block")
+    assert page.status == 503
+    assert "Redis does not answer. Nothing is known to have changed" in page.words
+    assert "is recorded" not in page.words
+    assert rows.run("select (select count(*) from identities), (select count(*) from redis_changes)") == [(0, 0)]
+    assert [entry[1] for entry in rows.audit()] == ["sign_in"]
+
+
+async def test_a_change_that_only_postgresql_took_is_told_as_such(person: Person, rows: Rows, redis_url: str) -> None:
+    rows.user()
+    form = await person.get(f"{HERE}/block")
+    async with connect(redis_url) as redis:
+        await redis.set(identity_key(UID), "not a hash")
+        page = await person.submit(form, f"{HERE}/block")
+        assert page.status == 503
+        assert "The change is recorded" in page.words
+        assert rows.run("select count(*) from identities where blocked_at is not null") == [(1,)]
+        await redis.delete(identity_key(UID))
+
+
+async def test_a_change_has_happened_also_when_redis_cannot_keep_what_to_say_of_it(
+    start_auth: StartAuth, own_valkey: ValkeyServer, people: People, rows: Rows
+) -> None:
+    auth = await start_auth(**ADMIN_SETTINGS, redis_url=own_valkey.url)
+    rows.user()
+    person = await people.come(auth)
+    await person.sign_in()
+    form = await person.get(f"{HERE}/block")
+    with own_valkey.client() as client:
+        client.execute_command(
+            *("ACL", "SETUSER", "default", "resetkeys", "~mlpa:{*", "~mlpa:rl:*"),
+            "(+hgetall +expire +hdel ~mlpa:session:*)",
+        )
+    page = await person.submit(form, f"{HERE}/block")
+    assert (page.status, page.url) == (200, HERE)
+    assert "Blocked, in all" not in page.words
+    assert "user_blocked" in page.words
 
 
 async def test_without_postgres_the_overview_still_tells_what_is_wrong(

@@ -120,6 +120,7 @@ async def test_each_way_to_fail_has_its_status(auth: Auth) -> None:
         (changed(body, attestation_obj_b64="!!"), 400, "invalid_request"),
         (changed(body, attestation_obj_b64=base64.b64encode(b"\xa1\x01\x02x").decode()), 400, "invalid_request"),
         (changed(body, challenge_b64=base64.b64encode(b"0" * 64).decode()), 401, "invalid_challenge"),
+        (changed(body, challenge_b64=base64.b64encode(challenge.encode() + b"0").decode()), 401, "invalid_challenge"),
         (other, 401, "invalid_challenge"),
         (changed(body, bundle_id="org.evil"), 403, "attestation_rejected"),
     ]

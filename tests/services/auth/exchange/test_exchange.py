@@ -244,3 +244,18 @@ async def test_the_standing_of_a_user_reads_block_and_revocation(auth: Auth, pos
         assert await users.standing(database, UID) is users.Standing.GOOD
         await database.execute(_BLOCK, identity=UID)
         assert await users.standing(database, UID) is users.Standing.BLOCKED
+
+
+async def test_a_device_of_development_ends_with_the_switch_to_production(start_auth: StartAuth) -> None:
+    before = await start_auth()
+    device = before.device()
+    await before.enrol(device)
+    assert (await before.exchange_device(device))[0] == 200
+    after = await start_auth(app_attest_production=True)
+    status, body = await after.exchange_device(device)
+    assert (status, body["error"]) == (400, "invalid_request")
+    genuine = after.device(environment="production")
+    await after.enrol(genuine)
+    assert (await after.exchange_device(genuine))[0] == 200
+    assert (await before.exchange_device(genuine))[0] == 400
+    assert (await before.exchange_device(device))[0] == 200, "it is refused, not revoked"

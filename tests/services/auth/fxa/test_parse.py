@@ -167,8 +167,7 @@ def test_a_claim_that_is_missing_is_refused(name: str) -> None:
 @pytest.mark.parametrize(
     ("change", "good"),
     [
-        ({"exp": NOW - 29}, True),
-        ({"exp": NOW - 30}, False),
+        ({"exp": NOW}, False),
         ({"iat": NOW + 30}, True),
         ({"iat": NOW + 31}, False),
         ({"nbf": NOW + 30}, True),

@@ -49,6 +49,14 @@ async def test_fxas_refusals_are_refusals(rig: Rig, errno: int) -> None:
     assert caught.value.source == "remote"
 
 
+@pytest.mark.parametrize("user", [UID.upper(), UID + "\n", f"{UID}:ai", ""])
+async def test_a_uid_that_is_none_is_refused(rig: Rig, user: str) -> None:
+    rig.fxa.set_fault(respond(200, {**GOOD, "user": user}))
+    async with rig.verifier() as verifier:
+        with pytest.raises(InvalidFxAToken):
+            await verifier.verify(TOKEN)
+
+
 async def test_a_token_that_fxa_does_not_know_or_that_expired_is_refused(rig: Rig) -> None:
     async with rig.verifier() as verifier:
         with pytest.raises(InvalidFxAToken, match="unknown"):
@@ -70,8 +78,6 @@ UNKNOWN = [
     respond(200, ""),
     respond(200, {}),
     respond(200, []),
-    respond(200, {**GOOD, "user": UID.upper()}),
-    respond(200, {**GOOD, "user": UID + "\n"}),
     respond(200, {**GOOD, "user": None}),
     respond(200, {**GOOD, "client_id": 5}),
     respond(200, {**GOOD, "scope": "profile"}),

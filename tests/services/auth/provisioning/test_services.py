@@ -42,11 +42,11 @@ async def test_a_user_who_enters_becomes_a_customer_once(world: World) -> None:
     provisioner = world.provisioner(registry=registry)
     async with provisioner.running():
         for _ in range(5):
-            provisioner.entered("u:ai", world.rows["ai"])
+            provisioner.entered("u:ai")
         await until(lambda: _is(world.remembered("u:ai"), "mlpa:ai"))
         await until(lambda: _true(value(registry, "litellm_provisioning_pending") == 0))
         for _ in range(5):
-            provisioner.entered("u:ai", world.rows["ai"])
+            provisioner.entered("u:ai")
         assert value(registry, "litellm_provisioning_pending") == 0
     assert world.litellm.budget_of("u:ai") == "mlpa:ai"
     assert world.litellm.calls["/customer/new"] == 1
@@ -60,7 +60,7 @@ async def test_a_user_done_before_costs_litellm_nothing_after_a_restart(world: W
     registry = Registry()
     provisioner = world.provisioner(registry=registry)
     async with provisioner.running():
-        provisioner.entered("u:ai", world.rows["ai"])
+        provisioner.entered("u:ai")
         await until(lambda: _true(value(registry, "litellm_provisioning_pending") == 0))
     assert world.litellm.calls["/customer/new"] == world.litellm.calls["/customer/update"] == 0
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from urllib.parse import urlsplit
 
 import pytest
 
 from services.auth.errors import AccessDenied
 from services.auth.users import known
-from services.auth.users.changes import Changes
+from services.auth.users.changes import Changes, NotInRedisYet
 from services.auth.users.services import Users
 from services.auth.users.storage import Standing
 from shared import budget_state
@@ -81,6 +83,58 @@ async def test_one_identity_that_cannot_be_applied_holds_up_nobody_else(parts: P
     await parts.changes.apply_pending()
     assert await parts.redis.hget(budget_state.identity_key(UID), "blk") == b"blocked"
     assert (await parts.counts())[1] == 0
+
+
+class Slow:
+    """A way to Redis on which the first script is held up, and arrives whether or not anybody waits for it still."""
+
+    def __init__(self, redis_url: str) -> None:
+        self._target = urlsplit(redis_url)
+        self._let_go, self._arrived = asyncio.Event(), asyncio.Event()
+
+    @contextlib.asynccontextmanager
+    async def open(self) -> AsyncIterator[str]:
+        async with await asyncio.start_server(self._serve, "127.0.0.1", 0) as listener:
+            yield f"redis://127.0.0.1:{listener.sockets[0].getsockname()[1]}/0"
+
+    async def arrive(self) -> None:
+        self._let_go.set()
+        await self._arrived.wait()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        answers, server = await asyncio.open_connection(self._target.hostname, self._target.port)
+        while asked := await reader.read(65536):
+            held = b"EVAL" in asked
+            if held:
+                await self._let_go.wait()
+            server.write(asked)
+            writer.write(await answers.read(65536))
+            if held:
+                self._arrived.set()
+        server.close()
+        writer.close()
+
+
+async def test_a_decision_that_redis_hears_of_late_does_not_undo_the_next_one(parts: Parts, redis_url: str) -> None:
+    slow = Slow(redis_url)
+    async with parts.database.transaction() as transaction:
+        await parts.changes.record(transaction, UID, "unblocked")
+    async with slow.open() as url, connect(url, timeout=0.2) as redis:
+        with pytest.raises(NotInRedisYet):
+            await Changes(parts.database, redis, Registry()).apply(UID)
+        await parts.decide(UID)
+        await parts.changes.apply(UID)
+        await slow.arrive()
+    assert await parts.redis.hget(budget_state.identity_key(UID), "blk") == b"blocked"
+    assert (await parts.counts())[1] == 0
+
+
+async def test_a_decision_that_another_came_before_is_not_taken_for_made(parts: Parts) -> None:
+    version = await budget_state.block_version(parts.redis, UID)
+    assert await budget_state.set_block(parts.redis, UID, "blocked", version=version)
+    assert not await budget_state.set_block(parts.redis, UID, "0", version=version)
+    assert await parts.redis.hget(budget_state.identity_key(UID), "blk") == b"blocked"
+    assert await budget_state.set_block(parts.redis, UID, "0")
 
 
 async def test_an_identity_with_thousands_of_revoked_tokens_can_be_blocked(parts: Parts) -> None:

@@ -1,0 +1,62 @@
+"""Limits per minute: exact among processes, kept in process while Redis is away."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import pytest
+
+from services.auth.errors import SlowDown
+from services.auth.limits.services import WINDOW, Limits
+from shared.metrics import Registry
+from shared.redis import Client, connect
+
+KINDS = {"few": 5, "any": 0}
+
+
+class Clock:
+    now = 1_000_000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+async def redis(redis_url: str) -> AsyncIterator[Client]:
+    async with connect(redis_url) as client:
+        yield client
+
+
+async def taken(limits: Limits, kind: str, subject: str, times: int) -> int:
+    """How many of so many at once get in."""
+    answers = await asyncio.gather(*(limits.take(kind, subject) for _ in range(times)), return_exceptions=True)
+    assert all(answer is None or isinstance(answer, SlowDown) for answer in answers)
+    return answers.count(None)
+
+
+async def test_processes_share_a_limit_exactly_and_subjects_do_not(redis: Client) -> None:
+    one, other = Limits(redis, Registry(), kinds=KINDS), Limits(redis, Registry(), kinds=KINDS)
+    assert sum(await asyncio.gather(taken(one, "few", "a", 20), taken(other, "few", "a", 20))) == 5
+    assert await taken(one, "few", "b", 20) == 5
+    assert await taken(one, "any", "a", 50) == 50
+    with pytest.raises(SlowDown) as refused:
+        await one.take("few", "a")
+    assert 1 <= (refused.value.retry_after or 0) <= 2 * WINDOW
+
+
+async def test_redis_learns_no_subject_and_forgets_each(redis: Client) -> None:
+    await Limits(redis, Registry(), kinds=KINDS).take_source("few", "192.0.2.77")
+    (key,) = await redis.keys("*")
+    assert b"192.0.2.77" not in key
+    assert 0 < await redis.ttl(key) <= 2 * WINDOW
+
+
+async def test_without_redis_a_process_counts_by_itself_and_by_the_minute(unused_port: int) -> None:
+    clock = Clock()
+    async with connect(f"redis://127.0.0.1:{unused_port}/0") as nobody:
+        limits = Limits(nobody, Registry(), kinds=KINDS, clock=clock)
+        assert await taken(limits, "few", "a", 20) == 5
+        assert await taken(limits, "few", "b", 3) == 3
+        clock.now += WINDOW
+        assert await taken(limits, "few", "a", 20) == 5

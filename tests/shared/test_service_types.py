@@ -1,0 +1,76 @@
+"""The rows of service types: read whole, or refused by name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from shared import service_types
+from shared.service_types import ConfigurationError
+
+ROW = """
+[[service_type]]
+name = "ai"
+max_budget = "0.10"
+duration = "1d"
+rpm = 40
+tpm = 2000
+models = ["openai/*"]
+purposes = ["chat"]
+credentials = ["fxa"]
+fxa_client_ids = ["*"]
+"""
+
+
+def load(tmp_path: Path, text: str, *, debug: bool = False) -> service_types.ServiceTypes:
+    path = tmp_path / "types.toml"
+    path.write_text(text)
+    return service_types.load(path, debug=debug)
+
+
+def test_a_row_is_read_whole(tmp_path: Path) -> None:
+    row = load(tmp_path, ROW).rows["ai"]
+    assert (row.max_budget_nano, row.duration_seconds, row.total_budget_nano) == (10**8, 86400, 0)
+    assert row.allows_model("openai/gpt-4o")
+    assert not row.allows_model("vertex/x")
+    assert [row.purpose(given) for given in ("chat", "evil", None, "")] == ["chat", "other", "none", "none"]
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "named"),
+    [
+        ('name = "ai"', 'name = "A I"', "name"),
+        ('max_budget = "0.10"', "max_budget = 0.10", "max_budget"),
+        ('max_budget = "0.10"', 'max_budget = "ten"', "max_budget"),
+        ('max_budget = "0.10"', 'max_budget = "9999999"', "max_budget"),
+        ('duration = "1d"', 'duration = "2d"', "duration"),
+        ("rpm = 40", "rpm = -1", "rpm"),
+        ("rpm = 40", "rpmm = 40", "rpmm"),
+        ('credentials = ["fxa"]', 'credentials = ["magic"]', "credentials"),
+        ('fxa_client_ids = ["*"]', "fxa_client_ids = []", "fxa_client_ids"),
+        ('fxa_client_ids = ["*"]\n', "", "fxa_client_ids"),
+        (ROW, ROW + ROW, "twice"),
+        (ROW, "", "service_type"),
+        (ROW, "[[", "types.toml"),
+    ],
+)
+def test_a_row_that_can_not_be_used_stops_the_start_and_is_named(
+    tmp_path: Path, before: str, after: str, named: str
+) -> None:
+    with pytest.raises(ConfigurationError, match=named):
+        load(tmp_path, ROW.replace(before, after))
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="nowhere"):
+        service_types.load(tmp_path / "nowhere.toml", debug=False)
+
+
+def test_the_development_table_is_the_documented_one() -> None:
+    rows = service_types.load(None, debug=True).rows
+    assert {name: (row.max_budget_nano, row.rpm, row.tpm) for name, row in rows.items()} == {
+        "ai": (10**8, 40, 2000),
+        "s2s": (10**8, 40, 2000),
+        "memories": (10**8, 10, 2000),
+    }
