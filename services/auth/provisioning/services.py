@@ -70,6 +70,8 @@ class Provisioner:
         self._in_work = 0
         self._wake = asyncio.Event()
         self._budgets_stand = False
+        # The worker and the sweep would each find the budgets gone, and the later one forget whom the other has served
+        self._ensuring = asyncio.Lock()
         self._fault: str | None = None
         self._swept_to = ""
 
@@ -173,17 +175,18 @@ class Provisioner:
 
     async def _ensure_budgets(self) -> None:
         """:raises LiteLLMError: :raises DependencyUnavailable:"""
-        there = await self._admin.budgets([budget.name for budget in self._budgets])
-        for budget in self._budgets:
-            found = there.get(budget.name)
-            if found is None:
-                # LiteLLM lost it, or never had it: so nobody has it, whatever PostgreSQL remembers
-                await storage.forget(self._database, budget.name)
-                self._done.clear()
-            if found != budget:
-                await self._admin.put_budget(budget, exists=found is not None)
-                _log.info("a budget of LiteLLM is set", budget=budget.name, usd=budget.max_budget_usd)
-        self._budgets_stand = True
+        async with self._ensuring:
+            there = await self._admin.budgets([budget.name for budget in self._budgets])
+            for budget in self._budgets:
+                found = there.get(budget.name)
+                if found is None:
+                    # LiteLLM lost it, or never had it: so nobody has it, whatever PostgreSQL remembers
+                    await storage.forget(self._database, budget.name)
+                    self._done.clear()
+                if found != budget:
+                    await self._admin.put_budget(budget, exists=found is not None)
+                    _log.info("a budget of LiteLLM is set", budget=budget.name, usd=budget.max_budget_usd)
+            self._budgets_stand = True
         self._worked()
 
     async def _sweep_and_rest(self) -> None:

@@ -36,6 +36,13 @@ async def test_budgets_stand_before_anybody_enters(world: World) -> None:
     }
 
 
+async def test_budgets_that_two_find_missing_at_once_are_made_once(world: World) -> None:
+    """Else the later one forgets whom the other has served: the first user and the first sweep meet so."""
+    provisioner = world.provisioner()
+    await asyncio.gather(provisioner.sweep(), provisioner.sweep())
+    assert world.litellm.calls["/budget/new"] == 3
+
+
 async def test_a_user_who_enters_becomes_a_customer_once(world: World) -> None:
     await world.add("u:ai")
     registry = Registry()
