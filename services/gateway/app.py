@@ -81,7 +81,6 @@ def build_app(settings: GatewaySettings, *, registry: Registry | None = None) ->
         max_body=settings.max_request_size_bytes,
         service_types=service_types.rows,
     )
-    apps.put(keys.SETTINGS, settings)
 
     async def resources(_app: web.Application) -> AsyncIterator[None]:
         async with AsyncExitStack() as stack:

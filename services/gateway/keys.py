@@ -4,8 +4,6 @@ from aiohttp import web
 
 from services.gateway.budget.prices import Catalogue
 from services.gateway.budget.services import Budgets
-from services.gateway.settings import GatewaySettings
 
-SETTINGS = web.AppKey("settings", GatewaySettings)
 BUDGETS = web.AppKey("budgets", Budgets)
 CATALOGUE = web.AppKey("catalogue", Catalogue)

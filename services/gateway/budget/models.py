@@ -111,10 +111,6 @@ class Reservation:
         return self.ask.id
 
     @property
-    def admitted_at(self) -> float:
-        return self.admitted_ms / 1000
-
-    @property
     def period_index(self) -> int:
         return self.admitted_ms // 1000 // self.period_seconds
 

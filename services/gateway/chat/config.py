@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class ChatConfig:
-    """Filled by the app from its settings; the defaults are the contract's. A time of 0 means no limit."""
+    """Filled by the app from its settings, whose defaults these are. A time of 0 means no limit."""
 
     max_body_bytes: int = 3 * 1024 * 1024
     body_timeout: float = 30.0
@@ -22,6 +22,6 @@ class ChatConfig:
     #: A comment line after so much silence.
     keepalive: float = 15.0
     #: A client that takes nothing for that long is dropped.
-    slow_client: float = 30.0
+    slow_client: float = 60.0
     #: Open chat requests of this process; one more is refused.
-    max_open_requests: int = 4096
+    max_open_requests: int = 2500

@@ -111,9 +111,8 @@ class ChatRequest:
         self._fields = fields
 
     def encode(self, user: str, grant: int) -> bytes:
-        """The body for LiteLLM. The request keeps nothing of it, since it may be large and a stream long."""
-        fields, self._fields = self._fields, {}
-        body = {"model": self.model, **fields, self._limit_name: grant, "user": user, "stream": self.stream}
+        """The body for LiteLLM."""
+        body = {"model": self.model, **self._fields, self._limit_name: grant, "user": user, "stream": self.stream}
         if self.stream:
             body["stream_options"] = {"include_usage": True}
         return _encoder.encode(body)

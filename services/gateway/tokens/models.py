@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from aiohttp import web
-
 from shared.service_types import ServiceType
 
 
@@ -20,6 +18,3 @@ class Principal:
     expires_at: float
     client_id: str
     amr: tuple[str, ...]
-
-
-PRINCIPAL = web.RequestKey("principal", Principal)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from aiohttp import web
 
 from services.gateway.errors import InvalidToken
-from services.gateway.tokens.models import PRINCIPAL, Principal
+from services.gateway.tokens.models import Principal
 from services.gateway.tokens.verifier import TokenVerifier
 from shared.web import SERVICE_TYPE, USER_ID
 
@@ -25,7 +25,6 @@ async def authenticate(request: web.Request) -> Principal:
     if len(values) != 1 or not token:
         raise InvalidToken
     principal = await request.app[VERIFIER].verify(token.strip())
-    request[PRINCIPAL] = principal
     request[SERVICE_TYPE] = principal.service_type.name
     request[USER_ID] = principal.user_id
     return principal

@@ -64,7 +64,7 @@ async def test_a_request_is_reserved_settled_and_written(redis_url: str, postgre
         assert (written["prompt_tokens"], written["completion_tokens"], written["cost_nano"]) == (10, 20, 50_000)
         assert (written["period_seconds"], written["period_index"]) == (86_400, reservation.period_index)
         assert written["outcome"] == "success"
-        assert written["admitted_at"].timestamp() == pytest.approx(reservation.admitted_at, abs=0.001)
+        assert written["admitted_at"].timestamp() == pytest.approx(reservation.admitted_ms / 1000, abs=0.001)
         assert written["admitted_at"] <= written["settled_at"]
         assert b'budget_spend_usd_total{service_type="ai"} 5e-05' in registry.render()
 
