@@ -14,6 +14,7 @@ from shared.logs import UserDigest
 from shared.metrics import Registry
 from shared.openapi import Answer, Operation, add_routes, document
 from shared.protocol import ServiceSite
+from shared.proxies import PROXIES, Proxies, ProxyMetrics
 from shared.serve import DRAIN, Drain, SiteFactory, end_connection
 from shared.settings import Settings
 from shared.tracing import Tracing
@@ -102,6 +103,10 @@ def build_apps(
         app.on_response_prepare.append(end_connection)
     ops.build_info(registry, service.name)
     apps.put(ops.REGISTRY, registry)
+    proxy_metrics = ProxyMetrics(registry)
+    main[PROXIES] = Proxies(settings.trusted_proxies, settings.trusted_proxy_networks, proxy_metrics)
+    if apps.ops is not None:  # no proxy stands before the ops port, whatever stands before the other
+        apps.ops[PROXIES] = Proxies(0, (), proxy_metrics)
     drain = Drain(delay=settings.drain_delay_seconds, limit=settings.drain_seconds, refuse_new=frame.refuse_new)
     apps.put(DRAIN, drain)
     apps.put(

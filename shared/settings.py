@@ -19,7 +19,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, Validati
 from pydantic_core import PydanticCustomError
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from shared import redis
+from shared import proxies, redis
 from shared.service_types import ConfigurationError, ServiceTypes, load
 
 
@@ -58,6 +58,19 @@ CommaSeparated = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)]
 Limit = Annotated[int, Field(ge=0)]
 
 
+def _networks(value: tuple[str, ...]) -> tuple[str, ...]:
+    try:
+        proxies.parse_networks(value)
+    except ValueError:
+        raise PydanticCustomError(
+            "networks", "must be addresses or networks such as 10.0.0.0/8, comma-separated"
+        ) from None
+    return value
+
+
+Networks = Annotated[CommaSeparated, AfterValidator(_networks)]
+
+
 class Settings(BaseSettings):
     """What both services share."""
 
@@ -90,6 +103,10 @@ class Settings(BaseSettings):
         ("http://localhost:4000",), description="LiteLLM's base URL, or several, comma-separated."
     )
     trusted_proxies: int = Field(0, ge=0, le=10, description="How many hops of X-Forwarded-For to trust.")
+    trusted_proxy_networks: Networks = Field(
+        proxies.PRIVATE_NETWORKS,
+        description="Peers whose forwarded headers count, when TRUSTED_PROXIES > 0; loopback and private ranges.",
+    )
     log_json: bool = Field(False, description="Log lines as JSON.")
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="Least severe level logged.")
     log_user_secret: SecretStr | None = Field(

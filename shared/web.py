@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import re
 import time
 import uuid
@@ -210,33 +209,3 @@ def from_http(error: web.HTTPException) -> ServiceError:
     if isinstance(error, web.HTTPRequestEntityTooLarge):
         return PayloadTooLarge()
     return BadRequest() if error.status < HTTPStatus.INTERNAL_SERVER_ERROR else ServiceError()
-
-
-def source_address(request: web.Request, trusted_proxies: int) -> str:
-    """Who asked: the peer, or behind ``trusted_proxies`` proxies the address that the outermost trusted one saw.
-
-    Always an address, or ``unknown``; the peer's when a proxy wrote something else.
-    """
-    if trusted_proxies:
-        hops = [hop.strip() for value in request.headers.getall("X-Forwarded-For", []) for hop in value.split(",")]
-        hops = [hop for hop in hops if hop]
-        if hops:
-            address = _without_port(hops[-min(trusted_proxies, len(hops))])
-            if _is_address(address):
-                return address
-    return request.remote or "unknown"
-
-
-def _is_address(text: str) -> bool:
-    try:
-        ipaddress.ip_address(text)
-    except ValueError:
-        return False
-    return "%" not in text  # what follows is a zone's name, which can be anything
-
-
-def _without_port(hop: str) -> str:
-    """Some proxies write the port of each connection too: ``192.0.2.1:4711``, ``[2001:db8::1]:4711``."""
-    if hop.startswith("["):
-        return hop[1:].partition("]")[0]
-    return hop.partition(":")[0] if hop.count(":") == 1 else hop

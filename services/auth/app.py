@@ -126,8 +126,6 @@ def build_app(settings: AuthSettings, *, registry: Registry | None = None) -> Ap
         if app is not None:
             app.middlewares.append(bodies.read_first)
     apps.put(keys.SETTINGS, settings)
-    if apps.ops is not None:  # no proxy stands before the ops port, whatever does before the other
-        apps.ops[keys.SETTINGS] = settings.model_copy(update={"trusted_proxies": 0})
     apps.put(keys.KEY_RING, prepared.key_ring)
     apps.put(keys.SCOPES, list(prepared.service_types.rows))
 

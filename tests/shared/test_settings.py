@@ -123,3 +123,14 @@ def test_a_list_of_nothings_is_no_secret(name: str, value: str) -> None:
 def test_an_issuer_that_is_no_url_is_named(issuer: str) -> None:
     with pytest.raises(ConfigurationError, match=r"^MLPA_ISSUER "):
         AuthSettings.from_environment(**{**COMPLETE, "mlpa_issuer": issuer})
+
+
+@pytest.mark.parametrize("text", ["10.0.0.1/8", "10.0.0.0/33", "proxy.example.org", "10.0.0.0/8,x"])
+def test_a_network_that_is_none_stops_the_start_and_is_named(text: str) -> None:
+    with pytest.raises(ConfigurationError, match=r"^TRUSTED_PROXY_NETWORKS: must be"):
+        GatewaySettings.from_environment(**{**COMPLETE, "trusted_proxy_networks": text})
+
+
+def test_networks_are_addresses_too_and_replace_the_private_ranges() -> None:
+    settings = GatewaySettings.from_environment(**{**COMPLETE, "trusted_proxy_networks": "192.0.2.7, 35.191.0.0/16"})
+    assert settings.trusted_proxy_networks == ("192.0.2.7", "35.191.0.0/16")

@@ -25,7 +25,8 @@ from services.auth.models import ErrorBody
 from services.auth.users.admin import UserAdmin
 from shared import logs, strict_json
 from shared.openapi import Answer, Body, Operation, Parameter
-from shared.web import USER_ID, source_address
+from shared.proxies import client_address
+from shared.web import USER_ID
 
 _REALM = 'Bearer realm="mlpa"'
 _MOST = 200
@@ -59,7 +60,7 @@ def require_admin(request: web.Request) -> Actor:
     key = require_key(request)
     if not key.may_change:
         raise Forbidden
-    return Actor(key.name, source_address(request, request.app[keys.SETTINGS].trusted_proxies))
+    return Actor(key.name, client_address(request))
 
 
 async def list_users(request: web.Request) -> web.Response:

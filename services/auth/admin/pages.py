@@ -23,7 +23,8 @@ from services.auth.exchange.views import read_form
 from services.auth.users.changes import NotInRedisYet
 from shared.errors import DependencyUnavailable, ServiceError
 from shared.ops import VERSION
-from shared.web import REQUEST_ID, source_address
+from shared.proxies import client_address
+from shared.web import REQUEST_ID
 
 COOKIE = "mlpa_admin"
 SESSION = web.RequestKey("session", Session)
@@ -108,7 +109,7 @@ def reason(form: Mapping[str, str]) -> str | None:
 
 
 def actor(request: web.Request, name: str) -> Actor:
-    return Actor(name, source_address(request, request.app[keys.SETTINGS].trusted_proxies))
+    return Actor(name, client_address(request))
 
 
 def redirect(path: str) -> web.Response:

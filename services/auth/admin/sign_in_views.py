@@ -12,7 +12,7 @@ from services.auth.admin.sessions import Session
 from services.auth.audit import storage as audit
 from shared import logs
 from shared.errors import DependencyUnavailable
-from shared.web import source_address
+from shared.proxies import client_address
 
 #: Printable ASCII but the backslash, which browsers take for a slash.
 _NEXT = re.compile(r"/admin([/?][!-\[\]-~]*)?")
@@ -34,8 +34,8 @@ async def form(request: web.Request) -> web.StreamResponse:
 
 async def sign_in(request: web.Request) -> web.StreamResponse:
     """The key is looked at only after the limits: they bound how many can be tried."""
-    settings, limits = request.app[keys.SETTINGS], request.app[keys.LIMITS]
-    source = source_address(request, settings.trusted_proxies)
+    limits = request.app[keys.LIMITS]
+    source = client_address(request)
     fields = await pages.fields(request)
     csrf.check(request, fields.get(csrf.FIELD, ""), request.cookies.get(csrf.SIGN_IN_COOKIE, ""))
     await limits.take_source("sign_in", source)

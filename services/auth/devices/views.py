@@ -14,7 +14,7 @@ from services.auth.errors import InvalidRequest
 from services.auth.models import ErrorBody
 from shared import strict_json, tokens
 from shared.openapi import Answer, Body, Operation, Parameter
-from shared.web import source_address
+from shared.proxies import client_address
 
 _MAX_CLAIMS = 32 * 1024
 _Text = Annotated[str, msgspec.Meta(max_length=_MAX_CLAIMS)]
@@ -37,8 +37,7 @@ class Attested(msgspec.Struct, frozen=True):
 
 
 async def challenge(request: web.Request) -> web.Response:
-    settings = request.app[keys.SETTINGS]
-    await request.app[keys.LIMITS].take_source("challenge", source_address(request, settings.trusted_proxies))
+    await request.app[keys.LIMITS].take_source("challenge", client_address(request))
     given = request.query.getall("key_id_b64", [])
     if len(given) != 1:
         raise InvalidRequest("key_id_b64 is needed, once.")
@@ -54,8 +53,7 @@ async def challenge(request: web.Request) -> web.Response:
 
 
 async def attest(request: web.Request) -> web.Response:
-    settings = request.app[keys.SETTINGS]
-    await request.app[keys.LIMITS].take_source("enroll", source_address(request, settings.trusted_proxies))
+    await request.app[keys.LIMITS].take_source("enroll", client_address(request))
     body = await request.read()
     claims = _claims_of_json(body) if body else _claims_of_jwt(request)
     await request.app[keys.ENROLMENT].enrol(

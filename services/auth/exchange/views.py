@@ -14,8 +14,9 @@ from services.auth.exchange.models import ACCESS_TOKEN_TYPE, ASSERTION_TYPE, GRA
 from services.auth.exchange.services import ExchangeRequest
 from services.auth.models import ErrorBody
 from shared.openapi import Answer, Body, Operation
+from shared.proxies import client_address
 from shared.tokens import AUDIENCE
-from shared.web import SERVICE_TYPE, USER_ID, source_address
+from shared.web import SERVICE_TYPE, USER_ID
 
 _FORM = "application/x-www-form-urlencoded"
 _MAX_FIELDS = 100
@@ -31,8 +32,7 @@ class TokenResponse(msgspec.Struct, frozen=True):
 
 
 async def token(request: web.Request) -> web.Response:
-    settings = request.app[keys.SETTINGS]
-    await request.app[keys.LIMITS].take_source("source", source_address(request, settings.trusted_proxies))
+    await request.app[keys.LIMITS].take_source("source", client_address(request))
     asked = parse_exchange(await read_form(request))
     exchanged = await request.app[keys.EXCHANGE].exchange(asked)
     request[SERVICE_TYPE] = exchanged.scope
