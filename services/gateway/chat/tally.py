@@ -103,8 +103,13 @@ class Tally:
 
     @property
     def usage(self) -> Usage | None:
-        """What was reported; where several chunks did, the most of each number, since they are running totals."""
-        return None if self._usage is None else Usage(*self._usage)
+        """What was reported; where several chunks did, the most of each number, since they are running totals.
+
+        None when it can't be true: there is text, which is said to have cost no token.
+        """
+        if self._usage is None or (self.text and not self._usage[1]):
+            return None
+        return Usage(*self._usage)
 
     def read(self, block: bytes) -> bytes:
         """Take in whole events. Returns what goes on to the client."""
@@ -189,7 +194,7 @@ class Tally:
         if chunk.usage is None:
             return True
         self._read_usage(chunk.usage)
-        return self._show_usage or _says_something(chunk)
+        return self._show_usage or _says_something(data)
 
     def _count_all(self, chunk: Chunk) -> None:
         for choice in chunk.choices or ():
@@ -232,11 +237,13 @@ class Tally:
         self.cost = cost_of(usage.get("cost")) or self.cost
         prompt, completion = usage.get("prompt_tokens_details"), usage.get("completion_tokens_details")
         written = _tokens(usage, "cache_creation_input_tokens"), _tokens(prompt, "cache_creation_tokens")
+        reasoned, total = _tokens(completion, "reasoning_tokens") or 0, _tokens(usage, "total_tokens") or 0
         numbers = [
             prompt_tokens,
-            completion_tokens,
+            # some providers leave the reasoning out of their completion tokens
+            max(completion_tokens, reasoned, total - prompt_tokens),
             max(number or 0 for number in written),
-            _tokens(completion, "reasoning_tokens") or 0,
+            reasoned,
         ]
         self._usage = numbers if self._usage is None else [max(pair) for pair in zip(self._usage, numbers, strict=True)]
 
@@ -252,24 +259,27 @@ def _key(index: Any) -> Any:
     return index if isinstance(index, int | str) else 0
 
 
-def _says_something(chunk: Chunk) -> bool:
-    """Whether any choice has content or a finish reason."""
-    for choice in chunk.choices or ():
-        if choice.finish_reason is not None:
-            return True
-        delta = choice.delta
-        if delta is not None and any(
-            (
-                delta.content,
-                delta.reasoning_content,
-                delta.reasoning,
-                delta.refusal,
-                delta.tool_calls,
-                delta.function_call,
-            )
-        ):
-            return True
-    return False
+def _says_something(data: bytes) -> bool:
+    """Whether an event with usage is more than a usage chunk: some choice ends in it, or brings anything at all."""
+    try:
+        choices = msgspec.json.decode(data).get("choices")
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return True  # something is in a part that the tally did not have to read
+    if isinstance(choices, list):
+        return not all(isinstance(choice, dict) and _is_bare(choice) for choice in choices)
+    return choices is not None
+
+
+def _is_bare(choice: dict[str, Any]) -> bool:
+    """Whether a choice has at most its index, and a delta with at most a role and empty content."""
+    delta = choice.get("delta")
+    if not isinstance(delta, dict | None):
+        return False
+    if any(value is not None for name, value in choice.items() if name not in ("index", "delta")):
+        return False
+    return delta is None or all(
+        value is None or name == "role" or (name == "content" and value in ("", [])) for name, value in delta.items()
+    )
 
 
 def _decode(data: bytes) -> Chunk:

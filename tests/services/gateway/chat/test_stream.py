@@ -40,15 +40,62 @@ async def test_a_client_that_asks_for_usage_gets_the_chunk(gateway: Gateway) -> 
     assert body == b"".join(parts)
 
 
+async def test_a_usage_chunk_that_cannot_all_be_read_is_passed_on(gateway: Gateway) -> None:
+    last = event(usage_chunk(3, 4, choices=[{"index": 0, "delta": {"x": "?"}}])).replace(b"?", b"\xff")
+    script(gateway, event(chunk("a", finish="stop")), last, DONE)
+    _, body, _ = await gateway.read(STREAM)
+    assert body.endswith(last + DONE)
+    assert (await gateway.budgets.wait_settled()).usage == Usage(3, 4)
+
+
+@pytest.mark.parametrize(
+    ("texts", "usage", "counted"),
+    [
+        (["text"] * 100, {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0}, None),
+        (["text"], {"prompt_tokens": 9, "completion_tokens": 0}, None),
+        ([], {"prompt_tokens": 0, "completion_tokens": 0}, Usage(0, 0)),
+        (["text"], {"prompt_tokens": 9, "completion_tokens": 2, "total_tokens": 511}, Usage(9, 502)),
+        (["text"], {"prompt_tokens": 9, "completion_tokens": 2, "total_tokens": 5}, Usage(9, 2)),
+        (
+            ["text"],
+            {"prompt_tokens": 9, "completion_tokens": 2, "completion_tokens_details": {"reasoning_tokens": 500}},
+            Usage(9, 500, 0, 500),
+        ),
+    ],
+)
+async def test_usage_that_cannot_be_true_is_not_what_is_charged(
+    gateway: Gateway, texts: list[str], usage: dict[str, Any], counted: Usage | None
+) -> None:
+    for number, stream in enumerate((True, False), 1):
+        if stream:
+            last = event({**chunk(), "choices": [], "usage": usage})
+            script(gateway, *map(event, map(chunk, texts)), event(chunk(finish="stop")), last, DONE)
+        else:
+            message = {"role": "assistant", "content": "".join(texts)}
+            answer = {"choices": [{"index": 0, "message": message, "finish_reason": "stop"}], "usage": usage}
+            gateway.double.script("double", Script.json(answer))
+        assert (await gateway.read({"stream": stream}))[0] == 200
+        assert (await gateway.budgets.wait_settled(number)).usage == counted
+
+
 @pytest.mark.parametrize(
     ("chunks", "usage", "kept"),
     [
         ([usage_chunk(3, 4, choices=[])], Usage(3, 4), 0),
-        ([usage_chunk(0, 0)], Usage(0, 0), 0),
+        ([usage_chunk(0, 0)], None, 0),
         ([usage_chunk(3, 0), usage_chunk(3, 4)], Usage(3, 4), 0),
         ([usage_chunk(3, 4, choices=None)], Usage(3, 4), 0),
         ([usage_chunk(3, 4, choices=[{"index": 0, "delta": {"content": ""}}])], Usage(3, 4), 0),
+        ([usage_chunk(3, 4, choices=[{"index": 0}])], Usage(3, 4), 0),
+        ([usage_chunk(3, 4, choices=[{"index": 0, "delta": None, "finish_reason": None}])], Usage(3, 4), 0),
+        ([usage_chunk(3, 4, choices=[{"index": 0, "delta": {"role": "assistant", "content": None}}])], Usage(3, 4), 0),
+        ([usage_chunk(3, 4, choices=[{"index": 0, "delta": {"content": "", "audio": None}}])], Usage(3, 4), 0),
         ([usage_chunk(3, 4, choices=[{"index": 0, "delta": {"content": "x"}}])], Usage(3, 4), 1),
+        ([usage_chunk(3, 4, choices=[{"index": 0, "delta": {"images": [{"type": "image_url"}]}}])], Usage(3, 4), 1),
+        ([usage_chunk(3, 4, choices=[{"index": 0, "delta": {"tool_calls": [{"index": 0}]}}])], Usage(3, 4), 1),
+        ([usage_chunk(3, 4, choices=[{"index": 0, "delta": {"audio": {}}}])], Usage(3, 4), 1),
+        ([usage_chunk(3, 4, choices=[{"index": 0, "delta": {}, "logprobs": {"content": []}}])], Usage(3, 4), 1),
+        ([usage_chunk(3, 4, choices=[{"index": 0, "delta": {}}, {"index": 1, "delta": {"x": 1}}])], Usage(3, 4), 1),
         ([usage_chunk(3, 4, choices=[{"index": 0, "delta": {}, "finish_reason": "stop"}])], Usage(3, 4), 1),
         ([{**chunk("a"), "usage": None}], None, 1),
         ([{**chunk("a"), "usage": "nonsense"}], None, 1),
