@@ -9,7 +9,7 @@ not to be found out by the bill.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
 from typing import Any
@@ -76,6 +76,29 @@ class Prices:
     rates: tuple[Rate, ...]
 
 
+def dearest(deployments: Sequence[Prices]) -> Prices:
+    """Prices for which any of the deployments is paid: the dearest of each field, for each length of the prompt."""
+    every = [prices.rates for prices in deployments]
+    rates = []
+    for above in sorted({rate.above for rates in every for rate in rates}):
+        apply = [max((rate for rate in rates if rate.above <= above), key=lambda rate: rate.above) for rates in every]
+        rates.append(
+            Rate(
+                above,
+                max(rate.input for rate in apply),
+                max(rate.output for rate in apply),
+                max(rate.cache_write for rate in apply),
+                max(rate.reasoning for rate in apply),
+            )
+        )
+    return Prices(
+        max(prices.input for prices in deployments),
+        max(prices.output for prices in deployments),
+        max(prices.request for prices in deployments),
+        tuple(rates),
+    )
+
+
 def flat(input_price: Decimal, output_price: Decimal) -> Prices:
     """Two prices and nothing else."""
     return Prices(input_price, output_price, _ZERO, (Rate(0, input_price, output_price, input_price, output_price),))
@@ -88,6 +111,19 @@ class _Field:
     price: Decimal
 
 
+def part(entry: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """``model_info`` or ``litellm_params`` of an entry, empty where it is missing.
+
+    :raises Unpriced: it is no object.
+    """
+    value = entry.get(name)
+    if value is None:
+        return {}
+    if not isinstance(value, Mapping):
+        raise Unpriced(f"{name} is not an object")
+    return value
+
+
 def read(entry: Mapping[str, Any]) -> Prices:
     """The prices of one entry (``model_info`` and ``litellm_params``) of ``/model/info``.
 
@@ -95,7 +131,7 @@ def read(entry: Mapping[str, Any]) -> Prices:
 
     :raises Unpriced:
     """
-    info, params = entry.get("model_info") or {}, entry.get("litellm_params") or {}
+    info, params = part(entry, "model_info"), part(entry, "litellm_params")
     fields = [*_fields(info, params), *_fields(params, params)]
     inputs = [field.price for field in fields if field.base in _INPUT_SIDE]
     outputs = [field.price for field in fields if field.base in _OUTPUT_SIDE]
@@ -142,9 +178,18 @@ def _table(name: str, value: Any) -> Iterator[_Field]:
     for row in value if isinstance(value, list) else [value]:
         if not isinstance(row, Mapping):
             raise Unpriced(f"{name} is not a table")
-        above = int(_decimal(name, row["range"][0])) if row.get("range") else 0
+        above = _lower_end(name, row.get("range"))
         for field in _fields({key: item for key, item in row.items() if key not in _TABLES}, {}):
             yield _Field(field.base, max(above, field.above), field.price)
+
+
+def _lower_end(name: str, tokens: Any) -> int:
+    """The threshold of a row of a table: the first of two numbers, 0 where there are none."""
+    if not tokens:
+        return 0
+    if not isinstance(tokens, list):
+        raise Unpriced(f"{name} has a range that is not a list")
+    return int(_decimal(name, tokens[0]))
 
 
 def _rates(fields: list[_Field]) -> Iterator[Rate]:
@@ -171,6 +216,8 @@ def _search_fee(info: Mapping[str, Any]) -> Decimal:
     fees = info.get(_SEARCH)
     if not fees or not (info.get("litellm_provider") == "perplexity" or "search" in str(info.get("key", ""))):
         return _ZERO
+    if not isinstance(fees, Mapping):
+        raise Unpriced(f"{_SEARCH} is not an object")
     return max(_decimal(_SEARCH, fee) for fee in fees.values())
 
 
@@ -181,10 +228,18 @@ def _threshold(name: str) -> int:
 
 def _decimal(name: str, value: Any) -> Decimal:
     """:raises Unpriced: not a price."""
+    if isinstance(value, bool) or not isinstance(value, int | float | str | Decimal):
+        raise Unpriced(f"{name} is not a number")
     try:
-        price = Decimal(value) if isinstance(value, int | str | Decimal) else Decimal(repr(value))
+        price = Decimal(repr(value) if isinstance(value, float) else value)
     except InvalidOperation:
         raise Unpriced(f"{name} is not a number") from None
-    if not price.is_finite() or not 0 <= price < 10**6 or (price and price.adjusted() < -24):
+    # more digits than a Decimal's arithmetic keeps would be rounded, and a price this small needs huge numbers of units
+    if (
+        not price.is_finite()
+        or not 0 <= price < 10**6
+        or len(price.as_tuple().digits) > 28
+        or (price and price.adjusted() < -24)
+    ):
         raise Unpriced(f"{name} is not a price")
     return price

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal
 from fnmatch import fnmatchcase
 from typing import Any
 
-from services.gateway.budget import price_fields
+from services.gateway.budget import model_info, price_fields
 from services.gateway.budget.metrics import CatalogueMetrics
 from services.gateway.budget.price_fields import Prices, Unpriced
 from shared import background, logs
@@ -90,25 +89,15 @@ def _decimals(price: Decimal) -> int:
     return max(0, -exponent) if isinstance(exponent, int) else 0
 
 
-def parse(body: bytes) -> list[Mapping[str, Any]]:
-    """The entries of a ``/model/info`` answer, prices as they are written.
-
-    :raises ValueError: not such an answer.
-    """
-    document = json.loads(body, parse_float=Decimal)
-    entries = document.get("data") if isinstance(document, dict) else None
-    if not isinstance(entries, list):
-        raise ValueError("no list of models")  # noqa: TRY004 - what came from outside is malformed
-    return [entry for entry in entries if isinstance(entry, dict) and isinstance(entry.get("model_name"), str)]
-
-
 def price_all(
-    entries: Iterable[Mapping[str, Any]], rows: Mapping[str, ModelRow]
+    entries: Iterable[Mapping[str, Any]], rows: Mapping[str, ModelRow], unreadable: Mapping[str, str] | None = None
 ) -> tuple[dict[str, PricedModel], dict[str, str]]:
     """``(models by name, why each of the others is refused)``.
 
-    A name with several deployments costs what the dearest costs. A row's prices stand in the place of LiteLLM's;
-    a row with both names a model that LiteLLM serves by a wildcard.
+    A name with several deployments costs what the dearest costs, and is refused if one of them is. A row's prices
+    replace LiteLLM's; a row with both names a model that LiteLLM serves by a wildcard.
+
+    :param unreadable: why further entries, by name, can't be read.
     """
     deployments: dict[str, list[Mapping[str, Any]]] = {}
     for entry in entries:
@@ -118,14 +107,16 @@ def price_all(
         if name not in deployments and any(fnmatchcase(name, pattern) for pattern in wildcards):
             deployments[name] = []
     models: dict[str, PricedModel] = {}
-    refused: dict[str, str] = {}
+    refused: dict[str, str] = dict(unreadable or {})
     for name, served in deployments.items():
-        if name in wildcards:
+        if name in wildcards or name in refused:
             continue
         try:
             models[name] = _price(name, served, rows.get(name))
         except Unpriced as reason:
-            refused[name] = str(reason)
+            refused[name] = ascii(str(reason))[1:-1]  # it may quote a field's name
+        except Exception as error:  # an operator may write anything into an entry, and the others are still served
+            refused[name] = f"is not understood ({type(error).__name__})"
     return models, refused
 
 
@@ -133,23 +124,17 @@ def _price(name: str, deployments: list[Mapping[str, Any]], row: ModelRow | None
     """:raises Unpriced:"""
     given_in = row.input_cost_per_token if row else None
     given_out = row.output_cost_per_token if row else None
+    infos = [price_fields.part(entry, "model_info") for entry in deployments]
     if given_in is not None and given_out is not None:
         prices = price_fields.flat(given_in, given_out)
-    else:
-        known = [_with_row(entry, given_in, given_out) for entry in deployments]
-        if not known:
-            raise Unpriced("no price")
-        every = [price_fields.read(entry) for entry in known]
-        dearest = max(every, key=lambda prices: (prices.output, prices.input))
-        prices = Prices(
-            max(one.input for one in every),
-            max(one.output for one in every),
-            max(one.request for one in every),
-            dearest.rates,
+    elif deployments:
+        prices = price_fields.dearest(
+            [price_fields.read(_with_row(entry, given_in, given_out)) for entry in deployments]
         )
-    infos = [entry.get("model_info") or {} for entry in deployments]
+    else:
+        raise Unpriced("no price")
     reasoning = bool(row and row.reasoning) or any(info.get("supports_reasoning") is True for info in infos)
-    windows = [info["max_input_tokens"] for info in infos if isinstance(info.get("max_input_tokens"), int)]
+    windows = [size for info in infos if type(size := info.get("max_input_tokens")) is int and size > 0]
     settings = row or _MODEL_DEFAULTS
     return PricedModel(
         name=name,
@@ -170,7 +155,7 @@ def _with_row(entry: Mapping[str, Any], given_in: Decimal | None, given_out: Dec
         if price is None:
             continue
         params, info = (
-            {name: value for name, value in (entry.get(part) or {}).items() if not _is_side(name, side)}
+            {name: value for name, value in price_fields.part(entry, part).items() if not _is_side(name, side)}
             for part in ("litellm_params", "model_info")
         )
         entry = {**entry, "model_info": info, "litellm_params": {**params, f"{side}_cost_per_token": price}}
@@ -234,14 +219,14 @@ class Catalogue:
     async def refresh(self) -> bool:
         """Read now; False, and nothing changes, when LiteLLM could not be asked or made no sense."""
         try:
-            entries = parse(await self._fetch())
+            entries, unreadable = model_info.read(await self._fetch())
         except (ServiceError, OSError, TimeoutError, ValueError) as error:
             _log.warning("models_not_read", error=f"{type(error).__name__}: {error}"[:200])
             return False
-        models, refused = price_all(entries, self._rows)
+        models, refused = price_all(entries, self._rows, unreadable)
         for name, reason in refused.items():
             if self._refused.get(name) != reason:
-                _log.warning("model_refused", model=name[:128], reason=reason)
+                _log.warning("model_refused", model=name[:256], reason=reason[:256])
         changed = models.keys() != self._models.keys()
         self._models, self._refused, self.loaded = models, refused, True
         self._metrics.show(len(models), refused)

@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import json
+from dataclasses import replace
 from decimal import Decimal
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from services.gateway.budget import model_info
+from services.gateway.budget.charging import bounds, charge
 from services.gateway.budget.metrics import CatalogueMetrics
+from services.gateway.budget.models import Delivery, Usage
 from services.gateway.budget.price_fields import Unpriced, read
-from services.gateway.budget.prices import Catalogue, PricedModel, parse, price_all
+from services.gateway.budget.prices import Catalogue, PricedModel, price_all
 from shared.errors import DependencyUnavailable
 from shared.metrics import Registry
 from shared.service_types import ModelRow
-from tests.services.gateway.budget.support import until
+from tests.services.gateway.budget.support import ask, until
 
 SONNET = {
     "input_cost_per_token": "3e-06",
@@ -71,7 +77,9 @@ def test_reasoning_has_a_price_and_a_least_of_its_own() -> None:
 def test_prices_are_decimals_as_they_are_written() -> None:
     """0.1 + 0.2: a float would already be another price."""
     body = json.dumps({"data": [entry(input_cost_per_token=1.0416e-08, output_cost_per_token=7e-7)]}).encode()
-    model = priced(*parse(body))
+    entries, unreadable = model_info.read(body)
+    assert not unreadable
+    model = priced(*entries)
     assert model.input_price == Decimal("1.0416e-08")
     assert (model.scale, model.input_units) == (1000, 10_416)
 
@@ -98,7 +106,14 @@ def test_a_price_field_that_nobody_knows_refuses_the_model(field: str) -> None:
         ({**SIMPLE, "input_cost_per_token": "-1"}, "input_cost_per_token is not a price"),
         ({**SIMPLE, "input_cost_per_token": "NaN"}, "input_cost_per_token is not a price"),
         ({**SIMPLE, "output_cost_per_token": "1e-90"}, "output_cost_per_token is not a price"),
+        ({**SIMPLE, "input_cost_per_token": True}, "input_cost_per_token is not a number"),
+        ({**SIMPLE, "input_cost_per_token": ["1e-6"]}, "input_cost_per_token is not a number"),
+        ({**SIMPLE, "input_cost_per_token": "0." + "1" * 29}, "input_cost_per_token is not a price"),
         ({**SIMPLE, "tiered_pricing": ["x"]}, "tiered_pricing is not a table"),
+        ({**SIMPLE, "tiered_pricing": [{"range": 5}]}, "tiered_pricing has a range that is not a list"),
+        ({**SIMPLE, "tiered_pricing": [{"range": {"from": 5}}]}, "tiered_pricing has a range that is not a list"),
+        ({**SIMPLE, "tiered_pricing": [{"range": [None]}]}, "tiered_pricing is not a number"),
+        ({**SIMPLE, "key": "search", "search_context_cost_per_query": 0.03}, "search_context_cost_per_query is not"),
     ],
 )  # fmt: skip
 def test_a_model_without_a_price_is_refused(info: dict[str, Any], reason: str) -> None:
@@ -163,6 +178,122 @@ def test_a_name_with_several_deployments_costs_what_the_dearest_does() -> None:
     assert (models, list(refused)) == ({}, ["m"])
 
 
+def test_a_token_of_several_deployments_costs_the_dearest_of_each_field_at_each_length() -> None:
+    """Who answered a stream is not told, and the bill is that deployment's."""
+    first = entry(
+        input_cost_per_token="1e-6", output_cost_per_token="10e-6", output_cost_per_reasoning_token="11e-6",
+        input_cost_per_token_above_200k_tokens="3e-6",
+    )  # fmt: skip
+    second = entry(
+        input_cost_per_token="5e-6", output_cost_per_token="9e-6", cache_creation_input_token_cost="6e-6",
+        output_cost_per_token_above_128k_tokens="12e-6",
+    )  # fmt: skip
+    for deployments in ((first, second), (second, first)):
+        rates = priced(*deployments).rates
+        assert [(rate.above, rate.input, rate.output, rate.cache_write, rate.reasoning) for rate in rates] == [
+            (0, 5000, 10_000, 6000, 11_000),
+            (128_000, 5000, 12_000, 6000, 12_000),
+            (200_000, 5000, 12_000, 6000, 12_000),
+        ]
+
+
+PRICES = st.sampled_from(["1e-7", "3e-6", "2e-5"])
+BASES = ("input_cost_per_token", "output_cost_per_token")
+FURTHER = (*BASES, "cache_creation_input_token_cost", "output_cost_per_reasoning_token")
+DEPLOYMENT = st.fixed_dictionaries(
+    dict.fromkeys(BASES, PRICES),
+    optional={
+        f"{base}{threshold}": PRICES
+        for base in FURTHER
+        for threshold in ("", "_above_128k_tokens", "_above_200k_tokens")
+        if threshold or base not in BASES
+    },
+)
+
+
+@given(
+    st.lists(DEPLOYMENT, min_size=1, max_size=4), st.integers(0, 300_000), st.integers(0, 1000), st.integers(0, 1000)
+)
+def test_no_deployment_is_dearer_than_what_is_charged(
+    deployments: list[dict[str, str]], prompt: int, written: int, reasoned: int
+) -> None:
+    models, _ = price_all([entry(**fields) for fields in deployments], {})
+    delivery = Delivery("success", sent=True, usage=Usage(prompt, 1000, written, reasoned))
+    charged = charge(ask(model=models["m"]), 1000, delivery).cost_nano
+    for fields in deployments:
+        alone = price_all([entry(**fields)], {})[0]["m"]
+        assert charge(ask(model=alone), 1000, delivery).cost_nano <= charged
+        assert alone.input_price <= models["m"].input_price
+        assert all(rate.output <= models["m"].output_units for rate in models["m"].rates)
+
+
+NAME = st.text(max_size=9) | st.sampled_from(["range", "input_cost", "key"])
+ODD = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=9) | st.sampled_from(["1e-6", "", "0"]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(NAME, inner, max_size=3),
+    max_leaves=8,
+)
+PART = ODD | st.dictionaries(
+    st.sampled_from(
+        [
+            "input_cost_per_token", "output_cost_per_token", "tiered_pricing", "off_peak_pricing", "service_tier",
+            "search_context_cost_per_query", "litellm_provider", "key", "max_input_tokens", "supports_reasoning",
+            "regional_multiplier", "cost\ud83d", "input_cost_per_token_above_200k_tokens", "pricing_overrides",
+        ]
+    ),
+    ODD,
+)  # fmt: skip
+ENTRY = ODD | st.fixed_dictionaries(
+    {}, optional={"model_name": st.just("odd") | ODD, "model_info": PART, "litellm_params": PART}
+)
+ROW = ModelRow("odd", Decimal("1e-6"), None)
+
+
+@given(st.lists(ENTRY, max_size=3), st.sampled_from([{}, {"odd": ROW}, {"odd": replace(ROW, output_cost_per_token=0)}]))
+def test_an_entry_of_any_shape_hides_no_other_model(odd: list[Any], rows: dict[str, ModelRow]) -> None:
+    good = entry(input_cost_per_token="1e-6", output_cost_per_token="1e-6")
+    entries, unreadable = model_info.read(json.dumps({"data": [*odd, good]}).encode())
+    models, refused = price_all(entries, rows, unreadable)
+    assert "m" in models
+    registry = Registry()
+    CatalogueMetrics(registry).show(len(models), refused)
+    registry.render()
+    bounds(ask(model=models["m"], prompt_bound=10, limit=10, n=1), 10**9)
+    assert all(reason.isascii() and name.isascii() for name, reason in refused.items())
+
+
+NO_NAME = "its model_name is not 1 to 256 printable characters without spaces"
+TOO_DEEP = "can't be read (RecursionError)"
+
+
+@pytest.mark.parametrize(
+    ("raw", "refused"),
+    [
+        (b'{"model_name":"odd","model_info":' + b"[" * 100_000 + b"]" * 100_000 + b"}", {"odd": TOO_DEEP}),
+        (b'{"model_info":' + b'{"a":' * 100_000 + b'"\\"]}"' + b"}" * 100_001, {"entry 1": TOO_DEEP}),
+        (b'{"model_name":"odd","model_info":{"key":' + b"9" * 5000 + b"}}", {"odd": "can't be read (ValueError)"}),
+        (b'{"model_name":"\\ud83d"}', {"\\ud83d": NO_NAME}),
+        (b'{"model_name":"two words"}', {"two words": NO_NAME}),
+        (
+            b'{"model_name":"odd","model_info":{"input_cost_per_token":NaN}}',
+            {"odd": "input_cost_per_token is not a price"},
+        ),
+        (b'{"model_name":"odd","model_info":"free text"}', {"odd": "model_info is not an object"}),
+        (b'{"model_name":"m","litellm_params":[]}', {"m": "litellm_params is not an object"}),
+        (b"[]", {"entry 1": NO_NAME}),
+    ],
+    ids=range(9),
+)
+def test_a_bad_entry_is_refused_by_name_and_reason(raw: bytes, refused: dict[str, str]) -> None:
+    """One deployment that is not understood refuses its name: it may be the one that answers."""
+    good = [json.dumps(entry(name, **SIMPLE)).encode() for name in ("m", 'a"],{}')]
+    document = b'{"object":"list","data":[' + b" , ".join([raw, *good]) + b'],"more":{"data":1}}'
+    entries, unreadable = model_info.read(document)
+    models, found = price_all(entries, {}, unreadable)
+    assert found == refused
+    assert set(models) == {"m", 'a"],{}'} - refused.keys()
+
+
 def test_a_row_replaces_a_side_and_sets_the_rest() -> None:
     row = ModelRow("m", Decimal("5e-7"), None, min_completion_tokens=99, prompt_bytes_per_token=3, reasoning=True)
     model = priced(entry(**SONNET), rows={"m": row})
@@ -196,13 +327,14 @@ class Source:
         return answer
 
 
-def body(*entries: dict[str, Any]) -> bytes:
+def body(*entries: Any) -> bytes:
     return json.dumps({"data": entries}).encode()
 
 
 async def test_the_catalogue_is_read_again_and_keeps_what_it_has() -> None:
     first = body(entry("a", input_cost_per_token=1e-6, output_cost_per_token=1e-6), entry("b"))
-    second = body(entry("b", input_cost_per_token=1e-6, output_cost_per_token=1e-6))
+    odd = {"model_name": "a", "model_info": {"tiered_pricing": [{"range": 5}]}}
+    second = body("free text", odd, entry("b", input_cost_per_token=1e-6, output_cost_per_token=1e-6))
     source = Source(DependencyUnavailable("litellm"), first, OSError("gone"), b"<html>", b"[]", second)
     registry = Registry()
     async with Catalogue.open(source.fetch, {}, CatalogueMetrics(registry), every=0.01, retry=0.01) as catalogue:
