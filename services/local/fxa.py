@@ -1,13 +1,42 @@
-"""A stand-in for FxA's OAuth server: one real HTTP server with the real shapes, and controls to mint and to break.
+"""A stand-in for FxA's OAuth server: one real HTTP server with FxA's shapes, and controls to mint and to break.
 
-As FxA has them:
-    GET  /v1/jwks          three RSA keys: the last one, the one that signs, and the next one
-    POST /v1/verify        {"token"} -> the identity, or 400 with an errno
-    POST /v1/destroy       {"token"} -> {}
-    GET  /__lbheartbeat__
+What it imitates, and which source says so. Files without a repository are in mozilla/fxa, below
+packages/fxa-auth-server/lib; ``errors`` is libs/accounts/errors/src/oauth-error.ts there.
+
+    JWT header: ``typ`` ``at+JWT``, RS256, ``kid``         oauth/jwt_access_token.js (HEADER_TYP), oauth/jwt.js
+    ``typ`` read without case, ``application/`` optional   oauth/jwt.js (normalizeTyp), RFC 7515 section 4.1.9;
+                                                           mozilla/PyFxA fxa/oauth.py (_verify_jwt_token) does so too
+    JWT claims: aud, client_id, exp, iat, iss, jti         oauth/jwt_access_token.js (create): ``aud`` is the client id,
+    (64 hex digits), scope (separated by spaces), sub      or a list of it and the resource; ``fxa-generation`` is of
+    (32), fxa-generation, fxa-profileChangedAt             the account, not of the token
+    opaque tokens: 64 lower-case hex digits                oauth/validators.js (HEX_STRING, token)
+    GET /v1/jwks: the current key, the next, the last;     oauth/keys.ts (extractPublicKey, generatePrivateKey): kty,
+    kid = day + 8 hex digits of the public key's SHA-256   alg, kid, fxa-createdAt (whole hours), use, n, e
+    its Cache-Control                                      routes/oauth/jwks.js (10 s, public), as hapi's
+                                                           lib/headers.js writes it
+    POST /v1/verify {"token"} and nothing else, as JSON    routes/oauth/verify.js, routes/oauth/index.js,
+    or as a form; a JWT has 1,024 characters at most       oauth/validators.js (accessToken)
+    its answer: user, client_id, scope (a list),           oauth/token.js (verify): ``generation`` only of a JWT that
+    profile_changed_at, generation                         lives for 6 hours or less, which FxA does not store
+    a JWT that has expired or is wrongly signed is 108,    oauth/jwt_access_token.js (verify), oauth/token.js
+    an opaque token that has expired is 115
+    errors: code, errno, error, message, info;             errors (invalidToken 108, invalidRequestParameter 109,
+    ``validation`` with 109, ``expiredAt`` with 115        invalidContentType 113 with 415, expiredToken 115; others,
+                                                           such as malformed JSON: 999)
+    POST /v1/destroy {"token"} -> {}; what is not stored   routes/oauth/destroy.js
+    is 108, and so is a JWT that lives for 6 hours or less
+    GET /__lbheartbeat__ -> {}                             the Dockerflow of every Mozilla service
+
+Where it differs on purpose:
+
+    - a token is minted by a control, not by a grant: no client has to exist, scopes stand as ordered (FxA leaves out
+      those that others imply), and a JWT may be had for every client (FxA has a list of those that get one)
+    - Sync is missing (another ``aud`` for its scope, scoped keys); so are pairwise subjects, which have 32 digits too
+    - no grandfathering of expired opaque tokens, and nothing limits the rate: what stands in front of FxA does, and a
+      fault with status 429 imitates it
 
 Controls, for local runs and tests only:
-    POST   /local/token    {"uid", "scopes", "client_id", "kind": "jwt" | "opaque", "ttl"}, all optional -> {"token"}
+    POST   /local/token    a ``TokenOrder``, every member optional -> {"token"}
     POST   /local/rotate   the next key signs from now on -> {"kid"}
     POST   /local/faults   a ``Fault``; replaces that of the same endpoint
     DELETE /local/faults   all is well again
@@ -20,6 +49,8 @@ it can be anybody.
 from __future__ import annotations
 
 import asyncio
+import hashlib
+import re
 import secrets
 import socket
 import struct
@@ -45,7 +76,21 @@ from services.local.files import write_private
 DESKTOP_CLIENT_ID = "5882386c6d801776"
 DEFAULT_SCOPES = ("profile:uid",)
 DEFAULT_TTL = 6 * 3600
-ERRORS = {108: "Invalid token", 109: "Invalid request parameter", 115: "Expired token"}
+#: What FxA says beside each of its error numbers.
+ERRORS = {
+    108: "Invalid token",
+    109: "Invalid request parameter",
+    113: "Content-Type must be either application/json or application/x-www-form-urlencoded",
+    115: "Expired token",
+    999: "Invalid request payload JSON format",
+}
+ERROR_INFO = "https://mozilla.github.io/ecosystem-platform/api#section/Response-format"
+#: Seconds. FxA stores no JWT that lives for so long or less.
+SHORT_LIFE = 6 * 3600
+MAX_JWT_CHARACTERS = 1024
+
+_OPAQUE = re.compile(r"[0-9a-f]{64}")
+_JWT = re.compile(r"[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+")
 
 _T = TypeVar("_T")
 Kind = Literal["jwt", "opaque"]
@@ -54,7 +99,7 @@ Endpoint = Literal["jwks", "verify"]
 
 @dataclass(frozen=True, slots=True)
 class SigningKey:
-    """One RSA key. ``kid`` looks as FxA's: the day it was made, and eight characters."""
+    """One RSA key. ``kid`` is made as FxA's: the day, and eight digits of the public key's digest."""
 
     kid: str
     pem: str
@@ -62,17 +107,26 @@ class SigningKey:
 
     @classmethod
     def generate(cls) -> Self:
-        pem = rsa.generate_private_key(65537, 2048).private_bytes(
+        key = rsa.generate_private_key(65537, 2048)
+        pem = key.private_bytes(
             serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
         )
-        return cls.load(f"{datetime.now(UTC):%Y%m%d}-{secrets.token_hex(4)}", pem.decode())
+        public = key.public_key().public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.PKCS1)
+        digest = hashlib.sha256(public).hexdigest()
+        return cls.load(f"{datetime.now(UTC):%Y%m%d}-{digest[:8]}", pem.decode())
 
     @classmethod
     def load(cls, kid: str, pem: str) -> Self:
         return cls(kid, pem, jwk.construct(pem, "RS256"))
 
     def public(self) -> dict[str, Any]:
-        return {**self.private.public_key().to_dict(), "kid": self.kid, "use": "sig"}
+        created = datetime.strptime(self.kid[:8], "%Y%m%d").replace(tzinfo=UTC)
+        return {
+            **self.private.public_key().to_dict(),
+            "kid": self.kid,
+            "use": "sig",
+            "fxa-createdAt": int(created.timestamp()),
+        }
 
 
 class KeyRing:
@@ -102,7 +156,8 @@ class KeyRing:
         self._save()
 
     def published(self) -> list[dict[str, Any]]:
-        return [key.public() for key in self._keys]
+        last, *used = self._keys
+        return [key.public() for key in (*used, last)]
 
     def public_key(self, kid: str) -> Key | None:
         return next((key.private.public_key() for key in self._keys if key.kid == kid), None)
@@ -122,6 +177,8 @@ class TokenOrder(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     client_id: str = DESKTOP_CLIENT_ID
     kind: Kind = "jwt"
     ttl: float = DEFAULT_TTL
+    #: For whom a JWT is meant beside its client (RFC 8707).
+    resource: str | None = None
 
 
 class Fault(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
@@ -163,23 +220,29 @@ class StandIn:
         self.ring = ring
         self.calls = _Calls()
         self._clock = clock
-        self._opaque: dict[str, _Grant] = {}
+        #: When every account last changed its password and its profile, in milliseconds.
+        self._changed_at = int(clock() * 1000)
+        #: What FxA stores, by the opaque token or the ``jti`` of a JWT.
+        self._stored: dict[str, _Grant] = {}
         self._faults: dict[str, Fault] = {}
         self._served: Counter[str] = Counter()  # since the endpoint's fault was set
 
     def mint(self, order: TokenOrder) -> str:
         """A token as FxA would make it."""
-        now = self._clock()
+        grant = _Grant(order, self._clock() + order.ttl)
         if order.kind == "opaque":
             token = secrets.token_hex(32)
-            self._opaque[token] = _Grant(order, now + order.ttl)
+            self._stored[token] = grant
             return token
-        return self.sign(self.claims(order))
+        claims = self.claims(order)
+        if order.ttl > SHORT_LIFE:
+            self._stored[claims["jti"]] = grant
+        return self.sign(claims)
 
     def claims(self, order: TokenOrder) -> dict[str, Any]:
         now = int(self._clock())
         return {
-            "aud": order.client_id,
+            "aud": [order.client_id, order.resource] if order.resource else order.client_id,
             "client_id": order.client_id,
             "exp": now + int(order.ttl),
             "iat": now,
@@ -187,18 +250,20 @@ class StandIn:
             "jti": secrets.token_hex(32),
             "scope": " ".join(order.scopes),
             "sub": order.uid,
-            "fxa-generation": now * 1000,
+            "fxa-generation": self._changed_at,
+            "fxa-profileChangedAt": self._changed_at,
         }
 
     def sign(self, claims: dict[str, Any], header: dict[str, Any] | None = None) -> str:
         """A JWT of any claims, signed by the current key; ``header`` adds to the header or changes it."""
         key = self.ring.signing
-        headers = {"typ": "at+jwt", "kid": key.kid, **(header or {})}
+        headers = {"typ": "at+JWT", "kid": key.kid, **(header or {})}
         return str(jwt.encode(claims, key.private, algorithm="RS256", headers=headers))
 
-    def destroy(self, token: str) -> None:
-        """End an opaque token; nothing for others."""
-        self._opaque.pop(token, None)
+    def destroy(self, token: str) -> bool:
+        """End a token that FxA stores; False for others."""
+        claims = self._claims_of(token)
+        return self._stored.pop(claims["jti"] if claims else token, None) is not None
 
     def set_fault(self, fault: Fault) -> None:
         self._faults[fault.endpoint] = fault
@@ -259,44 +324,52 @@ class StandIn:
         return await handler(request)
 
     async def _jwks(self, _request: web.Request) -> web.Response:
-        return web.json_response({"keys": self.ring.published()}, headers={"Cache-Control": "public, max-age=10"})
+        caching = {"Cache-Control": "max-age=10, must-revalidate, public"}
+        return web.json_response({"keys": self.ring.published()}, headers=caching)
 
     async def _verify(self, request: web.Request) -> web.Response:
         token = await _token_of(request)
-        if token is None:
-            return _error(109)
-        grant = self._opaque.get(token) or self._jwt_grant(token)
+        claims = self._claims_of(token)
+        if claims and claims["exp"] - claims["iat"] <= SHORT_LIFE:
+            return web.json_response(
+                {
+                    "user": claims["sub"],
+                    "client_id": claims["client_id"],
+                    "scope": claims["scope"].split(),
+                    "generation": claims.get("fxa-generation"),
+                    "profile_changed_at": claims.get("fxa-profileChangedAt"),
+                }
+            )
+        grant = self._stored.get(claims["jti"] if claims else token)
         if grant is None:
-            return _error(108)
-        if grant.expires_at <= self._clock():
-            return _error(115)
+            raise _error(108)
+        if grant.expires_at < self._clock():
+            raise _error(115, expiredAt=_iso(grant.expires_at))
         order = grant.order
         return web.json_response(
             {
                 "user": order.uid,
                 "client_id": order.client_id,
                 "scope": list(order.scopes),
-                "generation": 1,
-                "profile_changed_at": 1,
+                "profile_changed_at": self._changed_at,
             }
         )
 
-    def _jwt_grant(self, token: str) -> _Grant | None:
+    def _claims_of(self, token: str) -> dict[str, Any] | None:
+        """The claims of a good JWT; None for an opaque token, and for a JWT that is not good."""
         try:
-            key = self.ring.public_key(str(jws.get_unverified_header(token).get("kid")))
-            claims = msgspec.json.decode(jws.verify(token, key, algorithms=["RS256"])) if key else None
+            header = jws.get_unverified_header(token)
+            key = self.ring.public_key(str(header.get("kid")))
+            if key is None or _media_type(str(header.get("typ"))) != "application/at+jwt":
+                return None
+            claims: dict[str, Any] = msgspec.json.decode(jws.verify(token, key, algorithms=["RS256"]))
         except (JOSEError, ValueError):
             return None
-        if not claims:
-            return None
-        order = TokenOrder(claims["sub"], tuple(claims["scope"].split()), claims["client_id"])
-        return _Grant(order, claims["exp"])
+        return claims if claims["iss"] == self.issuer and claims["exp"] > self._clock() else None
 
     async def _destroy(self, request: web.Request) -> web.Response:
-        token = await _token_of(request)
-        if token is None:
-            return _error(109)
-        self.destroy(token)
+        if not self.destroy(await _token_of(request)):
+            raise _error(108)
         return web.json_response({})
 
     async def _heartbeat(self, _request: web.Request) -> web.Response:
@@ -328,14 +401,34 @@ class StandIn:
         )
 
 
-async def _token_of(request: web.Request) -> str | None:
-    """The ``token`` of a body, if it has FxA's shape."""
-    try:
-        body = msgspec.json.decode(await request.read())
-    except ValueError:
-        return None
-    token = body.get("token") if isinstance(body, dict) else None
-    return token if isinstance(token, str) and token else None
+async def _token_of(request: web.Request) -> str:
+    """The ``token`` of a body, if it has FxA's shape.
+
+    :raises web.HTTPException: as FxA refuses it.
+    """
+    if request.content_type == "application/x-www-form-urlencoded":
+        body: Any = dict(await request.post())
+    elif request.content_type == "application/json":
+        try:
+            body = msgspec.json.decode(await request.read())
+        except ValueError:
+            raise _error(999) from None
+    else:
+        raise _error(113, status=web.HTTPUnsupportedMediaType)
+    token = body.get("token") if isinstance(body, dict) and len(body) == 1 else None
+    is_jwt = isinstance(token, str) and len(token) <= MAX_JWT_CHARACTERS and _JWT.fullmatch(token)
+    if not isinstance(token, str) or not (is_jwt or _OPAQUE.fullmatch(token)):
+        raise _error(109, validation={"source": "payload", "keys": ["token"]})
+    return token
+
+
+def _media_type(typ: str) -> str:
+    typ = typ.lower()
+    return typ if "/" in typ else f"application/{typ}"
+
+
+def _iso(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 async def _read(request: web.Request, shape: type[_T]) -> _T:
@@ -345,10 +438,16 @@ async def _read(request: web.Request, shape: type[_T]) -> _T:
         raise web.HTTPBadRequest(text=f"{error}\n") from error
 
 
-def _error(errno: int) -> web.Response:
-    return web.json_response(
-        {"code": 400, "errno": errno, "error": "Bad Request", "message": ERRORS[errno]}, status=400
-    )
+def _error(errno: int, *, status: type[web.HTTPException] = web.HTTPBadRequest, **more: Any) -> web.HTTPException:
+    body = {
+        "code": status.status_code,
+        "errno": errno,
+        "error": "Bad Request" if status is web.HTTPBadRequest else "Unsupported Media Type",
+        "message": ERRORS[errno],
+        "info": ERROR_INFO,
+        **more,
+    }
+    return status(text=msgspec.json.encode(body).decode(), content_type="application/json")
 
 
 def _reset(request: web.Request) -> None:

@@ -1,7 +1,7 @@
 """What can be known of a token without a key and without asking anybody. Only what passes here costs more than this.
 
-A token is 64 hexadecimal digits (opaque), or a JWT in the profile of RFC 9068 as FxA makes it: compact JWS, RS256,
-``typ: at+jwt``.
+A token is 64 lower-case hexadecimal digits (opaque), or a JWT in the profile of RFC 9068 as FxA makes it: compact JWS,
+RS256, of the media type ``application/at+jwt``. FxA writes that as ``at+JWT``.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from services.auth.fxa.models import ClientId, Uid
 
 MAX_JWT_CHARACTERS = 2048
 
-_OPAQUE = re.compile(r"[0-9a-fA-F]{64}")
+#: FxA itself refuses upper case (mozilla/fxa, packages/fxa-auth-server/lib/oauth/validators.js: HEX_STRING).
+_OPAQUE = re.compile(r"[0-9a-f]{64}")
 _JWT = re.compile(r"([A-Za-z0-9_-]+)\.([A-Za-z0-9_-]+)\.([A-Za-z0-9_-]+)")
 # By the length modulo 4: what a segment may end with, so that no two segments stand for the same bytes
 _ALPHABET = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
@@ -33,7 +34,7 @@ _Absent = msgspec.UnsetType
 
 class _Header(msgspec.Struct, frozen=True):
     alg: Literal["RS256"]
-    typ: Literal["at+jwt"]
+    typ: str
     kid: Annotated[str, msgspec.Meta(pattern=r"^[\x21-\x7E]{1,128}\Z")]
     # Extensions that must be understood, and keys that the token itself brings: never taken
     crit: msgspec.Raw | _Absent = msgspec.UNSET
@@ -42,6 +43,11 @@ class _Header(msgspec.Struct, frozen=True):
     jwk: msgspec.Raw | _Absent = msgspec.UNSET
     x5u: msgspec.Raw | _Absent = msgspec.UNSET
     x5c: msgspec.Raw | _Absent = msgspec.UNSET
+
+    @property
+    def is_access_token(self) -> bool:
+        """Media types are compared without case, and ``application/`` may be left out (RFC 7515 section 4.1.9)."""
+        return self.typ.lower().removeprefix("application/") == "at+jwt"
 
     @property
     def foreign(self) -> bool:
@@ -112,6 +118,8 @@ def parse(token: str, *, issuer: str, now: float, skew: float) -> OpaqueToken | 
 @lru_cache(maxsize=64)  # all tokens of one key have one header
 def _kid(segment: str) -> str:
     header: _Header = _read(_header, segment, "header")
+    if not header.is_access_token:
+        raise InvalidFxAToken("not an access token")
     if header.foreign:
         raise InvalidFxAToken("header has an extension or a key")
     return header.kid

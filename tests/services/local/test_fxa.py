@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import stat
 import sys
 from collections.abc import AsyncIterator, Iterator
@@ -36,7 +37,8 @@ class Client:
     async def ask(self, method: str, path: str, body: Any = None) -> tuple[int, Any]:
         data = body if isinstance(body, bytes) else None
         json = None if isinstance(body, bytes) else body
-        async with self._session.request(method, self._url + path, json=json, data=data) as response:
+        headers = {"Content-Type": "application/json"} if isinstance(body, bytes) else {}
+        async with self._session.request(method, self._url + path, json=json, data=data, headers=headers) as response:
             return response.status, await response.json()
 
     async def token(self, **order: Any) -> str:
@@ -55,61 +57,113 @@ async def client(keys: list[SigningKey]) -> AsyncIterator[Client]:
     await runner.cleanup()
 
 
-async def test_three_rsa_keys_are_published(client: Client) -> None:
-    status, body = await client.ask("GET", "/v1/jwks")
-    assert status == 200
+async def test_three_rsa_keys_are_published_as_fxa_does(client: Client) -> None:
+    async with client._session.get(client._url + "/v1/jwks") as response:
+        assert response.headers["Cache-Control"] == "max-age=10, must-revalidate, public"
+        body = await response.json()
     assert len({key["kid"] for key in body["keys"]}) == 3
     for key in body["keys"]:
+        assert key.keys() == {"kty", "alg", "kid", "fxa-createdAt", "use", "n", "e"}
         assert (key["kty"], key["alg"], key["use"]) == ("RSA", "RS256", "sig")
-        assert len(key["kid"]) == 17
-        assert not {"d", "p", "q"} & key.keys()
+        assert re.fullmatch(r"\d{8}-[0-9a-f]{8}", key["kid"])
+        assert key["fxa-createdAt"] % 3600 == 0
 
 
 async def test_a_jwt_is_as_fxa_makes_it(client: Client) -> None:
     _, jwks = await client.ask("GET", "/v1/jwks")
     text = await client.token(uid=UID, scopes=["profile:uid", "a:b"], client_id="abc", ttl=60)
     token = jwt.decode(text, KeySet.import_key_set(jwks), algorithms=["RS256"])
-    assert token.header == {"alg": "RS256", "typ": "at+jwt", "kid": jwks["keys"][1]["kid"]}
+    assert token.header == {"alg": "RS256", "typ": "at+JWT", "kid": jwks["keys"][0]["kid"]}
     claims = token.claims
-    assert (claims["iss"], claims["sub"], claims["client_id"]) == (ISSUER, UID, "abc")
+    assert claims.keys() == {
+        *("aud", "client_id", "exp", "iat", "iss", "jti", "scope", "sub", "fxa-generation", "fxa-profileChangedAt")
+    }
+    assert (claims["iss"], claims["sub"], claims["client_id"], claims["aud"]) == (ISSUER, UID, "abc", "abc")
     assert claims["scope"] == "profile:uid a:b"
     assert claims["exp"] - claims["iat"] == 60
-    assert {"aud", "jti"} <= claims.keys()
+    assert re.fullmatch(r"[0-9a-f]{64}", claims["jti"])
 
 
-@pytest.mark.parametrize("kind", ["jwt", "opaque"])
-async def test_tokens_of_either_kind_are_verified(client: Client, kind: str) -> None:
-    token = await client.token(uid=UID, kind=kind)
+async def test_a_jwt_for_a_resource_names_it_beside_its_client(client: Client) -> None:
+    _, jwks = await client.ask("GET", "/v1/jwks")
+    text = await client.token(client_id="abc", resource="https://service.test")
+    assert jwt.decode(text, KeySet.import_key_set(jwks)).claims["aud"] == ["abc", "https://service.test"]
+
+
+@pytest.mark.parametrize(
+    ("order", "members"),
+    [
+        ({"kind": "opaque"}, {"profile_changed_at"}),
+        ({"kind": "jwt"}, {"generation", "profile_changed_at"}),
+        ({"kind": "jwt", "ttl": 6 * 3600 + 1}, {"profile_changed_at"}),
+    ],
+    ids=str,
+)
+async def test_tokens_of_either_kind_are_verified(client: Client, order: dict[str, Any], members: set[str]) -> None:
+    token = await client.token(uid=UID, **order)
     status, body = await client.ask("POST", "/v1/verify", {"token": token})
     assert status == 200
+    assert body.keys() == {"user", "client_id", "scope", *members}
     assert (body["user"], body["client_id"], body["scope"]) == (UID, DESKTOP_CLIENT_ID, ["profile:uid"])
-    if kind == "opaque":
-        assert len(token) == 64
+    if order["kind"] == "opaque":
+        assert re.fullmatch(r"[0-9a-f]{64}", token)
+
+
+async def test_a_token_may_come_in_a_form(client: Client) -> None:
+    token = await client.token(kind="opaque")
+    async with client._session.post(client._url + "/v1/verify", data={"token": token}) as response:
+        assert response.status == 200
 
 
 @pytest.mark.parametrize(
     ("body", "errno"),
-    [({"token": "f" * 64}, 108), ({"token": "a.b.c"}, 108), ({"token": 5}, 109), ({}, 109), ([], 109), (b"{", 109)],
+    [
+        ({"token": "f" * 64}, 108),
+        ({"token": "a.b.c"}, 108),
+        ({"token": "F" * 64}, 109),
+        ({"token": "a.b." + "c" * 1024}, 109),
+        ({"token": "f" * 64, "scope": "profile"}, 109),
+        ({"token": 5}, 109),
+        ({}, 109),
+        ([], 109),
+        (b"{", 999),
+    ],
     ids=str,
 )
 async def test_refusals_have_fxas_numbers(client: Client, body: Any, errno: int) -> None:
     status, answer = await client.ask("POST", "/v1/verify", body)
     assert (status, answer["code"], answer["errno"]) == (400, 400, errno)
-    assert {"error", "message"} <= answer.keys()
+    assert {"error", "message", "info"} <= answer.keys()
+    assert ("validation" in answer) == (errno == 109)
 
 
-@pytest.mark.parametrize("kind", ["jwt", "opaque"])
-async def test_an_expired_token_has_a_number_of_its_own(client: Client, kind: str) -> None:
+async def test_a_body_of_another_type_is_refused(client: Client) -> None:
+    async with client._session.post(client._url + "/v1/verify", data=b"token") as response:
+        assert (response.status, (await response.json())["errno"]) == (415, 113)
+
+
+@pytest.mark.parametrize(("kind", "errno"), [("jwt", 108), ("opaque", 115)])
+async def test_only_an_opaque_token_is_told_to_have_expired(client: Client, kind: str, errno: int) -> None:
     token = await client.token(kind=kind, ttl=-1)
     _, answer = await client.ask("POST", "/v1/verify", {"token": token})
-    assert answer["errno"] == 115
+    assert answer["errno"] == errno
+    assert ("expiredAt" in answer) == (errno == 115)
 
 
-async def test_a_destroyed_token_is_unknown(client: Client) -> None:
-    token = await client.token(kind="opaque")
+@pytest.mark.parametrize("order", [{"kind": "opaque"}, {"kind": "jwt", "ttl": 7 * 3600}], ids=str)
+async def test_a_destroyed_token_is_unknown(client: Client, order: dict[str, Any]) -> None:
+    token = await client.token(**order)
     assert await client.ask("POST", "/v1/destroy", {"token": token}) == (200, {})
-    _, answer = await client.ask("POST", "/v1/verify", {"token": token})
-    assert answer["errno"] == 108
+    for path in ("/v1/verify", "/v1/destroy"):
+        _, answer = await client.ask("POST", path, {"token": token})
+        assert answer["errno"] == 108
+
+
+async def test_a_short_lived_jwt_cannot_be_destroyed(client: Client) -> None:
+    token = await client.token()
+    status, answer = await client.ask("POST", "/v1/destroy", {"token": token})
+    assert (status, answer["errno"]) == (400, 108)
+    assert (await client.ask("POST", "/v1/verify", {"token": token}))[0] == 200
 
 
 async def test_the_next_key_was_published_before_it_signs(client: Client) -> None:
@@ -117,8 +171,9 @@ async def test_the_next_key_was_published_before_it_signs(client: Client) -> Non
     _, rotated = await client.ask("POST", "/local/rotate")
     _, after = await client.ask("GET", "/v1/jwks")
     kids = [key["kid"] for key in before["keys"]]
-    assert rotated["kid"] == kids[2]
-    assert [key["kid"] for key in after["keys"]][:2] == kids[1:]
+    assert rotated["kid"] == kids[1]
+    current, _, last = [key["kid"] for key in after["keys"]]
+    assert (current, last) == (kids[1], kids[0])
 
 
 async def test_answers_are_replaced_for_as_many_requests_as_told(client: Client) -> None:

@@ -12,6 +12,7 @@ from joserfc.jwk import KeySet as JoserfcKeySet
 
 from services.auth.users import storage as users
 from services.cli.client import ASSERTION
+from services.local.fxa import TokenOrder
 from shared.postgres import Database, Query
 from tests.services.auth.conftest import BUNDLE, ISSUER, UID, Auth, StartAuth, many, subject_token
 
@@ -50,6 +51,12 @@ async def test_an_fxa_token_becomes_an_access_token_of_rfc_9068(auth: Auth) -> N
     }
     assert claims["client_id"]
     assert claims["jti"]
+
+
+@pytest.mark.parametrize("typ", ["at+JWT", "at+jwt", "application/AT+JWT"])
+async def test_an_fxa_token_is_exchanged_however_its_media_type_is_written(auth: Auth, typ: str) -> None:
+    claims = auth.fxa.claims(TokenOrder(uid=UID, resource="https://service.test"))
+    assert (await auth.exchange(auth.fxa.sign(claims, {"typ": typ})))[0] == 200
 
 
 async def test_a_device_enrols_and_exchanges(auth: Auth) -> None:

@@ -74,6 +74,13 @@ async def test_what_may_stand_beside_is_accepted(auth: Auth, extra: list[tuple[s
     assert status == 200, body
 
 
+async def test_the_type_of_the_body_is_compared_without_case(auth: Auth) -> None:
+    """RFC 9110 section 8.3.1."""
+    headers = {"Content-Type": "Application/X-WWW-Form-URLencoded; charset=UTF-8"}
+    data = urlencode(form(subject_token=auth.fxa_token()))
+    assert (await auth.ask("POST", "/token", data=data, headers=headers))[0] == 200
+
+
 @pytest.mark.parametrize(
     ("data", "content_type"),
     [

@@ -16,7 +16,7 @@ from services.auth.fxa.parse import JwtToken, OpaqueToken, parse
 from tests.services.auth.fxa.harness import ISSUER, UID
 
 NOW = 1_800_000_000.0
-HEADER = {"alg": "RS256", "typ": "at+jwt", "kid": "20260101-abcdefgh"}
+HEADER = {"alg": "RS256", "typ": "at+JWT", "kid": "20260101-abcdefgh"}
 CLAIMS = {
     "iss": ISSUER,
     "sub": UID,
@@ -49,7 +49,14 @@ def test_a_jwt_of_fxa_is_read_with_its_claims() -> None:
     assert token.claims.scopes == ("profile:uid", "https://identity.mozilla.com/apps/smartwindow")
 
 
-@pytest.mark.parametrize("token", ["0" * 64, "0123456789abcdefABCDEF" + "0" * 42])
+@pytest.mark.parametrize(
+    "typ", ["at+JWT", "at+jwt", "AT+JWT", "application/at+jwt", "application/at+JWT", "Application/At+Jwt"]
+)
+def test_the_media_type_is_compared_without_case_and_with_or_without_its_prefix(typ: str) -> None:
+    assert isinstance(read(jwt({**HEADER, "typ": typ})), JwtToken)
+
+
+@pytest.mark.parametrize("token", ["0" * 64, "0123456789abcdef" + "0" * 48])
 def test_64_hex_digits_are_an_opaque_token(token: str) -> None:
     assert read(token) == OpaqueToken(token)
 
@@ -61,6 +68,7 @@ def test_64_hex_digits_are_an_opaque_token(token: str) -> None:
         "a" * 63,
         "a" * 65,
         "g" * 64,
+        "A" * 64,
         "a" * 64 + "\n",
         " " + "a" * 64,
         "١" * 64,
@@ -75,7 +83,7 @@ def test_64_hex_digits_are_an_opaque_token(token: str) -> None:
         jwt() + "é",
         "x" * 10_000_000,
     ],
-    ids=range(17),
+    ids=range(18),
 )
 def test_anything_else_is_refused(token: str) -> None:
     with pytest.raises(InvalidFxAToken):
@@ -98,7 +106,15 @@ def test_the_length_of_a_jwt_is_bounded_exactly() -> None:
         {"alg": "rs256"},
         {"alg": ["RS256"]},
         {"typ": "JWT"},
-        {"typ": "AT+JWT"},
+        {"typ": "application/jwt"},
+        {"typ": "secevent+jwt"},
+        {"typ": "text/at+jwt"},
+        {"typ": "application/application/at+jwt"},
+        {"typ": "at+jwt "},
+        {"typ": "at+jwt; charset=utf-8"},
+        {"typ": "at+JW\u0166"},
+        {"typ": ""},
+        {"typ": ["at+JWT"]},
         {"typ": None},
         {"kid": None},
         {"kid": ""},
