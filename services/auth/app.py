@@ -156,12 +156,15 @@ async def _open(
         redis,
         registry,
         kinds={
-            "challenge": settings.challenge_limit_per_source,
-            "enroll": settings.enroll_limit_per_source,
-            "source": settings.exchange_limit_per_source,
             "identity": settings.exchange_limit_per_identity,
             "sign_in": settings.sign_in_limit_per_source,
             "sign_in_all": settings.sign_in_limit,
+        },
+        doors={
+            "challenge": settings.challenge_limit_per_source,
+            "enroll": settings.enroll_limit_per_source,
+            "exchange": settings.exchange_limit_per_source,
+            "revoke": settings.revoke_limit_per_source,
         },
     )
     issuer = Issuer(prepared.key_ring, issuer=settings.mlpa_issuer, ttl=settings.mlpa_access_token_ttl_seconds)
@@ -187,7 +190,7 @@ async def _open(
     ]
     apps.put(keys.CHALLENGES, challenges)
     apps.put(keys.LIMITS, limits)
-    apps.put(keys.ENROLMENT, Enrolment(database, challenges, prepared.policy, metrics))
+    apps.put(keys.ENROLMENT, Enrolment(database, challenges, prepared.policy, metrics, limits))
     apps.put(keys.EXCHANGE, TokenExchange(credentials, prepared.service_types, users, issuer, limits, registry))
     apps.put(keys.REVOCATION, Revocation(issuer, database, changes))
     health = _health(prepared.key_ring, database, redis, fxa)

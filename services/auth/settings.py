@@ -38,9 +38,19 @@ class AuthSettings(Settings):
     fxa_cache_ttl_seconds: int = Field(300, ge=0, le=300, description="How long a verified FxA token is remembered.")
     fxa_cache_secret: SecretStr | None = Field(None, description="HMAC key of the FxA cache's keys and values.")
     exchange_limit_per_identity: Limit = Field(60, description="Token exchanges per identity and minute; 0 = no limit.")
-    exchange_limit_per_source: Limit = Field(600, description="Token exchanges per source and minute; 0 = no limit.")
-    challenge_limit_per_source: Limit = Field(600, description="Challenges per source and minute; 0 = no limit.")
-    enroll_limit_per_source: Limit = Field(60, description="Enrolments per source and minute; 0 = no limit.")
+    exchange_limit_per_source: Limit = Field(
+        600, description="Token exchanges per source and minute, and as many refused ones; 0 = no limit."
+    )
+    challenge_limit_per_source: Limit = Field(
+        600, description="Challenges per source and minute, and as many refused ones; 0 = no limit."
+    )
+    enroll_limit_per_source: Limit = Field(
+        60, description="Enrolments per source and minute, and as many refused ones; 0 = no limit."
+    )
+    revoke_limit_per_source: Limit = Field(
+        600,
+        description="Revocations per source and minute, and as many calls with other tokens than ours; 0 = no limit.",
+    )
     max_auth_request_size_bytes: int = Field(65536, ge=1024, description="Largest request body of auth.")
     master_key: SecretStr | None = Field(None, description="LiteLLM's master key, to make customers and budgets.")
     litellm_provision_users: bool = Field(

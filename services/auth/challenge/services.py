@@ -20,7 +20,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 
-from services.auth.errors import InvalidChallenge
+from services.auth.errors import InvalidChallenge, SlowDown
 from shared.errors import DependencyUnavailable
 from shared.identity import tag
 from shared.redis import Client, RedisError
@@ -77,8 +77,8 @@ class Challenges:
     async def consumed(self, challenge: str, key_id: str) -> AsyncIterator[None]:
         """Use a checked challenge up for the work inside; of any number of attempts at the same time, one gets in.
 
-        Work that could not be done gives the challenge back, since clients send the same again after a 503. Should it
-        have been done all the same, the work itself must notice the second time.
+        Work that could not be done gives the challenge back, since clients send the same again after a 503 or a 429.
+        Should it have been done all the same, the work itself must notice the second time.
 
         :raises InvalidChallenge: it has been used.
         :raises DependencyUnavailable: Redis could not be asked.
@@ -87,7 +87,7 @@ class Challenges:
         await self._consume(name, self.lifetime - self._age(bytes.fromhex(challenge)[:16]) + CLOCK_SKEW)
         try:
             yield
-        except (DependencyUnavailable, asyncio.CancelledError):
+        except (DependencyUnavailable, SlowDown, asyncio.CancelledError):
             with suppress(RedisError):
                 await self._redis.delete(name)
             raise

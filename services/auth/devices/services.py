@@ -22,7 +22,8 @@ from services.auth.appattest import (
 from services.auth.challenge.services import Challenges
 from services.auth.devices import storage
 from services.auth.devices.metrics import DeviceMetrics
-from services.auth.errors import AccessDenied, AttestationRejected, AuthError, InvalidRequest
+from services.auth.errors import AccessDenied, AttestationRejected, AuthError, InvalidRequest, SlowDown
+from services.auth.limits.services import Limits
 from shared.postgres import Database
 
 #: More than any challenge has, so that what is none of ours is refused as that.
@@ -31,12 +32,13 @@ MAX_CHALLENGE_BYTES = 1024
 
 @dataclass(frozen=True, slots=True)
 class EnrolmentClaims:
-    """What a client sends to enrol; all text as it came."""
+    """What a client sends to enrol, all text as it came, and the address that it sends it from."""
 
     key_id_b64: str
     challenge_b64: str
     attestation_obj_b64: str
     bundle_id: str
+    source: str
 
 
 #: More than any challenge, so that what is none of ours is refused as that.
@@ -50,6 +52,7 @@ class Enrolment:
         challenges: Challenges,
         policy: Policy,
         metrics: DeviceMetrics,
+        limits: Limits,
         *,
         clock: Callable[[], float] = time.time,
     ) -> None:
@@ -57,6 +60,7 @@ class Enrolment:
         self._challenges = challenges
         self._policy = policy
         self._metrics = metrics
+        self._limits = limits
         self._clock = clock
 
     async def enrol(self, claims: EnrolmentClaims) -> None:
@@ -66,6 +70,7 @@ class Enrolment:
         :raises InvalidChallenge: not ours, used or expired.
         :raises AttestationRejected: a step of the verification failed.
         :raises AccessDenied: the key is known and revoked.
+        :raises SlowDown: too many keys of this source; the same can be sent again.
         :raises DependencyUnavailable: it could not be stored; the same can be sent again.
         """
         started = time.perf_counter()
@@ -73,6 +78,8 @@ class Enrolment:
         try:
             await self._enrol(claims)
             result = "success"
+        except SlowDown:
+            raise
         except AuthError:
             result = "invalid"
             raise
@@ -105,6 +112,7 @@ class Enrolment:
             self._metrics.rejected(error)
             raise AttestationRejected from error
         async with self._challenges.consumed(challenge.decode(), key_id):
+            await self._limits.take_source("enroll", claims.source)
             if not await storage.enrol(self._database, key_id, attestation):
                 raise AccessDenied
 

@@ -37,14 +37,10 @@ class Attested(msgspec.Struct, frozen=True):
 
 
 async def challenge(request: web.Request) -> web.Response:
-    await request.app[keys.LIMITS].take_source("challenge", client_address(request))
-    given = request.query.getall("key_id_b64", [])
-    if len(given) != 1:
-        raise InvalidRequest("key_id_b64 is needed, once.")
-    try:
-        key_id = canonical_key_id(given[0])
-    except AppAttestError as error:
-        raise InvalidRequest("key_id_b64 must be base64 of 32 bytes.") from error
+    limits, source = request.app[keys.LIMITS], client_address(request)
+    async with limits.failures("challenge", source):
+        key_id = _key_id(request)
+    await limits.take_source("challenge", source)
     challenges = request.app[keys.CHALLENGES]
     return web.json_response(
         {"challenge": challenges.issue(key_id), "expires_in": challenges.lifetime},
@@ -53,13 +49,26 @@ async def challenge(request: web.Request) -> web.Response:
 
 
 async def attest(request: web.Request) -> web.Response:
-    await request.app[keys.LIMITS].take_source("enroll", client_address(request))
-    body = await request.read()
-    claims = _claims_of_json(body) if body else _claims_of_jwt(request)
-    await request.app[keys.ENROLMENT].enrol(
-        EnrolmentClaims(claims.key_id_b64, claims.challenge_b64, claims.attestation_obj_b64, claims.bundle_id)
-    )
+    source = client_address(request)
+    async with request.app[keys.LIMITS].failures("enroll", source):
+        body = await request.read()
+        claims = _claims_of_json(body) if body else _claims_of_jwt(request)
+        await request.app[keys.ENROLMENT].enrol(
+            EnrolmentClaims(
+                claims.key_id_b64, claims.challenge_b64, claims.attestation_obj_b64, claims.bundle_id, source
+            )
+        )
     return web.json_response({"status": "success"}, status=201, headers={"Cache-Control": "no-store"})
+
+
+def _key_id(request: web.Request) -> str:
+    given = request.query.getall("key_id_b64", [])
+    if len(given) != 1:
+        raise InvalidRequest("key_id_b64 is needed, once.")
+    try:
+        return canonical_key_id(given[0])
+    except AppAttestError as error:
+        raise InvalidRequest("key_id_b64 must be base64 of 32 bytes.") from error
 
 
 def _claims_of_json(body: bytes) -> AttestRequest:
@@ -85,7 +94,7 @@ def _claims_of_jwt(request: web.Request) -> AttestRequest:
         ) from error
 
 
-_LIMITED = Answer("Too many from one source", ErrorBody, headers=["Retry-After"])
+_LIMITED = Answer("Too many from one source; refused requests are counted apart", ErrorBody, headers=["Retry-After"])
 _UNAVAILABLE = Answer("A dependency could not be asked", ErrorBody, headers=["Retry-After"])
 
 OPERATIONS = [

@@ -17,9 +17,12 @@ from shared.service_types import ServiceTypes
 
 @dataclass(frozen=True, slots=True)
 class ExchangeRequest:
+    """What a client asks for. ``source`` is the address that it asks from."""
+
     subject_token: str
     subject_token_type: str
     scope: str
+    source: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,13 +60,15 @@ class TokenExchange:
         :raises SlowDown:
         :raises DependencyUnavailable:
         """
-        credential = self._credentials.get(request.subject_token_type)
-        if credential is None:
-            raise InvalidRequest("subject_token_type is not one that can be exchanged.")
-        row = self._rows.get(request.scope)
-        if row is None or credential.kind not in row.credentials:
-            raise InvalidScope
-        subject = await credential.verify(request.subject_token, row)
+        async with self._limits.failures("exchange", request.source):
+            credential = self._credentials.get(request.subject_token_type)
+            if credential is None:
+                raise InvalidRequest("subject_token_type is not one that can be exchanged.")
+            row = self._rows.get(request.scope)
+            if row is None or credential.kind not in row.credentials:
+                raise InvalidScope
+            subject = await credential.verify(request.subject_token, row)
+        await self._limits.take_source("exchange", request.source)
         await self._limits.take("identity", subject.identity)
         await self._users.enter(subject.identity, row)
         user = user_id(subject.identity, row.name)

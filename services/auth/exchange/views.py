@@ -32,8 +32,9 @@ class TokenResponse(msgspec.Struct, frozen=True):
 
 
 async def token(request: web.Request) -> web.Response:
-    await request.app[keys.LIMITS].take_source("source", client_address(request))
-    asked = parse_exchange(await read_form(request))
+    source = client_address(request)
+    async with request.app[keys.LIMITS].failures("exchange", source):
+        asked = parse_exchange(await read_form(request), source)
     exchanged = await request.app[keys.EXCHANGE].exchange(asked)
     request[SERVICE_TYPE] = exchanged.scope
     request[USER_ID] = exchanged.user_id
@@ -71,8 +72,9 @@ async def read_form(request: web.Request) -> dict[str, list[str]]:
     return {name: values for name, values in present.items() if values}
 
 
-def parse_exchange(form: dict[str, list[str]]) -> ExchangeRequest:
+def parse_exchange(form: dict[str, list[str]], source: str) -> ExchangeRequest:
     """
+    :param source: the address that the form came from.
     :raises InvalidRequest, UnsupportedGrantType, InvalidTarget, InvalidScope:
     """
     one = {name: values[0] for name, values in form.items()}
@@ -92,7 +94,7 @@ def parse_exchange(form: dict[str, list[str]]) -> ExchangeRequest:
     scopes = one.get("scope", "").split(" ")
     if len(scopes) != 1 or not scopes[0]:
         raise InvalidScope
-    return ExchangeRequest(one["subject_token"], one["subject_token_type"], scopes[0])
+    return ExchangeRequest(one["subject_token"], one["subject_token_type"], scopes[0], source)
 
 
 OPERATIONS = [
@@ -109,7 +111,12 @@ OPERATIONS = [
                 ErrorBody,
             ),
             403: Answer("`access_denied` (blocked, revoked) or `max_users_reached`", ErrorBody),
-            429: Answer("`slow_down`", ErrorBody, headers=["Retry-After"]),
+            429: Answer(
+                "`slow_down`: too many exchanges of one identity or source. Refused exchanges are counted apart, and "
+                "keep no good credential of the same source out",
+                ErrorBody,
+                headers=["Retry-After"],
+            ),
             503: Answer("`temporarily_unavailable`", ErrorBody, headers=["Retry-After"]),
         },
         tag="Tokens",

@@ -2,6 +2,10 @@
 
 A sliding window of two counters: what came in this minute, plus the part of the last minute that is still within
 sixty seconds. One round trip. Names in Redis are digests.
+
+A source has two windows at each door: one for what succeeded, counted once the credential has verified, and one for
+what was refused. Garbage fills the second alone, so that it never locks out the good credentials that come from the
+same address: they are looked at all the same.
 """
 
 from __future__ import annotations
@@ -11,10 +15,11 @@ import hashlib
 import ipaddress
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
 from typing import Any
 
-from services.auth.errors import SlowDown
+from services.auth.errors import AuthError, SlowDown
 from services.auth.fxa.breaker import Breaker, BreakerOpen
 from shared import logs
 from shared.metrics import Registry
@@ -23,8 +28,9 @@ from shared.redis import Client, RedisError
 WINDOW = 60
 #: A limit is not worth a longer wait for Redis, nor one of every request while it is away, in seconds.
 _PATIENCE, _PAUSE = 0.5, 1.0
-#: How many subjects this process counts itself while Redis is away.
+#: How many subjects this process counts itself while Redis is away, and how many full windows it remembers.
 _LOCAL_SUBJECTS = 50_000
+_REFUSED = "_failed"
 
 _SCRIPT = """
 local now = redis.call('TIME')
@@ -59,9 +65,20 @@ class Limits:
     """While Redis is away each process counts for itself, so that an outage neither locks out nor opens the door."""
 
     def __init__(
-        self, redis: Client, registry: Registry, *, kinds: dict[str, int], clock: Callable[[], float] = time.time
+        self,
+        redis: Client,
+        registry: Registry,
+        *,
+        kinds: Mapping[str, int],
+        doors: Mapping[str, int] | None = None,
+        clock: Callable[[], float] = time.time,
     ) -> None:
-        """:param kinds: the limit per minute of each kind; 0 = no limit."""
+        """
+        :param kinds: the limit per minute of each kind; 0 = no limit.
+        :param doors: kinds that have a second window of the same size, for what ``failures`` counts.
+        """
+        doors = doors or {}
+        kinds = {**kinds, **doors, **{f"{name}{_REFUSED}": limit for name, limit in doors.items()}}
         self._script: Any = redis.register_script(_SCRIPT)
         self._kinds = kinds
         self._clock = clock
@@ -69,11 +86,33 @@ class Limits:
             failures=1, counts=(RedisError, TimeoutError), clock=clock, first=_PAUSE, longest=_PAUSE
         )
         self._local: OrderedDict[str, tuple[int, int]] = OrderedDict()
+        self._full: OrderedDict[str, float] = OrderedDict()  # until when a window has no room, by name
         self._refused = registry.counter("limit_refusals_total", "Requests refused by a limit.", ("kind",))
         self._fallbacks = registry.counter("limit_fallbacks_total", "Limits counted in process: no Redis.", ("kind",))
         for kind in kinds:
             self._refused.preset(kind)
             self._fallbacks.preset(kind)
+
+    @asynccontextmanager
+    async def failures(self, door: str, address: str) -> AsyncIterator[None]:
+        """Count the refusals raised within: those of a bad request or credential, not those of a limit.
+
+        :raises SlowDown: instead of the refusal, once the address has had too many.
+        """
+        try:
+            yield
+        except SlowDown:
+            raise
+        except AuthError:
+            await self.take_failure(door, address)
+            raise
+
+    async def take_failure(self, door: str, address: str) -> None:
+        """Count one refusal of a request from an address.
+
+        :raises SlowDown: with the seconds until one more fits.
+        """
+        await self.take_source(f"{door}{_REFUSED}", address)
 
     async def take_source(self, kind: str, address: str) -> None:
         """Count one request from an address.
@@ -91,16 +130,36 @@ class Limits:
         if not limit:
             return
         key = f"mlpa:rl:{kind}:{hashlib.sha256(subject.encode()).hexdigest()[:32]}"
-        try:
-            with self._breaker.call():
-                async with asyncio.timeout(_PATIENCE):
-                    wait = int(await self._script(keys=[key], args=[limit, WINDOW]))
-        except (RedisError, TimeoutError, BreakerOpen):
-            self._fallbacks.inc(kind)
-            wait = self._take_locally(key, limit)
+        wait = self._until_room(key)
+        if not wait:
+            try:
+                with self._breaker.call():
+                    async with asyncio.timeout(_PATIENCE):
+                        wait = int(await self._script(keys=[key], args=[limit, WINDOW]))
+            except (RedisError, TimeoutError, BreakerOpen):
+                self._fallbacks.inc(kind)
+                wait = self._take_locally(key, limit)
+            if wait:
+                self._remember_full(key, wait)
         if wait:
             self._refused.inc(kind)
             raise SlowDown(wait)
+
+    def _until_room(self, key: str) -> float:
+        """Seconds until a window that was found full has room again: a flood costs Redis nothing while it is."""
+        until = self._full.get(key)
+        if until is None:
+            return 0
+        wait = until - self._clock()
+        if wait > 0:
+            return wait
+        del self._full[key]
+        return 0
+
+    def _remember_full(self, key: str, wait: float) -> None:
+        self._full[key] = self._clock() + wait
+        if len(self._full) > _LOCAL_SUBJECTS:
+            self._full.popitem(last=False)
 
     def _take_locally(self, key: str, limit: int) -> int:
         now = self._clock()

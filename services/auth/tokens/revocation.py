@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 
-from services.auth.tokens.issuer import Issuer
+from services.auth.tokens.issuer import IssuedToken, Issuer
 from services.auth.users.changes import Changes
 from shared.identity import split_user
 from shared.postgres import Database, Query
@@ -15,6 +15,10 @@ from shared.tokens import CLOCK_SKEW
 _INSERT = Query.text(
     "insert into revocations (jti, user_id, expires_at) values (:jti, :user_id, :expires_at) "
     "on conflict do nothing returning jti"
+)
+#: Whether a token is revoked, and whether Redis may not know it yet.
+_KNOWN = Query.text(
+    "select exists (select from redis_changes where identity = :identity) as waiting from revocations where jti = :jti"
 )
 
 
@@ -27,28 +31,35 @@ class Revocation:
         self._changes = changes
         self._clock = clock
 
-    async def revoke(self, token: str) -> None:
-        """Revoke one of our tokens; anything else is left as it is (RFC 7009 section 2.2).
+    def recognise(self, token: str) -> IssuedToken | None:
+        """One of our tokens that some gateway may still take; None for anything else (RFC 7009 section 2.2)."""
+        recognised = self._issuer.recognise(token)
+        if recognised is None or _until(recognised) <= self._clock():
+            return None
+        return recognised
+
+    async def revoke(self, token: IssuedToken) -> None:
+        """Revoke a token. Asked again, it costs one read, unless Redis has missed it so far.
 
         :raises DependencyUnavailable: not recorded in both places; what PostgreSQL took is applied later.
         """
-        recognised = self._issuer.recognise(token)
-        if recognised is None:
+        identity, _ = split_user(token.user_id)
+        known = await self._database.fetch(_KNOWN, identity=identity, jti=token.jti)
+        if known and not known[0]["waiting"]:
             return
-        # by the clock of a gateway that is behind, it has not expired yet
-        until = recognised.expires_at + CLOCK_SKEW
-        if until <= self._clock():
-            return
-        identity, _ = split_user(recognised.user_id)
         async with self._database.transaction() as transaction:
             new = await transaction.fetch_one(
                 _INSERT,
-                jti=recognised.jti,
-                user_id=recognised.user_id,
-                expires_at=datetime.fromtimestamp(until, UTC),
+                jti=token.jti,
+                user_id=token.user_id,
+                expires_at=datetime.fromtimestamp(_until(token), UTC),
             )
             if new:
                 await self._changes.record(transaction, identity, "token revoked")
-        # asked again and again it is one read, unless Redis has missed it so far
         if new or await self._changes.waiting(identity):
             await self._changes.apply(identity)
+
+
+def _until(token: IssuedToken) -> float:
+    """Until then it has not expired by the clock of a gateway that is behind."""
+    return token.expires_at + CLOCK_SKEW

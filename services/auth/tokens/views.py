@@ -13,6 +13,7 @@ from services.auth.exchange.models import GRANT_TYPE
 from services.auth.exchange.views import read_form
 from services.auth.models import ErrorBody
 from shared.openapi import Answer, Body, Operation
+from shared.proxies import client_address
 
 
 class Jwk(msgspec.Struct, frozen=True):
@@ -65,10 +66,17 @@ async def metadata(request: web.Request) -> web.Response:
 
 
 async def revoke(request: web.Request) -> web.Response:
-    form = await read_form(request)
-    if "token" not in form:
-        raise InvalidRequest("token is needed.")
-    await request.app[keys.REVOCATION].revoke(form["token"][0])
+    limits, revocation, source = request.app[keys.LIMITS], request.app[keys.REVOCATION], client_address(request)
+    async with limits.failures("revoke", source):
+        form = await read_form(request)
+        if "token" not in form:
+            raise InvalidRequest("token is needed.")
+    token = revocation.recognise(form["token"][0])
+    if token is None:
+        await limits.take_failure("revoke", source)
+    else:
+        await limits.take_source("revoke", source)
+        await revocation.revoke(token)
     return web.Response(headers={"Cache-Control": "no-store"})
 
 
@@ -97,6 +105,11 @@ OPERATIONS = [
         {
             200: Answer("It is revoked, or it wasn't one of ours, or it had expired"),
             400: Answer("`invalid_request`", ErrorBody),
+            429: Answer(
+                "`slow_down`: too many from one source; tokens that aren't ours are counted apart",
+                ErrorBody,
+                headers=["Retry-After"],
+            ),
             503: Answer("It could not be recorded", ErrorBody, headers=["Retry-After"]),
         },
         tag="Tokens",

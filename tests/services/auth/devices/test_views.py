@@ -13,7 +13,7 @@ from services.auth.errors import InvalidChallenge
 from services.local.device import Device
 from services.local.pki import Pki
 from shared.redis import connect
-from tests.services.auth.conftest import BUNDLE, TEAM, Auth, StartAuth
+from tests.services.auth.conftest import BUNDLE, TEAM, Auth, StartAuth, many
 
 KEY_ID = base64.b64encode(bytes([0xFB, 0xEF, 0xBE]) * 10 + b"\x00\x01").decode()  # full of + and /
 
@@ -147,6 +147,38 @@ async def test_a_source_that_asks_too_often_is_told_when_to_come_back(start_auth
     assert 1 <= int(headers["Retry-After"]) <= 120
     answers = [await auth.ask("POST", "/verify/attest", json={}) for _ in range(3)]
     assert [status for status, _, _ in answers] == [400, 400, 429]
+
+
+async def test_garbage_keeps_no_good_device_of_its_source_from_enrolling(start_auth: StartAuth) -> None:
+    auth = await start_auth(challenge_limit_per_source=4, enroll_limit_per_source=2)
+    junk = [(await auth.ask("GET", "/verify/challenge", params={"key_id_b64": "x"}))[0] for _ in range(6)]
+    assert junk == [400] * 4 + [429] * 2
+    forged = auth.attest_body(auth.device(), await auth.challenge(auth.device()))
+    assert [(await auth.ask("POST", "/verify/attest", json=forged))[0] for _ in range(3)] == [401, 401, 429]
+    assert [(await auth.enrol(auth.device()))[0] for _ in range(3)] == [201, 201, 429]
+
+
+async def test_of_many_good_devices_at_once_exactly_as_many_enrol_as_a_source_may(start_auth: StartAuth) -> None:
+    auth = await start_auth(enroll_limit_per_source=5)
+    devices = [auth.device() for _ in range(12)]
+    bodies = [auth.attest_body(device, await auth.challenge(device)) for device in devices]
+
+    async def enrol(number: int) -> int:
+        return (await auth.ask("POST", "/verify/attest", json=bodies[number]))[0]
+
+    statuses = await many(12, enrol)
+    assert (statuses.count(201), statuses.count(429)) == (5, 7)
+
+
+async def test_an_attestation_that_met_the_limit_can_be_sent_again(start_auth: StartAuth) -> None:
+    """Apple attests a key once only: a challenge that is lost to a limit would lose the key."""
+    auth = await start_auth(enroll_limit_per_source=1)
+    assert (await auth.enrol(auth.device()))[0] == 201
+    device = auth.device()
+    body = auth.attest_body(device, await auth.challenge(device))
+    assert (await auth.ask("POST", "/verify/attest", json=body))[0] == 429
+    other = await start_auth(enroll_limit_per_source=0)  # a process that has not found the window full
+    assert (await other.ask("POST", "/verify/attest", json=body))[0] == 201
 
 
 async def test_behind_a_proxy_the_source_is_the_trusted_hops(start_auth: StartAuth) -> None:

@@ -9,7 +9,8 @@ import pytest
 
 from services.auth.limits.services import source
 from services.cli.client import ACCESS_TOKEN, GRANT_TYPE
-from tests.services.auth.conftest import UID, Auth, StartAuth
+from services.local.fxa import Fault
+from tests.services.auth.conftest import UID, Auth, StartAuth, many
 
 _TYPE = "application/x-www-form-urlencoded"
 _OTHER = "f" * 32
@@ -39,11 +40,50 @@ async def test_bad_credentials_in_somebodys_name_do_not_use_up_that_ones_limit(s
     assert (await auth.exchange(auth.fxa_token()))[0] == 200
 
 
-async def test_a_source_is_limited_whatever_it_sends(start_auth: StartAuth) -> None:
+async def test_good_and_bad_credentials_of_a_source_have_windows_of_their_own(start_auth: StartAuth) -> None:
     auth = await start_auth(exchange_limit_per_source=3)
-    statuses = [(await auth.exchange("junk"))[0] for _ in range(4)]
-    assert statuses == [400, 400, 400, 429]
-    assert (await auth.exchange(auth.fxa_token()))[0] == 429
+    assert [(await auth.exchange("junk"))[0] for _ in range(4)] == [400, 400, 400, 429]
+    good = [(await auth.exchange(auth.fxa_token(uid=f"{number:032x}")))[0] for number in range(4)]
+    assert good == [200, 200, 200, 429]
+
+
+async def test_garbage_locks_no_good_credential_of_its_source_out(start_auth: StartAuth) -> None:
+    """As many as the limit at once, of every kind of garbage, and good credentials among and after them."""
+    auth = await start_auth(exchange_limit_per_source=120)
+    device = auth.device()
+    assert (await auth.enrol(device))[0] == 201
+    junk = ["x", "a.b.c", auth.fxa_token(ttl=-60), "f" * 64, auth.fxa_token(scopes=("openid",))]
+
+    async def one(number: int) -> int:
+        if number % 10:
+            return (await auth.exchange(junk[number % len(junk)]))[0]
+        return (await auth.exchange(auth.fxa_token(uid=f"{number:032x}")))[0]
+
+    statuses = await many(200, one)
+    assert [statuses[number] for number in range(0, 200, 10)] == [200] * 20
+    assert statuses.count(400) == 120
+    assert statuses.count(429) == 60
+    assert (await auth.exchange(auth.fxa_token()))[0] == 200
+    assert (await auth.exchange_device(device))[0] == 200
+    assert (await auth.exchange("x"))[0] == 429
+
+
+async def test_a_malformed_form_is_a_failure_too_and_says_when_to_come_back(start_auth: StartAuth) -> None:
+    auth = await start_auth(exchange_limit_per_source=2)
+    answers = [await auth.ask("POST", "/token", data=b"x") for _ in range(3)]
+    assert [status for status, _, _ in answers] == [400, 400, 429]
+    _, body, headers = answers[-1]
+    assert body["error"] == "slow_down"
+    assert 1 <= int(headers["Retry-After"]) <= 120
+    assert (await auth.exchange(auth.fxa_token()))[0] == 200
+
+
+async def test_an_outage_is_no_failure_of_the_source(start_auth: StartAuth) -> None:
+    auth = await start_auth(exchange_limit_per_source=2)
+    auth.fxa.set_fault(Fault("verify", "respond", status=500, body=""))
+    statuses = [(await auth.exchange(auth.fxa_token(kind="opaque")))[0] for _ in range(4)]
+    assert statuses == [503] * 4
+    assert [(await auth.exchange("x"))[0] for _ in range(3)] == [400, 400, 429]
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,9 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from services.auth.errors import SlowDown
+from services.auth.errors import InvalidRequest, SlowDown
 from services.auth.limits.services import WINDOW, Limits
+from shared.errors import DependencyUnavailable
 from shared.metrics import Registry
 from shared.redis import Client, connect
 
@@ -50,6 +51,41 @@ async def test_redis_learns_no_subject_and_forgets_each(redis: Client) -> None:
     (key,) = await redis.keys("*")
     assert b"192.0.2.77" not in key
     assert 0 < await redis.ttl(key) <= 2 * WINDOW
+
+
+async def test_a_full_window_is_remembered_so_that_a_flood_costs_redis_nothing(redis: Client) -> None:
+    clock = Clock()
+    limits = Limits(redis, Registry(), kinds=KINDS, clock=clock)
+    assert await taken(limits, "few", "a", 20) == 5
+    calls = (await redis.info("stats"))["total_commands_processed"]
+    assert await taken(limits, "few", "a", 100) == 0
+    assert (await redis.info("stats"))["total_commands_processed"] == calls + 1, "the question itself"
+    await redis.flushall()
+    assert await taken(limits, "few", "a", 1) == 0
+    clock.now += 2 * WINDOW
+    assert await taken(limits, "few", "a", 20) == 5
+
+
+async def test_refusals_fill_a_window_of_their_own_and_only_those_of_the_client(redis: Client) -> None:
+    limits = Limits(redis, Registry(), kinds={}, doors={"door": 3})
+
+    async def refused(error: Exception) -> None:
+        async with limits.failures("door", "192.0.2.1"):
+            raise error
+
+    for _ in range(5):
+        with pytest.raises(DependencyUnavailable):
+            await refused(DependencyUnavailable("redis"))
+        with pytest.raises(ZeroDivisionError):
+            await refused(ZeroDivisionError())
+        with pytest.raises(SlowDown):
+            await refused(SlowDown(1))
+    outcomes = await asyncio.gather(*(refused(InvalidRequest()) for _ in range(20)), return_exceptions=True)
+    assert sum(isinstance(outcome, InvalidRequest) for outcome in outcomes) == 3
+    assert sum(isinstance(outcome, SlowDown) for outcome in outcomes) == 17
+    async with limits.failures("door", "192.0.2.1"):
+        await limits.take_source("door", "192.0.2.1")
+    await limits.take_failure("door", "192.0.2.2")
 
 
 async def test_without_redis_a_process_counts_by_itself_and_by_the_minute(unused_port: int) -> None:

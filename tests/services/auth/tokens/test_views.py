@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import base64
+from contextlib import closing
 from typing import Any
 from urllib.parse import urlencode
 
+import psycopg2
 import pytest
 
 from services.auth.tokens.issuer import Issuer
@@ -13,7 +15,7 @@ from services.auth.tokens.keys import KeyRing, create_key
 from shared.budget_state import identity_key, token_key
 from shared.postgres import Database, Query
 from shared.redis import connect
-from tests.services.auth.conftest import ISSUER, UID, Auth, StartAuth
+from tests.services.auth.conftest import ISSUER, UID, Auth, StartAuth, many
 
 _REVOKED = Query.text("select jti from revocations")
 _PENDING = Query.text("select count(*) as n from redis_changes")
@@ -119,3 +121,21 @@ async def test_a_token_is_revoked_until_the_slowest_clock_says_that_it_has_expir
     (key,) = await revoked_in(redis_url)
     async with connect(redis_url) as redis:
         assert 20 <= await redis.ttl(key) <= 30
+
+
+async def test_revocations_are_limited_and_tokens_of_others_keep_nobody_from_revoking(start_auth: StartAuth) -> None:
+    auth = await start_auth(revoke_limit_per_source=3)
+    ours = [(await auth.exchange(auth.fxa_token()))[1]["access_token"] for _ in range(5)]
+    assert [(await revoke(auth, token="junk"))[0] for _ in range(3)] == [200] * 3
+    assert [(await revoke(auth, other="x"))[0] for _ in range(2)] == [429] * 2
+    assert [(await revoke(auth, token=token))[0] for token in ours] == [200, 200, 200, 429, 429]
+
+
+async def test_revoking_again_and_again_only_reads(start_auth: StartAuth, postgres_url: str) -> None:
+    auth = await start_auth(revoke_limit_per_source=0)
+    _, answer = await auth.exchange(auth.fxa_token())
+    assert (await revoke(auth, token=answer["access_token"]))[0] == 200
+    with closing(psycopg2.connect(postgres_url)) as connection, connection.cursor() as cursor:
+        cursor.execute("lock table revocations, redis_changes in exclusive mode")  # whoever would write, waits
+        answers = await many(50, lambda _: revoke(auth, token=answer["access_token"]))
+    assert [status for status, _ in answers] == [200] * 50
