@@ -1,14 +1,24 @@
-"""Work beside the requests: begun with what needs it, and ended for certain with it."""
+"""Work beside the requests: loops that begin with what needs them, survive their failures, and end with it."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Coroutine
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
+from shared import logs
+from shared.metrics import Registry
+
 #: How long a task may take to notice that it is cancelled before it is told again, in seconds.
 _AGAIN = 0.5
+#: Seconds between the stack traces of a loop that keeps failing with the same kind of error.
+_TRACE_EVERY = 60.0
+
+Loop = Callable[[], Awaitable[object]]
+
+_log = logs.logger("background")
 
 
 async def end(*tasks: asyncio.Task[Any]) -> None:
@@ -24,11 +34,42 @@ async def end(*tasks: asyncio.Task[Any]) -> None:
         _, left = await asyncio.wait(left, timeout=_AGAIN)
 
 
+async def supervised(name: str, run: Loop, registry: Registry, *, pause: float = 1.0) -> None:
+    """Run a loop until it returns. An error that it did not expect is logged and counted, and it is run again.
+
+    :param name: the label of its failures.
+    :param pause: seconds between a failure and the next run.
+    """
+    failures = registry.background_failures
+    failures.preset(name)
+    last: type[BaseException] | None = None
+    traced = 0.0
+    while True:
+        try:
+            await run()
+        except (Exception, asyncio.CancelledError) as error:
+            task = asyncio.current_task()
+            if isinstance(error, asyncio.CancelledError) and (task is None or task.cancelling()):
+                raise  # the loop is to end; without that, something that it waited for was cancelled
+            failures.inc(name)
+            now = time.monotonic()
+            if type(error) is last and now - traced < _TRACE_EVERY:
+                _log.error("background_failed", loop=name, error=type(error).__name__)
+            else:
+                last, traced = type(error), now
+                _log.exception("background_failed", loop=name, error=type(error).__name__)
+            await asyncio.sleep(pause)
+        else:
+            return
+
+
 @asynccontextmanager
-async def running(work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
-    """Runs in the background for as long as the block lasts."""
-    task = asyncio.create_task(work)
+async def running(registry: Registry, *, pause: float = 1.0, **loops: Loop) -> AsyncIterator[None]:
+    """Run loops, supervised and by their names, for as long as the block lasts."""
+    tasks = [
+        asyncio.create_task(supervised(name, run, registry, pause=pause), name=name) for name, run in loops.items()
+    ]
     try:
         yield
     finally:
-        await end(task)
+        await end(*tasks)

@@ -7,6 +7,7 @@ known values is made at start (``preset``), so that a rate over it exists before
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from itertools import product
 from typing import Any
 
@@ -146,6 +147,11 @@ class Registry:
         if not labels:
             metric.preset()
         return metric
+
+    @cached_property
+    def background_failures(self) -> Counter:
+        """Declared here, since all loops of a process count in it (``shared.background``)."""
+        return self.counter("background_failures_total", "Unexpected errors of background loops.", ("loop",))
 
     def render(self) -> bytes:
         """The Prometheus text format 0.0.4, UTF-8."""

@@ -197,7 +197,15 @@ async def _open(
     apps.put(HEALTH, health)
     if prepared.admin_keys:
         await admin.open_admin(
-            stack, apps, settings, database=database, redis=redis, session=session, changes=changes, health=health
+            stack,
+            apps,
+            settings,
+            database=database,
+            redis=redis,
+            session=session,
+            changes=changes,
+            health=health,
+            registry=registry,
         )
         if provisioner is not None:
             apps.main[keys.USER_ADMIN].on_tier = provisioner.changed

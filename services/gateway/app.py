@@ -10,7 +10,6 @@ from aiohttp import web
 
 from services.gateway import errors, keys
 from services.gateway.budget import views as budget_views
-from services.gateway.budget.metrics import CatalogueMetrics
 from services.gateway.budget.prices import Catalogue
 from services.gateway.budget.services import Budgets
 from services.gateway.chat import operations as chat_operations
@@ -97,11 +96,9 @@ async def _open(
     database = await stack.enter_async_context(
         Database.connect(settings.database_url.get_secret_value(), max_size=settings.database_pool_size)
     )
-    litellm = await stack.enter_async_context(LiteLLM.open(_upstream(settings)))
+    litellm = await stack.enter_async_context(LiteLLM.open(_upstream(settings), registry))
     catalogue = await stack.enter_async_context(
-        Catalogue.open(
-            litellm.model_info, service_types.models, CatalogueMetrics(registry), every=settings.model_info_seconds
-        )
+        Catalogue.open(litellm.model_info, service_types.models, registry, every=settings.model_info_seconds)
     )
     budgets = await stack.enter_async_context(
         Budgets.open(settings.redis_url.get_secret_value(), database, service_types, registry)

@@ -42,6 +42,19 @@ FIXED = {
 }
 #: Metrics whose labels have values that are known only once they happen.
 LATE = {"model_refused", "app_attest_rejections_total"}
+#: The background loops of each service. A new one belongs here: it shows that it runs supervised.
+LOOPS = {
+    "auth": {
+        "fxa_key_set",
+        "last_seen",
+        "provisioning",
+        "provisioning_sweep",
+        "redis_changes",
+        "signing_keys",
+        "usage",
+    },
+    "gateway": {"key_set", "ledger", "litellm_health", "models", "reaper", "renewals", "settlements", "totals"},
+}
 #: Series that must be there before the first request.
 AT_START = [
     *(("auth", f'response_status_codes_total{{status_code="{status}"}}') for status in (200, 201, 401, 500, 503)),
@@ -144,3 +157,9 @@ def test_the_document_has_every_log_event() -> None:
     table = DOCUMENT.read_text().partition("## Log events")[2]
     shown = dict(re.findall(r"^\| `([^`]+)` \| ([a-z]+) \|", table, re.MULTILINE))
     assert shown == log_events()
+
+
+def test_every_background_loop_runs_supervised(started: Started) -> None:
+    for name, (registry, _) in started.items():
+        page = registry.render().decode()
+        assert set(re.findall(r'background_failures_total\{loop="(\w+)"\} 0', page)) == LOOPS[name]

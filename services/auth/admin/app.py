@@ -21,6 +21,7 @@ from services.auth.users.changes import Changes
 from services.auth.users.spending import Spending
 from shared.app import Apps
 from shared.health import Health
+from shared.metrics import Registry
 from shared.postgres import Database
 from shared.redis import Client
 from shared.service_types import ServiceTypes
@@ -51,6 +52,7 @@ async def open_admin(
     session: aiohttp.ClientSession,
     changes: Changes,
     health: Health,
+    registry: Registry,
 ) -> None:
     """Makes the collaborators of the handlers, and starts their background work."""
     service_types = apps.main[keys.SERVICE_TYPES]
@@ -63,7 +65,7 @@ async def open_admin(
     users = UserAdmin(database, spending, changes, service_types)
     usage = Usage(database, reports, users)
     gateways = Gateways(session, settings.gateway_url, settings.gateway_metrics_urls)
-    await stack.enter_async_context(usage.running())
+    await stack.enter_async_context(usage.running(registry))
     apps.put(keys.DATABASE, database)
     apps.put(keys.SESSIONS, Sessions(redis, apps.main[keys.ADMIN_KEYS], settings.challenge_secrets()))
     apps.put(keys.SPENDING, spending)

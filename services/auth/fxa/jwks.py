@@ -160,10 +160,7 @@ class KeySet:
     async def run(self) -> None:
         """Keep the key set fresh, until cancelled."""
         while True:
-            try:
-                await self.tick()
-            except Exception:  # a fault of ours must not end the only task that fetches keys
-                _log.exception("fxa key set not fetched")
+            await self.tick()
             await asyncio.sleep(TICK_SECONDS)
 
     async def close(self) -> None:

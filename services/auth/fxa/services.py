@@ -98,11 +98,11 @@ class FxAVerifier:
         """
         verifier = cls(config, redis=redis, session=session, metrics=FxAMetrics(registry), clock=clock)
         verifier.keys.start_refresh()
-        refresh = asyncio.create_task(verifier.keys.run(), name="fxa-jwks-refresh")
         try:
-            yield verifier
+            async with background.running(registry, fxa_key_set=verifier.keys.run):
+                yield verifier
         finally:
-            await background.end(refresh, *verifier._tasks)
+            await background.end(*verifier._tasks)
             await verifier.keys.close()
 
     async def verify(self, token: str) -> FxAIdentity:

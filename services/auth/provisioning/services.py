@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import random
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 
 from services.auth.provisioning import storage
@@ -64,6 +64,7 @@ class Provisioner:
         self._budgets = [Budget.of(row, factor) for row in rows.values()]
         self._tiers = list(rows)
         self._pace = pace or Pace()
+        self._registry = registry
         self._metrics = ProvisioningMetrics(registry)
         self._done = _Recent(self._pace.max_remembered)
         self._waiting: OrderedDict[str, None] = OrderedDict()
@@ -88,11 +89,10 @@ class Provisioner:
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Works for as long as the block lasts. What is left then is found by the next sweep, here or elsewhere."""
-        tasks = [asyncio.create_task(_for_ever(each)) for each in (self._work, self._sweep_and_rest)]
-        try:
+        async with background.running(
+            self._registry, provisioning=self._keep_working, provisioning_sweep=self._keep_sweeping
+        ):
             yield
-        finally:
-            await background.end(*tasks)
 
     def _queue(self, user_id: str) -> None:
         if len(self._waiting) >= self._pace.max_pending:
@@ -102,12 +102,17 @@ class Provisioner:
         self._wake.set()
         self._show_pending()
 
-    async def _work(self) -> None:
-        await self._wake.wait()
-        batch = [self._waiting.popitem(last=False)[0] for _ in range(min(self._pace.batch, len(self._waiting)))]
-        if not self._waiting:
-            self._wake.clear()
-        await self._provision(batch)
+    async def _keep_working(self) -> None:
+        while True:
+            await self._wake.wait()
+            batch = [self._waiting.popitem(last=False)[0] for _ in range(min(self._pace.batch, len(self._waiting)))]
+            if not self._waiting:
+                self._wake.clear()
+            try:
+                await self._provision(batch)
+            finally:
+                self._in_work = 0  # the sweep finds those that are left
+                self._show_pending()
 
     async def _provision(self, users: list[str]) -> None:
         """Try until all are customers, or LiteLLM refused those that are left often enough."""
@@ -123,8 +128,6 @@ class Provisioner:
             if users:
                 await asyncio.sleep(delay * random.uniform(0.5, 1))  # noqa: S311 - jitter
                 delay = min(self._pace.max_delay, delay * 2)
-        self._in_work = 0
-        self._show_pending()
 
     async def _attempt(self, users: list[str]) -> list[str]:
         """Those whom LiteLLM refused.
@@ -189,14 +192,15 @@ class Provisioner:
             self._budgets_stand = True
         self._worked()
 
-    async def _sweep_and_rest(self) -> None:
-        more = False
-        try:
-            more = await self.sweep()
-        except (LiteLLMError, DependencyUnavailable) as error:
-            self._failed(error)
-        every = self._pace.first_delay if more else self._pace.sweep_every
-        await asyncio.sleep(every * random.uniform(0.8, 1.2))  # noqa: S311 - jitter
+    async def _keep_sweeping(self) -> None:
+        while True:
+            more = False
+            try:
+                more = await self.sweep()
+            except (LiteLLMError, DependencyUnavailable) as error:
+                self._failed(error)
+            every = self._pace.first_delay if more else self._pace.sweep_every
+            await asyncio.sleep(every * random.uniform(0.8, 1.2))  # noqa: S311 - jitter
 
     async def sweep(self) -> bool:
         """See to the budgets, and queue some of the users that are missing; whether there may be more.
@@ -230,15 +234,6 @@ class Provisioner:
         if self._fault is not None:
             self._fault = None
             _log.info("users are made customers of LiteLLM again")
-
-
-async def _for_ever(step: Callable[[], Awaitable[None]]) -> None:
-    while True:
-        try:
-            await step()
-        except Exception:  # a defect met with one user must not end it for all the others, unseen
-            _log.exception("provisioning stumbled")
-            await asyncio.sleep(1)
 
 
 class _Recent:

@@ -94,7 +94,7 @@ class KeyRing:
     async def running(self, registry: Registry) -> AsyncIterator[None]:
         """Looks at the folder every few seconds, so that a new key needs no restart."""
         age = registry.gauge("signing_key_age_seconds", "For how long the key that signs has been doing so.")
-        async with background.running(self._keep_looking(age)):
+        async with background.running(registry, signing_keys=lambda: self._keep_looking(age)):
             yield
 
     async def _keep_looking(self, age: Gauge) -> None:

@@ -19,6 +19,7 @@ from services.auth.usage.storage import Hour
 from services.auth.users.admin import User, UserAdmin
 from shared import background, logs
 from shared.errors import DependencyUnavailable
+from shared.metrics import Registry
 from shared.postgres import Database
 
 _EVERY = 10.0
@@ -117,13 +118,14 @@ class Usage:
         self._near = NearLimit(near[:_NEAR_SHOWN], self.now())
 
     @contextlib.asynccontextmanager
-    async def running(self) -> AsyncIterator[None]:
+    async def running(self, registry: Registry) -> AsyncIterator[None]:
         """Sums up in the background."""
-        task = asyncio.create_task(self._keep_summing())
         try:
-            yield
+            async with background.running(registry, usage=self._keep_summing):
+                yield
         finally:
-            await background.end(*(each for each in (task, self._asking) if each is not None))
+            if self._asking is not None:
+                await background.end(self._asking)
 
     async def _keep_summing(self) -> None:
         late_at = 0.0

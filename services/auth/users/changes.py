@@ -59,6 +59,7 @@ class Changes:
         """:param every: seconds between two looks at what Redis has missed."""
         self._database = database
         self._redis = redis
+        self._registry = registry
         self._every = every
         self._pending = registry.gauge("redis_changes_pending", "Decisions that Redis does not know yet.")
 
@@ -125,7 +126,7 @@ class Changes:
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Applies in the background what could not be applied at once."""
-        async with background.running(self._keep_applying()):
+        async with background.running(self._registry, redis_changes=self._keep_applying):
             yield
 
     async def _keep_applying(self) -> None:
@@ -139,8 +140,6 @@ class Changes:
                     await self.clear_expired()
             except DependencyUnavailable:
                 _log.warning("decisions wait for Redis")
-            except Exception as error:  # a database without its tables, say: this must go on when they are there
-                _log.error("decisions wait", error=type(error).__name__)
 
     async def apply_pending(self) -> None:
         """:raises DependencyUnavailable: something could not be applied; all else was."""

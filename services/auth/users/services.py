@@ -34,6 +34,7 @@ class Users:
     def __init__(self, database: Database, redis: Client, registry: Registry) -> None:
         self._database = database
         self._redis = redis
+        self._registry = registry
         self._seen: set[str] = set()
         self._fallbacks = registry.counter(
             "exchange_fallbacks_total", "Exchanges decided without a dependency.", ("without",)
@@ -77,20 +78,20 @@ class Users:
     async def flush_seen(self) -> None:
         """Write ``last_seen_at`` of those who came since the last time.
 
-        :raises DependencyUnavailable: they are tried again the next time.
+        :raises DependencyUnavailable: they are written the next time, as after any other error.
         """
         batch, self._seen = self._seen, set()
         try:
             if batch:
                 await storage.seen(self._database, sorted(batch))
-        except DependencyUnavailable:
+        except Exception:
             self._seen |= batch
             raise
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Writes ``last_seen_at`` in the background, and once more at the end."""
-        async with background.running(self._keep_flushing()):
+        async with background.running(self._registry, last_seen=self._keep_flushing):
             yield
         with contextlib.suppress(DependencyUnavailable):
             await self.flush_seen()
@@ -102,5 +103,3 @@ class Users:
                 await self.flush_seen()
             except DependencyUnavailable:
                 _log.warning("last_seen_at waits", users=len(self._seen))
-            except Exception as error:  # a database without its tables, say: this must go on when they are there
-                _log.error("last_seen_at waits", error=type(error).__name__)

@@ -15,6 +15,7 @@ from services.gateway.budget.metrics import CatalogueMetrics
 from services.gateway.budget.price_fields import Prices, Unpriced
 from shared import background, logs
 from shared.errors import ServiceError
+from shared.metrics import Registry
 from shared.service_types import ModelRow
 
 _log = logs.logger("budget")
@@ -189,7 +190,7 @@ class Catalogue:
         cls,
         fetch: Callable[[], Awaitable[bytes]],
         rows: Mapping[str, ModelRow],
-        metrics: CatalogueMetrics,
+        registry: Registry,
         *,
         every: float = 60,
         retry: float = 1,
@@ -198,9 +199,9 @@ class Catalogue:
 
         :param retry: seconds between two tries until it was read for the first time.
         """
-        catalogue = cls(fetch, rows, metrics)
+        catalogue = cls(fetch, rows, CatalogueMetrics(registry))
         await catalogue.refresh()
-        async with background.running(catalogue._keep(every, retry)):
+        async with background.running(registry, models=lambda: catalogue._keep(every, retry)):
             yield catalogue
 
     async def _keep(self, every: float, retry: float) -> None:

@@ -7,7 +7,7 @@ import contextlib
 import time
 import uuid
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 
 from services.gateway.budget import admission as admission_module
 from services.gateway.budget import server_check
@@ -91,20 +91,21 @@ class Budgets:
         scripts = (*admission_module.SCRIPTS, *totals_module.SCRIPTS)
         async with Executor.open(redis_url, scripts) as executor:
             budgets = cls(executor, database, service_types, registry, timings)
-            work = (
-                budgets._settlements.run,
-                budgets._ledger.run,
-                budgets._renewals.run,
-                budgets._reaper.run,
-                budgets._totals.run,
-            )
-            tasks = [asyncio.create_task(_always(run)) for run in work]
             try:
-                yield budgets
+                async with background.running(
+                    registry,
+                    settlements=budgets._settlements.run,
+                    ledger=budgets._ledger.run,
+                    renewals=budgets._renewals.run,
+                    reaper=budgets._reaper.run,
+                    totals=budgets._totals.run,
+                ):
+                    try:
+                        yield budgets
+                    finally:
+                        unsettled = await budgets._settlements.drained(timings.drain)
+                        await budgets._ledger.drained(timings.drain, unsettled, int(time.time() * 1000))
             finally:
-                unsettled = await budgets._settlements.drained(timings.drain)
-                await budgets._ledger.drained(timings.drain, unsettled, int(time.time() * 1000))
-                await background.end(*tasks)
                 await budgets._rebuilder.close()
 
     async def admit(self, ask: Ask) -> Reservation:
@@ -214,18 +215,6 @@ class Budgets:
             self._tiers[principal.user_id] = tier
             if len(self._tiers) > _REMEMBERED_TIERS:
                 self._tiers.popitem(last=False)
-
-
-async def _always(run: Callable[[], Awaitable[None]]) -> None:
-    """Background work, begun anew should it fail."""
-    while True:
-        try:
-            await run()
-        except Exception:  # whatever it is, the settlement of money must not end with it
-            _log.exception("budget_work_failed")
-            await asyncio.sleep(1)
-        else:
-            return
 
 
 async def _check_server(link: Link) -> None:

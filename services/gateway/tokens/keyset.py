@@ -59,6 +59,7 @@ class KeySet:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._session = session
+        self._registry = registry
         self._issuer = issuer
         self._jwks_url = jwks_url
         self._clock = clock
@@ -147,11 +148,12 @@ class KeySet:
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Keeps the key set fresh in the background; tries often while there is none."""
-        task = asyncio.create_task(self._keep_fresh())
         try:
-            yield
+            async with background.running(self._registry, key_set=self._keep_fresh):
+                yield
         finally:
-            await background.end(*(each for each in (task, self._fetching) if each is not None))
+            if self._fetching is not None:
+                await background.end(self._fetching)
 
     async def _keep_fresh(self) -> None:
         while True:

@@ -14,11 +14,12 @@ from multidict import CIMultiDict
 from yarl import URL
 
 from services.gateway.errors import UpstreamError, UpstreamTimeout
+from services.gateway.upstream import health
 from services.gateway.upstream.balance import Balancer, Instance
 from services.gateway.upstream.classify import MAX_ERROR_BODY
 from services.gateway.upstream.connector import Connector, Wire, wire
-from services.gateway.upstream.health import HealthChecks
 from shared.errors import DependencyUnavailable
+from shared.metrics import Registry
 
 #: What is buffered of an answer before reading from LiteLLM pauses, twice this at most.
 READ_BUFFER = 16 * 1024
@@ -66,7 +67,7 @@ class LiteLLM:
 
     @classmethod
     @asynccontextmanager
-    async def open(cls, config: UpstreamConfig) -> AsyncIterator[LiteLLM]:
+    async def open(cls, config: UpstreamConfig, registry: Registry) -> AsyncIterator[LiteLLM]:
         """Opens the pool and begins the health checks; both end with the block."""
         session = aiohttp.ClientSession(
             connector=Connector(keepalive=config.keepalive),
@@ -78,7 +79,7 @@ class LiteLLM:
         )
         async with session:
             litellm = cls(config, session)
-            async with HealthChecks(litellm.balancer, litellm.check, config.health_interval):
+            async with health.checking(litellm.balancer.instances, litellm.check, config.health_interval, registry):
                 yield litellm
 
     @property

@@ -12,7 +12,9 @@ import pytest
 
 from services.auth.provisioning import storage
 from services.auth.provisioning.storage import Customer
+from shared import migrate
 from shared.metrics import Registry
+from shared.postgres import Database
 from shared.service_types import ServiceType
 from tests.doubles.litellm_admin import Fault, broken, busy, hang, html
 from tests.services.auth.provisioning.conftest import QUICK, World, until
@@ -238,3 +240,25 @@ async def _is(found: object, wanted: object) -> bool:
 async def _run(context: object, stop: asyncio.Event) -> None:
     async with context:  # type: ignore[attr-defined]
         await stop.wait()
+
+
+async def test_users_are_made_customers_though_auth_started_before_the_migration(
+    world: World, empty_postgres_url: str
+) -> None:
+    registry = Registry()
+    async with Database.connect(empty_postgres_url) as database:
+        world.database = database
+        pace = replace(QUICK, sweep_every=0.05)
+        async with world.provisioner(registry=registry, pace=pace).running():
+            await until(lambda: _failed(registry))
+            await asyncio.to_thread(migrate.upgrade, empty_postgres_url)
+            await world.add("a:ai")
+            await until(lambda: _has_no_missing(world))
+
+
+async def _failed(registry: Registry) -> bool:
+    return registry.background_failures.value("provisioning_sweep") > 0
+
+
+async def _has_no_missing(world: World) -> bool:
+    return await world.missing() == 0

@@ -13,6 +13,7 @@ from services.auth.usage.services import Usage
 from services.auth.users.admin import UserAdmin
 from services.auth.users.changes import Changes
 from services.auth.users.spending import Spending
+from shared import migrate
 from shared.metrics import Registry
 from shared.postgres import Database, Query
 from shared.redis import connect
@@ -69,6 +70,24 @@ async def test_hours_and_days_are_the_ledger_summed_up(usage: Usage, rows: Rows)
         (datetime(2026, 3, 1, tzinfo=UTC), 7, 30),
         (datetime(2026, 3, 1, tzinfo=UTC), 150, 60),
     ]
+
+
+async def test_auth_that_started_before_the_migration_sums_up_when_it_ran(
+    empty_postgres_url: str, redis_url: str
+) -> None:
+    registry, types = Registry(), load(None, debug=True)
+    async with Database.connect(empty_postgres_url) as database, connect(redis_url) as redis:
+        users = UserAdmin(
+            database, Spending(database, redis, types), Changes(database, redis, registry), types, clock=NOON.timestamp
+        )
+        usage = Usage(database, database, users, clock=NOON.timestamp)
+        async with asyncio.timeout(30), usage.running(registry):
+            while not registry.background_failures.value("usage"):  # noqa: ASYNC110 - nobody announces it
+                await asyncio.sleep(0.01)
+            await asyncio.to_thread(migrate.upgrade, empty_postgres_url)
+            request(Rows(empty_postgres_url), "a", NOON)
+            while not await usage.hours(24):  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
 
 
 async def test_what_comes_late_or_is_lowered_is_counted_again(usage: Usage, rows: Rows) -> None:

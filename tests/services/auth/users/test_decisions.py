@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
+import psycopg2.errors
 import pytest
 
 from services.auth.errors import AccessDenied
@@ -15,7 +16,7 @@ from services.auth.users import known
 from services.auth.users.changes import Changes, NotInRedisYet
 from services.auth.users.services import Users
 from services.auth.users.storage import Standing
-from shared import budget_state
+from shared import budget_state, migrate
 from shared.errors import DependencyUnavailable
 from shared.metrics import Registry
 from shared.postgres import Database, Query
@@ -154,13 +155,27 @@ async def test_revocations_of_expired_tokens_are_cleared_away_and_no_others(part
 
 
 async def test_a_database_without_tables_does_not_end_the_background_work(
-    empty_postgres_url: str, redis_url: str, capsys: pytest.CaptureFixture[str]
+    empty_postgres_url: str, redis_url: str
 ) -> None:
     """Auth may start before the migration ran: what Redis missed must be applied when it has."""
-    said = ""
+    registry = Registry()
     async with Database.connect(empty_postgres_url) as database, connect(redis_url) as redis:
-        changes = Changes(database, redis, Registry(), every=0.01)
+        changes = Changes(database, redis, registry, every=0.01)
         async with asyncio.timeout(20), changes.running():
-            while said.count("decisions wait") < 2:
-                await redis.ping()
-                said += capsys.readouterr().out
+            while not registry.background_failures.value("redis_changes"):  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+            await asyncio.to_thread(migrate.upgrade, empty_postgres_url)
+            await Parts(
+                database, redis, Users(database, redis, registry), changes, load(None, debug=True).rows["ai"]
+            ).decide(UID)
+            while await changes.waiting(UID):  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+
+
+async def test_users_seen_before_the_migration_are_not_forgotten(empty_postgres_url: str, redis_url: str) -> None:
+    async with Database.connect(empty_postgres_url) as database, connect(redis_url) as redis:
+        users = Users(database, redis, Registry())
+        users._seen.add(f"{UID}:ai")
+        with pytest.raises(psycopg2.errors.UndefinedTable):
+            await users.flush_seen()
+        assert users._seen == {f"{UID}:ai"}

@@ -335,9 +335,9 @@ async def test_the_catalogue_is_read_again_and_keeps_what_it_has() -> None:
     first = body(entry("a", input_cost_per_token=1e-6, output_cost_per_token=1e-6), entry("b"))
     odd = {"model_name": "a", "model_info": {"tiered_pricing": [{"range": 5}]}}
     second = body("free text", odd, entry("b", input_cost_per_token=1e-6, output_cost_per_token=1e-6))
-    source = Source(DependencyUnavailable("litellm"), first, OSError("gone"), b"<html>", b"[]", second)
+    source = Source(DependencyUnavailable("litellm"), first, OSError("gone"), b"<html>", b"[]", RuntimeError(), second)
     registry = Registry()
-    async with Catalogue.open(source.fetch, {}, CatalogueMetrics(registry), every=0.01, retry=0.01) as catalogue:
+    async with Catalogue.open(source.fetch, {}, registry, every=0.01, retry=0.01) as catalogue:
         assert not catalogue.loaded
         assert catalogue.get("a") is None
 

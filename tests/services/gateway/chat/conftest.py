@@ -134,7 +134,7 @@ class Gateway:
             user_digest=UserDigest(None),
         )
         frame.install(app)
-        async with LiteLLM.open(self.upstream) as self.litellm, aiohttp.ClientSession() as self.session:
+        async with LiteLLM.open(self.upstream, self.registry) as self.litellm, aiohttp.ClientSession() as self.session:
             app[CHAT] = Chat(
                 self.config,
                 authenticate,

@@ -16,6 +16,7 @@ from services.gateway.chat.config import ChatConfig
 from services.gateway.upstream import connector
 from services.gateway.upstream.client import LiteLLM, UpstreamConfig
 from shared.errors import DependencyUnavailable
+from shared.metrics import Registry
 from tests.doubles.litellm import LiteLLMDouble, Script, chunk, event
 from tests.services.gateway.chat.conftest import Gateway, until
 
@@ -35,7 +36,7 @@ async def test_connections_are_kept_and_used_again(double: LiteLLMDouble) -> Non
 
 async def test_sockets_to_litellm_are_small_and_notice_a_vanished_host(double: LiteLLMDouble) -> None:
     double.script("double", Script([("send", event(chunk("a"))), ("hang", None)]))
-    async with LiteLLM.open(UpstreamConfig((double.url,))) as litellm, litellm.call() as call:
+    async with LiteLLM.open(UpstreamConfig((double.url,)), Registry()) as litellm, litellm.call() as call:
         response = await call.post(b'{"model":"double","stream":true}', {})
         assert response.connection is not None
         assert response.connection.transport is not None
@@ -63,11 +64,20 @@ async def test_a_request_that_went_out_is_never_sent_twice(double: LiteLLMDouble
 
 
 async def test_model_info_is_had_or_said_to_be_unavailable(double: LiteLLMDouble, unused_port: int) -> None:
-    async with LiteLLM.open(UpstreamConfig((double.url,))) as litellm:
+    async with LiteLLM.open(UpstreamConfig((double.url,)), Registry()) as litellm:
         assert b'"model_name": "double"' in await litellm.model_info()
-    async with LiteLLM.open(UpstreamConfig((f"http://127.0.0.1:{unused_port}",))) as litellm:
+    async with LiteLLM.open(UpstreamConfig((f"http://127.0.0.1:{unused_port}",)), Registry()) as litellm:
         with pytest.raises(DependencyUnavailable):
             await litellm.model_info()
+
+
+async def test_an_instance_whose_check_fails_in_an_unexpected_way_is_out_and_still_checked() -> None:
+    """The resolver raises a UnicodeError for a label of more than 63 characters."""
+    registry = Registry()
+    upstream = UpstreamConfig((f"http://{'a' * 64}.example",), health_interval=0.01)
+    async with LiteLLM.open(upstream, registry) as litellm:
+        await until(lambda: registry.background_failures.value("litellm_health") >= 2)
+        assert not litellm.healthy
 
 
 class TestDeath:
