@@ -50,7 +50,7 @@ class DependencyUnavailable(ServiceError):
 
     def __init__(self, dependency: str, *, retry_after: float = 1) -> None:
         """
-        :param dependency: ``redis``, ``postgres``, ``fxa``, ``litellm`` or ``auth``; a metric label.
+        :param dependency: ``redis``, ``postgres``, ``fxa``, ``litellm``, ``auth`` or ``signing_key``; a metric label.
         """
         self.dependency = dependency
         super().__init__("A dependency is unavailable. Try again soon.", retry_after=retry_after)

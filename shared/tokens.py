@@ -20,6 +20,9 @@ TYPE = "at+jwt"
 MAX_LENGTH = 2048
 #: How far two machines' clocks may be apart, in seconds.
 CLOCK_SKEW = 30
+#: For how long a key set is used that could not be read again, in seconds: whoever keeps us from its source must not
+#: keep a withdrawn key alive.
+KEY_SET_KEPT = 24 * 3600
 
 #: The 64 bytes of an ES256 signature leave four bits of their last character unused: these are 0.
 _COMPACT = re.compile(r"([A-Za-z0-9_-]+)\.([A-Za-z0-9_-]+)\.[A-Za-z0-9_-]{85}[AQgw]")

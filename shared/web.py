@@ -68,7 +68,7 @@ class HttpMetrics:
         self.dependency_errors = registry.counter(
             "dependency_errors_total", "Answers that failed for a dependency.", ("dependency",)
         )
-        for dependency in ("redis", "postgres", "fxa", "litellm", "auth"):
+        for dependency in ("redis", "postgres", "fxa", "litellm", "auth", "signing_key"):
             self.dependency_errors.preset(dependency)
         self.in_progress.preset_all([*endpoints, "unmatched"])
         for status in (200, 201, 204, 302, 303, 400, 401, 403, 404, 405, 413, 422, 429, 499, 500, 502, 503, 504):

@@ -45,9 +45,8 @@ def token(header: object = HEADER, claims: object = CLAIMS, signature: str = SIG
 def test_what_auth_makes_is_read(tmp_path: Path) -> None:
     create_key(tmp_path, activate_at=time.time())
     ring = KeyRing(tmp_path)
-    made = Issuer(ring, issuer="https://auth.example.org", ttl=300).issue(
-        user_id=f"{'a' * 32}:ai", client_id="c", scope="ai", amr="fxa"
-    )
+    issuer = Issuer(ring, issuer="https://auth.example.org", ttl=300)
+    made = issuer.issue(user_id=f"{'a' * 32}:ai", client_id="c", scope="ai", amr="fxa").text
     assert len(made) < tokens.MAX_LENGTH / 2
     assert tokens.header_of(made) == tokens.Header("ES256", tokens.TYPE, ring.signing_key().kid)
     claims = tokens.claims_of(made)

@@ -14,11 +14,16 @@ ASSERTION_TYPE = "urn:mozilla:params:oauth:token-type:app-attest-assertion"
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """Who a verified credential stands for. ``amr`` is what the access token will say of it."""
+    """Who a verified credential stands for.
+
+    ``amr`` is what the access token will say of it, ``expires_at`` when the credential itself ends (unix time; None
+    when it does not tell).
+    """
 
     identity: str
     client_id: str
     amr: str
+    expires_at: float | None = None
 
 
 class CredentialVerifier(Protocol):

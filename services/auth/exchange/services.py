@@ -72,6 +72,12 @@ class TokenExchange:
         await self._limits.take("identity", subject.identity)
         await self._users.enter(subject.identity, row)
         user = user_id(subject.identity, row.name)
-        token = self._issuer.issue(user_id=user, client_id=subject.client_id, scope=row.name, amr=subject.amr)
+        token = self._issuer.issue(
+            user_id=user,
+            client_id=subject.client_id,
+            scope=row.name,
+            amr=subject.amr,
+            not_after=subject.expires_at,
+        )
         self._issued.inc(credential.kind, row.name)
-        return Exchanged(token, self._issuer.ttl, row.name, user)
+        return Exchanged(token.text, token.expires_in, row.name, user)

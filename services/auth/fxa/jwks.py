@@ -87,19 +87,25 @@ def _integer(text: str) -> int:
 
 
 class KeySet:
-    """FxA's keys by ``kid``. Bad tokens cannot make it fetch more than once in ``unknown_kid_interval``."""
+    """FxA's keys by ``kid``.
+
+    Bad tokens cannot make it fetch more than once in ``unknown_kid_interval``. A set that is older than ``kept``,
+    since FxA could not be asked for so long, counts as none.
+    """
 
     def __init__(
         self,
         client: FxAClient,
         *,
         max_age: float,
+        kept: float,
         unknown_kid_interval: float,
         clock: Callable[[], float],
         metrics: FxAMetrics,
     ) -> None:
         self._client = client
         self._max_age = max_age
+        self._kept = kept
         self._unknown_kid_interval = unknown_kid_interval
         self._clock = clock
         self._metrics = metrics
@@ -113,6 +119,7 @@ class KeySet:
 
     @property
     def loaded(self) -> bool:
+        self._drop_old()
         return bool(self._keys)
 
     async def get(self, kid: str) -> Key:
@@ -120,12 +127,12 @@ class KeySet:
         :raises InvalidFxAToken: FxA does not publish such a key.
         :raises DependencyUnavailable: no key set that could say so.
         """
+        self._drop_old()
         key = self._keys.get(kid)
         if key is not None:
             return key
         now = self._clock()
-        ask_at = max(self._asked_at + self._unknown_kid_interval, self._not_before)
-        if self._keys and now >= ask_at:
+        if self._keys and now >= self._may_ask_at():
             self._asked_at = now
             await self.refresh()
         elif self._flight is not None:
@@ -133,10 +140,8 @@ class KeySet:
         key = self._keys.get(kid)
         if key is not None:
             return key
-        if not self._keys:
-            raise DependencyUnavailable("fxa", retry_after=max(1, self._due_at - self._clock()))
-        if self._failures:  # it may be a key that FxA published since
-            raise DependencyUnavailable("fxa", retry_after=max(1, self._due_at - self._clock()))
+        if not self._keys or self._failures:  # it may be a key that FxA published since
+            raise DependencyUnavailable("fxa", retry_after=max(1, self._next_fetch() - self._clock()))
         raise InvalidFxAToken("unknown key id")
 
     def start_refresh(self) -> asyncio.Task[None]:
@@ -154,8 +159,7 @@ class KeySet:
         """Fetch when it is due, and tell the age."""
         if self._clock() >= self._due_at:
             await self.refresh()
-        if self._keys:
-            self._metrics.jwks_age.set(max(0.0, self._clock() - self._fetched_at))
+        self._metrics.jwks_age.set(max(0.0, self._clock() - self._fetched_at) if self.loaded else -1)
 
     async def run(self) -> None:
         """Keep the key set fresh, until cancelled."""
@@ -167,6 +171,19 @@ class KeySet:
         """End a fetch that is going on."""
         if self._flight is not None:
             await background.end(self._flight)
+
+    def _drop_old(self) -> None:
+        if self._keys and self._clock() - self._fetched_at > self._kept:
+            self._keys = {}
+            _log.error("fxa key set dropped: it could not be fetched again for too long")
+
+    def _may_ask_at(self) -> float:
+        """When a key id that is not in the set may make it fetch."""
+        return max(self._asked_at + self._unknown_kid_interval, self._not_before)
+
+    def _next_fetch(self) -> float:
+        """When a token with an unknown key id is worth trying again."""
+        return min(self._due_at, self._may_ask_at()) if self._keys else self._due_at
 
     def _landed(self, _flight: asyncio.Task[None]) -> None:
         self._flight = None

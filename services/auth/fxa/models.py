@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import msgspec
 
+from shared.tokens import CLOCK_SKEW, KEY_SET_KEPT
+
 if TYPE_CHECKING:
     from services.auth.settings import AuthSettings
 
@@ -57,7 +59,7 @@ class FxAConfig:
     #: FxA does not tell how long an opaque token lives, nor when it is destroyed.
     opaque_cache_ttl: float = 60
     refusal_cache_ttl: float = 30
-    clock_skew: float = 30
+    clock_skew: float = CLOCK_SKEW
     #: Of one request to FxA, from connecting to the last byte.
     timeout: float = 2
     max_concurrency: int = 32
@@ -67,8 +69,10 @@ class FxAConfig:
     cache_timeout: float = 0.5
     #: Age at which the key set is to have been fetched again; it is kept beyond that when FxA is away.
     jwks_max_age: float = 300
+    #: Age at which a key set that could not be fetched again is no longer used: a key in it may have been withdrawn.
+    jwks_kept: float = KEY_SET_KEPT
     #: Least time between two fetches on account of unknown key ids.
-    unknown_kid_interval: float = 60
+    unknown_kid_interval: float = 10
 
     @classmethod
     def from_settings(cls, settings: AuthSettings) -> FxAConfig:

@@ -65,6 +65,7 @@ class FxAVerifier:
         self.keys = KeySet(
             client,
             max_age=config.jwks_max_age,
+            kept=config.jwks_kept,
             unknown_kid_interval=config.unknown_kid_interval,
             clock=clock,
             metrics=metrics,

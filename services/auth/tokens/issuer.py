@@ -9,10 +9,19 @@ from dataclasses import dataclass
 
 from jose import JOSEError, jws, jwt
 
+from services.auth.errors import InvalidSubjectToken
 from services.auth.tokens.keys import KeyRing
 from shared import tokens
 from shared.identity import split_user
 from shared.tokens import AUDIENCE, TYPE
+
+
+@dataclass(frozen=True, slots=True)
+class AccessToken:
+    """A new access token: a compact JWS, and how many seconds it lives."""
+
+    text: str
+    expires_in: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +34,7 @@ class IssuedToken:
 
 
 class Issuer:
-    """:param ttl: seconds that a token lives."""
+    """:param ttl: seconds that a token lives, unless its credential ends before."""
 
     def __init__(self, keys: KeyRing, *, issuer: str, ttl: int, clock: Callable[[], float] = time.time) -> None:
         self._keys = keys
@@ -33,9 +42,23 @@ class Issuer:
         self.ttl = ttl
         self._clock = clock
 
-    def issue(self, *, user_id: str, client_id: str, scope: str, amr: str) -> str:
-        """A compact JWS. ``scope`` is the service type, ``amr`` how the user was authenticated (RFC 8176)."""
+    def issue(
+        self, *, user_id: str, client_id: str, scope: str, amr: str, not_after: float | None = None
+    ) -> AccessToken:
+        """A token for the user of a verified credential.
+
+        :param scope: the service type.
+        :param amr: how the user was authenticated (RFC 8176).
+        :param not_after: when the credential itself expires, which the token does not outlive.
+        :raises InvalidSubjectToken: the credential has no whole second left.
+        :raises DependencyUnavailable: there is no signing key.
+        """
         now = int(self._clock())
+        expires_in = self.ttl
+        if not_after is not None:
+            expires_in = min(expires_in, int(not_after) - now)
+            if expires_in <= 0:
+                raise InvalidSubjectToken
         key = self._keys.signing_key()
         claims = {
             "iss": self.issuer,
@@ -43,16 +66,19 @@ class Issuer:
             "sub": user_id,
             "client_id": client_id,
             "iat": now,
-            "exp": now + self.ttl,
+            "exp": now + expires_in,
             "jti": uuid.uuid4().hex,
             "scope": scope,
             "amr": [amr],
         }
         token: str = jwt.encode(claims, key.private, algorithm="ES256", headers={"typ": TYPE, "kid": key.kid})
-        return token
+        return AccessToken(token, expires_in)
 
     def recognise(self, token: str) -> IssuedToken | None:
-        """One of our tokens, expired or not, for RFC 7009; None for anything else."""
+        """One of our tokens, expired or not, for RFC 7009; None for anything else.
+
+        :raises DependencyUnavailable: there is no signing key that could tell.
+        """
         try:
             key = self._keys.find(tokens.header_of(token).kid)
             if key is None:

@@ -2,6 +2,7 @@
 
 A file's name tells from when on its key may sign (``20261124T083000Z.pem``); any other name means at once. The newest
 key past its activation signs, and all of them are published, so that every gateway knows a key before it is used.
+A key whose file is removed is withdrawn. Without any, nothing is signed: 503, and readiness fails.
 
     KeyFault (ConfigurationError)      the folder or a file can't be used; names the file
 """
@@ -31,13 +32,15 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from jose import jwk
 
 from shared import background, logs
+from shared.errors import DependencyUnavailable
 from shared.metrics import Gauge, Registry
 from shared.service_types import ConfigurationError
+from shared.tokens import CLOCK_SKEW
 
 _NAME = re.compile(r"(\d{8}T\d{6}Z)\.pem")
 _FORMAT = "%Y%m%dT%H%M%SZ"
-#: A clock of another machine may be this far from ours, in seconds.
-SKEW = 60
+#: Between the clock of the process that signs and that of the gateway which checks, by way of ours.
+_SKEW = 2 * CLOCK_SKEW
 _LOOK_EVERY, _LOOK_AT_MOST = 5.0, 1.0
 _MAX_BYTES = 64 * 1024
 
@@ -73,7 +76,11 @@ class KeyRing:
         self.refresh(strict=True)
 
     def signing_key(self) -> SigningKey:
-        """The key that signs now."""
+        """The key that signs now.
+
+        :raises DependencyUnavailable: there is none any more.
+        """
+        self._need_keys()
         now = self._clock()
         active = [key for key in self.keys.values() if key.activation <= now]
         if active:
@@ -81,13 +88,21 @@ class KeyRing:
         return min(self.keys.values(), key=_age)  # the first key of a deployment signs ahead of its time
 
     def find(self, kid: str) -> SigningKey | None:
-        """The key of a kid. For one that isn't known the folder is looked at, since another process may know it."""
+        """The key of a kid. For one that isn't known the folder is looked at, since another process may know it.
+
+        :raises DependencyUnavailable: there are no keys any more, so that nothing can be said of it.
+        """
         if kid not in self.keys and time.monotonic() - self._looked >= _LOOK_AT_MOST:
             self.refresh()
+        self._need_keys()
         return self.keys.get(kid)
 
     def jwks(self) -> dict[str, Any]:
-        """The RFC 7517 key set: all keys, active or not."""
+        """The RFC 7517 key set: all keys, active or not.
+
+        :raises DependencyUnavailable: there are none any more.
+        """
+        self._need_keys()
         return {"keys": [key.public for key in sorted(self.keys.values(), key=_age, reverse=True)]}
 
     @asynccontextmanager
@@ -100,12 +115,14 @@ class KeyRing:
     async def _keep_looking(self, age: Gauge) -> None:
         while True:
             self.refresh()
-            if since := self.signing_key().activation:
+            if self.keys and (since := self.signing_key().activation):
                 age.set(self._clock() - since)
             await asyncio.sleep(_LOOK_EVERY)
 
     def refresh(self, *, strict: bool = False) -> None:
-        """Take up what changed in the folder. A file that can't be used any more is reported, and keeps its key.
+        """Take up what changed in the folder: new keys, and that others are gone.
+
+        A file that is there but can't be used is reported, and keeps the key that it had.
 
         :raises KeyFault: only when ``strict``.
         """
@@ -123,20 +140,36 @@ class KeyRing:
                     if strict:
                         raise
                     faults.add(str(fault))
-                    found.update((kid, known) for kid, known in self.keys.items() if known.path == path)
+                    if path.exists():
+                        found.update((kid, known) for kid, known in self.keys.items() if known.path == path)
                 else:
                     found[key.kid] = key
-            if not found:
-                raise KeyFault(f"MLPA_SIGNING_KEYS_DIR: {self._folder}: there is no key (*.pem); see mlpa keys rotate")
-            self.keys = found
+            if not found and strict:
+                raise KeyFault(self._empty)
+            self._take(found)
             self._seen = None if faults else seen  # a file that is half written is read again
         except KeyFault as fault:
             if strict:
                 raise
             faults.add(str(fault))
+            if isinstance(fault.__cause__, FileNotFoundError) and not self._folder.exists():
+                self._take({})
         for reason in sorted(faults - self._reported):
-            _log.error("signing key can't be used; those that were known are kept", reason=reason)
+            _log.error("signing key can't be used", reason=reason)
         self._reported = faults
+
+    @property
+    def _empty(self) -> str:
+        return f"MLPA_SIGNING_KEYS_DIR: {self._folder}: there is no key (*.pem); see mlpa keys rotate"
+
+    def _take(self, found: dict[str, SigningKey]) -> None:
+        if self.keys and not found:
+            _log.critical("no signing key is left; no token is issued until there is one", reason=self._empty)
+        self.keys = found
+
+    def _need_keys(self) -> None:
+        if not self.keys:
+            raise DependencyUnavailable("signing_key")
 
 
 def _age(key: SigningKey) -> tuple[float, str]:
@@ -152,13 +185,16 @@ def key_files(folder: Path) -> list[Path]:
 
 
 def _fingerprint(folder: Path) -> object:
+    """What tells that a file changed. :raises KeyFault: the folder can't be read."""
+    return [(path.name, _status(path)) for path in key_files(folder)]
+
+
+def _status(path: Path) -> tuple[int, ...] | None:
     try:
-        return [
-            (path.name, (status := path.stat()).st_ctime_ns, status.st_mtime_ns, status.st_ino, status.st_size)
-            for path in key_files(folder)
-        ]
-    except OSError as error:
-        raise KeyFault(f"MLPA_SIGNING_KEYS_DIR: {error.filename}: {error.strerror}") from error
+        status = path.stat()
+    except OSError:  # a link to nothing: ``load_key`` says so
+        return None
+    return status.st_ctime_ns, status.st_mtime_ns, status.st_ino, status.st_size
 
 
 def load_key(path: Path) -> SigningKey:
@@ -246,7 +282,7 @@ def prunable(keys: list[SigningKey], *, now: float, token_ttl: int) -> list[Sign
     """The keys that no valid token can carry any more: replaced for longer than a token lives."""
     ordered = sorted(keys, key=_age)
     active = [key for key in ordered if key.activation <= now]
-    return [key for key, successor in pairwise(active) if successor.activation + token_ttl + SKEW < now]
+    return [key for key, successor in pairwise(active) if successor.activation + token_ttl + _SKEW < now]
 
 
 def _base64url(raw: bytes) -> str:

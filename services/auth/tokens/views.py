@@ -86,7 +86,10 @@ OPERATIONS = [
         "/.well-known/jwks.json",
         jwks,
         "The public keys of access tokens (RFC 7517)",
-        {200: Answer("The key set", Jwks)},
+        {
+            200: Answer("The key set", Jwks),
+            503: Answer("There is no signing key", ErrorBody, headers=["Retry-After"]),
+        },
         tag="Tokens",
     ),
     Operation(
@@ -110,7 +113,7 @@ OPERATIONS = [
                 ErrorBody,
                 headers=["Retry-After"],
             ),
-            503: Answer("It could not be recorded", ErrorBody, headers=["Retry-After"]),
+            503: Answer("It could not be checked or recorded", ErrorBody, headers=["Retry-After"]),
         },
         tag="Tokens",
         body=Body(

@@ -1,4 +1,4 @@
-"""Auth's public keys, by ``kid``: found through the issuer's metadata, kept through an outage of auth."""
+"""Auth's public keys, by ``kid``: found through the issuer's metadata, kept through an outage of auth for a day."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from jose import JOSEError, jwk
 from shared import background, logs
 from shared.errors import DependencyUnavailable
 from shared.metrics import Registry
+from shared.tokens import KEY_SET_KEPT
 
 #: How often the key set is read again, and how often at the most for a kid that it lacks, in seconds.
 REFRESH = 60.0
@@ -76,6 +77,7 @@ class KeySet:
 
     @property
     def ready(self) -> bool:
+        self._drop_old()
         return bool(self._keys)
 
     @property
@@ -88,6 +90,7 @@ class KeySet:
 
         :raises DependencyUnavailable: it isn't known here, and auth could not be asked.
         """
+        self._drop_old()
         key = self._keys.get(kid)
         if key is not None:
             return key
@@ -122,6 +125,14 @@ class KeySet:
         before, self._jwks, self._keys = self._jwks, jwks, found
         if before != jwks and self.on_change is not None:
             self.on_change(frozenset(kid for kid, key in before.items() if jwks.get(kid) == key))
+
+    def _drop_old(self) -> None:
+        """Forget a set that could not be read again for a day, and the tokens that it verified."""
+        if self._keys and self._clock() - self._fetched > KEY_SET_KEPT:
+            self._jwks, self._keys = {}, {}
+            _log.error("key set dropped: it could not be read again for too long")
+            if self.on_change is not None:
+                self.on_change(frozenset())
 
     async def _discover(self) -> str:
         """RFC 8414 section 3.3: the metadata must be the issuer's own."""
@@ -158,7 +169,7 @@ class KeySet:
     async def _keep_fresh(self) -> None:
         while True:
             await self.refresh()
-            if self._keys:
+            if self.ready:
                 self._age.set(self._clock() - self._fetched)
             await asyncio.sleep(RETRY if self._failed else REFRESH)
 

@@ -25,4 +25,4 @@ class FxACredential:
             raise InvalidSubjectToken from error
         except (ScopeNotAllowed, ClientNotAllowed) as error:
             raise InvalidScope from error
-        return Subject(identity=identity.uid, client_id=identity.client_id, amr="fxa")
+        return Subject(identity.uid, identity.client_id, amr="fxa", expires_at=identity.expires_at)

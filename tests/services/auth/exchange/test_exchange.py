@@ -59,6 +59,20 @@ async def test_an_fxa_token_is_exchanged_however_its_media_type_is_written(auth:
     assert (await auth.exchange(auth.fxa.sign(claims, {"typ": typ})))[0] == 200
 
 
+async def test_a_token_does_not_outlive_its_credential(auth: Auth) -> None:
+    soon = auth.fxa.claims(TokenOrder(uid=UID, ttl=40))
+    soon["exp"] += 0.9
+    token = auth.fxa.sign(soon)
+    for _ in range(2):  # from FxA's keys, then from the cache
+        status, body = await auth.exchange(token)
+        assert status == 200
+        _, claims = await claims_of(auth, body["access_token"])
+        assert claims["exp"] <= soon["exp"]
+        assert 30 < body["expires_in"] == claims["exp"] - claims["iat"] <= 40
+    status, body = await auth.exchange(auth.fxa_token(kind="opaque", ttl=40))
+    assert (status, body["expires_in"]) == (200, 300), "FxA does not tell when an opaque token ends"
+
+
 async def test_a_device_enrols_and_exchanges(auth: Auth) -> None:
     device = auth.device()
     assert await auth.enrol(device) == (201, {"status": "success"})

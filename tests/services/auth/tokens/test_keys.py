@@ -14,6 +14,7 @@ from joserfc.jwk import ECKey
 
 from services.auth.tokens.keys import KeyFault, KeyRing, activation, create_key, ensure_key, load_key, prunable
 from services.cli.keys import keys as keys_command
+from shared.errors import DependencyUnavailable
 
 NOW = 1_800_000_000.0
 
@@ -104,13 +105,54 @@ def test_a_running_process_survives_whatever_happens_to_the_folder(tmp_path: Pat
     good.chmod(0o444)
     ring.refresh()
     assert ring.signing_key().kid == kid, "tokens that it signed are still out there"
-    good.unlink()
+
+
+def test_a_folder_without_a_key_of_ours_signs_nothing_until_there_is_one(tmp_path: Path) -> None:
+    folder = tmp_path / "keys"
+    create_key(folder, activate_at=NOW - 100)
+    ring = KeyRing(folder)
+    (folder / "bad.pem").write_bytes(b"junk")
+
+    def emptied() -> None:
+        for path in folder.glob("*Z.pem"):
+            path.unlink()
+
+    def removed() -> None:
+        emptied()
+        (folder / "bad.pem").unlink()
+        folder.rmdir()
+
+    for withdraw in (emptied, removed):
+        kid = ring.signing_key().kid
+        withdraw()
+        ring.refresh()
+        for ask in (ring.signing_key, ring.jwks, lambda kid=kid: ring.find(kid)):
+            with pytest.raises(DependencyUnavailable):
+                ask()
+        create_key(folder, activate_at=NOW - 100)
+        ring.refresh()
+        assert ring.signing_key().kid != kid
+
+
+def test_a_folder_that_cannot_be_read_for_the_moment_keeps_its_keys(tmp_path: Path) -> None:
+    folder = tmp_path / "keys"
+    create_key(folder, activate_at=NOW - 100)
+    ring = KeyRing(folder)
+    folder.rename(tmp_path / "elsewhere")
+    folder.write_bytes(b"a file")  # as root, a folder without rights can be read
     ring.refresh()
-    assert ring.signing_key().kid == kid, "an empty folder never replaces a good set"
-    (tmp_path / "bad.pem").unlink()
-    tmp_path.rmdir()
+    assert ring.signing_key()
+
+
+def test_a_link_to_a_key_that_is_gone_is_no_key(tmp_path: Path) -> None:
+    hidden = create_key(tmp_path / "..data", activate_at=NOW - 100)
+    (tmp_path / "a.pem").symlink_to(hidden)
+    create_key(tmp_path / "..data", activate_at=NOW - 50).rename(tmp_path / "b.pem")
+    ring = KeyRing(tmp_path)
+    assert len(ring.keys) == 2
+    hidden.unlink()
     ring.refresh()
-    assert ring.signing_key().kid == kid
+    assert [key.path.name for key in ring.keys.values()] == ["b.pem"]
 
 
 def test_a_key_is_pruned_only_when_no_token_can_carry_it(tmp_path: Path) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
+import time
 from contextlib import closing
 from typing import Any
 from urllib.parse import urlencode
@@ -51,6 +53,25 @@ async def test_the_key_set_is_public_and_cacheable(auth: Auth) -> None:
     assert all("d" not in key and key["alg"] == "ES256" for key in body["keys"])
 
 
+async def test_without_any_signing_key_nothing_is_issued_and_readiness_fails(auth: Auth, tmp_path: Any) -> None:
+    _, answer = await auth.exchange(auth.fxa_token())
+    for path in (tmp_path / "keys").glob("*.pem"):
+        path.unlink()
+    async with asyncio.timeout(15):
+        while (await auth.ask("GET", "/health/readiness"))[0] != 503:  # noqa: ASYNC110 - the folder is looked at every 5 s
+            await asyncio.sleep(0.2)
+    _, ready, _ = await auth.ask("GET", "/health/readiness")
+    assert ready["checks"]["signing_key"]["status"] == "failed"
+    status, body = await auth.exchange(auth.fxa_token())
+    assert (status, body["error"]) == (503, "temporarily_unavailable")
+    assert (await auth.ask("GET", "/.well-known/jwks.json"))[0] == 503
+    assert (await revoke(auth, token=answer["access_token"]))[0] == 503, "nothing can be said of its signature"
+    create_key(tmp_path / "keys", activate_at=time.time())
+    async with asyncio.timeout(15):
+        while (await auth.exchange(auth.fxa_token()))[0] != 200:  # noqa: ASYNC110
+            await asyncio.sleep(0.2)
+
+
 async def test_a_revoked_token_is_in_postgresql_and_redis(auth: Auth, redis_url: str, postgres_url: str) -> None:
     _, answer = await auth.exchange(auth.fxa_token())
     assert (await revoke(auth, token=answer["access_token"], token_type_hint="access_token"))[0] == 200
@@ -75,7 +96,7 @@ async def test_a_foreign_signature_and_an_expired_token_change_nothing(
     foreign = Issuer(KeyRing(tmp_path / "foreign"), issuer=ISSUER, ttl=300)
     expired = Issuer(KeyRing(tmp_path / "keys"), issuer=ISSUER, ttl=-60)
     for issuer in (foreign, expired):
-        token = issuer.issue(user_id=f"{UID}:ai", client_id="x", scope="ai", amr="fxa")
+        token = issuer.issue(user_id=f"{UID}:ai", client_id="x", scope="ai", amr="fxa").text
         assert (await revoke(auth, token=token))[0] == 200
     assert await revoked_in(redis_url) == []
 
@@ -116,7 +137,7 @@ async def test_a_token_is_revoked_until_the_slowest_clock_says_that_it_has_expir
     auth: Auth, redis_url: str, tmp_path: Any
 ) -> None:
     just_expired = Issuer(KeyRing(tmp_path / "keys"), issuer=ISSUER, ttl=-5)
-    token = just_expired.issue(user_id=f"{UID}:ai", client_id="x", scope="ai", amr="fxa")
+    token = just_expired.issue(user_id=f"{UID}:ai", client_id="x", scope="ai", amr="fxa").text
     assert (await revoke(auth, token=token))[0] == 200
     (key,) = await revoked_in(redis_url)
     async with connect(redis_url) as redis:

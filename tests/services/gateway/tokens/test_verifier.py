@@ -73,7 +73,7 @@ class Rig:
 
     def issue(self, user: str = USER, scope: str = "ai", ttl: int = 300, issuer: str = ISSUER) -> str:
         made = Issuer(self.auth.ring, issuer=issuer, ttl=ttl, clock=self.clock)
-        return made.issue(user_id=user, client_id="client", scope=scope, amr="fxa")
+        return made.issue(user_id=user, client_id="client", scope=scope, amr="fxa").text
 
     @property
     def private(self) -> ECKey:
@@ -279,6 +279,23 @@ async def test_a_key_that_is_replaced_under_its_kid_takes_its_tokens_along(rig: 
     await rig.keys.refresh()
     with pytest.raises(InvalidToken):
         await rig.verifier.verify(token)
+
+
+async def test_a_key_set_that_cannot_be_read_again_is_kept_for_a_day_at_most(rig: Rig) -> None:
+    await rig.verifier.verify(rig.issue())
+    rig.auth.status = 503
+    rig.clock.now += 24 * 3600
+    assert rig.keys.ready
+    token = rig.issue()
+    assert (await rig.verifier.verify(token)).user_id == USER
+    rig.clock.now += 1
+    assert not rig.keys.ready
+    for known in (token, rig.issue()):
+        with pytest.raises(DependencyUnavailable):
+            await rig.verifier.verify(known)
+    rig.auth.status = 200
+    rig.clock.now += 6
+    assert (await rig.verifier.verify(token)).user_id == USER
 
 
 async def test_a_reading_that_changes_nothing_forgets_nothing(rig: Rig) -> None:
