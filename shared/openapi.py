@@ -9,6 +9,9 @@ from typing import Any
 import msgspec
 from aiohttp import web
 
+#: With the SPDX identifier, which generators of clients insist on in a document of OpenAPI 3.1.
+_LICENSE = {"name": "Mozilla Public License 2.0", "identifier": "MPL-2.0"}
+
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 Schema = Mapping[str, Any]
 
@@ -20,6 +23,8 @@ class Parameter:
     where: str = "query"
     required: bool = False
     schema: Schema = field(default_factory=lambda: {"type": "string"})
+    #: What Swagger UI fills in; the service takes it. Required parameters have one.
+    example: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,11 +35,16 @@ class Answer:
     body: Any = None
     media_type: str = "application/json"
     headers: Sequence[str] = ()
+    #: Schemas of the other media types that the body may have.
+    also: Mapping[str, Schema] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class Body:
+    """The body of a request. ``example`` is what Swagger UI fills in; the service takes it as it is."""
+
     schema: Any
+    example: Mapping[str, Any]
     media_type: str = "application/json"
     required: bool = True
 
@@ -88,7 +98,8 @@ def document(
         if given.headers:
             entry["headers"] = {name: {"schema": {"type": "string"}} for name in given.headers}
         if given.body is not None:
-            entry["content"] = {given.media_type: {"schema": schema(given.body)}}
+            bodies = {given.media_type: schema(given.body), **given.also}
+            entry["content"] = {media_type: {"schema": body} for media_type, body in bodies.items()}
         return entry
 
     paths: dict[str, dict[str, Any]] = {}
@@ -106,30 +117,35 @@ def document(
         if operation.tag:
             entry["tags"] = [operation.tag]
         if operation.parameters:
-            entry["parameters"] = [
-                {
-                    "name": parameter.name,
-                    "in": parameter.where,
-                    "required": parameter.required or parameter.where == "path",
-                    "description": parameter.description,
-                    "schema": dict(parameter.schema),
-                }
-                for parameter in operation.parameters
-            ]
+            entry["parameters"] = [_parameter(parameter) for parameter in operation.parameters]
         if operation.body is not None:
+            content = {"schema": schema(operation.body.schema), "example": dict(operation.body.example)}
             entry["requestBody"] = {
                 "required": operation.body.required,
-                "content": {operation.body.media_type: {"schema": schema(operation.body.schema)}},
+                "content": {operation.body.media_type: content},
             }
         if operation.security:
             entry["security"] = [{operation.security: []}]
         paths.setdefault(operation.path, {})[operation.method.lower()] = entry
     return {
         "openapi": "3.1.0",
-        "info": {"title": title, "version": version, "description": description, "license": {"name": "MPL-2.0"}},
+        "info": {"title": title, "version": version, "description": description, "license": _LICENSE},
         "paths": paths,
         "components": {"schemas": components, "securitySchemes": dict(security_schemes)},
     }
+
+
+def _parameter(given: Parameter) -> dict[str, Any]:
+    entry: dict[str, Any] = {
+        "name": given.name,
+        "in": given.where,
+        "required": given.required or given.where == "path",
+        "description": given.description,
+        "schema": dict(given.schema),
+    }
+    if given.example is not None:
+        entry["example"] = given.example
+    return entry
 
 
 def _struct_types(operations: Sequence[Operation], common: Mapping[int, Answer]) -> list[type]:

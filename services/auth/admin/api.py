@@ -178,7 +178,12 @@ _CHANGE = {
         headers=["Retry-After"],
     ),
 }
-_ID = Parameter("user_id", "`<identity>:<service type>`, percent-encoded: it may hold `/ + = :`.", where="path")
+_ID = Parameter(
+    "user_id",
+    "`<identity>:<service type>`, percent-encoded: it may hold `/ + = :`.",
+    where="path",
+    example="0123456789abcdef0123456789abcdef:ai",
+)
 _LIMIT = Parameter(
     "limit", "How many at most.", schema={"type": "integer", "minimum": 1, "maximum": _MOST, "default": 50}
 )
@@ -239,7 +244,7 @@ OPERATIONS = [
         "Block the user's identity in all its service types",
         {200: Answer("The user", UserBody), **_CHANGE, **_MALFORMED},
         parameters=[_ID],
-        body=Body(BlockRequest, required=False),
+        body=Body(BlockRequest, {"reason": "It spends through a script."}, required=False),
         description="Every gateway refuses it within a second, tokens in hand included.",
     ),
     _operation(
@@ -262,7 +267,7 @@ OPERATIONS = [
             422: Answer("`unknown_service_type`", ErrorBody),
         },
         parameters=[_ID],
-        body=Body(BudgetRequest),
+        body=Body(BudgetRequest, {"service_type": "ai"}),
         description="Open requests are neither refunded nor failed.",
     ),
     _operation(

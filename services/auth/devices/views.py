@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from typing import Annotated
 
 import msgspec
@@ -94,6 +95,13 @@ def _claims_of_jwt(request: web.Request) -> AttestRequest:
         ) from error
 
 
+_KEY_ID = "3q2+7wARIjNEVWZ3iJmqu8zd7v8AESIzRFVmd4iZqrs="
+_EXAMPLE = {
+    "key_id_b64": _KEY_ID,
+    "challenge_b64": base64.b64encode(b"0123456789abcdef" * 4).decode(),
+    "attestation_obj_b64": base64.b64encode(b"an attestation object").decode(),
+    "bundle_id": "org.mozilla.ios.Firefox",
+}
 _LIMITED = Answer("Too many from one source; refused requests are counted apart", ErrorBody, headers=["Retry-After"])
 _UNAVAILABLE = Answer("A dependency could not be asked", ErrorBody, headers=["Retry-After"])
 
@@ -114,6 +122,7 @@ OPERATIONS = [
                 "key_id_b64",
                 "Base64 of the key id (32 bytes), standard or URL-safe, padding optional; a space stands for `+`.",
                 required=True,
+                example=_KEY_ID,
             )
         ],
     ),
@@ -133,6 +142,6 @@ OPERATIONS = [
         description="`clientDataHash` is SHA-256 of the challenge's 64 hex characters. The four claims may come "
         "in a JWT in `Authorization: Bearer` with an empty body instead; its signature means nothing.",
         tag="App Attest",
-        body=Body(AttestRequest, required=False),
+        body=Body(AttestRequest, _EXAMPLE, required=False),
     ),
 ]

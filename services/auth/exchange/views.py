@@ -137,6 +137,12 @@ OPERATIONS = [
                     "requested_token_type": {"const": ACCESS_TOKEN_TYPE},
                 },
             },
+            {
+                "grant_type": GRANT_TYPE,
+                "subject_token_type": ACCESS_TOKEN_TYPE,
+                "subject_token": "5f1c0f7bd3b94ee5aa9cf27a2d4f5e68c0b4b1a3d96e4f5a8a7b6c5d4e3f2a10",
+                "scope": "ai",
+            },
             media_type=_FORM,
         ),
     )

@@ -118,6 +118,7 @@ OPERATIONS = [
         tag="Tokens",
         body=Body(
             {"type": "object", "required": ["token"], "properties": {"token": {"type": "string"}}},
+            {"token": "an access token"},
             media_type="application/x-www-form-urlencoded",
         ),
     ),

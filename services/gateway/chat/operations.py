@@ -54,6 +54,13 @@ _REQUEST: dict[str, Any] = {
     },
 }
 
+_EXAMPLE = {
+    "model": "openai/gpt-4o",
+    "messages": [{"role": "user", "content": "Say hello."}],
+    "max_completion_tokens": 100,
+}
+_EVENTS = {"type": "string", "description": "Each event is `data: ` and a chunk as JSON; the last is `data: [DONE]`."}
+
 OPERATIONS = [
     Operation(
         "POST",
@@ -66,6 +73,7 @@ OPERATIONS = [
                 "the budget lowered shows as `x-mlpa-max-completion-tokens`.",
                 {"type": "object"},
                 headers=[*_RATES, "x-mlpa-max-completion-tokens"],
+                also={"text/event-stream": _EVENTS},
             ),
             400: Answer("`invalid_request` (`param` names the field) or `invalid_model`", ErrorBody),
             401: Answer("`invalid_token`", ErrorBody, headers=["WWW-Authenticate"]),
@@ -82,7 +90,7 @@ OPERATIONS = [
         },
         tag="OpenAI",
         parameters=[Parameter("purpose", "What the request is for: a label of the metrics.", where="header")],
-        body=Body(_REQUEST),
+        body=Body(_REQUEST, _EXAMPLE),
         security="access_token",
     )
 ]

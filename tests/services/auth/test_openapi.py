@@ -7,6 +7,7 @@ import asyncio
 import pytest
 
 from tests.openapi import try_all
+from tests.openapi_examples import examples
 from tests.services.auth.admin.conftest import ADMIN_SETTINGS, USER, Rows, bearer
 from tests.services.auth.conftest import StartAuth
 
@@ -34,3 +35,23 @@ async def test_requests_made_from_the_document_get_what_it_says(start_auth: Star
     tried = await asyncio.to_thread(try_all, document, auth.url, bearer())
     assert {path for _, path in tried} == set(document["paths"])
     assert rows.run("select count(*) from users where user_id = %s", USER) == [(1,)]
+
+
+EXAMPLE_USER = "0123456789abcdef0123456789abcdef:ai"
+#: What the examples of these are answered with: they are of the right form, but nobody's credentials.
+REFUSED = {("POST", "/token"): (400, "invalid_request"), ("POST", "/verify/attest"): (401, "invalid_challenge")}
+
+
+async def test_every_example_of_the_document_is_taken(start_auth: StartAuth, rows: Rows) -> None:
+    auth = await start_auth(**ADMIN_SETTINGS, **UNLIMITED)
+    rows.user(EXAMPLE_USER)
+    _, document, _ = await auth.ask("GET", "/openapi.json")
+    last = ("DELETE", "/user/{user_id}")
+    tried = dict(examples(document))
+    for name, example in sorted(tried.items(), key=lambda item: item[0] == last):
+        headers = {**example.headers, **bearer()}
+        status, body, _ = await auth.ask(example.method, example.path, data=example.data, headers=headers)
+        if name in REFUSED:
+            assert (status, body["error"]) == REFUSED[name], (name, body)
+        else:
+            assert 200 <= status < 300, (name, status, body)
