@@ -90,7 +90,7 @@ def build_apps(
         main,
         web.Application(client_max_size=max_body) if settings.ops_port else None,
         make_site=lambda runner, sock: service.make_site(runner, sock, frame, settings),
-        make_ops_site=lambda runner, sock: ServiceSite(runner, sock, frame),
+        make_ops_site=lambda runner, sock: ServiceSite(runner, sock, frame, max_body=max_body),
     )
     if apps.ops is None:
         add_routes(main, everything)

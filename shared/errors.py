@@ -3,7 +3,8 @@
     ServiceError
     ├── DependencyUnavailable      a dependency could not be asked: 503
     ├── Draining                   this process takes no more requests: 503
-    ├── NotFound, MethodNotAllowed, PayloadTooLarge, BadRequest   (any service)
+    ├── NotFound, MethodNotAllowed, PayloadTooLarge   (any service)
+    ├── BadRequest                 HeadTooLate, EncodedBody, HeadTooLarge
     └── services.auth.errors, services.gateway.errors
 
 Each class owns its status, its stable code and a public default message; one middleware per service
@@ -71,6 +72,30 @@ class BadRequest(ServiceError):
     status = 400
     code = "invalid_request"
     message = "The request is malformed."
+
+
+class HeadTooLate(BadRequest):
+    """The head of a request was not complete in time."""
+
+    status = 408
+    message = "The head of the request did not arrive in time."
+
+
+class EncodedBody(BadRequest):
+    """The body is compressed. Nothing is inflated: a few kilobytes would cost seconds."""
+
+    status = 415
+    message = "The body must not be compressed: the only Content-Encoding is identity."
+
+    def __init__(self) -> None:
+        super().__init__(headers={"Accept-Encoding": "identity"})  # RFC 9110 section 15.5.16
+
+
+class HeadTooLarge(BadRequest):
+    """The request line and the header fields together, or one of them, are over the limit."""
+
+    status = 431
+    message = "The head of the request is too large."
 
 
 class NotFound(ServiceError):

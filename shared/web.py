@@ -21,6 +21,7 @@ from shared.errors import (
     BadRequest,
     DependencyUnavailable,
     Draining,
+    EncodedBody,
     MethodNotAllowed,
     NotFound,
     PayloadTooLarge,
@@ -37,6 +38,11 @@ ERROR = web.RequestKey("error", str)
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 #: nginx's status for a client that left before the answer; only ever in metrics and logs.
 CLIENT_CLOSED = 499
+#: Statuses that the services answer with.
+STATUSES = (
+    *(200, 201, 204, 302, 303, 400, 401, 403, 404, 405, 408, 413, 415, 422, 429, 431),
+    *(CLIENT_CLOSED, 500, 502, 503, 504),
+)
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 
@@ -71,7 +77,7 @@ class HttpMetrics:
         for dependency in ("redis", "postgres", "fxa", "litellm", "auth", "signing_key"):
             self.dependency_errors.preset(dependency)
         self.in_progress.preset_all([*endpoints, "unmatched"])
-        for status in (200, 201, 204, 302, 303, 400, 401, 403, 404, 405, 413, 422, 429, 499, 500, 502, 503, 504):
+        for status in STATUSES:
             self.statuses.preset(str(status))
 
     def preset(self, method: str, endpoint: str, service_types: Iterable[str]) -> None:
@@ -167,6 +173,8 @@ class Frame:
         try:
             if (request.content_length or 0) > request.client_max_size:
                 raise PayloadTooLarge  # whether or not anybody reads it, and before it comes
+            if "Content-Encoding" in request.headers and _is_encoded(request):
+                raise EncodedBody
             return await handler(request)
         except web.RequestPayloadError:
             return self._refuse(request, BadRequest("The body is damaged."))
@@ -185,19 +193,23 @@ class Frame:
             sentry_sdk.capture_exception(error)
             return self._refuse(request, ServiceError())
 
-    def unreadable(self, fault: Exception | None) -> web.Response:
-        """The answer to bytes that aiohttp can't read as a request, counted and logged without any of them."""
-        error = ServiceError() if fault is None else BadRequest("The bytes are not a well-formed HTTP request.")
+    def unreadable(self, error: ServiceError, reason: str) -> web.Response:
+        """The answer to bytes that are no request, or none that is read: counted and logged without any of them."""
         response = self._render_error(None, error)
         response.headers.update({"X-Request-ID": str(uuid.uuid4()), "Server": "mlpa", **SECURITY_HEADERS})
         self._metrics.requests.inc("other", "unmatched", "none")
         self._metrics.statuses.inc(str(response.status))
-        _log.warning("unreadable request", status=response.status, reason=type(fault).__name__)
+        _log.warning("unreadable request", status=response.status, reason=reason)
         return response
 
     def _refuse(self, request: web.Request, error: ServiceError) -> web.Response:
         request[ERROR] = error.dependency if isinstance(error, DependencyUnavailable) else error.code
         return self._render_error(request, error)
+
+
+def _is_encoded(request: web.Request) -> bool:
+    codings = (coding for value in request.headers.getall("Content-Encoding") for coding in value.split(","))
+    return any(coding.strip().lower() not in ("", "identity") for coding in codings)
 
 
 def from_http(error: web.HTTPException) -> ServiceError:

@@ -46,8 +46,9 @@ from shared.protocol import ServiceSite
 from shared.redis import Client, connect, ping
 from shared.service_types import ConfigurationError, ServiceTypes
 
-#: Firefox for iOS sends its attestation, base64 in base64, in a header.
-MAX_HEADER = 40 * 1024
+#: Firefox for iOS sends its attestation, base64 in base64, in a header: about 11 KB.
+MAX_FIELD = 40 * 1024
+MAX_HEAD = 64 * 1024
 
 DESCRIPTION = ServiceDescription(
     name="auth",
@@ -58,13 +59,17 @@ DESCRIPTION = ServiceDescription(
     internal=admin.OPERATIONS,
     common_answers={
         413: Answer("The body is too large", ErrorBody),
+        415: Answer("The body is compressed", ErrorBody),
+        431: Answer("The head of the request is too large", ErrorBody),
         500: Answer("The service failed", ErrorBody),
     },
     security_schemes={
         "admin_key": {"type": "http", "scheme": "bearer", "description": "A key of MLPA_ADMIN_KEYS, or the like."}
     },
     render_error=render_error,
-    make_site=lambda runner, sock, frame, _settings: ServiceSite(runner, sock, frame, max_field_size=MAX_HEADER),
+    make_site=lambda runner, sock, frame, settings: ServiceSite(
+        runner, sock, frame, max_body=settings.max_auth_request_size_bytes, max_head=MAX_HEAD, max_field=MAX_FIELD
+    ),
 )
 
 

@@ -49,6 +49,8 @@ DESCRIPTION = ServiceDescription(
     internal=[],
     common_answers={
         413: Answer("The body is too large", ErrorBody),
+        415: Answer("The body is compressed", ErrorBody),
+        431: Answer("The head of the request is too large", ErrorBody),
         500: Answer("The service failed", ErrorBody),
     },
     security_schemes={

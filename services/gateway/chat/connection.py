@@ -60,4 +60,4 @@ class RelaySite(ServiceSite):
     def __init__(self, runner: web.BaseRunner, sock: socket.socket, frame: Frame, *, max_body: int) -> None:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)  # accepted sockets inherit it
         # reading pauses at twice the buffer's size
-        super().__init__(runner, sock, frame, protocol=RelayProtocol, read_bufsize=max_body // 2)
+        super().__init__(runner, sock, frame, max_body=max_body, protocol=RelayProtocol, read_bufsize=max_body // 2)
