@@ -4,6 +4,7 @@
     └── AuthError                      rendered as {"error", "error_description"} (RFC 6749 section 5.2)
         ├── InvalidRequest             400 invalid_request
         │   └── InvalidSubjectToken    400 invalid_request: the credential is not good
+        │       └── UnknownKey         400 invalid_request: an App Attest key that was never enrolled here
         ├── UnsupportedGrantType       400 unsupported_grant_type
         ├── InvalidScope               400 invalid_scope
         ├── InvalidTarget              400 invalid_target
@@ -40,6 +41,10 @@ class InvalidRequest(AuthError):
 
 class InvalidSubjectToken(InvalidRequest):
     message = "The subject_token is invalid, expired or already used."
+
+
+class UnknownKey(InvalidSubjectToken):
+    message = "The key of the subject_token is not known here: attest again, with a new key."
 
 
 class UnsupportedGrantType(AuthError):

@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 import cbor2
 from cryptography.hazmat.primitives import hashes, serialization
@@ -31,7 +31,8 @@ ATTESTED_CREDENTIAL = 0x40
 class Device:
     """One app on one device, with its key and counter, under the authority that certifies it.
 
-    With `bundle_version` and `validation_category` it's a device on iOS 27 or later, which tells both.
+    With `bundle_version` and `validation_category` it's a device on iOS 27 or later, which tells both. `further` are
+    extensions that Apple doesn't define yet; `assertion_flags` those of its assertions' authenticator data.
     """
 
     pki: Pki = field(repr=False)
@@ -41,6 +42,8 @@ class Device:
     bundle_version: str | None = None
     validation_category: int | None = None
     counter: int = 0
+    further: dict[str, Any] = field(default_factory=dict)
+    assertion_flags: int = ATTESTED_CREDENTIAL
     key: ec.EllipticCurvePrivateKey = field(default_factory=lambda: ec.generate_private_key(ec.SECP256R1()), repr=False)
 
     @property
@@ -76,7 +79,9 @@ class Device:
     def assert_(self, client_data: bytes) -> bytes:
         """The assertion object for `client_data`; each one advances the counter."""
         self.counter += 1
-        data = auth_data(self.rp_id_hash, counter=self.counter, extensions=self._extensions())
+        data = auth_data(
+            self.rp_id_hash, counter=self.counter, flags=self.assertion_flags, extensions=self._extensions()
+        )
         nonce = hashlib.sha256(data + hashlib.sha256(client_data).digest()).digest()
         return assertion_object(data, self.key.sign(nonce, ec.ECDSA(hashes.SHA256())))
 
@@ -85,9 +90,7 @@ class Device:
         return hashlib.sha256(f"{self.team_id}.{self.bundle_id}".encode()).digest()
 
     def _extensions(self) -> bytes:
-        if self.bundle_version is None or self.validation_category is None:
-            return b""
-        return launch_extensions(self.bundle_version, self.validation_category)
+        return launch_extensions(self.bundle_version, self.validation_category, self.further)
 
     def to_json(self) -> str:
         """Everything, the private keys included."""
@@ -98,6 +101,8 @@ class Device:
             "bundle_version": self.bundle_version,
             "validation_category": self.validation_category,
             "counter": self.counter,
+            "further": self.further,
+            "assertion_flags": self.assertion_flags,
             "key": key_to_pem(self.key),
             "pki": self.pki.to_members(),
         }
@@ -125,14 +130,17 @@ def credential(aaguid: bytes, credential_id: bytes, key: bytes) -> bytes:
     return aaguid + len(credential_id).to_bytes(2, "big") + credential_id + key
 
 
-def launch_extensions(bundle_version: str, validation_category: int) -> bytes:
-    """The extensions of iOS 27."""
-    return cbor2.dumps(
-        {
-            "apple_bundle_version_01": bundle_version,
-            "apple_validation_category_01": validation_category.to_bytes(4, "little"),
-        }
-    )
+def launch_extensions(
+    bundle_version: str | None, validation_category: int | None, further: Mapping[str, Any] | None = None
+) -> bytes:
+    """The extensions of iOS 27, and further ones; nothing when there are none."""
+    extensions: dict[str, Any] = {}
+    if bundle_version is not None:
+        extensions["apple_bundle_version_01"] = bundle_version
+    if validation_category is not None:
+        extensions["apple_validation_category_01"] = validation_category.to_bytes(4, "little")
+    extensions.update(further or {})
+    return cbor2.dumps(extensions) if extensions else b""
 
 
 def auth_data(

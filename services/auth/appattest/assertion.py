@@ -8,23 +8,29 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from services.auth.appattest import cbor
-from services.auth.appattest.auth_data import Header, assertion_tail, check_flags, parse_launch
+from services.auth.appattest.auth_data import Header, assertion_tail, check_assertion_flags, parse_launch
 from services.auth.appattest.errors import Malformed, Rejected, Step, require
 from services.auth.appattest.policy import Policy
 
-MAX_ASSERTION_BYTES = 1024
+#: An assertion has about 150 bytes; as many extensions as may follow, each as long as it may be, fit too.
+MAX_ASSERTION_BYTES = 6 * 1024
 
 _X962_POINT_BYTES = 65
 
 
 @dataclass(frozen=True, slots=True)
 class Assertion:
-    """A verified assertion. `counter` is to be stored, and is good only if it advances what is stored then."""
+    """A verified assertion. `counter` is to be stored, and is good only if it advances what is stored then.
+
+    `unknown_extensions` counts what was ignored; `incomplete_extensions` says that one of Apple's two was missing.
+    """
 
     counter: int
     bundle_id: str
     bundle_version: str | None
     validation_category: int | None
+    unknown_extensions: int = 0
+    incomplete_extensions: bool = False
 
 
 def verify_assertion(
@@ -46,7 +52,7 @@ def verify_assertion(
 
     header = Header.parse(auth_data)
     require(header.rp_id_hash == policy.rp_id_hash(bundle_id), Step.RP_ID, "made for another app")
-    check_flags(header)
+    check_assertion_flags(header)
     launch = parse_launch(header, assertion_tail(auth_data))
     require(header.counter > last_counter, Step.COUNTER, "not greater than the last one")
 
@@ -61,12 +67,14 @@ def verify_assertion(
         bundle_id=bundle_id,
         bundle_version=launch.bundle_version,
         validation_category=launch.validation_category,
+        unknown_extensions=launch.unknown,
+        incomplete_extensions=launch.incomplete,
     )
 
 
 def _parse(obj: bytes) -> tuple[bytes, bytes]:
     if len(obj) > MAX_ASSERTION_BYTES:
-        raise Malformed(Step.SIZE, "an assertion of more than 1 KiB")
+        raise Malformed(Step.SIZE, "an assertion of more than 6 KiB")
     try:
         value = cbor.decode(obj)
     except cbor.NotStrictCbor as error:

@@ -9,7 +9,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from services.auth.appattest import cbor
-from services.auth.appattest.auth_data import Credential, Header, check_flags, parse_launch
+from services.auth.appattest.auth_data import Credential, Header, check_attestation_flags, parse_launch
 from services.auth.appattest.chain import Certificate, check_path, check_signatures
 from services.auth.appattest.errors import Malformed, Rejected, Step, require
 from services.auth.appattest.policy import Environment, Policy
@@ -28,6 +28,7 @@ class Attestation:
 
     `public_key_x962` is the 65 byte uncompressed point; `bundle_version` and `validation_category` are None
     before iOS 27. The receipt is Apple's, kept as it came: nothing in the object vouches for it.
+    `unknown_extensions` counts what was ignored; `incomplete_extensions` says that one of Apple's two was missing.
     """
 
     key_id: bytes
@@ -38,6 +39,8 @@ class Attestation:
     receipt: bytes
     bundle_version: str | None
     validation_category: int | None
+    unknown_extensions: int = 0
+    incomplete_extensions: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +70,7 @@ def verify_attestation(
 
     header = Header.parse(attestation.auth_data)
     require(header.rp_id_hash == policy.rp_id_hash(bundle_id), Step.RP_ID, "made for another app")
-    check_flags(header)
+    check_attestation_flags(header)
     require(header.counter == 0, Step.COUNTER, "not 0")
     credential, tail = Credential.parse(attestation.auth_data)
     require(credential.aaguid == policy.aaguid, Step.AAGUID, "not of this environment")
@@ -94,6 +97,8 @@ def verify_attestation(
         receipt=attestation.receipt,
         bundle_version=launch.bundle_version,
         validation_category=launch.validation_category,
+        unknown_extensions=launch.unknown,
+        incomplete_extensions=launch.incomplete,
     )
 
 

@@ -4,7 +4,8 @@
     iOS 27: a map of extensions
 
 App Attest departs from WebAuthn in two points: an assertion has the flag 0x40 although no credential follows,
-and iOS 27 appends its extensions with or without the flag 0x80.
+and iOS 27 appends its extensions with or without the flag 0x80. Apple specifies no value for the flags of an
+assertion: those that WebAuthn would set there are taken too.
 """
 
 from dataclasses import dataclass
@@ -17,6 +18,12 @@ ATTESTED = 0x40
 EXTENDED = 0x80
 
 MAX_BUNDLE_VERSION = 64
+MAX_EXTENSIONS = 16
+MAX_EXTENSION_NAME = 64
+MAX_EXTENSION_BYTES = 256
+
+_ATTESTATION_FLAGS = (ATTESTED, ATTESTED | EXTENDED)
+_ASSERTION_FLAGS = (0, *_ATTESTATION_FLAGS, EXTENDED)
 
 _HEADER = 37
 _AAGUID_END = _HEADER + 16
@@ -46,11 +53,14 @@ class Launch:
     """How the app was launched, as iOS 27 and later tell; both None before.
 
     `validation_category` is Apple's number for how the app was distributed (2 TestFlight, 3 development,
-    4 App Store...).
+    4 App Store...). `unknown` counts the extensions that are neither of the two, and are ignored; `incomplete` says
+    that one of the two was missing.
     """
 
     bundle_version: str | None = None
     validation_category: int | None = None
+    unknown: int = 0
+    incomplete: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,31 +91,55 @@ def assertion_tail(data: bytes) -> bytes:
     return data[_HEADER:]
 
 
-def check_flags(header: Header) -> None:
-    require(header.flags in (ATTESTED, ATTESTED | EXTENDED), Step.FLAGS, "other flags than App Attest sets")
+def check_attestation_flags(header: Header) -> None:
+    require(header.flags in _ATTESTATION_FLAGS, Step.FLAGS, "other flags than App Attest sets")
+
+
+def check_assertion_flags(header: Header) -> None:
+    require(header.flags in _ASSERTION_FLAGS, Step.FLAGS, "other flags than App Attest or WebAuthn set")
 
 
 def parse_launch(header: Header, tail: bytes) -> Launch:
-    """The extensions in `tail`, which is all that may follow; nothing at all before iOS 27."""
+    """The extensions in `tail`, which is all that may follow; nothing at all before iOS 27.
+
+    Apple may add extensions or leave one out, and no device shall be refused for that: what isn't known is ignored,
+    within bounds. What is known has exactly its form.
+    """
     if not tail:
         require(not header.flags & EXTENDED, Step.EXTENSIONS, "announced, but missing")
         return Launch()
     try:
-        extensions = cbor.decode(tail)
+        extensions = cbor.split_map(
+            tail, max_entries=MAX_EXTENSIONS, max_key=MAX_EXTENSION_NAME, max_value=MAX_EXTENSION_BYTES
+        )
+        version = _known(extensions, "apple_bundle_version_01")
+        category = _known(extensions, "apple_validation_category_01")
     except cbor.NotStrictCbor as error:
         raise Rejected(Step.EXTENSIONS, str(error)) from error
-    match extensions:
-        case {
-            "apple_bundle_version_01": str(version),
-            "apple_validation_category_01": bytes(category),
-            **others,
-        }:
-            require(not others, Step.EXTENSIONS, "an unknown extension")
-        case _:
-            raise Rejected(Step.EXTENSIONS, "not the two that Apple defines")
-    require(0 < len(version) <= MAX_BUNDLE_VERSION and version.isprintable(), Step.EXTENSIONS, "bundle version")
-    require(len(category) == 4, Step.EXTENSIONS, "validation category")
-    return Launch(bundle_version=version, validation_category=int.from_bytes(category, "little"))
+    return Launch(
+        bundle_version=None if version is None else _bundle_version(version),
+        validation_category=None if category is None else _validation_category(category),
+        unknown=len(extensions),
+        incomplete=version is None or category is None,
+    )
+
+
+def _known(extensions: dict[str, bytes], name: str) -> object:
+    """The value of a known extension, which is taken out; None when it's missing."""
+    encoded = extensions.pop(name, None)
+    return None if encoded is None else cbor.decode(encoded)
+
+
+def _bundle_version(value: object) -> str:
+    good = isinstance(value, str) and 0 < len(value) <= MAX_BUNDLE_VERSION and value.isprintable()
+    require(good, Step.EXTENSIONS, "bundle version")
+    return str(value)
+
+
+def _validation_category(value: object) -> int:
+    if not isinstance(value, bytes) or len(value) != 4:
+        raise Rejected(Step.EXTENSIONS, "validation category")
+    return int.from_bytes(value, "little")
 
 
 def _cose_key(data: bytes) -> tuple[bytes, int]:

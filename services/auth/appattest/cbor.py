@@ -3,6 +3,8 @@
 cbor2 decodes; before it sees a byte, a scan over the heads of the items has bounded their number and depth and
 refused indefinite lengths, tags (which make decoders do things), floats and simple values, lengths that aren't
 in their shortest form, and anything that ends early. So each value has one encoding, up to the order of a map.
+
+`split_map` takes a map apart without decoding its values, for maps of which not every entry is known.
 """
 
 import cbor2
@@ -10,7 +12,9 @@ import cbor2
 MAX_DEPTH = 4
 MAX_ITEMS = 32
 
-_UNSIGNED, _NEGATIVE, _BYTES, _TEXT, _ARRAY, _MAP = range(6)
+_UNSIGNED, _NEGATIVE, _BYTES, _TEXT, _ARRAY, _MAP, _TAG, _OTHER = range(8)
+#: The largest simple value that the head of an item holds by itself; those up to 31 have no other form.
+_LEAST_LONG_SIMPLE = 32
 
 # Additional information of a head -> bytes of its argument, and the least argument that needs so many.
 _ARGUMENTS = {24: (1, 24), 25: (2, 1 << 8), 26: (4, 1 << 16), 27: (8, 1 << 32)}
@@ -37,8 +41,43 @@ def decode_first(data: bytes) -> tuple[object, int]:
         raise NotStrictCbor("not decodable") from error
 
 
-def _end_of_item(data: bytes) -> int:
-    position = items = 0
+def split_map(data: bytes, *, max_entries: int, max_key: int, max_value: int) -> dict[str, bytes]:
+    """The entries of the one map with text keys that `data` consists of, each value as it's encoded.
+
+    A value may be whatever CTAP2's canonical form has, floats and simple values included: no tags, no indefinite
+    lengths. `max_key` and `max_value` bound each one's bytes: those of a string, or of the encoding of anything
+    else. Raises NotStrictCbor.
+    """
+    kind, entries, position = _head(data, 0)
+    if kind != _MAP:
+        raise NotStrictCbor("not a map")
+    if entries > max_entries:
+        raise NotStrictCbor("too many entries")
+    values: dict[str, bytes] = {}
+    for _ in range(entries):
+        kind, length, start = _head(data, position)
+        if kind != _TEXT or length > max_key:
+            raise NotStrictCbor("a key that isn't a short text")
+        key, end = decode_first(data[position : start + length])
+        position += end
+        kind, length, _ = _head(data, position)
+        end = _end_of_item(data, position, max_items=max_value, max_depth=max_value, others=True)
+        if (length if kind in (_BYTES, _TEXT) else end - position) > max_value:
+            raise NotStrictCbor("a value too long")
+        if key in values:
+            raise NotStrictCbor("a key twice")
+        values[str(key)] = data[position:end]
+        position = end
+    if position != len(data):
+        raise NotStrictCbor("bytes after the map")
+    return values
+
+
+def _end_of_item(
+    data: bytes, position: int = 0, *, max_items: int = MAX_ITEMS, max_depth: int = MAX_DEPTH, others: bool = False
+) -> int:
+    """Where the item at `position` ends. With `others` it may be, or hold, floats and simple values."""
+    items = 0
     open_levels = [1]  # how many items each open container still lacks
     while open_levels:
         if open_levels[-1] == 0:
@@ -46,7 +85,7 @@ def _end_of_item(data: bytes) -> int:
             continue
         open_levels[-1] -= 1
         items += 1
-        if items > MAX_ITEMS:
+        if items > max_items:
             raise NotStrictCbor("too many items")
         kind, argument, position = _head(data, position)
         if kind in (_BYTES, _TEXT):
@@ -54,10 +93,10 @@ def _end_of_item(data: bytes) -> int:
             if position > len(data):
                 raise NotStrictCbor("a string ends early")
         elif kind in (_ARRAY, _MAP):
-            if len(open_levels) > MAX_DEPTH:
+            if len(open_levels) > max_depth:
                 raise NotStrictCbor("too deep")
             open_levels.append(argument * 2 if kind == _MAP else argument)
-        elif kind not in (_UNSIGNED, _NEGATIVE):
+        elif kind == _TAG or (kind == _OTHER and not others):
             raise NotStrictCbor("a tag, float or simple value")
     return position
 
@@ -77,6 +116,8 @@ def _head(data: bytes, position: int) -> tuple[int, int, int]:
     position += width
     if position > len(data):
         raise NotStrictCbor("a length ends early")
+    if kind == _OTHER:
+        least = _LEAST_LONG_SIMPLE if width == 1 else 0  # the other widths are those of floats
     if argument < least:
         raise NotStrictCbor("a length in a longer form than needed")
     return kind, argument, position

@@ -17,7 +17,7 @@ class Step(StrEnum):
     # Malformed
     BASE64 = "base64", "RFC 4648: one alphabet, padding right or absent, no white space, no stray bits."
     JSON = "json", "RFC 8259: one UTF-8 object, no member twice, bounded in size and depth."
-    SIZE = "size", "An attestation has at most 16 KiB, an assertion at most 1 KiB."
+    SIZE = "size", "An attestation has at most 16 KiB, an assertion at most 6 KiB."
     CBOR = "cbor", "RFC 8949: one item, definite and shortest lengths, no tags, floats or repeated keys."
 
     # The object
@@ -41,7 +41,13 @@ class Step(StrEnum):
             "as the authenticator data's RP ID hash."
         ),
     )
-    FLAGS = "flags", "Attested credential data (0x40), with or without extension data (0x80); nothing else."
+    FLAGS = (
+        "flags",
+        (
+            "Attested credential data (0x40), with or without extension data (0x80); an assertion, for which Apple "
+            "specifies nothing, may lack the first. No other flag."
+        ),
+    )
     COUNTER = (
         "counter",
         (
@@ -63,7 +69,10 @@ class Step(StrEnum):
     COSE_KEY = "cose_key", "RFC 9053: the credential's public key is an ES256 key on P-256, and nothing more."
     EXTENSIONS = (
         "extensions",
-        ("iOS 27: nothing follows, or one map of apple_bundle_version_01 and apple_validation_category_01."),
+        (
+            "iOS 27: nothing follows, or one map of at most 16 extensions: apple_bundle_version_01 and "
+            "apple_validation_category_01 in their form, others of at most 256 bytes each."
+        ),
     )
 
     # The certificates

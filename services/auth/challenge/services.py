@@ -28,8 +28,6 @@ from shared.tokens import CLOCK_SKEW
 
 _PURPOSE = b"mlpa challenge v1 app-attest\x00"
 _HEX = re.compile(r"[0-9a-f]{64}")
-#: A clock of another replica may be a little ahead of ours.
-_SKEW = 5
 
 
 class Challenges:
@@ -70,7 +68,7 @@ class Challenges:
         head, mac = raw[:16], raw[16:]
         # every secret is tried, so that the time taken doesn't tell which one made it
         good = [hmac.compare_digest(_mac(secret, head, key_id), mac) for secret in self._secrets]
-        if not any(good) or not -_SKEW <= self._age(head) < self.lifetime:
+        if not any(good) or not -CLOCK_SKEW <= self._age(head) < self.lifetime:
             raise InvalidChallenge
 
     @asynccontextmanager

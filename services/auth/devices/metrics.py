@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from services.auth.appattest import AppAttestError
+from services.auth.appattest import AppAttestError, Assertion, Attestation
 from shared.metrics import Registry
 
 RESULTS = ("success", "invalid", "unavailable")
@@ -24,6 +24,20 @@ class DeviceMetrics:
         self._steps = registry.counter(
             "app_attest_rejections_total", "App Attest objects rejected, by the step that caught them.", ("step",)
         )
+
+        self._extensions = registry.counter(
+            "app_attest_extensions_ignored_total",
+            "Extensions of genuine App Attest objects that are not known, and objects that lack one of the two known.",
+            ("kind",),
+        )
+        self._extensions.preset_all(("unknown", "incomplete"))
+
+    def verified(self, result: Attestation | Assertion) -> None:
+        """Count what was ignored in a genuine object: Apple has changed something."""
+        if result.unknown_extensions:
+            self._extensions.inc("unknown", by=result.unknown_extensions)
+        if result.incomplete_extensions:
+            self._extensions.inc("incomplete")
 
     def rejected(self, error: AppAttestError) -> None:
         self._steps.inc(str(error.step))

@@ -111,6 +111,7 @@ class Enrolment:
         except AppAttestError as error:
             self._metrics.rejected(error)
             raise AttestationRejected from error
+        self._metrics.verified(attestation)
         async with self._challenges.consumed(challenge.decode(), key_id):
             await self._limits.take_source("enroll", claims.source)
             if not await storage.enrol(self._database, key_id, attestation):

@@ -14,6 +14,8 @@ from typing import Annotated, Any
 import msgspec
 
 from services.auth.appattest import (
+    MAX_ASSERTION_BYTES,
+    MAX_CLIENT_DATA_BYTES,
     AppAttestError,
     Policy,
     canonical_key_id,
@@ -24,17 +26,23 @@ from services.auth.appattest import (
 from services.auth.challenge.services import Challenges
 from services.auth.devices import storage
 from services.auth.devices.metrics import DeviceMetrics
-from services.auth.errors import AccessDenied, AuthError, InvalidChallenge, InvalidScope, InvalidSubjectToken
+from services.auth.errors import (
+    AccessDenied,
+    AuthError,
+    InvalidChallenge,
+    InvalidScope,
+    InvalidSubjectToken,
+    UnknownKey,
+)
 from services.auth.exchange.models import ASSERTION_TYPE, Subject
 from shared import strict_json
 from shared.postgres import Database
 from shared.service_types import Credential, ServiceType
 
 _BASE64URL = re.compile(r"[A-Za-z0-9_-]+={0,2}")
-_MAX_OBJECT = 4096
 _TYP = "mlpa-token-exchange"
 
-_Text = Annotated[str, msgspec.Meta(max_length=2 * _MAX_OBJECT)]
+_Text = Annotated[str, msgspec.Meta(max_length=2 * max(MAX_ASSERTION_BYTES, MAX_CLIENT_DATA_BYTES))]
 
 
 class _SubjectToken(msgspec.Struct, frozen=True):
@@ -74,8 +82,8 @@ class AppAttestCredential:
         token = _parse(subject_token)
         try:
             key_id = canonical_key_id(token.key_id_b64)
-            assertion_obj = decode_base64(token.assertion_obj_b64, max_bytes=_MAX_OBJECT)
-            client_data = decode_base64(token.client_data_b64, max_bytes=_MAX_OBJECT)
+            assertion_obj = decode_base64(token.assertion_obj_b64, max_bytes=MAX_ASSERTION_BYTES)
+            client_data = decode_base64(token.client_data_b64, max_bytes=MAX_CLIENT_DATA_BYTES)
             claims = parse_client_data(client_data)
         except AppAttestError as error:
             raise InvalidSubjectToken from error
@@ -83,11 +91,12 @@ class AppAttestCredential:
         self._check_challenge(challenge, key_id)
 
         device = await storage.find(self._database, key_id)
-        # an imported one has neither yet: its first assertion gives them
-        if (
-            device is None
-            or device.bundle_id not in (None, token.bundle_id)
-            or device.environment not in (None, self._policy.environment)
+        if device is None:
+            raise UnknownKey
+        # an imported one may have neither yet: its first assertion gives them
+        if device.bundle_id not in (None, token.bundle_id) or device.environment not in (
+            None,
+            self._policy.environment,
         ):
             raise InvalidSubjectToken
         try:
@@ -102,6 +111,7 @@ class AppAttestCredential:
         except AppAttestError as error:
             self._metrics.rejected(error)
             raise InvalidSubjectToken from error
+        self._metrics.verified(assertion)
         if row.bundle_ids is not None and token.bundle_id not in row.bundle_ids:
             raise InvalidScope
         try:

@@ -20,6 +20,7 @@ from tests.services.auth.appattest.forge import (
 )
 
 TAIL = device.launch_extensions("2.1", 2)
+FURTHER = cbor2.dumps({**cbor2.loads(TAIL), "apple_new_01": True, "other": [{"a": 1.5}, None]})
 POINT = device.x962(KEY.public_key())
 
 
@@ -30,8 +31,8 @@ def raw_signature(signature: bytes) -> bytes:
 
 
 CASES: list[tuple[Step, str, dict[str, Any]]] = [
-    (Step.SIZE, "1 KiB and 1", {"obj": lambda obj: obj.ljust(1025, b"\0")}),
-    (Step.CBOR, "1 KiB", {"obj": lambda obj: obj.ljust(1024, b"\0")}),
+    (Step.SIZE, "6 KiB and 1", {"obj": lambda obj: obj.ljust(6 * 1024 + 1, b"\0")}),
+    (Step.CBOR, "6 KiB", {"obj": lambda obj: obj.ljust(6 * 1024, b"\0")}),
     (Step.CBOR, "nothing", {"obj": lambda obj: b""}),
     (Step.CBOR, "a byte after the object", {"obj": lambda obj: obj + b"\0"}),
     (Step.CBOR, "cut short", {"obj": lambda obj: obj[:-1]}),
@@ -50,13 +51,15 @@ CASES: list[tuple[Step, str, dict[str, Any]]] = [
     (Step.BUNDLE_ID, "an app that isn't served", {"bundle_id": "org.evil", "app_id": f"{TEAM}.org.evil"}),
     (Step.RP_ID, "another team's app", {"app_id": f"ZZZZZZZZZZ.{BUNDLE}"}),
     (Step.RP_ID, "another app of the list", {"bundle_id": "org.example.other"}),
-    *[(Step.FLAGS, f"{flags:#x}", {"flags": flags}) for flags in (0, 1, 0x41, 0x05, 0xC4)],
-    (Step.FLAGS, "extensions alone", {"flags": 0x80, "tail": TAIL}),
-    (Step.EXTENSIONS, "announced, but missing", {"flags": 0xC0}),
+    *[
+        (Step.FLAGS, f"{flags:#x}", {"flags": flags, "tail": TAIL})
+        for flags in (0x01, 0x02, 0x04, 0x08, 0x10, 0x20, 0x41, 0x05, 0x81, 0xC4, 0xFF)
+    ],
+    *[(Step.EXTENSIONS, f"{flags:#x} announces some, but there are none", {"flags": flags}) for flags in (0x80, 0xC0)],
     (Step.EXTENSIONS, "a byte", {"tail": b"\0"}),
     (Step.EXTENSIONS, "a byte after them", {"tail": TAIL + b"\0"}),
     (Step.EXTENSIONS, "a credential", {"tail": bytes(16) + b"\0\x20" + bytes(32)}),
-    (Step.EXTENSIONS, "one of them", {"tail": cbor2.dumps({"apple_bundle_version_01": "1"})}),
+    (Step.EXTENSIONS, "a known one that isn't exact", {"tail": cbor2.dumps({"apple_bundle_version_01": b"1"})}),
     (Step.COUNTER, "the last one again", {"counter": 7}),
     (Step.COUNTER, "an older one", {"counter": 6}),
     (Step.COUNTER, "0 on the first assertion", {"counter": 0, "last_counter": 0}),
@@ -95,6 +98,12 @@ def test_each_broken_step_is_named(step: Step, name: str, changes: dict[str, Any
     assert isinstance(caught.value, Malformed if step in (Step.SIZE, Step.CBOR) else Rejected)
 
 
+def test_as_many_extensions_as_may_follow_fit_in_an_assertion() -> None:
+    names = [f"{number:x}".rjust(64, "x") for number in range(14)]
+    most = cbor2.dumps({**cbor2.loads(TAIL), **dict.fromkeys(names, b"v" * 256)})
+    assert AssertionForge(tail=most).verify().unknown_extensions == 14
+
+
 def test_every_step_of_an_assertion_is_broken_by_some_case() -> None:
     assert {case[0] for case in CASES} == {
         Step.SIZE,
@@ -118,7 +127,10 @@ def test_every_step_of_an_assertion_is_broken_by_some_case() -> None:
         ({"counter": 1, "last_counter": 0}, Assertion(1, BUNDLE, None, None)),
         ({"counter": 0xFFFFFFFF}, Assertion(0xFFFFFFFF, BUNDLE, None, None)),
         ({"tail": TAIL}, Assertion(8, BUNDLE, "2.1", 2)),
-        ({"tail": TAIL, "flags": 0xC0}, Assertion(8, BUNDLE, "2.1", 2)),
+        ({"flags": 0x00}, Assertion(8, BUNDLE, None, None)),
+        *[({"tail": TAIL, "flags": flags}, Assertion(8, BUNDLE, "2.1", 2)) for flags in (0x00, 0x80, 0xC0)],
+        ({"tail": FURTHER, "flags": 0xC0}, Assertion(8, BUNDLE, "2.1", 2, 2)),
+        ({"tail": cbor2.dumps({"apple_bundle_version_01": "1"})}, Assertion(8, BUNDLE, "1", None, 0, True)),
         ({"tail": device.launch_extensions("9" * 64, 2**32 - 1)}, Assertion(8, BUNDLE, "9" * 64, 2**32 - 1)),
         ({"policy": policy(environment="development")}, Assertion(8, BUNDLE, None, None)),
     ],

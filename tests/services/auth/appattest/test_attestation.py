@@ -10,6 +10,8 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID
+from hypothesis import given
+from hypothesis import strategies as st
 
 from services.auth.appattest import AppAttestError, Malformed, Rejected, Step
 from services.local import device
@@ -32,7 +34,8 @@ from tests.services.auth.appattest.forge import (
 
 Case = tuple[Step, str, dict[str, Any]]
 
-LAUNCH = {"apple_bundle_version_01": "1", "apple_validation_category_01": b"\x04\0\0\0"}
+VERSION, CATEGORY = "apple_bundle_version_01", "apple_validation_category_01"
+LAUNCH = {VERSION: "1", CATEGORY: b"\x04\0\0\0"}
 BASIC, USAGE = leaf_extensions()
 UNKNOWN = x509.UnrecognizedExtension(x509.ObjectIdentifier("1.2.3.4"), b"\x05\x00")
 RSA_KEY = rsa.generate_private_key(public_exponent=65537, key_size=2048)
@@ -176,11 +179,19 @@ CASES: list[Case] = [
     (Step.EXTENSIONS, "not CBOR", {"tail": b"\xff"}),
     (Step.EXTENSIONS, "a byte after them", {"tail": tail() + b"\0"}),
     (Step.EXTENSIONS, "twice", {"tail": tail() + tail()}),
-    (Step.EXTENSIONS, "an empty map", {"tail": b"\xa0"}),
-    (Step.EXTENSIONS, "no version", {"tail": tail(apple_bundle_version_01=None)}),
-    (Step.EXTENSIONS, "no category", {"tail": tail(apple_validation_category_01=None)}),
-    (Step.EXTENSIONS, "one more", {"tail": tail(credProtect=1)}),
-    (Step.EXTENSIONS, "another version of them", {"tail": tail(apple_bundle_version_02="1")}),
+    (Step.EXTENSIONS, "an array", {"tail": b"\x80"}),
+    (Step.EXTENSIONS, "17 of them", {"tail": tail(**{f"more{number}": 1 for number in range(15)})}),
+    (Step.EXTENSIONS, "an unknown one of 257 bytes", {"tail": tail(more=b"v" * 257)}),
+    (Step.EXTENSIONS, "an unknown list of 257 bytes", {"tail": tail(more=[0] * 255)}),
+    (Step.EXTENSIONS, "a name of 65 bytes", {"tail": tail(**{"n" * 65: 1})}),
+    (Step.EXTENSIONS, "a name that is a number", {"tail": cbor2.dumps({1: 2})}),
+    (Step.EXTENSIONS, "a name twice", {"tail": b"\xa2" + 2 * cbor2.dumps("more") + b"\x01\x01"}),
+    (Step.EXTENSIONS, "an unknown one twice", {"tail": b"\xa2" + 2 * (cbor2.dumps("more") + b"\x01")}),
+    (Step.EXTENSIONS, "an unknown one that ends early", {"tail": b"\xa1" + cbor2.dumps("more") + b"\x42v"}),
+    (Step.EXTENSIONS, "an unknown one that is missing", {"tail": b"\xa1" + cbor2.dumps("more")}),
+    (Step.EXTENSIONS, "an unknown one of indefinite length", {"tail": b"\xa1" + cbor2.dumps("more") + b"\x9f\xff"}),
+    (Step.EXTENSIONS, "an unknown one with a tag", {"tail": b"\xa1" + cbor2.dumps("more") + b"\xc1\x00"}),
+    (Step.EXTENSIONS, "version missing, category not exact", {"tail": cbor2.dumps({CATEGORY: b"\4"})}),
     (Step.EXTENSIONS, "version in bytes", {"tail": tail(apple_bundle_version_01=b"1")}),
     (Step.EXTENSIONS, "an empty version", {"tail": tail(apple_bundle_version_01="")}),
     (Step.EXTENSIONS, "a version of 65 characters", {"tail": tail(apple_bundle_version_01="1" * 65)}),
@@ -385,7 +396,60 @@ def test_a_genuine_attestation_is_accepted(name: str) -> None:
         "receipt": b"receipt",
         "bundle_version": "1" if forge.tail else None,
         "validation_category": 4 if forge.tail else None,
+        "unknown_extensions": 0,
+        "incomplete_extensions": False,
     }
+
+
+@pytest.mark.parametrize("flags", [0x40, 0xC0])
+@pytest.mark.parametrize(
+    ("extensions", "expected"),
+    [
+        (tail(more=True), ("1", 4, 1, False)),
+        (tail(**{f"more{number}": b"v" * 256 for number in range(14)}), ("1", 4, 14, False)),
+        (tail(more=[1.5, {"deep": [[[[[[None]]]]]]}], other=-1), ("1", 4, 2, False)),
+        (tail(more=[0] * 254), ("1", 4, 1, False)),
+        (tail(apple_bundle_version_02="2", apple_validation_category_02=b"\4"), ("1", 4, 2, False)),
+        (cbor2.dumps({VERSION: "7"}), ("7", None, 0, True)),
+        (cbor2.dumps({CATEGORY: b"\4\0\0\0"}), (None, 4, 0, True)),
+        (cbor2.dumps({CATEGORY: b"\4\0\0\0", "more": ""}), (None, 4, 1, True)),
+        (cbor2.dumps({"apple_bundle_version_02": "7"}), (None, None, 1, True)),
+        (b"\xa0", (None, None, 0, True)),
+    ],
+    ids=range(10),
+)
+def test_an_extension_that_apple_adds_or_leaves_out_refuses_no_device(
+    extensions: bytes, expected: tuple[Any, ...], flags: int
+) -> None:
+    made = AttestationForge(tail=extensions, flags=flags).verify()
+    assert (
+        made.bundle_version,
+        made.validation_category,
+        made.unknown_extensions,
+        made.incomplete_extensions,
+    ) == expected
+
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**63), 2**63) | st.floats() | st.text() | st.binary(),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
+    max_leaves=12,
+)
+
+
+@given(st.dictionaries(st.text() | st.sampled_from([VERSION, CATEGORY]), VALUES))
+def test_any_extensions_are_ignored_or_refused_at_their_step(extensions: dict[str, Any]) -> None:
+    try:
+        made = AttestationForge(tail=cbor2.dumps(extensions)).verify()
+    except Rejected as error:
+        assert error.step is Step.EXTENSIONS  # noqa: PT017 - it may be accepted
+        known = [name for name in (VERSION, CATEGORY) if name in extensions]
+        long = [name for name, value in extensions.items() if len(name.encode()) > 64 or len(cbor2.dumps(value)) > 256]
+        assert known or long or len(extensions) > 16
+        return
+    assert made.unknown_extensions == len(extensions.keys() - {VERSION, CATEGORY})
+    assert made.incomplete_extensions == (not {VERSION, CATEGORY} <= extensions.keys())
+    assert made.bundle_version == extensions.get(VERSION)
 
 
 def test_no_error_repeats_what_came_with_the_object() -> None:

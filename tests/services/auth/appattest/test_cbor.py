@@ -5,7 +5,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from services.auth.appattest.cbor import MAX_DEPTH, MAX_ITEMS, NotStrictCbor, decode, decode_first
+from services.auth.appattest.cbor import MAX_DEPTH, MAX_ITEMS, NotStrictCbor, decode, decode_first, split_map
 
 REFUSED = {
     "nothing": "",
@@ -128,3 +128,25 @@ def test_any_bytes_are_decoded_to_their_one_value_or_refused(data: bytes) -> Non
     except NotStrictCbor:
         return
     assert cbor2.dumps(value) == data
+
+
+@given(st.dictionaries(st.text(max_size=8), st.floats() | st.booleans() | st.lists(st.integers(0, 5)), max_size=8))
+def test_a_map_is_taken_apart_into_the_bytes_of_its_values(entries: dict[str, object]) -> None:
+    taken = split_map(cbor2.dumps(entries), max_entries=8, max_key=64, max_value=256)
+    assert taken == {name: cbor2.dumps(value) for name, value in entries.items()}
+
+
+@pytest.mark.parametrize("value", ["f800", "f81f", "f8", "fa0000", "fc", "ff", "1817", "c000", "81ff", "5f40ff"])
+def test_a_value_that_is_not_canonical_is_refused_though_it_is_not_decoded(value: str) -> None:
+    with pytest.raises(NotStrictCbor):
+        split_map(b"\xa1\x61a" + bytes.fromhex(value), max_entries=8, max_key=64, max_value=256)
+
+
+@given(st.binary(max_size=300))
+def test_no_bytes_make_it_fail_otherwise_when_they_are_taken_apart(data: bytes) -> None:
+    for prefix in (b"", b"\xa1\x61a"):
+        try:
+            taken = split_map(prefix + data, max_entries=16, max_key=64, max_value=256)
+        except NotStrictCbor:
+            continue
+        assert all(len(value) <= 256 for value in taken.values())

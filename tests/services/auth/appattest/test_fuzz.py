@@ -37,8 +37,9 @@ PIECES = [
 VALUES: list[Any] = [None, True, 0, -1, 2**64 - 1, 1.5, b"", "", [], {}, b"\0" * 32, "apple-appattest", [b"", b""]]
 
 TAIL = device.launch_extensions("1", 4)
-ATTESTATIONS = [AttestationForge(), AttestationForge(tail=TAIL, flags=0xC0)]
-ASSERTIONS = [AssertionForge(), AssertionForge(tail=TAIL)]
+MORE = cbor2.dumps({**cbor2.loads(TAIL), "more": [True, 1.5, b"", {"deep": [[]]}]})
+ATTESTATIONS = [AttestationForge(), AttestationForge(tail=TAIL, flags=0xC0), AttestationForge(tail=MORE)]
+ASSERTIONS = [AssertionForge(), AssertionForge(tail=TAIL), AssertionForge(tail=MORE, flags=0x80)]
 
 
 def change_bytes(obj: bytes, chance: random.Random) -> bytes:
@@ -99,7 +100,7 @@ def signed_parts(obj: bytes) -> Any:
 
 
 @pytest.mark.parametrize("change", [change_bytes, change_tree])
-@pytest.mark.parametrize("forge", ATTESTATIONS, ids=["before iOS 27", "iOS 27"])
+@pytest.mark.parametrize("forge", ATTESTATIONS, ids=["before iOS 27", "iOS 27", "later"])
 def test_no_changed_attestation_is_accepted(
     forge: AttestationForge, change: Callable[[bytes, random.Random], bytes]
 ) -> None:
@@ -126,7 +127,7 @@ def test_no_changed_attestation_is_accepted(
 
 
 @pytest.mark.parametrize("change", [change_bytes, change_tree])
-@pytest.mark.parametrize("forge", ASSERTIONS, ids=["before iOS 27", "iOS 27"])
+@pytest.mark.parametrize("forge", ASSERTIONS, ids=["before iOS 27", "iOS 27", "later"])
 def test_no_changed_assertion_is_accepted(
     forge: AssertionForge, change: Callable[[bytes, random.Random], bytes]
 ) -> None:

@@ -50,6 +50,19 @@ async def test_work_that_could_not_be_done_gives_the_challenge_back(redis_url: s
             await use(made, challenge)
 
 
+@pytest.mark.parametrize(("ahead", "good"), [(0, True), (29, True), (30, True), (31, False), (3600, False)])
+async def test_the_clock_of_another_replica_may_be_30_seconds_ahead(redis_url: str, ahead: int, good: bool) -> None:
+    async with connect(redis_url) as redis:
+        now = 1_800_000_000
+        issued = Challenges([b"secret"], lifetime=300, redis=redis, clock=lambda: now + ahead).issue(KEY)
+        here = Challenges([b"secret"], lifetime=300, redis=redis, clock=lambda: now)
+        if good:
+            here.check(issued, KEY)
+        else:
+            with pytest.raises(InvalidChallenge):
+                here.check(issued, KEY)
+
+
 async def test_a_used_challenge_is_remembered_for_longer_than_any_replica_takes_it(redis_url: str) -> None:
     async with connect(redis_url) as redis:
         made = challenges(redis)

@@ -53,6 +53,28 @@ async def test_an_fxa_token_becomes_an_access_token_of_rfc_9068(auth: Auth) -> N
     assert claims["jti"]
 
 
+async def test_a_key_that_was_never_enrolled_is_told_to_attest_again(auth: Auth) -> None:
+    status, body = await auth.exchange_device(auth.device())
+    assert (status, body["error"]) == (400, "invalid_request")
+    assert "attest again" in body["error_description"]
+    device = auth.device()
+    await auth.enrol(device)
+    device.key = auth.device().key
+    _, body = await auth.exchange(await auth.assertion(device), ASSERTION)
+    assert "attest again" in body["error_description"], "another key, so another id"
+
+
+async def test_what_is_new_in_a_genuine_object_is_counted(auth: Auth) -> None:
+    device = auth.device(bundle_version="1", validation_category=4, further={"apple_new_01": True, "more": b""})
+    assert (await auth.enrol(device))[0] == 201
+    assert (await auth.exchange_device(device))[0] == 200
+    device.validation_category, device.further = None, {}
+    assert (await auth.exchange_device(device))[0] == 200
+    shown = auth.registry.render().decode()
+    assert 'app_attest_extensions_ignored_total{kind="unknown"} 4' in shown
+    assert 'app_attest_extensions_ignored_total{kind="incomplete"} 1' in shown
+
+
 @pytest.mark.parametrize("typ", ["at+JWT", "at+jwt", "application/AT+JWT"])
 async def test_an_fxa_token_is_exchanged_however_its_media_type_is_written(auth: Auth, typ: str) -> None:
     claims = auth.fxa.claims(TokenOrder(uid=UID, resource="https://service.test"))
