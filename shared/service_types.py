@@ -117,7 +117,8 @@ class ServiceTypes:
 def load(path: Path | None, *, debug: bool) -> ServiceTypes:
     """The rows of a file; of the development table in the package when ``path`` is None.
 
-    :param debug: outside of it, a row that takes FxA accounts must say which relying parties, or ``["*"]``.
+    :param debug: outside of it, a row that takes FxA accounts must say which scopes, and which relying
+        parties, or ``["*"]``.
     :raises ConfigurationError:
     """
     shown = str(path) if path else "the development table"
@@ -144,6 +145,11 @@ def load(path: Path | None, *, debug: bool) -> ServiceTypes:
                 raise ConfigurationError(
                     f"SERVICE_TYPES: {shown}: service type {row.name!r}: fxa_client_ids is empty; "
                     'write ["*"] for any relying party'
+                )
+            if "fxa" in row.credentials and not row.fxa_scopes:
+                raise ConfigurationError(
+                    f"SERVICE_TYPES: {shown}: service type {row.name!r}: fxa_scopes is empty; "
+                    "a token that was made for another service would do"
                 )
     return ServiceTypes({row.name: row for row in rows}, {model.name: model for model in models})
 

@@ -1,26 +1,29 @@
-"""Settings: one declaration each, read from the environment and from ``.env``.
+"""Settings: one declaration each, read from the environment and from an env file.
 
 A field is named as its variable, in lower case. Its description is the sentence that ``mlpa settings`` and the
 README show. A secret has no default; ``MLPA_DEBUG`` gives it one for development, and without it a missing one
-stops the start with a line that names the variable.
+stops the start with a line that names the variable. What else is refused: ``shared/start_rules.py``.
 """
 
 from __future__ import annotations
 
-import ipaddress
+import os
+import stat
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
-from urllib.parse import urlsplit
 
 import psycopg2
+from dotenv import dotenv_values
 from psycopg2.extensions import parse_dsn
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError
 from pydantic_core import PydanticCustomError
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from shared import proxies, redis
+from shared import proxies, redis, start_rules
 from shared.service_types import ConfigurationError, ServiceTypes, load
+from shared.start_rules import Rule
+from shared.strength import Secret
 
 
 def _split(value: Any) -> Any:
@@ -74,12 +77,16 @@ Networks = Annotated[CommaSeparated, AfterValidator(_networks)]
 class Settings(BaseSettings):
     """What both services share."""
 
-    model_config = SettingsConfigDict(
-        env_file=".env", extra="ignore", frozen=True, env_ignore_empty=True, hide_input_in_errors=True
-    )
+    model_config = SettingsConfigDict(extra="ignore", frozen=True, env_ignore_empty=True, hide_input_in_errors=True)
 
     #: Settings that production must give, and what development uses instead.
     development: ClassVar[dict[str, str]] = {"service_types": ""}
+    #: What a start-up is refused for.
+    rules: ClassVar[tuple[Rule, ...]] = (
+        start_rules.issuer,
+        start_rules.debug_is_local,
+        start_rules.strong_secrets,
+    )
 
     host: str = Field("127.0.0.1", description="Address that the service listens on.")
     ops_port: int | None = Field(
@@ -96,7 +103,12 @@ class Settings(BaseSettings):
         SecretStr("redis://localhost:6379/0"),
         description="Redis or Valkey; redis+cluster:// for a Redis Cluster.",
     )
-    mlpa_debug: bool = Field(False, description="Development: relaxed defaults. Never in production.")
+    mlpa_debug: bool = Field(
+        False, description="Development: relaxed defaults, public secrets. Needs HOST and MLPA_ISSUER on loopback."
+    )
+    mlpa_env_file: Path | None = Field(
+        None, description="File of more settings; `.env` of the working directory if not set, none if empty."
+    )
     mlpa_issuer: str = Field("http://127.0.0.1:8081", description="Auth's base URL, the `iss` of every token.")
     service_types: Path | None = Field(None, description="TOML file of service types and models.")
     litellm_api_base: CommaSeparated = Field(
@@ -109,7 +121,7 @@ class Settings(BaseSettings):
     )
     log_json: bool = Field(False, description="Log lines as JSON.")
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="Least severe level logged.")
-    log_user_secret: SecretStr | None = Field(
+    log_user_secret: Secret = Field(
         None, description="HMAC key of user names in logs; each process makes its own when not set."
     )
     drain_delay_seconds: float = Field(
@@ -127,11 +139,7 @@ class Settings(BaseSettings):
 
         :raises ConfigurationError: with one line that names the variable.
         """
-        try:
-            settings = cls(**overrides)
-        except ValidationError as error:
-            raise ConfigurationError(_first_fault(error)) from None
-        return settings.completed()
+        return cls._read(overrides).completed()
 
     @classmethod
     def lenient(cls) -> Self:
@@ -139,10 +147,19 @@ class Settings(BaseSettings):
 
         :raises ConfigurationError: one is malformed.
         """
+        return cls._read({})
+
+    @classmethod
+    def _read(cls, overrides: dict[str, Any]) -> Self:
+        path = overrides["_env_file"] if "_env_file" in overrides else env_file()
         try:
-            return cls()
+            return cls(**{**overrides, "_env_file": path})
         except ValidationError as error:
             raise ConfigurationError(_first_fault(error)) from None
+        except UnicodeDecodeError:
+            raise ConfigurationError(f"{path}: not UTF-8") from None
+        except OSError as error:
+            raise ConfigurationError(f"{path}: {error.strerror}") from None
 
     def completed(self) -> Self:
         """With development's defaults filled in, or refused for what production lacks.
@@ -159,23 +176,12 @@ class Settings(BaseSettings):
         for name in missing:
             if value := self.development.get(name):
                 update[name] = SecretStr(value) if "Secret" in str(type(self).model_fields[name].annotation) else value
-        self._check_issuer()
+        start_rules.refuse(self, self.rules)
         return type(self).model_validate({**self.model_dump(), **update}) if update else self
 
     def needed(self) -> list[str]:
         """Names of the settings that production must give."""
         return ["service_types"]
-
-    def _check_issuer(self) -> None:
-        try:
-            parts = urlsplit(self.mlpa_issuer)
-            _ = parts.port
-        except ValueError:
-            raise ConfigurationError("MLPA_ISSUER is not a URL") from None
-        if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
-            raise ConfigurationError("MLPA_ISSUER must be an http(s) URL without query or fragment")
-        if parts.scheme == "http" and not self.mlpa_debug and not _is_loopback(parts.hostname):
-            raise ConfigurationError("MLPA_ISSUER must be https, or on loopback, outside MLPA_DEBUG")
 
     def load_service_types(self) -> ServiceTypes:
         """:raises ConfigurationError:"""
@@ -194,8 +200,39 @@ def _first_fault(error: ValidationError) -> str:
     return f"{name}: {first['msg']}"
 
 
-def _is_loopback(host: str) -> bool:
+def env_file() -> Path | None:
+    """The file that settings are read from, beside the environment, which goes before it.
+
+    One that nobody named is found by chance, in whatever folder a process runs: it counts only if nobody but its owner
+    can have written it.
+
+    :raises ConfigurationError: it can't be read, or is not to be trusted.
+    """
+    named = os.environ.get("MLPA_ENV_FILE")
+    path = Path(".env") if named is None else Path(named.strip())
+    if named is not None and not named.strip():
+        return None
     try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
+        found = path.stat()
+        if named is None:
+            for place in (found, path.parent.stat()):
+                if place.st_mode & stat.S_IWOTH or place.st_uid not in (0, os.geteuid()):
+                    raise ConfigurationError(
+                        f"{path}: others can write it or its folder; to read it all the same, name it in MLPA_ENV_FILE"
+                    )
+    except FileNotFoundError:
+        if named is None:
+            return None
+        raise ConfigurationError(f"MLPA_ENV_FILE: {path}: No such file or directory") from None
+    except OSError as error:
+        raise ConfigurationError(f"{path}: {error.strerror}") from None
+    return path
+
+
+def given_names() -> set[str]:
+    """Names of all variables of the environment and of the env file.
+
+    :raises ConfigurationError:
+    """
+    path = env_file()
+    return {*os.environ, *(dotenv_values(path) if path else ())}

@@ -7,7 +7,10 @@ from typing import ClassVar
 
 from pydantic import Field, SecretStr
 
+from shared import start_rules
 from shared.settings import CommaSeparated, Limit, Settings
+from shared.start_rules import Rule
+from shared.strength import AdminSecret, Secret, SecretList
 
 
 class AuthSettings(Settings):
@@ -19,6 +22,8 @@ class AuthSettings(Settings):
         "app_attest_bundle_ids": "org.mozilla.ios.Fennec",
     }
 
+    rules: ClassVar[tuple[Rule, ...]] = (*Settings.rules, start_rules.fxa_is_one_stack)
+
     auth_port: int = Field(8081, ge=0, le=65535, description="Port of auth.")
     mlpa_signing_keys_dir: Path | None = Field(None, description="Folder of the ES256 keys that sign tokens (PEM).")
     mlpa_access_token_ttl_seconds: int = Field(300, ge=10, le=3600, description="Life of an access token.")
@@ -26,7 +31,7 @@ class AuthSettings(Settings):
         3600, ge=0, description="How long a new signing key is published before it signs."
     )
     challenge_expiry_seconds: int = Field(300, ge=1, le=3600, description="How long a challenge can be used.")
-    challenge_secret: SecretStr | None = Field(
+    challenge_secret: SecretList = Field(
         None, description="HMAC key of challenges; a comma-separated list: the first makes, all verify."
     )
     app_development_team: str = Field("", description="Apple team id, first part of the app id.")
@@ -36,7 +41,7 @@ class AuthSettings(Settings):
     fxa_base_url: str = Field("https://oauth.accounts.firefox.com/v1", description="FxA's OAuth API.")
     fxa_issuer: str = Field("https://accounts.firefox.com", description="`iss` of FxA's JWT access tokens.")
     fxa_cache_ttl_seconds: int = Field(300, ge=0, le=300, description="How long a verified FxA token is remembered.")
-    fxa_cache_secret: SecretStr | None = Field(None, description="HMAC key of the FxA cache's keys and values.")
+    fxa_cache_secret: Secret = Field(None, description="HMAC key of the FxA cache's keys and values.")
     exchange_limit_per_identity: Limit = Field(60, description="Token exchanges per identity and minute; 0 = no limit.")
     exchange_limit_per_source: Limit = Field(
         600, description="Token exchanges per source and minute, and as many refused ones; 0 = no limit."
@@ -60,8 +65,8 @@ class AuthSettings(Settings):
     mlpa_admin_keys: SecretStr | None = Field(
         None, description="Admin keys: name:role:sha256hex, comma-separated; role admin or viewer."
     )
-    mlpa_admin_key: SecretStr | None = Field(None, description="One admin key in the clear, named `admin`.")
-    mlpa_ui_access_key: SecretStr | None = Field(None, description="One viewer key in the clear, named `ui`.")
+    mlpa_admin_key: AdminSecret = Field(None, description="One admin key in the clear, named `admin`.")
+    mlpa_ui_access_key: AdminSecret = Field(None, description="One viewer key in the clear, named `ui`.")
     sign_in_limit_per_source: Limit = Field(
         20, description="Sign-ins to the console per source and minute; 0 = no limit."
     )

@@ -15,9 +15,12 @@ from services.cli import workers
 from shared import logs
 from shared.app import Apps
 from shared.migrate import upgrade
+from shared.misspelt import misspelt
 from shared.reports import report_errors
 from shared.serve import Site, serve
-from shared.settings import Settings
+from shared.settings import Settings, given_names
+
+_log = logs.logger("start")
 
 _WORKERS = click.option(
     "--workers", type=click.IntRange(1, 64), default=1, show_default=True, help="Processes on one port."
@@ -75,6 +78,8 @@ def up(demo: bool, port_base: int | None, data: Path) -> None:
 
 def _run(name: str, settings: Settings, port: int, build: Callable[[], Apps], count: int) -> None:
     logs.configure(json=settings.log_json, level=settings.log_level)
+    if not workers.is_worker():
+        _warn(settings)
     if count > 1:
         sys.exit(workers.run(name, count))
     index = workers.index()
@@ -91,3 +96,15 @@ def _run(name: str, settings: Settings, port: int, build: Callable[[], Apps], co
         uvloop.run(serve(main, ops, host=settings.host, name=name, reuse_port=workers.is_worker()))
     except OSError as error:
         raise click.ClickException(f"{settings.host}:{port}: {error.strerror or error}") from None
+
+
+def _warn(settings: Settings) -> None:
+    """Log what may be a mistake, but need not be one."""
+    from services.auth.settings import AuthSettings
+    from services.gateway.settings import GatewaySettings
+
+    known = {*AuthSettings.model_fields, *GatewaySettings.model_fields}
+    for name, meant in misspelt(given_names(), known):
+        _log.warning("a variable is no setting", variable=name, like=meant)
+    if settings.mlpa_debug:
+        _log.warning("development mode", advice="its secrets are public: never reachable from outside")

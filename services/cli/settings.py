@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import click
@@ -19,12 +20,12 @@ def settings(markdown: bool) -> None:
     if markdown:
         click.echo("| name | default | for | |\n|---|---|---|---|")
     for name, (service, field, value) in sorted(_all().items()):
-        default = _shown(_public(field.default))
+        default = _text(_public(field.default))
         if markdown:
             click.echo(f"| `{name}` | {f'`{default}`' if default else ''} | {service} | {field.description} |")
         else:
             click.echo(f"{name}  ({service})\n    {field.description}")
-            click.echo(f"    default {default or '-'}   now {_shown(value) or '-'}")
+            click.echo(f"    default {default or '-'}   now {_now(value) or '-'}")
 
 
 def _all() -> dict[str, tuple[str, Any, Any]]:
@@ -42,11 +43,22 @@ def _public(default: Any) -> Any:
     return default.get_secret_value() if isinstance(default, SecretStr) else default
 
 
-def _shown(value: Any) -> str:
-    if value is None or value == ():
-        return ""
+#: What stands before the host of a URL. An unescaped "/" or "@" in a password doesn't end it.
+_USER = re.compile(r"(?<=://)\S*@")
+
+
+def _now(value: Any) -> str:
+    """A current value as text, without secrets and without the user and password of a URL."""
     if isinstance(value, SecretStr):
         return "********"
+    if isinstance(value, tuple):
+        return ",".join(map(_now, value))
+    return _USER.sub("********@", _text(value))
+
+
+def _text(value: Any) -> str:
+    if value is None:
+        return ""
     if isinstance(value, tuple):
         return ",".join(map(str, value))
     return str(value).lower() if isinstance(value, bool) else str(value)

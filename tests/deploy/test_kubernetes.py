@@ -169,4 +169,7 @@ def test_the_ingress_buffers_nothing_and_is_as_patient_as_the_gateway() -> None:
 
 
 def test_the_example_of_the_service_types_can_be_read() -> None:
-    assert load(FOLDER / "base" / "service_types.toml", debug=False).rows.keys() == {"ai", "s2s", "memories"}
+    rows = load(FOLDER / "base" / "service_types.toml", debug=False).rows
+    assert rows.keys() == {"ai", "s2s", "memories"}
+    for row in rows.values():
+        assert set(row.fxa_scopes) == {"https://identity.mozilla.com/apps/smartwindow", "profile:uid"}

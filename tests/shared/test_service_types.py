@@ -19,6 +19,7 @@ tpm = 2000
 models = ["openai/*"]
 purposes = ["chat"]
 credentials = ["fxa"]
+fxa_scopes = ["profile:uid"]
 fxa_client_ids = ["*"]
 """
 
@@ -50,6 +51,8 @@ def test_a_row_is_read_whole(tmp_path: Path) -> None:
         ('credentials = ["fxa"]', 'credentials = ["magic"]', "credentials"),
         ('fxa_client_ids = ["*"]', "fxa_client_ids = []", "fxa_client_ids"),
         ('fxa_client_ids = ["*"]\n', "", "fxa_client_ids"),
+        ('fxa_scopes = ["profile:uid"]', "fxa_scopes = []", "fxa_scopes"),
+        ('fxa_scopes = ["profile:uid"]\n', "", "fxa_scopes"),
         (ROW, ROW + ROW, "twice"),
         (ROW, "", "service_type"),
         (ROW, "[[", "types.toml"),

@@ -11,14 +11,15 @@ from pydantic import ValidationError
 from services.auth.settings import AuthSettings
 from services.gateway.settings import GatewaySettings
 from shared.service_types import ConfigurationError
+from shared.strength import DEVELOPMENT, Strength
 
 COMPLETE: dict[str, Any] = {
     "_env_file": None,
     "service_types": "types.toml",
     "mlpa_issuer": "https://auth.example.org",
     "mlpa_signing_keys_dir": "/keys",
-    "challenge_secret": "x",
-    "fxa_cache_secret": "y",
+    "challenge_secret": "x" * 32,
+    "fxa_cache_secret": "y" * 32,
     "app_development_team": "TEAM",
     "app_attest_bundle_ids": "a,b",
     "master_key": "sk",
@@ -134,3 +135,18 @@ def test_a_network_that_is_none_stops_the_start_and_is_named(text: str) -> None:
 def test_networks_are_addresses_too_and_replace_the_private_ranges() -> None:
     settings = GatewaySettings.from_environment(**{**COMPLETE, "trusted_proxy_networks": "192.0.2.7, 35.191.0.0/16"})
     assert settings.trusted_proxy_networks == ("192.0.2.7", "35.191.0.0/16")
+
+
+@pytest.mark.parametrize("kind", [AuthSettings, GatewaySettings])
+def test_every_secret_of_our_own_declares_how_strong_it_must_be(kind: Any) -> None:
+    """A secret that comes from elsewhere is in the list here; a new one of ours declares ``Secret``."""
+    elsewhere = {"master_key", "mlpa_virtual_key", "sentry_dsn", "database_url", "redis_url", "mlpa_admin_keys"}
+    for name, field in kind.model_fields.items():
+        if "Secret" in str(field.annotation) and name not in elsewhere:
+            assert any(isinstance(each, Strength) for each in field.metadata), name
+
+
+def test_the_secrets_of_development_can_not_be_mistaken() -> None:
+    for name, value in AuthSettings.development.items():
+        if "Secret" in str(AuthSettings.model_fields[name].annotation):
+            assert value.startswith(DEVELOPMENT)

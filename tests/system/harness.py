@@ -35,13 +35,13 @@ ROOT = Path(__file__).parents[2]
 
 #: Values of the secrets, by setting. None of them may ever be seen outside of a process' memory.
 SECRETS = {
-    "CHALLENGE_SECRET": "canary-challenge-secret-5b1f0c",
-    "FXA_CACHE_SECRET": "canary-fxa-cache-secret-77ad02",
+    "CHALLENGE_SECRET": "canary-challenge-secret-5b1f0c-4be1c09d27",
+    "FXA_CACHE_SECRET": "canary-fxa-cache-secret-77ad02-4be1c09d27",
     "MASTER_KEY": "sk-canary-master-key-90cc4e",
     "MLPA_VIRTUAL_KEY": "sk-canary-virtual-key-1d83fa",
     "MLPA_ADMIN_KEY": "canary-admin-key-c402b7",
     "MLPA_UI_ACCESS_KEY": "canary-viewer-key-e11a96",
-    "LOG_USER_SECRET": "canary-log-user-secret-08fd3b",
+    "LOG_USER_SECRET": "canary-log-user-secret-08fd3b-4be1c09d27",
 }
 DATABASE_PASSWORD = "canary-database-password-3ce9d1"
 REDIS_PASSWORD = "canary-redis-password-a6f250"

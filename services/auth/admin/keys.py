@@ -12,15 +12,10 @@ from typing import Literal, get_args
 from pydantic import SecretStr
 
 from services.auth.settings import AuthSettings
-from shared import logs
 from shared.service_types import ConfigurationError
-
-_log = logs.logger("users")
+from shared.strength import trivial_digests
 
 Role = Literal["admin", "viewer"]
-
-#: Characters of a key in the clear that nobody guesses.
-LONG_ENOUGH = 16
 
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _DIGEST = re.compile(r"[0-9a-fA-F]{64}")
@@ -48,7 +43,8 @@ class AdminKeys:
     @classmethod
     def from_settings(cls, settings: AuthSettings) -> AdminKeys:
         """
-        :raises ConfigurationError: naming the variable that is malformed, or the name or key that stands there twice.
+        :raises ConfigurationError: naming the variable that is malformed, the name or key that stands there twice, or
+            the key that anybody would try first.
         """
         found: list[tuple[str, AdminKey]] = []
         if settings.mlpa_admin_keys is not None:
@@ -61,13 +57,16 @@ class AdminKeys:
         ]
         for variable, name, role, secret in in_the_clear:
             if secret is not None:
-                if len(secret) < LONG_ENOUGH and not settings.mlpa_debug:
-                    _log.warning("an admin key is short", setting=variable, characters_wanted=LONG_ENOUGH)
                 digest = hashlib.sha256(secret.get_secret_value().encode()).digest()
                 found.append((variable, AdminKey(name, role, digest)))
         names: set[str] = set()
         digests: set[bytes] = set()
+        trivial = trivial_digests([*(key.name for _, key in found), *settings.development.values()])
         for variable, key in found:
+            if key.digest in trivial and not settings.mlpa_debug:
+                raise ConfigurationError(
+                    f"{variable}: the key named {key.name!r} is empty, or one that anybody would try first"
+                )
             if key.name in names:
                 raise ConfigurationError(f"{variable}: there are two keys named {key.name!r}")
             if key.digest in digests:
@@ -80,13 +79,13 @@ class AdminKeys:
         return bool(self._keys)
 
     def find(self, secret: str) -> AdminKey | None:
-        """The key that somebody presents; takes the same time whether and wherever it is found."""
+        """The key that somebody presents; takes the same time whether and wherever it is found. Nothing is no key."""
         digest = hashlib.sha256(secret.encode(errors="surrogatepass")).digest()
         found = None
         for key in self._keys:
             if hmac.compare_digest(key.digest, digest):
                 found = key
-        return found
+        return found if secret else None
 
     def named(self, name: str) -> AdminKey | None:
         return next((key for key in self._keys if key.name == name), None)

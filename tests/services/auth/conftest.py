@@ -25,7 +25,7 @@ from services.local.pki import Pki
 from shared.metrics import Registry
 from shared.serve import listen
 
-ISSUER = "http://auth.test"
+ISSUER = "http://localhost:8081"
 TEAM, BUNDLE = "DEVELOPMNT", "org.mozilla.ios.Fennec"
 UID = "0123456789abcdef0123456789abcdef"
 

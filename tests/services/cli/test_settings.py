@@ -44,3 +44,21 @@ def test_secrets_are_masked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
     output = CliRunner().invoke(settings).output
     assert "canary" not in output
     assert "********" in output
+
+
+def test_users_and_passwords_of_urls_are_masked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Of every setting that can hold a URL: those that are text, or a list of texts."""
+    monkeypatch.chdir(tmp_path)
+    names = []
+    for kind in (AuthSettings, GatewaySettings):
+        for name, field in kind.model_fields.items():
+            if field.annotation in (str, str | None, tuple[str, ...]) and name != "trusted_proxy_networks":
+                names.append(name)
+                monkeypatch.setenv(name.upper(), f"https://canary:can/a@ry@{name}.example/v1")
+    monkeypatch.setenv("LITELLM_API_BASE", "http://canary@one.example,http://two.example,http://:canary@three.example")
+    output = CliRunner().invoke(settings).output
+    assert not re.search("canary|can/a", output)
+    assert len(names) > 8
+    for name in set(names) - {"litellm_api_base"}:
+        assert f"https://********@{name}.example/v1" in output
+    assert "http://********@one.example,http://two.example,http://********@three.example" in output
