@@ -22,7 +22,9 @@ DURATIONS = {"1h": 3600, "1d": 86400, "7d": 604800, "30d": 2592000}
 
 _Name = Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9][a-z0-9_-]{0,31}$")]
 _Count = Annotated[int, msgspec.Meta(ge=0, le=10**12)]
-_ModelName = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9./_:-]{1,128}$")]
+MAX_MODEL_NAME = 256
+#: Parameters of requests that a row may set, with the largest value of each.
+_SAMPLING = {"temperature": 2, "top_p": 1}
 
 
 class ConfigurationError(Exception):
@@ -44,10 +46,12 @@ class _ServiceTypeRow(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     max_streams: _Count = 0
     max_users: _Count = 0
     total_budget: str = "0"
+    temperature: str | None = None
+    top_p: str | None = None
 
 
 class _ModelRow(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
-    name: _ModelName
+    name: str
     input_cost_per_token: str | None = None
     output_cost_per_token: str | None = None
     min_completion_tokens: Annotated[int, msgspec.Meta(ge=1, le=10**6)] | None = None
@@ -79,9 +83,11 @@ class ServiceType:
     max_streams: int
     max_users: int
     total_budget_nano: int
+    temperature: float | None = None
+    top_p: float | None = None
 
     def allows_model(self, model: str) -> bool:
-        return any(fnmatchcase(model, pattern) for pattern in self.models)
+        return model in self.models or any(fnmatchcase(model, pattern) for pattern in self.models)
 
     def purpose(self, given: str | None) -> str:
         """The metrics label of a ``purpose`` header: a value of the row, ``other``, or ``none``."""
@@ -158,7 +164,7 @@ def _service_type(row: _ServiceTypeRow) -> ServiceType:
     values: dict[str, Any] = {
         name: tuple(value) if isinstance(value := getattr(row, name), list) else value
         for name in row.__struct_fields__
-        if name not in ("max_budget", "total_budget", "duration")
+        if name not in ("max_budget", "total_budget", "duration", *_SAMPLING)
     }
     for field in ("max_budget", "total_budget"):
         try:
@@ -167,10 +173,22 @@ def _service_type(row: _ServiceTypeRow) -> ServiceType:
             raise ValueError(f"service type {row.name!r}: {field}: {error}") from error
         if values[f"{field}_nano"] >= 2**52:
             raise ValueError(f"service type {row.name!r}: {field}: more than can be counted exactly (4.5 million USD)")
+    for field, most in _SAMPLING.items():
+        text: str | None = getattr(row, field)
+        if text is not None and not (re.fullmatch(r"\d(\.\d{1,6})?", text) and float(text) <= most):
+            raise ValueError(f"service type {row.name!r}: {field}: not a number from 0 to {most}")
+        values[field] = None if text is None else float(text)
     return ServiceType(duration_seconds=DURATIONS[row.duration], **values)
 
 
+def is_model_name(name: str) -> bool:
+    """Whether a model may have this name: 1 to 256 printable characters, no spaces."""
+    return 0 < len(name) <= MAX_MODEL_NAME and name.isprintable() and " " not in name
+
+
 def _model(row: _ModelRow) -> ModelRow:
+    if not is_model_name(row.name):
+        raise ValueError(f"model {row.name!r}: not a name of 1 to {MAX_MODEL_NAME} printable characters without spaces")
     return ModelRow(
         row.name,
         _price(row, "input_cost_per_token"),

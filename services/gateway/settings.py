@@ -17,8 +17,12 @@ class GatewaySettings(Settings):
         None, description="Auth's key set; found through the issuer's metadata if not set."
     )
     mlpa_virtual_key: SecretStr | None = Field(None, description="LiteLLM's virtual key.")
-    temperature: float = Field(0.1, ge=0, le=2, description="Default `temperature` of a request.")
-    top_p: float = Field(0.01, ge=0, le=1, description="Default `top_p` of a request.")
+    temperature: float | None = Field(
+        None, ge=0, le=2, description="`temperature` of a request that has neither it nor `top_p`; not sent if not set."
+    )
+    top_p: float | None = Field(
+        None, ge=0, le=1, description="`top_p` of a request that has neither it nor `temperature`; not sent if not set."
+    )
     max_completion_tokens: int = Field(8192, ge=1, le=10**6, description="Default completion limit of a request.")
     max_request_size_bytes: int = Field(3 * 1024 * 1024, ge=1024, description="Largest request body of the gateway.")
     image_url_hosts: CommaSeparated = Field((), description="Hosts of https image URLs that may be passed on.")

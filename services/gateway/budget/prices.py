@@ -16,13 +16,17 @@ from services.gateway.budget.price_fields import Prices, Unpriced
 from shared import background, logs
 from shared.errors import ServiceError
 from shared.metrics import Registry
-from shared.service_types import ModelRow
+from shared.service_types import ModelRow, is_model_name
 
 _log = logs.logger("budget")
 _MODEL_DEFAULTS = ModelRow("", None, None)
 #: Completion tokens that a grant has at least, unless a row says otherwise.
 _LEAST = 16
 _REASONING_LEAST = 1024  # a reasoning model that gets less has nothing left to answer with
+
+
+#: What a model may call the completion limit, the best first: LiteLLM turns ``max_tokens`` into each provider's own.
+_LIMIT_NAMES = ("max_tokens", "max_completion_tokens")
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +55,8 @@ class PricedModel:
     max_tokens_per_image: int = _MODEL_DEFAULTS.max_tokens_per_image
     reasoning: bool = False
     context_window: int | None = None
+    max_output_tokens: int | None = None
+    limit_name: str = _LIMIT_NAMES[-1]
     prices: Prices | None = field(default=None, repr=False)
     scale: int = field(init=False, repr=False)
     input_units: int = field(init=False, repr=False)
@@ -104,16 +110,22 @@ def price_all(
     for entry in entries:
         deployments.setdefault(entry["model_name"], []).append(entry)
     wildcards = [name for name in deployments if "*" in name]
+    by_wildcard: dict[str, list[Mapping[str, Any]]] = {}
     for name in rows:
-        if name not in deployments and any(fnmatchcase(name, pattern) for pattern in wildcards):
-            deployments[name] = []
+        if name not in deployments and (found := [pattern for pattern in wildcards if fnmatchcase(name, pattern)]):
+            by_wildcard[name] = [entry for pattern in found for entry in deployments[pattern]]
+    for name in by_wildcard:
+        deployments[name] = []
     models: dict[str, PricedModel] = {}
     refused: dict[str, str] = dict(unreadable or {})
     for name, served in deployments.items():
         if name in wildcards or name in refused:
             continue
+        if not is_model_name(name):
+            refused[name] = "not a name of 1 to 256 printable characters without spaces"
+            continue
         try:
-            models[name] = _price(name, served, rows.get(name))
+            models[name] = _price(name, served, rows.get(name), by_wildcard.get(name, served))
         except Unpriced as reason:
             refused[name] = ascii(str(reason))[1:-1]  # it may quote a field's name
         except Exception as error:  # an operator may write anything into an entry, and the others are still served
@@ -121,8 +133,13 @@ def price_all(
     return models, refused
 
 
-def _price(name: str, deployments: list[Mapping[str, Any]], row: ModelRow | None) -> PricedModel:
-    """:raises Unpriced:"""
+def _price(
+    name: str, deployments: list[Mapping[str, Any]], row: ModelRow | None, answering: list[Mapping[str, Any]]
+) -> PricedModel:
+    """
+    :param answering: the entries that answer: ``deployments``, or those of wildcards.
+    :raises Unpriced: also where no name for the completion limit is known to reach the provider.
+    """
     given_in = row.input_cost_per_token if row else None
     given_out = row.output_cost_per_token if row else None
     infos = [price_fields.part(entry, "model_info") for entry in deployments]
@@ -136,6 +153,7 @@ def _price(name: str, deployments: list[Mapping[str, Any]], row: ModelRow | None
         raise Unpriced("no price")
     reasoning = bool(row and row.reasoning) or any(info.get("supports_reasoning") is True for info in infos)
     windows = [size for info in infos if type(size := info.get("max_input_tokens")) is int and size > 0]
+    outputs = [size for info in infos if type(size := info.get("max_output_tokens")) is int and size > 0]
     settings = row or _MODEL_DEFAULTS
     return PricedModel(
         name=name,
@@ -146,8 +164,22 @@ def _price(name: str, deployments: list[Mapping[str, Any]], row: ModelRow | None
         max_tokens_per_image=settings.max_tokens_per_image,
         reasoning=reasoning,
         context_window=min(windows, default=None),
+        max_output_tokens=min(outputs, default=None),
+        limit_name=_limit_name([price_fields.part(entry, "model_info") for entry in answering]),
         prices=prices,
     )
+
+
+def _limit_name(infos: list[Mapping[str, Any]]) -> str:
+    """The name that every deployment takes. LiteLLM drops the others silently, and nothing would hold the answer.
+
+    :raises Unpriced: there is none.
+    """
+    known = [names for info in infos if isinstance(names := info.get("supported_openai_params"), list)]
+    for name in _LIMIT_NAMES if known else _LIMIT_NAMES[-1:]:
+        if all(name in names for names in known):
+            return name
+    raise Unpriced(f"takes no completion limit ({' or '.join(_LIMIT_NAMES)})")
 
 
 def _with_row(entry: Mapping[str, Any], given_in: Decimal | None, given_out: Decimal | None) -> Mapping[str, Any]:

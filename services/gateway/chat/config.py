@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from shared.service_types import ServiceType
 
 
 @dataclass(frozen=True, slots=True)
@@ -11,8 +15,9 @@ class ChatConfig:
 
     max_body_bytes: int = 3 * 1024 * 1024
     body_timeout: float = 30.0
-    temperature: float = 0.1
-    top_p: float = 0.01
+    #: None sends nothing.
+    temperature: float | None = None
+    top_p: float | None = None
     max_completion_tokens: int = 8192
     image_url_hosts: frozenset[str] = frozenset()
     #: No data from LiteLLM for that long ends a request.
@@ -25,3 +30,11 @@ class ChatConfig:
     slow_client: float = 60.0
     #: Open chat requests of this process; one more is refused.
     max_open_requests: int = 2500
+
+    def sampling(self, row: ServiceType) -> dict[str, float]:
+        """What a request of this service type is sampled by where it doesn't say so itself."""
+        given = {
+            "temperature": self.temperature if row.temperature is None else row.temperature,
+            "top_p": self.top_p if row.top_p is None else row.top_p,
+        }
+        return {name: value for name, value in given.items() if value is not None}

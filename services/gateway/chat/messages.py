@@ -1,26 +1,31 @@
 # Annotations stay unpostponed here: the structs are made in a function, where msgspec could not look names up.
 """The shapes that messages, tools and response formats may have.
 
-Each is decoded strictly first. Where a client sends members that are not forwarded (SDKs send back what a model
-answered, `annotations` and all), the lenient twin drops them and the value is encoded anew; else the bytes that
-came in go out as they are.
+What goes out are the bytes that came in. Where a client sends members that are not forwarded (SDKs send back what a
+model answered, `annotations` and all), those members are cut out, and nothing else changes.
 
-What would cost money that no usage tells of is not forwarded: `cache_control` (storage, by the hour), and a `format`
-that makes a video of an image.
+What would cost money that no usage tells of is not forwarded: `cache_control` (storage, by the hour), a `format` that
+makes a video of an image, and `audio` of earlier answers.
 """
 
 import binascii
 import re
+from collections.abc import Sized
 from typing import Annotated, Any, Literal
 
 import msgspec
 
 from services.gateway.chat.prompt import text_bytes, utf8_length
-from services.gateway.errors import InvalidRequest
-
-Object = dict[str, Any]
+from services.gateway.chat.raw_json import Elements, Members, Shape, separators, starts, strip
+from services.gateway.errors import InvalidRequest, RequestTooLarge
 
 MAX_MESSAGES, MAX_PARTS, MAX_TOOLS = 4096, 256, 256
+#: Messages, parts, tool calls and thinking blocks of one request: what is walked.
+MAX_WALKED = 8192
+#: Bytes of tools, and of a response format.
+MAX_SCHEMA_BYTES = 1024 * 1024
+
+_NULL = msgspec.Raw(b"null")
 
 #: No user info, no port, no backslash: nothing that two parsers could read as two hosts.
 _HTTPS = re.compile(r"https://([A-Za-z0-9.-]{1,253})(?:[/?#][!-\[\]-~]*)?")
@@ -28,87 +33,106 @@ _HTTPS = re.compile(r"https://([A-Za-z0-9.-]{1,253})(?:[/?#][!-\[\]-~]*)?")
 _DATA = re.compile(r"data:image/[a-z0-9][a-z0-9.+-]{0,31};base64,", re.IGNORECASE)
 
 
-class _Shapes:
-    """Decoders of one strictness."""
+def _decoders(*, strict: bool) -> dict[str, msgspec.json.Decoder[Any]]:
+    """One per field. Strict ones refuse members that are not forwarded, the others pass over them."""
 
-    def __init__(self, *, strict: bool) -> None:
-        class Base(msgspec.Struct, omit_defaults=True, forbid_unknown_fields=strict):
-            pass
+    class Base(msgspec.Struct, forbid_unknown_fields=strict, gc=False):
+        pass
 
-        class ImageUrl(Base):
-            url: str
-            detail: str | None = None
+    class ImageUrl(Base):
+        url: str
+        detail: str | None = None
 
-        class Part(Base):
-            type: Literal["text", "image_url"]
-            text: str | None = None
-            image_url: str | ImageUrl | None = None
+    class Part(Base):
+        type: Literal["text", "image_url", "refusal"]
+        text: str | None = None
+        image_url: str | ImageUrl | None = None
+        refusal: str | None = None
 
-        class Signatures(Base):
-            thought_signature: str | None = None
-            thought_signatures: list[str] | None = None
+    class Signatures(Base):
+        thought_signature: str | None = None
+        thought_signatures: list[str] | None = None
 
-        class Thinking(Base):
-            type: Literal["thinking", "redacted_thinking"]
-            thinking: str | None = None
-            signature: str | None = None
-            data: str | None = None
+    class Thinking(Base):
+        type: Literal["thinking", "redacted_thinking"]
+        thinking: str | None = None
+        signature: str | None = None
+        data: str | None = None
 
-        class Called(Base):
-            name: str | None = None
-            arguments: str = ""
-            provider_specific_fields: Signatures | None = None
+    class Called(Base):
+        name: str | None = None
+        arguments: str = ""
+        provider_specific_fields: Signatures | None = None
 
-        class ToolCall(Base):
-            function: Called
-            id: str | None = None
-            type: Literal["function"] = "function"
-            index: int | None = None
-            provider_specific_fields: Signatures | None = None
+    class ToolCall(Base):
+        function: Called
+        id: str | None = None
+        type: Literal["function"] = "function"
+        index: int | None = None
+        provider_specific_fields: Signatures | None = None
 
-        class Message(Base):
-            role: Literal["system", "developer", "user", "assistant", "tool", "function"]
-            content: str | Annotated[list[Part], msgspec.Meta(max_length=MAX_PARTS)] | None = None
-            name: str | None = None
-            tool_calls: list[ToolCall] | None = None
-            tool_call_id: str | None = None
-            function_call: Called | None = None
-            refusal: str | None = None
-            reasoning_content: str | None = None
-            thinking_blocks: list[Thinking] | None = None
-            provider_specific_fields: Signatures | None = None
+    class Message(Base):
+        role: Literal["system", "developer", "user", "assistant", "tool", "function"]
+        content: str | Annotated[list[Part], msgspec.Meta(max_length=MAX_PARTS)] | None = None
+        tool_calls: list[ToolCall] | None = None
+        function_call: Called | None = None
+        thinking_blocks: list[Thinking] | None = None
+        name: str | None = None
+        tool_call_id: str | None = None
+        refusal: str | None = None
+        reasoning_content: str | None = None
+        provider_specific_fields: Signatures | None = None
 
-        class Function(Base):
-            name: Annotated[str, msgspec.Meta(pattern=r"^[a-zA-Z0-9_.:-]{1,128}$")]
-            description: str | None = None
-            parameters: Object | None = None
-            strict: bool | None = None
+    class Function(Base):
+        name: Annotated[str, msgspec.Meta(pattern=r"^[a-zA-Z0-9_.:-]{1,128}$")]
+        description: str | None = None
+        parameters: msgspec.Raw = _NULL
+        strict: bool | None = None
 
-        class Tool(Base):
-            type: Literal["function"]
-            function: Function
+    class Tool(Base):
+        type: Literal["function"]
+        function: Function
 
-        class JsonSchema(Base):
-            name: str
-            schema: Object | None = None
-            description: str | None = None
-            strict: bool | None = None
+    class JsonSchema(Base):
+        name: str
+        schema: msgspec.Raw = _NULL
+        description: str | None = None
+        strict: bool | None = None
 
-        class ResponseFormat(Base):
-            type: Literal["text", "json_object", "json_schema"]
-            json_schema: JsonSchema | None = None
+    class ResponseFormat(Base):
+        type: Literal["text", "json_object", "json_schema"]
+        json_schema: JsonSchema | None = None
 
-        self.decoders: dict[str, msgspec.json.Decoder[Any]] = {
-            "messages": msgspec.json.Decoder(
-                Annotated[list[Message], msgspec.Meta(min_length=1, max_length=MAX_MESSAGES)]
-            ),
-            "tools": msgspec.json.Decoder(Annotated[list[Tool], msgspec.Meta(max_length=MAX_TOOLS)]),
-            "response_format": msgspec.json.Decoder(ResponseFormat),
-        }
+    return {
+        "messages": msgspec.json.Decoder(Annotated[list[Message], msgspec.Meta(min_length=1, max_length=MAX_MESSAGES)]),
+        "tools": msgspec.json.Decoder(Annotated[list[Tool], msgspec.Meta(max_length=MAX_TOOLS)]),
+        "response_format": msgspec.json.Decoder(ResponseFormat),
+    }
 
 
-_STRICT = _Shapes(strict=True).decoders
-_LENIENT = _Shapes(strict=False).decoders
+_STRICT, _LENIENT = _decoders(strict=True), _decoders(strict=False)
+
+
+def _kept(names: str, /, **shapes: Shape) -> Members:
+    return Members({**dict.fromkeys(names.split()), **shapes})
+
+
+_SIGNATURES = Members(dict.fromkeys(("thought_signature", "thought_signatures")), or_nothing=True)
+_CALLED = _kept("name arguments", provider_specific_fields=_SIGNATURES)
+_SHAPES: dict[str, Shape] = {
+    "messages": Elements(
+        _kept(
+            "role name tool_call_id refusal reasoning_content",
+            content=Elements(_kept("type text refusal", image_url=_kept("url detail"))),
+            tool_calls=Elements(_kept("id type index", function=_CALLED, provider_specific_fields=_SIGNATURES)),
+            function_call=_CALLED,
+            thinking_blocks=Elements(_kept("type thinking signature data")),
+            provider_specific_fields=_SIGNATURES,
+        )
+    ),
+    "tools": Elements(_kept("type", function=_kept("name description parameters strict"))),
+    "response_format": _kept("type", json_schema=_kept("name schema description strict")),
+}
 
 
 def decode(name: str, raw: msgspec.Raw) -> tuple[Any, msgspec.Raw]:
@@ -121,42 +145,108 @@ def decode(name: str, raw: msgspec.Raw) -> tuple[Any, msgspec.Raw]:
         return _STRICT[name].decode(raw), raw
     except msgspec.ValidationError:
         value = _LENIENT[name].decode(raw)
-        return value, msgspec.Raw(msgspec.json.encode(value))
+        return value, strip(raw, _SHAPES[name]) or _NULL
 
 
-def measure(messages: list[Any], image_hosts: frozenset[str]) -> tuple[int, int]:
-    """UTF-8 bytes of all strings in messages, and the number of images, whose URLs don't count as text.
+def decode_schema(name: str, raw: msgspec.Raw) -> msgspec.Raw | None:
+    """The bytes to forward of tools or a response format, whose JSON Schemas are not looked into; None for no tools.
 
-    :raises InvalidRequest: a part without its value, or an image that may not be used.
+    :raises InvalidRequest, RequestTooLarge: a schema is no object, or all is too large.
+    :raises msgspec.DecodeError, UnicodeDecodeError, RecursionError: as ``decode``.
     """
-    size = images = 0
+    if len(raw) > MAX_SCHEMA_BYTES:
+        raise RequestTooLarge(f"This is larger than {MAX_SCHEMA_BYTES} bytes.", param=name)
+    if starts(raw, "n"):
+        return raw if name == "response_format" else None
+    value, forwarded = decode(name, raw)
+    if not value:
+        return None
+    if name == "tools":
+        schemas = {f"[{at}].function.parameters": tool.function.parameters for at, tool in enumerate(value)}
+    else:
+        schemas = {".json_schema.schema": value.json_schema.schema} if value.json_schema else {}
+    for path, schema in schemas.items():
+        if not starts(schema, "{") and not starts(schema, "n"):
+            raise InvalidRequest("Expected an object, a JSON Schema.", param=f"{name}{path}")
+    return forwarded
+
+
+class _Calls(msgspec.Struct, gc=False):
+    tool_calls: msgspec.Raw = _NULL
+    function_call: msgspec.Raw = _NULL
+
+
+_calls = msgspec.json.Decoder(list[_Calls])
+
+
+def measure(messages: list[Any], forwarded: msgspec.Raw, image_hosts: frozenset[str]) -> tuple[int, int, int]:
+    """What messages count: UTF-8 bytes of all strings (of tool calls: all bytes), separators in tool calls, images.
+
+    The URLs of images don't count as text.
+
+    :param forwarded: the bytes of the messages.
+    :raises InvalidRequest: a part without its value, or an image that may not be used.
+    :raises RequestTooLarge: there are more than ``MAX_WALKED`` messages and parts of them.
+    """
+    size = inner = images = 0
+    walked, with_calls = len(messages), False
     for number, message in enumerate(messages):
-        role, content, *others = msgspec.structs.astuple(message)
+        role, content, tool_calls, function_call, thinking, *others = msgspec.structs.astuple(message)
         size += len(role)
         if content.__class__ is str:
             size += utf8_length(content)
-        elif content is not None:
+        elif content is None:
+            if role != "assistant":
+                raise InvalidRequest("A message of this role needs content.", param=f"messages[{number}].content")
+        else:
+            walked = _walk(walked, content)
             for position, part in enumerate(content):
-                size += _measure_part(part, image_hosts, f"messages[{number}].content[{position}]")
+                size += _measure_part(part, role, image_hosts, f"messages[{number}].content[{position}]")
                 images += part.type == "image_url"
-        elif role != "assistant":
-            raise InvalidRequest("A message of this role needs content.", param=f"messages[{number}].content")
-        size += sum(text_bytes(value) for value in others if value is not None)
-    return size, images
+        if tool_calls is not None or function_call is not None:
+            walked = _walk(walked, tool_calls or ())
+            with_calls = True
+        if thinking is not None:
+            walked = _walk(walked, thinking)
+            size += text_bytes(thinking)
+        for value in others:
+            if value is not None:
+                size += text_bytes(value)
+    if with_calls:
+        for calls in _calls.decode(forwarded):
+            for raw in (calls.tool_calls, calls.function_call):
+                if not starts(raw, "n"):
+                    size += len(raw)
+                    inner += separators(bytes(raw))
+    return size, inner, images
 
 
-def _measure_part(part: Any, image_hosts: frozenset[str], param: str) -> int:
-    if part.type == "text":
-        if part.text is None or part.image_url is not None:
-            raise InvalidRequest("A text part needs `text` and nothing else.", param=f"{param}.text")
-        return len("text") + utf8_length(part.text)
-    image = part.image_url
-    if image is None or part.text is not None:
-        raise InvalidRequest("An image part needs `image_url` and nothing else.", param=f"{param}.image_url")
-    url, detail = (image, None) if isinstance(image, str) else (image.url, image.detail)
+def _walk(walked: int, items: Sized) -> int:
+    """:raises RequestTooLarge:"""
+    walked += len(items)
+    if walked > MAX_WALKED:
+        raise RequestTooLarge(f"There are more than {MAX_WALKED} messages and parts.", param="messages")
+    return walked
+
+
+def _measure_part(part: Any, role: str, image_hosts: frozenset[str], param: str) -> int:
+    kind, value = part.type, getattr(part, part.type)
+    if value is None or any(getattr(part, other) is not None for other in _PART_KINDS if other != kind):
+        raise InvalidRequest(f"A part of this type needs `{kind}` and nothing else.", param=f"{param}.{kind}")
+    if kind == "refusal" and role != "assistant":
+        raise InvalidRequest("Only an assistant's message has refusals.", param=f"{param}.type")
+    if kind != "image_url":
+        return len(kind) + utf8_length(value)
+    url, detail = (value, None) if isinstance(value, str) else (value.url, value.detail)
     if not _may_use(url, image_hosts):
-        raise InvalidRequest("Images are sent as `data:image/...;base64,` URLs.", param=f"{param}.image_url.url")
-    return len("image_url") + text_bytes(detail)
+        hosts = f" or as https URLs of {', '.join(sorted(image_hosts))}" if image_hosts else ""
+        raise InvalidRequest(
+            f"Images are sent as `data:image/...;base64,` URLs{hosts}.", param=f"{param}.image_url.url"
+        )
+    return len(kind) + text_bytes(detail)
+
+
+_PART_KINDS = ("text", "image_url", "refusal")
 
 
 def _may_use(url: str, hosts: frozenset[str]) -> bool:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from services.gateway.chat.request import MAX_CHOICES, MODEL_NAME
+from services.gateway.chat.request import MAX_CHOICES
 from services.gateway.chat.views import chat_completions
 from services.gateway.openapi import ErrorBody
 from shared.openapi import Answer, Body, Operation, Parameter
+from shared.service_types import MAX_MODEL_NAME
 
 _RATES = [f"x-ratelimit-{what}-{of}" for of in ("requests", "tokens") for what in ("limit", "remaining", "reset")]
 
@@ -16,7 +17,7 @@ _REQUEST: dict[str, Any] = {
     "required": ["model", "messages"],
     "description": "Parameters that don't stand here are dropped silently.",
     "properties": {
-        "model": {"type": "string", "pattern": f"^{MODEL_NAME.pattern}$"},
+        "model": {"type": "string", "minLength": 1, "maxLength": MAX_MODEL_NAME},
         "messages": {
             "type": "array",
             "minItems": 1,

@@ -12,24 +12,34 @@ if TYPE_CHECKING:
 
 #: What a message costs beside its strings: role, separators.
 TOKENS_PER_MESSAGE = 16
+#: What a ``,`` ``{`` ``[`` of tools, tool calls or a response format costs beside itself: templates write JSON anew,
+#: with a space, or a new line and its indentation.
+TOKENS_PER_SEPARATOR = 4
 #: The guess that rates count by; a bound would turn users away four times too early.
 BYTES_PER_TOKEN_GUESS = 4
-#: Bytes between the strings of tools that are about nothing else.
-PUNCTUATION = 256
 
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """A prompt's measures: UTF-8 bytes of its strings (images apart), images, messages."""
+    """A prompt's measures: bytes of text, images, messages, and separators in what is JSON within it.
+
+    Text is the strings of messages as UTF-8 (URLs of images apart), and tools, tool calls and a response format as
+    they are sent.
+    """
 
     text_bytes: int
     images: int
     messages: int
+    separators: int = 0
 
     def bound(self, model: PricedModel) -> int:
-        """The most tokens that this prompt can be."""
-        text = -(-self.text_bytes // model.prompt_bytes_per_token)
-        return text + TOKENS_PER_MESSAGE * self.messages + self.images * model.max_tokens_per_image
+        """The most tokens that this prompt can be, if none of the model's is shorter than it says."""
+        return (
+            -(-self.text_bytes // model.prompt_bytes_per_token)
+            + TOKENS_PER_SEPARATOR * self.separators
+            + TOKENS_PER_MESSAGE * self.messages
+            + self.images * model.max_tokens_per_image
+        )
 
     @property
     def estimate(self) -> int:
@@ -52,13 +62,3 @@ def text_bytes(value: Any) -> int:
     if isinstance(value, msgspec.Struct):
         return sum(text_bytes(getattr(value, name)) for name in value.__struct_fields__)
     return 0
-
-
-def schema_bytes(value: Any) -> int:
-    """How much tools or a response format count: their strings, or what stands between them where that is more.
-
-    A list of a million booleans has no string, and is prompt all the same.
-    """
-    text = text_bytes(value)
-    between = len(msgspec.json.encode(value)) - text
-    return max(text, between - PUNCTUATION)

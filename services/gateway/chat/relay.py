@@ -59,6 +59,7 @@ class Exchange:
         self._chat = chat
         self._reservation = reservation
         self._asked: ChatRequest | None = asked
+        self._wanted = asked.limit or 0
         self._upstream_headers = headers
         self._labels = labels
         self._started = started
@@ -148,7 +149,13 @@ class Exchange:
         """:raises ServiceError: LiteLLM did not answer 200."""
         asked, self._asked = self._asked, None  # a stream is long, and its request may be large
         assert asked is not None
-        body = asked.encode(self._reservation.ask.principal.user_id, self._reservation.grant)
+        ask = self._reservation.ask
+        body = asked.encode(
+            ask.principal.user_id,
+            self._reservation.grant,
+            ask.model.limit_name,
+            self._chat.config.sampling(ask.principal.service_type),
+        )
         self._asked_at = time.perf_counter()
         upstream = await self._call.post(body, self._upstream_headers)
         if upstream.status != 200:
@@ -195,7 +202,7 @@ class Exchange:
 
     def _limits(self) -> dict[str, str]:
         headers = self._reservation.rate_limits.headers()
-        if self._reservation.lowered:
+        if self._reservation.lowered or self._reservation.grant < self._wanted:
             headers["x-mlpa-max-completion-tokens"] = str(self._reservation.grant)
         return headers
 

@@ -1,8 +1,11 @@
-"""A chat request: validated, and encoded anew with the parameters on the allow-list alone."""
+"""A chat request: validated, and sent on with the parameters on the allow-list alone, as the client wrote them."""
 
 from __future__ import annotations
 
+import contextlib
 import re
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -10,18 +13,17 @@ from msgspec import Meta
 
 from services.gateway.chat import messages
 from services.gateway.chat.config import ChatConfig
-from services.gateway.chat.prompt import Prompt, schema_bytes
+from services.gateway.chat.prompt import Prompt
+from services.gateway.chat.raw_json import separators, starts
 from services.gateway.errors import InvalidModel, InvalidRequest
+from shared.service_types import MAX_MODEL_NAME, is_model_name
 
-MODEL_NAME = re.compile(r"[A-Za-z0-9./_:-]{1,128}")
 MAX_CHOICES = 8
+#: Bytes of each parameter that is not prompt.
+MAX_PARAMETER_BYTES = 65_536
 
 _Limit = Annotated[int, Meta(ge=1, le=2**31 - 1)]
 _Penalty = Annotated[float, Meta(ge=-2, le=2)]
-_Stop = str | Annotated[list[str], Meta(max_length=16)] | None
-
-
-_NULL = msgspec.Raw(b"null")
 
 
 class _StreamOptions(msgspec.Struct, frozen=True):
@@ -37,82 +39,82 @@ class _ToolChoice(msgspec.Struct, frozen=True):
     function: _Named
 
 
-class _Parameters(msgspec.Struct, frozen=True):
-    """What is read of a body; members that do not stand here are dropped."""
+#: Parameters that are read on their own; of each, null is as good as nothing.
+_TYPES: dict[str, Any] = {
+    "stream": bool,
+    "stream_options": _StreamOptions,
+    "temperature": Annotated[float, Meta(ge=0, le=2)],
+    "top_p": Annotated[float, Meta(ge=0, le=1)],
+    "n": Annotated[int, Meta(ge=1, le=MAX_CHOICES)],
+    "stop": str | Annotated[list[str], Meta(max_length=16)],
+    "max_tokens": _Limit,
+    "max_completion_tokens": _Limit,
+    "presence_penalty": _Penalty,
+    "frequency_penalty": _Penalty,
+    "logit_bias": dict[Annotated[str, Meta(pattern=r"^[0-9]{1,9}$")], Annotated[float, Meta(ge=-100, le=100)]],
+    "logprobs": bool,
+    "top_logprobs": Annotated[int, Meta(ge=0, le=20)],
+    "seed": Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)],
+    "tool_choice": Literal["none", "auto", "required"] | _ToolChoice,
+    "parallel_tool_calls": bool,
+    "reasoning_effort": Annotated[str, Meta(pattern=r"^[a-z]{1,16}$")],
+}
+#: Those that the gateway sets itself.
+_OURS = ("stream", "stream_options", "max_tokens", "max_completion_tokens")
+#: Providers refuse these where there are no tools.
+_OF_TOOLS = ("tool_choice", "parallel_tool_calls")
+_WHOLE = ("n", "max_tokens", "max_completion_tokens", "top_logprobs", "seed")
+_decoders = {name: msgspec.json.Decoder(of) for name, of in _TYPES.items()}
+_text = msgspec.json.Decoder(str)
 
-    messages: msgspec.Raw
-    model: Any = None
-    stream: bool | None = None
-    stream_options: _StreamOptions | None = None
-    temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
-    top_p: Annotated[float, Meta(ge=0, le=1)] | None = None
-    n: Annotated[int, Meta(ge=1, le=MAX_CHOICES)] | None = None
-    stop: _Stop = None
-    max_tokens: _Limit | None = None
-    max_completion_tokens: _Limit | None = None
-    presence_penalty: _Penalty | None = None
-    frequency_penalty: _Penalty | None = None
-    logit_bias: dict[Annotated[str, Meta(pattern=r"^[0-9]{1,9}$")], Annotated[float, Meta(ge=-100, le=100)]] | None = (
-        None
-    )
-    logprobs: bool | None = None
-    top_logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
-    response_format: msgspec.Raw = _NULL
-    seed: Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)] | None = None
-    tools: msgspec.Raw = _NULL
-    tool_choice: Literal["none", "auto", "required"] | _ToolChoice | None = None
-    parallel_tool_calls: bool | None = None
-    reasoning_effort: Annotated[str, Meta(pattern=r"^[a-z]{1,16}$")] | None = None
-
-
-#: Forwarded as they were read; the others are set by the gateway or have a default.
-_AS_GIVEN = (
-    "n",
-    "stop",
-    "presence_penalty",
-    "frequency_penalty",
-    "logit_bias",
-    "logprobs",
-    "top_logprobs",
-    "seed",
-    "tool_choice",
-    "parallel_tool_calls",
-    "reasoning_effort",
-)
-_decoder = msgspec.json.Decoder(_Parameters)
+#: What is read of a body; other members are dropped.
+_NAMES = frozenset(("model", "messages", "tools", "response_format", *_TYPES))
+_decoder = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _encoder = msgspec.json.Encoder()
+_NULL = msgspec.Raw(b"null")
+_NO_DEFAULTS: Mapping[str, float] = MappingProxyType({})
+
+
+class Malformed(InvalidRequest):
+    """The body is not JSON; a lone surrogate may be the reason."""
+
+    message = "The body is not valid JSON."
 
 
 class ChatRequest:
     """A valid request.
 
-    ``limit`` is the completion limit per choice, ``wants_usage`` whether the client asked for the usage chunk of a
-    stream, ``prompt`` what the prompt measures.
+    ``limit`` is the completion limit per choice that the client gave, if it did; ``wants_usage`` whether it asked for
+    the usage chunk of a stream, ``prompt`` what the prompt measures.
     """
 
-    __slots__ = ("_fields", "_limit_name", "limit", "model", "n", "prompt", "stream", "wants_usage")
+    __slots__ = ("_fields", "_sampled", "limit", "model", "n", "prompt", "stream", "wants_usage")
 
-    def __init__(self, given: _Parameters, fields: dict[str, Any], prompt: Prompt, config: ChatConfig) -> None:
-        self.model: str = given.model
-        self.stream = given.stream is True
-        self.n = given.n or 1
-        self.wants_usage = given.stream_options is not None and given.stream_options.include_usage is True
+    def __init__(self, model: str, fields: dict[str, msgspec.Raw], values: Mapping[str, Any], prompt: Prompt) -> None:
+        """
+        :param fields: what is forwarded as it is.
+        :param values: the parameters that were read and are not null.
+        """
+        self.model = model
+        self.stream: bool = values.get("stream", False)
+        self.n: int = values.get("n", 1)
+        options = values.get("stream_options")
+        self.wants_usage = options is not None and options.include_usage is True
+        self.limit: int | None = values.get("max_completion_tokens", values.get("max_tokens"))
         self.prompt = prompt
-        limit = given.max_completion_tokens or given.max_tokens
-        self.limit = limit or config.max_completion_tokens
-        old_name = given.max_tokens is not None and given.max_completion_tokens is None
-        self._limit_name = "max_tokens" if old_name else "max_completion_tokens"
-        fields["temperature"] = config.temperature if given.temperature is None else given.temperature
-        fields["top_p"] = config.top_p if given.top_p is None else given.top_p
-        for name in _AS_GIVEN:
-            value = getattr(given, name)
-            if value is not None:
-                fields[name] = value
         self._fields = fields
+        self._sampled = "temperature" in values or "top_p" in values
 
-    def encode(self, user: str, grant: int) -> bytes:
-        """The body for LiteLLM."""
-        body = {"model": self.model, **self._fields, self._limit_name: grant, "user": user, "stream": self.stream}
+    def encode(self, user: str, grant: int, limit_name: str, defaults: Mapping[str, float] = _NO_DEFAULTS) -> bytes:
+        """The body for LiteLLM.
+
+        :param limit_name: the name that the model takes the completion limit by.
+        :param defaults: ``temperature`` and ``top_p`` for a request that has neither.
+        """
+        body: dict[str, Any] = {"model": self.model, **self._fields}
+        if not self._sampled:
+            body.update(defaults)
+        body |= {limit_name: grant, "user": user, "stream": self.stream}
         if self.stream:
             body["stream_options"] = {"include_usage": True}
         return _encoder.encode(body)
@@ -121,41 +123,93 @@ class ChatRequest:
 def parse(body: bytes, config: ChatConfig) -> ChatRequest:
     """Validate a body.
 
-    :raises InvalidRequest: with the field at fault in ``param``.
+    :raises InvalidRequest: with the field at fault in ``param``; ``Malformed`` where it is not JSON.
     :raises InvalidModel: the model is not a model's name.
+    :raises RequestTooLarge: a field has too much in it.
     """
     name: str | None = None
+    values: dict[str, Any] = {}
     try:
-        given = _decoder.decode(body)
-        if not isinstance(given.model, str) or not MODEL_NAME.fullmatch(given.model):
-            raise InvalidModel("The model is not a model's name.")
+        members = _decoder.decode(body)
+        given = {known: raw for known, raw in members.items() if known in _NAMES}
+        model = _model(given.pop("model", _NULL))
         name = "messages"
-        conversation, raw = messages.decode(name, given.messages)
-        fields: dict[str, Any] = {name: raw}
-        size, images = messages.measure(conversation, config.image_url_hosts)
+        conversation, raw = messages.decode(name, given.pop(name, _NULL))
+        size, inner, images = messages.measure(conversation, raw, config.image_url_hosts)
+        fields = {name: raw}
         for name in ("tools", "response_format"):
-            given_raw = getattr(given, name)
-            if bytes(given_raw) != b"null":
-                value, fields[name] = messages.decode(name, given_raw)
-                size += schema_bytes(value)
+            if name in given and (schema := messages.decode_schema(name, given.pop(name))) is not None:
+                size += len(schema)
+                inner += separators(bytes(schema))
+                fields[name] = schema
+        kept_back = _OURS if "tools" in fields else (*_OURS, *_OF_TOOLS)
+        for name, raw in given.items():
+            read = _read(name, raw, values)
+            if name not in kept_back:
+                fields[name] = read
         name = None
         if not body.isascii():
-            body.decode()  # members that are dropped were not looked at
+            body.decode()  # what is passed on or dropped is not decoded otherwise
+        return ChatRequest(model, fields, values, Prompt(size, images, len(conversation), inner))
     except msgspec.ValidationError as error:
         raise _field_error(error, name) from None
     except (msgspec.DecodeError, UnicodeDecodeError):
-        raise InvalidRequest("The body is not valid JSON.", param=name) from None
+        raise Malformed(param=name) from None
     except RecursionError:
         raise InvalidRequest("The body is nested too deeply.", param=name) from None
-    except OverflowError:
-        # a whole number of more than 64 bits, in a value that has to be encoded anew
-        raise InvalidRequest("A number is out of range.", param=name) from None
-    return ChatRequest(given, fields, Prompt(size, images, len(conversation)), config)
+
+
+def _model(raw: msgspec.Raw) -> str:
+    """:raises InvalidModel:"""
+    with contextlib.suppress(msgspec.ValidationError):
+        name = _text.decode(raw)
+        if is_model_name(name):
+            return name
+    raise InvalidModel(f"A model's name is 1 to {MAX_MODEL_NAME} printable characters without spaces.")
+
+
+def _read(name: str, raw: msgspec.Raw, values: dict[str, Any]) -> msgspec.Raw:
+    """Put a parameter's value, if it has one, into ``values``. Returns what to forward.
+
+    A whole number may be written as a float (``100.0``); not all providers read that as one, so it is written anew.
+
+    :raises msgspec.DecodeError, InvalidRequest:
+    """
+    if starts(raw, "n"):
+        return raw
+    if len(raw) > MAX_PARAMETER_BYTES:
+        raise InvalidRequest(f"Expected at most {MAX_PARAMETER_BYTES} bytes.", param=name)
+    try:
+        values[name] = _decoders[name].decode(raw)
+    except msgspec.ValidationError:
+        if name not in _WHOLE:
+            raise
+        number = msgspec.json.decode(raw)
+        if not isinstance(number, float) or not number.is_integer():
+            raise
+        values[name] = msgspec.convert(int(number), _TYPES[name])
+        return msgspec.Raw(b"%d" % values[name])
+    return raw
 
 
 _WHERE = re.compile(r" - at (?:`key` in )?`\$(.*)`$")
 _MISSING = re.compile(r"missing required field `(\w+)`")
+_INDEX = re.compile(r"\[[^\]]*\]")
 _SAFE = ("Expected ", "Object missing required field ")
+#: What msgspec's own words leave open: it names the value that was sent, not those that may be.
+_ALLOWED = {
+    "messages.role": "one of `system`, `developer`, `user`, `assistant`, `tool`, `function`",
+    "messages.content.type": "`text`, `image_url`, or in an assistant's message `refusal`",
+    "messages.tool_calls.type": "`function`",
+    "messages.thinking_blocks.type": "`thinking` or `redacted_thinking`",
+    "tools.type": "`function`",
+    "tools.function.name": "1 to 128 of the characters A-Z a-z 0-9 _ . : -",
+    "tool_choice": "`none`, `auto`, `required`, or an object that names a function",
+    "tool_choice.type": "`function`",
+    "response_format.type": "`text`, `json_object` or `json_schema`",
+    "reasoning_effort": "a word of at most 16 lower-case letters, such as `low`",
+    "logit_bias": "an object of token ids in digits, each with a number from -100 to 100",
+}
 
 
 def _field_error(error: msgspec.ValidationError, name: str | None) -> InvalidRequest:
@@ -168,6 +222,9 @@ def _field_error(error: msgspec.ValidationError, name: str | None) -> InvalidReq
         path += f".{missing[1]}"
     param = (f"{name}{path}" if name else path.lstrip(".")).replace("[...]", "")
     reason = text[: where.start()] if where else text
-    if not reason.startswith(_SAFE):
+    allowed = _ALLOWED.get(_INDEX.sub("", param))
+    if allowed and not missing and not reason.startswith(("Expected `array`", "Expected `object` of")):
+        reason = f"Expected {allowed}"
+    elif not reason.startswith(_SAFE):
         reason = "The value is not allowed"
     return InvalidRequest(f"{reason}.", param=param or None)

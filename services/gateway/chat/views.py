@@ -59,6 +59,7 @@ async def _admit(request: web.Request, chat: Chat, seen: _Seen, principal: Princ
     if not chat.litellm.healthy:
         raise DependencyUnavailable("litellm")
     _check_window(asked, model.context_window)
+    limit = asked.limit or chat.config.max_completion_tokens
     request_id = request.get(REQUEST_ID) or uuid.uuid4().hex
     purpose = row.purpose(request.headers.get("purpose"))
     reservation = await chat.budgets.admit(
@@ -70,7 +71,7 @@ async def _admit(request: web.Request, chat: Chat, seen: _Seen, principal: Princ
             purpose=purpose,
             prompt_bound=asked.prompt.bound(model),
             estimated_prompt_tokens=asked.prompt.estimate,
-            limit=asked.limit,
+            limit=min(limit, model.max_output_tokens or limit),
             n=asked.n,
         )
     )

@@ -197,6 +197,55 @@ def test_a_token_of_several_deployments_costs_the_dearest_of_each_field_at_each_
         ]
 
 
+@pytest.mark.parametrize(
+    ("listed", "name"),
+    [
+        ([["max_tokens"]], "max_tokens"),
+        ([["max_completion_tokens", "max_tokens"]], "max_tokens"),
+        ([["temperature", "max_completion_tokens"]], "max_completion_tokens"),
+        ([["max_tokens", "max_completion_tokens"], ["max_completion_tokens"]], "max_completion_tokens"),
+        ([None], "max_completion_tokens"),
+        (["max_tokens"], "max_completion_tokens"),
+        ([None, ["max_tokens"]], "max_tokens"),
+        ([["temperature"]], None),
+        ([[]], None),
+        ([["max_tokens"], ["max_completion_tokens"]], None),
+    ],
+)
+def test_the_completion_limit_has_the_name_that_every_deployment_takes(listed: list[Any], name: str | None) -> None:
+    """LiteLLM drops a name that a provider doesn't take, and the model answers without a limit."""
+    entries = [
+        entry(input_cost_per_token="1e-6", output_cost_per_token="1e-6", supported_openai_params=names)
+        for names in listed
+    ]
+    models, refused = price_all(entries, {})
+    assert (models["m"].limit_name if models else None) == name
+    assert ("completion limit" in refused.get("m", "")) == (name is None)
+
+
+def test_a_row_of_a_wildcard_has_the_wildcards_name_for_the_completion_limit() -> None:
+    row = ModelRow("zai/glm", Decimal("1e-6"), Decimal("1e-6"))
+    for names, expected in ((["max_tokens"], "max_tokens"), (["stop"], None)):
+        wildcard = {**entry(supported_openai_params=names), "model_name": "zai/*"}
+        models, _ = price_all([wildcard], {row.name: row})
+        assert [model.limit_name for model in models.values()] == ([expected] if expected else [])
+
+
+def test_a_model_answers_no_more_than_each_of_its_deployments_can() -> None:
+    for sizes, most in (
+        ([4096], 4096), ([4096, 100], 100), ([None, 100], 100), ([None], None),
+        (["4096"], None), ([0], None), ([-1], None), ([True], None), ([{"a": 1}], None),
+    ):  # fmt: skip
+        models, _ = price_all([entry(**SIMPLE, max_output_tokens=size) for size in sizes], {})
+        assert models["m"].max_output_tokens == most
+
+
+@pytest.mark.parametrize("name", ["", "a b", "a\nb", "x" * 257, "a\u200bb", "a\u00a0b"])
+def test_a_model_that_nobody_could_ask_for_is_not_listed(name: str) -> None:
+    models, refused = price_all([entry(name, **SIMPLE), entry(**SIMPLE)], {})
+    assert (list(models), list(refused)) == (["m"], [name])
+
+
 PRICES = st.sampled_from(["1e-7", "3e-6", "2e-5"])
 BASES = ("input_cost_per_token", "output_cost_per_token")
 FURTHER = (*BASES, "cache_creation_input_token_cost", "output_cost_per_reasoning_token")

@@ -45,6 +45,8 @@ class Model:
     prompt_bytes_per_token: int = 1
     max_tokens_per_image: int = 1000
     context_window: int | None = None
+    max_output_tokens: int | None = None
+    limit_name: str = "max_completion_tokens"
 
 
 @dataclass

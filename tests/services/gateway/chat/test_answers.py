@@ -194,8 +194,6 @@ async def test_only_the_contracts_parameters_go_on(gateway: Gateway) -> None:
     assert asked.body == {
         "model": "double",
         "messages": [{"role": "user", "content": "Hi"}],
-        "temperature": 0.1,
-        "top_p": 0.01,
         "seed": 7,
         "reasoning_effort": "low",
         "max_completion_tokens": 8192,

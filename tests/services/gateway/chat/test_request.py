@@ -14,6 +14,7 @@ from services.gateway.errors import GatewayError
 from tests.services.gateway.chat.conftest import Gateway, Model, RawClient, request_body
 
 CONFIG = ChatConfig(image_url_hosts=frozenset({"img.example"}))
+LIMIT = "max_completion_tokens"
 PNG = "data:image/png;base64,AAAA"
 
 
@@ -39,7 +40,6 @@ REFUSED: list[tuple[Any, str, str | None]] = [
     (b"\xff\xfe{}", "invalid_request", None),
     (b'{"model":"m","messages":[{"role":"user","content":NaN}]}', "invalid_request", None),
     (b'{"model":"m","messages":[{"role":"user","content":"\xff"}]}', "invalid_request", "messages"),
-    (b'{"model":"m","messages":[{"role":"user","content":"\\ud800"}]}', "invalid_request", None),
     (b'{"model":"m","messages":' + b"[" * 10_000 + b"]" * 10_000 + b"}", "invalid_request", None),
     (b'{"model":"m","x":' + b'{"a":' * 10_000 + b"1" + b"}" * 10_000 + b"}", "invalid_request", None),
     (b'{"model":"m","messages":[{"role":"user","content":"x"}],"temperature":1e999}', "invalid_request", "temperature"),
@@ -75,7 +75,11 @@ REFUSED: list[tuple[Any, str, str | None]] = [
     ({"model": 5}, "invalid_model", "model"),
     ({"model": "a b"}, "invalid_model", "model"),
     ({"model": "m\n"}, "invalid_model", "model"),
-    ({"model": "x" * 129}, "invalid_model", "model"),
+    ({"model": "x" * 257}, "invalid_model", "model"),
+    ({"model": ""}, "invalid_model", "model"),
+    ({"model": None}, "invalid_model", "model"),
+    ({"model": "a\u00a0b"}, "invalid_model", "model"),
+    ({"model": "a\u202eb"}, "invalid_model", "model"),
     ({"n": 9}, "invalid_request", "n"),
     ({"n": 0}, "invalid_request", "n"),
     ({"n": True}, "invalid_request", "n"),
@@ -87,6 +91,10 @@ REFUSED: list[tuple[Any, str, str | None]] = [
     ({"max_tokens": 0}, "invalid_request", "max_tokens"),
     ({"max_completion_tokens": 1.5}, "invalid_request", "max_completion_tokens"),
     ({"max_completion_tokens": 10**30}, "invalid_request", "max_completion_tokens"),
+    ({"max_completion_tokens": 1e30}, "invalid_request", "max_completion_tokens"),
+    ({"max_tokens": "100"}, "invalid_request", "max_tokens"),
+    ({"n": 9.0}, "invalid_request", "n"),
+    ({"top_logprobs": 0.5}, "invalid_request", "top_logprobs"),
     ({"seed": 2**63}, "invalid_request", "seed"),
     ({"stop": [1]}, "invalid_request", "stop[0]"),
     ({"logit_bias": {"a": 1}}, "invalid_request", "logit_bias"),
@@ -115,18 +123,18 @@ def test_what_goes_on_is_as_it_came() -> None:
     messages = '[ {"role" : "user",\n"content":"h\\u00e9 \\ud83d\\ude00"} ]'
     tools = '[{"type":"function","function":{"name":"f","parameters":{"max":1.0,"big":123456789012345678901}}}]'
     body = f'{{"model":"m","messages":{messages},"tools":{tools},"response_format":{{"type":"json_object"}}}}'
-    sent = parse(body.encode(), CONFIG).encode("u", 9)
+    sent = parse(body.encode(), CONFIG).encode("u", 9, LIMIT)
     assert messages.encode() in sent
     assert tools.encode() in sent
-    assert json.loads(sent)["max_completion_tokens"] == 9
+    assert json.loads(sent)[LIMIT] == 9
 
 
 def test_members_that_nobody_knows_are_dropped_from_messages() -> None:
     answered = {"role": "assistant", "content": "x", "annotations": [], "audio": None, "refusal": None}
     request = parsed(messages=[{"role": "user", "content": "Hi", "api_base": "http://evil"}, answered])
-    assert json.loads(request.encode("u", 9))["messages"] == [
+    assert json.loads(request.encode("u", 9, LIMIT))["messages"] == [
         {"role": "user", "content": "Hi"},
-        {"role": "assistant", "content": "x"},
+        {"role": "assistant", "content": "x", "refusal": None},
     ]
 
 
@@ -146,7 +154,7 @@ def test_what_costs_money_that_no_usage_tells_of_is_dropped() -> None:
         ],
         tools=[{**TOOL, **cache}],
     )
-    sent = json.loads(request.encode("u", 9))
+    sent = json.loads(request.encode("u", 9, LIMIT))
     assert sent["messages"] == [
         {
             "role": "user",
@@ -162,12 +170,20 @@ def test_what_costs_money_that_no_usage_tells_of_is_dropped() -> None:
     assert sent["tools"] == [TOOL]
 
 
-@pytest.mark.parametrize("element", [True, None, 0, {}, [], ""])
-def test_what_has_no_string_counts_too(element: Any) -> None:
-    """A tool's schema is prompt as it is written; its usual punctuation is in what each message counts anyway."""
-    schema = {"type": "function", "function": {"name": "f", "parameters": {"enum": [element] * 10_000}}}
-    written = 10_000 * (len(json.dumps(element)) + 1)
-    assert parsed(tools=[schema]).prompt.text_bytes >= written - 256
+@pytest.mark.parametrize("element", [True, None, 0, {}, [], "", [1, 1], {"a": 1}])
+def test_schemas_count_as_they_are_sent_and_as_templates_write_them(element: Any) -> None:
+    """Some write JSON anew, indented: each element on a line of its own."""
+    tools = [{"type": "function", "function": {"name": "f", "parameters": {"enum": [element] * 1000}}}]
+    for given in ({"tools": tools}, {"response_format": {"type": "json_schema", "json_schema": tool_schema(tools)}}):
+        prompt = parsed(**given).prompt
+        written = json.dumps(next(iter(given.values())))
+        text, signs = len("user" + "Hi" + written), sum(written.count(sign) for sign in ",{[")
+        assert (prompt.text_bytes, prompt.separators) == (text, signs)
+        assert prompt.bound(Model("m")) == text + 4 * signs + 16  # type: ignore[arg-type]
+
+
+def tool_schema(tools: list[dict[str, Any]]) -> dict[str, Any]:
+    return {"name": "s", "schema": tools[0]["function"]["parameters"]}
 
 
 def test_of_a_member_that_stands_twice_the_last_counts_everywhere() -> None:
@@ -175,27 +191,33 @@ def test_of_a_member_that_stands_twice_the_last_counts_everywhere() -> None:
     request = parse(body, CONFIG)
     assert request.model == "m"
     assert request.prompt.text_bytes == len("user") + 2
-    assert b"evil" not in request.encode("u", 9)
+    assert b"evil" not in request.encode("u", 9, LIMIT)
 
 
 @pytest.mark.parametrize(
-    ("given", "name", "limit"),
+    ("given", "limit"),
     [
-        ({}, "max_completion_tokens", 8192),
-        ({"max_tokens": 5}, "max_tokens", 5),
-        ({"max_completion_tokens": 6}, "max_completion_tokens", 6),
-        ({"max_tokens": 5, "max_completion_tokens": 6}, "max_completion_tokens", 6),
-        ({"max_tokens": 5, "max_completion_tokens": None}, "max_tokens", 5),
+        ({}, None),
+        ({"max_tokens": 5}, 5),
+        ({"max_completion_tokens": 6}, 6),
+        ({"max_tokens": 5, "max_completion_tokens": 6}, 6),
+        ({"max_tokens": 5, "max_completion_tokens": None}, 5),
+        ({"max_tokens": 100.0}, 100),
+        ({"max_completion_tokens": 1e2}, 100),
     ],
 )
-def test_the_completion_limit_keeps_its_name(given: dict[str, Any], name: str, limit: int) -> None:
+@pytest.mark.parametrize("name", ["max_tokens", "max_completion_tokens"])
+def test_the_completion_limit_goes_out_under_the_models_name_for_it(
+    given: dict[str, Any], limit: int | None, name: str
+) -> None:
     request = parsed(**given)
     assert request.limit == limit
-    sent = json.loads(request.encode("u", limit))
-    assert {key: value for key, value in sent.items() if key.startswith("max_")} == {name: limit}
+    sent = json.loads(request.encode("u", 7, name))
+    assert {key: value for key, value in sent.items() if key.startswith("max_")} == {name: 7}
 
 
 def test_the_prompt_is_measured_by_all_its_strings() -> None:
+    calls = [{"id": "c1", "function": {"name": "f", "arguments": "{}"}}]
     request = parsed(
         messages=[
             {"role": "system", "content": "é" * 10},
@@ -203,7 +225,7 @@ def test_the_prompt_is_measured_by_all_its_strings() -> None:
             {
                 "role": "assistant",
                 "content": None,
-                "tool_calls": [{"id": "c1", "function": {"name": "f", "arguments": "{}"}}],
+                "tool_calls": calls,
             },
             {"role": "tool", "content": "done", "tool_call_id": "c1"},
         ],
@@ -211,11 +233,14 @@ def test_the_prompt_is_measured_by_all_its_strings() -> None:
         response_format={"type": "json_object"},
     )
     text = len("system") + 20 + len("user") + len("text" + "abc") + len("image_url")
-    text += len("assistant") + len("c1" + "function" + "f" + "{}") + len("tool" + "done" + "c1")
-    text += len("function" + "f" + "type" + "object") + len("json_object")
-    assert request.prompt == Prompt(text, 1, 4)
-    assert request.prompt.bound(Model("m")) == text + 4 * 16 + 1000  # type: ignore[arg-type]
-    assert request.prompt.bound(Model("m", prompt_bytes_per_token=3)) == -(-text // 3) + 4 * 16 + 1000  # type: ignore[arg-type]
+    text += len("assistant") + len("tool" + "done" + "c1")
+    schemas = [json.dumps(value) for value in (calls, [TOOL], {"type": "json_object"})]
+    text += sum(map(len, schemas))
+    signs = sum(schema.count(sign) for schema in schemas for sign in ",{[")
+    assert request.prompt == Prompt(text, 1, 4, signs)
+    assert request.prompt.bound(Model("m")) == text + 4 * signs + 4 * 16 + 1000  # type: ignore[arg-type]
+    third = Model("m", prompt_bytes_per_token=3)
+    assert request.prompt.bound(third) == -(-text // 3) + 4 * signs + 4 * 16 + 1000  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("length", [True, False])

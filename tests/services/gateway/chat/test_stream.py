@@ -9,7 +9,7 @@ import pytest
 
 from services.gateway.budget.models import Usage
 from tests.doubles.litellm import DONE, Script, chunk, error_body, event, stream_of, usage_chunk
-from tests.services.gateway.chat.conftest import Gateway
+from tests.services.gateway.chat.conftest import Gateway, Model
 
 STREAM = {"stream": True}
 
@@ -290,9 +290,29 @@ async def test_tool_calls_and_finish_reasons_are_counted(gateway: Gateway) -> No
     assert gateway.metric('chat_finish_reasons_total{model="double",reason="tool_calls"}') == 1
 
 
-async def test_a_lowered_grant_goes_upstream_under_the_clients_name_for_it(gateway: Gateway) -> None:
+async def test_a_lowered_grant_goes_upstream_under_the_models_name_for_it(gateway: Gateway) -> None:
     gateway.budgets.grant = 50
-    _, _, headers = await gateway.read({**STREAM, "max_tokens": 60})
+    gateway.models["double"] = Model("double", limit_name="max_tokens")
+    _, _, headers = await gateway.read({**STREAM, "max_completion_tokens": 60})
     assert headers["x-mlpa-max-completion-tokens"] == "50"
     assert gateway.double.asked[0].body["max_tokens"] == 50
     assert "max_completion_tokens" not in gateway.double.asked[0].body
+
+
+@pytest.mark.parametrize(
+    ("given", "limit", "shown"),
+    [
+        ({}, 4096, None),
+        ({"max_tokens": 100}, 100, None),
+        ({"max_tokens": 4096}, 4096, None),
+        ({"max_tokens": 5000}, 4096, "4096"),
+    ],
+)
+async def test_no_limit_goes_upstream_that_is_above_what_the_model_can_answer(
+    gateway: Gateway, given: dict[str, int], limit: int, shown: str | None
+) -> None:
+    gateway.models["double"] = Model("double", max_output_tokens=4096)
+    _, _, headers = await gateway.read({**STREAM, **given})
+    assert gateway.double.asked[0].body["max_completion_tokens"] == limit
+    assert gateway.budgets.asks[0].limit == limit
+    assert headers.get("x-mlpa-max-completion-tokens") == shown
