@@ -9,7 +9,6 @@ import asyncio
 import json
 import secrets
 from collections.abc import AsyncIterator, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -108,11 +107,13 @@ def system(all_providers: Providers, tmp_path_factory: pytest.TempPathFactory) -
         "MODEL_INFO_SECONDS": "1",
         "TOTAL_TIMEOUT_SECONDS": "30",
     }
-    with ThreadPoolExecutor(1) as pool, ExitStack() as stack:
-        starting = pool.submit(stack.enter_context, server)
+    with ExitStack() as stack:
+        server.initialise()
+        server.process.start()
+        stack.callback(server.stop)
         whole = running_system(folder / "system", make_template(folder), environment=environment)
         started = stack.enter_context(whole)
-        starting.result()
+        server.process.wait_ready(server.ready, timeout=server.ready_seconds)
         yield started
 
 

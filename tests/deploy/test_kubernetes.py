@@ -168,6 +168,12 @@ def test_the_ingress_buffers_nothing_and_is_as_patient_as_the_gateway() -> None:
     assert megabytes * 2**20 > GatewaySettings.model_fields["max_request_size_bytes"].default
 
 
+def test_ingress_nginx_takes_headers_as_large_as_the_nginx_that_is_tested_does() -> None:
+    buffers = the(plain(), "ConfigMap", "ingress-nginx-controller")["data"]["large-client-header-buffers"]
+    template = (FOLDER.parent / "nginx" / "mlpa.conf.template").read_text()
+    assert f"large_client_header_buffers {buffers};" in template
+
+
 def test_the_example_of_the_service_types_can_be_read() -> None:
     rows = load(FOLDER / "base" / "service_types.toml", debug=False).rows
     assert rows.keys() == {"ai", "s2s", "memories"}

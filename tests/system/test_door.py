@@ -1,0 +1,132 @@
+"""Both services behind the real nginx, with the shipped configuration."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import cbor2
+import pytest
+from jose import jwt
+
+from services.local.device import Device
+from tests.doubles.litellm import chunk, event
+from tests.system.clients import Caller, Seen
+from tests.system.harness import System
+from tests.system.nginx import NGINX, Door
+
+pytestmark = pytest.mark.skipif(NGINX is None, reason="Debian's package nginx is not installed")
+
+KIB = 1024
+
+
+@pytest.fixture(scope="module")
+def door(system: System, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Door]:
+    with Door(tmp_path_factory.mktemp("nginx") / "door", system) as door:
+        yield door
+
+
+async def enrol(caller: Caller, url: str, device: Device, header_bytes: int) -> Seen:
+    """As Firefox for iOS does it: the claims in a JWT, whose size is that of a real device's."""
+    parameters = {"key_id_b64": device.key_id_b64}
+    challenge = (await caller.ask("GET", f"{url}/verify/challenge", params=parameters)).json()["challenge"]
+    claims = {
+        "key_id_b64": device.key_id_b64,
+        "challenge_b64": base64.b64encode(challenge.encode()).decode(),
+        "bundle_id": device.bundle_id,
+    }
+    attestation = cbor2.loads(device.attest(challenge))
+    header = ""
+    while len(header) < header_bytes:
+        # A real receipt is what makes it so long; no signature covers it here
+        attestation["attStmt"]["receipt"] += b"\x30" * 64
+        encoded = base64.b64encode(cbor2.dumps(attestation)).decode()
+        header = f"Bearer {jwt.encode({**claims, 'attestation_obj_b64': encoded}, 'thrown away', algorithm='HS256')}"
+    return await caller.ask("POST", f"{url}/verify/attest", headers={"Authorization": header})
+
+
+async def test_a_header_of_11_kb_enrols_a_device(door: Door, caller: Caller) -> None:
+    device = caller.device()
+    seen = await enrol(caller, door.url, device, 11 * KIB)
+    assert (seen.status, seen.body) == (201, b'{"status": "success"}')
+    assert (await caller.exchange_device(device)).status == 200
+
+
+async def test_nginx_as_it_comes_refuses_that_header(system: System, caller: Caller, tmp_path: Path) -> None:
+    with Door(tmp_path / "door", system, without="large_client_header_buffers") as plain:
+        seen = await enrol(caller, plain.url, caller.device(), 11 * KIB)
+    assert seen.status == 400
+    assert b"Request Header Or Cookie Too Large" in seen.body
+
+
+async def test_a_header_of_39_kib_reaches_auth(door: Door, caller: Caller) -> None:
+    seen = await caller.ask("POST", f"{door.url}/verify/attest", headers={"Authorization": "Bearer " + "x" * 39 * KIB})
+    assert "X-Request-ID" in seen.headers
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "served_by"),
+    [
+        ("GET", "/verify/challenge", "auth"),
+        ("POST", "/verify/attest", "auth"),
+        ("POST", "/token", "auth"),
+        ("POST", "/revoke", "auth"),
+        ("GET", "/.well-known/jwks.json", "auth"),
+        ("GET", "/.well-known/oauth-authorization-server", "auth"),
+        ("POST", "/fxa/events", "auth"),
+        ("POST", "/v1/chat/completions", "gateway"),
+        ("GET", "/v1/models", "gateway"),
+        ("GET", "/v1/budget", "gateway"),
+        ("GET", "/__lbheartbeat__", "gateway"),
+        ("GET", "/__heartbeat__", "gateway"),
+        ("GET", "/__version__", "gateway"),
+        ("GET", "/metrics", None),
+        ("GET", "/user", None),
+        ("GET", "/admin/", None),
+        ("GET", "/health/readiness", None),
+        ("GET", "/", None),
+    ],
+)
+async def test_each_path_leads_to_its_service(
+    door: Door, caller: Caller, method: str, path: str, served_by: str | None
+) -> None:
+    seen = await caller.ask(method, door.url + path)
+    if served_by is None:
+        assert (seen.status, seen.code) == (404, "not_found")
+        assert "X-Request-ID" not in seen.headers
+        return
+    other = caller.system.gateway_url if served_by == "auth" else caller.system.auth_url
+    direct = await caller.ask(method, caller.system.url(f"{served_by}-1") + path)
+    assert (seen.status, seen.body.partition(b"latency")[0]) == (direct.status, direct.body.partition(b"latency")[0])
+    if not path.startswith("/__"):
+        assert seen.body != (await caller.ask(method, other + path)).body
+
+
+async def test_events_are_not_buffered(door: Door, caller: Caller) -> None:
+    """The model says one word, and then nothing; a client that goes ends the request."""
+    await caller.script("slow", [("send", event(chunk("Hel")).decode()), ("hang", None)])
+    _, token = await caller.account()
+    body = {"model": "slow", "messages": [{"role": "user", "content": "Hi"}], "stream": True}
+    headers = {"Authorization": f"Bearer {token}"}
+    async with (
+        asyncio.timeout(10),
+        aiohttp.ClientSession() as session,
+        session.post(f"{door.url}/v1/chat/completions", json=body, headers=headers) as response,
+    ):
+        assert response.status == 200
+        assert b"Hel" in await response.content.readuntil(b"\n\n")
+        assert await still_open(caller) == 1
+    async with asyncio.timeout(5):
+        while await still_open(caller):  # noqa: ASYNC110
+            await asyncio.sleep(0.02)
+
+
+async def still_open(caller: Caller) -> Any:
+    """How many requests for the model LiteLLM has open."""
+    url = f"http://127.0.0.1:{caller.system.listens['litellm']}/double/state"
+    asked = (await caller.ask("GET", url)).json()["asked"]
+    return sum(one["state"] == "open" and one["body"]["model"] == "slow" for one in asked)
