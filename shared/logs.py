@@ -1,5 +1,7 @@
 """Structured log lines on standard output, one event each; other libraries' lines go through the same renderer.
 
+A line that can't be written is lost and counted, and disturbs nobody (``Lines``).
+
 Never logged: credentials, tokens, messages. A user appears as an HMAC (``UserDigest``), and an error by its kind and
 stack without its own words, since libraries put what they could not read into them.
 """
@@ -15,11 +17,13 @@ import sys
 import traceback
 from contextvars import ContextVar
 from types import TracebackType
-from typing import Any
+from typing import Any, TextIO, cast
 
 import msgspec
 import structlog
 from structlog.typing import Processor
+
+from shared import lines
 
 #: The id of the request being served, added to every line that is logged while it is.
 request_id: ContextVar[str] = ContextVar("request_id")
@@ -27,6 +31,7 @@ request_id: ContextVar[str] = ContextVar("request_id")
 
 def configure(*, json: bool, level: str) -> None:
     """Set up logging for this process, of what nobody catches too; call once, at start."""
+    output = cast(TextIO, lines.stdout)
     shared: list[Processor] = [
         _add_request_id,
         structlog.processors.add_log_level,
@@ -41,10 +46,10 @@ def configure(*, json: bool, level: str) -> None:
     structlog.configure(
         processors=[*shared, renderer],
         wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelName(level)),
-        logger_factory=structlog.WriteLoggerFactory(sys.stdout),
+        logger_factory=structlog.WriteLoggerFactory(output),
         cache_logger_on_first_use=True,
     )
-    handler = logging.StreamHandler(sys.stdout)
+    handler = logging.StreamHandler(output)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=shared,
