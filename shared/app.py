@@ -7,11 +7,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+import msgspec
 from aiohttp import web
 
 from shared import ops
+from shared.lines import stdout
 from shared.logs import UserDigest
-from shared.metrics import Registry
+from shared.metrics import Page, Registry
 from shared.openapi import Answer, Operation, add_routes, document
 from shared.protocol import ServiceSite
 from shared.proxies import PROXIES, Proxies, ProxyMetrics
@@ -102,7 +104,8 @@ def build_apps(
     for app in apps.all:
         app.on_response_prepare.append(end_connection)
     ops.build_info(registry, service.name)
-    apps.put(ops.REGISTRY, registry)
+    registry.read(registry.counter("log_lines_lost_total", "Log lines that could not be written."), lambda: stdout.lost)
+    apps.put(ops.METRICS, Page(registry))
     proxy_metrics = ProxyMetrics(registry)
     main[PROXIES] = Proxies(settings.trusted_proxies, settings.trusted_proxy_networks, proxy_metrics)
     if apps.ops is not None:  # no proxy stands before the ops port, whatever stands before the other
@@ -111,13 +114,15 @@ def build_apps(
     apps.put(DRAIN, drain)
     apps.put(
         ops.OPENAPI,
-        document(
-            service.title,
-            ops.VERSION,
-            service.description,
-            everything,
-            security_schemes=service.security_schemes,
-            common=service.common_answers,
+        msgspec.json.encode(
+            document(
+                service.title,
+                ops.VERSION,
+                service.description,
+                everything,
+                security_schemes=service.security_schemes,
+                common=service.common_answers,
+            )
         ),
     )
     return apps

@@ -13,13 +13,14 @@ from aiohttp import web
 
 from shared.errors import NotFound
 from shared.health import Health
-from shared.metrics import CONTENT_TYPE, Registry
+from shared.metrics import CONTENT_TYPE, Page, Registry
 from shared.openapi import Answer, Operation
 from shared.serve import DRAIN
 
 HEALTH = web.AppKey("health", Health)
-REGISTRY = web.AppKey("registry", Registry)
-OPENAPI = web.AppKey("openapi", dict)
+METRICS = web.AppKey("metrics", Page)
+#: The document as it is sent.
+OPENAPI = web.AppKey("openapi", bytes)
 
 VERSION = version("mlpa")
 SOURCE = "https://github.com/mozilla/mlpa"
@@ -72,11 +73,11 @@ async def version_view(_request: web.Request) -> web.Response:
 
 
 async def metrics(request: web.Request) -> web.Response:
-    return web.Response(body=request.app[REGISTRY].render(), headers={"Content-Type": CONTENT_TYPE})
+    return web.Response(body=await request.app[METRICS].get(), headers={"Content-Type": CONTENT_TYPE})
 
 
 async def openapi(request: web.Request) -> web.Response:
-    return web.json_response(request.app[OPENAPI])
+    return web.Response(body=request.app[OPENAPI], content_type="application/json")
 
 
 async def docs(_request: web.Request) -> web.Response:

@@ -115,7 +115,8 @@ class Frame:
         """Call after the app's routes have been added."""
         for route in app.router.routes():
             if route.method in METHODS and route.method != "HEAD" and route.resource is not None:
-                self._metrics.preset(route.method, route.resource.canonical, self._service_types)
+                endpoint = route.resource.canonical
+                self._metrics.preset(route.method, endpoint, () if endpoint in self._probes else self._service_types)
         for method in (*METHODS, "other"):
             self._metrics.preset(method, "unmatched", ())
         app.middlewares.append(self._middleware)

@@ -114,7 +114,7 @@ async def _open(
     metrics = ChatMetrics(registry)
 
     def make_series() -> None:
-        metrics.preset(catalogue.names(), list(service_types.rows), service_types.purposes())
+        metrics.preset(catalogue.names(), service_types.rows.values())
 
     make_series()
     catalogue.on_change = make_series

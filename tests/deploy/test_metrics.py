@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import aiohttp
 import pytest
 
+from shared.metrics import Page
 from tests.deploy.declarations import ROOT, Declared, RecordingRegistry, both_started, log_events
+from tests.doubles.litellm import LiteLLMDouble, model_row
 
 DOCUMENT = ROOT / "deploy" / "METRICS.md"
 Started = dict[str, tuple[RecordingRegistry, str]]
@@ -120,6 +124,75 @@ async def series(url: str) -> set[str]:
         pairs = sorted(re.findall(r'[a-z_]+="(?:[^"\\]|\\.)*"', labels))
         found.add(f"{name}{{{','.join(pairs)}}}" if pairs else name)
     return found
+
+
+@pytest.fixture
+async def large(tmp_path: Path, postgres_url: str, redis_url: str) -> AsyncIterator[tuple[RecordingRegistry, str]]:
+    """A gateway with 30 models and 10 service types, each of which may use all of them for 6 purposes."""
+    rows = tmp_path / "service_types.toml"
+    rows.write_text("".join(_ROW.format(name=f"type-{number}") for number in range(10)))
+    async with LiteLLMDouble() as double:
+        double.models = [model_row(f"provider/model-{number}") for number in range(30)]
+        options = {"service_types": rows, "litellm_api_base": double.url, "model_info_seconds": 1}
+        async with both_started(tmp_path, postgres_url, redis_url, **options) as services:
+            registry, url = services["gateway"]
+            for _ in range(400):  # the catalogue is read in the background
+                if b'model="provider/model-29"' in registry.render():
+                    break
+                await asyncio.sleep(0.05)
+            yield registry, url
+
+
+_ROW = """
+[[service_type]]
+name = "{name}"
+max_budget = "1"
+duration = "1d"
+rpm = 40
+tpm = 2000
+models = ["*"]
+purposes = ["chat", "summary", "search", "title", "translation", "tabs"]
+credentials = ["fxa"]
+fxa_scopes = ["profile:uid"]
+fxa_client_ids = ["*"]
+"""
+
+
+async def test_the_page_of_a_large_gateway_stays_small(large: tuple[RecordingRegistry, str]) -> None:
+    registry, url = large
+    size = len(await series(url))
+    print(f"{size} series of a gateway with 30 models, 10 service types and 6 purposes")
+    assert size < 3000
+    page = registry.render().decode()  # which has every value of every label all the same
+    for number in range(10):
+        for purpose in ("none", "other", "chat", "tabs"):
+            assert f'purpose="{purpose}",service_type="type-{number}",type="prompt"' in page
+
+
+async def test_a_scrape_leaves_the_loop_to_others(large: tuple[RecordingRegistry, str]) -> None:
+    """Even of the page as it may grow when every combination has been seen."""
+    registry, _ = large
+    many = registry.histogram("many_seconds", "Every combination.", ("model", "purpose"))
+    many.preset_all([f"model-{number}" for number in range(300)], [f"purpose-{number}" for number in range(20)])
+    holds: list[float] = []
+    scraping = True
+
+    async def watch() -> None:
+        while scraping:  # in time of our own: what else runs on the machine does not count
+            started = time.thread_time()
+            await asyncio.sleep(0)
+            holds.append(time.thread_time() - started)
+
+    watching = asyncio.create_task(watch())
+    for _ in range(2):  # the second time it is known how each line begins
+        holds.clear()
+        started = time.thread_time()
+        size = len(await Page(registry).get())
+        took = time.thread_time() - started
+        print(f"a scrape of {size / 1e6:.1f} MB: {took * 1e3:.0f} ms, the loop held for {max(holds) * 1e3:.1f} ms")
+        assert sorted(holds)[-4] < 0.01  # but for collections of garbage, a slice takes half a millisecond
+    scraping = False
+    await watching
 
 
 async def test_the_document_has_every_metric_as_it_is_declared(started: Started) -> None:

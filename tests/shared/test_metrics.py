@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+import itertools
 import re
 
 import pytest
 
-from shared.metrics import Counter, Gauge, Histogram, Registry
+from shared.metrics import KEPT_SECONDS, Counter, Gauge, Histogram, Page, Registry
 
 _LABEL = re.compile(r'([a-z_]+)="((?:[^"\\\n]|\\.)*)"')
 _ESCAPED = {"\\\\": "\\", '\\"': '"', "\\n": "\n"}
@@ -88,6 +90,47 @@ def test_a_gauge_goes_up_and_down() -> None:
     gauge.inc("a")
     gauge.dec("b")
     assert (gauge.value("a"), gauge.value("b"), gauge.value("c")) == (6, -1, 0)
+
+
+def test_a_counter_can_be_read_from_elsewhere() -> None:
+    registry = Registry()
+    read = iter((3, 5))
+    registry.read(registry.counter("lost_total", ""), lambda: next(read))
+    assert lines(registry) == ["lost_total 3"]
+    assert lines(registry) == ["lost_total 5"]
+
+
+async def test_a_page_is_made_once_for_all_who_ask_within_a_second() -> None:
+    registry = Registry()
+    made = itertools.count()
+    registry.read(registry.counter("pages_total", ""), lambda: next(made))
+    page = Page(registry)
+    pages = [*await asyncio.gather(*(page.get() for _ in range(10))), await page.get()]
+    assert len(set(pages)) == 1
+    await asyncio.sleep(KEPT_SECONDS + 0.1)
+    assert await page.get() != pages[0]
+
+
+async def test_series_may_be_made_while_a_page_is_made() -> None:
+    registry = Registry()
+    counter = registry.counter("things_total", "", ("number",))
+    counter.preset_all([str(number) for number in range(1000)])
+    making = asyncio.create_task(Page(registry).get())
+    for number in range(1000, 1010):
+        await asyncio.sleep(0)
+        counter.inc(str(number))
+    assert (await making).count(b"things_total{") >= 1000
+    assert registry.render().count(b"things_total{") == 1010
+
+
+async def test_who_stops_waiting_for_a_page_takes_it_from_nobody() -> None:
+    registry = Registry()
+    registry.counter("things_total", "", ("number",)).preset_all([str(number) for number in range(1000)])
+    page = Page(registry)
+    first, second = asyncio.create_task(page.get()), asyncio.create_task(page.get())
+    await asyncio.sleep(0)
+    first.cancel()
+    assert (await second).count(b"things_total{") == 1000
 
 
 def test_a_name_is_declared_once_and_labels_are_given_in_full() -> None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 from services.gateway.upstream.facts import RoutingMetrics
 from shared.metrics import STREAM_BUCKETS, Registry
+from shared.service_types import ServiceType
 
 RESULTS = ("success", "error", "abort")
 FINISH_REASONS = ("stop", "length", "tool_calls", "content_filter", "function_call", "other")
@@ -25,8 +26,8 @@ REFUSALS = (
     "user_blocked",
 )
 REASONS = (*REFUSALS, *FAILURES)
-#: Those that can come when the model is known.
-OF_A_MODEL = tuple(reason for reason in REASONS if reason not in ("invalid_model", "invalid_token"))
+#: The two sides of a request's tokens.
+KINDS = ("prompt", "completion")
 
 Labels = tuple[str, str, str]
 """Model (an exact name of the catalogue, or ``other``), service type, purpose."""
@@ -69,30 +70,31 @@ class ChatMetrics:
         for code in ("budget_exceeded", "rate_limit_exceeded"):
             self._upstream_refusals.preset(code)
 
-    def preset(self, models: Iterable[str], service_types: Iterable[str], purposes: Sequence[str]) -> None:
-        """Make the series of known values. May be called again when the catalogue has grown.
+    def preset(self, models: Iterable[str], rows: Iterable[ServiceType]) -> None:
+        """Make series of known values, so that queries have something to add up before the first request of a kind.
 
-        :param purposes: the label's values, `none` and `other` among them.
+        Every value of every label is there, but not every combination: 30 models, 10 service types and 6 purposes
+        would be 100,000 lines. Combinations come with their first request. May be called again when the catalogue has
+        grown.
         """
-        service_types = tuple(service_types)
-        models = (*models, "other")
-        self.routing.preset(models)
-        for model in models:
+        models, rows = tuple(models), tuple(rows)
+        self.routing.preset((*models, "other"))
+        for model in (*models, "other"):
             self._ttft.preset(model)
             for reason in FINISH_REASONS:
                 self._finish.preset(reason, model)
-            for kind in ("prompt", "completion"):
-                self._per_request.preset(kind, model)
-            for service_type in service_types:
-                self._tool_calls.preset(model, service_type)
-                for reason in OF_A_MODEL:
-                    self._rejections.preset(reason, model, service_type)
-                for purpose in purposes:
-                    for result in RESULTS:
-                        self._latency.preset(result, model, service_type, purpose)
-                    for kind in ("prompt", "completion"):
-                        self._tokens.preset(kind, model, service_type, purpose)
-        for service_type in (*service_types, "none"):
+        for kind in KINDS:
+            self._per_request.preset(kind, "other")
+        for row in rows:
+            for result in RESULTS:
+                self._latency.preset(result, "other", row.name, "none")
+            for purpose in ("none", "other", *row.purposes):
+                for kind in KINDS:
+                    self._tokens.preset(kind, "other", row.name, purpose)
+            self._tool_calls.preset("other", row.name)
+            for model in filter(row.allows_model, models):
+                self._tool_calls.preset(model, row.name)
+        for service_type in (*(row.name for row in rows), "none"):
             for reason in REASONS:
                 self._rejections.preset(reason, "other", service_type)
 

@@ -91,9 +91,10 @@ class RoutingMetrics:
             self._requests.preset(backend)
 
     def preset(self, models: Iterable[str]) -> None:
-        """Make the series of models."""
+        """Make the series of models, but for those of the time, which are many lines each."""
+        self._seconds.preset("other")
         for model in models:
-            for metric in (self._fallbacks, self._retries, self._seconds, self._cost):
+            for metric in (self._fallbacks, self._retries, self._cost):
                 metric.preset(model)
 
     def answered(self, facts: RoutingFacts, model: str) -> None:
