@@ -11,6 +11,7 @@ from aiohttp import web
 
 from services.auth import bodies, keys
 from services.auth.admin import app as admin
+from services.auth.admin import wrong_keys
 from services.auth.admin.keys import AdminKeys
 from services.auth.admin.pages import render_error
 from services.auth.appattest import Policy, apple_root_pem, load_roots
@@ -162,8 +163,7 @@ async def _open(
         registry,
         kinds={
             "identity": settings.exchange_limit_per_identity,
-            "sign_in": settings.sign_in_limit_per_source,
-            "sign_in_all": settings.sign_in_limit,
+            wrong_keys.LIMIT: settings.sign_in_limit_per_source,
         },
         doors={
             "challenge": settings.challenge_limit_per_source,
@@ -210,6 +210,7 @@ async def _open(
             session=session,
             changes=changes,
             health=health,
+            limits=limits,
             registry=registry,
         )
         if provisioner is not None:

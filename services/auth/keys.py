@@ -6,6 +6,8 @@ from services.auth.admin.assets import Assets
 from services.auth.admin.keys import AdminKeys
 from services.auth.admin.overview import Overviews
 from services.auth.admin.sessions import Sessions
+from services.auth.admin.wrong_keys import WrongKeys
+from services.auth.audit.refusals import Refusals
 from services.auth.challenge.services import Challenges
 from services.auth.devices.admin import DeviceAdmin
 from services.auth.devices.services import Enrolment
@@ -35,8 +37,10 @@ ASSETS = web.AppKey("assets", Assets)
 DATABASE = web.AppKey("database", Database)
 DEVICE_ADMIN = web.AppKey("device_admin", DeviceAdmin)
 OVERVIEWS = web.AppKey("overviews", Overviews)
+REFUSALS = web.AppKey("refusals", Refusals)
 SERVICE_TYPES = web.AppKey("service_types", ServiceTypes)
 SESSIONS = web.AppKey("sessions", Sessions)
 SPENDING = web.AppKey("spending", Spending)
 USAGE = web.AppKey("usage", Usage)
 USER_ADMIN = web.AppKey("user_admin", UserAdmin)
+WRONG_KEYS = web.AppKey("wrong_keys", WrongKeys)

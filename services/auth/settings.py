@@ -68,9 +68,10 @@ class AuthSettings(Settings):
     mlpa_admin_key: AdminSecret = Field(None, description="One admin key in the clear, named `admin`.")
     mlpa_ui_access_key: AdminSecret = Field(None, description="One viewer key in the clear, named `ui`.")
     sign_in_limit_per_source: Limit = Field(
-        20, description="Sign-ins to the console per source and minute; 0 = no limit."
+        20,
+        description="Wrong admin keys per source and minute, at the console and the user API; 0 = no limit. "
+        "A right one always gets in.",
     )
-    sign_in_limit: Limit = Field(200, description="Sign-ins to the console per minute in all; 0 = no limit.")
     gateway_url: str = Field("http://127.0.0.1:8080", description="The gateway whose health the console shows.")
     gateway_metrics_urls: CommaSeparated = Field(
         (), description="Metrics pages of the gateways, for the console's refusals; GATEWAY_URL/metrics if not set."

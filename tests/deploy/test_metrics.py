@@ -49,6 +49,7 @@ LATE = {"model_refused", "app_attest_rejections_total"}
 #: The background loops of each service. A new one belongs here: it shows that it runs supervised.
 LOOPS = {
     "auth": {
+        "audit_refusals",
         "fxa_key_set",
         "last_seen",
         "provisioning",

@@ -9,6 +9,7 @@ import msgspec
 from aiohttp import web
 
 from services.auth import keys
+from services.auth.admin import pages
 from services.auth.admin.keys import AdminKey
 from services.auth.admin.models import (
     BlockRequest,
@@ -23,7 +24,7 @@ from services.auth.audit.storage import Actor
 from services.auth.errors import Forbidden, InvalidRequest, Unauthorized
 from services.auth.models import ErrorBody
 from services.auth.users.admin import UserAdmin
-from shared import logs, strict_json
+from shared import strict_json
 from shared.openapi import Answer, Body, Operation, Parameter
 from shared.proxies import client_address
 from shared.web import USER_ID
@@ -31,12 +32,11 @@ from shared.web import USER_ID
 _REALM = 'Bearer realm="mlpa"'
 _MOST = 200
 
-_log = logs.logger("users")
 
-
-def require_key(request: web.Request) -> AdminKey:
+async def require_key(request: web.Request) -> AdminKey:
     """
     :raises Unauthorized: no key, or a wrong one.
+    :raises SlowDown: a wrong one again, from an address that sent too many.
     """
     given = request.headers.getall("Authorization", [])
     if not given:
@@ -44,51 +44,52 @@ def require_key(request: web.Request) -> AdminKey:
     scheme, _, secret = given[0].partition(" ")
     key = request.app[keys.ADMIN_KEYS].find(secret.strip()) if scheme.lower() == "bearer" and len(given) == 1 else None
     if key is None:
-        # Not limited: to turn wrong keys away and not the right one stops no guessing, and to turn that away too would
-        # let anybody lock the operators out. A key is long and random, or is warned of.
-        _log.warning("admin key refused")
+        await request.app[keys.WRONG_KEYS].count("api", client_address(request))
         raise Unauthorized("The key is wrong.", headers={"WWW-Authenticate": f'{_REALM}, error="invalid_token"'})
     return key
 
 
-def require_admin(request: web.Request) -> Actor:
+async def require_admin(request: web.Request) -> Actor:
     """Who changes something.
 
     :raises Unauthorized:
+    :raises SlowDown:
     :raises Forbidden: a viewer's key.
     """
-    key = require_key(request)
+    key = await require_key(request)
+    actor = Actor(key.name, client_address(request))
     if not key.may_change:
+        pages.count_forbidden(request, actor)
         raise Forbidden
-    return Actor(key.name, client_address(request))
+    return actor
 
 
 async def list_users(request: web.Request) -> web.Response:
-    require_key(request)
+    await require_key(request)
     query = _one_each(request, ("limit", "cursor", "q"))
     page = await _users(request).page(q=query.get("q", ""), cursor=query.get("cursor"), limit=_limit(query))
     return _answer(UsersBody([user_body(user) for user in page.users], page.next_cursor, page.estimated_total))
 
 
 async def counts(request: web.Request) -> web.Response:
-    require_key(request)
+    await require_key(request)
     return _answer(await _users(request).counts())
 
 
 async def get_user(request: web.Request) -> web.Response:
-    require_key(request)
+    await require_key(request)
     return await _user(request)
 
 
 async def get_ledger(request: web.Request) -> web.Response:
-    require_key(request)
+    await require_key(request)
     limit = _limit(_one_each(request, ("limit",)))
     page = await _users(request).ledger(_user_id(request), limit=limit)
     return _answer(LedgerBody([ledger_body(row) for row in page.rows]))
 
 
 async def block(request: web.Request) -> web.Response:
-    actor = require_admin(request)
+    actor = await require_admin(request)
     raw = await request.read()
     asked = _decode(raw, BlockRequest) if raw.strip() else BlockRequest()
     await _users(request).block(_user_id(request), actor, asked.reason or None)
@@ -96,20 +97,20 @@ async def block(request: web.Request) -> web.Response:
 
 
 async def unblock(request: web.Request) -> web.Response:
-    actor = require_admin(request)
+    actor = await require_admin(request)
     await _users(request).unblock(_user_id(request), actor)
     return await _user(request)
 
 
 async def set_budget(request: web.Request) -> web.Response:
-    actor = require_admin(request)
+    actor = await require_admin(request)
     asked = _decode(await request.read(), BudgetRequest)
     await _users(request).set_tier(_user_id(request), actor, asked.service_type)
     return await _user(request)
 
 
 async def delete_user(request: web.Request) -> web.Response:
-    actor = require_admin(request)
+    actor = await require_admin(request)
     await _users(request).delete(_user_id(request), actor)
     return web.Response(status=204, headers={"Cache-Control": "no-store"})
 
@@ -165,6 +166,7 @@ _TAG = "Users"
 _KEY = "admin_key"
 _COMMON = {
     401: Answer("No admin key, or a wrong one", ErrorBody, headers=["WWW-Authenticate"]),
+    429: Answer("`slow_down`: too many wrong keys from one source", ErrorBody, headers=["Retry-After"]),
     503: Answer("PostgreSQL or Redis could not be asked", ErrorBody, headers=["Retry-After"]),
 }
 _NOT_FOUND = {404: Answer("There is no such user", ErrorBody)}

@@ -13,7 +13,10 @@ from services.auth.admin.gateways import Gateways
 from services.auth.admin.keys import AdminKeys
 from services.auth.admin.overview import Overviews
 from services.auth.admin.sessions import Sessions
+from services.auth.admin.wrong_keys import WrongKeys
+from services.auth.audit.refusals import Refusals
 from services.auth.devices.admin import DeviceAdmin
+from services.auth.limits.services import Limits
 from services.auth.settings import AuthSettings
 from services.auth.usage.services import Usage
 from services.auth.users.admin import UserAdmin
@@ -52,6 +55,7 @@ async def open_admin(
     session: aiohttp.ClientSession,
     changes: Changes,
     health: Health,
+    limits: Limits,
     registry: Registry,
 ) -> None:
     """Makes the collaborators of the handlers, and starts their background work."""
@@ -65,9 +69,13 @@ async def open_admin(
     users = UserAdmin(database, spending, changes, service_types)
     usage = Usage(database, reports, users)
     gateways = Gateways(session, settings.gateway_url, settings.gateway_metrics_urls)
+    refusals = Refusals(database)
     await stack.enter_async_context(usage.running(registry))
+    await stack.enter_async_context(refusals.running(registry))
     apps.put(keys.DATABASE, database)
     apps.put(keys.SESSIONS, Sessions(redis, apps.main[keys.ADMIN_KEYS], settings.challenge_secrets()))
+    apps.put(keys.REFUSALS, refusals)
+    apps.put(keys.WRONG_KEYS, WrongKeys(limits, refusals, registry))
     apps.put(keys.SPENDING, spending)
     apps.put(keys.USER_ADMIN, users)
     apps.put(keys.DEVICE_ADMIN, DeviceAdmin(database, changes))

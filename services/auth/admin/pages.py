@@ -77,6 +77,7 @@ def action(handler: Callable[[web.Request, Session, Mapping[str, str]], Awaitabl
         form = await fields(request)
         csrf.check(request, form.get(csrf.FIELD, ""), session.csrf)
         if not session.key.may_change:
+            count_forbidden(request, actor(request, session.key.name))
             raise Forbidden
         return await handler(request, session, form)
 
@@ -110,6 +111,14 @@ def reason(form: Mapping[str, str]) -> str | None:
 
 def actor(request: web.Request, name: str) -> Actor:
     return Actor(name, client_address(request))
+
+
+def count_forbidden(request: web.Request, who: Actor) -> None:
+    """Have the audit log say that a viewer tried to change something."""
+    subject = next(iter(request.match_info.values()), "console")
+    resource = request.match_info.route.resource
+    tried = f"{request.method} {resource.canonical if resource else request.path}"
+    request.app[keys.REFUSALS].add(who, "forbidden", subject, tried)
 
 
 def redirect(path: str) -> web.Response:

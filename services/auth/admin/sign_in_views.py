@@ -10,17 +10,13 @@ from services.auth import keys
 from services.auth.admin import csrf, pages
 from services.auth.admin.sessions import Session
 from services.auth.audit import storage as audit
-from shared import logs
 from shared.errors import DependencyUnavailable
 from shared.proxies import client_address
 
 #: Printable ASCII but the backslash, which browsers take for a slash.
 _NEXT = re.compile(r"/admin([/?][!-\[\]-~]*)?")
 _SUBJECT = "console"
-_NOBODY = "unknown"
 _SIGN_IN_SECONDS = 3600
-
-_log = logs.logger("console")
 
 
 async def form(request: web.Request) -> web.StreamResponse:
@@ -33,19 +29,14 @@ async def form(request: web.Request) -> web.StreamResponse:
 
 
 async def sign_in(request: web.Request) -> web.StreamResponse:
-    """The key is looked at only after the limits: they bound how many can be tried."""
-    limits = request.app[keys.LIMITS]
     source = client_address(request)
     fields = await pages.fields(request)
     csrf.check(request, fields.get(csrf.FIELD, ""), request.cookies.get(csrf.SIGN_IN_COOKIE, ""))
-    await limits.take_source("sign_in", source)
-    await limits.take("sign_in_all", "all")
     key = request.app[keys.ADMIN_KEYS].find(fields.get("key", ""))
-    database = request.app[keys.DATABASE]
     if key is None:
-        _log.warning("sign-in refused")
-        await audit.record(database, audit.Actor(_NOBODY, source), "sign_in.refused", _SUBJECT)
+        await request.app[keys.WRONG_KEYS].count("console", source)
         return _form(request, "This is not one of the admin keys.", status=401)
+    database = request.app[keys.DATABASE]
     await audit.record(database, audit.Actor(key.name, source), "sign_in", _SUBJECT, new={"role": key.role})
     session = await request.app[keys.SESSIONS].begin(key)
     response = pages.redirect(_next(request))

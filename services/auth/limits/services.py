@@ -18,6 +18,7 @@ from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
+from weakref import WeakValueDictionary
 
 from services.auth.errors import AuthError, SlowDown
 from services.auth.fxa.breaker import Breaker, BreakerOpen
@@ -86,6 +87,7 @@ class Limits:
             failures=1, counts=(RedisError, TimeoutError), clock=clock, first=_PAUSE, longest=_PAUSE
         )
         self._local: OrderedDict[str, tuple[int, int]] = OrderedDict()
+        self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._full: OrderedDict[str, float] = OrderedDict()  # until when a window has no room, by name
         self._refused = registry.counter("limit_refusals_total", "Requests refused by a limit.", ("kind",))
         self._fallbacks = registry.counter("limit_fallbacks_total", "Limits counted in process: no Redis.", ("kind",))
@@ -130,20 +132,28 @@ class Limits:
         if not limit:
             return
         key = f"mlpa:rl:{kind}:{hashlib.sha256(subject.encode()).hexdigest()[:32]}"
-        wait = self._until_room(key)
-        if not wait:
-            try:
-                with self._breaker.call():
-                    async with asyncio.timeout(_PATIENCE):
-                        wait = int(await self._script(keys=[key], args=[limit, WINDOW]))
-            except (RedisError, TimeoutError, BreakerOpen):
-                self._fallbacks.inc(kind)
-                wait = self._take_locally(key, limit)
-            if wait:
-                self._remember_full(key, wait)
+        wait = self._until_room(key) or await self._count(kind, key, limit)
         if wait:
             self._refused.inc(kind)
             raise SlowDown(wait)
+
+    async def _count(self, kind: str, key: str, limit: int) -> float:
+        """Count one, and the seconds until it fits when it does not."""
+        # One at a time for each subject, so that a flood finds its window full instead of asking Redis all at once
+        lock = self._turns.setdefault(key, asyncio.Lock())
+        try:
+            with self._breaker.call():
+                async with asyncio.timeout(_PATIENCE), lock:
+                    wait = self._until_room(key) or float(await self._script(keys=[key], args=[limit, WINDOW]))
+        except (RedisError, TimeoutError, BreakerOpen):
+            self._fallbacks.inc(kind)
+            wait = self._take_locally(key, limit)
+        else:
+            if not wait:
+                self._take_locally(key, limit)  # so that an outage does not begin with a window of its own
+        if wait:
+            self._remember_full(key, wait)
+        return wait
 
     def _until_room(self, key: str) -> float:
         """Seconds until a window that was found full has room again: a flood costs Redis nothing while it is."""

@@ -22,6 +22,7 @@ from services.cli.client import ACCESS_TOKEN, ASSERTION, GRANT_TYPE
 from services.local.device import Device
 from services.local.fxa import KeyRing, SigningKey, StandIn, TokenOrder
 from services.local.pki import Pki
+from shared.app import Apps
 from shared.metrics import Registry
 from shared.serve import listen
 
@@ -51,6 +52,7 @@ class Auth:
     settings: AuthSettings
     fxa: StandIn
     pki: Pki
+    apps: Apps
     fxa_issuer: str = field(default="")
 
     async def ask(self, method: str, path: str, **options: Any) -> tuple[int, Any, Any]:
@@ -161,7 +163,7 @@ async def start_auth(
                 stack.push_async_callback(ops_runner.cleanup)
                 await apps.make_ops_site(ops_runner, listen("127.0.0.1", made.ops_port)).start()
             session = await stack.enter_async_context(aiohttp.ClientSession())
-            return Auth(f"http://127.0.0.1:{sock.getsockname()[1]}", session, registry, made, fxa, pki)
+            return Auth(f"http://127.0.0.1:{sock.getsockname()[1]}", session, registry, made, fxa, pki, apps)
 
         yield start
 

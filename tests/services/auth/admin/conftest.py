@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import html
 import re
+from collections import Counter, defaultdict
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from typing import Any
@@ -14,6 +15,7 @@ import psycopg2
 import pytest
 from yarl import URL
 
+from services.auth import keys
 from tests.services.auth.conftest import Auth, StartAuth
 
 ADMIN, VIEWER, NAMED = "the-key-of-the-admin", "the-key-of-a-viewer", "key-of-jane"
@@ -84,6 +86,17 @@ class Rows:
 
     def audit(self) -> list[tuple[str, str, str, Any, Any]]:
         return self.run('select actor, action, subject, old, "new" from audit_log order by id')
+
+    async def refusals(self, auth: Auth) -> dict[tuple[str, str, str, str], Counter[str]]:
+        """What was refused, by actor, action, subject and source, once auth has written all of it."""
+        await auth.apps.main[keys.REFUSALS].write(everything=True)
+        found: dict[tuple[str, str, str, str], Counter[str]] = defaultdict(Counter)
+        for actor, action, subject, source, new in self.run(
+            'select actor, action, subject, source, "new" from audit_log '
+            "where action in ('admin_key.refused', 'forbidden') order by id"
+        ):
+            found[actor, action, subject, source].update(new)
+        return dict(found)
 
     def close(self) -> None:
         self._connection.close()

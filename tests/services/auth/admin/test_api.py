@@ -77,7 +77,9 @@ async def test_a_viewer_looks_and_changes_nothing(admin_auth: Auth, rows: Rows) 
     for method, rest in [("POST", "/block"), ("POST", "/unblock"), ("POST", "/budget"), ("DELETE", "")]:
         status, body, _ = await ask(admin_auth, method, at(USER, rest), VIEWER, json={"service_type": "s2s"})
         assert (status, body["error"]) == (403, "forbidden")
-    assert rows.audit() == []
+    ((who, counts),) = (await rows.refusals(admin_auth)).items()
+    assert who == ("ui", "forbidden", USER, "127.0.0.1")
+    assert (counts["attempts"], counts["POST /user/{user_id}/block"]) == (4, 1)
 
 
 async def test_a_user_as_the_contract_has_it(admin_auth: Auth, rows: Rows) -> None:

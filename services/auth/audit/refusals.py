@@ -1,0 +1,108 @@
+"""What was refused, in the audit log: anybody can be refused as often as they like, so many of a kind are one row."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
+
+from services.auth.audit import storage
+from services.auth.audit.storage import Actor
+from shared import background, logs
+from shared.errors import DependencyUnavailable
+from shared.metrics import Registry
+from shared.postgres import Database
+
+#: Seconds between two rows of one kind, and from the first refusal to the first row, which has a burst as a whole.
+EVERY, SETTLE = 60.0, 0.5
+#: More kinds than this at a time share one row of their actor and action.
+MOST = 200
+OTHERS = "others"
+_LONGEST = 256
+
+_log = logs.logger("audit")
+
+
+@dataclass(slots=True)
+class _Kind:
+    """Refusals that share a row. ``counts``: since the last row, by what was tried."""
+
+    actor: Actor
+    action: str
+    subject: str
+    due: float
+    counts: Counter[str] = field(default_factory=Counter)
+
+
+class Refusals:
+    """Rows of this process for one actor, action, subject and source are at least a minute apart."""
+
+    def __init__(self, database: Database, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._database = database
+        self._clock = clock
+        self._kinds: dict[tuple[str, ...], _Kind] = {}
+        self._waiting = False
+
+    def add(self, actor: Actor, action: str, subject: str, tried: str) -> bool:
+        """Count one refusal; whether it is the first since the last row of its kind.
+
+        :param tried: what was refused; the row counts by it. Of few values.
+        """
+        subject = _shown(subject)
+        name = (actor.name, action, subject, actor.source)
+        if name not in self._kinds and len(self._kinds) >= MOST:
+            actor, subject = Actor(actor.name, OTHERS), OTHERS
+            name = (actor.name, action, subject, actor.source)
+        kind = self._kinds.get(name)
+        if kind is None:
+            kind = self._kinds[name] = _Kind(actor, action, subject, self._clock() + SETTLE)
+        kind.counts[tried] += 1
+        return kind.counts.total() == 1
+
+    async def write(self, *, everything: bool = False) -> None:
+        """Write the rows that are due, or all of them.
+
+        :raises DatabaseUnavailable: what isn't written is kept.
+        """
+        now = self._clock()
+        for name, kind in list(self._kinds.items()):
+            if kind.due > now and not everything:
+                continue
+            if not kind.counts:
+                del self._kinds[name]
+                continue
+            counts, kind.counts = kind.counts, Counter()
+            try:
+                new = {"attempts": counts.total(), **counts}
+                await storage.record(self._database, kind.actor, kind.action, kind.subject, new=new)
+            except BaseException:
+                kind.counts.update(counts)
+                raise
+            kind.due = now + EVERY
+
+    @asynccontextmanager
+    async def running(self, registry: Registry) -> AsyncIterator[None]:
+        """Writes in the background, and the rest at the end."""
+        async with background.running(registry, audit_refusals=self._keep_writing):
+            yield
+        with suppress(DependencyUnavailable):
+            await self.write(everything=True)
+
+    async def _keep_writing(self) -> None:
+        while True:
+            await asyncio.sleep(SETTLE / 2)
+            try:
+                await self.write()
+                self._waiting = False
+            except DependencyUnavailable:
+                if not self._waiting:
+                    _log.warning("refusals wait for the audit log")
+                self._waiting = True
+
+
+def _shown(subject: str) -> str:
+    """What somebody else wrote, as PostgreSQL can keep it."""
+    return "".join(char if char.isprintable() else "\ufffd" for char in subject[:_LONGEST])
