@@ -105,7 +105,7 @@ def system(all_providers: Providers, tmp_path_factory: pytest.TempPathFactory) -
         "LITELLM_API_BASE": server.url,
         "MLPA_VIRTUAL_KEY": key,
         "MODEL_INFO_SECONDS": "1",
-        "TOTAL_TIMEOUT_SECONDS": "30",
+        "TOTAL_TIMEOUT_SECONDS": "120",
     }
     with ExitStack() as stack:
         server.initialise()
