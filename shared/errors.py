@@ -49,11 +49,13 @@ class DependencyUnavailable(ServiceError):
     status = 503
     code = "temporarily_unavailable"
 
-    def __init__(self, dependency: str, *, retry_after: float = 1) -> None:
+    def __init__(self, dependency: str, *, retry_after: float = 1, reason: str = "unavailable") -> None:
         """
         :param dependency: ``redis``, ``postgres``, ``fxa``, ``litellm``, ``auth`` or ``signing_key``; a metric label.
+        :param reason: what the log and readiness say about it. Clients are not shown it.
         """
         self.dependency = dependency
+        self.reason = reason
         super().__init__("A dependency is unavailable. Try again soon.", retry_after=retry_after)
 
 

@@ -1,34 +1,63 @@
 """PostgreSQL behind one small interface; the only module that knows aiopg.
 
-Statements are SQLAlchemy Core (or plain SQL with ``:name`` parameters), compiled once at import: ``Query``.
+Statements are plain SQL with ``:name`` parameters, compiled once at import: ``Query``. Nothing is set in the startup
+packet beyond what every pooler takes, so PgBouncer may stand in between in session or transaction mode.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable, Sequence
+import select
+from collections.abc import AsyncIterator, Callable, Coroutine
+from types import SimpleNamespace
 from typing import Any
 
 import aiopg
+import aiopg.connection
 import psycopg2
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql.psycopg2 import PGDialect_psycopg2
 from sqlalchemy.sql.compiler import SQLCompiler
 
+from shared import postgres_faults, postgres_places
+from shared.dependency import Dependency
 from shared.errors import DependencyUnavailable
+from shared.postgres_faults import CONNECTION_FAULTS
 
 Row = dict[str, Any]
 
 _dialect: sa.engine.Dialect = PGDialect_psycopg2(paramstyle="pyformat")  # type: ignore[no-untyped-call]
-_FAULTS = (psycopg2.OperationalError, psycopg2.InterfaceError, AssertionError, OSError, TimeoutError)
+#: The longest that a statement of a request may take, in seconds. ``ALTER ROLE`` tells the server (deploy/roles.sql);
+#: pools that wait longer tell it with each transaction.
+REQUEST_SECONDS = 2.0
 
 
 class DatabaseUnavailable(DependencyUnavailable):
-    """PostgreSQL could not be asked, or did not answer in time. Whether a write took place is unknown."""
+    """PostgreSQL could not be asked, refused for a state of its own, or did not answer in time.
 
-    def __init__(self) -> None:
-        super().__init__("postgres")
+    Whether a write took place is unknown. ``sqlstate`` is None when no server answered.
+    """
+
+    def __init__(self, reason: str, *, sqlstate: str | None = None) -> None:
+        super().__init__("postgres", reason=reason)
+        self.sqlstate = sqlstate
+
+
+def _poll(readers: list[int], *_others: Any) -> None:
+    """``select.select`` for any number of open files.
+
+    :raises OSError: EBADF, for a descriptor that is closed.
+    """
+    poll = select.poll()
+    poll.register(readers[0], select.POLLIN)
+    if any(events & select.POLLNVAL for _, events in poll.poll(0)):
+        raise OSError(9, "Bad file descriptor")
+
+
+# aiopg asks with select(2) whether the socket of a failed connection is still open. That fails beyond descriptor
+# 1,023, and the failure leaves whoever waits for the connection waiting
+aiopg.connection.select = SimpleNamespace(select=_poll)  # type: ignore[assignment, attr-defined]
 
 
 class Query:
@@ -59,7 +88,7 @@ class Query:
 
 
 class Statements:
-    """What can be asked of a connection; the same on the database and inside a transaction."""
+    """The statements that a database and a transaction both take."""
 
     async def _run(self, query: Query, params: dict[str, Any], take: Callable[[aiopg.Cursor], Any], read: bool) -> Any:
         raise TypeError("use Database or Transaction")
@@ -113,10 +142,9 @@ async def _perform(
         result = await take(cursor)
     except asyncio.CancelledError as cancelled:
         # aiopg reports the server's statement_timeout as a cancellation that nobody asked for
-        if isinstance(cancelled.__context__, psycopg2.extensions.QueryCanceledError) and not (
-            task and task.cancelling()
-        ):
-            raise DatabaseUnavailable from cancelled
+        timed_out = cancelled.__context__
+        if isinstance(timed_out, psycopg2.extensions.QueryCanceledError) and not (task and task.cancelling()):
+            raise timed_out from None
         raise
     if task and task.cancelling() > asked_before:
         raise asyncio.CancelledError  # aiopg loses one that comes with the answer (asyncio.wait_for of Python 3.11)
@@ -132,20 +160,28 @@ class Transaction(Statements):
 
 
 class Database(Statements):
-    """A pool of connections. Every call ends within ``timeout`` seconds, answered or with ``DatabaseUnavailable``."""
+    """A pool of connections to one of the servers that the URL names.
 
-    def __init__(self, url: str, *, min_size: int, max_size: int, timeout: float) -> None:
-        self._url, self._min, self._max, self._timeout = url, min_size, max_size, timeout
+    Every call ends within ``timeout`` seconds, answered or with ``DatabaseUnavailable``. The pool stays with a server
+    for as long as it serves; when it does not, the next call looks the names up again and tries each server in turn.
+    """
+
+    def __init__(self, url: str, *, max_size: int, timeout: float) -> None:
+        self.state = Dependency("postgres")
+        self._url, self._max, self._timeout = url, max_size, timeout
+        self._milliseconds = int(timeout * 1000)
         self._pool: aiopg.Pool | None = None
+        self._place: str | None = None
         self._opening = asyncio.Lock()
+        self._closing: set[asyncio.Task[None]] = set()
 
     @classmethod
     @contextlib.asynccontextmanager
     async def connect(
-        cls, url: str, *, min_size: int = 0, max_size: int = 10, timeout: float = 2.0
+        cls, url: str, *, max_size: int = 10, timeout: float = REQUEST_SECONDS
     ) -> AsyncIterator[Database]:
-        """Opens lazily: a service starts, and says so in its readiness, while PostgreSQL is away."""
-        database = cls(url, min_size=min_size, max_size=max_size, timeout=timeout)
+        """Opens lazily: a service starts, and says so in its readiness, while PostgreSQL is down."""
+        database = cls(url, max_size=max_size, timeout=timeout)
         try:
             yield database
         finally:
@@ -156,75 +192,127 @@ class Database(Statements):
             self._pool.terminate()
             await self._pool.wait_closed()
             self._pool = None
+        await asyncio.gather(*self._closing, return_exceptions=True)
 
     async def _open(self) -> aiopg.Pool:
+        """
+        :raises OSError, psycopg2.Error: no server could be connected to; the last one's error.
+        """
         async with self._opening:
             if self._pool is None:
-                milliseconds = int(self._timeout * 1000)
-                self._pool = await aiopg.create_pool(
-                    self._url,
-                    minsize=self._min,
-                    maxsize=self._max,
-                    timeout=self._timeout,
-                    enable_hstore=False,
-                    pool_recycle=600,
-                    connect_timeout=max(2, int(self._timeout)),
-                    application_name="mlpa",
-                    # the server gives up on what nobody waits for any more
-                    options=f"-c statement_timeout={milliseconds} -c client_connection_check_interval=200 "
-                    f"-c idle_in_transaction_session_timeout={2 * milliseconds} -c timezone=UTC",
-                    keepalives_idle=30,
-                )
+                places = await postgres_places.resolve(self._url)
+                places.sort(key=lambda place: place != self._place)  # the last one that served comes first
+                for number, place in enumerate(places, start=1):
+                    pool = await self._pool_of(place)
+                    try:
+                        # one that hangs leaves time for the others
+                        async with asyncio.timeout(self._timeout / len(places)):
+                            await _release(pool, await _acquire(pool))
+                    except CONNECTION_FAULTS:
+                        pool.terminate()
+                        if number == len(places):
+                            raise
+                    else:
+                        self._pool, self._place = pool, place
+                        break
+            assert self._pool is not None
             return self._pool
+
+    def _pool_of(self, place: str) -> Coroutine[Any, Any, aiopg.Pool]:
+        pool: Coroutine[Any, Any, aiopg.Pool] = aiopg.create_pool(
+            place,
+            minsize=0,
+            maxsize=self._max,
+            timeout=0.9 * self._timeout,  # less than the whole call's, which would hide it
+            enable_hstore=False,
+            pool_recycle=600,
+            connect_timeout=max(2, int(self._timeout)),
+            application_name="mlpa",
+            keepalives_idle=30,
+            tcp_user_timeout=5000,  # a server that vanished without a word, in milliseconds
+        )
+        return pool
+
+    def _leave(self, pool: aiopg.Pool) -> None:
+        """Use new connections from now on: to this server if it still serves, or to another."""
+        if pool is self._pool:
+            self._pool = None
+            pool.close()  # those in use are closed when they come back
+            task = asyncio.create_task(pool.clear())
+            self._closing.add(task)
+            task.add_done_callback(self._closing.discard)
 
     @contextlib.asynccontextmanager
     async def _cursor(self) -> AsyncIterator[aiopg.Cursor]:
         pool = self._pool or await self._open()
-        connection = await _acquire(pool)
+        try:
+            connection = await _acquire(pool)
+        except CONNECTION_FAULTS:
+            if pool.size - pool.freesize < self._max:  # otherwise all are in use, and none was to be made
+                self._leave(pool)
+            raise
         try:
             async with connection.cursor() as cursor:
                 yield cursor
-        except BaseException:
+        except BaseException as error:
             # its state is unknown (cancelled, timed out, dropped): never hand it to another request
             with contextlib.suppress(Exception):
                 connection.close()
+            if postgres_faults.wants_new_connection(error):
+                self._leave(pool)
             raise
         finally:
-            with contextlib.suppress(*_FAULTS):
+            with contextlib.suppress(*CONNECTION_FAULTS):
                 await asyncio.shield(_release(pool, connection))
 
     async def _run(self, query: Query, params: dict[str, Any], take: Callable[[aiopg.Cursor], Any], read: bool) -> Any:
+        if self._timeout > REQUEST_SECONDS:
+            async with self.transaction() as transaction:
+                return await transaction._run(query, params, take, read)
         for attempt in (1, 2):
             try:
                 async with asyncio.timeout(self._timeout), self._cursor() as cursor:
-                    return await _perform(cursor, query, params, take)
-            except TimeoutError as error:
-                raise DatabaseUnavailable from error
-            except _FAULTS as error:
-                if attempt == 2 or not read:
-                    raise DatabaseUnavailable from error
+                    result = await _perform(cursor, query, params, take)
+            except (psycopg2.Error, *CONNECTION_FAULTS) as error:
+                if not (read and attempt == 1 and postgres_faults.wants_new_connection(error)):
+                    raise self._unavailable(error) from error
+            else:
+                self.state.answered()
+                return result
         raise AssertionError("unreachable")
 
     @contextlib.asynccontextmanager
     async def transaction(self) -> AsyncIterator[Transaction]:
         """One transaction: committed when the block ends, rolled back when it raises.
 
-        :raises DatabaseUnavailable:
+        :raises DatabaseUnavailable: also when the connection was lost at the commit, which may have taken place.
         """
         try:
-            async with asyncio.timeout(1.5 * self._timeout), self._cursor() as cursor, cursor.begin():
+            async with asyncio.timeout(1.5 * self._timeout), self._cursor() as cursor:
+                await cursor.execute(
+                    f"begin; set local statement_timeout = {self._milliseconds};"
+                    f" set local idle_in_transaction_session_timeout = {2 * self._milliseconds}"
+                )
                 yield Transaction(cursor)
-        except _FAULTS as error:
-            raise DatabaseUnavailable from error
+                await cursor.execute("commit")
+            self.state.answered()
+        except (psycopg2.Error, *CONNECTION_FAULTS) as error:
+            raise self._unavailable(error) from error
 
-    async def ping(self) -> None:
-        """:raises DatabaseUnavailable:"""
-        await self.fetch(_PING)
+    def _unavailable(self, error: BaseException) -> DatabaseUnavailable:
+        """
+        :raises BaseException: the error itself, where it is a fault of our statement.
+        """
+        if not postgres_faults.is_unavailability(error):
+            raise error
+        why = postgres_faults.reason(error)
+        self.state.failed(why)
+        return DatabaseUnavailable(why, sqlstate=error.pgcode if isinstance(error, psycopg2.Error) else None)
 
 
 async def _acquire(pool: aiopg.Pool) -> aiopg.Connection:
     """
-    :raises OperationalError: and whatever else ``_FAULTS`` has.
+    :raises OperationalError: and the other CONNECTION_FAULTS.
     """
     try:
         return await pool.acquire()
@@ -240,11 +328,3 @@ async def _release(pool: aiopg.Pool, connection: aiopg.Connection) -> None:
     result = pool.release(connection)
     if result is not None:
         await result
-
-
-_PING = Query.text("select 1 as one")
-
-
-def columns(table: sa.Table, *, skip: Sequence[str] = ()) -> list[sa.Column[Any]]:
-    """The columns of a table in order, without some."""
-    return [column for column in table.columns if column.name not in skip]

@@ -19,12 +19,19 @@ Client = Redis
 
 
 def check_url(url: str) -> None:
-    """:raises ValueError: ``connect`` can't use it. The message may quote a part of it, so don't show it."""
+    """:raises ValueError: ``connect`` can't use the URL. The message quotes none of it."""
     url = url.replace(CLUSTER_SCHEME, "redis://", 1)
-    place = parse_url(url)
-    # a slash that a password has in the clear ends the authority before its "@"
-    if not ("host" in place or "path" in place) or "@" in "".join(urlsplit(url)[2:]):
-        raise ValueError("no host")
+    try:
+        place = parse_url(url)
+        # a slash that a password has in the clear ends the authority before its "@"
+        usable = ("host" in place or "path" in place) and "@" not in "".join(urlsplit(url)[2:])
+    except ValueError:
+        usable = False
+    if not usable:
+        raise ValueError(
+            "must be a redis://, rediss://, unix:// or redis+cluster:// URL;"
+            " special characters of a password are percent-encoded"
+        )
 
 
 def connect(url: str, *, timeout: float = 1.0, max_connections: int = 64) -> Client:

@@ -121,7 +121,7 @@ async def test_what_redis_missed_is_applied_when_it_is_back(
             while not [key async for key in redis.scan_iter("mlpa:{*}:j:*")]:
                 await redis.ping()
         while (await database.fetch(_PENDING))[0]["n"]:
-            await database.ping()
+            await database.fetch(Query.text("select 1"))
 
 
 async def test_revoking_again_writes_nothing(auth: Auth, redis_url: str) -> None:
