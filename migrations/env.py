@@ -1,30 +1,51 @@
-"""Alembic's environment: online only, under an advisory lock, so that any number of replicas may start at once."""
+"""Alembic's environment, for ``mlpa migrate`` and ``alembic upgrade head`` alike.
+
+One migration of a database runs at a time: the others wait for its lock, and find the work done.
+"""
 
 from __future__ import annotations
 
 import os
 
+import psycopg2
 import sqlalchemy as sa
 from alembic import context
 
+from shared.migrate import APPLICATION, LOCK_SECONDS, locked
 from shared.schema import metadata
 
-#: Any fixed number: the key of the advisory lock that serialises migrations of one database.
-LOCK = 0x4D4C5041
+#: No statement of a migration waits longer than this for a table that requests use: it fails, and can be run again.
+LOCK_TIMEOUT = "5s"
 
 
 def url() -> str:
-    """The database of ``-x url=``, of the caller's configuration, or of ``DATABASE_URL``."""
-    given = context.get_x_argument(as_dictionary=True).get("url") or context.config.get_main_option("sqlalchemy.url")
-    raw = given or os.environ["DATABASE_URL"]
-    return raw.replace("postgresql://", "postgresql+psycopg2://", 1)
+    """The database of the caller's configuration, of ``-x url=``, or of ``DATABASE_URL``."""
+    given = context.config.attributes.get("url") or context.get_x_argument(as_dictionary=True).get("url")
+    return str(given or os.environ["DATABASE_URL"])
 
 
-engine = sa.create_engine(url(), poolclass=sa.pool.NullPool, connect_args={"connect_timeout": 5})
-with engine.connect() as connection:
-    connection.execute(sa.text("select pg_advisory_lock(:key)"), {"key": LOCK})
-    connection.commit()
-    context.configure(connection=connection, target_metadata=metadata, transaction_per_migration=True)
+def run_online() -> None:
+    engine = sa.create_engine(
+        "postgresql+psycopg2://",
+        # libpq reads the URL, as it does for the services: several hosts, TLS, sockets
+        creator=lambda: psycopg2.connect(url(), connect_timeout=5, application_name=APPLICATION),
+        poolclass=sa.pool.NullPool,
+    )
+
+    @sa.event.listens_for(engine, "begin")
+    def bound(connection: sa.Connection) -> None:
+        connection.exec_driver_sql(f"set local lock_timeout = '{LOCK_TIMEOUT}'; set local statement_timeout = 0")
+
+    with locked(url(), context.config.attributes.get("wait", LOCK_SECONDS)), engine.connect() as connection:
+        context.configure(connection=connection, target_metadata=metadata, transaction_per_migration=True)
+        with context.begin_transaction():
+            context.run_migrations()
+    engine.dispose()
+
+
+if context.is_offline_mode():
+    context.configure(dialect_name="postgresql", target_metadata=metadata, literal_binds=True)
     with context.begin_transaction():
         context.run_migrations()
-engine.dispose()
+else:
+    run_online()

@@ -8,14 +8,21 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from shared.errors import ServiceError
+from shared.errors import DependencyUnavailable
 
 TIMEOUT = 2.0
 KEEP = 1.0
 
 
 class CheckFailed(Exception):
-    """A check's own words about what is wrong; shown in the readiness body, so never a secret."""
+    """A check's own words about what is wrong; shown in the readiness body, so never a secret.
+
+    ``required``: the service can't serve like this, although it could without the dependency.
+    """
+
+    def __init__(self, message: str, *, required: bool = False) -> None:
+        super().__init__(message)
+        self.required = required
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +79,7 @@ class Health:
 async def _run(check: Check) -> dict[str, Any]:
     started = time.perf_counter()
     error: str | None = None
+    required = check.required
     try:
         async with asyncio.timeout(TIMEOUT):
             await check.probe()
@@ -79,13 +87,14 @@ async def _run(check: Check) -> dict[str, Any]:
         error = f"no answer within {TIMEOUT:g} s"
     except CheckFailed as failed:
         error = str(failed)
-    except ServiceError:
-        error = "unavailable"
+        required = required or failed.required
+    except DependencyUnavailable as unavailable:
+        error = unavailable.reason
     except Exception as unexpected:  # whatever a client library raises, a check only reports it
         error = type(unexpected).__name__
     return {
         "status": "failed" if error else "ok",
-        "required": check.required,
+        "required": required,
         "latency_ms": round((time.perf_counter() - started) * 1000, 3),
         "error": error,
     }

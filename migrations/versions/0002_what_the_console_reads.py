@@ -6,6 +6,8 @@ import sqlalchemy as sa
 from alembic import op
 from sqlalchemy.dialects import postgresql
 
+from migrations.indexes import create_concurrently, drop_concurrently
+
 revision = "0002"
 down_revision = "0001"
 branch_labels = None
@@ -24,9 +26,9 @@ def upgrade() -> None:
         sa.Column("completion_tokens", sa.BigInteger(), nullable=False),
         sa.PrimaryKeyConstraint("hour", "service_type", "outcome"),
     )
-    op.create_index("users_created", "users", ["created_at", "user_id"], unique=False)
+    create_concurrently("users_created", "users", ["created_at", "user_id"])
 
 
 def downgrade() -> None:
-    op.drop_index("users_created", table_name="users")
+    drop_concurrently("users_created", "users")
     op.drop_table("usage_hours")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sqlalchemy as sa
-from alembic import op
+
+from migrations.indexes import create_concurrently, drop_concurrently
 
 revision = "0003"
 down_revision = "0002"
@@ -12,7 +13,7 @@ depends_on = None
 
 
 def upgrade() -> None:
-    op.create_index(
+    create_concurrently(
         "users_to_provision",
         "users",
         ["user_id"],
@@ -21,4 +22,4 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    op.drop_index("users_to_provision", table_name="users")
+    drop_concurrently("users_to_provision", "users")

@@ -37,6 +37,7 @@ from services.auth.tokens.keys import KeyRing, ensure_key
 from services.auth.tokens.revocation import Revocation
 from services.auth.users.changes import Changes
 from services.auth.users.services import Users
+from services.auth.users.storage import can_write
 from shared.app import Apps, ServiceDescription, build_apps
 from shared.health import Check, CheckFailed, Health
 from shared.metrics import Registry
@@ -45,6 +46,7 @@ from shared.ops import HEALTH
 from shared.postgres import Database
 from shared.protocol import ServiceSite
 from shared.redis import Client, connect, ping
+from shared.schema_check import PostgresCheck
 from shared.service_types import ConfigurationError, ServiceTypes
 
 #: Firefox for iOS sends its attestation, base64 in base64, in a header: about 11 KB.
@@ -225,7 +227,7 @@ def _health(key_ring: KeyRing, database: Database, redis: Client, fxa: FxAVerifi
     return Health(
         [
             Check("signing_key", signing_key, required=True),
-            Check("postgres", database.ping, required=False),
+            Check("postgres", PostgresCheck(database, can_write), required=False),
             Check("redis", lambda: ping(redis), required=False),
             Check("fxa", fxa.ready, required=False),
         ],

@@ -8,13 +8,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 import click
+import psycopg2
 import sqlalchemy.exc
 import uvloop
+from alembic.util import CommandError
 
 from services.cli import workers
 from shared import logs
+from shared import migrate as migration
 from shared.app import Apps
-from shared.migrate import upgrade
 from shared.misspelt import misspelt
 from shared.reports import report_errors
 from shared.serve import Site, serve
@@ -50,13 +52,45 @@ def gateway(workers: int) -> None:
 
 
 @click.command()
-def migrate() -> None:
+@click.option("--check", is_flag=True, help="Change nothing; exit code 1 if the database isn't at the newest revision.")
+@click.option("--sql", is_flag=True, help="Write the statements that make the schema from nothing, and run none.")
+@click.option("--down", type=click.IntRange(min=1), metavar="N", help="Undo the last N revisions.")
+@click.option(
+    "--wait",
+    type=click.FloatRange(min=0),
+    default=migration.LOCK_SECONDS,
+    show_default=True,
+    help="Seconds for others.",
+)
+def migrate(check: bool, sql: bool, down: int | None, wait: float) -> None:
     """Bring the database to the newest revision (alembic upgrade head)."""
-    settings = Settings.lenient()
+    if check + sql + (down is not None) > 1:
+        raise click.UsageError("--check, --sql and --down exclude each other")
+    url = Settings.lenient().database_url.get_secret_value()
     try:
-        upgrade(settings.database_url.get_secret_value())
-    except sqlalchemy.exc.OperationalError as error:
+        if check:
+            _check_revision(url)
+        elif sql:
+            migration.sql(url)
+        elif down is not None:
+            migration.downgrade(url, f"-{down}", wait=wait)
+        else:
+            migration.upgrade(url, wait=wait)
+    except psycopg2.Error as error:
+        raise click.ClickException(f"DATABASE_URL: {str(error).strip()}") from None
+    except sqlalchemy.exc.DBAPIError as error:
         raise click.ClickException(f"DATABASE_URL: {str(error.orig).strip()}") from None
+    except migration.MigrationRefused as error:
+        raise click.ClickException(str(error)) from None
+    except CommandError as error:
+        raise click.ClickException(str(error)) from None
+
+
+def _check_revision(url: str) -> None:
+    newest, current = migration.revisions()[-1], migration.current(url)
+    click.echo(f"the database is at {current or 'no revision'}, the newest is {newest}")
+    if current != newest:
+        raise SystemExit(1)
 
 
 @click.command()

@@ -12,6 +12,7 @@ from services.gateway import errors, keys
 from services.gateway.budget import views as budget_views
 from services.gateway.budget.prices import Catalogue
 from services.gateway.budget.services import Budgets
+from services.gateway.budget.storage import can_write
 from services.gateway.chat import operations as chat_operations
 from services.gateway.chat.bodies import Bodies
 from services.gateway.chat.config import ChatConfig
@@ -35,6 +36,7 @@ from shared.openapi import Answer
 from shared.ops import HEALTH
 from shared.postgres import Database
 from shared.redis import Client, connect, ping
+from shared.schema_check import PostgresCheck
 from shared.serve import DRAIN
 from shared.service_types import ServiceTypes
 
@@ -180,7 +182,7 @@ def _health(redis: Client, database: Database, key_set: KeySet, litellm: LiteLLM
             Check("redis", lambda: ping(redis), required=True),
             Check("key_set", keys_known, required=True),
             Check("litellm", litellm_answers, required=False),
-            Check("postgres", database.ping, required=False),
+            Check("postgres", PostgresCheck(database, can_write), required=False),
             Check("auth", auth_answers, required=False),
         ]
     )

@@ -20,7 +20,6 @@ from shared import postgres_places
 from shared.postgres import Database, DatabaseUnavailable, Query
 
 ONE = Query.text("select 1 as one")
-MAKE = Query.text("create table made (n int)")
 PID = Query.text("select pg_backend_pid() as pid")
 END = Query.text("select pg_terminate_backend(:pid)")
 
@@ -107,6 +106,14 @@ async def test_the_next_host_of_the_url_serves_when_one_does_not(
         assert (await database.fetch(port))[0]["port"] == second.port
 
 
+async def is_written_to(database: Database) -> bool:
+    try:
+        await database.execute(Query.text("create table if not exists made (n int)"))
+    except DatabaseUnavailable:
+        return False
+    return True
+
+
 async def test_a_demoted_server_is_left_for_one_that_can_be_written_to(
     two_servers: tuple[PostgresServer, PostgresServer],
 ) -> None:
@@ -117,15 +124,8 @@ async def test_a_demoted_server_is_left_for_one_that_can_be_written_to(
         administer(first.url(), "alter system set default_transaction_read_only = on", "select pg_reload_conf()")
         try:
             deadline = time.monotonic() + 5
-            while True:
+            while not await is_written_to(database) or (await database.fetch(port))[0]["port"] != second.port:
                 assert time.monotonic() < deadline
-                try:
-                    await database.execute(Query.text("create table if not exists made (n int)"))
-                except DatabaseUnavailable as error:
-                    assert error.sqlstate in ("25006", None)  # the server that was asked, or a connection to it
-                else:
-                    if (await database.fetch(port))[0]["port"] == second.port:
-                        break
         finally:
             administer(
                 first.url(),
@@ -176,7 +176,7 @@ async def test_the_reason_of_a_failed_connection_is_named(
 
 
 async def test_a_wrong_password_is_named_and_not_shown(tmp_path: Path) -> None:
-    with PostgresServer(tmp_path / "data", free_port(), durable=False, password="right") as server:  # noqa: S106
+    with PostgresServer(tmp_path / "data", free_port(), durable=False, password="right") as server:
         async with Database.connect(server.url().replace(":right@", ":hunter2@")) as database:
             with pytest.raises(DatabaseUnavailable, match="unavailable") as caught:
                 await database.fetch(ONE)
@@ -212,9 +212,8 @@ async def test_a_pool_that_waits_longer_tells_the_server(postgres_url: str) -> N
     setting = Query.text("select current_setting('statement_timeout') as value")
     async with Database.connect(postgres_url, timeout=30) as database:
         assert (await database.fetch(setting))[0]["value"] == "30s"
-    async with Database.connect(postgres_url) as database:
-        async with database.transaction() as transaction:
-            assert (await transaction.fetch(setting))[0]["value"] == "2s"
+    async with Database.connect(postgres_url) as database, database.transaction() as transaction:
+        assert (await transaction.fetch(setting))[0]["value"] == "2s"
 
 
 @pytest.mark.parametrize(
@@ -253,7 +252,7 @@ async def test_each_host_of_a_url_is_a_place_of_its_own(url: str, expected: list
     ],
 )
 def test_a_url_that_can_not_work_is_refused_without_being_quoted(url: str) -> None:
-    with pytest.raises(ValueError, match="must|has") as caught:
+    with pytest.raises(ValueError, match=r"must|has") as caught:
         postgres_places.check(url)
     assert "p@ss" not in str(caught.value)
     assert "p/w" not in str(caught.value)

@@ -47,6 +47,14 @@ _ROOM = Query.text(
 _SEEN = Query.text("update users set last_seen_at = now() where user_id = any(:users)")
 
 
+async def can_write(database: Database) -> None:
+    """Update no user, as readiness does.
+
+    :raises DatabaseUnavailable:
+    """
+    await database.execute(_SEEN, users=[])
+
+
 class _Full(Exception):
     """Rolls the newcomer's transaction back."""
 

@@ -78,6 +78,14 @@ _PRUNE = Query.text(
 )
 
 
+async def can_write(database: Database) -> None:
+    """Write no row, as readiness does.
+
+    :raises DatabaseUnavailable:
+    """
+    await database.execute(_WRITE, rows="[]")
+
+
 @dataclass(frozen=True, slots=True)
 class UserRecord:
     """A user as PostgreSQL has it.
