@@ -138,6 +138,7 @@ def _upstream(settings: GatewaySettings) -> UpstreamConfig:
         base_urls=settings.litellm_api_base,
         virtual_key=key.get_secret_value() if key else None,
         health_interval=settings.litellm_health_seconds,
+        health_timeout=settings.litellm_health_timeout_seconds,
     )
 
 

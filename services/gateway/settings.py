@@ -32,6 +32,9 @@ class GatewaySettings(Settings):
     slow_client_seconds: float = Field(60, gt=0, description="A client that takes no data for that long is dropped.")
     max_open_requests: Limit = Field(2500, description="Open chat requests of one process; 0 = no limit.")
     litellm_health_seconds: float = Field(2, gt=0, description="Pause between two health checks of LiteLLM.")
+    litellm_health_timeout_seconds: float = Field(
+        5, gt=0, description="A health check of LiteLLM that takes longer has failed."
+    )
     model_info_seconds: float = Field(60, gt=0, description="Pause between two readings of models and prices.")
 
     def needed(self) -> list[str]:

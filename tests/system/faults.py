@@ -211,7 +211,7 @@ async def run_row(system: System, caller: Caller, part: str, fault: str, breaker
     tasks = work.start()
     await asyncio.wait(tasks.values(), timeout=MOST_HOLD)
     await asyncio.sleep(max(0.0, HOLD - (time.monotonic() - began)))
-    if part == "litellm" and fault in ("killed", "stopped", "refusing"):
+    if part == "litellm" and fault in ("killed", "refusing"):
         row.seen["chat later"] = await _once_noticed(caller, ready.token)
     await breaker.mend(fault)
     mended = time.monotonic()

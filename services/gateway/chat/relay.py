@@ -150,14 +150,19 @@ class Exchange:
         asked, self._asked = self._asked, None  # a stream is long, and its request may be large
         assert asked is not None
         ask = self._reservation.ask
-        body = asked.encode(
-            ask.principal.user_id,
-            self._reservation.grant,
-            ask.model.limit_name,
-            self._chat.config.sampling(ask.principal.service_type),
+        # The body is not kept here: the call lets go of it once it is sent
+        request = self._call.post(
+            asked.encode(
+                ask.principal.user_id,
+                self._reservation.grant,
+                ask.model.limit_name,
+                self._chat.config.sampling(ask.principal.service_type),
+            ),
+            self._upstream_headers,
         )
+        del asked
         self._asked_at = time.perf_counter()
-        upstream = await self._call.post(body, self._upstream_headers)
+        upstream = await request
         if upstream.status != 200:
             self._refused = True
             raise self._classify(read_failure(upstream.status, await self._call.read_error()), upstream)

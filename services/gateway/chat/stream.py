@@ -45,6 +45,7 @@ class StreamRelay:
     __slots__ = (
         "_chunked",
         "_commit",
+        "_ended",
         "_framer",
         "_held",
         "_on_begin",
@@ -65,9 +66,12 @@ class StreamRelay:
         self._on_begin = on_begin
         self._protocol = request.protocol
         self._chunked = request.version >= HttpVersion11
+        if not self._chunked:
+            response.force_close()  # its end is the connection's
         self._framer = Framer()
         self._held = b""
         self._commit = asyncio.Lock()
+        self._ended = False
         self.begun = False
         self.complete = False
 
@@ -158,6 +162,7 @@ class StreamRelay:
         """The last events, which end with ``[DONE]`` or were followed by an error."""
         if self._tally.done:
             await self._prepare()
+            self._ended = True  # no comment may follow, however long the client takes to take the rest
             await self.response.write_eof(self._held + block)
             if not self.begun:
                 self._on_begin()
@@ -179,15 +184,18 @@ class StreamRelay:
             await self._relay(block)
         if broken is not None or not tally.complete:
             raise UpstreamError("The model's answer was cut short.") from broken
+        self._ended = True
         await self.response.write_eof()
         self.complete = True
 
     async def keep_alive(self) -> None:
         """Tell the client that the connection lives. Nothing is put into an event."""
-        if self.complete or not self._framer.between_events:
+        if not self._framer.between_events:
             return
         try:
             await self._prepare()
+            if self._ended:
+                return
             held, self._held = self._held, b""
             self._write(held + COMMENT)
         except ConnectionError:
@@ -196,6 +204,7 @@ class StreamRelay:
     async def fail(self, error: ServiceError) -> None:
         """End a committed stream with an error event, without ``[DONE]``."""
         self.response.force_close()
+        self._ended = True
         try:
             async with asyncio.timeout(FAREWELL):
                 await self.response.write_eof(error_event(error))

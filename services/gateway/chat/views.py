@@ -29,6 +29,7 @@ async def chat_completions(request: web.Request) -> web.StreamResponse:
         body = await chat.bodies.read(request, principal.user_id)
         with chat.open_requests.place():
             exchange = await _admit(request, chat, seen, principal, body)
+            del body  # a stream is long, and its request may be large
             return await exchange.run()
     except ServiceError as error:
         chat.metrics.rejected(error.code, seen.model, seen.service_type)
@@ -56,7 +57,7 @@ async def _admit(request: web.Request, chat: Chat, seen: _Seen, principal: Princ
     if model is None or not row.allows_model(asked.model):
         raise InvalidModel
     seen.model = model.name
-    if not chat.litellm.healthy:
+    if not chat.litellm.accepts:
         raise DependencyUnavailable("litellm")
     _check_window(asked, model.context_window)
     limit = asked.limit or chat.config.max_completion_tokens

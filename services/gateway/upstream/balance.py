@@ -1,7 +1,8 @@
 """Which instance of LiteLLM the next request goes to.
 
-The one with the fewest open requests for its weight. An instance is out after two failed health checks, and sits out
-for a while (doubling) after a connection to it failed; one that comes back is given more and more over some seconds.
+The one with the fewest open requests for its weight. An instance is out after two failed health checks without an
+answer between them, and sits out for a while (doubling) after a connection to it failed; one that comes back is given
+more and more over some seconds. When all look dead, the checks may be wrong: a few requests are tried all the same.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from yarl import URL
 FAILURES_TO_OUT = 2
 #: Seconds that a failed connection keeps an instance out: the first, the most.
 FIRST_PENALTY, MAX_PENALTY = 0.5, 30.0
+#: Requests that are tried at once at an instance that is out, when all of them are.
+MAX_TRIED = 32
 #: Seconds in which a returning instance is brought to its full share, and the share it begins with.
 SLOW_RETURN, LEAST_WEIGHT = 10.0, 0.1
 
@@ -22,12 +25,14 @@ SLOW_RETURN, LEAST_WEIGHT = 10.0, 0.1
 class Instance:
     """One LiteLLM."""
 
-    __slots__ = ("_now", "_penalty", "_returned", "chat_url", "failed_checks", "open", "out_until", "url")
+    __slots__ = ("_now", "_penalty", "_returned", "chat_url", "failed_checks", "open", "out_until", "tried", "url")
 
     def __init__(self, url: URL, now: Callable[[], float] = time.monotonic) -> None:
         self.url = url
         self.chat_url = url / "v1" / "chat" / "completions"
         self.open = 0
+        #: Requests that it was sent while it was out, and has not answered.
+        self.tried = 0
         self.failed_checks = 0
         self.out_until = 0.0
         self._penalty = 0.0
@@ -51,6 +56,8 @@ class Instance:
         self.out_until = self._now() + self._penalty
 
     def answered(self) -> None:
+        """It answered a chat: a sign of life as good as a passed check."""
+        self.check_passed()
         if self._penalty:
             self._penalty = 0.0
             self._returned = self._now()
@@ -73,6 +80,11 @@ class Balancer:
     def healthy(self) -> bool:
         return any(instance.healthy for instance in self.instances)
 
+    @property
+    def accepts(self) -> bool:
+        """Whether a request would be sent now: some instance is healthy, or may still be tried."""
+        return any(instance.healthy or instance.tried < MAX_TRIED for instance in self.instances)
+
     def pick(self, tried: set[Instance] | None = None) -> Instance | None:
         """The instance for a request; None when all that remain are out, or were tried.
 
@@ -80,9 +92,13 @@ class Balancer:
         """
         if len(self.instances) == 1:
             only = self.instances[0]
-            return only if only.healthy and not tried else None
+            return only if (only.healthy or only.tried < MAX_TRIED) and not tried else None
         now = self._now()
-        usable = [each for each in self.instances if each.healthy and not (tried and each in tried)]
+        usable = [each for each in self.instances if each.healthy] or [
+            each for each in self.instances if each.tried < MAX_TRIED
+        ]
+        if tried:
+            usable = [each for each in usable if each not in tried]
         ready = [each for each in usable if each.out_until <= now] or usable
         if not ready:
             return None

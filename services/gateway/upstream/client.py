@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from http import HTTPStatus
 from types import TracebackType
 from typing import Self
 
@@ -17,7 +18,7 @@ from services.gateway.errors import UpstreamError, UpstreamTimeout
 from services.gateway.upstream import health
 from services.gateway.upstream.balance import Balancer, Instance
 from services.gateway.upstream.classify import MAX_ERROR_BODY
-from services.gateway.upstream.connector import Connector, Wire, wire
+from services.gateway.upstream.connector import Body, Connector, Wire, wire
 from shared.errors import DependencyUnavailable
 from shared.metrics import Registry
 
@@ -34,10 +35,12 @@ class UpstreamConfig:
     base_urls: tuple[str, ...]
     virtual_key: str | None = None
     connect_timeout: float = 5.0
-    #: Idle connections are dropped before LiteLLM's server (5 s) does, so that no request meets one being closed.
+    #: Idle connections are dropped before LiteLLM's server does, so that no request meets one being closed. That is
+    #: uvicorn, which keeps them 5 s (BerriAI/litellm litellm/proxy/proxy_cli.py sets timeout_keep_alive only on
+    #: --keepalive_timeout; encode/uvicorn uvicorn/config.py).
     keepalive: float = 4.0
-    health_interval: float = 5.0
-    health_timeout: float = 2.0
+    health_interval: float = 2.0
+    health_timeout: float = 5.0
 
 
 class KeyRefused(DependencyUnavailable):
@@ -50,9 +53,11 @@ class KeyRefused(DependencyUnavailable):
 class LiteLLM:
     """The instances of LiteLLM, seen as one."""
 
-    def __init__(self, config: UpstreamConfig, session: aiohttp.ClientSession) -> None:
+    def __init__(self, config: UpstreamConfig, session: aiohttp.ClientSession, fresh: aiohttp.ClientSession) -> None:
+        """:param fresh: makes a new connection for each request."""
         self.balancer = Balancer([URL(url.rstrip("/")) for url in config.base_urls])
         self._session = session
+        self._fresh = fresh
         self._headers = CIMultiDict(
             {
                 "Content-Type": "application/json",
@@ -69,27 +74,24 @@ class LiteLLM:
     @asynccontextmanager
     async def open(cls, config: UpstreamConfig, registry: Registry) -> AsyncIterator[LiteLLM]:
         """Opens the pool and begins the health checks; both end with the block."""
-        session = aiohttp.ClientSession(
-            connector=Connector(keepalive=config.keepalive),
-            cookie_jar=aiohttp.DummyCookieJar(),
-            timeout=aiohttp.ClientTimeout(total=None, sock_connect=config.connect_timeout),
-            auto_decompress=False,
-            read_bufsize=READ_BUFFER,
-            trust_env=False,
-        )
-        async with session:
-            litellm = cls(config, session)
+        async with _session(config, config.keepalive) as session, _session(config, None) as fresh:
+            litellm = cls(config, session, fresh)
             async with health.checking(litellm.balancer.instances, litellm.check, config.health_interval, registry):
                 yield litellm
 
     @property
     def healthy(self) -> bool:
-        """False after two failed health checks of every instance, until one passes."""
+        """False after two failed health checks of every instance, until one passes or a chat is answered."""
         return self.balancer.healthy
+
+    @property
+    def accepts(self) -> bool:
+        """Whether a request would be sent: also while no instance is healthy, a few at a time."""
+        return self.balancer.accepts
 
     def call(self) -> Call:
         """A chat request to be made: ``async with litellm.call() as call``."""
-        return Call(self._session, self.balancer, self._headers)
+        return Call(self._session, self._fresh, self.balancer, self._headers)
 
     async def check(self, instance: Instance) -> bool:
         """Whether an instance answers its liveness check."""
@@ -124,16 +126,35 @@ class LiteLLM:
             raise DependencyUnavailable("litellm") from error
 
 
+def _session(config: UpstreamConfig, keepalive: float | None) -> aiohttp.ClientSession:
+    return aiohttp.ClientSession(
+        connector=Connector(keepalive=keepalive),
+        cookie_jar=aiohttp.DummyCookieJar(),
+        timeout=aiohttp.ClientTimeout(total=None, sock_connect=config.connect_timeout),
+        auto_decompress=False,
+        read_bufsize=READ_BUFFER,
+        trust_env=False,
+    )
+
+
 class Call:
     """One request to LiteLLM. Leaving the block ends it: at once, unless the answer was read to its end."""
 
-    __slots__ = ("_balancer", "_closed", "_headers", "_instance", "_response", "_session", "_wire")
+    __slots__ = ("_balancer", "_closed", "_fresh", "_headers", "_instance", "_response", "_session", "_tried", "_wire")
 
-    def __init__(self, session: aiohttp.ClientSession, balancer: Balancer, headers: CIMultiDict[str]) -> None:
+    def __init__(
+        self,
+        session: aiohttp.ClientSession,
+        fresh: aiohttp.ClientSession,
+        balancer: Balancer,
+        headers: CIMultiDict[str],
+    ) -> None:
         self._session = session
+        self._fresh = fresh
         self._balancer = balancer
         self._headers = headers
         self._instance: Instance | None = None
+        self._tried = False
         self._response: aiohttp.ClientResponse | None = None
         self._closed: asyncio.Future[None] | None = None
         self._wire = Wire()
@@ -164,22 +185,25 @@ class Call:
     async def post(self, body: bytes, headers: Mapping[str, str]) -> aiohttp.ClientResponse:
         """Send the request; returns when the answer's headers are there.
 
-        Where no connection could be had, nothing was sent, and the next instance is asked.
+        Where no connection could be had, nothing was sent, and the next instance is asked. A kept connection that was
+        closed before all of the request was written is no answer either: LiteLLM acts on whole requests alone, and this
+        one is sent again over a new connection.
 
+        :raises DependencyUnavailable: all instances are out, and enough requests are being tried.
         :raises UpstreamError: no connection, or none that lasted until the headers.
         :raises UpstreamTimeout: no instance took the connection in time.
         """
         sent_headers = self._headers.copy()
         sent_headers.update(headers)
         wire.set(self._wire)
+        payload = Body(body, self._wire)
+        del body  # the payload lets go of it
         tried: set[Instance] = set()
         failure: Exception | None = None
         while (instance := self._balancer.pick(tried)) is not None:
             self._enter(instance)
             try:
-                response = await self._session.post(
-                    instance.chat_url, data=body, headers=sent_headers, allow_redirects=False
-                )
+                response = await self._send(instance, payload, sent_headers)
             except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
                 failure = error
                 instance.connect_failed()
@@ -188,13 +212,28 @@ class Call:
                 continue
             except aiohttp.ClientError as error:
                 raise UpstreamError from error
-            instance.answered()
+            if response.status < HTTPStatus.INTERNAL_SERVER_ERROR:
+                instance.answered()
+            self._end_try()
             self._response = response
             self._watch_connection(response)
             return response
+        if failure is None:
+            raise DependencyUnavailable("litellm")
         if isinstance(failure, aiohttp.ConnectionTimeoutError):
             raise UpstreamTimeout from failure
         raise UpstreamError from failure
+
+    async def _send(self, instance: Instance, payload: Body, headers: CIMultiDict[str]) -> aiohttp.ClientResponse:
+        """:raises aiohttp.ClientError:"""
+        try:
+            return await self._session.post(instance.chat_url, data=payload, headers=headers, allow_redirects=False)
+        except (aiohttp.ClientConnectorError, aiohttp.ServerTimeoutError):
+            raise
+        except aiohttp.ClientConnectionError:
+            if self._wire.written or not self._wire.reused:
+                raise
+        return await self._fresh.post(instance.chat_url, data=payload, headers=headers, allow_redirects=False)
 
     def _watch_connection(self, response: aiohttp.ClientResponse) -> None:
         """See to it that a connection which aiohttp closes for broken framing ends the reading of its answer.
@@ -257,8 +296,17 @@ class Call:
     def _enter(self, instance: Instance) -> None:
         self._instance = instance
         instance.open += 1
+        if not instance.healthy:
+            self._tried = True
+            instance.tried += 1
+
+    def _end_try(self) -> None:
+        if self._tried and self._instance is not None:
+            self._tried = False
+            self._instance.tried -= 1
 
     def _leave(self) -> None:
+        self._end_try()
         if self._instance is not None:
             self._instance.open -= 1
             self._instance = None

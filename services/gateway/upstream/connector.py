@@ -7,25 +7,35 @@ import select
 import socket
 from contextvars import ContextVar
 from typing import Any
+from weakref import WeakSet
 
-from aiohttp import ClientRequest, ClientTimeout, TCPConnector
+from aiohttp import BytesPayload, ClientRequest, ClientTimeout, TCPConnector
+from aiohttp.abc import AbstractStreamWriter
+from aiohttp.base_protocol import BaseProtocol
 from aiohttp.connector import Connection
 from aiohttp.tracing import Trace
 
 #: Bytes that the kernel buffers of a response: what is more waits at LiteLLM, so that a slow client costs little.
 RECEIVE_BUFFER = 64 * 1024
+#: Bytes that the kernel buffers of a request. The rest is known not to have reached LiteLLM.
+SEND_BUFFER = 64 * 1024
 #: How long sent data may stay unacknowledged before LiteLLM's host counts as gone, in milliseconds.
 USER_TIMEOUT_MS = 30_000
 
 
 class Wire:
-    """What one request knows of its connection. ``used``: its bytes may have gone out."""
+    """What one request knows of its connection."""
 
-    __slots__ = ("transport", "used")
+    __slots__ = ("reused", "transport", "used", "written")
 
     def __init__(self) -> None:
         self.transport: asyncio.Transport | None = None
+        #: Bytes of the request may have gone out.
         self.used = False
+        #: An earlier request used the same connection.
+        self.reused = False
+        #: The kernel has all bytes of the request.
+        self.written = False
 
     def cut(self) -> None:
         """Close the connection now, whatever is still to be written to it."""
@@ -38,15 +48,19 @@ wire: ContextVar[Wire] = ContextVar("wire")
 
 
 class Connector(TCPConnector):
-    """A pool that never hands out a connection which the other side has closed."""
+    """A pool that never hands out a connection which the other side has closed.
 
-    def __init__(self, *, keepalive: float) -> None:
+    :param keepalive: seconds that an idle connection is kept; None to keep none.
+    """
+
+    def __init__(self, *, keepalive: float | None) -> None:
         super().__init__(
             limit=0,  # open requests are limited where they come in
-            keepalive_timeout=keepalive,
             ttl_dns_cache=30,
             socket_factory=_make_socket,
+            **({"force_close": True} if keepalive is None else {"keepalive_timeout": keepalive}),
         )
+        self._known = WeakSet[BaseProtocol]()
 
     async def connect(self, req: ClientRequest, traces: list[Trace], timeout: ClientTimeout) -> Connection:
         """A connection that is open as far as this host knows. The request is written to it as soon as this returns."""
@@ -56,10 +70,28 @@ class Connector(TCPConnector):
                 break
             connection.close()
         used = wire.get(None)
-        if used is not None:
-            used.transport = connection.transport
+        protocol, transport = connection.protocol, connection.transport
+        if used is not None and protocol is not None and transport is not None:
+            used.transport = transport
             used.used = True
+            used.reused = protocol in self._known
+            self._known.add(protocol)
+            transport.set_write_buffer_limits(high=0)  # "drained" is then "all of it is the kernel's"
         return connection
+
+
+class Body(BytesPayload):
+    """The body of a request, let go of once the kernel has all of it: the answer may take minutes."""
+
+    def __init__(self, body: bytes, wire: Wire) -> None:
+        super().__init__(body, content_type="application/json")
+        self._wire = wire
+
+    async def write_with_length(self, writer: AbstractStreamWriter, content_length: int | None) -> None:
+        await super().write_with_length(writer, content_length)
+        await writer.drain()
+        self._wire.written = True
+        self._value = b""
 
 
 def _stale(connection: Connection) -> bool:
@@ -76,6 +108,7 @@ def _make_socket(address: Any) -> socket.socket:
     family, kind, protocol, _, _ = address
     sock = socket.socket(family, kind, protocol)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     if hasattr(socket, "TCP_USER_TIMEOUT"):
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, USER_TIMEOUT_MS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import socket
 import struct
@@ -208,6 +209,12 @@ class RawClient:
     async def until(self, mark: bytes) -> bytes:
         async with asyncio.timeout(10):
             return await self.reader.readuntil(mark)
+
+    async def cut_off(self) -> None:
+        """Wait until the gateway has closed the connection."""
+        with contextlib.suppress(ConnectionError):
+            while await self.reader.read(65536):
+                pass
 
     def close(self) -> None:
         self.writer.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from decimal import Decimal
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 from services.gateway.budget.models import Usage
 from services.gateway.chat.config import ChatConfig
 from services.gateway.errors import BudgetReserved
+from services.gateway.upstream.balance import MAX_TRIED
 from services.gateway.upstream.client import UpstreamConfig
 from tests.doubles.litellm import LiteLLMDouble, Script, answer, error_body
 from tests.services.gateway.chat.conftest import Gateway, until
@@ -164,14 +166,53 @@ class TestHealth:
         async with Gateway(double, ChatConfig(), upstream).running() as gateway:
             yield gateway
 
-    async def test_two_failed_checks_answer_503_without_asking_until_it_is_back(self, gateway: Gateway) -> None:
+    @pytest.fixture
+    async def second(self) -> Any:
+        async with LiteLLMDouble() as second:
+            yield second
+
+    async def test_chats_that_are_answered_outweigh_failed_checks(self, gateway: Gateway) -> None:
         gateway.double.healthy = False
         await until(lambda: not gateway.litellm.healthy)
-        status, body, headers = await gateway.read()
-        assert (status, json.loads(body)["error"]["code"]) == (503, "unavailable")
-        assert headers["Retry-After"]
-        assert gateway.double.asked == []
-        assert gateway.budgets.asks == []
+        for _ in range(5):
+            assert (await gateway.read())[0] == 200
+        await gateway.read()
+        assert gateway.litellm.healthy
+
+    async def test_an_error_of_whatever_stands_before_it_is_no_sign_of_life(self, gateway: Gateway) -> None:
+        gateway.double.healthy = False
+        gateway.double.script("double", Script.json({"error": {}}, status=503))
+        await until(lambda: not gateway.litellm.healthy)
+        for _ in range(5):
+            await gateway.read()
+            assert not gateway.litellm.healthy
+
+    async def test_when_all_instances_look_dead_32_requests_each_are_tried_and_the_rest_get_503(
+        self, double: LiteLLMDouble, second: LiteLLMDouble
+    ) -> None:
+        late = Script([("send", json.dumps(answer()).encode())], first=[("gate", "go")])
+        upstream = UpstreamConfig((double.url, second.url), health_interval=0.02)
+        async with Gateway(double, ChatConfig(), upstream).running() as gateway:
+            for one in (double, second):
+                one.healthy = False
+                one.script("double", late)
+            await until(lambda: not gateway.litellm.healthy)
+            tried = [asyncio.create_task(gateway.read()) for _ in range(2 * MAX_TRIED)]
+            await until(lambda: len(double.asked) == len(second.asked) == MAX_TRIED)
+            status, body, headers = await gateway.read()
+            assert (status, json.loads(body)["error"]["code"]) == (503, "unavailable")
+            assert headers["Retry-After"]
+            assert len(gateway.budgets.asks) == 2 * MAX_TRIED, "the refused one was admitted"
+            tried.pop().cancel()  # a client that leaves makes room for the next
+            await until(lambda: gateway.litellm.accepts)
+            for one in (double, second):
+                one.open_gate("go")
+            assert {result[0] for result in await asyncio.gather(*tried)} == {200}
+            assert [instance.tried for instance in gateway.litellm.balancer.instances] == [0, 0]
+
+    async def test_it_is_back_when_its_checks_pass(self, gateway: Gateway) -> None:
+        gateway.double.healthy = False
+        await until(lambda: not gateway.litellm.healthy)
         gateway.double.healthy = True
         await until(lambda: gateway.litellm.healthy)
         assert (await gateway.read())[0] == 200

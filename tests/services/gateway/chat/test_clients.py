@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 
 from services.gateway.chat.config import ChatConfig
-from services.gateway.chat.connection import SEND_BUFFER
+from services.gateway.chat.connection import SEND_BUFFER, RelayProtocol
 from services.gateway.upstream.client import UpstreamConfig
 from shared.serve import USER_TIMEOUT_MS
-from tests.doubles.litellm import LiteLLMDouble, Script, chunk, event, stream_of
+from tests.doubles.litellm import LiteLLMDouble, Script, answer, chunk, event, stream_of
 from tests.services.gateway.chat.conftest import Gateway, RawClient, request_body, until
 
 WITHIN = 0.1
@@ -72,10 +72,47 @@ async def test_a_client_that_leaves_behind_a_pipelined_body_is_seen_leaving(gate
     client = await gateway.connect({"stream": True})
     await client.until(b"abc")
     client.ask(request_body(), declare=3_000_000)
-    client.writer.write(b" " * 2_500_000)
+    client.writer.write(b" " * 50_000)
     await client.writer.drain()
+    await until(lambda: _ahead(gateway) >= 50_000)
     assert gateway.double.open == 1  # what was sent ahead ends nothing
     assert await _left(gateway, "FIN", client) < WITHIN
+
+
+def _ahead(gateway: Gateway) -> int:
+    (connection,) = gateway.connections
+    assert isinstance(connection, RelayProtocol)
+    return connection._ahead()
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+async def test_a_client_may_send_64_kib_ahead_and_no_more(gateway: Gateway, at_once: bool) -> None:
+    """Also in one write with the end of its request, when no answer has begun."""
+    gateway.double.script("double", STAGES["mid-stream"][1])
+    client = await gateway.connect({"stream": True})
+    if not at_once:
+        await client.until(b"abc")
+    client.ask(request_body(), declare=3_000_000)
+    client.writer.write(b" " * 100_000)
+    async with asyncio.timeout(5):
+        await client.cut_off()
+    if not at_once:
+        assert (await gateway.budgets.wait_settled()).outcome == "abort"
+    await until(lambda: not len(gateway.open_requests))
+    client.close()
+
+
+async def test_requests_sent_ahead_are_answered_one_after_the_other(gateway: Gateway) -> None:
+    """More than 64 KiB in all: what was ahead of one request is not counted for the next."""
+    text = {"messages": [{"role": "user", "content": "x" * 30_000}]}
+    gateway.double.script("double", Script.json(answer("the end")))
+    client = await gateway.connect(text)
+    for number in range(1, 6):
+        client.ask(request_body(**text))
+        await client.until(b"the end")
+        await gateway.budgets.wait_settled(number)
+    await client.until(b"the end")
+    client.close()
 
 
 async def test_a_client_that_sends_ahead_without_end_is_cut_off(gateway: Gateway) -> None:

@@ -6,7 +6,7 @@ from collections import Counter
 
 from yarl import URL
 
-from services.gateway.upstream.balance import Balancer, Instance
+from services.gateway.upstream.balance import MAX_TRIED, Balancer, Instance
 
 
 class Clock:
@@ -79,8 +79,51 @@ def test_a_lone_instance_is_asked_until_its_checks_fail() -> None:
     assert one.pick({only}) is None
     only.check_failed()
     only.check_failed()
-    assert one.pick() is None
     assert not one.healthy
+    assert one.pick() is only  # the checks may be wrong
+    only.tried = MAX_TRIED
+    assert one.pick() is None
+    assert not one.accepts
+
+
+def test_while_any_instance_is_healthy_nothing_is_tried_elsewhere() -> None:
+    two, _ = balancer(2)
+    first, second = two.instances
+    first.check_failed()
+    first.check_failed()
+    second.open = 1000
+    assert picked(two, 10) == {second: 10}
+
+
+def test_when_all_look_dead_some_requests_are_tried_at_each_that_has_not_enough() -> None:
+    three, _ = balancer(3)
+    for instance in three.instances:
+        instance.check_failed()
+        instance.check_failed()
+    three.instances[0].tried = MAX_TRIED
+    assert three.accepts
+    assert picked(three, 20, hold=False) == dict.fromkeys(three.instances[1:], 10)
+    assert three.pick(set(three.instances[1:])) is None
+    for instance in three.instances:
+        instance.tried = MAX_TRIED
+    assert not three.accepts
+    assert three.pick() is None
+    three.instances[1].answered()
+    assert three.accepts
+    assert three.pick() is three.instances[1]
+
+
+def test_an_answered_chat_is_a_sign_of_life() -> None:
+    one, _ = balancer(1)
+    (only,) = one.instances
+    only.check_failed()
+    only.answered()
+    only.check_failed()
+    assert only.healthy
+    only.check_failed()
+    assert not only.healthy
+    only.answered()
+    assert only.healthy
 
 
 def test_nobody_is_asked_twice_for_one_request() -> None:

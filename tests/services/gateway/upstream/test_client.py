@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
+import re
 import signal
 import socket
 import sys
@@ -17,7 +19,7 @@ from services.gateway.upstream import connector
 from services.gateway.upstream.client import LiteLLM, UpstreamConfig
 from shared.errors import DependencyUnavailable
 from shared.metrics import Registry
-from tests.doubles.litellm import LiteLLMDouble, Script, chunk, event
+from tests.doubles.litellm import LiteLLMDouble, Script, answer, chunk, event
 from tests.services.gateway.chat.conftest import Gateway, until
 
 
@@ -63,6 +65,98 @@ async def test_a_request_that_went_out_is_never_sent_twice(double: LiteLLMDouble
         assert len(double.asked) == 1
 
 
+BIG = {"messages": [{"role": "user", "content": "x" * 1_000_000}]}
+
+
+class Stub:
+    """A LiteLLM of bare sockets, which answers so many requests on each connection and then closes it.
+
+    :param answers: requests that it answers per connection, by the connection's number; 1 for further ones.
+    :param reads: bytes that it takes of a request which it does not answer.
+    """
+
+    def __init__(self, *answers: int, reads: int) -> None:
+        self._answers = answers
+        self._reads = reads
+        self.heads = 0
+        self.whole = 0
+        self.connections = 0
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[str]:
+        listening = socket.socket()
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        listening.bind(("127.0.0.1", 0))
+        server = await asyncio.start_server(self._serve, sock=listening, limit=4096)
+        async with server:
+            yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = await reader.readuntil(b"\r\n\r\n")
+        if b"/health/" in head:
+            writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\n{}")
+            writer.close()
+            return
+        self.connections += 1
+        left = self._answers[self.connections - 1] if self.connections <= len(self._answers) else 1
+        body = json.dumps(answer()).encode()
+        while True:
+            self.heads += 1
+            size = int(re.search(rb"Content-Length: (\d+)", head)[1])  # type: ignore[index]
+            if not left:
+                while self._reads > 0:
+                    self._reads -= len(await reader.read(min(size, self._reads)))
+                writer.transport.abort()
+                return
+            left -= 1
+            await reader.readexactly(size)
+            self.whole += 1
+            writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(body))
+            writer.write(body)
+            try:
+                head = await reader.readuntil(b"\r\n\r\n")
+            except asyncio.IncompleteReadError:
+                return  # the gateway ended
+
+
+async def test_a_kept_connection_that_closes_while_a_request_is_written_is_replaced_by_a_new_one(
+    double: LiteLLMDouble,
+) -> None:
+    """LiteLLM closed it just then; it can't have acted on a part of a request."""
+    stub = Stub(1, 1, reads=10_000)
+    async with stub.running() as url, Gateway(double, ChatConfig(), UpstreamConfig((url,))).running() as gateway:
+        assert (await gateway.read())[0] == 200
+        assert (await gateway.read(BIG))[0] == 200
+        assert (stub.heads, stub.whole, stub.connections) == (3, 2, 2)
+        assert (await gateway.budgets.wait_settled(2)).outcome == "success"
+
+
+async def test_a_new_connection_that_closes_while_a_request_is_written_is_an_error(double: LiteLLMDouble) -> None:
+    stub = Stub(0, reads=10_000)
+    async with stub.running() as url, Gateway(double, ChatConfig(), UpstreamConfig((url,))).running() as gateway:
+        assert (await gateway.read(BIG))[0] == 502
+        assert (stub.heads, stub.connections) == (1, 1)
+        assert (await gateway.budgets.wait_settled()).sent
+
+
+async def test_the_second_connection_is_the_last_that_is_tried(double: LiteLLMDouble) -> None:
+    stub = Stub(1, 0, reads=10_000)
+    async with stub.running() as url, Gateway(double, ChatConfig(), UpstreamConfig((url,))).running() as gateway:
+        assert (await gateway.read())[0] == 200
+        assert (await gateway.read(BIG))[0] == 502
+        assert (stub.heads, stub.connections) == (3, 2)
+
+
+async def test_a_kept_connection_that_closes_with_a_whole_request_is_an_error(double: LiteLLMDouble) -> None:
+    """LiteLLM may have acted on it: it is not sent twice, and is charged."""
+    stub = Stub(1, 1, reads=0)
+    async with stub.running() as url, Gateway(double, ChatConfig(), UpstreamConfig((url,))).running() as gateway:
+        assert (await gateway.read())[0] == 200
+        status, _, headers = await gateway.read()
+        assert (status, headers["x-should-retry"]) == (502, "false")
+        assert (stub.heads, stub.connections) == (2, 1)
+
+
 async def test_model_info_is_had_or_said_to_be_unavailable(double: LiteLLMDouble, unused_port: int) -> None:
     async with LiteLLM.open(UpstreamConfig((double.url,)), Registry()) as litellm:
         assert b'"model_name": "double"' in await litellm.model_info()
@@ -99,7 +193,7 @@ class TestDeath:
                 process.kill()
             await process.wait()
 
-    async def test_a_killed_litellm_ends_streams_with_an_error_and_is_not_asked_again(self) -> None:
+    async def test_a_killed_litellm_ends_streams_with_an_error_and_costs_nothing_more(self) -> None:
         async with (
             self._running(ChatConfig()) as (gateway, pid),
             gateway.post({"model": "slow", "stream": True}) as got,
@@ -111,7 +205,8 @@ class TestDeath:
             assert b"[DONE]" not in body
             assert (await gateway.budgets.wait_settled()).outcome == "error"
             await until(lambda: not gateway.litellm.healthy)
-            assert (await gateway.read())[0] == 503
+            assert (await gateway.read())[0] == 502
+            assert not (await gateway.budgets.wait_settled(2)).sent
 
     async def test_a_stopped_litellm_is_a_timeout_and_comes_back(self) -> None:
         config = ChatConfig(idle_timeout=0.5, keepalive=0.2)
@@ -122,7 +217,7 @@ class TestDeath:
                 assert b'"code":"upstream_timeout"' in await got.read()
             assert (await gateway.budgets.wait_settled()).outcome == "timeout"
             await until(lambda: not gateway.litellm.healthy)
-            assert (await gateway.read())[0] == 503
+            assert (await gateway.read())[0] == 504
             os.kill(pid, signal.SIGCONT)
             await until(lambda: gateway.litellm.healthy)
             assert (await gateway.read())[0] == 200

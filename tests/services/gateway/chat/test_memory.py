@@ -1,0 +1,58 @@
+"""What an open request holds: not the body that it was made of."""
+
+from __future__ import annotations
+
+import gc
+import tracemalloc
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from services.gateway.chat import views
+from tests.doubles.litellm import Script, chunk, event
+from tests.services.gateway.chat.conftest import Gateway, until
+
+OPEN = 10
+BODY = 500_000
+WAITING = {
+    "for the headers of the answer": Script(first=[("hang", None)]),
+    "for the first event": Script([("send", b": hello\n\n"), ("hang", None)]),
+    "in the middle of the answer": Script([("send", event(chunk("abc"))), ("hang", None)]),
+}
+#: Where the gateway, and aiohttp for it, would hold a body. The double and the test's client hold it elsewhere.
+HOLDERS = (
+    f"{Path(views.__file__).parents[1]}/*",
+    "*/aiohttp/streams.py",
+    "*/aiohttp/payload.py",
+    "*/aiohttp/web_protocol.py",
+)
+
+
+@pytest.fixture
+def traced() -> Iterator[None]:
+    tracemalloc.start()
+    yield
+    tracemalloc.stop()
+
+
+def _held() -> int:
+    gc.collect()
+    snapshot = tracemalloc.take_snapshot().filter_traces([tracemalloc.Filter(True, holder) for holder in HOLDERS])
+    return sum(statistic.size for statistic in snapshot.statistics("filename"))
+
+
+@pytest.mark.usefixtures("traced")
+@pytest.mark.parametrize("stage", WAITING)
+@pytest.mark.parametrize("stream", [True, False])
+async def test_a_body_is_let_go_of_once_it_is_sent(gateway: Gateway, stage: str, stream: bool) -> None:
+    gateway.double.script("double", WAITING[stage])
+    before = _held()
+    text = "x" * BODY
+    clients = [
+        await gateway.connect({"stream": stream, "messages": [{"role": "user", "content": text}]}) for _ in range(OPEN)
+    ]
+    await gateway.double.wait_asked(OPEN)
+    await until(lambda: _held() - before < OPEN * 50_000)
+    for client in clients:
+        client.close()
