@@ -6,21 +6,24 @@ A challenge is 32 bytes, shown as 64 lowercase hex characters:
     12 bytes  random
     16 bytes  HMAC-SHA256 over version, purpose, time, random and key id, truncated
 
-Issuing one stores nothing. Using one stores its digest until it has expired by every replica's clock.
+Issuing one stores nothing. Using one stores a mark until it has expired by every replica's clock:
+
+    mlpa:{sNN}:c:<digest of the challenge>    "t" and a digest of what was sent with it; "d" and a random number
+                                              once that has succeeded
 """
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import hmac
 import re
 import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
 
-from services.auth.errors import InvalidChallenge, SlowDown
+from services.auth.errors import InvalidChallenge
 from shared.errors import DependencyUnavailable
 from shared.identity import tag
 from shared.redis import Client, RedisError
@@ -28,6 +31,19 @@ from shared.tokens import CLOCK_SKEW
 
 _PURPOSE = b"mlpa challenge v1 app-attest\x00"
 _HEX = re.compile(r"[0-9a-f]{64}")
+
+
+#: What a mark begins with: an attempt that has not succeeded so far, and one that has.
+_TRIED, _DONE = b"t", b"d"
+
+
+@dataclass(slots=True)
+class Use:
+    """One use of a challenge. ``decided``: its work itself is sure to be the first of its kind, so that it is a success
+    even when Redis can't be told.
+    """
+
+    decided: bool = False
 
 
 class Challenges:
@@ -72,36 +88,57 @@ class Challenges:
             raise InvalidChallenge
 
     @asynccontextmanager
-    async def consumed(self, challenge: str, key_id: str) -> AsyncIterator[None]:
-        """Use a checked challenge up for the work inside; of any number of attempts at the same time, one gets in.
+    async def consumed(self, challenge: str, key_id: str, *sent: bytes) -> AsyncIterator[Use]:
+        """Use a checked challenge up for the work inside.
 
-        Work that could not be done gives the challenge back, since clients send the same again after a 503 or a 429.
-        Should it have been done all the same, the work itself must notice the second time.
+        The first use binds the challenge to what was sent with it. Equal bytes are the same attempt, which a client
+        may repeat after a 503, until one has succeeded; after that they are a replay. Attempts with the same bytes
+        may be inside at the same time: of those whose work succeeds, one leaves without an error.
 
+        :param sent: everything that the client sent and that decides about the work.
         :raises InvalidChallenge: it has been used.
         :raises DependencyUnavailable: Redis could not be asked.
         """
         name = f"mlpa:{tag(key_id)}:c:{hashlib.sha256(challenge.encode()).hexdigest()[:32]}"
-        await self._consume(name, self.lifetime - self._age(bytes.fromhex(challenge)[:16]) + CLOCK_SKEW)
+        tried = _TRIED + _digest(sent)
+        await self._begin(name, tried, self.lifetime - self._age(bytes.fromhex(challenge)[:16]) + CLOCK_SKEW)
+        use = Use()
+        yield use
         try:
-            yield
-        except (DependencyUnavailable, SlowDown, asyncio.CancelledError):
-            with suppress(RedisError):
-                await self._redis.delete(name)
-            raise
+            await self._end(name, tried)
+        except DependencyUnavailable:
+            if not use.decided:
+                raise
 
-    async def _consume(self, name: str, seconds: float) -> None:
-        attempt = secrets.token_bytes(8)
+    async def _begin(self, name: str, tried: bytes, seconds: float) -> None:
         try:
-            first = await self._redis.set(name, attempt, nx=True, px=int(seconds * 1000))
-            # The client asks again when a connection broke: then this may be what its first attempt has stored
-            if not first and await self._redis.get(name) != attempt:
+            first = await self._redis.set(name, tried, nx=True, px=int(seconds * 1000))
+            if not first and await self._redis.get(name) != tried:
                 raise InvalidChallenge
         except RedisError as error:
             raise DependencyUnavailable("redis") from error
 
+    async def _end(self, name: str, tried: bytes) -> None:
+        done = _DONE + secrets.token_bytes(8)
+        try:
+            before = await self._redis.set(name, done, xx=True, keepttl=True, get=True)
+        except RedisError as error:
+            raise DependencyUnavailable("redis") from error
+        # redis-py asks again when a connection broke: then it may find what it has stored itself. Nothing at all is
+        # found when Redis lost its memory meanwhile.
+        if before not in (None, tried, done):
+            raise InvalidChallenge
+
     def _age(self, head: bytes) -> float:
         return self._clock() - int.from_bytes(head[:4], "big")
+
+
+def _digest(parts: Sequence[bytes]) -> bytes:
+    """16 bytes that stand for all parts; each one's length keeps it apart from the next."""
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(len(part).to_bytes(4, "big") + part)
+    return digest.digest()[:16]
 
 
 def _mac(secret: bytes, head: bytes, key_id: str) -> bytes:

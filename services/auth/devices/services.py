@@ -112,10 +112,13 @@ class Enrolment:
             self._metrics.rejected(error)
             raise AttestationRejected from error
         self._metrics.verified(attestation)
-        async with self._challenges.consumed(challenge.decode(), key_id):
+        sent = (attestation_obj, claims.bundle_id.encode())
+        async with self._challenges.consumed(challenge.decode(), key_id, *sent) as use:
             await self._limits.take_source("enroll", claims.source)
-            if not await storage.enrol(self._database, key_id, attestation):
+            stored = await storage.enrol(self._database, key_id, attestation)
+            if stored is storage.Stored.REFUSED:
                 raise AccessDenied
+            use.decided = stored is storage.Stored.NEW
 
     def _check_challenge(self, challenge: bytes, key_id: str) -> None:
         started = time.perf_counter()

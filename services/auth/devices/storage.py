@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import Enum
 
 from services.auth.appattest import Assertion, Attestation
 from shared.postgres import Database, Query, Transaction
@@ -20,6 +21,15 @@ class Device:
     revoked: bool
 
 
+class Stored(Enum):
+    """What became of an attestation."""
+
+    NEW = "new"
+    #: The key was enrolled before; of any number of attempts at the same time, all but one find it so.
+    KNOWN = "known"
+    REFUSED = "refused"
+
+
 _MAX_INTEGER = 2**31 - 1
 
 _ENROL = Query.text(
@@ -34,7 +44,7 @@ _ENROL = Query.text(
         bundle_version = coalesce(excluded.bundle_version, devices.bundle_version),
         validation_category = coalesce(excluded.validation_category, devices.validation_category)
       where devices.revoked_at is null and devices.public_key = excluded.public_key
-    returning key_id
+    returning xmax = 0 as new  -- 0 of a row that was inserted: nothing has locked or updated it
     """
 )
 _FIND = Query.text(
@@ -61,10 +71,10 @@ def _category(number: int | None) -> int | None:
     return number if number is None or number <= _MAX_INTEGER else None
 
 
-async def enrol(database: Database, key_id: str, attestation: Attestation) -> bool:
+async def enrol(database: Database, key_id: str, attestation: Attestation) -> Stored:
     """Store a newly attested key, committed on return. A known key keeps its public key and its counter.
 
-    :returns: False when the key is revoked.
+    :returns: REFUSED when the key is revoked.
     :raises DatabaseUnavailable: whether it was stored is unknown.
     """
     row = await database.fetch_one(
@@ -77,7 +87,9 @@ async def enrol(database: Database, key_id: str, attestation: Attestation) -> bo
         validation_category=_category(attestation.validation_category),
         receipt=attestation.receipt,
     )
-    return row is not None
+    if row is None:
+        return Stored.REFUSED
+    return Stored.NEW if row["new"] else Stored.KNOWN
 
 
 async def find(database: Database, key_id: str) -> Device | None:

@@ -115,11 +115,13 @@ class AppAttestCredential:
         if row.bundle_ids is not None and token.bundle_id not in row.bundle_ids:
             raise InvalidScope
         try:
-            async with self._challenges.consumed(challenge, key_id):
+            sent = (assertion_obj, client_data, token.bundle_id.encode())
+            async with self._challenges.consumed(challenge, key_id, *sent) as use:
                 if device.revoked:
                     raise AccessDenied
                 if not await storage.advance_counter(self._database, key_id, assertion, self._policy.environment):
                     raise InvalidSubjectToken
+                use.decided = True  # a counter advances once
         except InvalidChallenge as error:
             raise InvalidSubjectToken from error
         return Subject(identity=key_id, client_id=token.bundle_id, amr="app_attest")

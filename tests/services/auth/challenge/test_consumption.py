@@ -12,6 +12,7 @@ import pytest
 
 from services.auth.challenge.services import Challenges
 from services.auth.errors import InvalidChallenge
+from services.local.valkey import ValkeyServer
 from shared.errors import DependencyUnavailable
 from shared.redis import Client, connect
 
@@ -22,32 +23,63 @@ def challenges(redis: Client) -> Challenges:
     return Challenges([b"secret"], lifetime=300, redis=redis)
 
 
-async def use(made: Challenges, challenge: str, error: BaseException | None = None) -> None:
-    async with made.consumed(challenge, KEY):
+async def use(
+    made: Challenges, challenge: str, error: BaseException | None = None, sent: tuple[bytes, ...] = (b"sent",)
+) -> None:
+    async with made.consumed(challenge, KEY, *sent):
         if error is not None:
             raise error
 
 
-async def test_work_that_is_refused_has_used_the_challenge_up(redis_url: str) -> None:
+@pytest.mark.parametrize("error", [DependencyUnavailable("postgres"), asyncio.CancelledError(), KeyError()])
+async def test_what_has_not_succeeded_may_be_sent_again_and_nothing_else(redis_url: str, error: BaseException) -> None:
     async with connect(redis_url) as redis:
         made = challenges(redis)
         challenge = made.issue(KEY)
-        with pytest.raises(KeyError):
-            await use(made, challenge, KeyError())
-        with pytest.raises(InvalidChallenge):
-            await use(made, challenge)
-
-
-@pytest.mark.parametrize("error", [DependencyUnavailable("postgres"), asyncio.CancelledError()])
-async def test_work_that_could_not_be_done_gives_the_challenge_back(redis_url: str, error: BaseException) -> None:
-    async with connect(redis_url) as redis:
-        made = challenges(redis)
-        challenge = made.issue(KEY)
-        with pytest.raises(type(error)):
-            await use(made, challenge, error)
+        for _ in range(2):
+            with pytest.raises(type(error)):
+                await use(made, challenge, error)
+        for other in ((b"other",), (), (b"sen", b"t"), (b"sent", b"")):
+            with pytest.raises(InvalidChallenge):
+                await use(made, challenge, sent=other)
         await use(made, challenge)
         with pytest.raises(InvalidChallenge):
             await use(made, challenge)
+
+
+async def test_of_equal_attempts_at_the_same_time_one_succeeds(redis_url: str) -> None:
+    async with connect(redis_url) as redis:
+        made = challenges(redis)
+        challenge = made.issue(KEY)
+        inside = asyncio.Barrier(6)
+
+        async def attempt() -> None:
+            async with made.consumed(challenge, KEY, b"sent"):
+                await inside.wait()
+
+        async with asyncio.timeout(5):
+            outcomes = await asyncio.gather(*(attempt() for _ in range(6)), return_exceptions=True)
+        assert sorted(str(type(outcome).__name__) for outcome in outcomes) == ["InvalidChallenge"] * 5 + ["NoneType"]
+
+
+@pytest.mark.parametrize("decided", [True, False])
+async def test_work_that_redis_cannot_be_told_of_is_a_success_only_where_it_decides_itself(
+    own_valkey: ValkeyServer, decided: bool
+) -> None:
+    async with connect(own_valkey.url) as redis:
+        made = challenges(redis)
+        challenge = made.issue(KEY)
+
+        async def work() -> None:
+            async with made.consumed(challenge, KEY, b"sent") as mine:
+                own_valkey.kill()
+                mine.decided = decided
+
+        if decided:
+            await work()
+        else:
+            with pytest.raises(DependencyUnavailable):
+                await work()
 
 
 @pytest.mark.parametrize(("ahead", "good"), [(0, True), (29, True), (30, True), (31, False), (3600, False)])
@@ -105,8 +137,9 @@ async def losing_the_first_answer_to(command: bytes, redis_url: str) -> AsyncIte
     listener.close()
 
 
-async def test_an_answer_that_is_lost_does_not_make_a_good_challenge_a_used_one(redis_url: str) -> None:
-    async with losing_the_first_answer_to(b"\r\nSET\r\n", redis_url) as url, contextlib.AsyncExitStack() as stack:
+@pytest.mark.parametrize("command", [b"\r\nNX\r\n", b"\r\nKEEPTTL\r\n"])
+async def test_an_answer_that_is_lost_does_not_make_a_good_challenge_a_used_one(redis_url: str, command: bytes) -> None:
+    async with losing_the_first_answer_to(command, redis_url) as url, contextlib.AsyncExitStack() as stack:
         redis = await stack.enter_async_context(connect(url))
         await redis.ping()
         made = challenges(redis)

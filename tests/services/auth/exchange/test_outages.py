@@ -15,7 +15,8 @@ from services.local.postgres import PostgresServer
 from services.local.valkey import ValkeyServer
 from shared import migrate
 from shared.postgres import Database, Query
-from tests.services.auth.conftest import Auth, StartAuth
+from shared.redis import connect
+from tests.services.auth.conftest import Auth, StartAuth, many
 
 _BLOCK = Query.text("insert into identities (identity, blocked_at) values (:identity, now())")
 _OTHER = "f" * 32
@@ -140,3 +141,61 @@ async def test_an_assertion_whose_counter_is_not_stored_is_a_503_and_can_be_sent
     held.server.start()
     assert (await auth.exchange(token, ASSERTION))[0] == 200
     assert (await auth.exchange(token, ASSERTION))[0] == 400
+
+
+async def _answering(server: ValkeyServer) -> None:
+    """Until a server that was paused has worked off what was sent to it."""
+    async with connect(server.url) as redis:
+        await redis.ping()
+
+
+async def test_what_a_stalled_redis_made_unavailable_is_good_when_it_is_sent_again_and_good_once(
+    start_auth: StartAuth, own_valkey: ValkeyServer
+) -> None:
+    auth = await start_auth(redis_url=own_valkey.url)
+    newcomers, known = [auth.device() for _ in range(6)], [auth.device() for _ in range(6)]
+    for device in known:
+        assert (await auth.enrol(device))[0] == 201
+    bodies = [auth.attest_body(device, await auth.challenge(device)) for device in newcomers]
+    tokens = [await auth.assertion(device) for device in known]
+
+    async def attest(index: int) -> int:
+        return int((await auth.ask("POST", "/verify/attest", json=bodies[index]))[0])
+
+    async def exchange(index: int) -> int:
+        return int((await auth.exchange(tokens[index], ASSERTION))[0])
+
+    own_valkey.pause()
+    try:
+        stalled = await many(6, attest), await many(6, exchange)
+    finally:
+        own_valkey.resume()
+    assert stalled == ([503] * 6, [503] * 6)
+    await _answering(own_valkey)
+    assert (await many(6, attest), await many(6, exchange)) == ([201] * 6, [200] * 6)
+    assert (await many(6, attest), await many(6, exchange)) == ([401] * 6, [400] * 6)
+
+
+async def test_of_equal_attempts_after_a_stall_exactly_one_succeeds(
+    start_auth: StartAuth, own_valkey: ValkeyServer
+) -> None:
+    auth = await start_auth(redis_url=own_valkey.url)
+    device, stranger = auth.device(), auth.device()
+    await auth.enrol(device)
+    token = await auth.assertion(device)
+    body = auth.attest_body(stranger, await auth.challenge(stranger))
+
+    async def attest(_: int) -> int:
+        return int((await auth.ask("POST", "/verify/attest", json=body))[0])
+
+    async def exchange(_: int) -> int:
+        return int((await auth.exchange(token, ASSERTION))[0])
+
+    own_valkey.pause()
+    try:
+        assert (await many(6, attest), await many(6, exchange)) == ([503] * 6, [503] * 6)
+    finally:
+        own_valkey.resume()
+    await _answering(own_valkey)
+    assert sorted(await many(6, attest)) == [201] + [401] * 5
+    assert sorted(await many(6, exchange)) == [200] + [400] * 5
