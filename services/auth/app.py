@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 import aiohttp
 from aiohttp import web
+from cryptography.hazmat.primitives import hashes
 
 from services.auth import bodies, keys
 from services.auth.admin import app as admin
@@ -38,6 +39,7 @@ from services.auth.tokens.revocation import Revocation
 from services.auth.users.changes import Changes
 from services.auth.users.services import Users
 from services.auth.users.storage import can_write
+from shared import logs
 from shared.app import Apps, ServiceDescription, build_apps
 from shared.health import Check, CheckFailed, Health
 from shared.metrics import Registry
@@ -48,6 +50,8 @@ from shared.protocol import ServiceSite
 from shared.redis import Client, connect, ping
 from shared.schema_check import PostgresCheck
 from shared.service_types import ConfigurationError, ServiceTypes
+
+_log = logs.logger("auth")
 
 #: Firefox for iOS sends its attestation, base64 in base64, in a header: about 11 KB.
 MAX_FIELD = 40 * 1024
@@ -105,6 +109,11 @@ def _policy(settings: AuthSettings) -> Policy:
         raise ConfigurationError(f"APP_ATTEST_ROOT_CA: {path}: {error.strerror}") from error
     except ValueError as error:
         raise ConfigurationError(f"APP_ATTEST_ROOT_CA: {path}: {error}") from error
+    if path and roots != load_roots(apple_root_pem()):
+        fingerprints = [root.fingerprint(hashes.SHA256()).hex(":").upper() for root in roots]
+        _log.warning("App Attest trusts a root that is not Apple's", sha256=", ".join(fingerprints))
+    if not settings.app_attest_production and not settings.mlpa_debug:
+        _log.warning("App Attest takes development's keys: APP_ATTEST_PRODUCTION is not set")
     return Policy(
         team_id=settings.app_development_team,
         bundle_ids=frozenset(settings.app_attest_bundle_ids),

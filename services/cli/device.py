@@ -13,13 +13,13 @@ import aiohttp
 import click
 
 from services.auth.devices import importing
+from services.auth.settings import AuthSettings
 from services.cli.client import Client, RequestFailed
 from services.cli.supervisor import RunningSystem
 from services.local.device import Device
 from services.local.files import write_private
 from services.local.pki import Pki
 from shared.postgres import Database, DatabaseUnavailable
-from shared.settings import Settings
 
 _T = TypeVar("_T")
 
@@ -150,13 +150,18 @@ def chat(context: _Context, scope: str, model: str, text: str) -> None:
 @device.command("import")
 @click.argument("file", type=click.File("r", encoding="utf-8"))
 def import_(file: TextIO) -> None:
-    """Take over the devices of FILE (CSV or JSON lines: key_id_b64, public_key_pem, counter) into DATABASE_URL.
+    """Take over the devices of FILE into DATABASE_URL.
+
+    FILE is CSV or JSON lines of key_id_b64, public_key_pem, counter, environment (production or development) and
+    bundle_id; the last two may be missing unless APP_ATTEST_PRODUCTION is set, and then production alone is taken.
 
     May be repeated: a known device keeps its larger counter. Rows that are refused are told, line by line.
     """
-    url = Settings.lenient().database_url.get_secret_value()
+    settings = AuthSettings.lenient()
     try:
-        taken, refused = asyncio.run(_import(file, url))
+        taken, refused = asyncio.run(
+            _import(file, settings.database_url.get_secret_value(), production=settings.app_attest_production)
+        )
     except DatabaseUnavailable:
         raise click.ClickException("PostgreSQL could not be asked; run it again: what was stored is kept") from None
     except (ValueError, csv.Error) as error:
@@ -166,7 +171,7 @@ def import_(file: TextIO) -> None:
         raise click.exceptions.Exit(1)
 
 
-async def _import(file: TextIO, url: str) -> tuple[int, int]:
+async def _import(file: TextIO, url: str, *, production: bool) -> tuple[int, int]:
     taken = refused = 0
     batch: list[importing.ImportedDevice] = []
     async with Database.connect(url, max_size=1, timeout=60) as database:
@@ -180,7 +185,7 @@ async def _import(file: TextIO, url: str) -> tuple[int, int]:
             if taken and taken % (20 * importing.BATCH) == 0:
                 click.echo(f"{taken} taken, {refused} refused so far", err=True)
 
-        for row in importing.read_rows(file):
+        for row in importing.read_rows(file, production=production):
             if isinstance(row, importing.RowRefused):
                 refused += 1
                 click.echo(str(row), err=True)

@@ -1,7 +1,8 @@
 """Takes over devices that another deployment has enrolled, because clients never attest again.
 
-A file is CSV with a header, or JSON lines, of ``key_id_b64``, ``public_key_pem``, ``counter``. It is read row by row
-and stored in batches; bundle and environment are filled in by the first valid assertion.
+A file is CSV with a header, or JSON lines, of ``key_id_b64``, ``public_key_pem``, ``counter``, and ``environment`` and
+``bundle_id``. Production needs the last two, since a key of development, or any key at all, would else pass for one of
+production; elsewhere the first valid assertion fills in what is missing. It is read row by row and stored in batches.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import csv
 import hashlib
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TextIO
 
@@ -22,14 +23,22 @@ from shared.postgres import Database, Query
 
 BATCH = 5000
 _COLUMNS = ("key_id_b64", "public_key_pem", "counter")
+_PRODUCTION_COLUMNS = ("environment", "bundle_id")
+_ENVIRONMENTS = ("production", "development")
+#: Letters, digits, hyphens and periods: Apple's CFBundleIdentifier.
+_BUNDLE_ID = re.compile(r"[A-Za-z0-9.-]{1,155}")
 _NUMBER = re.compile(r"[0-9]{1,20}")
 _MAX_COUNTER = 2**32 - 1  # four bytes in the authenticator data
 
 _STORE = Query.text(
     """
-    insert into devices (key_id, public_key, counter)
-    select * from unnest(cast(:key_ids as text[]), cast(:public_keys as bytea[]), cast(:counters as bigint[]))
-    on conflict (key_id) do update set counter = greatest(devices.counter, excluded.counter)
+    insert into devices (key_id, public_key, counter, environment, bundle_id)
+    select * from unnest(cast(:key_ids as text[]), cast(:public_keys as bytea[]), cast(:counters as bigint[]),
+                         cast(:environments as text[]), cast(:bundle_ids as text[]))
+    on conflict (key_id) do update set
+        counter = greatest(devices.counter, excluded.counter),
+        environment = coalesce(devices.environment, excluded.environment),
+        bundle_id = coalesce(devices.bundle_id, excluded.bundle_id)
     """
 )
 
@@ -39,6 +48,9 @@ class ImportedDevice:
     key_id: str
     public_key: bytes
     counter: int
+    environment: str | None = None
+    bundle_id: str | None = None
+    line: int = 0
 
 
 class RowRefused(Exception):
@@ -48,19 +60,31 @@ class RowRefused(Exception):
         super().__init__(f"line {line}: {reason}")
 
 
-def read_rows(file: TextIO) -> Iterator[ImportedDevice | RowRefused]:
+def read_rows(file: TextIO, *, production: bool) -> Iterator[ImportedDevice | RowRefused]:
     """The devices of a file, and the rows that are none.
 
-    :raises ValueError: neither CSV with the three columns nor JSON lines.
+    :param production: the deployment takes production's keys alone, so that each row must say that it is one.
+    :raises ValueError: neither CSV with the columns nor JSON lines.
     """
+    needed = _COLUMNS + (_PRODUCTION_COLUMNS if production else ())
+    for row in _rows(file, needed):
+        if isinstance(row, ImportedDevice) and production and row.environment != "production":
+            yield RowRefused(row.line, "environment is not production, which APP_ATTEST_PRODUCTION demands")
+        elif isinstance(row, ImportedDevice) and production and row.bundle_id is None:
+            yield RowRefused(row.line, "bundle_id is missing, which APP_ATTEST_PRODUCTION demands")
+        else:
+            yield row
+
+
+def _rows(file: TextIO, needed: tuple[str, ...]) -> Iterator[ImportedDevice | RowRefused]:
     first = file.read(1)
     file.seek(0)
     if first in ("{", ""):
-        yield from (_json_row(number, line) for number, line in enumerate(file, 1) if line.strip())
+        yield from (_json_row(number, line, needed) for number, line in enumerate(file, 1) if line.strip())
         return
     rows = csv.DictReader(file)
-    if not set(_COLUMNS) <= set(rows.fieldnames or ()):
-        raise ValueError(f"the header must have {', '.join(_COLUMNS)}")
+    if not set(needed) <= set(rows.fieldnames or ()):
+        raise ValueError(f"the header must have {', '.join(needed)}")
     while True:
         try:
             row = next(rows)
@@ -69,20 +93,22 @@ def read_rows(file: TextIO) -> Iterator[ImportedDevice | RowRefused]:
         except csv.Error as error:
             yield RowRefused(rows.reader.line_num, f"not CSV: {error}")
             continue
-        yield _row(rows.line_num, row["key_id_b64"], row["public_key_pem"], row["counter"])
+        yield _row(rows.line_num, row)
 
 
-def _json_row(number: int, line: str) -> ImportedDevice | RowRefused:
+def _json_row(number: int, line: str, needed: tuple[str, ...]) -> ImportedDevice | RowRefused:
     try:
         given = json.loads(line)
     except (ValueError, RecursionError):
         return RowRefused(number, "not JSON")
-    if not isinstance(given, dict) or not set(_COLUMNS) <= given.keys():
-        return RowRefused(number, f"not an object of {', '.join(_COLUMNS)}")
-    return _row(number, given["key_id_b64"], given["public_key_pem"], given["counter"])
+    if not isinstance(given, dict) or not set(needed) <= given.keys():
+        return RowRefused(number, f"not an object of {', '.join(needed)}")
+    return _row(number, given)
 
 
-def _row(number: int, key_id_b64: object, pem: object, counter: object) -> ImportedDevice | RowRefused:
+def _row(number: int, row: Mapping[str, object]) -> ImportedDevice | RowRefused:
+    key_id_b64, pem, counter = row["key_id_b64"], row["public_key_pem"], row["counter"]
+    environment, bundle_id = row.get("environment") or None, row.get("bundle_id") or None
     try:
         key_id = canonical_key_id(str(key_id_b64))
     except AppAttestError:
@@ -102,7 +128,11 @@ def _row(number: int, key_id_b64: object, pem: object, counter: object) -> Impor
     value = int(str(counter))
     if value > _MAX_COUNTER:
         return RowRefused(number, "counter is out of range")
-    return ImportedDevice(key_id, point, value)
+    if environment is not None and environment not in _ENVIRONMENTS:
+        return RowRefused(number, "environment is neither production nor development")
+    if bundle_id is not None and not (isinstance(bundle_id, str) and _BUNDLE_ID.fullmatch(bundle_id)):
+        return RowRefused(number, "bundle_id is not a bundle id")
+    return ImportedDevice(key_id, point, value, None if environment is None else str(environment), bundle_id, number)
 
 
 async def store(database: Database, devices: list[ImportedDevice]) -> None:
@@ -121,4 +151,6 @@ async def store(database: Database, devices: list[ImportedDevice]) -> None:
         key_ids=[device.key_id for device in batch],
         public_keys=[device.public_key for device in batch],
         counters=[device.counter for device in batch],
+        environments=[device.environment for device in batch],
+        bundle_ids=[device.bundle_id for device in batch],
     )

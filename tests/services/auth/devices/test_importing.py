@@ -13,6 +13,7 @@ from click.testing import CliRunner
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from services.auth.devices.importing import ImportedDevice, read_rows
 from services.cli.device import device as command
 from services.local.device import Device
 from services.local.pki import Pki
@@ -142,3 +143,42 @@ def test_a_file_without_the_columns_is_refused_in_one_line(run: Any, tmp_path: P
     result = run(path)
     assert result.exit_code == 1
     assert "the header must have" in result.output
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"environment": "development", "bundle_id": BUNDLE}, "environment is not production"),
+        ({"environment": "", "bundle_id": BUNDLE}, "environment is not production"),
+        ({"environment": "Production", "bundle_id": BUNDLE}, "neither production nor development"),
+        ({"environment": 1, "bundle_id": BUNDLE}, "neither production nor development"),
+        ({"environment": "production", "bundle_id": ""}, "bundle_id is missing"),
+        ({"environment": "production", "bundle_id": "a b"}, "not a bundle id"),
+        ({"environment": "production", "bundle_id": ["x"]}, "not a bundle id"),
+        ({"environment": "production"}, "not an object of"),
+        ({}, "not an object of"),
+    ],
+    ids=str,
+)
+def test_production_takes_only_keys_that_say_they_are_of_production(
+    auth_device: Device, tmp_path: Path, changes: dict[str, Any], reason: str
+) -> None:
+    file = write_jsonl(tmp_path / "devices", [row_of(auth_device, **changes)])
+    with file.open() as text:
+        (refused,) = read_rows(text, production=True)
+    assert reason in str(refused)
+
+
+@pytest.mark.parametrize("production", [True, False])
+def test_environment_and_bundle_are_taken_over_where_they_are_told(
+    auth_device: Device, tmp_path: Path, production: bool
+) -> None:
+    rows = [row_of(auth_device, environment="production", bundle_id=BUNDLE)]
+    rows += [] if production else [row_of(auth_device), row_of(auth_device, environment="development")]
+    with write_jsonl(tmp_path / "devices", rows).open() as text:
+        taken = [
+            (row.environment, row.bundle_id)
+            for row in read_rows(text, production=production)
+            if isinstance(row, ImportedDevice)
+        ]
+    assert taken == [("production", BUNDLE), (None, None), ("development", None)][: len(rows)]
