@@ -10,6 +10,10 @@ import hashlib
 import re
 
 SHARDS = 64
+#: Characters of an identity, by the kind of credential that names it.
+IDENTITY_LENGTHS = {"fxa": 32, "app_attest": 44}
+#: Characters of a user id, at most: OpenAI refuses a longer end-user identifier (platform.openai.com, `user`).
+MAX_USER_ID = 64
 _USER_ID = re.compile(r"(?:[0-9a-f]{32}|[A-Za-z0-9+/]{43}=):[a-z0-9][a-z0-9_-]{0,31}")
 
 
@@ -30,6 +34,11 @@ def tag(identity: str) -> str:
 
 def user_id(identity: str, service_type: str) -> str:
     return f"{identity}:{service_type}"
+
+
+def longest_service_type(credential: str) -> int:
+    """How many characters the name of a service type may have for its user ids to fit."""
+    return MAX_USER_ID - len(":") - IDENTITY_LENGTHS[credential]
 
 
 def is_user(text: str) -> bool:

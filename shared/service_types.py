@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
+from shared.identity import MAX_USER_ID, longest_service_type
 from shared.money import usd_to_nano
 
 Credential = Literal["fxa", "app_attest"]
@@ -145,6 +146,15 @@ def load(path: Path | None, *, debug: bool) -> ServiceTypes:
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise ConfigurationError(f"SERVICE_TYPES: {shown}: {kind} {twice[0]!r} stands there twice")
+    for row in rows:
+        most, credential = min(
+            ((longest_service_type(kind), kind) for kind in row.credentials), default=(len(row.name), "")
+        )
+        if len(row.name) > most:
+            raise ConfigurationError(
+                f"SERVICE_TYPES: {shown}: service type {row.name!r}: name: has {len(row.name)} characters; "
+                f"a row that takes {credential} has at most {most}, so that a user id has at most {MAX_USER_ID}"
+            )
     if not debug:
         for row in rows:
             if "fxa" in row.credentials and not row.fxa_client_ids:

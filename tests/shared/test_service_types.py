@@ -77,3 +77,14 @@ def test_the_development_table_is_the_documented_one() -> None:
         "s2s": (10**8, 40, 2000),
         "memories": (10**8, 10, 2000),
     }
+
+
+@pytest.mark.parametrize(("credentials", "most"), [('"fxa"', 31), ('"app_attest"', 19), ('"fxa", "app_attest"', 19)])
+def test_a_name_that_makes_too_long_user_ids_stops_the_start(tmp_path: Path, credentials: str, most: int) -> None:
+    """Not in debug alone: the users would be made with it."""
+    row = ROW.replace('credentials = ["fxa"]', f"credentials = [{credentials}]")
+    for debug in (True, False):
+        fits = "x" * most
+        assert fits in load(tmp_path, row.replace('"ai"', f'"{fits}"'), debug=debug).rows
+        with pytest.raises(ConfigurationError, match=f"'x{fits}'.* at most {most}"):
+            load(tmp_path, row.replace('"ai"', f'"x{fits}"'), debug=debug)
