@@ -2,6 +2,24 @@
 
 It does what the Secure Enclave and Apple's attestation service do together, under the root of a test PKI, so its
 objects have the shape of real ones and verify against that root alone.
+
+What it imitates, and which source says so ("recorded": objects of real devices, which the tests of the verifier read
+where they are at hand; "Apple": "Validating apps that connect to your server"):
+
+    attestation {fmt, attStmt {x5c, receipt}, authData},   recorded; Apple's steps 1 to 9
+    members in this order
+    authData of 164 bytes, flags 0x40, counter 0           recorded
+    aaguid of each environment                             Apple, step 8
+    COSE key: EC2, ES256, P-256, x, y                      recorded; RFC 9053
+    nonce = SHA-256(authData || SHA-256(challenge))        Apple, steps 2 to 4
+    assertion {signature, authenticatorData}, 37 bytes,    recorded
+    flags 0x40, the counter begins at 1
+    signature: ECDSA with SHA-256 over the nonce           recorded; Apple's assertion, steps 1 to 3
+    iOS 27: a map of apple_bundle_version_01 (text) and    Apple's sample of 2026: 226 bytes, flags still 0x40
+    apple_validation_category_01 (4 bytes, little-endian)
+
+Where it differs on purpose: the receipt is a text and not Apple's PKCS#7, since nothing that verifies an attestation
+reads it; a key may be attested again, which iOS refuses; flags of an assertion and further extensions can be chosen.
 """
 
 import base64

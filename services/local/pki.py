@@ -1,6 +1,17 @@
 """A certificate authority in the shape of Apple's App Attest: for local runs and tests, never for production.
 
 Root (P-384) -> intermediate (P-384, path length 0) -> leaf (P-256, short-lived, with any extension).
+
+What it imitates, all as in the certificates of recorded attestations and in Apple's App Attestation Root CA:
+
+    curves, and signatures over SHA-384 (the CAs) and SHA-256 (the leaf)
+    the CAs' basic constraints and key usage, critical; the intermediate's path length 0; ten years
+    the leaf's basic constraints and key usage (signature, commitment, key and data encipherment), critical
+    the leaf's common name, the key id in hexadecimal; three days, as most leaves have (others up to 352)
+    the nonce in 1.2.840.113635.100.8.2: SEQUENCE { [1] EXPLICIT OCTET STRING }
+
+Where it differs on purpose: names say that this is not Apple and lack state and unit; the CAs lack key identifiers; the
+leaf lacks further extensions of Apple (100.8.5, 100.8.7; since iOS 27 100.8.6 and an extended key usage), unread here.
 """
 
 import json
