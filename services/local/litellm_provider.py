@@ -1,4 +1,9 @@
-"""The provider `local` of litellm.yaml: a model that speaks at a human pace. Runs inside LiteLLM's own environment."""
+"""The provider `local` of litellm.yaml: a model that speaks at a human pace. Runs inside LiteLLM's own environment.
+
+It stands where a provider's converter stands, behind LiteLLM's own interface for that: BerriAI/litellm 1.106.2,
+litellm/llms/custom_llm.py (acompletion, astreaming) and litellm/types/utils.py (ModelResponse, GenericStreamingChunk).
+On purpose it knows nothing but text: no tools, no choices beside the first, a word for a token.
+"""
 
 import asyncio
 import re

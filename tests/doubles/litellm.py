@@ -1,5 +1,26 @@
 """A LiteLLM that does as it is told: every legal and illegal answer, late, cut, hung or reset.
 
+What it imitates, and which source says so. Files are of BerriAI/litellm 1.106.2, below litellm/; what is marked (real)
+is compared with a running LiteLLM by tests/clients/test_litellm_double.py.
+
+    an answer, with annotations and provider_specific_     types/utils.py (ModelResponse, Message) (real)
+    fields
+    a stream: null members left out, usage and its cost    litellm_core_utils/streaming_handler.py,
+    in a chunk with a choice, ``[DONE]``                   proxy/proxy_server.py (async_data_generator) (real)
+    x-litellm-call-id, -model-id, -response-cost (of an    proxy/common_request_processing.py (get_custom_headers)
+    answer that is not a stream)                           (real)
+    errors: message, type, param, code as a string         proxy/_types.py (ProxyException.to_dict) (real)
+    a stream that fails after its first chunk: status      proxy/proxy_server.py (async_data_generator)
+    200, an event with the error, no ``[DONE]``
+    /health/liveliness: ``"I'm alive!"``                   proxy/health_endpoints/_health_endpoints.py (real)
+    /model/info: name, parameters, prices, limits          proxy/proxy_server.py (model_info_v1) (real)
+
+Where it differs on purpose:
+
+    - a script may send what no LiteLLM sends, and a liveliness of 503 stands for one that does not answer
+    - any key will do; a model has no prices but those of ``model_row``, and few of the members of its row
+    - usage is constant, and no answer is compressed
+
 A real aiohttp server. What a chat request gets is scripted by its model's name (`LiteLLMDouble.script`, or
 `POST /double/script` from another process); it notes what it was asked, what it delivered, and what is open.
 
@@ -28,12 +49,13 @@ def chunk(content: str | None = None, *, index: int = 0, finish: str | None = No
     """A chunk as LiteLLM makes it."""
     if content is not None:
         delta["content"] = content
+    finished = {} if finish is None else {"finish_reason": finish}
     return {
         "id": "chatcmpl-double",
         "created": 1760000000,
         "model": "double",
         "object": "chat.completion.chunk",
-        "choices": [{"index": index, "delta": delta, "finish_reason": finish}],
+        "choices": [{**finished, "index": index, "delta": delta}],
     }
 
 
@@ -81,7 +103,14 @@ def answer(content: str = "Hello", *, prompt: int = 10, completion: int = 5, **m
             {
                 "index": 0,
                 "finish_reason": "stop",
-                "message": {"role": "assistant", "content": content, **message},
+                "message": {
+                    "role": "assistant",
+                    "content": content,
+                    "provider_specific_fields": {"refusal": None},
+                    "annotations": [],
+                    **message,
+                },
+                "provider_specific_fields": {},
             }
         ],
         "usage": {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion},
@@ -299,7 +328,8 @@ class LiteLLMDouble:
 def _ordinary(body: dict[str, Any]) -> Script:
     if body.get("stream"):
         return Script.events(stream_of(["Hel", "lo"]))
-    return Script.json(answer(), x_litellm_response_cost="0.000025")
+    headers = {"x_litellm_call_id": "call-of-the-double", "x_litellm_model_id": "double"}
+    return Script.json(answer(), x_litellm_response_cost="0.000025", **headers)
 
 
 def model_row(name: str, *, input_cost: float = 1e-6, output_cost: float = 2e-6, **info: Any) -> dict[str, Any]:

@@ -1,7 +1,20 @@
 """A LiteLLM with a database, as far as its admin API goes; told to, it misbehaves.
 
-A real aiohttp server. It answers as 1.84.10 and 1.106.2 do, down to their oddities: an update of a budget that
-isn't there is 200 ``null``, and a customer with an unknown budget is a 500.
+A real aiohttp server. What it imitates, and which source says so; files are of BerriAI/litellm 1.106.2, below
+litellm/proxy. tests/system/test_litellm_database.py asks the same of the real one with a database.
+
+    a wrong key: 401 token_not_found_in_db, and without    auth/auth_checks.py, auth/user_api_key_auth.py
+    a database 400 no_db_connection
+    /budget/new: a second time 400; /budget/update of one  management_endpoints/budget_management_endpoints.py
+    that isn't there: 200 ``null``; /budget/info: a list
+    /customer/new: a second time 400, and with an unknown  management_endpoints/customer_endpoints.py
+    budget 500 (a foreign key); /customer/update
+    /customer/daily/activity: rows of days, pages          management_endpoints/common_daily_activity.py
+    /key/generate: an alias a second time is 400           management_endpoints/key_management_endpoints.py
+    errors: message, type, param, code; or ``detail``      _types.py (ProxyException), FastAPI's HTTPException
+    /health/readiness                                      health_endpoints/_health_endpoints.py
+
+Where it differs on purpose: it knows one key, and of each row only the members that are used; ``fault`` breaks it.
 """
 
 from __future__ import annotations
@@ -91,7 +104,9 @@ class LiteLLMAdminDouble:
     async def _budget_new(self, request: web.Request) -> web.Response:
         given = await request.json()
         if given["budget_id"] in self.budgets:
-            return web.json_response({"detail": {"error": "already exists"}}, status=400)
+            return web.json_response(
+                {"detail": {"error": f"Budget with id '{given['budget_id']}' already exists."}}, status=400
+            )
         self.budgets[given["budget_id"]] = {"rpm_limit": None, "tpm_limit": None, **given}
         return web.json_response(self.budgets[given["budget_id"]])
 
