@@ -6,6 +6,7 @@
         ├── BudgetReserved            429  budget_reserved         2
         ├── RateLimited               429  rate_limit_exceeded     2
         ├── RequestTooLarge           413  request_too_large       3
+        │   └── MayCostTooMuch
         ├── UpstreamRateLimited       429  upstream_rate_limited   5
         ├── InvalidModel              400  invalid_model           8
         ├── InvalidRequest            400  invalid_request         9
@@ -115,6 +116,12 @@ class RequestTooLarge(GatewayError):
     message = "The request is too large."
     type = "invalid_request_error"
     mlpa_code = 3
+
+
+class MayCostTooMuch(RequestTooLarge):
+    """The prompt alone may cost more than is left of the budget, although an empty one would fit."""
+
+    message = "The request may cost more than is left of the budget. A shorter one may fit."
 
 
 class UpstreamRateLimited(GatewayError):

@@ -27,7 +27,7 @@ _LIMIT = 10**12  # of completion tokens: still exact in Lua, and more than any m
 class Refusal:
     """Why not: ``load`` (rebuild first), ``tier`` (ask again with the row of ``tier``), ``blocked``, ``revoked`` (the
     device), ``token`` (revoked), ``settled`` (this id is over), or a limit: ``streams``, ``rpm``, ``tpm``,
-    ``exceeded``, ``reserved``.
+    ``exceeded``, ``large`` (a smaller prompt would fit), ``reserved``.
     """
 
     reason: str
@@ -110,6 +110,7 @@ class Admission:
             details(ask, tier.duration_seconds),
             self._lease_ms,
             "" if room is None else str(room),
+            str(bounds.empty),
         )
         reply: bytes = await self.executor.run(number, _ADMIT, keys, args)
         word, *values = reply.split()

@@ -21,12 +21,14 @@ _MOST_TOKENS = 10**12
 class Bounds:
     """The costs between which the script chooses, all exact.
 
-    ``full`` pays for the limit asked for, ``least`` for the smallest grant. In between, the script computes
+    ``full`` pays for the limit asked for, ``least`` for the smallest grant, ``empty`` for that of one choice without
+    any prompt. Between ``least`` and ``full``, the script computes
     ``grant = floor((available * scale - prompt_units) / grant_units)``.
     """
 
     full: int
     least: int
+    empty: int
     least_grant: int
     prompt_units: int
     grant_units: int
@@ -47,6 +49,7 @@ def bounds(ask: Ask, max_budget: int) -> Bounds:
     least_grant = min(ask.limit, model.min_completion_tokens)
     full = -(-(prompt + ask.limit * each) // scale)
     least = -(-(prompt + least_grant * each) // scale)
+    empty = -(-(fee + least_grant * completion_price) // scale)
     while scale > 1 and max_budget * scale >= EXACT:
         scale //= 10
         prompt_price, completion_price, fee = -(-prompt_price // 10), -(-completion_price // 10), -(-fee // 10)
@@ -54,7 +57,13 @@ def bounds(ask: Ask, max_budget: int) -> Bounds:
     # what no budget of this size can pay for need not be exact, but it must stay a number that Lua can compare
     beyond = max_budget + 1
     return Bounds(
-        min(full, beyond), min(least, beyond), least_grant, min(prompt, EXACT - 1), min(each, EXACT - 1), scale
+        min(full, beyond),
+        min(least, beyond),
+        min(empty, beyond),
+        least_grant,
+        min(prompt, EXACT - 1),
+        min(each, EXACT - 1),
+        scale,
     )
 
 

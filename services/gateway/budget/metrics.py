@@ -7,7 +7,17 @@ from collections.abc import Mapping
 from shared.metrics import Registry
 from shared.service_types import ServiceTypes
 
-REFUSALS = ("budget_exceeded", "budget_reserved", "rpm", "tpm", "streams", "blocked", "revoked", "unavailable")
+REFUSALS = (
+    "budget_exceeded",
+    "budget_reserved",
+    "request_too_large",
+    "rpm",
+    "tpm",
+    "streams",
+    "blocked",
+    "revoked",
+    "unavailable",
+)
 
 
 class BudgetMetrics:

@@ -26,7 +26,14 @@ from services.gateway.budget.settlement import Settlements
 from services.gateway.budget.storage import LedgerStorage
 from services.gateway.budget.totals import Totals
 from services.gateway.budget.wire import Link
-from services.gateway.errors import BudgetExceeded, BudgetReserved, InvalidToken, RateLimited, UserBlocked
+from services.gateway.errors import (
+    BudgetExceeded,
+    BudgetReserved,
+    InvalidToken,
+    MayCostTooMuch,
+    RateLimited,
+    UserBlocked,
+)
 from services.gateway.tokens.models import Principal
 from shared import background, logs
 from shared.errors import DependencyUnavailable, ServiceError
@@ -111,7 +118,7 @@ class Budgets:
     async def admit(self, ask: Ask) -> Reservation:
         """Reserve the worst case of a request, before it goes out.
 
-        :raises BudgetExceeded, BudgetReserved, RateLimited: with the ``x-ratelimit-*`` headers.
+        :raises BudgetExceeded, BudgetReserved, MayCostTooMuch, RateLimited: with the ``x-ratelimit-*`` headers.
         :raises UserBlocked, InvalidToken: blocked, or the token revoked, since it was issued.
         :raises DependencyUnavailable: Redis could not be asked, or PostgreSQL at the first sight of a user.
         """
@@ -129,8 +136,8 @@ class Budgets:
             name, tier = self._tier(principal)
             limits = bounds(ask, tier.max_budget_nano)
             try:
-                room = self._totals.check(ask, limits.least)
-            except (BudgetExceeded, BudgetReserved) as refusal:
+                room = self._totals.check(ask, limits)
+            except (BudgetExceeded, BudgetReserved, MayCostTooMuch) as refusal:
                 refusal.headers.update((await self.state(principal)).rate_limits.headers())
                 raise
             try:
@@ -229,6 +236,8 @@ def _refused(refusal: Refusal) -> ServiceError:
             return BudgetExceeded(retry_after=refusal.retry_after, headers=headers)
         case "reserved":
             return BudgetReserved(headers=headers)
+        case "large":
+            return MayCostTooMuch(headers=headers)
         case "rpm" | "tpm" | "streams":
             return RateLimited(reason=refusal.reason, retry_after=refusal.retry_after, headers=headers)
         case "blocked" | "revoked":

@@ -6,12 +6,13 @@ import asyncio
 import time
 from dataclasses import dataclass
 
+from services.gateway.budget.charging import Bounds
 from services.gateway.budget.executor import Executor
 from services.gateway.budget.models import Ask
 from services.gateway.budget.rows import parse_row, total_field
 from services.gateway.budget.storage import LedgerStorage
 from services.gateway.budget.wire import Script
-from services.gateway.errors import BudgetExceeded, BudgetReserved
+from services.gateway.errors import BudgetExceeded, BudgetReserved, MayCostTooMuch
 from shared import logs
 from shared.budget_state import shard_key
 from shared.errors import DependencyUnavailable
@@ -52,10 +53,10 @@ class Totals:
         self._rows = {field: row for row in service_types.rows.values() if (field := total_field(row))}
         self._sums: dict[str, _Sum] = {}
 
-    def check(self, ask: Ask, least: int) -> int | None:
+    def check(self, ask: Ask, bounds: Bounds) -> int | None:
         """What all users of the service type together leave, in nano-dollars, at least ``least``; None for no limit.
 
-        :raises BudgetExceeded, BudgetReserved: they leave less.
+        :raises BudgetExceeded, BudgetReserved, MayCostTooMuch: they leave less.
         :raises DependencyUnavailable: not known at the moment.
         """
         row = ask.principal.service_type
@@ -69,12 +70,13 @@ class Totals:
         if int(now) // row.duration_seconds > known.period:
             return row.total_budget_nano
         room = row.total_budget_nano - known.spent - known.reserved
-        if room >= least:
+        if room >= bounds.least:
             return room
-        if known.spent + least > row.total_budget_nano:
+        unspent = row.total_budget_nano - known.spent
+        if unspent < bounds.empty:
             resets = (known.period + 1) * row.duration_seconds - now
             raise BudgetExceeded("The budget of all users together is spent.", retry_after=resets)
-        raise BudgetReserved
+        raise MayCostTooMuch if unspent < bounds.least else BudgetReserved
 
     async def run(self) -> None:
         while self._rows:

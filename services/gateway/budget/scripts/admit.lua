@@ -3,9 +3,9 @@
 -- ARGV  1 epoch  2 tier  3 duration, s  4 budget, nano  5 rpm  6 tpm  7 max_streams  8 id  9 user id
 --       10 full cost  11 least cost  12 limit  13 least grant  14 prompt units  15 units per completion token
 --       16 scale  17 estimated prompt tokens  18 n  19 total ("" or "type:seconds")  20 prompt bound  21 row  22 lease, ms
---       23 what the total leaves, nano ("" for all)
+--       23 what the total leaves, nano ("" for all)  24 cost of a minimal request with an empty prompt
 -- Reply "load" | "tier NAME" | "settled" | "blocked|revoked|token 0 RATES"
---       | "ok GRANT AMOUNT NOW RATES" | "streams|rpm|tpm|exceeded|reserved RETRY_MS RATES"
+--       | "ok GRANT AMOUNT NOW RATES" | "streams|rpm|tpm|exceeded|large|reserved RETRY_MS RATES"
 --       RATES: requests used, ms to their reset, tokens used, ms to their reset
 local id = ARGV[8]
 local user = redis.call('HMGET', KEYS[1], 'ep', 'tier', 'dur', 'idx', 'spent', 'res', 'open', 'tok', 'tps', 'hi')
@@ -95,8 +95,10 @@ elseif least <= available then
   else
     grant, amount = tonumber(ARGV[13]), least
   end
-elseif budget - spent < least then
+elseif budget - spent < tonumber(ARGV[24]) then
   return answer('exceeded', int((current + 1) * duration * 1000 - now))
+elseif budget - spent < least then
+  return answer('large', 0)
 else
   return answer('reserved', 1000)
 end

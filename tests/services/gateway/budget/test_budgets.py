@@ -11,7 +11,14 @@ from typing import Any
 import pytest
 
 from services.gateway.budget.models import Delivery, Timings, Usage
-from services.gateway.errors import BudgetExceeded, BudgetReserved, InvalidToken, RateLimited, UserBlocked
+from services.gateway.errors import (
+    BudgetExceeded,
+    BudgetReserved,
+    InvalidToken,
+    MayCostTooMuch,
+    RateLimited,
+    UserBlocked,
+)
 from shared import budget_state
 from shared.errors import DependencyUnavailable
 from shared.identity import shard
@@ -93,6 +100,27 @@ async def test_what_the_budget_can_still_pay_for_is_granted(redis_url: str, post
         assert b'budget_refusals_total{reason="budget_reserved",service_type="ai"} 1' in text
         assert b'budget_refusals_total{reason="budget_exceeded",service_type="ai"} 1' in text
         assert b"budget_overrun_usd_total 0" in text
+
+
+async def test_a_prompt_that_may_cost_more_than_is_left_is_too_large_as_long_as_a_shorter_one_fits(
+    redis_url: str, postgres_url: str
+) -> None:
+    async with opened(redis_url, postgres_url, rows(row(max_budget_nano=3_000_000, rpm=40))) as (budgets, _, registry):
+        for large in (ask(prompt_bound=10**6), ask(prompt_bound=10**9)):
+            with pytest.raises(MayCostTooMuch) as caught:
+                await budgets.admit(large)
+            assert (caught.value.status, caught.value.code) == (413, "request_too_large")
+            assert "Retry-After" not in caught.value.headers
+            assert "x-ratelimit-limit-requests" in caught.value.headers
+        held = await budgets.admit(ask())
+        with pytest.raises(BudgetReserved):
+            await budgets.admit(ask(prompt_bound=2000))
+        budgets.settle(held, delivered(100, 950))
+        await idle(redis_url)
+        with pytest.raises(MayCostTooMuch):
+            await budgets.admit(ask(prompt_bound=2000))
+        budgets.settle(await budgets.admit(ask(prompt_bound=60)), delivered(60, 20))
+        assert b'budget_refusals_total{reason="request_too_large",service_type="ai"} 3' in registry.render()
 
 
 async def test_a_client_that_asks_for_less_than_the_least_gets_it(redis_url: str, postgres_url: str) -> None:

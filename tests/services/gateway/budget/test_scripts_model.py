@@ -300,8 +300,10 @@ class Scripts(RuleBasedStateMachine):
             return ceil(Decimal("1.5") * prompt + Decimal("2.5") * grant * n)
 
         least = min(limit, MODEL.min_completion_tokens)
-        if cost(least) > left:
+        if ceil(Decimal("2.5") * least) > left:
             return ("exceeded", "", (period + 1) * tier.duration_seconds * 1000 - self.now)
+        if cost(least) > left:
+            return ("large", "", 0)
         if cost(least) > free:
             return ("reserved", "", 1000)
         if room is not None:

@@ -9,6 +9,7 @@ from decimal import Decimal
 
 import pytest
 
+from services.gateway.budget.charging import bounds
 from services.gateway.budget.models import Delivery
 from services.gateway.budget.services import Budgets
 from services.gateway.errors import BudgetExceeded, BudgetReserved
@@ -35,7 +36,8 @@ KINDS = rows(KIND, row("other"))
 async def known(budgets: Budgets) -> None:
     async def told() -> bool:
         try:
-            budgets._totals.check(ask(principal(KIND)), 0)
+            wanted = ask(principal(KIND))
+            budgets._totals.check(wanted, bounds(wanted, KIND.max_budget_nano))
         except DependencyUnavailable:
             return False
         except ServiceError:
