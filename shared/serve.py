@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from aiohttp import web
 
 from shared import logs
+from shared.background import end
 from shared.protocol import Protocol, ServiceSite
 
 _log = logs.logger("serve")
@@ -86,38 +87,56 @@ class Site:
     make: SiteFactory
 
 
-async def serve(main: Site, ops: Site | None, *, host: str, name: str, reuse_port: bool = False) -> None:
+async def serve(main: Site, ops: Site | None, *, host: str, name: str, reuse_port: bool = False) -> bool:
     """Serve until a signal, then drain. Returns when all is closed.
 
     :param ops: an app for the ops port, served beside the main one.
+    :returns: whether it ever served: False when the signal came before.
     :raises OSError: a port is taken.
     """
     _allow_descriptors()
-    asyncio.get_running_loop().set_exception_handler(logs.loop_error)
+    loop = asyncio.get_running_loop()
+    loop.set_exception_handler(logs.loop_error)
     drain = main.app[DRAIN]
     runners: list[web.AppRunner] = []
-    try:
-        for site in (main, ops):
-            if site is None:
-                continue
-            runner = web.AppRunner(site.app, handler_cancellation=True, access_log=None, shutdown_timeout=1.0)
-            await runner.setup()
-            runners.append(runner)
-            await site.make(runner, listen(host, site.port, reuse_port=reuse_port and site is main)).start()
-        _log.info("listening", service=name, host=host, port=main.port, ops_port=ops.port if ops else None)
-        loop = asyncio.get_running_loop()
-        draining: set[asyncio.Task[None]] = set()
+    starting = asyncio.create_task(_start(runners, main, ops, host, reuse_port=reuse_port))
+    draining: set[asyncio.Task[None]] = set()
+    too_early = False
 
-        def begin() -> None:
+    def begin() -> None:
+        nonlocal too_early
+        if starting.cancel():  # which it can be until it is done
+            too_early = True
+        else:
             draining.add(asyncio.ensure_future(drain.run()))
 
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, begin)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, begin)
+    try:
+        await asyncio.wait([starting])
+        if not starting.cancelled():
+            starting.result()
+        if too_early:
+            return False
+        _log.info("listening", service=name, host=host, port=main.port, ops_port=ops.port if ops else None)
         await _close(runners, await drain.wait())
     finally:
+        await end(starting)
         for runner in runners:
             await runner.cleanup()
     _log.info("stopped", service=name)
+    return True
+
+
+async def _start(runners: list[web.AppRunner], main: Site, ops: Site | None, host: str, *, reuse_port: bool) -> None:
+    """Open the apps and their ports; a runner is in the list from when it has anything to clean up."""
+    for site in (main, ops):
+        if site is None:
+            continue
+        runner = web.AppRunner(site.app, handler_cancellation=True, access_log=None, shutdown_timeout=1.0)
+        runners.append(runner)
+        await runner.setup()
+        await site.make(runner, listen(host, site.port, reuse_port=reuse_port and site is main)).start()
 
 
 async def _close(runners: Iterable[web.AppRunner], seconds: float) -> None:

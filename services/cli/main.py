@@ -1,40 +1,26 @@
-"""The command ``mlpa``."""
+"""The entry point of the command ``mlpa``: signals first, and then the imports, which take a second."""
 
 from __future__ import annotations
 
+import signal
 import sys
+from types import FrameType
 
-import click
-
-from services.cli.app_attest import app_attest
-from services.cli.device import device
-from services.cli.fxa import fxa
-from services.cli.keys import keys
-from services.cli.ledger import ledger
-from services.cli.run import auth, gateway, migrate, up
-from services.cli.settings import settings
-from services.cli.virtual_key import virtual_key
-from shared.ops import VERSION
-from shared.service_types import ConfigurationError
-
-
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(VERSION, prog_name="mlpa")
-def cli() -> None:
-    """MLPA: proves who is asking, and relays chat completions under a budget per user."""
-
-
-for command in (up, auth, gateway, migrate, keys, device, fxa, app_attest, virtual_key, ledger, settings):
-    cli.add_command(command)
+#: What a shell says of a command that SIGTERM ended before it was done.
+TERMINATED = 128 + signal.SIGTERM
 
 
 def main() -> None:
-    """The entry point: a wrong setting ends in one line that names it."""
-    try:
-        cli()
-    except ConfigurationError as error:
-        click.echo(f"mlpa: {error}", err=True)
-        sys.exit(2)
+    # The first process of a container has no default actions: a SIGTERM that nobody handles is lost.
+    signal.signal(signal.SIGTERM, _terminated)
+    from services.cli.commands import run
+
+    run()
+
+
+def _terminated(_number: int, _frame: FrameType | None) -> None:
+    """For as long as nothing else handles it: what has begun is undone on the way out, as after Ctrl-C."""
+    sys.exit(TERMINATED)
 
 
 if __name__ == "__main__":

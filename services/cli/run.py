@@ -14,6 +14,7 @@ import uvloop
 from alembic.util import CommandError
 
 from services.cli import workers
+from services.cli.main import TERMINATED
 from shared import logs
 from shared import migrate as migration
 from shared.app import Apps
@@ -127,9 +128,11 @@ def _run(name: str, settings: Settings, port: int, build: Callable[[], Apps], co
         else None
     )
     try:
-        uvloop.run(serve(main, ops, host=settings.host, name=name, reuse_port=workers.is_worker()))
+        served = uvloop.run(serve(main, ops, host=settings.host, name=name, reuse_port=workers.is_worker()))
     except OSError as error:
         raise click.ClickException(f"{settings.host}:{port}: {error.strerror or error}") from None
+    if not served:
+        sys.exit(TERMINATED)
 
 
 def _warn(settings: Settings) -> None:

@@ -42,6 +42,8 @@ def run(name: str, count: int) -> int:
         command = Program(name, argv, death_signal=signal.SIGTERM).guarded()
         child = subprocess.Popen(command, env={**os.environ, _INDEX: str(number)})  # noqa: S603  our own command
         children[number] = (child, time.monotonic())
+        if stopping:  # the signal came while it was being started
+            child.send_signal(signal.SIGTERM)
 
     def forward(received: int, _frame: FrameType | None) -> None:
         nonlocal stopping
@@ -52,7 +54,8 @@ def run(name: str, count: int) -> int:
     for received in (signal.SIGTERM, signal.SIGINT):
         signal.signal(received, forward)
     for number in range(count):
-        start(number)
+        if not stopping:
+            start(number)
     worst = 0
     while children:
         pid, status = os.wait()
@@ -63,7 +66,7 @@ def run(name: str, count: int) -> int:
         code = os.waitstatus_to_exitcode(status)
         child.returncode = code
         if stopping:
-            worst = worst or abs(code)
+            worst = worst or (code if code >= 0 else 128 - code)  # as a shell says it of a signal
             continue
         _log.error("worker ended", worker=ended, exit_code=code)
         lived = time.monotonic() - started

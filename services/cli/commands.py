@@ -1,0 +1,37 @@
+"""The commands of ``mlpa``."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+
+from services.cli.app_attest import app_attest
+from services.cli.device import device
+from services.cli.fxa import fxa
+from services.cli.keys import keys
+from services.cli.ledger import ledger
+from services.cli.run import auth, gateway, migrate, up
+from services.cli.settings import settings
+from services.cli.virtual_key import virtual_key
+from shared.ops import VERSION
+from shared.service_types import ConfigurationError
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(VERSION, prog_name="mlpa")
+def cli() -> None:
+    """MLPA: proves who is asking, and relays chat completions under a budget per user."""
+
+
+for command in (up, auth, gateway, migrate, keys, device, fxa, app_attest, virtual_key, ledger, settings):
+    cli.add_command(command)
+
+
+def run() -> None:
+    """Run what the arguments name: a wrong setting ends in one line that names it."""
+    try:
+        cli()
+    except ConfigurationError as error:
+        click.echo(f"mlpa: {error}", err=True)
+        sys.exit(2)
