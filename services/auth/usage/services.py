@@ -51,12 +51,19 @@ class Usage:
     """
 
     def __init__(
-        self, database: Database, reports: Database, users: UserAdmin, *, clock: Callable[[], float] = time.time
+        self,
+        database: Database,
+        reports: Database,
+        users: UserAdmin,
+        *,
+        clock: Callable[[], float] = time.time,
+        every: float = _EVERY,
     ) -> None:
         self._database = database
         self._reports = reports
         self._users = users
         self._clock = clock
+        self._every = every
         self._near: NearLimit | None = None
         self._asking: asyncio.Task[None] | None = None
 
@@ -138,4 +145,4 @@ class Usage:
             except DependencyUnavailable:
                 _log.warning("the hours of the ledger could not be summed up")
             # never more than a tenth of the time, however large the ledger
-            await asyncio.sleep(max(_EVERY, 9 * (time.monotonic() - started)))
+            await asyncio.sleep(max(self._every, 9 * (time.monotonic() - started)))

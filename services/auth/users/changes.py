@@ -138,8 +138,8 @@ class Changes:
                 if time.monotonic() - cleared >= _CLEAR_EVERY:
                     cleared = time.monotonic()
                     await self.clear_expired()
-            except DependencyUnavailable:
-                _log.warning("decisions wait for Redis")
+            except DependencyUnavailable as error:
+                _log.warning("decisions wait", dependency=error.dependency)
 
     async def apply_pending(self) -> None:
         """:raises DependencyUnavailable: something could not be applied; all else was."""

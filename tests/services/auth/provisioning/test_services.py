@@ -245,19 +245,18 @@ async def _run(context: object, stop: asyncio.Event) -> None:
 async def test_users_are_made_customers_though_auth_started_before_the_migration(
     world: World, empty_postgres_url: str
 ) -> None:
-    registry = Registry()
     async with Database.connect(empty_postgres_url) as database:
         world.database = database
         pace = replace(QUICK, sweep_every=0.05)
-        async with world.provisioner(registry=registry, pace=pace).running():
-            await until(lambda: _failed(registry))
+        async with world.provisioner(registry=Registry(), pace=pace).running():
+            await until(lambda: _is_out(database))
             await asyncio.to_thread(migrate.upgrade, empty_postgres_url)
             await world.add("a:ai")
             await until(lambda: _has_no_missing(world))
 
 
-async def _failed(registry: Registry) -> bool:
-    return registry.background_failures.value("provisioning_sweep") > 0
+async def _is_out(database: Database) -> bool:
+    return database.state.reason is not None
 
 
 async def _has_no_missing(world: World) -> bool:

@@ -80,9 +80,9 @@ async def test_auth_that_started_before_the_migration_sums_up_when_it_ran(
         users = UserAdmin(
             database, Spending(database, redis, types), Changes(database, redis, registry), types, clock=NOON.timestamp
         )
-        usage = Usage(database, database, users, clock=NOON.timestamp)
+        usage = Usage(database, database, users, clock=NOON.timestamp, every=0.01)
         async with asyncio.timeout(30), usage.running(registry):
-            while not registry.background_failures.value("usage"):  # noqa: ASYNC110 - nobody announces it
+            while database.state.reason is None:  # noqa: ASYNC110 - nobody announces it
                 await asyncio.sleep(0.01)
             await asyncio.to_thread(migrate.upgrade, empty_postgres_url)
             request(Rows(empty_postgres_url), "a", NOON)
