@@ -11,6 +11,7 @@ import psycopg2
 import sqlalchemy as sa
 from alembic import context
 
+from migrations import grants
 from shared.migrate import APPLICATION, LOCK_SECONDS, locked
 from shared.schema import metadata
 
@@ -40,6 +41,8 @@ def run_online() -> None:
         context.configure(connection=connection, target_metadata=metadata, transaction_per_migration=True)
         with context.begin_transaction():
             context.run_migrations()
+        grants.apply(connection)
+        connection.commit()
     engine.dispose()
 
 

@@ -115,6 +115,8 @@ class System:
     :param template: a data folder of PostgreSQL made by ``make_template``.
     :param ports: where a part is reached, when that is not where it listens: the gate before it. Names as in ``parts``.
     :param environment: more settings of the services; they win.
+    :param listens: where a part listens, when not on any free port.
+    :param own: settings of one service alone, by its command; they win over all.
     :param trees: checkouts that a part runs from, by name, when not this one.
     """
 
@@ -127,15 +129,18 @@ class System:
         gateways: int = 1,
         ports: Mapping[str, int] | None = None,
         environment: Mapping[str, str] | None = None,
+        listens: Mapping[str, int] | None = None,
+        own: Mapping[str, Mapping[str, str]] | None = None,
         trees: Mapping[str, Path] | None = None,
     ) -> None:
         self.folder = folder
         self._template = template
+        self._own = own or {}
         self._trees = trees or {}
         self.auths = tuple(f"auth-{number}" for number in range(1, auths + 1))
         self.gateways = tuple(f"gateway-{number}" for number in range(1, gateways + 1))
         names = ("postgres", "valkey", "litellm", "fxa", *self.auths, *self.gateways)
-        self.listens = {name: free_port() for name in names}
+        self.listens = {**{name: free_port() for name in names}, **(listens or {})}
         self.ports = {**self.listens, **(ports or {})}
         self.postgres = PostgresServer(
             folder / "postgres",
@@ -256,7 +261,9 @@ class System:
     def _service(self, command: str, name: str) -> Part:
         variable = "PORT" if command == "gateway" else "AUTH_PORT"
         port = {variable: str(self.listens[name])}
-        program = self.program(command, environment=port, tree=self._trees.get(name, ROOT))
+        program = self.program(
+            command, environment={**port, **self._own.get(command, {})}, tree=self._trees.get(name, ROOT)
+        )
         return Part(name, Process(program, self._log(name)), self._answering(name, "/health/readiness"))
 
     def _answering(self, name: str, path: str) -> Callable[[], bool]:

@@ -1,0 +1,78 @@
+"""What each role may do with each table: the one place where it is decided.
+
+``env.py`` brings a database to this after every migration, for the roles that exist (``deploy/roles.sql`` makes them);
+in a database without them the owner does everything. A new table must stand here, even if nobody is granted anything. A
+right that a release stops using is taken away one release later, since both run at once during a rollout.
+"""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+
+OWNER = "mlpa_owner"
+AUTH = "mlpa_auth"
+GATEWAY = "mlpa_gateway"
+ROLES = (AUTH, GATEWAY)
+
+#: ``{table: {role: rights}}``; a right may name columns.
+GRANTS: dict[str, dict[str, tuple[str, ...]]] = {
+    # The code asks which revision it meets
+    "alembic_version": {AUTH: ("select",), GATEWAY: ("select",)},
+    # Neither deleted nor given another key
+    "devices": {
+        AUTH: (
+            "select",
+            "insert",
+            "update (counter, environment, bundle_id, bundle_version, validation_category, receipt, last_used_at, "
+            "revoked_at, revoked_reason)",
+        ),
+        GATEWAY: ("select (key_id, revoked_at)",),
+    },
+    "identities": {
+        AUTH: ("select", "insert", "update (blocked_at, blocked_reason)"),
+        GATEWAY: ("select (identity, blocked_at)",),
+    },
+    "users": {
+        AUTH: ("select", "insert", "update (budget_tier, last_seen_at, litellm_budget)", "delete"),
+        GATEWAY: ("select (user_id, budget_tier)",),
+    },
+    "capacity": {AUTH: ("select", "insert", "update (users)")},
+    "revocations": {
+        AUTH: ("select", "insert", "delete"),
+        GATEWAY: ("select (jti, user_id, expires_at)",),
+    },
+    # What was written stays
+    "audit_log": {AUTH: ("select", "insert")},
+    # `mlpa ledger prune` runs as the owner
+    "ledger": {
+        AUTH: ("select",),
+        GATEWAY: (
+            "select",
+            "insert",
+            "update (prompt_tokens, completion_tokens, cost_nano, outcome, settled_at)",
+        ),
+    },
+    "usage_hours": {AUTH: ("select", "insert", "delete")},
+    "redis_changes": {AUTH: ("select", "insert", "delete")},
+}
+
+
+def apply(connection: sa.Connection) -> None:
+    """Give the roles that exist these rights, and no others, on the tables that exist; in the caller's transaction."""
+    roles = [role for role in ROLES if _exists(connection, "pg_roles where rolname = :name", role)]
+    tables = [
+        name
+        for name in GRANTS
+        if _exists(connection, "pg_tables where schemaname = 'public' and tablename = :name", name)
+    ]
+    for role in roles:
+        connection.execute(sa.text(f"revoke all on all tables in schema public from {role}"))
+        connection.execute(sa.text(f"revoke all on all sequences in schema public from {role}"))
+        connection.execute(sa.text(f"grant usage on schema public to {role}"))
+        for table in tables:
+            if rights := GRANTS[table].get(role):
+                connection.execute(sa.text(f"grant {', '.join(rights)} on {table} to {role}"))
+
+
+def _exists(connection: sa.Connection, what: str, name: str) -> bool:
+    return bool(connection.scalar(sa.text(f"select exists(select from {what})"), {"name": name}))  # noqa: S608  ours

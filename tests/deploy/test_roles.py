@@ -1,0 +1,257 @@
+"""The roles of PostgreSQL and the users of Redis: every table has a decision, and the files make what they say."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import psycopg2
+import pytest
+import redis
+
+from migrations import grants
+from services.local.postgres import PostgresServer, binaries
+from services.local.process import free_port
+from services.local.valkey import ValkeyServer
+from shared import migrate
+from shared.schema import metadata
+
+DEPLOY = Path(__file__).parents[2] / "deploy"
+PASSWORDS = {
+    "mlpa_owner": "MLPA_OWNER_PASSWORD",
+    "mlpa_auth": "MLPA_AUTH_PASSWORD",
+    "mlpa_gateway": "MLPA_GATEWAY_PASSWORD",
+    "litellm": "LITELLM_PASSWORD",
+}
+
+
+def run_roles(
+    server: PostgresServer, database: str = "app_attest", **environment: str
+) -> subprocess.CompletedProcess[str]:
+    """``deploy/roles.sql`` as an operator runs it, with each role's name as its password."""
+    psql = str(binaries(server.account) / "psql")
+    given = {variable: role for role, variable in PASSWORDS.items()} | environment
+    return subprocess.run(
+        [psql, "--no-psqlrc", "-v", f"database={database}", "-f", str(DEPLOY / "roles.sql"), server.url()],
+        env={**os.environ, **given},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def acl_lines(**digests: str) -> list[str]:
+    """The users of ``deploy/redis.acl``, with the digests of their passwords in it."""
+    text = (DEPLOY / "redis.acl").read_text()
+    for name, digest in digests.items():
+        text = text.replace(name, digest)
+    return text.splitlines()
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PostgresServer]:
+    """With a password, so that a role is what it says."""
+    folder = tmp_path_factory.mktemp("roles")
+    with PostgresServer(folder / "data", free_port(), durable=False, password="superuser") as running:
+        done = run_roles(running)
+        assert done.returncode == 0, done.stderr
+        migrate.upgrade(url(running, "mlpa_owner"))
+        yield running
+
+
+def url(server: PostgresServer, role: str, database: str = "app_attest") -> str:
+    return f"postgresql://{role}:{role}@127.0.0.1:{server.port}/{database}"
+
+
+def run(server: PostgresServer, role: str, statement: str, database: str = "app_attest") -> None:
+    connection = psycopg2.connect(url(server, role, database))
+    try:
+        with connection, connection.cursor() as cursor:
+            cursor.execute(statement)
+    finally:
+        connection.close()
+
+
+def test_every_table_has_a_decision() -> None:
+    assert grants.GRANTS.keys() == {*metadata.tables, "alembic_version"}
+    for rights in grants.GRANTS.values():
+        assert rights.keys() <= set(grants.ROLES)
+
+
+def test_the_audit_log_is_written_and_read_alone() -> None:
+    assert grants.GRANTS["audit_log"] == {grants.AUTH: ("select", "insert")}
+
+
+@pytest.mark.parametrize(
+    ("role", "statement"),
+    [
+        ("mlpa_gateway", "insert into devices (key_id, public_key) values ('k', '')"),
+        ("mlpa_gateway", "update devices set revoked_at = null"),
+        ("mlpa_gateway", "select public_key from devices"),
+        ("mlpa_gateway", "insert into identities (identity, blocked_at) values ('i', now())"),
+        ("mlpa_gateway", "update identities set blocked_at = null"),
+        (
+            "mlpa_gateway",
+            "insert into users (user_id, identity, service_type, budget_tier) values ('i:a', 'i', 'a', 'a')",
+        ),
+        ("mlpa_gateway", "update users set budget_tier = 'ai'"),
+        ("mlpa_gateway", "insert into revocations (jti, user_id, expires_at) values ('j', 'i:a', now())"),
+        ("mlpa_gateway", "delete from revocations"),
+        ("mlpa_gateway", "select * from audit_log"),
+        ("mlpa_gateway", "insert into audit_log (actor, action, subject) values ('a', 'b', 'c')"),
+        ("mlpa_gateway", "delete from ledger"),
+        ("mlpa_gateway", "update ledger set user_id = 'i:a'"),
+        ("mlpa_gateway", "insert into redis_changes (identity, kind, payload) values ('i', 'block', '{}')"),
+        ("mlpa_gateway", "select * from usage_hours"),
+        ("mlpa_auth", "update audit_log set actor = 'mallory'"),
+        ("mlpa_auth", "delete from audit_log"),
+        ("mlpa_auth", "truncate audit_log"),
+        ("mlpa_auth", "delete from devices"),
+        ("mlpa_auth", "update devices set public_key = ''"),
+        ("mlpa_auth", "update ledger set cost_nano = 0"),
+        ("mlpa_auth", "delete from ledger"),
+        ("mlpa_auth", "update alembic_version set version_num = '0'"),
+        *((role, "create table mine (a int)") for role in ("mlpa_auth", "mlpa_gateway")),
+        *((role, "create temporary table mine (a int)") for role in ("mlpa_auth", "mlpa_gateway")),
+        *((role, "create role mine") for role in PASSWORDS),
+        *((role, "copy (select 1) to program 'true'") for role in PASSWORDS),
+    ],
+)
+def test_a_role_can_not(server: PostgresServer, role: str, statement: str) -> None:
+    with pytest.raises(psycopg2.errors.InsufficientPrivilege):
+        run(server, role, statement, "litellm" if role == "litellm" else "app_attest")
+
+
+@pytest.mark.parametrize(
+    ("role", "database"),
+    [
+        ("litellm", "app_attest"),
+        *((role, "litellm") for role in PASSWORDS if role != "litellm"),
+        ("mlpa_auth", "postgres"),
+    ],
+)
+def test_a_role_enters_its_own_database_alone(server: PostgresServer, role: str, database: str) -> None:
+    if database == "postgres":
+        run(server, role, "select 1", database)  # PostgreSQL's own, which has nothing
+        with pytest.raises(psycopg2.errors.InsufficientPrivilege):
+            run(server, role, "create table mine (a int)", database)
+        return
+    with pytest.raises(psycopg2.OperationalError, match="permission denied for database"):
+        run(server, role, "select 1", database)
+
+
+def test_litellm_makes_its_own_tables(server: PostgresServer) -> None:
+    run(
+        server,
+        "litellm",
+        'create type "JobStatus" as enum (\'a\'); create table "LiteLLM_X" (a "JobStatus")',
+        "litellm",
+    )
+
+
+def test_the_file_can_be_run_again_and_takes_over_what_was_there(tmp_path: Path) -> None:
+    with PostgresServer(tmp_path / "data", free_port(), durable=False, password="superuser") as old:
+        migrate.upgrade(old.create_database("app_attest"))
+        for _ in range(2):
+            done = run_roles(old)
+            assert done.returncode == 0, done.stderr
+            migrate.upgrade(url(old, "mlpa_owner"))
+        run(old, "mlpa_auth", "insert into audit_log (actor, action, subject) values ('a', 'b', 'c')")
+        run(old, "mlpa_owner", "alter table ledger add column more int")
+        with pytest.raises(psycopg2.errors.InsufficientPrivilege):
+            run(old, "mlpa_gateway", "update ledger set more = 1")
+
+
+def test_a_right_that_is_taken_away_is_gone_after_the_next_migration(server: PostgresServer) -> None:
+    run(
+        server,
+        "mlpa_owner",
+        "grant delete on ledger to mlpa_gateway; grant update (public_key) on devices to mlpa_auth",
+    )
+    run(server, "mlpa_gateway", "delete from ledger where id = 'x'")
+    migrate.upgrade(url(server, "mlpa_owner"))
+    for role, statement in (
+        ("mlpa_gateway", "delete from ledger"),
+        ("mlpa_auth", "update devices set public_key = ''"),
+    ):
+        with pytest.raises(psycopg2.errors.InsufficientPrivilege):
+            run(server, role, statement)
+
+
+def test_no_role_is_made_without_its_password(tmp_path: Path) -> None:
+    with PostgresServer(tmp_path / "data", free_port(), durable=False, password="superuser") as empty:
+        psql = str(binaries(empty.account) / "psql")
+        home = {name: os.environ[name] for name in ("PATH", "LD_LIBRARY_PATH") if name in os.environ}
+        argv = [psql, "--no-psqlrc", "-f", str(DEPLOY / "roles.sql"), empty.url()]
+        done = subprocess.run(argv, env=home, capture_output=True, text=True, check=False)
+        assert done.returncode != 0
+        with pytest.raises(psycopg2.OperationalError):
+            run(empty, "mlpa_auth", "select 1")
+
+
+# --- Redis
+
+
+@pytest.fixture
+def valkey(tmp_path: Path) -> Iterator[ValkeyServer]:
+    """A server with the file as it is, but for the default user, who looks on."""
+    lines = acl_lines(**{f"{name}_DIGEST": hashlib.sha256(name.encode()).hexdigest() for name in ("AUTH", "GATEWAY")})
+    assert lines[0] == "user default off"
+    path = tmp_path / "users.acl"
+    path.write_text("\n".join(["user default on nopass ~* &* +@all", *lines[1:], ""]))
+    with ValkeyServer(tmp_path / "valkey", free_port(), options={"aclfile": str(path)}) as running:
+        yield running
+
+
+def client(server: ValkeyServer, user: str) -> redis.Redis:
+    return redis.Redis(port=server.port, username=f"mlpa_{user}", password=user.upper())
+
+
+@pytest.mark.parametrize(
+    ("user", "command"),
+    [
+        ("gateway", "GET mlpa:session:x"),
+        ("gateway", "HSET mlpa:session:x key admin"),
+        ("gateway", "SET mlpa:fxa:v1:x entry"),
+        ("gateway", "SET mlpa:{s00}:c:x 1"),
+        ("gateway", "DEL mlpa:{s00}:c:x"),
+        ("gateway", "HSET mlpa:rl:source:x now 0"),
+        ("auth", "HSET mlpa:{s00}:totals x 0"),
+        ("auth", "HDEL mlpa:{s00}:outbox x"),
+        ("auth", "GET mlpa:{s00}:d:x"),
+        *((user, "SET other 1") for user in ("auth", "gateway")),
+        *((user, "FLUSHALL") for user in ("auth", "gateway")),
+        *((user, "KEYS *") for user in ("auth", "gateway")),
+        *((user, "SCAN 0") for user in ("auth", "gateway")),
+        *((user, "CONFIG GET *") for user in ("auth", "gateway")),
+        *((user, "ACL LIST") for user in ("auth", "gateway")),
+        *((user, "SCRIPT FLUSH") for user in ("auth", "gateway")),
+        *((user, "SHUTDOWN") for user in ("auth", "gateway")),
+        *((user, "MONITOR") for user in ("auth", "gateway")),
+        *((user, "PUBLISH a b") for user in ("auth", "gateway")),
+    ],
+)
+def test_a_user_of_redis_can_not(valkey: ValkeyServer, user: str, command: str) -> None:
+    with client(valkey, user) as connection, pytest.raises(redis.exceptions.NoPermissionError):
+        connection.execute_command(*command.split())
+
+
+def test_a_script_has_no_more_rights_than_its_user(valkey: ValkeyServer) -> None:
+    with client(valkey, "auth") as connection, pytest.raises(redis.ResponseError, match="No permissions"):
+        connection.eval("return redis.call('HGETALL', KEYS[1])", 1, "mlpa:{s00}:totals")
+
+
+def test_nobody_comes_in_without_a_password(valkey: ValkeyServer) -> None:
+    stranger = redis.Redis(port=valkey.port, username="mlpa_auth", password="GATEWAY")
+    with stranger as connection, pytest.raises(redis.AuthenticationError):
+        connection.ping()
+
+
+def test_only_named_commands_are_granted() -> None:
+    for line in acl_lines()[1:]:
+        assert " -@all " in line
+        assert not re.search(r" \+@| ~\*| &\*| nopass|allkeys|allcommands", line)
