@@ -1,4 +1,4 @@
-"""The bodies of chat requests, read within what one user and all together may have under way in this process."""
+"""The bodies of chat requests: read and validated within what one user and all together may have under way."""
 
 from __future__ import annotations
 
@@ -10,10 +10,17 @@ from contextlib import asynccontextmanager
 from aiohttp import ClientPayloadError, web
 
 from services.gateway.chat.config import ChatConfig
+from services.gateway.chat.door import Door
+from services.gateway.chat.raw_json import check_items, has_halves, mend_request
+from services.gateway.chat.request import ChatRequest, Malformed, parse
 from services.gateway.errors import InvalidRequest, RequestTooLarge, Unavailable
 
 #: Bodies of one user that are read at once; more wait for them, so that who sends slowly is in their own way alone.
 AT_ONCE = 16
+#: Bodies of one user that are validated at once. Only large ones take turns with other work.
+PARSED_AT_ONCE = 4
+#: Bytes up to which a body is validated in one go; of a larger one, each step is a turn of its own.
+_ONE_GO = 256 * 1024
 #: Bytes of unfinished bodies in this process.
 MOST_BYTES = 256 * 1024 * 1024
 
@@ -21,9 +28,27 @@ MOST_BYTES = 256 * 1024 * 1024
 class Bodies:
     def __init__(self, config: ChatConfig) -> None:
         self._config = config
-        self._places: dict[str, asyncio.Semaphore] = {}
-        self._users = Counter[str]()
+        self._reading, self._parsing = _Places(AT_ONCE), _Places(PARSED_AT_ONCE)
         self._held = 0
+        self.door = Door()
+
+    async def parse(self, body: bytes, user: str) -> ChatRequest:
+        """The request that a body holds.
+
+        :raises RequestTooLarge, InvalidRequest, InvalidModel:
+        """
+        async with self._parsing.place(user):
+            await check_items(body)
+            await _turn(body)
+            try:
+                return parse(body, self._config)
+            except Malformed:
+                if not has_halves(body):
+                    raise
+            await _turn(body)
+            body = mend_request(body)
+            await _turn(body)
+            return parse(body, self._config)
 
     async def read(self, request: web.Request, user: str) -> bytes:
         """The request's body.
@@ -47,7 +72,7 @@ class Bodies:
                 if len(body) > limit:
                     raise RequestTooLarge(f"The body is over {limit} bytes.")
                 return body
-            async with asyncio.timeout(self._config.body_timeout), self._place(user):
+            async with asyncio.timeout(self._config.body_timeout), self._reading.place(user):
                 return await self._gather(request, limit)
         except TimeoutError:
             raise InvalidRequest("The body did not arrive in time.") from None
@@ -69,9 +94,24 @@ class Bodies:
         finally:
             self._held -= size
 
+
+async def _turn(body: bytes) -> None:
+    """Let other work go on between two steps with a large body."""
+    if len(body) > _ONE_GO:
+        await asyncio.sleep(0)
+
+
+class _Places:
+    """So many at once of each user."""
+
+    def __init__(self, at_once: int) -> None:
+        self._at_once = at_once
+        self._places: dict[str, asyncio.Semaphore] = {}
+        self._users = Counter[str]()
+
     @asynccontextmanager
-    async def _place(self, user: str) -> AsyncIterator[None]:
-        place = self._places.setdefault(user, asyncio.Semaphore(AT_ONCE))
+    async def place(self, user: str) -> AsyncIterator[None]:
+        place = self._places.setdefault(user, asyncio.Semaphore(self._at_once))
         self._users[user] += 1
         try:
             async with place:

@@ -14,6 +14,7 @@ from aiohttp import web
 from services.gateway.budget.models import Delivery
 from services.gateway.chat.keys import Chat
 from services.gateway.chat.metrics import Labels
+from services.gateway.chat.raw_json import has_halves, mend_surrogates
 from services.gateway.chat.request import ChatRequest
 from services.gateway.chat.stream import WRITE_BUFFER, StreamFailed, StreamRelay
 from services.gateway.chat.tally import Tally
@@ -131,6 +132,8 @@ class Exchange:
     async def _answer(self, watch: Watch) -> web.StreamResponse:
         upstream = await self._post()
         body = await self._call.read_answer(watch.touch)
+        if has_halves(body):
+            body = mend_surrogates(body)
         now = time.perf_counter()
         self._tally.read_answer(body)
         if self._tally.error is not None:

@@ -8,9 +8,10 @@ import uuid
 from aiohttp import web
 
 from services.gateway.budget.models import Ask
+from services.gateway.budget.prices import PricedModel
 from services.gateway.chat.keys import CHAT, Chat
 from services.gateway.chat.relay import Exchange
-from services.gateway.chat.request import ChatRequest, parse
+from services.gateway.chat.request import ChatRequest
 from services.gateway.errors import InvalidModel, RequestTooLarge
 from services.gateway.tokens.models import Principal
 from shared.errors import DependencyUnavailable, ServiceError
@@ -26,10 +27,14 @@ async def chat_completions(request: web.Request) -> web.StreamResponse:
         chat.open_requests.check()
         principal = await chat.authenticate(request)
         seen.service_type = principal.service_type.name
+        chat.bodies.door.check(principal.user_id)
         body = await chat.bodies.read(request, principal.user_id)
+        with chat.bodies.door.passing(principal.user_id):
+            asked = await chat.bodies.parse(body, principal.user_id)
+            model = _model(chat, seen, principal, asked)
         with chat.open_requests.place():
-            exchange = await _admit(request, chat, seen, principal, body)
-            del body  # a stream is long, and its request may be large
+            exchange = await _admit(request, chat, seen, principal, asked, model)
+            del body, asked  # a stream is long, and its request may be large
             return await exchange.run()
     except ServiceError as error:
         chat.metrics.rejected(error.code, seen.model, seen.service_type)
@@ -47,19 +52,25 @@ class _Seen:
         self.service_type = "none"
 
 
-async def _admit(request: web.Request, chat: Chat, seen: _Seen, principal: Principal, body: bytes) -> Exchange:
-    """The request up to its admission. Nothing is owed if this raises."""
-    row = principal.service_type
-    asked = parse(body, chat.config)
+def _model(chat: Chat, seen: _Seen, principal: Principal, asked: ChatRequest) -> PricedModel:
+    """The model that is asked, if this user may ask it so much."""
     model = chat.models.get(asked.model)
     if not chat.models.loaded:
         raise DependencyUnavailable("litellm")
-    if model is None or not row.allows_model(asked.model):
+    if model is None or not principal.service_type.allows_model(asked.model):
         raise InvalidModel
     seen.model = model.name
     if not chat.litellm.accepts:
         raise DependencyUnavailable("litellm")
     _check_window(asked, model.context_window)
+    return model
+
+
+async def _admit(
+    request: web.Request, chat: Chat, seen: _Seen, principal: Principal, asked: ChatRequest, model: PricedModel
+) -> Exchange:
+    """The admission. Nothing is owed if this raises."""
+    row = principal.service_type
     limit = asked.limit or chat.config.max_completion_tokens
     request_id = request.get(REQUEST_ID) or uuid.uuid4().hex
     purpose = row.purpose(request.headers.get("purpose"))

@@ -18,6 +18,14 @@ from tests.doubles.litellm import LiteLLMDouble, Script, answer, error_body
 from tests.services.gateway.chat.conftest import Gateway, until
 
 
+async def test_half_a_character_in_an_answer_becomes_the_replacement_character(gateway: Gateway) -> None:
+    body = answer("a \ud83d\ude00 and half of one: \ud83d")
+    gateway.double.script("double", Script.json(body))
+    status, told, _ = await gateway.read()
+    assert status == 200
+    assert json.loads(told) == answer("a \U0001f600 and half of one: \ufffd")
+
+
 async def test_an_answer_is_relayed_unchanged_and_settled_with_litellms_cost(gateway: Gateway) -> None:
     body = json.dumps(answer(prompt=9, completion=3), indent=2).encode()
     gateway.double.script("double", Script.json(body, x_litellm_response_cost="0.00123"))

@@ -292,3 +292,37 @@ async def test_a_client_that_leaves_while_sending_its_body_leaves_nothing(gatewa
     client.close()
     assert (await gateway.read())[0] == 200
     assert len(gateway.budgets.asks) == 1
+
+
+@pytest.mark.parametrize("size", [10, 400_000])
+async def test_half_a_character_in_a_request_becomes_the_replacement_character(gateway: Gateway, size: int) -> None:
+    text = "x" * size + "\ud83d\ude00" + "\ud83d"
+    status, _, _ = await gateway.read({"messages": [{"role": "user", "content": text}]})
+    assert status == 200
+    assert gateway.double.asked[0].body["messages"][0]["content"] == "x" * size + "\U0001f600\ufffd"
+
+
+async def test_a_million_small_items_are_refused(gateway: Gateway) -> None:
+    tools = [{"type": "function", "function": {"name": "f", "parameters": {"e": [[]] * 400_000}}}]
+    status, body, _ = await gateway.read({"tools": tools})
+    assert (status, json.loads(body)["error"]["code"]) == (413, "request_too_large")
+    assert gateway.double.asked == []
+
+
+@pytest.mark.parametrize(
+    ("body", "named"),
+    [
+        ({"messages": [{"role": "evil", "content": "x"}]}, "`assistant`"),
+        ({"messages": part(type="file", file={})}, "`image_url`"),
+        ({"tools": [{"type": "web_search"}]}, "`function`"),
+        ({"tool_choice": "sure"}, "`required`"),
+        ({"response_format": {"type": "xml"}}, "`json_schema`"),
+        ({"reasoning_effort": "A LOT"}, "lower-case"),
+        ({"tools": [{"type": "function", "function": {"name": "a b"}}]}, "A-Z a-z 0-9"),
+        ({"n": 9}, "<= 8"),
+    ],
+)
+def test_a_refusal_names_what_is_allowed(body: dict[str, Any], named: str) -> None:
+    with pytest.raises(GatewayError) as caught:
+        parsed(**body)
+    assert named in caught.value.message

@@ -1,0 +1,51 @@
+"""Users whose requests are refused again and again before any rate counts them."""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from services.gateway.errors import InvalidModel, InvalidRequest, RateLimited, RequestTooLarge
+
+#: So many refusals of one user within this many seconds close the door to them for as long.
+MOST_REFUSALS, SECONDS = 10, 10.0
+#: Users that are remembered, the latest refused.
+_REMEMBERED = 10_000
+
+
+class Door:
+    """Validating a request costs time that no rate limit has counted yet: this is its limit."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._refused: OrderedDict[str, deque[float]] = OrderedDict()
+
+    def check(self, user: str) -> None:
+        """:raises RateLimited: the door is closed to this user."""
+        times = self._refused.get(user)
+        if times is not None and len(times) == MOST_REFUSALS and times[-1] - times[0] <= SECONDS:
+            left = times[-1] + SECONDS - self._clock()
+            if left > 0:
+                raise RateLimited("Too many of your requests were refused.", reason="refusals", retry_after=left)
+            del self._refused[user]
+
+    @contextmanager
+    def passing(self, user: str) -> Iterator[None]:
+        """Around what is done with a request that was read, up to its admission. Refusals in here count.
+
+        :raises RateLimited: as ``check``.
+        """
+        self.check(user)
+        try:
+            yield
+        except (InvalidRequest, InvalidModel, RequestTooLarge):
+            self._count(user)
+            raise
+
+    def _count(self, user: str) -> None:
+        self._refused.setdefault(user, deque(maxlen=MOST_REFUSALS)).append(self._clock())
+        self._refused.move_to_end(user)
+        if len(self._refused) > _REMEMBERED:
+            self._refused.popitem(last=False)

@@ -1,0 +1,77 @@
+"""A user who is refused again and again before admission finds the door closed for a while."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from services.gateway.chat.door import MOST_REFUSALS, SECONDS, Door
+from services.gateway.errors import InvalidModel, InvalidRequest, RateLimited, RequestTooLarge, Unavailable
+from shared.errors import ServiceError
+from tests.services.gateway.chat.conftest import Gateway
+
+
+class Clock:
+    now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def knock(door: Door, refusal: ServiceError | None = None, user: str = "u") -> None:
+    with door.passing(user):
+        if refusal is not None:
+            raise refusal
+
+
+def refuse(door: Door, times: int, refusal: ServiceError, user: str = "u") -> None:
+    for _ in range(times):
+        with pytest.raises(type(refusal)):
+            knock(door, refusal, user)
+
+
+@pytest.mark.parametrize("refusal", [InvalidRequest(), InvalidModel(), RequestTooLarge()])
+def test_ten_refusals_in_ten_seconds_close_the_door_for_ten(refusal: ServiceError) -> None:
+    clock = Clock()
+    door = Door(clock)
+    refuse(door, MOST_REFUSALS - 1, refusal)
+    knock(door)
+    clock.now += SECONDS
+    refuse(door, 1, refusal)
+    with pytest.raises(RateLimited) as closed:
+        knock(door)
+    assert (closed.value.status, closed.value.code) == (429, "rate_limit_exceeded")
+    assert closed.value.headers["Retry-After"] == "10"
+    knock(door, user="another")
+    clock.now += SECONDS - 0.5
+    with pytest.raises(RateLimited) as closed:
+        knock(door)
+    assert closed.value.headers["Retry-After"] == "1"
+    clock.now += 0.5
+    refuse(door, MOST_REFUSALS - 1, refusal)
+    knock(door)
+
+
+def test_refusals_that_are_further_apart_close_nothing() -> None:
+    clock = Clock()
+    door = Door(clock)
+    for _ in range(5 * MOST_REFUSALS):
+        refuse(door, 1, InvalidRequest())
+        clock.now += SECONDS / (MOST_REFUSALS - 1) + 0.01
+    knock(door)
+
+
+def test_what_is_not_the_clients_fault_does_not_count() -> None:
+    door = Door(Clock())
+    refuse(door, 2 * MOST_REFUSALS, Unavailable())
+    knock(door)
+
+
+async def test_the_door_is_closed_before_a_body_is_looked_at(gateway: Gateway) -> None:
+    for _ in range(MOST_REFUSALS):
+        assert (await gateway.read(b"nonsense"))[0] == 400
+    status, body, headers = await gateway.read()
+    assert (status, json.loads(body)["error"]["code"]) == (429, "rate_limit_exceeded")
+    assert 1 <= int(headers["Retry-After"]) <= SECONDS
+    assert gateway.budgets.asks == []
