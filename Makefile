@@ -22,12 +22,12 @@ help: ## List the targets
 
 setup: $(STAMP) litellm ## Install everything (again only when a lock changes)
 
-$(STAMP): $(LOCKS)/dev.txt setup.cfg pyproject.toml
+$(STAMP): $(LOCKS)/dev.txt $(LOCKS)/build.txt setup.cfg pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed: make PYTHON=python3.12" if sys.version_info < (3, 11) else 0)'
 	@echo "Installing MLPA into $(VENV)/ (half a minute)"
 	@$(PYTHON) -m venv $(VENV)
-	@$(BIN)/python $(PIP) install --quiet --no-deps -r $(LOCKS)/dev.txt
-	@$(BIN)/python $(PIP) install -qq --no-deps --editable .
+	@$(BIN)/python $(PIP) install --quiet --no-deps -r $(LOCKS)/dev.txt -r $(LOCKS)/build.txt
+	@$(BIN)/python $(PIP) install -qq --no-deps --no-build-isolation --editable .
 	@touch $@
 
 litellm: $(STAMP)
@@ -73,6 +73,7 @@ lock: ## Renew the locks of deploy/requirements/ after a change of setup.cfg (AR
 	$(UV) $(LOCKS)/runtime.txt setup.cfg
 	$(UV) $(LOCKS)/tracing.txt setup.cfg --extra tracing
 	$(UV) $(LOCKS)/dev.txt setup.cfg --extra local --extra tracing --extra dev
+	$(UV) $(LOCKS)/build.txt $(LOCKS)/build.in
 	$(UV) $(LOCKS)/litellm.txt $(LOCKS)/litellm.in
 
 audit: $(STAMP) ## Ask the package index about every locked version, and the advisories where they can be reached

@@ -22,10 +22,10 @@ NAME = "MLPA_VIRTUAL_KEY"
 @click.command("virtual-key")
 @click.option(
     "--env-file",
-    type=click.Path(dir_okay=False, path_type=Path),
+    type=click.Path(dir_okay=False, allow_dash=True, path_type=Path),
     default=Path(".env"),
     show_default=True,
-    help="The file to write to; its other lines stay as they are.",
+    help="The file to write to, its other lines stay as they are; - prints the line.",
 )
 @click.option(
     "--timeout", type=click.FloatRange(0.1), default=30, show_default=True, help="Seconds to wait for LiteLLM."
@@ -39,7 +39,9 @@ def virtual_key(env_file: Path, timeout: float) -> None:
     settings = AuthSettings.lenient()
     if settings.master_key is None:
         raise click.ClickException("MASTER_KEY is not set: a virtual key is made with LiteLLM's master key")
-    _check(env_file)
+    printed = str(env_file) == "-"
+    if not printed:
+        _check(env_file)
     alias = f"mlpa-gateway-{datetime.now(UTC):%Y%m%d}-{secrets.token_hex(4)}"  # unique: LiteLLM wants it so
     try:
         key = asyncio.run(_make(settings.litellm_api_base, settings.master_key.get_secret_value(), alias, timeout))
@@ -52,6 +54,10 @@ def virtual_key(env_file: Path, timeout: float) -> None:
         raise click.ClickException("LiteLLM refuses MASTER_KEY: it is not the master_key of its config") from None
     except LiteLLMError as error:
         raise click.ClickException(f"{error} (LITELLM_API_BASE: {', '.join(settings.litellm_api_base)})") from None
+    if printed:
+        click.echo(f"{NAME}={key}")
+        click.echo(f"The new key is {alias}", err=True)
+        return
     try:
         replace_line(env_file, NAME, key)
     except (OSError, UnicodeDecodeError) as error:

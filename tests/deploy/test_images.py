@@ -95,7 +95,50 @@ def test_every_image_has_a_version() -> None:
 
 def test_only_the_services_and_nothing_of_theirs_is_published_beyond_this_machine() -> None:
     published = [port for service in COMPOSE["services"].values() for port in service.get("ports", ())]
-    assert {port for port in published if not port.startswith("127.0.0.1:")} == {"8080:8080", "8081:8081"}
+    beyond = {port for port in published if not port.startswith("127.0.0.1:")}
+    assert beyond == {"${PUBLISH:-127.0.0.1}:8080:8080", "${PUBLISH:-127.0.0.1}:8081:8081"}
+
+
+def test_each_container_has_a_role_and_a_redis_user_of_its_own() -> None:
+    environments = {name: service.get("environment", {}) for name, service in COMPOSE["services"].items()}
+    roles, users = (
+        {
+            name: re.sub(r".*://(\w+):.*", r"\1", given[variable])
+            for name, given in environments.items()
+            if variable in given
+        }
+        for variable in ("DATABASE_URL", "REDIS_URL")
+    )
+    assert roles == {"auth": "mlpa_auth", "gateway": "mlpa_gateway", "migrate": "mlpa_owner", "litellm": "litellm"}
+    assert users == {"auth": "mlpa_auth", "gateway": "mlpa_gateway"}
+    assert environments["litellm"]["REDIS_HOST"] == "litellm-redis"
+    # a password is known to the server and to one client of it
+    for variable in set(re.findall(r"\$\{(\w+_PASSWORD)", str(COMPOSE))):
+        holders = {name for name, service in COMPOSE["services"].items() if variable in str(service)}
+        assert len(holders - {"postgres", "redis", "litellm-redis"}) <= 1, variable
+
+
+def test_what_makes_the_virtual_key_is_given_the_master_key_and_no_files() -> None:
+    service = COMPOSE["services"]["virtual-key"]
+    assert "volumes" not in service
+    assert service["environment"].keys() == {"LITELLM_API_BASE", "MASTER_KEY"}
+    assert service["read_only"]
+    assert service["cap_drop"] == ["ALL"]
+
+
+def test_the_image_reads_no_file_that_somebody_may_have_planted() -> None:
+    assert re.search(r"^WORKDIR /$", DOCKERFILE.partition(" AS runtime")[2], re.MULTILINE)
+    assert re.search(r"\bMLPA_ENV_FILE= ", DOCKERFILE)
+    checks = re.findall(r'CMD \["python", (.+?), "import', DOCKERFILE)
+    assert checks == ['"-I", "-c"'] * 2
+
+
+def test_nothing_is_installed_that_no_lock_names() -> None:
+    for line in re.split(r"\n(?=RUN|COPY|FROM)", DOCKERFILE):
+        for command in re.findall(r"pip (?:install|wheel)(.*?)(?:&&|$)", line.replace("\\\n", " "), re.DOTALL):
+            assert "--no-deps" in command
+            assert "-r deploy/requirements/" in command or "--no-index" in command
+            assert "--no-build-isolation" in command or "-r " in command or "/dist/*.whl" in command
 
 
 def test_what_compose_asks_of_the_operator_is_in_the_readme() -> None:

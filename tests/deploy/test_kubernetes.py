@@ -122,6 +122,23 @@ def test_containers_have_no_more_rights_than_they_need(name: str) -> None:
     assert container["resources"]["requests"].keys() == {"cpu", "memory"}
 
 
+def test_the_variables_that_a_cluster_gives_a_pod_are_no_settings() -> None:
+    """A Service makes NAME_PORT and the like in every pod of its namespace; ``auth`` makes AUTH_PORT."""
+    for name in ("auth", "gateway", "migrate"):
+        assert pod(plain(), name)["enableServiceLinks"] is False
+
+
+def test_each_workload_has_a_database_role_of_its_own() -> None:
+    secrets = []
+    for name in ("auth", "gateway", "migrate"):
+        (container,) = pod(plain(), name)["containers"]
+        (url,) = (variable for variable in container["env"] if variable["name"] == "DATABASE_URL")
+        secrets.append(url["valueFrom"]["secretKeyRef"]["name"])
+    assert secrets == ["mlpa-auth", "mlpa-gateway", "mlpa-migrate"]
+    comments = (FOLDER / "production" / "kustomization.yaml").read_text()
+    assert all(re.search(rf"#   {secret} ", comments) for secret in secrets)
+
+
 @pytest.mark.parametrize("name", SETTINGS)
 def test_services_disruption_budgets_and_policies_select_the_pods(name: str) -> None:
     objects = plain()

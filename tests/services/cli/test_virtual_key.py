@@ -60,6 +60,14 @@ def test_the_key_is_written_to_an_env_file_that_only_its_owner_reads(folder: Pat
     assert litellm.keys[0]["key_alias"].startswith("mlpa-gateway-")
 
 
+def test_a_dash_prints_the_line_alone_and_writes_nothing(folder: Path, litellm: LiteLLMAdminDouble) -> None:
+    result = run(litellm.url, options=["--env-file", "-"])
+    assert result.exit_code == 0, result.output
+    assert result.stdout == f"MLPA_VIRTUAL_KEY={KEY}\n"
+    assert litellm.keys[0]["key_alias"] in result.stderr
+    assert list(folder.iterdir()) == []
+
+
 def test_settings_come_from_the_env_file_and_a_second_key_replaces_the_first(
     folder: Path, litellm: LiteLLMAdminDouble
 ) -> None:
