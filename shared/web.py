@@ -172,10 +172,10 @@ class Frame:
 
     async def _answer(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         try:
-            if (request.content_length or 0) > request.client_max_size:
-                raise PayloadTooLarge  # whether or not anybody reads it, and before it comes
             if "Content-Encoding" in request.headers and _is_encoded(request):
                 raise EncodedBody
+            if (request.content_length or 0) > request.client_max_size:
+                raise PayloadTooLarge  # whether or not anybody reads it, and before it comes
             return await handler(request)
         except web.RequestPayloadError:
             return self._refuse(request, BadRequest("The body is damaged."))
