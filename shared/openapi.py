@@ -51,7 +51,7 @@ class Body:
 
 @dataclass(frozen=True, slots=True)
 class Operation:
-    """One method of one path."""
+    """One method of one path. ``route`` is aiohttp's pattern of the path, where a parameter may hold slashes."""
 
     method: str
     path: str
@@ -64,13 +64,15 @@ class Operation:
     body: Body | None = None
     security: str | None = None
     listed: bool = True
+    route: str = ""
 
 
 def add_routes(app: web.Application, operations: Sequence[Operation]) -> None:
     for operation in operations:
-        app.router.add_route(operation.method, operation.path, operation.handler)
+        path = operation.route or operation.path
+        app.router.add_route(operation.method, path, operation.handler)
         if operation.method == "GET":
-            app.router.add_route("HEAD", operation.path, operation.handler)
+            app.router.add_route("HEAD", path, operation.handler)
 
 
 def document(

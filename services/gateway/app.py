@@ -29,7 +29,7 @@ from services.gateway.tokens.views import VERIFIER, authenticate
 from services.gateway.upstream.client import KeyRefused, LiteLLM, UpstreamConfig
 from shared import logs
 from shared.app import Apps, ServiceDescription, build_apps
-from shared.errors import ServiceError
+from shared.errors import NotFound, ServiceError
 from shared.health import Check, CheckFailed, Health
 from shared.metrics import Registry
 from shared.openapi import Answer
@@ -42,12 +42,21 @@ from shared.service_types import ServiceTypes
 
 _log = logs.logger("gateway")
 
+_OPERATIONS = [*chat_operations.OPERATIONS, *model_views.OPERATIONS, *budget_views.OPERATIONS]
+#: In words that no client takes for "there is no such model".
+_SERVED = f"Unknown path. This gateway serves {', '.join(f'{one.method} {one.path}' for one in _OPERATIONS)}."
+
+
+def _render_error(_request: web.Request | None, error: ServiceError) -> web.Response:
+    return errors.error_response(NotFound(_SERVED) if isinstance(error, NotFound) else error)
+
+
 DESCRIPTION = ServiceDescription(
     name="gateway",
     title="MLPA gateway",
     description="Relays chat completions under a budget per user. The official OpenAI SDKs work unmodified, with "
     "`base_url=<gateway>/v1` and an access token of auth as `api_key`.",
-    operations=[*chat_operations.OPERATIONS, *model_views.OPERATIONS, *budget_views.OPERATIONS],
+    operations=_OPERATIONS,
     internal=[],
     common_answers={
         413: Answer("The body is too large", ErrorBody),
@@ -63,7 +72,7 @@ DESCRIPTION = ServiceDescription(
             "description": "From auth's /token.",
         }
     },
-    render_error=lambda _request, error: errors.error_response(error),
+    render_error=_render_error,
     make_site=lambda runner, sock, frame, settings: RelaySite(
         runner, sock, frame, max_body=settings.max_request_size_bytes
     ),

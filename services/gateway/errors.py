@@ -10,6 +10,7 @@
         ├── UpstreamRateLimited       429  upstream_rate_limited   5
         ├── InvalidModel              400  invalid_model           8
         ├── InvalidRequest            400  invalid_request         9
+        ├── ModelNotFound             404  model_not_found
         ├── InvalidToken              401  invalid_token
         ├── UserBlocked               403  user_blocked
         ├── UpstreamError             502  upstream_error
@@ -142,6 +143,16 @@ class InvalidModel(GatewayError):
     message = "The model does not exist or may not be used."
     type = "invalid_request_error"
     mlpa_code = 8
+    param = "model"
+
+
+class ModelNotFound(GatewayError):
+    """There is no such model, or it may not be used. OpenAI's code for it."""
+
+    status = 404
+    code = "model_not_found"
+    message = InvalidModel.message
+    type = "invalid_request_error"
     param = "model"
 
 

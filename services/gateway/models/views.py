@@ -1,4 +1,4 @@
-"""GET /v1/models: the models that a token may use."""
+"""GET /v1/models and /v1/models/{id}: the models that a token may use."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ import msgspec
 from aiohttp import web
 
 from services.gateway import keys
+from services.gateway.errors import ModelNotFound
 from services.gateway.openapi import ErrorBody
 from services.gateway.tokens.views import authenticate
 from shared.errors import DependencyUnavailable
-from shared.openapi import Answer, Operation
+from shared.openapi import Answer, Operation, Parameter
 
 
 class Model(msgspec.Struct, frozen=True):
@@ -27,15 +28,38 @@ class ModelList(msgspec.Struct, frozen=True):
 
 
 async def models(request: web.Request) -> web.Response:
+    names = await _names(request)
+    return _answer(ModelList("list", [_model(name) for name in sorted(names)]))
+
+
+async def model(request: web.Request) -> web.Response:
+    """:raises ModelNotFound: there is none of that name, or this user may not ask it."""
+    name = request.match_info["id"]
+    if name not in await _names(request):
+        raise ModelNotFound
+    return _answer(_model(name))
+
+
+async def _names(request: web.Request) -> set[str]:
+    """The models that the user may ask.
+
+    :raises InvalidToken, UserBlocked, DependencyUnavailable:
+    """
     principal = await authenticate(request)
     await request.app[keys.BUDGETS].check(principal)
     catalogue = request.app[keys.CATALOGUE]
     if not catalogue.loaded:
         raise DependencyUnavailable("litellm")
-    names = sorted(name for name in catalogue.names() if principal.service_type.allows_model(name))
-    data = [Model(name, "model", 0, name.partition("/")[0] if "/" in name else "litellm") for name in names]
+    return {name for name in catalogue.names() if principal.service_type.allows_model(name)}
+
+
+def _model(name: str) -> Model:
+    return Model(name, "model", 0, name.partition("/")[0] if "/" in name else "litellm")
+
+
+def _answer(body: Model | ModelList) -> web.Response:
     return web.Response(
-        body=msgspec.json.encode(ModelList("list", data)),
+        body=msgspec.json.encode(body),
         content_type="application/json",
         headers={"Cache-Control": "no-store"},
     )
@@ -55,5 +79,22 @@ OPERATIONS = [
         },
         tag="OpenAI",
         security="access_token",
-    )
+    ),
+    Operation(
+        "GET",
+        "/v1/models/{id}",
+        model,
+        "One of the models that this token may use",
+        {
+            200: Answer("OpenAI's model object", Model),
+            401: Answer("`invalid_token`", ErrorBody, headers=["WWW-Authenticate"]),
+            403: Answer("`user_blocked`", ErrorBody),
+            404: Answer("`model_not_found`", ErrorBody),
+            503: Answer("`unavailable`", ErrorBody, headers=["Retry-After"]),
+        },
+        tag="OpenAI",
+        parameters=[Parameter("id", "The model's name; slashes as they are, or as `%2F`.", where="path")],
+        security="access_token",
+        route="/v1/models/{id:.+}",
+    ),
 ]
