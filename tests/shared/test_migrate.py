@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner
 
 from services.auth.users import storage
-from services.cli.main import cli
+from services.cli.commands import cli
 from shared import migrate
 from shared.health import CheckFailed
 from shared.postgres import Database, DatabaseUnavailable
