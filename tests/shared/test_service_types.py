@@ -53,7 +53,14 @@ def test_a_row_is_read_whole(tmp_path: Path) -> None:
         ('fxa_client_ids = ["*"]\n', "", "fxa_client_ids"),
         ('fxa_scopes = ["profile:uid"]', "fxa_scopes = []", "fxa_scopes"),
         ('fxa_scopes = ["profile:uid"]\n', "", "fxa_scopes"),
+        ("rpm = 40", 'rpm = 40\ntemperature = "2.1"', "temperature"),
+        ("rpm = 40", 'rpm = 40\ntemperature = "-1"', "temperature"),
+        ("rpm = 40", "rpm = 40\ntemperature = 1.0", "temperature"),
+        ("rpm = 40", 'rpm = 40\ntop_p = "1.01"', "top_p"),
+        ("rpm = 40", 'rpm = 40\ntop_p = "nan"', "top_p"),
         (ROW, ROW + ROW, "twice"),
+        (ROW, ROW + '[[model]]\nname = "a b"\n', "printable"),
+        (ROW, ROW + '[[model]]\nname = ""\n', "printable"),
         (ROW, "", "service_type"),
         (ROW, "[[", "types.toml"),
     ],
@@ -63,6 +70,24 @@ def test_a_row_that_can_not_be_used_stops_the_start_and_is_named(
 ) -> None:
     with pytest.raises(ConfigurationError, match=named):
         load(tmp_path, ROW.replace(before, after))
+
+
+def test_a_pattern_is_an_exact_name_first(tmp_path: Path) -> None:
+    row = load(tmp_path, ROW.replace('"openai/*"', '"a[1]", "b[12]", "c#@*"')).rows["ai"]
+    assert [name for name in ("a[1]", "a1", "b1", "b[12]", "b3", "c#@x+y", "c#") if row.allows_model(name)] == [
+        "a[1]",
+        "a1",
+        "b1",
+        "b[12]",
+        "c#@x+y",
+    ]
+
+
+def test_a_row_may_say_how_its_requests_are_sampled(tmp_path: Path) -> None:
+    row = load(tmp_path, ROW.replace("rpm = 40", 'rpm = 40\ntemperature = "0.7"\ntop_p = "1"')).rows["ai"]
+    assert (row.temperature, row.top_p) == (0.7, 1.0)
+    assert load(tmp_path, ROW).rows["ai"].temperature is None
+    assert load(tmp_path, ROW + '[[model]]\nname = "vertex_ai/x@2025#+[1]"\n').models["vertex_ai/x@2025#+[1]"]
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:

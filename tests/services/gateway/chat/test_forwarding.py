@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from services.gateway.chat.config import ChatConfig
 from services.gateway.chat.request import parse
 from services.gateway.errors import GatewayError
+from shared import service_types
 
 CONFIG = ChatConfig()
 MODEL = '"model":"m","messages":[{"role":"user","content":"x"}]'
@@ -298,3 +300,19 @@ def test_only_an_assistants_message_has_refusals() -> None:
         with pytest.raises(GatewayError) as caught:
             forwarded(f'{{"model":"m","messages":[{{"role":"{role}","content":{part}}}]}}')
         assert caught.value.param == "messages[0].content[0].type"  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("row", "config", "sampling"),
+    [
+        ({}, {}, {}),
+        ({}, {"temperature": 0.5}, {"temperature": 0.5}),
+        ({"temperature": 0.0}, {"temperature": 0.5, "top_p": 0.1}, {"temperature": 0.0, "top_p": 0.1}),
+        ({"top_p": 1.0}, {}, {"top_p": 1.0}),
+    ],
+)
+def test_a_service_types_row_comes_before_the_settings(
+    row: dict[str, float], config: dict[str, float], sampling: dict[str, float]
+) -> None:
+    ai = replace(service_types.load(None, debug=True).rows["ai"], **row)  # type: ignore[arg-type]
+    assert ChatConfig(**config).sampling(ai) == sampling  # type: ignore[arg-type]
