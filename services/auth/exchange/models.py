@@ -34,9 +34,10 @@ class CredentialVerifier(Protocol):
     #: Its name in the rows of the service types.
     kind: Credential
 
-    async def verify(self, subject_token: str, row: ServiceType) -> Subject:
+    async def verify(self, subject_token: str, row: ServiceType, source: str) -> Subject:
         """Verify the credential and the row's policy on it.
 
+        :param source: the address that it came from.
         :raises InvalidSubjectToken: malformed, invalid, expired or replayed.
         :raises InvalidScope: good, but not for this service type.
         :raises AccessDenied: good, but its device is revoked.

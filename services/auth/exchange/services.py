@@ -67,7 +67,7 @@ class TokenExchange:
             row = self._rows.get(request.scope)
             if row is None or credential.kind not in row.credentials:
                 raise InvalidScope
-            subject = await credential.verify(request.subject_token, row)
+            subject = await credential.verify(request.subject_token, row, request.source)
         await self._limits.take_source("exchange", request.source)
         await self._limits.take("identity", subject.identity)
         await self._users.enter(subject.identity, row)

@@ -26,6 +26,9 @@ class FxAMetrics:
         self.breaker = registry.gauge(
             "fxa_breaker_state", "Circuit breaker of FxA's verify endpoint: 0 closed, 1 half-open, 2 open."
         )
+        self.places = registry.gauge(
+            "fxa_places", "Verifications that may be with FxA at a time: halved when it asks for less."
+        )
         self.jwks_age = registry.gauge(
             "fxa_jwks_age_seconds", "Age of FxA's key set as it is held; -1 before there is one."
         )

@@ -63,6 +63,8 @@ class FxAConfig:
     #: Of one request to FxA, from connecting to the last byte.
     timeout: float = 2
     max_concurrency: int = 32
+    #: Of one source.
+    source_concurrency: int = 8
     #: How long a verification waits for one of those places.
     queue_wait: float = 0.5
     #: How long one Redis command may take before the cache is passed by.

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from http import HTTPStatus
 from typing import Annotated
 
@@ -16,10 +13,15 @@ from services.auth.fxa.http import Answer, FxAClient, NoAnswer
 from services.auth.fxa.metrics import FxAMetrics
 from services.auth.fxa.models import UID, ClientId, FxAIdentity, Scope
 from services.auth.fxa.parse import OpaqueToken
+from services.auth.fxa.places import NoPlace, Places
+from shared import logs
 from shared.errors import DependencyUnavailable
 
 #: FxA's error numbers that say something of the token, and what.
 REFUSALS = {108: "unknown to FxA", 109: "not a token to FxA", 115: "expired"}
+
+
+_log = logs.logger("fxa")
 
 
 class _Verified(msgspec.Struct, frozen=True):
@@ -39,16 +41,15 @@ class RemoteVerifier:
         client: FxAClient,
         breaker: Breaker,
         *,
-        max_concurrency: int,
-        queue_wait: float,
+        places: Places,
         metrics: FxAMetrics,
     ) -> None:
         """:param breaker: counts ``NoAnswer``."""
         self._client = client
         self._breaker = breaker
-        self._places = asyncio.Semaphore(max_concurrency)
-        self._queue_wait = queue_wait
+        self._places = places
         self._metrics = metrics
+        metrics.places.set(places.open)
 
     def check(self) -> None:
         """:raises DependencyUnavailable: when a token would not be sent to FxA now, because of an outage."""
@@ -58,35 +59,62 @@ class RemoteVerifier:
             self._metrics.refused_calls.inc("open")
             raise DependencyUnavailable("fxa", retry_after=max(1, error.retry_after)) from None
 
-    async def verify(self, token: OpaqueToken) -> FxAIdentity:
+    async def verify(self, token: OpaqueToken, source: str) -> FxAIdentity:
         """
+        :param source: who sent the token.
         :raises InvalidFxAToken: FxA says so.
         :raises DependencyUnavailable: FxA said nothing about the token, or was not asked.
         """
         self.check()
-        async with self._place():
-            try:
-                with self._breaker.call():
-                    return _identity(await self._client.ask("POST", "/verify", json={"token": token.text}))
-            except BreakerOpen as error:
-                self._metrics.refused_calls.inc("open")
-                raise DependencyUnavailable("fxa", retry_after=max(1, error.retry_after)) from None
-            except NoAnswer as error:
-                self._metrics.failures.inc("verify", error.reason)
-                raise DependencyUnavailable("fxa", retry_after=max(1, error.retry_after or 0)) from error
-
-    @asynccontextmanager
-    async def _place(self) -> AsyncIterator[None]:
         try:
-            async with asyncio.timeout(self._queue_wait):
-                await self._places.acquire()
-        except TimeoutError:
+            async with self._places.take(source):
+                return await self._ask(token)
+        except InvalidFxAToken:
+            self._places.refused(source)
+            raise
+        except NoPlace:
             self._metrics.refused_calls.inc("busy")
             raise DependencyUnavailable("fxa") from None
-        try:
-            yield
-        finally:
-            self._places.release()
+        except BreakerOpen as error:
+            self._metrics.refused_calls.inc("open")
+            raise DependencyUnavailable("fxa", retry_after=max(1, error.retry_after)) from None
+        except NoAnswer as error:
+            self._metrics.failures.inc("verify", error.reason)
+            raise DependencyUnavailable("fxa", retry_after=max(1, error.retry_after or 0)) from error
+
+    async def _ask(self, token: OpaqueToken) -> FxAIdentity:
+        """
+        :raises InvalidFxAToken: :raises NoAnswer: :raises BreakerOpen:
+        """
+        era = self._places.era
+        with self._breaker.call():
+            try:
+                identity = _identity(await self._client.ask("POST", "/verify", json={"token": token.text}))
+            except InvalidFxAToken:
+                self._answered()
+                raise
+            except NoAnswer as error:
+                # One token's 429 slows all of them down; only with nothing left to halve does it stop them
+                if error.reason != "rate_limited" or not self._slow_down(era):
+                    raise
+                throttled = error
+            else:
+                self._answered()
+                return identity
+        raise throttled
+
+    def _answered(self) -> None:
+        self._places.answered()
+        self._metrics.places.set(self._places.open)
+
+    def _slow_down(self, era: int) -> bool:
+        """Whether there were places to halve."""
+        before = self._places.era
+        slowed = self._places.halve(era)
+        if self._places.era != before:
+            self._metrics.places.set(self._places.open)
+            _log.warning("fxa asks for less", places=self._places.open)
+        return slowed
 
 
 def _identity(answer: Answer) -> FxAIdentity:

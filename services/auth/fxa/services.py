@@ -20,6 +20,7 @@ from services.auth.fxa.local import LocalVerifier
 from services.auth.fxa.metrics import FxAMetrics
 from services.auth.fxa.models import FxAConfig, FxAIdentity, Source
 from services.auth.fxa.parse import JwtToken, OpaqueToken, parse
+from services.auth.fxa.places import Places
 from services.auth.fxa.remote import RemoteVerifier
 from shared import background, logs
 from shared.errors import DependencyUnavailable
@@ -75,8 +76,7 @@ class FxAVerifier:
         self._remote = RemoteVerifier(
             client,
             self._breaker,
-            max_concurrency=config.max_concurrency,
-            queue_wait=config.queue_wait,
+            places=Places(config.max_concurrency, config.source_concurrency, config.queue_wait, clock=clock),
             metrics=metrics,
         )
         self._flights: dict[bytes, asyncio.Future[_Outcome]] = {}  # by the digest of the token
@@ -106,23 +106,24 @@ class FxAVerifier:
             await background.end(*verifier._tasks)
             await verifier.keys.close()
 
-    async def verify(self, token: str) -> FxAIdentity:
+    async def verify(self, token: str, source: str = "") -> FxAIdentity:
         """Whom a token stands for.
 
+        :param source: who sent it; of each only some tokens are with FxA at a time.
         :raises InvalidFxAToken: it stands for nobody.
         :raises DependencyUnavailable: nobody could be asked; says nothing of the token.
         """
         started = time.perf_counter()
-        source: Source = "local"
+        checked: Source = "local"
         try:
             parsed = parse(token, issuer=self._config.issuer, now=self._clock(), skew=self._config.clock_skew)
-            source = "remote" if isinstance(parsed, OpaqueToken) else "local"
-            identity = await self._find(parsed)
+            checked = "remote" if isinstance(parsed, OpaqueToken) else "local"
+            identity = await self._find(parsed, source)
         except InvalidFxAToken as error:
             self._answered(started, "invalid", error.source)
             raise
         except DependencyUnavailable:
-            self._metrics.latency.observe(time.perf_counter() - started, "unavailable", source)
+            self._metrics.latency.observe(time.perf_counter() - started, "unavailable", checked)
             raise
         self._answered(started, "success", identity.source)
         return identity
@@ -158,7 +159,7 @@ class FxAVerifier:
         self._metrics.verifications.inc(source)
         self._metrics.latency.observe(time.perf_counter() - started, result, source)
 
-    async def _find(self, token: _Token) -> FxAIdentity:
+    async def _find(self, token: _Token, source: str) -> FxAIdentity:
         """The answer, shared by all who ask for it at the same time. Who did not ask first has it from memory: to him
         its source is the cache.
         """
@@ -171,17 +172,17 @@ class FxAVerifier:
             # Here rather than in a task, which would cost what is most often asked a fifth more
             found = await self._cache.get(key)
         except BaseException:  # whatever ends this one, the others wait for an answer
-            self._begin(key, token, flight)
+            self._begin(key, token, source, flight)
             raise
         if found is not None:
             del self._flights[key.digest]
             flight.set_result(found)
             return _answer(found)
-        self._begin(key, token, flight)
+        self._begin(key, token, source, flight)
         return _answer(await asyncio.shield(flight))  # goes on when this one is cancelled
 
-    def _begin(self, key: EntryKey, token: _Token, flight: asyncio.Future[_Outcome]) -> None:
-        task = asyncio.create_task(self._outcome(key, token), name="fxa-verification")
+    def _begin(self, key: EntryKey, token: _Token, source: str, flight: asyncio.Future[_Outcome]) -> None:
+        task = asyncio.create_task(self._outcome(key, token, source), name="fxa-verification")
         self._tasks.add(task)
 
         def landed(task: asyncio.Task[_Outcome]) -> None:
@@ -198,23 +199,23 @@ class FxAVerifier:
 
         task.add_done_callback(landed)
 
-    async def _outcome(self, key: EntryKey, token: _Token) -> _Outcome:
+    async def _outcome(self, key: EntryKey, token: _Token, source: str) -> _Outcome:
         try:
             if isinstance(token, JwtToken):
-                return await self._verify(key, token)  # takes less than to find out whose turn it is
+                return await self._verify(key, token, source)  # takes less than to find out whose turn it is
             self._remote.check()
             async with self._cache.turn(key) as found:
-                return found or await self._verify(key, token)
+                return found or await self._verify(key, token, source)
         except DependencyUnavailable as error:
             return error
 
-    async def _verify(self, key: EntryKey, token: _Token) -> FxAIdentity | InvalidFxAToken:
+    async def _verify(self, key: EntryKey, token: _Token, source: str) -> FxAIdentity | InvalidFxAToken:
         outcome: FxAIdentity | InvalidFxAToken
         try:
             if isinstance(token, JwtToken):
                 outcome = await self._local.verify(token)
             else:
-                outcome = await self._remote.verify(token)
+                outcome = await self._remote.verify(token, source)
         except InvalidFxAToken as error:
             outcome = error
         await self._cache.put(key, outcome)

@@ -65,7 +65,7 @@ class AppAttestCredential:
         self._issuer = issuer
         self._metrics = metrics
 
-    async def verify(self, subject_token: str, row: ServiceType) -> Subject:
+    async def verify(self, subject_token: str, row: ServiceType, source: str) -> Subject:
         started = time.perf_counter()
         result = "unavailable"
         try:

@@ -7,6 +7,7 @@ from services.auth.exchange.models import ACCESS_TOKEN_TYPE, Subject
 from services.auth.fxa import policy
 from services.auth.fxa.errors import ClientNotAllowed, InvalidFxAToken, ScopeNotAllowed
 from services.auth.fxa.services import FxAVerifier
+from services.auth.limits import services as limits
 from shared.service_types import Credential, ServiceType
 
 
@@ -17,9 +18,9 @@ class FxACredential:
     def __init__(self, verifier: FxAVerifier) -> None:
         self._verifier = verifier
 
-    async def verify(self, subject_token: str, row: ServiceType) -> Subject:
+    async def verify(self, subject_token: str, row: ServiceType, source: str) -> Subject:
         try:
-            identity = await self._verifier.verify(subject_token)
+            identity = await self._verifier.verify(subject_token, limits.source(source))
             policy.check(identity, row)
         except InvalidFxAToken as error:
             raise InvalidSubjectToken from error

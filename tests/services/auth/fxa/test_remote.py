@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from services.auth.fxa.errors import InvalidFxAToken
 from services.auth.fxa.http import Answer, NoAnswer
+from services.auth.fxa.places import FEW_PLACES, MANY_REFUSED
 from services.auth.fxa.remote import _identity
 from services.local.fxa import Fault
 from shared.errors import DependencyUnavailable
@@ -164,12 +165,11 @@ async def test_refusals_are_no_outage(rig: Rig) -> None:
         assert metric(registry, "fxa_breaker_state") == 0
 
 
-@pytest.mark.parametrize("status", [429, 503])
 @pytest.mark.parametrize("form", ["seconds", "date"])
-async def test_fxa_is_not_asked_again_before_it_wants_to_be(rig: Rig, status: int, form: str) -> None:
+async def test_fxa_is_not_asked_again_before_it_wants_to_be(rig: Rig, form: str) -> None:
     wait = "90" if form == "seconds" else formatdate(rig.clock() + 90, usegmt=True)
     async with rig.verifier() as verifier:
-        rig.fxa.set_fault(respond(status, Retry_After=wait))
+        rig.fxa.set_fault(respond(503, Retry_After=wait))
         with pytest.raises(DependencyUnavailable) as caught:
             await verifier.verify(TOKEN)
         assert caught.value.headers["Retry-After"] == "90"
@@ -205,6 +205,74 @@ async def test_junk_takes_no_more_places_than_there_are(rig: Rig) -> None:
     assert sum(isinstance(outcome, DependencyUnavailable) for outcome in outcomes) == 36
     assert metric(registry, "fxa_verify_not_sent_total", reason="busy") == 36
     assert metric(registry, "fxa_breaker_state") == 0
+
+
+async def test_invented_tokens_of_one_source_starve_no_other(rig: Rig) -> None:
+    registry = Registry()
+    rig.fxa.set_fault(Fault("verify", latency=0.3))
+    async with rig.verifier(registry) as verifier:
+        invented = [asyncio.create_task(verifier.verify(f"{number:064x}", "attacker")) for number in range(90)]
+        await rig.until_called("verify")
+        good = [verifier.verify(rig.opaque(uid=f"{number:032x}"), f"user {number}") for number in range(16)]
+        identities = await asyncio.gather(*good)
+        outcomes = await asyncio.gather(*invented, return_exceptions=True)
+    assert [identity.source for identity in identities] == ["remote"] * 16
+    assert rig.fxa.calls.most_at_once == 8 + 16
+    assert sum(isinstance(outcome, InvalidFxAToken) for outcome in outcomes) >= 8
+    assert all(isinstance(outcome, InvalidFxAToken | DependencyUnavailable) for outcome in outcomes)
+    assert metric(registry, "fxa_breaker_state") == 0
+
+
+async def test_a_429_halves_the_places_and_stops_nobody(rig: Rig) -> None:
+    registry = Registry()
+    async with rig.verifier(registry) as verifier:
+        assert metric(registry, "fxa_places") == 32
+        rig.fxa.set_fault(respond(429, Retry_After="90"))
+        with pytest.raises(DependencyUnavailable) as caught:
+            await verifier.verify(TOKEN)
+        assert caught.value.headers["Retry-After"] == "90"
+        assert metric(registry, "fxa_places") == 16
+        assert metric(registry, "fxa_request_failures_total", endpoint="verify", reason="rate_limited") == 1
+        rig.fxa.clear_faults()
+        assert (await verifier.verify(rig.opaque())).source == "remote"
+        assert metric(registry, "fxa_places") == 17
+        for number in range(20):
+            await verifier.verify(rig.opaque(uid=f"{number:032x}"))
+        assert metric(registry, "fxa_places") == 32
+        assert metric(registry, "fxa_breaker_state") == 0
+
+
+async def test_many_429s_at_once_halve_once_and_many_in_a_row_stop_it(rig: Rig) -> None:
+    registry = Registry()
+    rig.fxa.set_fault(Fault("verify", "respond", status=429, latency=0.2, headers={"Retry-After": "90"}))
+    async with rig.verifier(registry) as verifier:
+        for places in (16, 8, 4, 2, 1):
+            tokens = [verifier.verify(f"{places:032x}{number:032x}", str(number)) for number in range(places)]
+            outcomes = await asyncio.gather(*tokens, return_exceptions=True)
+            assert all(isinstance(outcome, DependencyUnavailable) for outcome in outcomes)
+            assert metric(registry, "fxa_places") == places
+        assert metric(registry, "fxa_breaker_state") == 0
+        with pytest.raises(DependencyUnavailable):
+            await verifier.verify(TOKEN)
+        assert metric(registry, "fxa_breaker_state") == 2, "nothing is left to halve"
+        rig.fxa.clear_faults()
+        rig.clock.advance(89)
+        with pytest.raises(DependencyUnavailable):
+            await verifier.verify(rig.opaque())
+        rig.clock.advance(1)
+        assert (await verifier.verify(rig.opaque())).source == "remote"
+
+
+async def test_a_source_of_many_refused_tokens_has_few_places_left_and_its_good_ones_are_verified(rig: Rig) -> None:
+    async with rig.verifier() as verifier:
+        for number in range(MANY_REFUSED):
+            with pytest.raises(InvalidFxAToken):
+                await verifier.verify(f"{number:064x}", "office")
+        rig.fxa.calls.most_at_once = 0
+        rig.fxa.set_fault(Fault("verify", latency=0.1))
+        good = [verifier.verify(rig.opaque(uid=f"{number:032x}"), "office") for number in range(4)]
+        assert [identity.source for identity in await asyncio.gather(*good)] == ["remote"] * 4
+        assert rig.fxa.calls.most_at_once == FEW_PLACES
 
 
 json_values = st.recursive(
