@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 
@@ -41,13 +41,15 @@ from services.auth.users.services import Users
 from services.auth.users.storage import can_write
 from shared import logs
 from shared.app import Apps, ServiceDescription, build_apps
+from shared.dependency import Dependency
 from shared.health import Check, CheckFailed, Health
 from shared.metrics import Registry
 from shared.openapi import Answer
 from shared.ops import HEALTH
 from shared.postgres import Database
 from shared.protocol import ServiceSite
-from shared.redis import Client, connect, ping
+from shared.redis import can_write as redis_can_write
+from shared.redis import connect
 from shared.schema_check import PostgresCheck
 from shared.service_types import ConfigurationError, ServiceTypes
 
@@ -158,7 +160,8 @@ def build_app(settings: AuthSettings, *, registry: Registry | None = None) -> Ap
 async def _open(
     stack: AsyncExitStack, apps: Apps, settings: AuthSettings, prepared: Prepared, registry: Registry
 ) -> None:
-    redis = connect(settings.redis_url.get_secret_value())
+    redis_state = Dependency("redis")
+    redis = connect(settings.redis_url.get_secret_value(), state=redis_state)
     stack.push_async_callback(redis.aclose)
     database = await stack.enter_async_context(
         Database.connect(settings.database_url.get_secret_value(), max_size=settings.database_pool_size)
@@ -209,7 +212,7 @@ async def _open(
     apps.put(keys.ENROLMENT, Enrolment(database, challenges, prepared.policy, metrics, limits))
     apps.put(keys.EXCHANGE, TokenExchange(credentials, prepared.service_types, users, issuer, limits, registry))
     apps.put(keys.REVOCATION, Revocation(issuer, database, changes))
-    health = _health(prepared.key_ring, database, redis, fxa)
+    health = _health(prepared.key_ring, database, lambda: redis_can_write(redis, redis_state), fxa)
     apps.put(HEALTH, health)
     if prepared.admin_keys:
         await admin.open_admin(
@@ -228,7 +231,7 @@ async def _open(
             apps.main[keys.USER_ADMIN].on_tier = provisioner.changed
 
 
-def _health(key_ring: KeyRing, database: Database, redis: Client, fxa: FxAVerifier) -> Health:
+def _health(key_ring: KeyRing, database: Database, redis: Callable[[], Awaitable[None]], fxa: FxAVerifier) -> Health:
     async def signing_key() -> None:
         if not key_ring.keys:
             raise CheckFailed("there is no signing key")
@@ -237,7 +240,7 @@ def _health(key_ring: KeyRing, database: Database, redis: Client, fxa: FxAVerifi
         [
             Check("signing_key", signing_key, required=True),
             Check("postgres", PostgresCheck(database, can_write), required=False),
-            Check("redis", lambda: ping(redis), required=False),
+            Check("redis", redis, required=False),
             Check("fxa", fxa.ready, required=False),
         ],
         one_of={"store": ("postgres", "redis")},

@@ -35,7 +35,6 @@ from shared.metrics import Registry
 from shared.openapi import Answer
 from shared.ops import HEALTH
 from shared.postgres import Database
-from shared.redis import Client, connect, ping
 from shared.schema_check import PostgresCheck
 from shared.serve import DRAIN
 from shared.service_types import ServiceTypes
@@ -136,9 +135,7 @@ async def _open(
     config = _chat(settings)
     chat = Chat(config, authenticate, catalogue, budgets, litellm, metrics, open_requests, Bodies(config))
     apps.put(CHAT, chat)
-    redis = connect(settings.redis_url.get_secret_value(), max_connections=2)
-    stack.push_async_callback(redis.aclose)
-    apps.put(HEALTH, _health(redis, database, key_set, litellm))
+    apps.put(HEALTH, _health(budgets, database, key_set, litellm))
 
 
 def _upstream(settings: GatewaySettings) -> UpstreamConfig:
@@ -166,7 +163,7 @@ def _chat(settings: GatewaySettings) -> ChatConfig:
     )
 
 
-def _health(redis: Client, database: Database, key_set: KeySet, litellm: LiteLLM) -> Health:
+def _health(budgets: Budgets, database: Database, key_set: KeySet, litellm: LiteLLM) -> Health:
     async def keys_known() -> None:
         if not key_set.ready:
             raise CheckFailed("no key set of auth has been read yet")
@@ -189,10 +186,11 @@ def _health(redis: Client, database: Database, key_set: KeySet, litellm: LiteLLM
 
     return Health(
         [
-            Check("redis", lambda: ping(redis), required=True),
+            Check("redis", budgets.redis_takes_writes, required=True),
             Check("key_set", keys_known, required=True),
             Check("litellm", litellm_answers, required=False),
             Check("postgres", PostgresCheck(database, can_write), required=False),
             Check("auth", auth_answers, required=False),
+            Check("totals", budgets.totals_known, required=False),
         ]
     )

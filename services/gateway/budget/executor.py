@@ -13,9 +13,10 @@ from redis.crc import key_slot
 
 from services.gateway.budget.wire import Link, Node, Script, ScriptFailed, pack, pack_script
 from shared import logs
+from shared.dependency import Dependency
 from shared.errors import DependencyUnavailable
 from shared.identity import SHARDS, shard_tag
-from shared.redis import CLUSTER_SCHEME, harden
+from shared.redis import Place, answer_reason, harden
 
 _log = logs.logger("budget")
 
@@ -25,6 +26,8 @@ ScriptCall = tuple[int, Script, Sequence[str], Sequence[str]]
 #: A cluster that is changing shape: worth asking again, after a look at where the slots are.
 _MOVING = frozenset(("MOVED", "ASK", "TRYAGAIN", "CLUSTERDOWN", "READONLY", "LOADING", "MASTERDOWN"))
 _PAUSE = 0.05
+#: Seconds of one try of readiness, and between two.
+_TRY, _AGAIN = 0.7, 0.5
 _SLOTS = tuple(key_slot(shard_tag(shard).encode()) for shard in range(SHARDS))
 
 
@@ -40,14 +43,15 @@ class Executor:
     """
 
     def __init__(self, url: str, scripts: Sequence[Script], timeout: float) -> None:
-        self._cluster = url.startswith(CLUSTER_SCHEME)
-        self._url = url.replace(CLUSTER_SCHEME, "redis://", 1) if self._cluster else url
+        self.state = Dependency("redis")
+        self._place = Place.of(url)
+        self._cluster = self._place.clustered
         self._scripts, self._timeout = scripts, timeout
         self._nodes: dict[Address, Node] = {}
         self._owners: list[Node] = []
         self._mapping: asyncio.Task[None] | None = None
         self._listeners: list[Callable[[list[int]], None]] = []
-        parts = urlsplit(self._url)
+        parts = urlsplit(self._place.url)
         self._seed: Address = (parts.hostname or "localhost", parts.port or 6379)
         if not self._cluster:
             self._owners = [self._node(self._seed)] * SHARDS
@@ -84,6 +88,39 @@ class Executor:
                 return (await self._connected(shard)).age
         except (ConnectionError, TimeoutError) as error:
             raise NotSent("redis") from error
+
+    async def can_write(self) -> None:
+        """Write a key that expires over the connections that scripts use. One server that takes it suffices.
+
+        :raises NotSent: none took it within two tries.
+        """
+        for attempt in (1, 2):
+            if await self._written():
+                self.state.answered()
+                return
+            if attempt == 1:
+                await asyncio.sleep(_AGAIN)
+        raise NotSent("redis", reason=self.state.reason or "no answer in time")
+
+    async def _written(self) -> bool:
+        with contextlib.suppress(ConnectionError, TimeoutError):
+            async with asyncio.timeout(_TRY):
+                await self._map()
+        writes = {node: shard for shard, node in enumerate(self._owners)}
+        return any(await asyncio.gather(*(self._write(node, shard) for node, shard in writes.items())))
+
+    async def _write(self, node: Node, shard: int) -> bool:
+        try:
+            async with asyncio.timeout(_TRY):
+                link = await node.connect()
+                await link.send(pack("SET", f"mlpa:{shard_tag(shard)}:health", "1", "EX", "60"))
+        except (ConnectionError, TimeoutError):
+            self.state.failed(self.state.reason or "no answer in time")
+        except ScriptFailed as failure:
+            self.state.failed(answer_reason(failure.code))
+        else:
+            return True
+        return False
 
     def links(self) -> list[Link]:
         """The open links, one per server."""
@@ -203,11 +240,15 @@ class Executor:
 
     def _pool(self, address: Address) -> ConnectionPool:
         pool = BlockingConnectionPool.from_url(
-            self._url, protocol=2, socket_timeout=self._timeout, socket_connect_timeout=self._timeout
+            self._place.url,
+            protocol=2,
+            socket_timeout=self._timeout,
+            socket_connect_timeout=self._timeout,
+            credential_provider=self._place.credentials,
         )
         if self._cluster:
             pool.connection_kwargs.update(host=address[0], port=address[1], db=0)
-        return harden(pool)
+        return harden(pool, self.state)
 
     def _told(self, node: Node) -> None:
         shards = [shard for shard, owner in enumerate(self._owners) if owner is node]

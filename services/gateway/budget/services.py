@@ -37,6 +37,7 @@ from services.gateway.errors import (
 from services.gateway.tokens.models import Principal
 from shared import background, logs
 from shared.errors import DependencyUnavailable, ServiceError
+from shared.health import CheckFailed
 from shared.metrics import Registry
 from shared.money import NANO
 from shared.postgres import Database
@@ -114,6 +115,21 @@ class Budgets:
                         await budgets._ledger.drained(timings.drain, unsettled, int(time.time() * 1000))
             finally:
                 await budgets._rebuilder.close()
+
+    async def redis_takes_writes(self) -> None:
+        """Readiness: write over the connections that admissions use.
+
+        :raises DependencyUnavailable: Redis did not take it.
+        """
+        await self._admission.executor.can_write()
+
+    async def totals_known(self) -> None:
+        """Readiness: whether the spend of all users is known for each service type with a total budget.
+
+        :raises CheckFailed: it is not, and naming the service types.
+        """
+        if unknown := self._totals.unknown():
+            raise CheckFailed(f"not known yet for {', '.join(unknown)}")
 
     async def admit(self, ask: Ask) -> Reservation:
         """Reserve the worst case of a request, before it goes out.

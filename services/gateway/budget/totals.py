@@ -63,9 +63,9 @@ class Totals:
         field = total_field(row)
         if field not in self._rows:
             return None
-        known = self._sums.get(field)
-        if known is None or time.monotonic() - known.read_at > _STALE_SECONDS:
+        if not self._is_known(field):
             raise DependencyUnavailable("redis")
+        known = self._sums[field]
         now = time.time()
         if int(now) // row.duration_seconds > known.period:
             return row.total_budget_nano
@@ -77,6 +77,14 @@ class Totals:
             resets = (known.period + 1) * row.duration_seconds - now
             raise BudgetExceeded("The budget of all users together is spent.", retry_after=resets)
         raise MayCostTooMuch if unspent < bounds.least else BudgetReserved
+
+    def unknown(self) -> list[str]:
+        """The service types whose total spend is not known at the moment: their chats are refused."""
+        return [row.name for field, row in self._rows.items() if not self._is_known(field)]
+
+    def _is_known(self, field: str) -> bool:
+        known = self._sums.get(field)
+        return known is not None and time.monotonic() - known.read_at <= _STALE_SECONDS
 
     async def run(self) -> None:
         while self._rows:
