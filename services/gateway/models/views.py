@@ -93,7 +93,14 @@ OPERATIONS = [
             503: Answer("`unavailable`", ErrorBody, headers=["Retry-After"]),
         },
         tag="OpenAI",
-        parameters=[Parameter("id", "The model's name; slashes as they are, or as `%2F`.", where="path")],
+        parameters=[
+            Parameter(
+                "id",
+                "The model's name; slashes as they are, or as `%2F`.",
+                where="path",
+                example="openai/gpt-4o",
+            )
+        ],
         security="access_token",
         route="/v1/models/{id:.+}",
     ),
