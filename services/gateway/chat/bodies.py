@@ -46,7 +46,7 @@ class Bodies:
                 if not has_halves(body):
                     raise
             await _turn(body)
-            body = mend_request(body)
+            body = await mend_request(body)
             await _turn(body)
             return parse(body, self._config)
 

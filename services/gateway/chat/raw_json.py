@@ -50,24 +50,35 @@ def has_halves(data: bytes) -> bool:
     return _HALF.search(data) is not None
 
 
-def mend_request(body: bytes) -> bytes:
-    """A request's body, mended.
+async def mend_request(body: bytes) -> bytes:
+    """A request's body, mended in turns with other work.
 
     :raises InvalidRequest: it has more than ``MAX_HALVES`` halves, each of which costs time.
     """
     if body.count(b"\\ud") + body.count(b"\\uD") > MAX_HALVES:
         raise InvalidRequest(f"The body has a lone surrogate, and more than {MAX_HALVES} escaped ones.")
-    return mend_surrogates(body)
+    if b"\0" in body:
+        return body
+    await asyncio.sleep(0)
+    body = _hide(body)
+    await asyncio.sleep(0)
+    body = _LONE.sub(rb"\\ufffd", body)
+    await asyncio.sleep(0)
+    return _show(body)
 
 
 def mend_surrogates(data: bytes) -> bytes:
-    """Replace lone surrogates in strings by U+FFFD: emojis that were cut in half."""
-    # A backslash that is itself escaped begins no escape. NUL is no JSON, so it can stand in for a while.
-    escaped = (b"\\\\ud" in data or b"\\\\uD" in data) and b"\0" not in data
-    if escaped:
-        data = data.replace(b"\\\\", b"\0\0")
-    data = _LONE.sub(rb"\\ufffd", data)
-    return data.replace(b"\0\0", b"\\\\") if escaped else data
+    """Replace lone surrogates in strings by U+FFFD: emojis that were cut in half. What is no JSON stays as it is."""
+    return data if b"\0" in data else _show(_LONE.sub(rb"\\ufffd", _hide(data)))
+
+
+def _hide(data: bytes) -> bytes:
+    """Put NULs, which are no JSON, for backslashes that are themselves escaped and begin no escape."""
+    return data.replace(b"\\\\", b"\0\0")
+
+
+def _show(data: bytes) -> bytes:
+    return data.replace(b"\0\0", b"\\\\")
 
 
 @dataclass(frozen=True, slots=True)

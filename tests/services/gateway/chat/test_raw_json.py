@@ -49,6 +49,7 @@ def test_lone_halves_become_the_replacement_character_and_nothing_else_changes(t
     data = f'{{"{text}":["{text}"]}}'.encode()
     expected = re.sub("[\ud800-\udfff]", "\ufffd", json.loads(f'"{text}"'))
     mended = mend_surrogates(data)
+    assert asyncio.run(mend_request(data)) == mended
     assert msgspec.json.decode(mended) == {expected: [expected]}
     if expected == json.loads(f'"{text}"'):
         assert mended == data
@@ -56,11 +57,11 @@ def test_lone_halves_become_the_replacement_character_and_nothing_else_changes(t
         assert has_halves(data)
 
 
-def test_a_body_with_too_many_halves_is_refused() -> None:
+async def test_a_body_with_too_many_halves_is_refused() -> None:
     pairs = b"\\ud83d\\ude00" * (MAX_HALVES // 2)
-    assert mend_request(b'"%b"' % pairs) == b'"%b"' % pairs
+    assert await mend_request(b'"%b"' % pairs) == b'"%b"' % pairs
     with pytest.raises(InvalidRequest):
-        mend_request(b'"%b\\ud83d"' % pairs)
+        await mend_request(b'"%b\\ud83d"' % pairs)
 
 
 @pytest.mark.parametrize(
