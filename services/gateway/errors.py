@@ -15,6 +15,7 @@
         ├── UserBlocked               403  user_blocked
         ├── UpstreamError             502  upstream_error
         ├── Unavailable               503  unavailable
+        │   └── UpstreamKeyRefused    503  unavailable            10
         └── UpstreamTimeout           504  upstream_timeout
     The shared ones (404, 405, body limit, dependency, draining) are rendered in the same envelope.
 
@@ -30,6 +31,11 @@ import msgspec
 from aiohttp import web
 
 from shared.errors import ServiceError
+
+#: `Retry-After` while LiteLLM refuses the gateway itself.
+KEY_REFUSED_SECONDS = 300
+#: Why LiteLLM refuses the gateway itself: its key, or the budget of that key.
+KEY_REFUSALS = ("key", "budget")
 
 
 class GatewayError(ServiceError):
@@ -217,6 +223,21 @@ class Unavailable(GatewayError):
         self, message: str | None = None, *, retry_after: float = 1, headers: dict[str, str] | None = None
     ) -> None:
         super().__init__(message, retry_after=retry_after, headers=headers)
+
+
+class UpstreamKeyRefused(Unavailable):
+    """LiteLLM refuses the gateway's virtual key, or the budget of that key is spent: no user can chat.
+
+    `reason`: one of KEY_REFUSALS. An operator has to act, so clients are asked to wait longer than for an outage.
+    """
+
+    mlpa_code = 10
+
+    def __init__(
+        self, message: str | None = None, *, reason: str = "key", headers: dict[str, str] | None = None
+    ) -> None:
+        super().__init__(message, retry_after=KEY_REFUSED_SECONDS, headers=headers)
+        self.reason = reason
 
 
 class UpstreamTimeout(GatewayError):

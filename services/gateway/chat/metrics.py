@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from services.gateway.errors import KEY_REFUSALS, GatewayError, UpstreamKeyRefused
 from services.gateway.upstream.facts import RoutingMetrics
 from shared.metrics import STREAM_BUCKETS, Registry
 from shared.service_types import ServiceType
@@ -60,6 +61,11 @@ class ChatMetrics:
         self._upstream_refusals = registry.counter(
             "litellm_refusals_total", "Users refused by LiteLLM's own budgets and limits.", ("code",)
         )
+        self._key_refusals = registry.counter(
+            "litellm_key_refusals_total",
+            "Requests that LiteLLM refused for the gateway's own key: the key itself, or its budget.",
+            ("reason",),
+        )
         self.routing = RoutingMetrics(registry)
         self._slow = registry.counter("chat_slow_clients_total", "Clients dropped for taking nothing.")
         self._availability.preset("success", "none")
@@ -69,6 +75,8 @@ class ChatMetrics:
             self._availability.preset("excluded", reason)
         for code in ("budget_exceeded", "rate_limit_exceeded"):
             self._upstream_refusals.preset(code)
+        for reason in KEY_REFUSALS:
+            self._key_refusals.preset(reason)
 
     def preset(self, models: Iterable[str], rows: Iterable[ServiceType]) -> None:
         """Make series of known values, so that queries have something to add up before the first request of a kind.
@@ -104,10 +112,12 @@ class ChatMetrics:
         self._rejections.inc(reason, model, service_type)
         self._availability.inc("failure" if reason in FAILURES else "excluded", reason)
 
-    def refused_upstream(self, code: str) -> None:
-        """LiteLLM answered an error, which the client gets under this code."""
-        if code in ("budget_exceeded", "rate_limit_exceeded"):
-            self._upstream_refusals.inc(code)
+    def refused_upstream(self, error: GatewayError) -> None:
+        """LiteLLM answered an error, which the client gets as this one."""
+        if isinstance(error, UpstreamKeyRefused):
+            self._key_refusals.inc(error.reason)
+        elif error.code in ("budget_exceeded", "rate_limit_exceeded"):
+            self._upstream_refusals.inc(error.code)
 
     def finished(self, result: str, seconds: float, labels: Labels) -> None:
         """An admitted request is over: one of ``RESULTS``."""

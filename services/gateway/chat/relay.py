@@ -187,7 +187,7 @@ class Exchange:
         reservation = self._reservation
         period_end = (reservation.period_index + 1) * reservation.period_seconds
         error = classify(failure, upstream.headers, seconds_to_reset=max(1.0, period_end - time.time()))
-        self._chat.metrics.refused_upstream(error.code)
+        self._chat.metrics.refused_upstream(error)
         _log.warning(
             "litellm refused",
             status=failure.status,

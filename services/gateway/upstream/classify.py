@@ -23,6 +23,7 @@ from services.gateway.errors import (
     RateLimited,
     RequestTooLarge,
     UpstreamError,
+    UpstreamKeyRefused,
     UpstreamRateLimited,
     UpstreamTimeout,
 )
@@ -34,8 +35,9 @@ _CONTEXT_WINDOW = re.compile(r"\bContextWindowExceededError\b")
 _UNKNOWN_MODEL = re.compile(r"\bInvalid model name passed in\b")
 _PARAM = re.compile(r"[A-Za-z0-9_.\[\]-]{1,64}")
 
-#: Types and codes that speak of the gateway's own key or LiteLLM's database, whatever the status.
-_OURS = frozenset(
+#: Types and codes by which LiteLLM refuses the gateway's own key, whatever the status (``ProxyErrorTypes`` in
+#: litellm/proxy/_types.py; ``no_db_connection`` is a key that it can't look up).
+_KEY_REFUSED = frozenset(
     {
         "auth_error",
         "token_not_found_in_db",
@@ -46,12 +48,26 @@ _OURS = frozenset(
         "user_model_access_denied",
         "project_model_access_denied",
         "org_model_access_denied",
-        "invalid_api_key",
+        "agent_model_access_denied",
     }
+)
+#: The code with which a provider refuses LiteLLM's key.
+_PROVIDER_KEY = "invalid_api_key"
+#: Whose budget is spent: the message alone tells (``BudgetExceededError`` in litellm/proxy/auth/auth_checks.py and
+#: litellm/proxy/spend_tracking/budget_reservation.py).
+_USER_SPENT = re.compile(r"\bEnd ?User=")
+_KEY_SPENT = re.compile(
+    r"\b(?:Key|Team|TeamMember|User|Organization|Project|Tag|Model access group)=|\bKey over\b|exceeded! Current cost"
 )
 
 #: Types and codes that may stand in a log line: anything else could be a client's or a provider's own text.
-KNOWN_WORDS = _OURS | {"budget_exceeded", "throttling_error", "invalid_request_error", "None"}
+KNOWN_WORDS = _KEY_REFUSED | {
+    _PROVIDER_KEY,
+    "budget_exceeded",
+    "throttling_error",
+    "invalid_request_error",
+    "None",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,8 +122,12 @@ def classify(failure: UpstreamFailure, headers: Mapping[str, str], *, seconds_to
     """
     status, kind, code = failure.status, failure.type, failure.code
     if "budget_exceeded" in (kind, code):
+        if not _USER_SPENT.search(failure.message) and _KEY_SPENT.search(failure.message):
+            return UpstreamKeyRefused(reason="budget")
         return BudgetExceeded(retry_after=seconds_to_reset)
-    if kind in _OURS or code in _OURS or status in (401, 403, 404):
+    if kind in _KEY_REFUSED or code in _KEY_REFUSED:
+        return UpstreamKeyRefused(reason="key")
+    if code == _PROVIDER_KEY or status in (401, 403, 404):
         return UpstreamError()
     if status == 429:
         return _limited(failure, headers)
@@ -119,16 +139,21 @@ def classify(failure: UpstreamFailure, headers: Mapping[str, str], *, seconds_to
         if code == "model_not_found" or _UNKNOWN_MODEL.search(failure.message):
             return InvalidModel()
         return InvalidRequest("The model's provider refused the request.", param=failure.param)
-    return UpstreamError()
+    return UpstreamError(retry_after=_wait(headers) if status == 503 else None)
 
 
 def _limited(failure: UpstreamFailure, headers: Mapping[str, str]) -> GatewayError:
     """LiteLLM's own limit says which (`rate_limit_type`); anything else was the provider's, or a deployment's."""
-    provider_wait = _seconds(headers.get("llm_provider-retry-after"))
-    wait = provider_wait if provider_wait is not None else _seconds(headers.get("retry-after"))
-    if headers.get("rate_limit_type") and provider_wait is None:
+    wait = _wait(headers)
+    if headers.get("rate_limit_type") and _seconds(headers.get("llm_provider-retry-after")) is None:
         return RateLimited(reason="upstream", retry_after=wait if wait is not None else 1)
     return UpstreamRateLimited(retry_after=wait)
+
+
+def _wait(headers: Mapping[str, str]) -> float | None:
+    """The seconds to wait that the provider named, or else LiteLLM."""
+    provider = _seconds(headers.get("llm_provider-retry-after"))
+    return provider if provider is not None else _seconds(headers.get("retry-after"))
 
 
 def _seconds(text: str | None) -> float | None:

@@ -11,7 +11,7 @@ import pytest
 
 from services.gateway.budget.models import Usage
 from services.gateway.chat.config import ChatConfig
-from services.gateway.errors import BudgetReserved
+from services.gateway.errors import KEY_REFUSALS, BudgetReserved
 from services.gateway.upstream.balance import MAX_TRIED
 from services.gateway.upstream.client import UpstreamConfig
 from tests.doubles.litellm import LiteLLMDouble, Script, answer, error_body
@@ -87,13 +87,31 @@ ERRORS = [
     (400, error_body("bad", "invalid_request_error", "context_length_exceeded"), {}, 413, "request_too_large"),
     (400, error_body("tools[0] is bad", "invalid_request_error", "400", "tools"), {}, 400, "invalid_request"),
     (408, error_body("litellm.Timeout", "timeout_error", "408"), {}, 504, "upstream_timeout"),
-    (401, error_body("Authentication Error", "token_not_found_in_db", "401"), {}, 502, "upstream_error"),
-    (400, error_body("No connected db.", "no_db_connection", "400"), {}, 502, "upstream_error"),
-    (403, error_body("key not allowed", "key_model_access_denied", "403"), {}, 502, "upstream_error"),
+    (401, error_body("Authentication Error", "token_not_found_in_db", "401"), {}, 503, "unavailable"),
+    (400, error_body("No connected db.", "no_db_connection", "400"), {}, 503, "unavailable"),
+    (403, error_body("key not allowed", "key_model_access_denied", "403"), {}, 503, "unavailable"),
+    (
+        400,
+        error_body("Budget exceeded! Key=k Current cost", "budget_exceeded", "400"),
+        {},
+        503,
+        "unavailable",
+    ),
+    (429, error_body("Budget has been exceeded! Current cost: 2.0", "budget_exceeded", "429"), {}, 503, "unavailable"),
+    (429, error_body("ExceededBudget: Key over 1d budget.", "budget_exceeded", "429"), {}, 503, "unavailable"),
+    (
+        429,
+        error_body("Budget exceeded! EndUser=Key=:ai", "budget_exceeded", "429"),
+        {},
+        429,
+        "budget_exceeded",
+    ),
+    (401, error_body("Incorrect API key", "invalid_request_error", "invalid_api_key"), {}, 502, "upstream_error"),
     (404, error_body("litellm.NotFoundError", None, "404"), {}, 502, "upstream_error"),
     (500, error_body("litellm.InternalServerError", None, "500"), {}, 502, "upstream_error"),
     (500, {"detail": "generate a throttled rate"}, {}, 502, "upstream_error"),
     (503, {"error": "oops"}, {}, 502, "upstream_error"),
+    (503, {"error": "oops"}, {"retry-after": "9", "llm_provider-retry-after": "31"}, 502, "upstream_error"),
     (302, {}, {"Location": "http://127.0.0.1:1/"}, 502, "upstream_error"),
 ]
 
@@ -112,6 +130,11 @@ async def test_an_error_of_litellm_is_mapped_and_costs_nothing(
     assert "litellm" not in error["message"].lower()
     if code == "upstream_rate_limited":
         assert response.get("Retry-After") == headers.get("llm_provider-retry-after")
+    if code == "upstream_error":
+        assert response.get("Retry-After") == ("31" if headers.get("retry-after") else None)
+    if code == "unavailable":
+        assert (response["Retry-After"], error["mlpa_code"]) == ("300", 10)
+        assert sum(gateway.metric(f'litellm_key_refusals_total{{reason="{reason}"}}') for reason in KEY_REFUSALS) == 1
     if code == "rate_limit_exceeded":
         assert response["Retry-After"] == "17"
     if code == "budget_exceeded":
