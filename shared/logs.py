@@ -112,7 +112,31 @@ def _uncaught(_kind: type[BaseException], error: BaseException, _trace: Tracebac
     _log.critical("uncaught error", exc_info=error)
 
 
+#: What asyncio, uvloop and aiohttp say to the loop's handler. Of a longer message only this is logged; others pass on a
+#: server's words, as aiopg does with PostgreSQL's.
+_LOOP_MESSAGES = (
+    "Task exception was never retrieved",
+    "Future exception was never retrieved",
+    "Task was destroyed but it is pending!",
+    "Exception in callback",
+    "Exception in default exception handler",
+    "Unhandled exception in client_connected_cb",
+    "Unhandled error in exception handler",
+    "Unclosed client session",
+    "Unclosed connection",
+    "Unclosed connector",
+    "Unclosed response",
+    "Fatal error on transport",
+    "Fatal read error",
+    "Fatal write error",
+    "Fatal error: protocol",
+    "SSL handshake failed",
+    "SSL error",
+)
+
+
 def loop_error(_loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
     """The event loop's exception handler: its own one writes an error's words, and the arguments of a callback."""
-    said = context.get("message", "").partition(" callback ")[0]
+    said = context.get("message") or ""
+    said = next((known for known in _LOOP_MESSAGES if said.startswith(known)), "other")
     _log.error("event loop error", said=said, exc_info=context.get("exception"))

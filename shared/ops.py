@@ -23,6 +23,7 @@ METRICS = web.AppKey("metrics", Page)
 OPENAPI = web.AppKey("openapi", bytes)
 
 VERSION = version("mlpa")
+_SWAGGER_VERSION = version("swagger-ui-py")
 SOURCE = "https://github.com/mozilla/mlpa"
 
 
@@ -81,7 +82,7 @@ async def openapi(request: web.Request) -> web.Response:
 
 
 async def docs(_request: web.Request) -> web.Response:
-    return web.Response(text=_PAGE, content_type="text/html")
+    return web.Response(text=_PAGE.replace("{v}", _SWAGGER_VERSION), content_type="text/html")
 
 
 async def docs_script(_request: web.Request) -> web.Response:
@@ -95,16 +96,19 @@ async def docs_asset(request: web.Request) -> web.FileResponse:
     name = request.match_info["name"]
     if name not in _ASSETS:
         raise NotFound
-    return web.FileResponse(swagger_assets() / name)
+    # The address has the package's version in it: what is there never changes
+    kept = "public, max-age=31536000, immutable" if request.query.get("v") == _SWAGGER_VERSION else "no-cache"
+    return web.FileResponse(swagger_assets() / name, headers={"Cache-Control": kept})
 
 
 _PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>MLPA API</title>
 <meta name="viewport" content="width=device-width, initial-scale=1">
-<link rel="icon" href="/api/docs/assets/favicon-32x32.png">
-<link rel="stylesheet" href="/api/docs/assets/swagger-ui.css"></head>
+<link rel="icon" href="/api/docs/assets/favicon-32x32.png?v={v}">
+<link rel="stylesheet" href="/api/docs/assets/swagger-ui.css?v={v}"></head>
 <body><div id="swagger-ui"><noscript>The API as a document: <a href="/openapi.json">openapi.json</a></noscript></div>
-<script src="/api/docs/assets/swagger-ui-bundle.js"></script><script src="/api/docs/start.js"></script></body></html>
+<script src="/api/docs/assets/swagger-ui-bundle.js?v={v}"></script>
+<script src="/api/docs/start.js"></script></body></html>
 """
 _SCRIPT = """window.ui = SwaggerUIBundle({
   url: '/openapi.json', dom_id: '#swagger-ui', deepLinking: true, validatorUrl: null, tryItOutEnabled: true,

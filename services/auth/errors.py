@@ -67,6 +67,9 @@ class InvalidChallenge(AuthError):
     code = "invalid_challenge"
     message = "The challenge is not one of ours for this key, is used, or has expired. Ask for a new one."
 
+    def __init__(self) -> None:
+        super().__init__(headers={"WWW-Authenticate": 'AppAttest realm="mlpa"'})  # RFC 9110 section 15.5.2 demands one
+
 
 class Unauthorized(AuthError):
     status = 401

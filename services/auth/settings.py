@@ -63,7 +63,9 @@ class AuthSettings(Settings):
     )
     litellm_budget_factor: float = Field(2, ge=1, le=1000, description="LiteLLM's budget of a user, times ours.")
     mlpa_admin_keys: SecretStr | None = Field(
-        None, description="Admin keys: name:role:sha256hex, comma-separated; role admin or viewer."
+        None,
+        description="Admin keys: name:role:sha256hex or name:role:sha256hex:YYYY-MM-DD (its last day, UTC), "
+        "comma-separated; role admin or viewer.",
     )
     mlpa_admin_key: AdminSecret = Field(None, description="One admin key in the clear, named `admin`.")
     mlpa_ui_access_key: AdminSecret = Field(None, description="One viewer key in the clear, named `ui`.")

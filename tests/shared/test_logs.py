@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import subprocess
 import sys
 from typing import Any
+
+import pytest
+
+from shared import logs
 
 #: Errors as they come: of our code, of a library's, of the event loop. Each one's words quote what nobody may read.
 PROGRAM = """
@@ -62,7 +67,7 @@ def test_an_error_is_logged_by_its_kind_and_stack_without_its_words() -> None:
         assert second.endswith("builtins.RuntimeError")
         assert "in fail" in second
     assert system["exception"].endswith("builtins.ConnectionRefusedError: Connection refused")
-    assert (callback["said"], task["said"]) == ("Exception in", "Task exception was never retrieved")
+    assert (callback["said"], task["said"]) == ("Exception in callback", "Task exception was never retrieved")
     assert callback["exception"].endswith("builtins.ValueError")
     assert task["exception"].endswith("builtins.RuntimeError")
     assert own["exception"].endswith("builtins.RuntimeError")
@@ -88,3 +93,24 @@ def test_an_error_that_nobody_catches_ends_the_process_without_its_words() -> No
     line = json.loads(done.stdout)
     assert line["event"] == "uncaught error"
     assert line["exception"].endswith("builtins.RuntimeError")
+
+
+@pytest.mark.parametrize(
+    ("message", "said"),
+    [
+        ("ERROR:  canceling statement due to statement timeout\nSTATEMENT: select canary", "other"),
+        ("Exception in callback canary('x')", "Exception in callback"),
+        ("Task exception was never retrieved", "Task exception was never retrieved"),
+        (None, "other"),
+    ],
+)
+def test_of_the_event_loops_messages_only_known_words_are_logged(
+    capsys: pytest.CaptureFixture[str], message: str | None, said: str
+) -> None:
+    loop = asyncio.new_event_loop()
+    logs.loop_error(loop, {"message": message})
+    loop.close()
+    out = capsys.readouterr().out
+    assert said in out
+    assert "canary" not in out
+    assert "canceling" not in out

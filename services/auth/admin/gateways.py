@@ -1,4 +1,8 @@
-"""What the gateways say of themselves: readiness, and what they refused."""
+"""What the gateways say of themselves: readiness, and what they refused.
+
+A gateway may have been taken over, or something else answers at its address: no redirect is followed, and nothing is
+read, kept or shown beyond its bounds.
+"""
 
 from __future__ import annotations
 
@@ -8,15 +12,35 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
 import aiohttp
+import msgspec
 
 _TIMEOUT = 1.5
 _KEEP = 3.0
-_MAX_BYTES = 8 * 1024 * 1024
-_REFUSALS = re.compile(rb"^chat_request_rejections_total\{(.*)\} ([0-9]+)\b", re.MULTILINE)
-_REASON = re.compile(rb'(?:^|,)reason="([a-z_]+)"')
+_MAX_PAGE, _MAX_READINESS = 8 * 1024 * 1024, 64 * 1024
+_MAX_CHECKS = 32
+#: A count has no more digits than a double holds exactly.
+_REFUSALS = re.compile(rb"^chat_request_rejections_total\{(.{1,2000})\} ([0-9]{1,15})(?![0-9])", re.MULTILINE)
+_REASON = re.compile(rb'(?:^|,)reason="([a-z_]{1,64})"')
+
+_Text = Annotated[str, msgspec.Meta(max_length=200)]
+
+
+class _Check(msgspec.Struct, frozen=True):
+    status: _Text
+    required: bool = False
+    latency_ms: float = 0
+    error: _Text | None = None
+
+
+class _Readiness(msgspec.Struct, frozen=True):
+    status: _Text
+    checks: Annotated[dict[_Text, _Check], msgspec.Meta(max_length=_MAX_CHECKS)]
+
+
+_readiness = msgspec.json.Decoder(_Readiness)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,22 +79,18 @@ class Gateways:
         return self._kept
 
     async def _readiness(self) -> tuple[str, dict[str, dict[str, Any]]]:
+        status, body = await self._read(f"{self._url}/health/readiness", _MAX_READINESS)
+        if status not in (200, 503):
+            return "unreachable", {}
         try:
-            async with asyncio.timeout(_TIMEOUT), self._session.get(f"{self._url}/health/readiness") as response:
-                body = await response.json()
-                return str(body["status"]), {str(name): dict(check) for name, check in body["checks"].items()}
-        except (aiohttp.ClientError, TimeoutError, OSError, ValueError, KeyError, TypeError, AttributeError):
+            told = _readiness.decode(body)
+        except (ValueError, RecursionError):
             return "unreachable", {}  # nothing there, or something else than a gateway
+        return told.status, {name: msgspec.structs.asdict(check) for name, check in told.checks.items()}
 
     async def _refusals(self, url: str) -> Counter[str] | None:
-        try:
-            async with asyncio.timeout(_TIMEOUT), self._session.get(url) as response:
-                if response.status != 200:
-                    return None
-                text = await response.content.read(_MAX_BYTES)
-                while not response.content.at_eof() and len(text) < _MAX_BYTES:
-                    text += await response.content.read(_MAX_BYTES - len(text))
-        except (aiohttp.ClientError, TimeoutError, OSError, ValueError):
+        status, text = await self._read(url, _MAX_PAGE)
+        if status != 200:
             return None
         found: Counter[str] = Counter()
         for labels, value in _REFUSALS.findall(text):
@@ -78,3 +98,16 @@ class Gateways:
             if reason and int(value):
                 found[reason[1].decode()] += int(value)
         return found
+
+    async def _read(self, url: str, most: int) -> tuple[int, bytes]:
+        """Status and body; 0 when nothing answers in time, or with more than ``most`` bytes."""
+        try:
+            async with asyncio.timeout(_TIMEOUT), self._session.get(url, allow_redirects=False) as response:
+                body = bytearray()
+                async for chunk in response.content.iter_chunked(64 * 1024):
+                    body += chunk
+                    if len(body) > most:
+                        return 0, b""
+                return response.status, bytes(body)
+        except (aiohttp.ClientError, TimeoutError, OSError, ValueError):
+            return 0, b""

@@ -5,13 +5,15 @@ from __future__ import annotations
 import hashlib
 import hmac
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from datetime import UTC, date, datetime
 from typing import Literal, get_args
 
 from pydantic import SecretStr
 
 from services.auth.settings import AuthSettings
+from shared import logs
 from shared.service_types import ConfigurationError
 from shared.strength import trivial_digests
 
@@ -19,15 +21,25 @@ Role = Literal["admin", "viewer"]
 
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _DIGEST = re.compile(r"[0-9a-fA-F]{64}")
+_DATE = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
+#: How many days ahead the end of a key is announced.
+_WARN_DAYS = 14
+
+_log = logs.logger("users")
+
+
+def _today() -> date:
+    return datetime.now(UTC).date()
 
 
 @dataclass(frozen=True, slots=True)
 class AdminKey:
-    """``digest`` is SHA-256 of the key; the key itself is kept nowhere."""
+    """``digest`` is SHA-256 of the key; the key itself is kept nowhere. ``until`` is its last day, in UTC."""
 
     name: str
     role: Role
     digest: bytes
+    until: date | None = None
 
     @property
     def may_change(self) -> bool:
@@ -37,8 +49,12 @@ class AdminKey:
 class AdminKeys:
     """The keys of this deployment. Empty: there is neither API nor console."""
 
-    def __init__(self, keys: Iterable[AdminKey]) -> None:
+    def __init__(self, keys: Iterable[AdminKey], *, today: Callable[[], date] = _today) -> None:
         self._keys = tuple(keys)
+        self._today = today
+        self._warned: dict[str, date] = {}
+        for key in self._keys:
+            self._is_good(key)
 
     @classmethod
     def from_settings(cls, settings: AuthSettings) -> AdminKeys:
@@ -85,20 +101,51 @@ class AdminKeys:
         for key in self._keys:
             if hmac.compare_digest(key.digest, digest):
                 found = key
-        return found if secret else None
+        return found if found is not None and secret and self._is_good(found) else None
 
     def named(self, name: str) -> AdminKey | None:
-        return next((key for key in self._keys if key.name == name), None)
+        """The key of a name, unless its end date has passed."""
+        return next((key for key in self._keys if key.name == name and self._is_good(key)), None)
+
+    def _is_good(self, key: AdminKey) -> bool:
+        """Whether the key may be used today. Its end is announced in the log once a day."""
+        if key.until is None:
+            return True
+        today = self._today()
+        days = (key.until - today).days
+        if days <= _WARN_DAYS and self._warned.get(key.name) != today:
+            self._warned[key.name] = today
+            _log.warning("an admin key ends", key=key.name, until=key.until.isoformat(), days=days)
+        return days >= 0
 
 
 def _parse(entry: str, number: int) -> AdminKey:
     name, _, rest = entry.partition(":")
-    role, _, digest = rest.partition(":")
+    role, _, rest = rest.partition(":")
+    digest = rest.partition(":")[0]
     # the entry itself is not shown: somebody may have written the key instead of its digest
     if not _NAME.fullmatch(name):
-        raise ConfigurationError(f"MLPA_ADMIN_KEYS: entry {number} must be name:role:sha256hex")
+        raise ConfigurationError(
+            f"MLPA_ADMIN_KEYS: entry {number} must be name:role:sha256hex, or name:role:sha256hex:YYYY-MM-DD"
+        )
     if role not in get_args(Role):
         raise ConfigurationError(f"MLPA_ADMIN_KEYS: the role of entry {number} must be admin or viewer")
     if not _DIGEST.fullmatch(digest):
-        raise ConfigurationError(f"MLPA_ADMIN_KEYS: entry {number} must end in a SHA-256 digest, 64 hex characters")
-    return AdminKey(name, "admin" if role == "admin" else "viewer", bytes.fromhex(digest))
+        raise ConfigurationError(
+            f"MLPA_ADMIN_KEYS: entry {number} must have a SHA-256 digest, 64 hex characters, after its role"
+        )
+    return AdminKey(name, "admin" if role == "admin" else "viewer", bytes.fromhex(digest), _end(rest, number))
+
+
+def _end(rest: str, number: int) -> date | None:
+    _, colon, text = rest.partition(":")
+    if not colon:
+        return None
+    try:
+        if not _DATE.fullmatch(text):
+            raise ValueError
+        return date.fromisoformat(text)
+    except ValueError:
+        raise ConfigurationError(
+            f"MLPA_ADMIN_KEYS: the end date of entry {number} must be a day as YYYY-MM-DD"
+        ) from None

@@ -86,7 +86,7 @@ def action(handler: Callable[[web.Request, Session, Mapping[str, str]], Awaitabl
 
 async def find_session(request: web.Request, *, take_flash: bool) -> Session | None:
     """:raises DependencyUnavailable: Redis has the sessions."""
-    session_id = request.cookies.get(COOKIE, "")
+    session_id = csrf.cookie(request, COOKIE)
     return await request.app[keys.SESSIONS].find(session_id, take_flash=take_flash) if session_id else None
 
 

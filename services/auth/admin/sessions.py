@@ -25,6 +25,13 @@ ABSOLUTE_SECONDS = 12 * 3600
 
 _MAC_BYTES = 32
 
+#: Only where the session still is: after a sign-out in another tab it would be kept for ever.
+_SAY = """
+if redis.call('EXISTS', KEYS[1]) == 0 then return 0 end
+redis.call('HSET', KEYS[1], 'flash', ARGV[1])
+return redis.call('EXPIRE', KEYS[1], ARGV[2])
+"""
+
 Tone = Literal["success", "warning"]
 
 
@@ -69,6 +76,7 @@ class Sessions:
     ) -> None:
         """:param challenge_secrets: sessions are signed with a key made of the first; those of all are good."""
         self._redis = redis
+        self._say: Any = redis.register_script(_SAY)
         self._keys = admin_keys
         self._secrets = [hmac.digest(secret, b"console session", "sha256") for secret in challenge_secrets]
         self._clock = clock
@@ -127,10 +135,9 @@ class Sessions:
         return Session(session_id, key, held.csrf, flash)
 
     async def say(self, session: Session, flash: Flash) -> None:
-        """Have the next page say something."""
+        """Have the next page say something; nothing happens to a session that is over."""
         try:
-            reply: Any = self._redis.hset(_name(session.id), "flash", msgspec.json.encode(flash).decode())
-            await reply
+            await self._say(keys=[_name(session.id)], args=[msgspec.json.encode(flash), IDLE_SECONDS])
         except RedisError as error:
             raise DependencyUnavailable("redis") from error
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 from aiohttp import web
 
@@ -31,11 +32,13 @@ async def form(request: web.Request) -> web.StreamResponse:
 async def sign_in(request: web.Request) -> web.StreamResponse:
     source = client_address(request)
     fields = await pages.fields(request)
-    csrf.check(request, fields.get(csrf.FIELD, ""), request.cookies.get(csrf.SIGN_IN_COOKIE, ""))
+    csrf.check(request, fields.get(csrf.FIELD, ""), csrf.cookie(request, csrf.SIGN_IN_COOKIE))
     key = request.app[keys.ADMIN_KEYS].find(fields.get("key", ""))
     if key is None:
         await request.app[keys.WRONG_KEYS].count("console", source)
-        return _form(request, "This is not one of the admin keys.", status=401)
+        response = _form(request, "This is not one of the admin keys.", status=401)
+        response.headers["WWW-Authenticate"] = 'Form realm="mlpa"'  # a 401 needs one; no browser asks because of it
+        return response
     database = request.app[keys.DATABASE]
     await audit.record(database, audit.Actor(key.name, source), "sign_in", _SUBJECT, new={"role": key.role})
     session = await request.app[keys.SESSIONS].begin(key)
@@ -79,10 +82,13 @@ def _next(request: web.Request) -> str:
 def _set_cookie(
     request: web.Request, response: web.Response, name: str, value: str, max_age: int | None = None
 ) -> None:
-    secure = not request.app[keys.SETTINGS].mlpa_debug
-    response.set_cookie(name, value, path="/admin", httponly=True, secure=secure, samesite="Strict", max_age=max_age)
+    response.set_cookie(csrf.cookie_name(request, name), value, max_age=max_age, **_attributes(request))
 
 
 def _drop_cookie(request: web.Request, response: web.Response, name: str) -> None:
-    secure = not request.app[keys.SETTINGS].mlpa_debug
-    response.del_cookie(name, path="/admin", httponly=True, secure=secure, samesite="Strict")
+    response.del_cookie(csrf.cookie_name(request, name), **_attributes(request))
+
+
+def _attributes(request: web.Request) -> Any:
+    # a name that begins with __Host- needs the path /, and no domain
+    return {"path": "/", "httponly": True, "secure": csrf.secure(request), "samesite": "Strict"}

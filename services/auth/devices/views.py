@@ -134,7 +134,7 @@ OPERATIONS = [
         {
             201: Answer("The key is verified and stored", Attested),
             400: Answer("Malformed base64, JSON or CBOR", ErrorBody),
-            401: Answer("The challenge is not ours, used, or expired", ErrorBody),
+            401: Answer("The challenge is not ours, used, or expired", ErrorBody, headers=["WWW-Authenticate"]),
             403: Answer("The attestation is rejected, or the device revoked", ErrorBody),
             429: _LIMITED,
             503: _UNAVAILABLE,

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import re
 
 import pytest
 
 from tests.openapi import try_all
 from tests.openapi_examples import examples
 from tests.services.auth.admin.conftest import ADMIN_SETTINGS, USER, Rows, bearer
-from tests.services.auth.conftest import StartAuth
+from tests.services.auth.conftest import Auth, StartAuth
 
 UNLIMITED = dict.fromkeys(
     (
@@ -55,3 +56,14 @@ async def test_every_example_of_the_document_is_taken(start_auth: StartAuth, row
             assert (status, body["error"]) == REFUSED[name], (name, body)
         else:
             assert 200 <= status < 300, (name, status, body)
+
+
+async def test_the_files_of_the_docs_are_kept_by_browsers_for_good_under_their_versions_address(auth: Auth) -> None:
+    _, page, _ = await auth.ask("GET", "/api/docs")
+    files = re.findall(rb'"(/api/docs/assets/[^"]+)"', page)
+    assert len(files) == 3
+    for file in files:
+        status, _, headers = await auth.ask("GET", file.decode())
+        assert (status, headers["Cache-Control"]) == (200, "public, max-age=31536000, immutable")
+        _, _, headers = await auth.ask("GET", file.decode().partition("?")[0])
+        assert headers["Cache-Control"] == "no-cache"

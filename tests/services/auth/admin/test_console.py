@@ -88,18 +88,25 @@ async def test_the_cookies_are_for_this_console_alone(start_auth: StartAuth, peo
     person = await people.come(auth)
     form = await person.get("/admin/sign-in")
     cookies = form.headers.getall("Set-Cookie")
-    token = re.match(rf"{csrf.SIGN_IN_COOKIE}=([^;]+)", cookies[0])
+    token = re.match(rf"__Host-{csrf.SIGN_IN_COOKIE}=([^;]+)", cookies[0])
     assert token
     async with person.session.post(
         f"{auth.url}/admin/sign-in",
         data={"csrf": form.csrf, "key": ADMIN},
-        cookies={csrf.SIGN_IN_COOKIE: token[1]},
+        cookies={f"__Host-{csrf.SIGN_IN_COOKIE}": token[1]},
         allow_redirects=False,
     ) as response:
         cookies += response.headers.getall("Set-Cookie")
     assert len(cookies) == 3
     for cookie in cookies:
-        assert {"HttpOnly", "Secure", "Path=/admin", "SameSite=Strict"} <= set(cookie.split("; "))
+        assert cookie.startswith(("__Host-mlpa_admin=", "__Host-mlpa_sign_in="))
+        assert {"HttpOnly", "Secure", "Path=/", "SameSite=Strict"} <= set(cookie.split("; "))
+        assert "Domain" not in cookie
+    session = next(cookie for cookie in cookies if cookie.startswith("__Host-mlpa_admin=")).partition(";")[0]
+    name, _, value = session.partition("=")
+    for sent, status in [(name, 200), ("mlpa_admin", 303)]:
+        async with auth.session.get(f"{auth.url}/admin", cookies={sent: value}, allow_redirects=False) as response:
+            assert response.status == status, "what another host of the site may have set is not looked at"
 
 
 async def test_a_form_from_elsewhere_does_nothing(admin_auth: Auth, people: People, rows: Rows) -> None:

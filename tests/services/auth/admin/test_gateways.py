@@ -31,7 +31,10 @@ async def start() -> AsyncIterator[Start]:
             async def answer(request: web.Request) -> web.Response:
                 asked.append(request.path)
                 given = metrics if request.path == "/metrics" else readiness
-                return web.Response(status=given.status, body=given.body, content_type=given.content_type)
+                headers = {"Location": given.headers["Location"]} if "Location" in given.headers else None
+                return web.Response(
+                    status=given.status, body=given.body, content_type=given.content_type, headers=headers
+                )
 
             app = web.Application()
             app.router.add_get("/{path:.*}", answer)
@@ -74,6 +77,11 @@ async def test_refusals_are_summed_by_reason_over_all_processes(start: Start) ->
         web.json_response({"status": "ready"}),
         web.json_response({"status": "ready", "checks": {"redis": "ok"}}),
         web.Response(body=b"\xff", content_type="application/json"),
+        web.Response(text="[" * 60_000, content_type="application/json"),
+        web.json_response({**READY, "more": "x" * 70_000}),
+        web.json_response({"status": "x" * 201, "checks": {}}),
+        web.json_response({"status": "ready", "checks": {f"check {number}": {"status": "ok"} for number in range(33)}}),
+        web.json_response(READY, status=302, headers={"Location": "/elsewhere"}),
     ],
 )
 async def test_what_is_not_a_gateway_is_unreachable(start: Start, answer: web.Response) -> None:
@@ -87,3 +95,22 @@ async def test_where_nobody_listens_nothing_is_known(unused_port: int) -> None:
     async with aiohttp.ClientSession() as session:
         report = await Gateways(session, f"http://127.0.0.1:{unused_port}", []).report()
     assert (report.status, report.refusals) == ("unreachable", None)
+
+
+async def test_a_gateway_sends_auth_nowhere(start: Start) -> None:
+    elsewhere, asked_elsewhere = await start(web.json_response(READY), exposition())
+    moved = web.Response(status=307, headers={"Location": f"{elsewhere}/metrics"})
+    url, asked = await start(moved, moved)
+    async with aiohttp.ClientSession() as session:
+        report = await Gateways(session, url, []).report()
+    assert (report.status, report.refusals) == ("unreachable", None)
+    assert sorted(asked) == ["/health/readiness", "/metrics"]
+    assert asked_elsewhere == []
+
+
+async def test_numbers_without_end_are_no_counts(start: Start) -> None:
+    lines = [f'chat_request_rejections_total{{reason="rpm"}} {value}' for value in ("9" * 5000, "9" * 16, "7", "-1")]
+    url, _ = await start(web.json_response(READY), web.Response(text="\n".join(lines)))
+    async with aiohttp.ClientSession() as session:
+        report = await Gateways(session, url, []).report()
+    assert report.refusals == {"rpm": 7}

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+from datetime import date
 from typing import Any
 
 import pytest
 
-from services.auth.admin.keys import AdminKeys
+from services.auth.admin.keys import AdminKey, AdminKeys
 from services.auth.settings import AuthSettings
 from shared.service_types import ConfigurationError
 
@@ -54,6 +55,11 @@ def test_without_any_key_there_is_no_console() -> None:
         ("MLPA_ADMIN_KEYS", {"mlpa_admin_keys": f"ja ne:admin:{DIGEST}"}),
         ("MLPA_ADMIN_KEYS", {"mlpa_admin_keys": f"jane:admin:{DIGEST},jane:viewer:{'0' * 64}"}),
         ("MLPA_ADMIN_KEYS", {"mlpa_admin_keys": f"jane:admin:{DIGEST},joe:viewer:{DIGEST}"}),
+        ("MLPA_ADMIN_KEYS", {"mlpa_admin_keys": f"jane:admin:{DIGEST}:"}),
+        ("MLPA_ADMIN_KEYS", {"mlpa_admin_keys": f"jane:admin:{DIGEST}:tomorrow"}),
+        ("MLPA_ADMIN_KEYS", {"mlpa_admin_keys": f"jane:admin:{DIGEST}:2026-02-30"}),
+        ("MLPA_ADMIN_KEYS", {"mlpa_admin_keys": f"jane:admin:{DIGEST}:20260228"}),
+        ("MLPA_ADMIN_KEYS", {"mlpa_admin_keys": f"jane:admin:{DIGEST}:2026-02-28:x"}),
         ("MLPA_ADMIN_KEY", {"mlpa_admin_keys": f"admin:viewer:{DIGEST}", "mlpa_admin_key": "x"}),
         ("MLPA_UI_ACCESS_KEY", {"mlpa_admin_key": "x", "mlpa_ui_access_key": "x"}),
     ],
@@ -71,3 +77,31 @@ def test_nothing_is_no_key_even_if_its_digest_is_one(trivial: str) -> None:
     found = keys(mlpa_admin_keys=f"jane:admin:{hashlib.sha256(trivial.encode()).hexdigest()}")
     assert found.find("") is None
     assert (found.find(trivial) is None) == (trivial == "")
+
+
+def test_a_key_is_good_to_the_end_of_its_last_day_and_is_announced_once_a_day(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    day = [date(2026, 3, 1)]
+    until = AdminKey("jane", "admin", hashlib.sha256(b"one").digest(), date(2026, 3, 16))
+    found = AdminKeys([until], today=lambda: day[0])
+    assert found.find("one") == found.named("jane") == until
+    assert capsys.readouterr().out == ""
+    day[0] = date(2026, 3, 2)
+    for _ in range(3):
+        assert found.find("one") == until
+    said = capsys.readouterr().out
+    assert said.count("an admin key ends") == 1
+    assert "2026-03-16" in said
+    day[0] = date(2026, 3, 16)
+    assert found.find("one") == until
+    day[0] = date(2026, 3, 17)
+    assert found.find("one") is None
+    assert found.named("jane") is None, "nor do its sessions go on"
+    assert found, "the console stays"
+
+
+def test_a_key_that_has_ended_stops_no_start_but_opens_nothing() -> None:
+    found = keys(mlpa_admin_keys=f"jane:admin:{DIGEST}:2020-01-01,joe:viewer:{hashlib.sha256(b'two').hexdigest()}")
+    assert found.find("one") is None
+    assert found.find("two") is not None

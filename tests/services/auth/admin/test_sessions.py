@@ -116,3 +116,16 @@ async def test_a_session_outlives_a_new_secret_but_not_its_own_one(redis: Client
     session = await Sessions(redis, keys, [b"old"], clock=clock).begin(ALICE)
     assert await found(Sessions(redis, keys, [b"new", b"old"], clock=clock), session.id) == session
     assert await found(Sessions(redis, keys, [b"new"], clock=clock), session.id) is None
+
+
+async def test_nothing_is_left_of_a_session_that_ended_before_something_was_said(
+    sessions: Sessions, redis: Client
+) -> None:
+    session = await sessions.begin(ALICE)
+    await sessions.end(session.id)
+    await sessions.say(session, Flash("Done."))
+    assert await redis.keys("*") == []
+    session = await sessions.begin(ALICE)
+    await redis.expire(place(session.id), 5)
+    await sessions.say(session, Flash("Done."))
+    assert await redis.ttl(place(session.id)) > 5

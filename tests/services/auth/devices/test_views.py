@@ -226,3 +226,10 @@ async def test_a_challenge_lives_as_long_as_it_says_and_is_bound_to_key_and_secr
             flipped = challenge[:position] + ("0" if challenge[position] != "0" else "1") + challenge[position + 1 :]
             with pytest.raises(InvalidChallenge):
                 old.check(flipped, "key")
+
+
+async def test_a_bad_challenge_is_answered_with_the_challenge_that_a_401_needs(auth: Auth) -> None:
+    status, _, headers = await auth.ask(
+        "POST", "/verify/attest", json=auth.attest_body(auth.device(), await auth.challenge(auth.device()))
+    )
+    assert (status, headers["WWW-Authenticate"]) == (401, 'AppAttest realm="mlpa"')
