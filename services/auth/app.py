@@ -12,14 +12,15 @@ from cryptography.hazmat.primitives import hashes
 
 from services.auth import bodies, keys
 from services.auth.admin import app as admin
-from services.auth.admin import wrong_keys
-from services.auth.admin.keys import AdminKeys
-from services.auth.admin.pages import render_error
+from services.auth.admin.access import wrong_keys
+from services.auth.admin.access.admin_keys import AdminKeys
+from services.auth.admin.console.pages import render_error
 from services.auth.appattest import Policy, apple_root_pem, load_roots
 from services.auth.challenge.services import Challenges
 from services.auth.devices import views as device_views
+from services.auth.devices.enrolment import Enrolment
 from services.auth.devices.metrics import DeviceMetrics
-from services.auth.devices.services import Enrolment
+from services.auth.error_body import ErrorBody
 from services.auth.exchange import views as exchange_views
 from services.auth.exchange.credentials.app_attest import AppAttestCredential
 from services.auth.exchange.credentials.fxa import FxACredential
@@ -28,16 +29,15 @@ from services.auth.exchange.services import TokenExchange
 from services.auth.fxa.models import FxAConfig
 from services.auth.fxa.services import FxAVerifier
 from services.auth.limits.services import Limits
-from services.auth.models import ErrorBody
 from services.auth.provisioning.client import LiteLLMAdmin
 from services.auth.provisioning.services import Provisioner
 from services.auth.settings import AuthSettings
+from services.auth.standing.changes import Changes
 from services.auth.tokens import views as token_views
 from services.auth.tokens.issuer import Issuer
-from services.auth.tokens.keys import KeyRing, ensure_key
+from services.auth.tokens.key_ring import KeyRing, ensure_key
 from services.auth.tokens.revocation import Revocation
-from services.auth.users.changes import Changes
-from services.auth.users.services import Users
+from services.auth.users.entry import Users
 from services.auth.users.storage import can_write
 from shared import logs
 from shared.app import Apps, ServiceDescription, build_apps

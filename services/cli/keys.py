@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from services.auth.settings import AuthSettings
-from services.auth.tokens import keys as key_files
+from services.auth.tokens import key_ring as key_files
 
 
 @click.group()

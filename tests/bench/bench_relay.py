@@ -25,7 +25,7 @@ import msgspec
 import psutil
 
 from services.auth.tokens.issuer import Issuer
-from services.auth.tokens.keys import KeyRing, ensure_key
+from services.auth.tokens.key_ring import KeyRing, ensure_key
 from services.local.postgres import PostgresServer
 from services.local.process import free_port
 from services.local.valkey import ValkeyServer

@@ -14,7 +14,7 @@ from aiohttp.test_utils import unused_port
 
 from services.auth import app as auth
 from services.auth.settings import AuthSettings
-from services.auth.tokens.keys import ensure_key
+from services.auth.tokens.key_ring import ensure_key
 from services.gateway import app as gateway
 from services.gateway.settings import GatewaySettings
 from shared.app import Apps

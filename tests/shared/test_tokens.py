@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from services.auth.tokens.issuer import Issuer
-from services.auth.tokens.keys import KeyRing, create_key
+from services.auth.tokens.key_ring import KeyRing, create_key
 from shared import tokens
 
 HEADER = {"alg": "ES256", "typ": "at+jwt", "kid": "k"}

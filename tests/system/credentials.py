@@ -11,7 +11,7 @@ from urllib.parse import quote
 from jose import jwt
 
 from services.auth.tokens.issuer import Issuer
-from services.auth.tokens.keys import KeyRing
+from services.auth.tokens.key_ring import KeyRing
 from tests.system.clients import Caller, Seen
 from tests.system.harness import SECRETS, System
 

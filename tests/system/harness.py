@@ -19,7 +19,7 @@ from typing import Any
 
 import psycopg2
 
-from services.auth.tokens.keys import create_key
+from services.auth.tokens.key_ring import create_key
 from services.local.pki import Pki
 from services.local.postgres import PostgresServer
 from services.local.process import Process, ProcessError, Program, answers, free_port

@@ -17,7 +17,7 @@ from pathlib import Path
 import aiohttp
 from jose import jws
 
-from services.auth.tokens.keys import KeyRing, create_key
+from services.auth.tokens.key_ring import KeyRing, create_key
 from services.local.device import Device
 from services.local.process import free_port
 from shared import migrate

@@ -12,7 +12,7 @@ import pytest
 from jose import jwt
 
 from services.auth.tokens.issuer import Issuer
-from services.auth.tokens.keys import KeyRing, create_key
+from services.auth.tokens.key_ring import KeyRing, create_key
 from tests.system.clients import Caller, SeenStream
 from tests.system.credentials import revoke_device, sign_in
 from tests.system.harness import System, running_system

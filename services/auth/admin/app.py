@@ -7,20 +7,21 @@ from contextlib import AsyncExitStack
 import aiohttp
 
 from services.auth import keys
-from services.auth.admin import api, pages, views
-from services.auth.admin.assets import Assets
-from services.auth.admin.gateways import Gateways
-from services.auth.admin.keys import AdminKeys
-from services.auth.admin.overview import Overviews
-from services.auth.admin.sessions import Sessions
-from services.auth.admin.wrong_keys import WrongKeys
+from services.auth.admin.access.admin_keys import AdminKeys
+from services.auth.admin.access.sessions import Sessions
+from services.auth.admin.access.wrong_keys import WrongKeys
+from services.auth.admin.api import views as api
+from services.auth.admin.console import pages, views
+from services.auth.admin.console.assets import Assets
+from services.auth.admin.console.gateways import Gateways
+from services.auth.admin.console.overview import Overviews
 from services.auth.audit.refusals import Refusals
-from services.auth.devices.admin import DeviceAdmin
+from services.auth.devices.operators import DeviceAdmin
 from services.auth.limits.services import Limits
 from services.auth.settings import AuthSettings
+from services.auth.standing.changes import Changes
 from services.auth.usage.services import Usage
-from services.auth.users.admin import UserAdmin
-from services.auth.users.changes import Changes
+from services.auth.users.operators import UserAdmin
 from services.auth.users.spending import Spending
 from shared.app import Apps
 from shared.health import Health

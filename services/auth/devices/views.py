@@ -10,9 +10,9 @@ from aiohttp import web
 
 from services.auth import keys
 from services.auth.appattest import AppAttestError, canonical_key_id
-from services.auth.devices.services import EnrolmentClaims
+from services.auth.devices.enrolment import EnrolmentClaims
+from services.auth.error_body import ErrorBody
 from services.auth.errors import InvalidRequest
-from services.auth.models import ErrorBody
 from shared import strict_json, tokens
 from shared.openapi import Answer, Body, Operation, Parameter
 from shared.proxies import client_address

@@ -9,7 +9,7 @@ from services.auth.errors import InvalidRequest, InvalidScope
 from services.auth.exchange.models import CredentialVerifier
 from services.auth.limits.services import Limits
 from services.auth.tokens.issuer import Issuer
-from services.auth.users.services import Users
+from services.auth.users.entry import Users
 from shared.identity import user_id
 from shared.metrics import Registry
 from shared.service_types import ServiceTypes

@@ -9,10 +9,10 @@ import msgspec
 from aiohttp import web
 
 from services.auth import keys
+from services.auth.error_body import ErrorBody
 from services.auth.errors import InvalidRequest, InvalidScope, InvalidTarget, UnsupportedGrantType
 from services.auth.exchange.models import ACCESS_TOKEN_TYPE, ASSERTION_TYPE, GRANT_TYPE
 from services.auth.exchange.services import ExchangeRequest
-from services.auth.models import ErrorBody
 from shared.openapi import Answer, Body, Operation
 from shared.proxies import client_address
 from shared.tokens import AUDIENCE

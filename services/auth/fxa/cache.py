@@ -26,7 +26,7 @@ import msgspec
 from redis.exceptions import ConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from services.auth.fxa.breaker import Breaker, BreakerOpen, State
+from services.auth.breaker import Breaker, BreakerOpen, State
 from services.auth.fxa.errors import InvalidFxAToken
 from services.auth.fxa.metrics import FxAMetrics
 from services.auth.fxa.models import FxAConfig, FxAIdentity

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import msgspec
 
-from services.auth.fxa.breaker import Breaker, BreakerOpen
+from services.auth.breaker import Breaker, BreakerOpen
 from services.auth.fxa.errors import InvalidFxAToken
 from services.auth.fxa.http import Answer, FxAClient, NoAnswer
 from services.auth.fxa.metrics import FxAMetrics

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 import aiohttp
 
-from services.auth.fxa.breaker import Breaker, BreakerOpen, State
+from services.auth.breaker import Breaker, BreakerOpen, State
 from services.auth.fxa.cache import Cache, EntryKey
 from services.auth.fxa.errors import InvalidFxAToken
 from services.auth.fxa.http import FxAClient, NoAnswer

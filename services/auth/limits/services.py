@@ -20,8 +20,8 @@ from contextlib import asynccontextmanager
 from typing import Any
 from weakref import WeakValueDictionary
 
+from services.auth.breaker import Breaker, BreakerOpen
 from services.auth.errors import AuthError, SlowDown
-from services.auth.fxa.breaker import Breaker, BreakerOpen
 from shared import logs
 from shared.metrics import Registry
 from shared.redis import Client, RedisError

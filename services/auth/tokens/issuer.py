@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from jose import JOSEError, jws, jwt
 
 from services.auth.errors import InvalidSubjectToken
-from services.auth.tokens.keys import KeyRing
+from services.auth.tokens.key_ring import KeyRing
 from shared import tokens
 from shared.identity import split_user
 from shared.tokens import AUDIENCE, TYPE

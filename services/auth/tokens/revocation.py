@@ -6,8 +6,8 @@ import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 
+from services.auth.standing.changes import Changes
 from services.auth.tokens.issuer import IssuedToken, Issuer
-from services.auth.users.changes import Changes
 from shared.identity import split_user
 from shared.postgres import Database, Query
 from shared.tokens import CLOCK_SKEW

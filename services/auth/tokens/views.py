@@ -8,10 +8,10 @@ import msgspec
 from aiohttp import web
 
 from services.auth import keys
+from services.auth.error_body import ErrorBody
 from services.auth.errors import InvalidRequest
 from services.auth.exchange.models import GRANT_TYPE
 from services.auth.exchange.views import read_form
-from services.auth.models import ErrorBody
 from shared.openapi import Answer, Body, Operation
 from shared.proxies import client_address
 

@@ -16,7 +16,7 @@ from datetime import UTC, datetime, timedelta
 
 from services.auth.usage import storage
 from services.auth.usage.storage import Hour
-from services.auth.users.admin import User, UserAdmin
+from services.auth.users.operators import User, UserAdmin
 from shared import background, logs
 from shared.errors import DependencyUnavailable
 from shared.metrics import Registry

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from services.auth.users import admin_storage as storage
+from services.auth.users import operators_storage as storage
 from shared import budget_state
 from shared.budget_state import UserState
 from shared.identity import is_user, split_user

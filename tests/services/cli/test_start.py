@@ -15,7 +15,7 @@ import pytest
 
 from services.auth.app import build_app
 from services.auth.settings import AuthSettings
-from services.auth.tokens.keys import ensure_key
+from services.auth.tokens.key_ring import ensure_key
 from services.cli.main import main
 from services.gateway.settings import GatewaySettings
 from shared.service_types import ConfigurationError

@@ -13,7 +13,7 @@ import psycopg2
 import pytest
 
 from services.auth.tokens.issuer import Issuer
-from services.auth.tokens.keys import KeyRing, create_key
+from services.auth.tokens.key_ring import KeyRing, create_key
 from shared.budget_state import identity_key, token_key
 from shared.postgres import Database, Query
 from shared.redis import connect

@@ -9,9 +9,9 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from services.auth.standing.changes import Changes
 from services.auth.usage.services import Usage
-from services.auth.users.admin import UserAdmin
-from services.auth.users.changes import Changes
+from services.auth.users.operators import UserAdmin
 from services.auth.users.spending import Spending
 from shared import migrate
 from shared.metrics import Registry

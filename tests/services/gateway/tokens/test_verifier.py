@@ -23,7 +23,7 @@ from joserfc import jws as joserfc_jws
 from joserfc.jwk import ECKey
 
 from services.auth.tokens.issuer import Issuer
-from services.auth.tokens.keys import KeyRing, create_key
+from services.auth.tokens.key_ring import KeyRing, create_key
 from services.gateway.errors import InvalidToken
 from services.gateway.tokens.keyset import KeySet
 from services.gateway.tokens.verifier import TokenVerifier

@@ -9,9 +9,8 @@ import msgspec
 from aiohttp import web
 
 from services.auth import keys
-from services.auth.admin import pages
-from services.auth.admin.keys import AdminKey
-from services.auth.admin.models import (
+from services.auth.admin.access.admin_keys import AdminKey
+from services.auth.admin.api.models import (
     BlockRequest,
     BudgetRequest,
     LedgerBody,
@@ -20,10 +19,11 @@ from services.auth.admin.models import (
     ledger_body,
     user_body,
 )
+from services.auth.admin.console import pages
 from services.auth.audit.storage import Actor
+from services.auth.error_body import ErrorBody
 from services.auth.errors import Forbidden, InvalidRequest, Unauthorized
-from services.auth.models import ErrorBody
-from services.auth.users.admin import UserAdmin
+from services.auth.users.operators import UserAdmin
 from shared import strict_json
 from shared.openapi import Answer, Body, Operation, Parameter
 from shared.proxies import client_address

@@ -7,8 +7,8 @@ from typing import Any
 from aiohttp import web
 
 from services.auth import keys, pagination
-from services.auth.admin import assets, device_views, filters, pages, sign_in_views, user_views
-from services.auth.admin.sessions import Session
+from services.auth.admin.access.sessions import Session
+from services.auth.admin.console import assets, device_views, filters, pages, sign_in_views, user_views
 from services.auth.audit import storage as audit
 from services.auth.errors import InvalidRequest
 from shared.errors import DependencyUnavailable

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, TypeVar
 
-from services.auth.admin import plots
-from services.auth.admin.gateways import GatewayReport, Gateways
-from services.auth.admin.plots import Plot
+from services.auth.admin.console import plots
+from services.auth.admin.console.gateways import GatewayReport, Gateways
+from services.auth.admin.console.plots import Plot
 from services.auth.usage.services import NearLimit, Usage
 from services.auth.usage.storage import Hour
-from services.auth.users.admin import UserAdmin
+from services.auth.users.operators import UserAdmin
 from shared.errors import DependencyUnavailable
 from shared.health import Health
 

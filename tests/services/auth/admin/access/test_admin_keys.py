@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from services.auth.admin.keys import AdminKey, AdminKeys
+from services.auth.admin.access.admin_keys import AdminKey, AdminKeys
 from services.auth.settings import AuthSettings
 from shared.service_types import ConfigurationError
 

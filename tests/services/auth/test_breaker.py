@@ -6,13 +6,18 @@ import asyncio
 
 import pytest
 
-from services.auth.fxa.breaker import Breaker, BreakerOpen, State
+from services.auth.breaker import Breaker, BreakerOpen, State
 from tests.services.auth.fxa.harness import Clock
 
 
 class Failure(Exception):
     def __init__(self, retry_after: float | None = None) -> None:
         self.retry_after = retry_after
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
 
 
 @pytest.fixture

@@ -14,9 +14,9 @@ from services.auth import pagination
 from services.auth.audit import storage as audit
 from services.auth.audit.storage import Actor
 from services.auth.errors import InvalidRequest, UnknownTier
-from services.auth.users import admin_storage as storage
-from services.auth.users.admin_storage import LedgerRow, Sort, UserRow
-from services.auth.users.changes import Changes
+from services.auth.standing.changes import Changes
+from services.auth.users import operators_storage as storage
+from services.auth.users.operators_storage import LedgerRow, Sort, UserRow
 from services.auth.users.spending import Spending, Spent
 from shared.errors import DependencyUnavailable, NotFound
 from shared.postgres import Database, Transaction

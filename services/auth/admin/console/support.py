@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime
 
-from services.auth.admin.filters import duration, usd
-from services.auth.users.admin import User
+from services.auth.admin.console.filters import duration, usd
+from services.auth.users.operators import User
 from services.auth.users.spending import Rates
 from shared.service_types import ServiceType
 

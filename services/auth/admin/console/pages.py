@@ -14,13 +14,13 @@ import jinja2
 from aiohttp import web
 
 from services.auth import errors, keys
-from services.auth.admin import csrf
-from services.auth.admin.filters import FILTERS
-from services.auth.admin.sessions import Flash, Session, Tone
+from services.auth.admin.access import csrf
+from services.auth.admin.access.sessions import Flash, Session, Tone
+from services.auth.admin.console.filters import FILTERS
 from services.auth.audit.storage import Actor
 from services.auth.errors import Forbidden, InvalidRequest
 from services.auth.exchange.views import read_form
-from services.auth.users.changes import NotInRedisYet
+from services.auth.standing.changes import NotInRedisYet
 from shared.errors import DependencyUnavailable, ServiceError
 from shared.ops import VERSION
 from shared.proxies import client_address

@@ -11,9 +11,9 @@ from urllib.parse import urlsplit
 import pytest
 
 from services.auth.errors import AccessDenied
+from services.auth.standing.changes import Changes, NotInRedisYet
 from services.auth.users import known
-from services.auth.users.changes import Changes, NotInRedisYet
-from services.auth.users.services import Users
+from services.auth.users.entry import Users
 from services.auth.users.storage import Standing
 from shared import budget_state, migrate
 from shared.errors import DependencyUnavailable

@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from joserfc.jwk import ECKey
 
-from services.auth.tokens.keys import KeyFault, KeyRing, activation, create_key, ensure_key, load_key, prunable
+from services.auth.tokens.key_ring import KeyFault, KeyRing, activation, create_key, ensure_key, load_key, prunable
 from services.cli.keys import keys as keys_command
 from shared.errors import DependencyUnavailable
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from services.auth import pagination
 from services.auth.audit import storage as audit
 from services.auth.audit.storage import Actor
-from services.auth.devices import admin_storage as storage
-from services.auth.devices.admin_storage import DeviceRow
-from services.auth.users.changes import Changes
+from services.auth.devices import operators_storage as storage
+from services.auth.devices.operators_storage import DeviceRow
+from services.auth.standing.changes import Changes
 from shared.errors import NotFound
 from shared.postgres import Database
 

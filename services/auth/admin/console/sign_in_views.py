@@ -8,8 +8,9 @@ from typing import Any
 from aiohttp import web
 
 from services.auth import keys
-from services.auth.admin import csrf, pages
-from services.auth.admin.sessions import Session
+from services.auth.admin.access import csrf
+from services.auth.admin.access.sessions import Session
+from services.auth.admin.console import pages
 from services.auth.audit import storage as audit
 from shared.errors import DependencyUnavailable
 from shared.proxies import client_address

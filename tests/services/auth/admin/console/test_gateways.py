@@ -10,7 +10,7 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
-from services.auth.admin.gateways import Gateways
+from services.auth.admin.console.gateways import Gateways
 from shared.metrics import Registry
 
 READY = {

@@ -8,8 +8,8 @@ from collections.abc import AsyncIterator
 import msgspec
 import pytest
 
-from services.auth.admin.keys import AdminKey, AdminKeys
-from services.auth.admin.sessions import ABSOLUTE_SECONDS, Flash, Session, Sessions
+from services.auth.admin.access.admin_keys import AdminKey, AdminKeys
+from services.auth.admin.access.sessions import ABSOLUTE_SECONDS, Flash, Session, Sessions
 from shared.redis import Client, connect
 from shared.tokens import CLOCK_SKEW
 

@@ -7,8 +7,8 @@ from typing import Annotated
 
 import msgspec
 
-from services.auth.users.admin import User
-from services.auth.users.admin_storage import LedgerRow
+from services.auth.users.operators import User
+from services.auth.users.operators_storage import LedgerRow
 from shared.money import nano_to_usd
 
 

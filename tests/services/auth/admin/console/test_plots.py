@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from services.auth.admin import filters, plots
+from services.auth.admin.console import filters, plots
 
 
 def test_parts_of_a_bar_stand_on_each_other_and_stay_inside() -> None:

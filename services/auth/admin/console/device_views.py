@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from aiohttp import web
 
 from services.auth import keys
-from services.auth.admin import pages
-from services.auth.admin.sessions import Session
+from services.auth.admin.access.sessions import Session
+from services.auth.admin.console import pages
 
 
 @pages.page

@@ -12,8 +12,9 @@ from urllib.parse import quote
 import pytest
 from yarl import URL
 
-from services.auth.admin import csrf, pages, sessions
-from services.auth.tokens.keys import ensure_key
+from services.auth.admin.access import csrf, sessions
+from services.auth.admin.console import pages
+from services.auth.tokens.key_ring import ensure_key
 from shared.redis import connect
 from tests.services.auth.admin.conftest import (
     ADMIN,

@@ -8,13 +8,13 @@ from collections.abc import Mapping
 from aiohttp import web
 
 from services.auth import keys
-from services.auth.admin import pages
-from services.auth.admin.filters import path
-from services.auth.admin.sessions import Session
-from services.auth.admin.support import refusals
+from services.auth.admin.access.sessions import Session
+from services.auth.admin.console import pages
+from services.auth.admin.console.filters import path
+from services.auth.admin.console.support import refusals
 from services.auth.audit import storage as audit
-from services.auth.users.admin import User, UserAdmin
-from services.auth.users.admin_storage import Sort
+from services.auth.users.operators import User, UserAdmin
+from services.auth.users.operators_storage import Sort
 
 _LEDGER_ROWS = 25
 _AUDIT_ROWS = 10

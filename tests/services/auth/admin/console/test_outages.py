@@ -13,8 +13,8 @@ from services.local.valkey import ValkeyServer
 from shared import migrate
 from shared.budget_state import identity_key
 from shared.redis import connect
+from tests.services.auth.admin.api.test_views import ask, at
 from tests.services.auth.admin.conftest import ADMIN_SETTINGS, UID, USER, People, Person, Rows, bearer
-from tests.services.auth.admin.test_api import ask, at
 from tests.services.auth.conftest import StartAuth
 
 HERE = f"/admin/users/{quote(USER, safe='')}"

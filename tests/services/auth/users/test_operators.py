@@ -10,10 +10,10 @@ import pytest
 
 from services.auth.audit.storage import Actor
 from services.auth.errors import MaxUsersReached
+from services.auth.standing.changes import Changes
 from services.auth.users import known, storage
-from services.auth.users.admin import UserAdmin
-from services.auth.users.changes import Changes
-from services.auth.users.services import Users
+from services.auth.users.entry import Users
+from services.auth.users.operators import UserAdmin
 from services.auth.users.spending import Spending
 from services.auth.users.storage import Standing
 from shared import budget_state

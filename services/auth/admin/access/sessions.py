@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from services.auth.admin.keys import AdminKey, AdminKeys
+from services.auth.admin.access.admin_keys import AdminKey, AdminKeys
 from shared.errors import DependencyUnavailable
 from shared.redis import Client, RedisError
 from shared.tokens import CLOCK_SKEW

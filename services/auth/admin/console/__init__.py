@@ -1,0 +1,1 @@
+"""The pages of the console, rendered on the server: no scripts."""
