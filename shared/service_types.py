@@ -24,6 +24,9 @@ DURATIONS = {"1h": 3600, "1d": 86400, "7d": 604800, "30d": 2592000}
 _Name = Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9][a-z0-9_-]{0,31}$")]
 _Count = Annotated[int, msgspec.Meta(ge=0, le=10**12)]
 MAX_MODEL_NAME = 256
+#: Completion tokens that a grant has at least, unless a row says otherwise. A reasoning model that gets less than its
+#: own least has nothing left to answer with.
+LEAST_COMPLETION, REASONING_LEAST_COMPLETION = 16, 1024
 #: Parameters of requests that a row may set, with the largest value of each.
 _SAMPLING = {"temperature": 2, "top_p": 1}
 
@@ -108,6 +111,10 @@ class ModelRow:
     prompt_bytes_per_token: int = 1
     max_tokens_per_image: int = 8192
     reasoning: bool = False
+
+    def least_completion(self, *, reasoning: bool) -> int:
+        """Completion tokens that a grant has at least, of a model that reasons or doesn't."""
+        return self.min_completion_tokens or (REASONING_LEAST_COMPLETION if reasoning else LEAST_COMPLETION)
 
 
 @dataclass(frozen=True, slots=True)

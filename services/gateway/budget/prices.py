@@ -16,13 +16,10 @@ from services.gateway.budget.price_fields import Prices, Unpriced
 from shared import background, logs
 from shared.errors import ServiceError
 from shared.metrics import Registry
-from shared.service_types import ModelRow, is_model_name
+from shared.service_types import LEAST_COMPLETION, ModelRow, is_model_name
 
 _log = logs.logger("budget")
 _MODEL_DEFAULTS = ModelRow("", None, None)
-#: Completion tokens that a grant has at least, unless a row says otherwise.
-_LEAST = 16
-_REASONING_LEAST = 1024  # a reasoning model that gets less has nothing left to answer with
 
 
 #: What a model may call the completion limit, the best first: LiteLLM turns ``max_tokens`` into each provider's own.
@@ -50,7 +47,7 @@ class PricedModel:
     name: str
     input_price: Decimal
     output_price: Decimal
-    min_completion_tokens: int = _LEAST
+    min_completion_tokens: int = LEAST_COMPLETION
     prompt_bytes_per_token: int = _MODEL_DEFAULTS.prompt_bytes_per_token
     max_tokens_per_image: int = _MODEL_DEFAULTS.max_tokens_per_image
     reasoning: bool = False
@@ -159,7 +156,7 @@ def _price(
         name=name,
         input_price=prices.input,
         output_price=prices.output,
-        min_completion_tokens=settings.min_completion_tokens or (_REASONING_LEAST if reasoning else _LEAST),
+        min_completion_tokens=settings.least_completion(reasoning=reasoning),
         prompt_bytes_per_token=settings.prompt_bytes_per_token,
         max_tokens_per_image=settings.max_tokens_per_image,
         reasoning=reasoning,

@@ -64,6 +64,12 @@ def duration(seconds: float) -> str:
     return " ".join(parts[:2]) or "0 s"
 
 
+def period(seconds: int) -> str:
+    """What a budget is for: ``hour``, ``day``, ``7 days``."""
+    count, unit = next((seconds // size, unit) for unit, size in (("day", 86400), ("hour", 3600)) if seconds >= size)
+    return unit if count == 1 else f"{count} {unit}s"
+
+
 def path(value: str) -> str:
     """A value as one segment of a path."""
     return quote(value, safe="")
@@ -78,5 +84,6 @@ FILTERS: dict[str, Any] = {
     "day": day,
     "iso": rfc3339,
     "duration": duration,
+    "period": period,
     "path": path,
 }
