@@ -62,7 +62,7 @@ ErrorRenderer = Callable[[web.Request | None, ServiceError], web.Response]
 
 
 class HttpMetrics:
-    """The metrics of CONTRACT section 6 that both services have."""
+    """The metrics that both services have (services/PROTOCOL.md, section 6)."""
 
     def __init__(self, registry: Registry, endpoints: list[str]) -> None:
         self.requests = registry.counter("requests_total", "Requests.", ("method", "endpoint", "service_type"))

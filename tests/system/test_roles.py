@@ -82,7 +82,7 @@ async def test_clients_and_operators_miss_nothing(confined: System, caller: Call
     revoked = await caller.ask("POST", f"{confined.auth_url}/revoke", data={"token": token})
     assert revoked.status == 200
     async with asyncio.timeout(5):
-        while (await caller.chat(token)).status != 401:  # noqa: ASYNC110 - within a second, by the contract
+        while (await caller.chat(token)).status != 401:  # noqa: ASYNC110 - within a second (PROTOCOL.md, section 3)
             await asyncio.sleep(0.05)
     assert (await caller.admin("DELETE", f"/user/{user}")).status == 204
     for name in ("auth-1", "gateway-1"):

@@ -17,7 +17,7 @@ class Timings:
     """How often the background work runs, in seconds. Tests shorten them."""
 
     lease: float = 30
-    renew: float = 5  # half of what the contract allows, so that a block ends a stream within 10 s with time to spare
+    renew: float = 5  # half of the 10 s within which a block ends a stream (services/PROTOCOL.md, section 4)
     flush: float = 0.2
     sweep: float = 2
     orphan: float = 5  # an outbox entry older than this was left by the dead, or waits for PostgreSQL

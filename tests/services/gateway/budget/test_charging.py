@@ -1,4 +1,4 @@
-"""What a request may cost and did cost, as the contract words it."""
+"""What a request may cost and did cost, by the rules of PROTOCOL.md, section 5."""
 
 from __future__ import annotations
 

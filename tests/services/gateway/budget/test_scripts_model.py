@@ -1,4 +1,4 @@
-"""The scripts against a plain model of what the contract promises, on a clock that jumps, over whatever order of
+"""The scripts against a plain model of what PROTOCOL.md promises, on a clock that jumps, over whatever order of
 events hypothesis thinks of."""
 
 from __future__ import annotations
@@ -258,7 +258,7 @@ class Scripts(RuleBasedStateMachine):
         return expected[0]
 
     def decide(self, user: int, prompt: int, limit: int, n: int, room: int | None) -> tuple[str, Any, int]:
-        """What the contract says to a request at this moment; also lets pass what a decision lets pass."""
+        """What PROTOCOL.md answers a request at this moment; also lets pass what a decision lets pass."""
         who, state = self.principals[user], self.users[user]
         if not self.current(user):
             return ("load", "", 0)

@@ -1,0 +1,173 @@
+"""services/PROTOCOL.md says what the code does: each of its tables is compared with the declarations."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+from click.testing import CliRunner
+
+from services.auth import app as auth
+from services.auth.errors import AuthError
+from services.auth.exchange.models import ACCESS_TOKEN_TYPE, ASSERTION_TYPE, GRANT_TYPE
+from services.cli.commands import cli
+from services.cli.settings import settings
+from services.gateway import app as gateway
+from services.gateway.errors import envelope
+from shared import ops, service_types
+from shared.errors import ServiceError
+from shared.openapi import Operation
+from shared.tokens import AUDIENCE
+from tests.deploy.declarations import ROOT, both_started
+
+TEXT = (ROOT / "services" / "PROTOCOL.md").read_text()
+README = (ROOT / "README.md").read_text()
+
+
+def section(number: int) -> str:
+    found = re.search(rf"^## {number} .*?(?=^## |\Z)", TEXT, re.MULTILINE | re.DOTALL)
+    assert found is not None
+    return found[0]
+
+
+def table(text: str, heading: str) -> list[list[str]]:
+    """The cells of each row below a table's first line, without backticks."""
+    lines = text.partition(f"{heading}\n|---")[2].splitlines()[1:]
+    rows = []
+    for line in lines:
+        if not line.startswith("|"):
+            break
+        rows.append([cell.strip().replace("`", "") for cell in line[1:-1].split("|")])
+    assert rows, heading
+    return rows
+
+
+def routes(number: int) -> set[str]:
+    """``GET /path`` of every row of a section."""
+    return set(re.findall(r"^\| `([A-Z]+ /\S*)` \|", section(number), re.MULTILINE))
+
+
+def declared(operations: list[Operation]) -> set[str]:
+    return {f"{one.method} {one.path}" for one in operations}
+
+
+def test_it_has_the_routes_of_both_services() -> None:
+    probes = declared([*ops.OPERATIONS, ops.METRICS_OPERATION])
+    assert {route for route in probes if not route.startswith("GET /api/docs/")} == routes(1)
+
+
+def test_it_has_the_routes_of_auth() -> None:
+    assert declared(list(auth.DESCRIPTION.operations)) == routes(2) | routes(3)
+
+
+def test_it_has_the_routes_of_the_gateway() -> None:
+    assert declared(list(gateway.DESCRIPTION.operations)) == routes(4)
+
+
+def test_it_has_the_routes_of_user_management() -> None:
+    internal = declared(list(auth.DESCRIPTION.internal))
+    assert {route for route in internal if not route.partition(" ")[2].startswith("/admin")} == routes(7)
+
+
+def errors(service: str) -> Iterator[type[ServiceError]]:
+    """Every class of error that a service can answer."""
+    pending: list[type[ServiceError]] = [ServiceError]
+    while pending:
+        kind = pending.pop()
+        pending += kind.__subclasses__()
+        if kind is not AuthError and kind.__module__.startswith(("shared.", f"services.{service}.")):
+            yield kind
+
+
+def test_it_has_the_errors_of_auth() -> None:
+    shown = {(int(status), code) for status, code, _ in table(section(3), "| status | `error` | when |")}
+    assert shown == {(kind.status, kind.code) for kind in errors("auth")}
+
+
+def test_it_has_the_errors_of_the_gateway() -> None:
+    shown = {
+        (int(status), code, mlpa_code)
+        for status, code, mlpa_code, _ in table(section(4), "| status | `code` | `mlpa_code` | when |")
+    }
+    answered = set()
+    for kind in errors("gateway"):
+        body = envelope(kind.__new__(kind))["error"]
+        answered.add((kind.status, body["code"], str(body["mlpa_code"] or "")))
+    assert shown == answered
+
+
+def test_it_has_the_parameters_that_are_forwarded() -> None:
+    [[names]] = table(section(4), "| parameters |")
+    [chat] = [one for one in gateway.DESCRIPTION.operations if one.path == "/v1/chat/completions"]
+    assert chat.body is not None
+    assert names.split() == [name for name in names.split() if name in chat.body.schema["properties"]]
+    assert set(names.split()) == set(chat.body.schema["properties"])
+
+
+def test_it_has_the_words_of_the_exchange() -> None:
+    shown: dict[str, str] = dict(table(section(3), "| parameter | value |"))
+    assert shown["grant_type"] == GRANT_TYPE
+    assert re.findall(r"urn:\S+", shown["subject_token_type"]) == [ACCESS_TOKEN_TYPE, ASSERTION_TYPE]
+    assert AUDIENCE in shown["audience"]
+
+
+def test_it_has_every_field_of_a_row(tmp_path: Path) -> None:
+    example = TEXT.partition("```toml\n")[2].partition("```")[0]
+    path = tmp_path / "service_types.toml"
+    path.write_text(example)
+    loaded = service_types.load(path, debug=False)
+    rows: list[Any] = [*loaded.rows.values(), *loaded.models.values()]
+    parts = re.split(r"^\[\[\w+\]\]", example, flags=re.MULTILINE)[1:]
+    for row, part in zip(rows, parts, strict=True):
+        known = {name.removesuffix("_nano").removesuffix("_seconds") for name in row.__dataclass_fields__}
+        assert known == set(re.findall(r"^(\w+) = ", part, re.MULTILINE))
+
+
+async def test_it_has_the_metrics_as_they_are_declared(tmp_path: Path, postgres_url: str, redis_url: str) -> None:
+    async with both_started(tmp_path, postgres_url, redis_url) as started:
+        names = {service: registry.declared for service, (registry, _) in started.items()}
+    for name, kind, labels, service in table(section(6), "| metric | type | labels | service |"):
+        found = [where for where in names if name in names[where]]
+        assert (name, service) == (name, "both" if len(found) > 1 else found[0] if found else "nowhere")
+        metric = names[found[0]][name]
+        assert (name, metric.kind, ", ".join(metric.labels)) == (name, kind, labels)
+
+
+def test_it_has_every_metric_that_the_queries_ask_for() -> None:
+    queries = README.partition("## Prometheus queries")[2].partition("```\n")[2].partition("```")[0]
+    asked = {re.sub(r"_(sum|count)$", "", name) for name in re.findall(r"\b(\w+)(?=[\[{])", queries)}
+    assert len(queries.strip().splitlines()) == 17
+    assert asked
+    assert asked <= {row[0] for row in table(section(6), "| metric | type | labels | service |")}
+
+
+def commands(command: click.Command, name: str) -> Iterator[tuple[str, set[str]]]:
+    """The name and the long options of a command and of its subcommands; of ``--on/--off``, the longer one."""
+    given = [option.opts + option.secondary_opts for option in command.params if isinstance(option, click.Option)]
+    options = {max(names, key=len) for names in given}
+    if not isinstance(command, click.Group) or (options and name != "mlpa"):
+        yield name, options
+    if isinstance(command, click.Group):
+        for inner, member in command.commands.items():
+            yield from commands(member, f"{name} {inner}")
+
+
+def test_it_has_every_command_with_its_options() -> None:
+    shown = {
+        name: {option for option in options.split(", ") if option}
+        for name, options, _ in table(section(8), "| command | options | does |")
+    }
+    assert shown == dict(commands(cli, "mlpa"))
+
+
+def test_it_has_settings_with_their_defaults() -> None:
+    lines = CliRunner().invoke(settings, ["--markdown"]).output.splitlines()[2:]
+    known: dict[str, Any] = {}
+    for line in lines:
+        name, default, service, _ = (cell.strip().replace("`", "") for cell in line[1:-1].split("|", 3))
+        known[name] = (default, service)
+    for name, default, service in table(section(9), "| name | default | for |"):
+        assert (name, known.get(name)) == (name, (default, service))
