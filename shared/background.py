@@ -6,12 +6,14 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from shared import logs
-from shared.metrics import Registry
 
-#: How long a task may take to notice that it is cancelled before it is told again, in seconds.
+if TYPE_CHECKING:
+    from shared.metrics import Registry
+
+#: How long a task may take to notice that it is cancelled before it is cancelled again, in seconds.
 _AGAIN = 0.5
 #: Seconds between the stack traces of a loop that keeps failing with the same kind of error.
 _TRACE_EVERY = 60.0
@@ -24,8 +26,8 @@ _log = logs.logger("background")
 async def end(*tasks: asyncio.Task[Any]) -> None:
     """Cancel tasks and wait until they are over, whatever they end with.
 
-    They are told again and again: before Python 3.12 a cancellation can get lost (asyncio.wait_for, which aiopg and
-    redis-py use), and a loop that goes on for ever must not keep the process alive.
+    They are cancelled again and again: before Python 3.12 a cancellation can get lost (in asyncio.wait_for, which aiopg
+    and redis-py use), and a loop that goes on for ever must not keep the process alive.
     """
     left = {task for task in tasks if not task.done()}
     while left:

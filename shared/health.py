@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from shared.errors import DependencyUnavailable
+from shared.flight import Kept
 
 TIMEOUT = 2.0
 KEEP = 1.0
@@ -43,24 +44,15 @@ class Health:
     def __init__(self, checks: Sequence[Check], *, one_of: dict[str, Sequence[str]] | None = None) -> None:
         self._checks = list(checks)
         self._one_of = one_of or {}
-        self._kept: dict[str, Any] | None = None
-        self._kept_until = 0.0
-        self._running: asyncio.Task[dict[str, Any]] | None = None
+        self._results = Kept(self._run_all, KEEP)
 
     async def readiness(self, *, draining: bool) -> tuple[int, dict[str, Any]]:
         """``(status, body)`` of the readiness answer."""
-        checks = await self._results()
+        checks = await self._results.get()
         if draining or any(check["required"] and check["status"] == "failed" for check in checks.values()):
             return 503, {"status": "unavailable", "checks": checks}
         failed = any(check["status"] == "failed" for check in checks.values())
         return 200, {"status": "degraded" if failed else "ready", "checks": checks}
-
-    async def _results(self) -> dict[str, Any]:
-        if self._kept is not None and time.monotonic() < self._kept_until:
-            return self._kept
-        if self._running is None or self._running.done():
-            self._running = asyncio.create_task(self._run_all())
-        return await asyncio.shield(self._running)
 
     async def _run_all(self) -> dict[str, Any]:
         results = dict(zip((c.name for c in self._checks), await asyncio.gather(*map(_run, self._checks)), strict=True))
@@ -72,7 +64,6 @@ class Health:
                 "latency_ms": max(results[member]["latency_ms"] for member in members),
                 "error": None if ok else f"none of {', '.join(members)} is there",
             }
-        self._kept, self._kept_until = results, time.monotonic() + KEEP
         return results
 
 

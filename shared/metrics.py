@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import math
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from itertools import product
@@ -17,6 +16,8 @@ from typing import Any, TypeVar
 from aioprometheus import collectors
 from aioprometheus.formats.text import TextFormatter
 from aioprometheus.histogram import Histogram as Buckets
+
+from shared.flight import Kept
 
 LATENCY_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 STREAM_BUCKETS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 30.0, 60.0, 120.0, 300.0, 600.0)
@@ -238,25 +239,20 @@ def _joined(lines: list[str]) -> bytes:
 
 
 class Page:
-    """A registry's page, made for all who ask at once, in slices between which the event loop goes on, and kept for
-    ``KEPT_SECONDS``."""
+    """A registry's page, made in slices between which the event loop goes on, and kept for ``KEPT_SECONDS``."""
 
     def __init__(self, registry: Registry) -> None:
         self._registry = registry
-        self._making: asyncio.Task[bytes] | None = None
-        self._until = 0.0
+        self._kept = Kept(self._make, KEPT_SECONDS)
 
     async def get(self) -> bytes:
-        if self._making is None or (self._making.done() and time.monotonic() >= self._until):
-            self._making = asyncio.create_task(self._make())
-        return await asyncio.shield(self._making)
+        return await self._kept.get()
 
     async def _make(self) -> bytes:
         parts = []
         for part in self._registry.slices():
             parts.append(part)
             await asyncio.sleep(0)
-        self._until = time.monotonic() + KEPT_SECONDS
         return b"".join(parts)
 
 

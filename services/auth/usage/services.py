@@ -19,6 +19,7 @@ from services.auth.usage.storage import Hour
 from services.auth.users.operators import User, UserAdmin
 from shared import background, logs
 from shared.errors import DependencyUnavailable
+from shared.flight import Flight
 from shared.metrics import Registry
 from shared.postgres import Database
 
@@ -65,7 +66,7 @@ class Usage:
         self._clock = clock
         self._every = every
         self._near: NearLimit | None = None
-        self._asking: asyncio.Task[None] | None = None
+        self._asking = Flight(self._find_near_limit)
 
     async def hours(self, count: int) -> list[Hour]:
         """The last ``count`` hours, the present one included. Hours without requests are missing.
@@ -108,10 +109,10 @@ class Usage:
     async def near_limit(self) -> NearLimit | None:
         """None as long as they have not been found out."""
         old = self._near is None or self._near.as_of < self.now() - timedelta(seconds=_NEAR_EVERY)
-        if old and (self._asking is None or self._asking.done()):
-            self._asking = asyncio.create_task(self._find_near_limit())
-        if self._near is None and self._asking is not None:
-            await asyncio.wait([self._asking], timeout=_NEAR_WAIT)
+        if old:
+            asking = self._asking.start()
+            if self._near is None:
+                await asyncio.wait([asking], timeout=_NEAR_WAIT)
         return self._near
 
     async def _find_near_limit(self) -> None:
@@ -131,8 +132,7 @@ class Usage:
             async with background.running(registry, usage=self._keep_summing):
                 yield
         finally:
-            if self._asking is not None:
-                await background.end(self._asking)
+            await self._asking.close()
 
     async def _keep_summing(self) -> None:
         late_at = 0.0

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import re
-import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -16,6 +15,8 @@ from typing import Annotated, Any
 
 import aiohttp
 import msgspec
+
+from shared.flight import Kept
 
 _TIMEOUT = 1.5
 _KEEP = 3.0
@@ -60,23 +61,16 @@ class Gateways:
         self._session = session
         self._url = url.rstrip("/")
         self._metrics_urls = tuple(metrics_urls) or (f"{self._url}/metrics",)
-        self._kept: GatewayReport | None = None
-        self._kept_until = 0.0
-        self._asking: asyncio.Task[GatewayReport] | None = None
+        self._kept = Kept(self._ask, _KEEP)
 
     async def report(self) -> GatewayReport:
-        if self._kept is not None and time.monotonic() < self._kept_until:
-            return self._kept
-        if self._asking is None or self._asking.done():
-            self._asking = asyncio.create_task(self._ask())
-        return await asyncio.shield(self._asking)
+        return await self._kept.get()
 
     async def _ask(self) -> GatewayReport:
         (status, checks), *pages = await asyncio.gather(self._readiness(), *map(self._refusals, self._metrics_urls))
         read = [page for page in pages if page is not None]
         refusals = dict(sum(read, Counter())) if read else None
-        self._kept, self._kept_until = GatewayReport(status, checks, refusals), time.monotonic() + _KEEP
-        return self._kept
+        return GatewayReport(status, checks, refusals)
 
     async def _readiness(self) -> tuple[str, dict[str, dict[str, Any]]]:
         status, body = await self._read(f"{self._url}/health/readiness", _MAX_READINESS)
