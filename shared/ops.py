@@ -77,16 +77,20 @@ async def metrics(request: web.Request) -> web.Response:
     return web.Response(body=await request.app[METRICS].get(), headers={"Content-Type": CONTENT_TYPE})
 
 
+#: What documents the service may be kept, and is asked for again before it is used.
+_PUBLIC = {"Cache-Control": "no-cache"}
+
+
 async def openapi(request: web.Request) -> web.Response:
-    return web.Response(body=request.app[OPENAPI], content_type="application/json")
+    return web.Response(body=request.app[OPENAPI], content_type="application/json", headers=_PUBLIC)
 
 
 async def docs(_request: web.Request) -> web.Response:
-    return web.Response(text=_PAGE.replace("{v}", _SWAGGER_VERSION), content_type="text/html")
+    return web.Response(text=_PAGE.replace("{v}", _SWAGGER_VERSION), content_type="text/html", headers=_PUBLIC)
 
 
 async def docs_script(_request: web.Request) -> web.Response:
-    return web.Response(text=_SCRIPT, content_type="text/javascript")
+    return web.Response(text=_SCRIPT, content_type="text/javascript", headers=_PUBLIC)
 
 
 async def docs_asset(request: web.Request) -> web.FileResponse:

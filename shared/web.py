@@ -1,4 +1,5 @@
-"""What every answer of every service has: request id, metrics, a log line, security headers, errors in one shape.
+"""What every answer of every service has: request id, metrics, a log line, security and caching headers, and one shape
+of errors.
 
 ``Frame`` is the one middleware of a service. Handlers read ``request[REQUEST_ID]`` and may set
 ``request[SERVICE_TYPE]`` and ``request[USER_ID]`` for the metrics and the log line.
@@ -129,6 +130,7 @@ class Frame:
     async def _add_headers(self, request: web.Request, response: web.StreamResponse) -> None:
         headers = response.headers
         headers["X-Request-ID"] = request.get(REQUEST_ID) or str(uuid.uuid4())
+        headers.setdefault("Cache-Control", "no-store")  # unless a handler said otherwise
         headers.update(SECURITY_HEADERS)
         if response.content_type == "text/html" and "Content-Security-Policy" not in headers:
             headers["Content-Security-Policy"] = HTML_POLICY
@@ -197,7 +199,9 @@ class Frame:
     def unreadable(self, error: ServiceError, reason: str) -> web.Response:
         """The answer to bytes that are no request, or none that is read: counted and logged without any of them."""
         response = self._render_error(None, error)
-        response.headers.update({"X-Request-ID": str(uuid.uuid4()), "Server": "mlpa", **SECURITY_HEADERS})
+        response.headers.update(
+            {"X-Request-ID": str(uuid.uuid4()), "Cache-Control": "no-store", "Server": "mlpa", **SECURITY_HEADERS}
+        )
         self._metrics.requests.inc("other", "unmatched", "none")
         self._metrics.statuses.inc(str(response.status))
         _log.warning("unreadable request", status=response.status, reason=reason)

@@ -117,9 +117,9 @@ class SlowDown(AuthError):
 
 
 def render(_request: web.Request | None, error: ServiceError) -> web.Response:
-    """Any error as auth's envelope; never cached, since it may be about a credential."""
+    """Any error as auth's envelope."""
     return web.json_response(
         {"error": error.code, "error_description": error.message},
         status=error.status,
-        headers={"Cache-Control": "no-store", **error.headers},
+        headers=error.headers,
     )

@@ -276,7 +276,7 @@ def error_headers(error: ServiceError) -> dict[str, str]:
 
 def error_response(error: ServiceError) -> web.Response:
     """The plain HTTP answer for an error."""
-    headers = {"Cache-Control": "no-store", **error_headers(error)}
+    headers = error_headers(error)
     body = msgspec.json.encode(envelope(error))
     return web.Response(status=error.status, body=body, headers=headers, content_type="application/json")
 

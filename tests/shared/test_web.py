@@ -48,6 +48,10 @@ async def probe(_request: web.Request) -> web.Response:
     return web.Response()
 
 
+async def public(_request: web.Request) -> web.Response:
+    return web.Response(headers={"Cache-Control": "max-age=60"})
+
+
 def render(_request: web.Request | None, error: ServiceError) -> web.Response:
     body = {"code": error.code, "message": error.message}
     return web.json_response(body, status=error.status, headers=error.headers)
@@ -77,9 +81,12 @@ class Served:
 @pytest.fixture
 async def served() -> AsyncIterator[Served]:
     registry = Registry()
-    frame = Frame(registry, render, endpoints=["/{what}", "/probe"], user_digest=UserDigest(None), probes=["/probe"])
+    frame = Frame(
+        registry, render, endpoints=["/{what}", "/probe", "/public"], user_digest=UserDigest(None), probes=["/probe"]
+    )
     app = web.Application(client_max_size=1000)
     app.router.add_get("/probe", probe)
+    app.router.add_get("/public", public)
     app.router.add_post("/{what}", answer)
     frame.install(app)
     runner = web.AppRunner(app, handler_cancellation=True)
@@ -112,6 +119,19 @@ async def test_a_refusal_has_the_services_shape_and_nothing_of_its_cause(
     assert CANARY not in text + str(headers)
     assert SECURITY_HEADERS.items() <= dict(headers).items()
     assert served.has(f'response_status_codes_total{{status_code="{status}"}} 1')
+
+
+@pytest.mark.parametrize("path", ["/fine", "/refused", "/broken", "/no/such"])
+async def test_an_answer_is_not_to_be_kept(served: Served, path: str) -> None:
+    assert (await served.ask(path))[1].getall("Cache-Control") == ["no-store"]
+
+
+async def test_an_answer_may_be_kept_if_its_handler_says_so(served: Served) -> None:
+    assert (await served.ask("/public", "GET"))[1].getall("Cache-Control") == ["max-age=60"]
+
+
+async def test_the_answer_to_bytes_that_are_no_request_is_not_to_be_kept(served: Served) -> None:
+    assert "Cache-Control: no-store" in await served.raw(b"\x00\r\n\r\n")
 
 
 async def test_a_process_that_ends_answers_probes_alone(served: Served) -> None:

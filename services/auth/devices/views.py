@@ -45,7 +45,6 @@ async def challenge(request: web.Request) -> web.Response:
     challenges = request.app[keys.CHALLENGES]
     return web.json_response(
         {"challenge": challenges.issue(key_id), "expires_in": challenges.lifetime},
-        headers={"Cache-Control": "no-store"},
     )
 
 
@@ -59,7 +58,7 @@ async def attest(request: web.Request) -> web.Response:
                 claims.key_id_b64, claims.challenge_b64, claims.attestation_obj_b64, claims.bundle_id, source
             )
         )
-    return web.json_response({"status": "success"}, status=201, headers={"Cache-Control": "no-store"})
+    return web.json_response({"status": "success"}, status=201)
 
 
 def _key_id(request: web.Request) -> str:

@@ -46,7 +46,7 @@ async def token(request: web.Request) -> web.Response:
             "expires_in": exchanged.expires_in,
             "scope": exchanged.scope,
         },
-        headers={"Cache-Control": "no-store", "Pragma": "no-cache"},
+        headers={"Pragma": "no-cache"},
     )
 
 

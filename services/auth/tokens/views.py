@@ -77,7 +77,7 @@ async def revoke(request: web.Request) -> web.Response:
     else:
         await limits.take_source("revoke", source)
         await revocation.revoke(token)
-    return web.Response(headers={"Cache-Control": "no-store"})
+    return web.Response()
 
 
 OPERATIONS = [

@@ -54,9 +54,7 @@ async def budget(request: web.Request) -> web.Response:
             Limit(rates.tokens_limit, rates.tokens_remaining),
         ),
     )
-    return web.Response(
-        body=msgspec.json.encode(body), content_type="application/json", headers={"Cache-Control": "no-store"}
-    )
+    return web.Response(body=msgspec.json.encode(body), content_type="application/json")
 
 
 OPERATIONS = [

@@ -34,7 +34,6 @@ _log = logs.logger("relay")
 AFTER_DONE = 1.0
 STREAM_HEADERS = {
     "Content-Type": "text/event-stream; charset=utf-8",
-    "Cache-Control": "no-store",
     "X-Accel-Buffering": "no",
 }
 
@@ -143,7 +142,7 @@ class Exchange:
             raise UpstreamError("The model's answer is not JSON.")
         response = web.Response(
             body=body,
-            headers={"Content-Type": "application/json", "Cache-Control": "no-store", **self._limits()},
+            headers={"Content-Type": "application/json", **self._limits()},
         )
         self._chat.metrics.overhead(self._asked_at - self._started + time.perf_counter() - now)
         return response

@@ -61,7 +61,6 @@ def _answer(body: Model | ModelList) -> web.Response:
     return web.Response(
         body=msgspec.json.encode(body),
         content_type="application/json",
-        headers={"Cache-Control": "no-store"},
     )
 
 

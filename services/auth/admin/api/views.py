@@ -112,7 +112,7 @@ async def set_budget(request: web.Request) -> web.Response:
 async def delete_user(request: web.Request) -> web.Response:
     actor = await require_admin(request)
     await _users(request).delete(_user_id(request), actor)
-    return web.Response(status=204, headers={"Cache-Control": "no-store"})
+    return web.Response(status=204)
 
 
 def _users(request: web.Request) -> UserAdmin:
@@ -131,9 +131,7 @@ async def _user(request: web.Request) -> web.Response:
 
 
 def _answer(body: Any) -> web.Response:
-    return web.Response(
-        body=msgspec.json.encode(body), content_type="application/json", headers={"Cache-Control": "no-store"}
-    )
+    return web.Response(body=msgspec.json.encode(body), content_type="application/json")
 
 
 def _decode(raw: bytes, kind: type[Any]) -> Any:

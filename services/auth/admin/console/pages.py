@@ -36,7 +36,6 @@ POLICY = (
     "default-src 'none'; style-src 'self'; img-src 'self' data:; form-action 'self'; base-uri 'none'; "
     "frame-ancestors 'none'"
 )
-_HEADERS = {"Cache-Control": "no-store", "Content-Security-Policy": POLICY}
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 PageHandler = Callable[[web.Request, Session], Awaitable[web.StreamResponse]]
@@ -122,7 +121,7 @@ def count_forbidden(request: web.Request, who: Actor) -> None:
 
 
 def redirect(path: str) -> web.Response:
-    return web.Response(status=303, headers={"Location": path, "Cache-Control": "no-store"})
+    return web.Response(status=303, headers={"Location": path})
 
 
 async def done(request: web.Request, session: Session, path: str, text: str, tone: Tone = "success") -> web.Response:
@@ -151,7 +150,7 @@ def render(
         **context,
     }
     response = aiohttp_jinja2.render_template(template, request, everything, status=status)
-    response.headers.update(_HEADERS)
+    response.headers["Content-Security-Policy"] = POLICY
     return response
 
 
