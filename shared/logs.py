@@ -109,7 +109,7 @@ _log = logger("process")
 
 def _uncaught(_kind: type[BaseException], error: BaseException, _trace: TracebackType | None) -> None:
     """Python's own hook writes an error's words."""
-    _log.critical("uncaught error", exc_info=error)
+    _log.critical("uncaught_error", exc_info=error)
 
 
 #: What asyncio, uvloop and aiohttp say to the loop's handler. Of a longer message only this is logged; others pass on a
@@ -139,4 +139,4 @@ def loop_error(_loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> Non
     """The event loop's exception handler: its own one writes an error's words, and the arguments of a callback."""
     said = context.get("message") or ""
     said = next((known for known in _LOOP_MESSAGES if said.startswith(known)), "other")
-    _log.error("event loop error", said=said, exc_info=context.get("exception"))
+    _log.error("event_loop_error", said=said, exc_info=context.get("exception"))

@@ -115,7 +115,7 @@ class Proxies:
     def _ignore(self, reason: str, **more: str) -> None:
         self._metrics.ignored.inc(reason)
         if self._may_log(reason):
-            _log.warning("forwarded header ignored", reason=reason, **more)
+            _log.warning("forwarded_header_ignored", reason=reason, **more)
 
     def _count_behind(self, source: str, further: str) -> None:
         """A source with many different entries to its left is most likely a proxy that was not counted."""
@@ -132,7 +132,7 @@ class Proxies:
         if len(clients) == _MANY:
             self._metrics.too_few.inc()
             if self._may_log("too few"):
-                _log.warning("TRUSTED_PROXIES looks too low", address=source, clients_behind=_MANY)
+                _log.warning("trusted_proxies_too_low", address=source, clients_behind=_MANY)
 
     def _may_log(self, kind: str) -> bool:
         now = self._clock()

@@ -51,7 +51,7 @@ class Drain:
         if self.begun:
             return
         self.begun = True
-        _log.info("drain begun", delay_s=self.delay, limit_s=self.limit)
+        _log.info("drain_begun", delay_s=self.delay, limit_s=self.limit)
         await asyncio.sleep(self.delay)
         self.refuse_new()
         until = time.monotonic() + self.limit

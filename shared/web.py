@@ -192,7 +192,7 @@ class Frame:
         except Exception as error:  # the last line of defence: an answer in our shape, and a report
             if isinstance(error, ConnectionError) and (request.transport is None or request.transport.is_closing()):
                 raise  # the client has left: nobody is there to be answered
-            _log.exception("unhandled error")
+            _log.exception("unhandled_error")
             sentry_sdk.capture_exception(error)
             return self._refuse(request, ServiceError())
 
@@ -204,7 +204,7 @@ class Frame:
         )
         self._metrics.requests.inc("other", "unmatched", "none")
         self._metrics.statuses.inc(str(response.status))
-        _log.warning("unreadable request", status=response.status, reason=reason)
+        _log.warning("unreadable_request", status=response.status, reason=reason)
         return response
 
     def _refuse(self, request: web.Request, error: ServiceError) -> web.Response:

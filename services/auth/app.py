@@ -113,9 +113,9 @@ def _policy(settings: AuthSettings) -> Policy:
         raise ConfigurationError(f"APP_ATTEST_ROOT_CA: {path}: {error}") from error
     if path and roots != load_roots(apple_root_pem()):
         fingerprints = [root.fingerprint(hashes.SHA256()).hex(":").upper() for root in roots]
-        _log.warning("App Attest trusts a root that is not Apple's", sha256=", ".join(fingerprints))
+        _log.warning("app_attest_root_is_not_apples", sha256=", ".join(fingerprints))
     if not settings.app_attest_production and not settings.mlpa_debug:
-        _log.warning("App Attest takes development's keys: APP_ATTEST_PRODUCTION is not set")
+        _log.warning("app_attest_takes_development_keys")
     return Policy(
         team_id=settings.app_development_team,
         bundle_ids=frozenset(settings.app_attest_bundle_ids),

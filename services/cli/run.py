@@ -142,6 +142,6 @@ def _warn(settings: Settings) -> None:
 
     known = {*AuthSettings.model_fields, *GatewaySettings.model_fields}
     for name, meant in misspelt(given_names(), known):
-        _log.warning("a variable is no setting", variable=name, like=meant)
+        _log.warning("unknown_setting", variable=name, like=meant)
     if settings.mlpa_debug:
-        _log.warning("development mode", advice="its secrets are public: never reachable from outside")
+        _log.warning("development_mode", advice="its secrets are public: never reachable from outside")

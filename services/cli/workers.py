@@ -68,7 +68,7 @@ def run(name: str, count: int) -> int:
         if stopping:
             worst = worst or (code if code >= 0 else 128 - code)  # as a shell says it of a signal
             continue
-        _log.error("worker ended", worker=ended, exit_code=code)
+        _log.error("worker_ended", worker=ended, exit_code=code)
         lived = time.monotonic() - started
         if lived < _SHORT_LIFE:
             if code == 2:  # it can't start as it is configured, and another can't either

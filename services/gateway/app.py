@@ -179,7 +179,7 @@ def _health(budgets: Budgets, database: Database, key_set: KeySet, litellm: Lite
         try:
             await litellm.model_info()
         except KeyRefused as error:
-            _log.error("litellm refuses the virtual key", hint="mlpa virtual-key makes a new one")
+            _log.error("litellm_refuses_virtual_key", hint="mlpa virtual-key makes a new one")
             raise CheckFailed("LiteLLM refuses the virtual key (MLPA_VIRTUAL_KEY)") from error
         except ServiceError as error:
             raise CheckFailed("LiteLLM's models can't be read") from error

@@ -202,6 +202,10 @@ def test_the_document_has_every_log_event() -> None:
     assert shown == log_events()
 
 
+def test_log_events_have_names_of_one_style() -> None:
+    assert [event for event in log_events() if not re.fullmatch(r"[a-z]+(_[a-z]+)*", event)] == []
+
+
 def test_every_background_loop_runs_supervised(started: Started) -> None:
     for name, (registry, _) in started.items():
         page = registry.render().decode()

@@ -91,7 +91,7 @@ def test_an_error_that_nobody_catches_ends_the_process_without_its_words() -> No
     assert done.returncode == 1
     assert "canary-4b81ce" not in done.stdout + done.stderr
     line = json.loads(done.stdout)
-    assert line["event"] == "uncaught error"
+    assert line["event"] == "uncaught_error"
     assert line["exception"].endswith("builtins.RuntimeError")
 
 

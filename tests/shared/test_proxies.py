@@ -126,11 +126,11 @@ async def test_a_peer_outside_of_the_networks_is_not_believed_and_warned_of_once
         assert await port.ask(f"192.0.2.{number}") == (PEER, False)
     assert await port.ask() == (PEER, False)
     assert port.ignored("peer") == 5
-    assert capsys.readouterr().out.count("forwarded header ignored") == 1
+    assert capsys.readouterr().out.count("forwarded_header_ignored") == 1
     port.clock.now += 60
     await port.ask("192.0.2.1")
     said = capsys.readouterr().out
-    assert said.count("forwarded header ignored") == 1
+    assert said.count("forwarded_header_ignored") == 1
     assert PEER in said
     assert "192.0.2.1" not in said
 
@@ -145,7 +145,7 @@ async def test_a_hop_count_that_is_one_too_low_is_noticed(port: Port, capsys: py
         await port.ask(f"192.0.2.{number}, 203.0.113.7")
     assert port.too_few() == 1
     said = capsys.readouterr().out
-    assert said.count("TRUSTED_PROXIES looks too low") == 1
+    assert said.count("trusted_proxies_too_low") == 1
     assert "203.0.113.7" in said
     port.clock.now += 60
     for number in range(60):

@@ -122,7 +122,7 @@ async def test_workers_drain_when_their_parent_is_killed(workers: Part) -> None:
         while any(map(_runs, children)):  # noqa: ASYNC110 - not our children any more
             await asyncio.sleep(0.02)
     log = workers.process.log.read_text().removeprefix(before)
-    assert log.count('"drain begun"') == log.count('"stopped"') == 2
+    assert log.count('"drain_begun"') == log.count('"stopped"') == 2
 
 
 async def test_an_exchange_in_flight_is_answered_when_auth_stops(system: System, caller: Caller) -> None:

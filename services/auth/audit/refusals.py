@@ -99,7 +99,7 @@ class Refusals:
                 self._waiting = False
             except DependencyUnavailable:
                 if not self._waiting:
-                    _log.warning("refusals wait for the audit log")
+                    _log.warning("audit_refusals_wait")
                 self._waiting = True
 
 

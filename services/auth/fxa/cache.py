@@ -258,7 +258,7 @@ class Cache:
 
 def _breaker_changed(state: State) -> None:
     if state is not State.HALF_OPEN:
-        _log.warning("fxa cache passed by" if state is State.OPEN else "fxa cache used again")
+        _log.warning("fxa_cache_bypassed" if state is State.OPEN else "fxa_cache_used_again")
 
 
 def _digest(keyed: hmac.HMAC, message: bytes) -> bytes:

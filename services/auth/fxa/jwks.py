@@ -175,7 +175,7 @@ class KeySet:
     def _drop_old(self) -> None:
         if self._keys and self._clock() - self._fetched_at > self._kept:
             self._keys = {}
-            _log.error("fxa key set dropped: it could not be fetched again for too long")
+            _log.error("fxa_key_set_dropped")
 
     def _may_ask_at(self) -> float:
         """When a key id that is not in the set may make it fetch."""
@@ -214,4 +214,4 @@ class KeySet:
         now = self._clock()
         self._not_before = now + min(retry_after or 0, LONGEST_ASKED)
         self._due_at = max(now + backoff, self._not_before)
-        _log.warning("fxa key set not fetched", reason=reason, kept=len(self._keys))
+        _log.warning("fxa_key_set_not_fetched", reason=reason, kept=len(self._keys))

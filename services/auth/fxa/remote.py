@@ -113,7 +113,7 @@ class RemoteVerifier:
         slowed = self._places.halve(era)
         if self._places.era != before:
             self._metrics.places.set(self._places.open)
-            _log.warning("fxa asks for less", places=self._places.open)
+            _log.warning("fxa_asks_for_less", places=self._places.open)
         return slowed
 
 

@@ -153,7 +153,7 @@ class FxAVerifier:
     def _breaker_changed(self, state: State) -> None:
         self._metrics.breaker.set(state.value)
         if state is not State.HALF_OPEN:
-            _log.warning("fxa verifications stopped" if state is State.OPEN else "fxa verifications resumed")
+            _log.warning("fxa_verifications_stopped" if state is State.OPEN else "fxa_verifications_resumed")
 
     def _answered(self, started: float, result: str, source: Source) -> None:
         self._metrics.verifications.inc(source)
@@ -191,7 +191,7 @@ class FxAVerifier:
             if task.cancelled():  # this process is closing
                 flight.cancel()
             elif (fault := task.exception()) is not None:
-                _log.error("fxa verification failed", exc_info=fault)
+                _log.error("fxa_verification_failed", exc_info=fault)
                 flight.set_exception(fault)
                 flight.exception()  # it is known now, also when nobody waits any more
             else:

@@ -188,7 +188,7 @@ class Provisioner:
                     self._done.clear()
                 if found != budget:
                     await self._admin.put_budget(budget, exists=found is not None)
-                    _log.info("a budget of LiteLLM is set", budget=budget.name, usd=budget.max_budget_usd)
+                    _log.info("litellm_budget_set", budget=budget.name, usd=budget.max_budget_usd)
             self._budgets_stand = True
         self._worked()
 
@@ -227,13 +227,13 @@ class Provisioner:
         fault = str(error) if isinstance(error, LiteLLMError) else "PostgreSQL is away"
         if fault != self._fault:
             self._fault = fault
-            _log.warning("users are not made customers of LiteLLM", error=fault)
+            _log.warning("provisioning_failed", error=fault)
 
     def _worked(self) -> None:
         self._metrics.up.set(1)
         if self._fault is not None:
             self._fault = None
-            _log.info("users are made customers of LiteLLM again")
+            _log.info("provisioning_resumed")
 
 
 class _Recent:

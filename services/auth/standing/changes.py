@@ -139,7 +139,7 @@ class Changes:
                     cleared = time.monotonic()
                     await self.clear_expired()
             except DependencyUnavailable as error:
-                _log.warning("decisions wait", dependency=error.dependency)
+                _log.warning("decisions_wait", dependency=error.dependency)
 
     async def apply_pending(self) -> None:
         """:raises DependencyUnavailable: something could not be applied; all else was."""

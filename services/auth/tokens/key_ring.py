@@ -155,7 +155,7 @@ class KeyRing:
             if isinstance(fault.__cause__, FileNotFoundError) and not self._folder.exists():
                 self._take({})
         for reason in sorted(faults - self._reported):
-            _log.error("signing key can't be used", reason=reason)
+            _log.error("signing_key_unusable", reason=reason)
         self._reported = faults
 
     @property
@@ -164,7 +164,7 @@ class KeyRing:
 
     def _take(self, found: dict[str, SigningKey]) -> None:
         if self.keys and not found:
-            _log.critical("no signing key is left; no token is issued until there is one", reason=self._empty)
+            _log.critical("no_signing_key", reason=self._empty)
         self.keys = found
 
     def _need_keys(self) -> None:

@@ -120,7 +120,7 @@ class Usage:
             names = await storage.spenders(self._reports, self.now() - _DAY, _NEAR_EACH)
             users = await self._users.some(names)
         except DependencyUnavailable:
-            _log.warning("who is near the limit could not be found out")
+            _log.warning("near_limit_unknown")
             return
         near = sorted((user for user in users if user.spent.share >= _NEAR_SHARE), key=lambda user: -user.spent.share)
         self._near = NearLimit(near[:_NEAR_SHOWN], self.now())
@@ -143,6 +143,6 @@ class Usage:
                 if started >= late_at:
                     late_at = started + _LATE_EVERY
             except DependencyUnavailable:
-                _log.warning("the hours of the ledger could not be summed up")
+                _log.warning("usage_not_summed")
             # never more than a tenth of the time, however large the ledger
             await asyncio.sleep(max(self._every, 9 * (time.monotonic() - started)))

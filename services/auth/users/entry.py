@@ -102,4 +102,4 @@ class Users:
             try:
                 await self.flush_seen()
             except DependencyUnavailable:
-                _log.warning("last_seen_at waits", users=len(self._seen))
+                _log.warning("last_seen_waits", users=len(self._seen))

@@ -188,7 +188,7 @@ class Exchange:
         error = classify(failure, upstream.headers, seconds_to_reset=max(1.0, period_end - time.time()))
         self._chat.metrics.refused_upstream(error)
         _log.warning(
-            "litellm refused",
+            "litellm_refused",
             status=failure.status,
             reason=next((word for word in (failure.type, failure.code) if word in KNOWN_WORDS), "other"),
             answered=error.code,

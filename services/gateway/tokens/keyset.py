@@ -117,7 +117,7 @@ class KeySet:
         except (aiohttp.ClientError, TimeoutError, OSError, msgspec.DecodeError, ValueError, RecursionError) as error:
             self._failed = True
             self._errors.inc("error")
-            _log.warning("key set not read", error=type(error).__name__)
+            _log.warning("key_set_not_read", error=type(error).__name__)
             return
         self._failed = False
         self._errors.inc("success")
@@ -130,7 +130,7 @@ class KeySet:
         """Forget a set that could not be read again for a day, and the tokens that it verified."""
         if self._keys and self._clock() - self._fetched > KEY_SET_KEPT:
             self._jwks, self._keys = {}, {}
-            _log.error("key set dropped: it could not be read again for too long")
+            _log.error("key_set_dropped")
             if self.on_change is not None:
                 self.on_change(frozenset())
 

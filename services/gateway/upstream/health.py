@@ -46,5 +46,5 @@ async def _keep_checking(instance: Instance, check: Callable[[Instance], Awaitab
             instance.check_failed()
         if instance.healthy != was:
             name = instance.url.authority.rpartition("@")[2]  # without a password
-            _log.warning("litellm is back" if instance.healthy else "litellm is out", instance=name)
+            _log.warning("litellm_back" if instance.healthy else "litellm_out", instance=name)
         await asyncio.sleep(interval if instance.healthy else min(interval, WHILE_OUT))

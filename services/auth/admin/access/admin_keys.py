@@ -115,7 +115,7 @@ class AdminKeys:
         days = (key.until - today).days
         if days <= _WARN_DAYS and self._warned.get(key.name) != today:
             self._warned[key.name] = today
-            _log.warning("an admin key ends", key=key.name, until=key.until.isoformat(), days=days)
+            _log.warning("admin_key_ends", key=key.name, until=key.until.isoformat(), days=days)
         return days >= 0
 
 

@@ -36,5 +36,5 @@ class WrongKeys:
         """
         self._refused.inc(door)
         if self._refusals.add(Actor(_NOBODY, source(address)), "admin_key.refused", "admin keys", door):
-            _log.warning("admin key refused", door=door, address=source(address))
+            _log.warning("admin_key_refused", door=door, address=source(address))
         await self._limits.take_source(LIMIT, address)

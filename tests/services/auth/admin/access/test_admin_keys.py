@@ -91,7 +91,7 @@ def test_a_key_is_good_to_the_end_of_its_last_day_and_is_announced_once_a_day(
     for _ in range(3):
         assert found.find("one") == until
     said = capsys.readouterr().out
-    assert said.count("an admin key ends") == 1
+    assert said.count("admin_key_ends") == 1
     assert "2026-03-16" in said
     day[0] = date(2026, 3, 16)
     assert found.find("one") == until
