@@ -15,6 +15,9 @@ import msgspec
 from shared import strict_json
 
 AUDIENCE = "mlpa-gateway"
+#: The names of RFC 8693 for the exchange, and for a token that it gives.
+GRANT_TYPE = "urn:ietf:params:oauth:grant-type:token-exchange"
+ACCESS_TOKEN_TYPE = "urn:ietf:params:oauth:token-type:access_token"  # noqa: S105  a name, not a secret
 TYPE = "at+jwt"
 #: Characters. Ours have about 700.
 MAX_LENGTH = 2048

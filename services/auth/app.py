@@ -6,42 +6,41 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 
-import aiohttp
 from aiohttp import web
 from cryptography.hazmat.primitives import hashes
 
-from services.auth import bodies, keys
+from services.auth import bodies
 from services.auth.admin import app as admin
 from services.auth.admin.access import wrong_keys
 from services.auth.admin.access.admin_keys import AdminKeys
 from services.auth.admin.console.pages import render_error
 from services.auth.appattest import Policy, apple_root_pem, load_roots
-from services.auth.challenge.services import Challenges
+from services.auth.challenge.services import CHALLENGES, Challenges
 from services.auth.devices import views as device_views
-from services.auth.devices.enrolment import Enrolment
+from services.auth.devices.enrolment import ENROLMENT, Enrolment
 from services.auth.devices.metrics import DeviceMetrics
 from services.auth.error_body import ErrorBody
 from services.auth.exchange import views as exchange_views
 from services.auth.exchange.credentials.app_attest import AppAttestCredential
 from services.auth.exchange.credentials.fxa import FxACredential
 from services.auth.exchange.models import CredentialVerifier
-from services.auth.exchange.services import TokenExchange
+from services.auth.exchange.services import EXCHANGE, TokenExchange
 from services.auth.fxa.models import FxAConfig
 from services.auth.fxa.services import FxAVerifier
-from services.auth.limits.services import Limits
+from services.auth.limits.services import LIMITS, Limits
+from services.auth.opened import Opened, connections
 from services.auth.provisioning.client import LiteLLMAdmin
 from services.auth.provisioning.services import Provisioner
-from services.auth.settings import AuthSettings
+from services.auth.settings import SERVICE_TYPES, SETTINGS, AuthSettings
 from services.auth.standing.changes import Changes
 from services.auth.tokens import views as token_views
 from services.auth.tokens.issuer import Issuer
-from services.auth.tokens.key_ring import KeyRing, ensure_key
-from services.auth.tokens.revocation import Revocation
+from services.auth.tokens.key_ring import KEY_RING, KeyRing, ensure_key
+from services.auth.tokens.revocation import REVOCATION, Revocation
 from services.auth.users.entry import Users
 from services.auth.users.storage import can_write
 from shared import logs
 from shared.app import Apps, ServiceDescription, build_apps
-from shared.dependency import Dependency
 from shared.health import Check, CheckFailed, Health
 from shared.metrics import Registry
 from shared.openapi import Answer
@@ -49,7 +48,6 @@ from shared.ops import HEALTH
 from shared.postgres import Database
 from shared.protocol import ServiceSite
 from shared.redis import can_write as redis_can_write
-from shared.redis import connect
 from shared.schema_check import PostgresCheck
 from shared.service_types import ConfigurationError, ServiceTypes
 
@@ -140,33 +138,24 @@ def build_app(settings: AuthSettings, *, registry: Registry | None = None) -> Ap
         service_types=prepared.service_types.rows,
     )
     if prepared.admin_keys:
-        admin.install(apps, prepared.admin_keys, prepared.service_types)
-    for app in (apps.main, apps.ops):
-        if app is not None:
-            app.middlewares.append(bodies.read_first)
-    apps.put(keys.SETTINGS, settings)
-    apps.put(keys.KEY_RING, prepared.key_ring)
-    apps.put(keys.SCOPES, list(prepared.service_types.rows))
+        admin.install(apps, prepared.admin_keys)
+    for app in apps.all:
+        app.middlewares.append(bodies.read_first)
+    apps.put(SETTINGS, settings)
+    apps.put(KEY_RING, prepared.key_ring)
+    apps.put(SERVICE_TYPES, prepared.service_types)
 
     async def resources(_app: web.Application) -> AsyncIterator[None]:
-        async with AsyncExitStack() as stack:
-            await _open(stack, apps, settings, prepared, registry)
+        async with connections(settings, registry) as opened, AsyncExitStack() as stack:
+            await _open(stack, apps, settings, prepared, opened)
             yield
 
     apps.main.cleanup_ctx.append(resources)
     return apps
 
 
-async def _open(
-    stack: AsyncExitStack, apps: Apps, settings: AuthSettings, prepared: Prepared, registry: Registry
-) -> None:
-    redis_state = Dependency("redis")
-    redis = connect(settings.redis_url.get_secret_value(), state=redis_state)
-    stack.push_async_callback(redis.aclose)
-    database = await stack.enter_async_context(
-        Database.connect(settings.database_url.get_secret_value(), max_size=settings.database_pool_size)
-    )
-    session = await stack.enter_async_context(aiohttp.ClientSession(cookie_jar=aiohttp.DummyCookieJar()))
+async def _open(stack: AsyncExitStack, apps: Apps, settings: AuthSettings, prepared: Prepared, opened: Opened) -> None:
+    database, redis, session, registry = opened.database, opened.redis, opened.session, opened.registry
     fxa = await stack.enter_async_context(
         FxAVerifier.open(FxAConfig.from_settings(settings), redis=redis, session=session, registry=registry)
     )
@@ -187,9 +176,6 @@ async def _open(
         },
     )
     issuer = Issuer(prepared.key_ring, issuer=settings.mlpa_issuer, ttl=settings.mlpa_access_token_ttl_seconds)
-    users = Users(database, redis, registry)
-    changes = Changes(database, redis, registry)
-    await stack.enter_async_context(users.running())
     provisioner: Provisioner | None = None
     if settings.litellm_provision_users and settings.master_key is not None:
         provisioner = Provisioner(
@@ -199,36 +185,35 @@ async def _open(
             registry,
             factor=settings.litellm_budget_factor,
         )
+    users = Users(database, redis, registry, on_entry=provisioner.entered if provisioner else None)
+    changes = Changes(database, redis, registry)
+    await stack.enter_async_context(users.running())
+    if provisioner is not None:
         await stack.enter_async_context(provisioner.running())
-        users.on_entry = provisioner.entered
     await stack.enter_async_context(changes.running())
     await stack.enter_async_context(prepared.key_ring.running(registry))
     credentials: list[CredentialVerifier] = [
         FxACredential(fxa),
         AppAttestCredential(database, challenges, prepared.policy, settings.mlpa_issuer, metrics),
     ]
-    apps.put(keys.CHALLENGES, challenges)
-    apps.put(keys.LIMITS, limits)
-    apps.put(keys.ENROLMENT, Enrolment(database, challenges, prepared.policy, metrics, limits))
-    apps.put(keys.EXCHANGE, TokenExchange(credentials, prepared.service_types, users, issuer, limits, registry))
-    apps.put(keys.REVOCATION, Revocation(issuer, database, changes))
-    health = _health(prepared.key_ring, database, lambda: redis_can_write(redis, redis_state), fxa)
+    apps.put(CHALLENGES, challenges)
+    apps.put(LIMITS, limits)
+    apps.put(ENROLMENT, Enrolment(database, challenges, prepared.policy, metrics, limits))
+    apps.put(EXCHANGE, TokenExchange(credentials, prepared.service_types, users, issuer, limits, registry))
+    apps.put(REVOCATION, Revocation(issuer, database, changes))
+    health = _health(prepared.key_ring, database, lambda: redis_can_write(redis, opened.redis_state), fxa)
     apps.put(HEALTH, health)
     if prepared.admin_keys:
+        on_tier = provisioner.changed if provisioner else None
         await admin.open_admin(
             stack,
             apps,
-            settings,
-            database=database,
-            redis=redis,
-            session=session,
+            opened,
             changes=changes,
             health=health,
             limits=limits,
-            registry=registry,
+            on_tier=on_tier,
         )
-        if provisioner is not None:
-            apps.main[keys.USER_ADMIN].on_tier = provisioner.changed
 
 
 def _health(key_ring: KeyRing, database: Database, redis: Callable[[], Awaitable[None]], fxa: FxAVerifier) -> Health:

@@ -1,16 +1,66 @@
-"""Opaque cursors of pages that are found by key."""
+"""Pages that are found by key, in both directions, and the opaque cursors that lead to them."""
 
 from __future__ import annotations
 
 import base64
 import binascii
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 import msgspec
 
 from services.auth.errors import InvalidRequest
 
 _MAX = 1024
+_PREVIOUS = "previous"
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a page begins: after the row with this key, or before it. Without a key it is the first page."""
+
+    key: Sequence[str] | None
+    backwards: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Page(Generic[_T]):
+    """``next_cursor`` is None on the last page, ``previous_cursor`` on the first."""
+
+    rows: list[_T]
+    next_cursor: str | None = None
+    previous_cursor: str | None = None
+
+
+def place(cursor: str | None, parts: int) -> Place:
+    """
+    :param parts: how many values the key of a row has.
+    :raises InvalidRequest: the cursor is not one of ours.
+    """
+    if not cursor:
+        return Place(None)
+    direction, *key = decode(cursor, parts + 1)
+    return Place(key, direction == _PREVIOUS)
+
+
+def page(place: Place, found: Sequence[_T], limit: int, key: Callable[[_T], Sequence[str]]) -> Page[_T]:
+    """The page that begins at a place.
+
+    :param found: rows in the direction of the place, nearest first: ``limit`` of them, and one more if there is one.
+    :param key: the key of a row, which its cursors carry.
+    """
+    more, rows = len(found) > limit, list(found[:limit])
+    if place.backwards:
+        rows.reverse()
+    follows = bool(rows) and (more or place.backwards)
+    precedes = bool(rows) and place.key is not None and (more or not place.backwards)
+    return Page(
+        rows,
+        encode("next", *key(rows[-1])) if follows else None,
+        encode(_PREVIOUS, *key(rows[0])) if precedes else None,
+    )
 
 
 def encode(*key: str) -> str:

@@ -5,9 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import ClassVar
 
+from aiohttp import web
 from pydantic import Field, SecretStr
 
 from shared import start_rules
+from shared.service_types import ServiceTypes
 from shared.settings import CommaSeparated, Limit, Settings
 from shared.start_rules import Rule
 from shared.strength import AdminSecret, Secret, SecretList
@@ -89,3 +91,7 @@ class AuthSettings(Settings):
     def challenge_secrets(self) -> list[bytes]:
         assert self.challenge_secret is not None
         return [part.strip().encode() for part in self.challenge_secret.get_secret_value().split(",") if part.strip()]
+
+
+SETTINGS = web.AppKey("settings", AuthSettings)
+SERVICE_TYPES = web.AppKey("service_types", ServiceTypes)

@@ -10,10 +10,10 @@ from typing import Any, Self
 
 import aiohttp
 
-from services.auth.exchange.models import ACCESS_TOKEN_TYPE as ACCESS_TOKEN
 from services.auth.exchange.models import ASSERTION_TYPE as ASSERTION
-from services.auth.exchange.models import GRANT_TYPE
 from services.local.device import Device
+from shared.tokens import ACCESS_TOKEN_TYPE as ACCESS_TOKEN
+from shared.tokens import GRANT_TYPE
 
 
 class RequestFailed(Exception):

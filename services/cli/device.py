@@ -12,7 +12,7 @@ from typing import Any, TextIO, TypeVar
 import aiohttp
 import click
 
-from services.auth.devices import importing
+from services.auth.devices import importing, storage
 from services.auth.settings import AuthSettings
 from services.cli.client import Client, RequestFailed
 from services.cli.supervisor import RunningSystem
@@ -173,13 +173,13 @@ def import_(file: TextIO) -> None:
 
 async def _import(file: TextIO, url: str, *, production: bool) -> tuple[int, int]:
     taken = refused = 0
-    batch: list[importing.ImportedDevice] = []
+    batch: list[storage.ImportedDevice] = []
     async with Database.connect(url, max_size=1, timeout=60) as database:
 
         async def flush() -> None:
             nonlocal taken
             if batch:
-                await importing.store(database, batch)
+                await storage.store_imported(database, batch)
                 taken += len(batch)
                 batch.clear()
             if taken and taken % (20 * importing.BATCH) == 0:

@@ -2,33 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AsyncExitStack
 
-import aiohttp
-
-from services.auth import keys
-from services.auth.admin.access.admin_keys import AdminKeys
-from services.auth.admin.access.sessions import Sessions
-from services.auth.admin.access.wrong_keys import WrongKeys
+from services.auth.admin.access.admin_keys import ADMIN_KEYS, AdminKeys
+from services.auth.admin.access.sessions import SESSIONS, Sessions
+from services.auth.admin.access.wrong_keys import WRONG_KEYS, WrongKeys
 from services.auth.admin.api import views as api
 from services.auth.admin.console import pages, views
-from services.auth.admin.console.assets import Assets
+from services.auth.admin.console.assets import ASSETS, Assets
 from services.auth.admin.console.gateways import Gateways
-from services.auth.admin.console.overview import Overviews
-from services.auth.audit.refusals import Refusals
-from services.auth.devices.operators import DeviceAdmin
+from services.auth.admin.console.overview import OVERVIEWS, Overviews
+from services.auth.audit.log import AUDIT_LOG, AuditLog
+from services.auth.audit.refusals import REFUSALS, Refusals
+from services.auth.devices.operators import DEVICE_ADMIN, DeviceAdmin
 from services.auth.limits.services import Limits
-from services.auth.settings import AuthSettings
+from services.auth.opened import Opened
+from services.auth.settings import SERVICE_TYPES, SETTINGS
 from services.auth.standing.changes import Changes
-from services.auth.usage.services import Usage
-from services.auth.users.operators import UserAdmin
-from services.auth.users.spending import Spending
+from services.auth.usage.services import USAGE, Usage
+from services.auth.users.operators import USER_ADMIN, UserAdmin
+from services.auth.users.spending import SPENDING, Spending
 from shared.app import Apps
 from shared.health import Health
-from shared.metrics import Registry
 from shared.postgres import Database
-from shared.redis import Client
-from shared.service_types import ServiceTypes
 
 OPERATIONS = [*api.OPERATIONS, *views.OPERATIONS]
 
@@ -36,49 +33,48 @@ OPERATIONS = [*api.OPERATIONS, *views.OPERATIONS]
 _REPORT_CONNECTIONS, _REPORT_SECONDS = 2, 30.0
 
 
-def install(apps: Apps, admin_keys: AdminKeys, service_types: ServiceTypes) -> None:
-    """What needs nothing opened."""
-    apps.put(keys.ADMIN_KEYS, admin_keys)
-    apps.put(keys.ASSETS, Assets())
-    apps.put(keys.SERVICE_TYPES, service_types)
-    for app in (apps.main, apps.ops):
-        if app is not None:
-            pages.install(app)
+def install(apps: Apps, admin_keys: AdminKeys) -> None:
+    """Add the collaborators that open nothing."""
+    apps.put(ADMIN_KEYS, admin_keys)
+    apps.put(ASSETS, Assets())
+    for app in apps.all:
+        pages.install(app)
 
 
 async def open_admin(
     stack: AsyncExitStack,
     apps: Apps,
-    settings: AuthSettings,
+    opened: Opened,
     *,
-    database: Database,
-    redis: Client,
-    session: aiohttp.ClientSession,
     changes: Changes,
     health: Health,
     limits: Limits,
-    registry: Registry,
+    on_tier: Callable[[str], None] | None,
 ) -> None:
-    """Makes the collaborators of the handlers, and starts their background work."""
-    service_types = apps.main[keys.SERVICE_TYPES]
+    """Make the collaborators of the handlers, and start their background work.
+
+    :param on_tier: called with the id of each user whose tier has changed.
+    """
+    settings, service_types, admin_keys = apps.main[SETTINGS], apps.main[SERVICE_TYPES], apps.main[ADMIN_KEYS]
+    database, redis, registry = opened.database, opened.redis, opened.registry
     reports = await stack.enter_async_context(
         Database.connect(
             settings.database_url.get_secret_value(), max_size=_REPORT_CONNECTIONS, timeout=_REPORT_SECONDS
         )
     )
     spending = Spending(database, redis, service_types)
-    users = UserAdmin(database, spending, changes, service_types)
+    users = UserAdmin(database, spending, changes, service_types, on_tier=on_tier)
     usage = Usage(database, reports, users)
-    gateways = Gateways(session, settings.gateway_url, settings.gateway_metrics_urls)
+    gateways = Gateways(opened.session, settings.gateway_url, settings.gateway_metrics_urls)
     refusals = Refusals(database)
     await stack.enter_async_context(usage.running(registry))
     await stack.enter_async_context(refusals.running(registry))
-    apps.put(keys.DATABASE, database)
-    apps.put(keys.SESSIONS, Sessions(redis, apps.main[keys.ADMIN_KEYS], settings.challenge_secrets()))
-    apps.put(keys.REFUSALS, refusals)
-    apps.put(keys.WRONG_KEYS, WrongKeys(limits, refusals, registry))
-    apps.put(keys.SPENDING, spending)
-    apps.put(keys.USER_ADMIN, users)
-    apps.put(keys.DEVICE_ADMIN, DeviceAdmin(database, changes))
-    apps.put(keys.USAGE, usage)
-    apps.put(keys.OVERVIEWS, Overviews(health, gateways, users, usage))
+    apps.put(AUDIT_LOG, AuditLog(database))
+    apps.put(SESSIONS, Sessions(redis, admin_keys, settings.challenge_secrets()))
+    apps.put(REFUSALS, refusals)
+    apps.put(WRONG_KEYS, WrongKeys(limits, refusals, registry))
+    apps.put(SPENDING, spending)
+    apps.put(USER_ADMIN, users)
+    apps.put(DEVICE_ADMIN, DeviceAdmin(database, changes))
+    apps.put(USAGE, usage)
+    apps.put(OVERVIEWS, Overviews(health, gateways, users, usage))

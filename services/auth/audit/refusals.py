@@ -9,6 +9,8 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 
+from aiohttp import web
+
 from services.auth.audit import storage
 from services.auth.audit.storage import Actor
 from shared import background, logs
@@ -101,6 +103,9 @@ class Refusals:
                 if not self._waiting:
                     _log.warning("audit_refusals_wait")
                 self._waiting = True
+
+
+REFUSALS = web.AppKey("refusals", Refusals)
 
 
 def _shown(subject: str) -> str:

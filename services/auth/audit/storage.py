@@ -40,13 +40,17 @@ _RECORD = Query.text(
     new=_JSON,
 )
 _COLUMNS = 'id, at, actor, action, subject, old, "new", source'
-_NEWEST = Query.text(f"select {_COLUMNS} from audit_log where id < :before order by id desc limit :limit")  # noqa: S608
-_OF_SUBJECTS = Query.text(
-    f"select {_COLUMNS} from audit_log where subject = any(:subjects) and id < :before "  # noqa: S608
-    "order by id desc limit :limit"
-)
+#: Queries of pages, by whether they go to newer entries, and whether they are about some subjects alone.
+_PAGES = {
+    (newer, about): Query.text(
+        f"select {_COLUMNS} from audit_log where {'subject = any(:subjects) and' if about else ''} "  # noqa: S608
+        f"{'id > :edge order by id' if newer else 'id < :edge order by id desc'} limit :limit"
+    )
+    for newer in (True, False)
+    for about in (True, False)
+}
 
-NEWEST = 2**63 - 1
+MOST_ID = 2**63 - 1
 
 
 async def record(
@@ -68,14 +72,13 @@ async def record(
 
 
 async def page(
-    database: Database, *, limit: int, before: int = NEWEST, subjects: list[str] | None = None
+    database: Database, *, limit: int, edge: int = MOST_ID, newer: bool = False, subjects: list[str] | None = None
 ) -> list[Entry]:
-    """Entries with an id below ``before``, newest first; only those about one of ``subjects``, if given.
+    """Entries with an id below ``edge``, or above it when ``newer``, the nearest first.
 
+    :param subjects: only entries about one of these; None for all.
     :raises DatabaseUnavailable:
     """
-    if subjects is None:
-        rows = await database.fetch(_NEWEST, before=before, limit=limit)
-    else:
-        rows = await database.fetch(_OF_SUBJECTS, before=before, limit=limit, subjects=subjects)
+    about = {} if subjects is None else {"subjects": subjects}
+    rows = await database.fetch(_PAGES[newer, subjects is not None], edge=edge, limit=limit, **about)
     return [Entry(**row) for row in rows]

@@ -23,6 +23,8 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
+from aiohttp import web
+
 from services.auth.errors import InvalidChallenge
 from shared.errors import DependencyUnavailable
 from shared.identity import tag
@@ -131,6 +133,9 @@ class Challenges:
 
     def _age(self, head: bytes) -> float:
         return self._clock() - int.from_bytes(head[:4], "big")
+
+
+CHALLENGES = web.AppKey("challenges", Challenges)
 
 
 def _digest(parts: Sequence[bytes]) -> bytes:

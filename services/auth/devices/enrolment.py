@@ -9,6 +9,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
+from aiohttp import web
+
 from services.auth.appattest import (
     MAX_ATTESTATION_BYTES,
     AppAttestError,
@@ -128,3 +130,6 @@ class Enrolment:
             result = "success"
         finally:
             self._metrics.challenge.observe(time.perf_counter() - started, result)
+
+
+ENROLMENT = web.AppKey("enrolment", Enrolment)

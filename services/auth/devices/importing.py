@@ -12,14 +12,13 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import TextIO
 
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from services.auth.appattest import AppAttestError, canonical_key_id, decode_key_id
-from shared.postgres import Database, Query
+from services.auth.devices.storage import ImportedDevice
 
 BATCH = 5000
 _COLUMNS = ("key_id_b64", "public_key_pem", "counter")
@@ -29,28 +28,6 @@ _ENVIRONMENTS = ("production", "development")
 _BUNDLE_ID = re.compile(r"[A-Za-z0-9.-]{1,155}")
 _NUMBER = re.compile(r"[0-9]{1,20}")
 _MAX_COUNTER = 2**32 - 1  # four bytes in the authenticator data
-
-_STORE = Query.text(
-    """
-    insert into devices (key_id, public_key, counter, environment, bundle_id)
-    select * from unnest(cast(:key_ids as text[]), cast(:public_keys as bytea[]), cast(:counters as bigint[]),
-                         cast(:environments as text[]), cast(:bundle_ids as text[]))
-    on conflict (key_id) do update set
-        counter = greatest(devices.counter, excluded.counter),
-        environment = coalesce(devices.environment, excluded.environment),
-        bundle_id = coalesce(devices.bundle_id, excluded.bundle_id)
-    """
-)
-
-
-@dataclass(frozen=True, slots=True)
-class ImportedDevice:
-    key_id: str
-    public_key: bytes
-    counter: int
-    environment: str | None = None
-    bundle_id: str | None = None
-    line: int = 0
 
 
 class RowRefused(Exception):
@@ -133,24 +110,3 @@ def _row(number: int, row: Mapping[str, object]) -> ImportedDevice | RowRefused:
     if bundle_id is not None and not (isinstance(bundle_id, str) and _BUNDLE_ID.fullmatch(bundle_id)):
         return RowRefused(number, "bundle_id is not a bundle id")
     return ImportedDevice(key_id, point, value, None if environment is None else str(environment), bundle_id, number)
-
-
-async def store(database: Database, devices: list[ImportedDevice]) -> None:
-    """Store a batch; a known device keeps its larger counter and everything else.
-
-    :raises DatabaseUnavailable:
-    """
-    newest: dict[str, ImportedDevice] = {}
-    for device in devices:
-        known = newest.get(device.key_id)
-        if known is None or known.counter < device.counter:
-            newest[device.key_id] = device
-    batch = list(newest.values())
-    await database.execute(
-        _STORE,
-        key_ids=[device.key_id for device in batch],
-        public_keys=[device.public_key for device in batch],
-        counters=[device.counter for device in batch],
-        environments=[device.environment for device in batch],
-        bundle_ids=[device.bundle_id for device in batch],
-    )

@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from aiohttp import web
 
 from services.auth import pagination
 from services.auth.audit import storage as audit
 from services.auth.audit.storage import Actor
 from services.auth.devices import operators_storage as storage
 from services.auth.devices.operators_storage import DeviceRow
+from services.auth.pagination import Page
+from services.auth.standing import storage as standing
 from services.auth.standing.changes import Changes
 from shared.errors import NotFound
 from shared.postgres import Database
-
-
-@dataclass(frozen=True, slots=True)
-class DevicePage:
-    devices: list[DeviceRow]
-    next_cursor: str | None
-    previous_cursor: str | None
 
 
 class DeviceAdmin:
@@ -26,25 +21,18 @@ class DeviceAdmin:
         self._database = database
         self._changes = changes
 
-    async def page(self, *, q: str = "", cursor: str | None = None, limit: int) -> DevicePage:
+    async def page(self, *, q: str = "", cursor: str | None = None, limit: int) -> Page[DeviceRow]:
         """Devices whose key id starts with ``q``, by key id.
 
         :raises InvalidRequest: the cursor is none of this list's.
         :raises DependencyUnavailable:
         """
-        direction, key = pagination.decode(cursor, 2) if cursor else ("next", None)
-        backwards = direction == "previous"
+        place = pagination.place(cursor, 1)
         if "\0" in q:
-            return DevicePage([], None, None)
-        rows = await storage.page(self._database, q=q, key=key, backwards=backwards, limit=limit + 1)
-        more, rows = len(rows) > limit, rows[:limit]
-        if backwards:
-            rows.reverse()
-        return DevicePage(
-            rows,
-            pagination.encode("next", rows[-1].key_id) if rows and (more or backwards) else None,
-            pagination.encode("previous", rows[0].key_id) if rows and key and (more or not backwards) else None,
-        )
+            return Page([])
+        key = place.key[0] if place.key else None
+        rows = await storage.page(self._database, q=q, key=key, backwards=place.backwards, limit=limit + 1)
+        return pagination.page(place, rows, limit, lambda device: (device.key_id,))
 
     async def find(self, key_id: str) -> DeviceRow | None:
         """:raises DependencyUnavailable:"""
@@ -70,9 +58,12 @@ class DeviceAdmin:
         async with self._database.transaction() as transaction:
             device = await storage.lock(transaction, key_id)
             assert device is not None  # devices are never deleted
-            await storage.revoke(transaction, key_id, reason)
+            await standing.revoke_device(transaction, key_id, reason)
             old = {"revoked": device.revoked_at is not None, "reason": device.revoked_reason}
             new = {"revoked": True, "reason": reason}
             await audit.record(transaction, actor, "device.revoke", key_id, old=old, new=new)
             await self._changes.record(transaction, key_id, "device revoked")
         await self._changes.apply(key_id)
+
+
+DEVICE_ADMIN = web.AppKey("device_admin", DeviceAdmin)

@@ -38,9 +38,6 @@ _BACKWARDS = Query.text(
 )
 _FIND = Query.text(f"select {_COLUMNS} from devices where key_id = :key_id")  # noqa: S608
 _LOCK = Query.text(f"select {_COLUMNS} from devices where key_id = :key_id for update")  # noqa: S608
-_REVOKE = Query.text(
-    "update devices set revoked_at = coalesce(revoked_at, now()), revoked_reason = :reason where key_id = :key_id"
-)
 
 
 async def page(database: Database, *, q: str, key: str | None, backwards: bool, limit: int) -> list[DeviceRow]:
@@ -67,8 +64,3 @@ async def lock(transaction: Transaction, key_id: str) -> DeviceRow | None:
     """
     rows = await transaction.fetch(_LOCK, key_id=key_id)
     return DeviceRow(**rows[0]) if rows else None
-
-
-async def revoke(transaction: Transaction, key_id: str, reason: str | None) -> None:
-    """:raises DatabaseUnavailable:"""
-    await transaction.execute(_REVOKE, key_id=key_id, reason=reason)

@@ -21,6 +21,18 @@ class Device:
     revoked: bool
 
 
+@dataclass(frozen=True, slots=True)
+class ImportedDevice:
+    """A key that another deployment has enrolled, as line ``line`` of a file says."""
+
+    key_id: str
+    public_key: bytes
+    counter: int
+    environment: str | None = None
+    bundle_id: str | None = None
+    line: int = 0
+
+
 class Stored(Enum):
     """What became of an attestation."""
 
@@ -62,6 +74,18 @@ _ADVANCE = Query.text(
         validation_category = coalesce(:validation_category, validation_category)
     where key_id = :key_id and counter < :counter and revoked_at is null
     returning key_id
+    """
+)
+
+_IMPORT = Query.text(
+    """
+    insert into devices (key_id, public_key, counter, environment, bundle_id)
+    select * from unnest(cast(:key_ids as text[]), cast(:public_keys as bytea[]), cast(:counters as bigint[]),
+                         cast(:environments as text[]), cast(:bundle_ids as text[]))
+    on conflict (key_id) do update set
+        counter = greatest(devices.counter, excluded.counter),
+        environment = coalesce(devices.environment, excluded.environment),
+        bundle_id = coalesce(devices.bundle_id, excluded.bundle_id)
     """
 )
 
@@ -116,3 +140,24 @@ async def advance_counter(
         validation_category=_category(assertion.validation_category),
     )
     return row is not None
+
+
+async def store_imported(database: Database, devices: list[ImportedDevice]) -> None:
+    """Store a batch; a known device keeps its larger counter and everything else.
+
+    :raises DatabaseUnavailable:
+    """
+    newest: dict[str, ImportedDevice] = {}
+    for device in devices:
+        known = newest.get(device.key_id)
+        if known is None or known.counter < device.counter:
+            newest[device.key_id] = device
+    batch = list(newest.values())
+    await database.execute(
+        _IMPORT,
+        key_ids=[device.key_id for device in batch],
+        public_keys=[device.public_key for device in batch],
+        counters=[device.counter for device in batch],
+        environments=[device.environment for device in batch],
+        bundle_ids=[device.bundle_id for device in batch],
+    )

@@ -8,11 +8,12 @@ from typing import Annotated
 import msgspec
 from aiohttp import web
 
-from services.auth import keys
 from services.auth.appattest import AppAttestError, canonical_key_id
-from services.auth.devices.enrolment import EnrolmentClaims
+from services.auth.challenge.services import CHALLENGES
+from services.auth.devices.enrolment import ENROLMENT, EnrolmentClaims
 from services.auth.error_body import ErrorBody
 from services.auth.errors import InvalidRequest
+from services.auth.limits.services import LIMITS
 from shared import strict_json, tokens
 from shared.openapi import Answer, Body, Operation, Parameter
 from shared.proxies import client_address
@@ -38,11 +39,11 @@ class Attested(msgspec.Struct, frozen=True):
 
 
 async def challenge(request: web.Request) -> web.Response:
-    limits, source = request.app[keys.LIMITS], client_address(request)
+    limits, source = request.app[LIMITS], client_address(request)
     async with limits.failures("challenge", source):
         key_id = _key_id(request)
     await limits.take_source("challenge", source)
-    challenges = request.app[keys.CHALLENGES]
+    challenges = request.app[CHALLENGES]
     return web.json_response(
         {"challenge": challenges.issue(key_id), "expires_in": challenges.lifetime},
     )
@@ -50,10 +51,10 @@ async def challenge(request: web.Request) -> web.Response:
 
 async def attest(request: web.Request) -> web.Response:
     source = client_address(request)
-    async with request.app[keys.LIMITS].failures("enroll", source):
+    async with request.app[LIMITS].failures("enroll", source):
         body = await request.read()
         claims = _claims_of_json(body) if body else _claims_of_jwt(request)
-        await request.app[keys.ENROLMENT].enrol(
+        await request.app[ENROLMENT].enrol(
             EnrolmentClaims(
                 claims.key_id_b64, claims.challenge_b64, claims.attestation_obj_b64, claims.bundle_id, source
             )

@@ -7,8 +7,6 @@ from typing import Protocol
 
 from shared.service_types import Credential, ServiceType
 
-GRANT_TYPE = "urn:ietf:params:oauth:grant-type:token-exchange"
-ACCESS_TOKEN_TYPE = "urn:ietf:params:oauth:token-type:access_token"  # noqa: S105  a name, not a secret
 ASSERTION_TYPE = "urn:mozilla:params:oauth:token-type:app-attest-assertion"
 
 

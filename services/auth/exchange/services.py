@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from aiohttp import web
+
 from services.auth.errors import InvalidRequest, InvalidScope
 from services.auth.exchange.models import CredentialVerifier
 from services.auth.limits.services import Limits
@@ -81,3 +83,6 @@ class TokenExchange:
         )
         self._issued.inc(credential.kind, row.name)
         return Exchanged(token.text, token.expires_in, row.name, user)
+
+
+EXCHANGE = web.AppKey("exchange", TokenExchange)

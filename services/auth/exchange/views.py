@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 from typing import Literal
-from urllib.parse import parse_qsl
 
 import msgspec
 from aiohttp import web
 
-from services.auth import keys
 from services.auth.error_body import ErrorBody
 from services.auth.errors import InvalidRequest, InvalidScope, InvalidTarget, UnsupportedGrantType
-from services.auth.exchange.models import ACCESS_TOKEN_TYPE, ASSERTION_TYPE, GRANT_TYPE
-from services.auth.exchange.services import ExchangeRequest
+from services.auth.exchange.models import ASSERTION_TYPE
+from services.auth.exchange.services import EXCHANGE, ExchangeRequest
+from services.auth.forms import FORM, read_form
+from services.auth.limits.services import LIMITS
 from shared.openapi import Answer, Body, Operation
 from shared.proxies import client_address
-from shared.tokens import AUDIENCE
+from shared.tokens import ACCESS_TOKEN_TYPE, AUDIENCE, GRANT_TYPE
 from shared.web import SERVICE_TYPE, USER_ID
-
-_FORM = "application/x-www-form-urlencoded"
-_MAX_FIELDS = 100
-_MAY_REPEAT = ("audience", "resource")  # RFC 8693 section 2.1
 
 
 class TokenResponse(msgspec.Struct, frozen=True):
@@ -33,9 +29,9 @@ class TokenResponse(msgspec.Struct, frozen=True):
 
 async def token(request: web.Request) -> web.Response:
     source = client_address(request)
-    async with request.app[keys.LIMITS].failures("exchange", source):
+    async with request.app[LIMITS].failures("exchange", source):
         asked = parse_exchange(await read_form(request), source)
-    exchanged = await request.app[keys.EXCHANGE].exchange(asked)
+    exchanged = await request.app[EXCHANGE].exchange(asked)
     request[SERVICE_TYPE] = exchanged.scope
     request[USER_ID] = exchanged.user_id
     return web.json_response(
@@ -48,28 +44,6 @@ async def token(request: web.Request) -> web.Response:
         },
         headers={"Pragma": "no-cache"},
     )
-
-
-async def read_form(request: web.Request) -> dict[str, list[str]]:
-    """The non-empty parameters of a form body (RFC 6749 appendix B).
-
-    :raises InvalidRequest: not such a form, or a parameter that stands there twice and may not.
-    """
-    body = await request.read()  # first, since "too large" holds whatever the type
-    if request.content_type != _FORM:
-        raise InvalidRequest(f"The body must be {_FORM}.")
-    try:
-        text = body.decode()
-        pairs = parse_qsl(text, keep_blank_values=True, errors="strict", max_num_fields=_MAX_FIELDS) if text else []
-    except (UnicodeDecodeError, ValueError) as error:
-        raise InvalidRequest(f"The body is not well-formed {_FORM}.") from error
-    form: dict[str, list[str]] = {}
-    for name, value in pairs:
-        if name in form and name not in _MAY_REPEAT:
-            raise InvalidRequest("A parameter stands there more than once.")
-        form.setdefault(name, []).append(value)
-    present = {name: [value for value in values if value] for name, values in form.items()}
-    return {name: values for name, values in present.items() if values}
 
 
 def parse_exchange(form: dict[str, list[str]], source: str) -> ExchangeRequest:
@@ -143,7 +117,7 @@ OPERATIONS = [
                 "subject_token": "5f1c0f7bd3b94ee5aa9cf27a2d4f5e68c0b4b1a3d96e4f5a8a7b6c5d4e3f2a10",
                 "scope": "ai",
             },
-            media_type=_FORM,
+            media_type=FORM,
         ),
     )
 ]

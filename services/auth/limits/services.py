@@ -20,6 +20,8 @@ from contextlib import asynccontextmanager
 from typing import Any
 from weakref import WeakValueDictionary
 
+from aiohttp import web
+
 from services.auth.breaker import Breaker, BreakerOpen
 from services.auth.errors import AuthError, SlowDown
 from shared import logs
@@ -180,6 +182,9 @@ class Limits:
         if len(self._local) > _LOCAL_SUBJECTS:
             self._local.popitem(last=False)
         return int(WINDOW - now % WINDOW) + 1 if count > limit else 0
+
+
+LIMITS = web.AppKey("limits", Limits)
 
 
 def source(address: str) -> str:

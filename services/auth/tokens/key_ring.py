@@ -26,6 +26,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from aiohttp import web
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -170,6 +171,9 @@ class KeyRing:
     def _need_keys(self) -> None:
         if not self.keys:
             raise DependencyUnavailable("signing_key")
+
+
+KEY_RING = web.AppKey("key_ring", KeyRing)
 
 
 def _age(key: SigningKey) -> tuple[float, str]:

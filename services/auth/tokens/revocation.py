@@ -6,20 +6,14 @@ import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 
+from aiohttp import web
+
+from services.auth.standing import storage
 from services.auth.standing.changes import Changes
 from services.auth.tokens.issuer import IssuedToken, Issuer
 from shared.identity import split_user
-from shared.postgres import Database, Query
+from shared.postgres import Database
 from shared.tokens import CLOCK_SKEW
-
-_INSERT = Query.text(
-    "insert into revocations (jti, user_id, expires_at) values (:jti, :user_id, :expires_at) "
-    "on conflict do nothing returning jti"
-)
-#: Whether a token is revoked, and whether Redis may not know it yet.
-_KNOWN = Query.text(
-    "select exists (select from redis_changes where identity = :identity) as waiting from revocations where jti = :jti"
-)
 
 
 class Revocation:
@@ -44,20 +38,18 @@ class Revocation:
         :raises DependencyUnavailable: not recorded in both places; what PostgreSQL took is applied later.
         """
         identity, _ = split_user(token.user_id)
-        known = await self._database.fetch(_KNOWN, identity=identity, jti=token.jti)
-        if known and not known[0]["waiting"]:
+        if await storage.knows_revoked(self._database, identity, token.jti):
             return
+        until = datetime.fromtimestamp(_until(token), UTC)
         async with self._database.transaction() as transaction:
-            new = await transaction.fetch_one(
-                _INSERT,
-                jti=token.jti,
-                user_id=token.user_id,
-                expires_at=datetime.fromtimestamp(_until(token), UTC),
-            )
+            new = await storage.revoke_token(transaction, token.jti, token.user_id, until)
             if new:
                 await self._changes.record(transaction, identity, "token revoked")
         if new or await self._changes.waiting(identity):
             await self._changes.apply(identity)
+
+
+REVOCATION = web.AppKey("revocation", Revocation)
 
 
 def _until(token: IssuedToken) -> float:

@@ -7,13 +7,16 @@ from typing import Any
 import msgspec
 from aiohttp import web
 
-from services.auth import keys
 from services.auth.error_body import ErrorBody
 from services.auth.errors import InvalidRequest
-from services.auth.exchange.models import GRANT_TYPE
-from services.auth.exchange.views import read_form
+from services.auth.forms import FORM, read_form
+from services.auth.limits.services import LIMITS
+from services.auth.settings import SERVICE_TYPES, SETTINGS
+from services.auth.tokens.key_ring import KEY_RING
+from services.auth.tokens.revocation import REVOCATION
 from shared.openapi import Answer, Body, Operation
 from shared.proxies import client_address
+from shared.tokens import GRANT_TYPE
 
 
 class Jwk(msgspec.Struct, frozen=True):
@@ -44,11 +47,11 @@ class Metadata(msgspec.Struct, frozen=True):
 
 
 async def jwks(request: web.Request) -> web.Response:
-    return web.json_response(request.app[keys.KEY_RING].jwks(), headers={"Cache-Control": "max-age=300"})
+    return web.json_response(request.app[KEY_RING].jwks(), headers={"Cache-Control": "max-age=300"})
 
 
 async def metadata(request: web.Request) -> web.Response:
-    issuer = request.app[keys.SETTINGS].mlpa_issuer
+    issuer = request.app[SETTINGS].mlpa_issuer
     base = issuer.rstrip("/")
     body: dict[str, Any] = {
         "issuer": issuer,
@@ -59,14 +62,14 @@ async def metadata(request: web.Request) -> web.Response:
         "revocation_endpoint_auth_methods_supported": ["none"],
         "grant_types_supported": [GRANT_TYPE],
         "response_types_supported": [],
-        "scopes_supported": request.app[keys.SCOPES],
+        "scopes_supported": list(request.app[SERVICE_TYPES].rows),
         "service_documentation": f"{base}/api/docs",
     }
     return web.json_response(body, headers={"Cache-Control": "max-age=300"})
 
 
 async def revoke(request: web.Request) -> web.Response:
-    limits, revocation, source = request.app[keys.LIMITS], request.app[keys.REVOCATION], client_address(request)
+    limits, revocation, source = request.app[LIMITS], request.app[REVOCATION], client_address(request)
     async with limits.failures("revoke", source):
         form = await read_form(request)
         if "token" not in form:
@@ -119,7 +122,7 @@ OPERATIONS = [
         body=Body(
             {"type": "object", "required": ["token"], "properties": {"token": {"type": "string"}}},
             {"token": "an access token"},
-            media_type="application/x-www-form-urlencoded",
+            media_type=FORM,
         ),
     ),
 ]

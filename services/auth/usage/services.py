@@ -14,6 +14,8 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
+from aiohttp import web
+
 from services.auth.usage import storage
 from services.auth.usage.storage import Hour
 from services.auth.users.operators import User, UserAdmin
@@ -146,3 +148,6 @@ class Usage:
                 _log.warning("usage_not_summed")
             # never more than a tenth of the time, however large the ledger
             await asyncio.sleep(max(self._every, 9 * (time.monotonic() - started)))
+
+
+USAGE = web.AppKey("usage", Usage)

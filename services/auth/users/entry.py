@@ -7,9 +7,12 @@ import contextlib
 from collections.abc import AsyncIterator, Callable
 
 from services.auth.errors import AccessDenied, MaxUsersReached
-from services.auth.users import known, storage
-from services.auth.users.known import Known
-from services.auth.users.storage import Entry, Standing
+from services.auth.standing import known
+from services.auth.standing import storage as decided
+from services.auth.standing.known import Known
+from services.auth.standing.storage import Standing
+from services.auth.users import storage
+from services.auth.users.storage import Entry
 from shared import background, logs
 from shared.errors import DependencyUnavailable
 from shared.identity import user_id
@@ -31,7 +34,10 @@ class Users:
     so that they get in while PostgreSQL is away; without Redis PostgreSQL is asked.
     """
 
-    def __init__(self, database: Database, redis: Client, registry: Registry) -> None:
+    def __init__(
+        self, database: Database, redis: Client, registry: Registry, *, on_entry: Callable[[str], None] | None = None
+    ) -> None:
+        """:param on_entry: called with the id of each user that entered; it must not raise."""
         self._database = database
         self._redis = redis
         self._registry = registry
@@ -40,8 +46,7 @@ class Users:
             "exchange_fallbacks_total", "Exchanges decided without a dependency.", ("without",)
         )
         self._fallbacks.preset("redis")
-        #: Called for each user that entered; the provisioning of LiteLLM listens here.
-        self.on_entry: Callable[[str], None] | None = None
+        self._on_entry = on_entry
 
     async def enter(self, identity: str, row: ServiceType) -> None:
         """
@@ -53,7 +58,7 @@ class Users:
         remembered = await self._remembered(identity, row.name)
         standing = remembered.standing if remembered is not None and remembered.user else None
         if standing is None:
-            standing = await storage.standing(self._database, identity)
+            standing = await decided.standing(self._database, identity)
             if standing is Standing.GOOD:
                 entry = await storage.enter(self._database, user, identity, row)
                 if entry is Entry.FULL:
@@ -65,8 +70,8 @@ class Users:
             raise AccessDenied
         if len(self._seen) < _SEEN_AT_MOST:
             self._seen.add(user)
-        if self.on_entry is not None:
-            self.on_entry(user)
+        if self._on_entry is not None:
+            self._on_entry(user)
 
     async def _remembered(self, identity: str, service_type: str) -> Known | None:
         try:

@@ -10,10 +10,14 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
+from aiohttp import web
+
 from services.auth import pagination
 from services.auth.audit import storage as audit
 from services.auth.audit.storage import Actor
 from services.auth.errors import InvalidRequest, UnknownTier
+from services.auth.pagination import Page
+from services.auth.standing import storage as standing
 from services.auth.standing.changes import Changes
 from services.auth.users import operators_storage as storage
 from services.auth.users.operators_storage import LedgerRow, Sort, UserRow
@@ -33,16 +37,6 @@ class User:
 
 
 @dataclass(frozen=True, slots=True)
-class Page:
-    """``next_cursor`` is None on the last page, ``previous_cursor`` on the first."""
-
-    users: list[User]
-    next_cursor: str | None
-    previous_cursor: str | None
-    estimated_total: int
-
-
-@dataclass(frozen=True, slots=True)
 class LedgerPage:
     rows: list[LedgerRow]
     next_cursor: str | None
@@ -56,43 +50,38 @@ class UserAdmin:
         changes: Changes,
         service_types: ServiceTypes,
         *,
+        on_tier: Callable[[str], None] | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
+        """:param on_tier: called with the id of each user whose tier has changed."""
         self._database = database
         self._spending = spending
         self._changes = changes
         self._rows = service_types.rows
+        self._on_tier = on_tier
         self._clock = clock
-        #: Called for each user whose tier changed; the provisioning of LiteLLM listens here.
-        self.on_tier: Callable[[str], None] | None = None
 
     async def page(
         self, *, q: str = "", cursor: str | None = None, limit: int, sort: Sort = "id", descending: bool = False
-    ) -> Page:
-        """Users whose id starts with ``q``. A search is always sorted by id.
+    ) -> tuple[Page[User], int]:
+        """Users whose id starts with ``q``, and about how many there are in all. A search is always sorted by id.
 
         :raises InvalidRequest: the cursor is none of this list's.
         :raises DependencyUnavailable:
         """
         sort = "id" if q else sort
-        after, backwards = _position(cursor)
+        place = pagination.place(cursor, 2)
+        after = (place.key[0], _time(place.key[1])) if place.key else None
         if "\0" in q:
-            return Page([], None, None, 0)
+            return Page([]), 0
         rows, total = await asyncio.gather(
             storage.page(
-                self._database, q=q, sort=sort, descending=descending != backwards, after=after, limit=limit + 1
+                self._database, q=q, sort=sort, descending=descending != place.backwards, after=after, limit=limit + 1
             ),
             storage.estimate(self._database, q),
         )
-        more, rows = len(rows) > limit, rows[:limit]
-        if backwards:
-            rows.reverse()
-        return Page(
-            await self._with_spending(rows),
-            _cursor("next", rows[-1]) if rows and (more or backwards) else None,
-            _cursor("previous", rows[0]) if rows and after is not None and (more or not backwards) else None,
-            total,
-        )
+        found = pagination.page(place, rows, limit, lambda row: (row.user_id, row.created_at.isoformat()))
+        return Page(await self._with_spending(found.rows), found.next_cursor, found.previous_cursor), total
 
     async def get(self, user_id: str) -> User:
         """
@@ -148,7 +137,7 @@ class UserAdmin:
         :raises DependencyUnavailable: perhaps in PostgreSQL only; then Redis learns of it when it is back.
         """
         async with self._change(user_id, "blocked") as (transaction, row):
-            await storage.block(transaction, row.identity, reason)
+            await standing.block(transaction, row.identity, reason)
             new = {"blocked": True, "reason": reason}
             await audit.record(transaction, actor, "user.block", user_id, old=_standing(row), new=new)
 
@@ -159,7 +148,7 @@ class UserAdmin:
         :raises DependencyUnavailable: as ``block``.
         """
         async with self._change(user_id, "unblocked") as (transaction, row):
-            await storage.unblock(transaction, row.identity)
+            await standing.unblock(transaction, row.identity)
             new = {"blocked": False, "reason": None}
             await audit.record(transaction, actor, "user.unblock", user_id, old=_standing(row), new=new)
 
@@ -173,11 +162,11 @@ class UserAdmin:
         if tier not in self._rows:
             raise UnknownTier
         async with self._change(user_id, "tier") as (transaction, row):
-            await storage.set_tier(transaction, user_id, tier)
+            await standing.set_tier(transaction, user_id, tier)
             old, new = {"budget_tier": row.budget_tier}, {"budget_tier": tier}
             await audit.record(transaction, actor, "user.tier", user_id, old=old, new=new)
-        if self.on_tier is not None:
-            self.on_tier(user_id)
+        if self._on_tier is not None:
+            self._on_tier(user_id)
 
     async def delete(self, user_id: str, actor: Actor) -> None:
         """Delete a user and free its place. Its ledger stays, and so does a block of its identity.
@@ -219,20 +208,11 @@ class UserAdmin:
         return [User(row, spent[row.user_id]) for row in rows]
 
 
+USER_ADMIN = web.AppKey("user_admin", UserAdmin)
+
+
 def _standing(row: UserRow) -> dict[str, Any]:
     return {"blocked": row.blocked_at is not None, "reason": row.blocked_reason}
-
-
-def _cursor(direction: str, row: UserRow) -> str:
-    return pagination.encode(direction, row.user_id, row.created_at.isoformat())
-
-
-def _position(cursor: str | None) -> tuple[tuple[str, str] | None, bool]:
-    """``((id, creation time), whether the page lies before it)``."""
-    if not cursor:
-        return None, False
-    direction, user_id, at = pagination.decode(cursor, 3)
-    return (user_id, _time(at)), direction == "previous"
 
 
 def _time(text: str) -> str:

@@ -70,14 +70,6 @@ _LEDGER = Query.text(
     """
 )
 
-_BLOCK = Query.text(
-    """
-    insert into identities as i (identity, blocked_at, blocked_reason) values (:identity, now(), :reason)
-    on conflict (identity) do update set blocked_at = coalesce(i.blocked_at, now()), blocked_reason = :reason
-    """
-)
-_UNBLOCK = Query.text("update identities set blocked_at = null, blocked_reason = null where identity = :identity")
-_TIER = Query.text("update users set budget_tier = :tier where user_id = :user_id")
 _DELETE = Query.text("delete from users where user_id = :user_id")
 _MAKE_ROOM = Query.text("update capacity set users = greatest(users - 1, 0) where service_type = :service_type")
 
@@ -202,21 +194,6 @@ async def lock(transaction: Transaction, user_id: str, identity: str) -> UserRow
     """
     await transaction.fetch(_LOCK, identity=identity)
     return next(iter(await by_ids(transaction, [user_id])), None)
-
-
-async def block(transaction: Transaction, identity: str, reason: str | None) -> None:
-    """:raises DatabaseUnavailable:"""
-    await transaction.execute(_BLOCK, identity=identity, reason=reason)
-
-
-async def unblock(transaction: Transaction, identity: str) -> None:
-    """:raises DatabaseUnavailable:"""
-    await transaction.execute(_UNBLOCK, identity=identity)
-
-
-async def set_tier(transaction: Transaction, user_id: str, tier: str) -> None:
-    """:raises DatabaseUnavailable:"""
-    await transaction.execute(_TIER, user_id=user_id, tier=tier)
 
 
 async def delete(transaction: Transaction, user_id: str, service_type: str) -> None:

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from aiohttp import web
+
 from services.auth.users import operators_storage as storage
 from shared import budget_state
 from shared.budget_state import UserState
@@ -112,3 +114,6 @@ class Spending:
         requests, settled, (estimated, opened) = replies
         tokens = sum(int(member.rpartition(b" ")[2]) for member in settled) + int(estimated or 0)
         return Rates(int(requests), tokens, int(opened or 0))
+
+
+SPENDING = web.AppKey("spending", Spending)

@@ -5,16 +5,8 @@ from __future__ import annotations
 import enum
 from collections.abc import Sequence
 
-from shared.postgres import Database, Query, Transaction
+from shared.postgres import Database, Query
 from shared.service_types import ServiceType
-
-
-class Standing(enum.Enum):
-    """What is decided about an identity, in all its service types. The values are those of ``blk`` in Redis."""
-
-    GOOD = "0"
-    BLOCKED = "blocked"
-    REVOKED = "revoked"
 
 
 class Entry(enum.Enum):
@@ -23,12 +15,6 @@ class Entry(enum.Enum):
     FULL = "full"
 
 
-_STANDING = Query.text(
-    """
-    select exists(select 1 from identities where identity = :identity and blocked_at is not null) as blocked,
-           exists(select 1 from devices where key_id = :identity and revoked_at is not null) as revoked
-    """
-)
 _KNOWN = Query.text(
     """
     select exists(select 1 from users where user_id = :user_id) as known,
@@ -57,14 +43,6 @@ async def can_write(database: Database) -> None:
 
 class _Full(Exception):
     """Rolls the newcomer's transaction back."""
-
-
-async def standing(database: Database | Transaction, identity: str) -> Standing:
-    """:raises DatabaseUnavailable:"""
-    row = (await database.fetch(_STANDING, identity=identity))[0]
-    if row["blocked"]:
-        return Standing.BLOCKED
-    return Standing.REVOKED if row["revoked"] else Standing.GOOD
 
 
 async def enter(database: Database, user_id: str, identity: str, row: ServiceType) -> Entry:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from typing import Literal, get_args
 
+from aiohttp import web
 from pydantic import SecretStr
 
 from services.auth.settings import AuthSettings
@@ -117,6 +118,9 @@ class AdminKeys:
             self._warned[key.name] = today
             _log.warning("admin_key_ends", key=key.name, until=key.until.isoformat(), days=days)
         return days >= 0
+
+
+ADMIN_KEYS = web.AppKey("admin_keys", AdminKeys)
 
 
 def _parse(entry: str, number: int) -> AdminKey:

@@ -1,7 +1,4 @@
-"""Against forms that another site submits: a token in every form, and the browser's own word on who asks.
-
-The console's cookies are named ``__Host-...``, so that no other host of the same site can set them.
-"""
+"""Against forms that another site submits: a token in every form, and the browser's own word on who asks."""
 
 from __future__ import annotations
 
@@ -10,11 +7,10 @@ import secrets
 
 from aiohttp import web
 
-from services.auth import keys
+from services.auth.admin.access import cookies
 from services.auth.errors import Forbidden
 
 FIELD = "csrf"
-SIGN_IN_COOKIE = "mlpa_sign_in"
 _LENGTH = 43
 
 
@@ -22,24 +18,9 @@ class ForeignForm(Forbidden):
     message = "The form did not come from this console, or its session has changed. Go back, reload and try again."
 
 
-def secure(request: web.Request) -> bool:
-    """Whether cookies go over TLS alone; development has none."""
-    return not request.app[keys.SETTINGS].mlpa_debug
-
-
-def cookie_name(request: web.Request, name: str) -> str:
-    """As the browser knows it. Browsers take the prefix only with ``Secure``."""
-    return f"__Host-{name}" if secure(request) else name
-
-
-def cookie(request: web.Request, name: str) -> str:
-    """What the browser sent; empty without it."""
-    return request.cookies.get(cookie_name(request, name), "")
-
-
 def sign_in_token(request: web.Request) -> str:
     """The token of a browser that has no session yet: what its cookie holds, or a new one."""
-    held = cookie(request, SIGN_IN_COOKIE)
+    held = cookies.read(request, cookies.SIGN_IN)
     return held if len(held) == _LENGTH and held.isascii() else secrets.token_urlsafe(32)
 
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import msgspec
+from aiohttp import web
 
 from services.auth.admin.access.admin_keys import AdminKey, AdminKeys
 from shared.errors import DependencyUnavailable
@@ -146,6 +147,9 @@ class Sessions:
             await self._redis.delete(_name(session_id))
         except RedisError as error:
             raise DependencyUnavailable("redis") from error
+
+
+SESSIONS = web.AppKey("sessions", Sessions)
 
 
 def _name(session_id: str) -> str:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import Literal
 
+from aiohttp import web
+
 from services.auth.audit.refusals import Refusals
 from services.auth.audit.storage import Actor
 from services.auth.limits.services import Limits, source
@@ -38,3 +40,6 @@ class WrongKeys:
         if self._refusals.add(Actor(_NOBODY, source(address)), "admin_key.refused", "admin keys", door):
             _log.warning("admin_key_refused", door=door, address=source(address))
         await self._limits.take_source(LIMIT, address)
+
+
+WRONG_KEYS = web.AppKey("wrong_keys", WrongKeys)

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import msgspec
 
+from services.auth.admin.times import rfc3339
 from services.auth.users.operators import User
 from services.auth.users.operators_storage import LedgerRow
 from shared.money import nano_to_usd
@@ -63,10 +64,6 @@ class BlockRequest(msgspec.Struct, frozen=True):
 
 class BudgetRequest(msgspec.Struct, frozen=True):
     service_type: str
-
-
-def rfc3339(moment: datetime) -> str:
-    return moment.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def user_body(user: User) -> UserBody:

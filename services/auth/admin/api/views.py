@@ -8,8 +8,7 @@ from typing import Any
 import msgspec
 from aiohttp import web
 
-from services.auth import keys
-from services.auth.admin.access.admin_keys import AdminKey
+from services.auth.admin.access import callers
 from services.auth.admin.api.models import (
     BlockRequest,
     BudgetRequest,
@@ -19,77 +18,43 @@ from services.auth.admin.api.models import (
     ledger_body,
     user_body,
 )
-from services.auth.admin.console import pages
 from services.auth.audit.storage import Actor
 from services.auth.error_body import ErrorBody
-from services.auth.errors import Forbidden, InvalidRequest, Unauthorized
-from services.auth.users.operators import UserAdmin
+from services.auth.errors import InvalidRequest
+from services.auth.users.operators import USER_ADMIN, UserAdmin
 from shared import strict_json
 from shared.openapi import Answer, Body, Operation, Parameter
-from shared.proxies import client_address
 from shared.web import USER_ID
 
-_REALM = 'Bearer realm="mlpa"'
 _MOST = 200
 
 
-async def require_key(request: web.Request) -> AdminKey:
-    """
-    :raises Unauthorized: no key, or a wrong one.
-    :raises SlowDown: a wrong one again, from an address that sent too many.
-    """
-    given = request.headers.getall("Authorization", [])
-    if not given:
-        raise Unauthorized(headers={"WWW-Authenticate": _REALM})
-    scheme, _, secret = given[0].partition(" ")
-    key = request.app[keys.ADMIN_KEYS].find(secret.strip()) if scheme.lower() == "bearer" and len(given) == 1 else None
-    if key is None:
-        await request.app[keys.WRONG_KEYS].count("api", client_address(request))
-        raise Unauthorized("The key is wrong.", headers={"WWW-Authenticate": f'{_REALM}, error="invalid_token"'})
-    return key
-
-
-async def require_admin(request: web.Request) -> Actor:
-    """Who changes something.
-
-    :raises Unauthorized:
-    :raises SlowDown:
-    :raises Forbidden: a viewer's key.
-    """
-    key = await require_key(request)
-    actor = Actor(key.name, client_address(request))
-    if not key.may_change:
-        pages.count_forbidden(request, actor)
-        raise Forbidden
-    return actor
-
-
 async def list_users(request: web.Request) -> web.Response:
-    await require_key(request)
+    await callers.by_key(request)
     query = _one_each(request, ("limit", "cursor", "q"))
-    page = await _users(request).page(q=query.get("q", ""), cursor=query.get("cursor"), limit=_limit(query))
-    return _answer(UsersBody([user_body(user) for user in page.users], page.next_cursor, page.estimated_total))
+    page, total = await _users(request).page(q=query.get("q", ""), cursor=query.get("cursor"), limit=_limit(query))
+    return _answer(UsersBody([user_body(user) for user in page.rows], page.next_cursor, total))
 
 
 async def counts(request: web.Request) -> web.Response:
-    await require_key(request)
+    await callers.by_key(request)
     return _answer(await _users(request).counts())
 
 
 async def get_user(request: web.Request) -> web.Response:
-    await require_key(request)
+    await callers.by_key(request)
     return await _user(request)
 
 
 async def get_ledger(request: web.Request) -> web.Response:
-    await require_key(request)
+    await callers.by_key(request)
     limit = _limit(_one_each(request, ("limit",)))
     page = await _users(request).ledger(_user_id(request), limit=limit)
     return _answer(LedgerBody([ledger_body(row) for row in page.rows]))
 
 
 async def block(request: web.Request) -> web.Response:
-    actor = await require_admin(request)
+    actor = await _changing(request)
     raw = await request.read()
     asked = _decode(raw, BlockRequest) if raw.strip() else BlockRequest()
     await _users(request).block(_user_id(request), actor, asked.reason or None)
@@ -97,26 +62,34 @@ async def block(request: web.Request) -> web.Response:
 
 
 async def unblock(request: web.Request) -> web.Response:
-    actor = await require_admin(request)
+    actor = await _changing(request)
     await _users(request).unblock(_user_id(request), actor)
     return await _user(request)
 
 
 async def set_budget(request: web.Request) -> web.Response:
-    actor = await require_admin(request)
+    actor = await _changing(request)
     asked = _decode(await request.read(), BudgetRequest)
     await _users(request).set_tier(_user_id(request), actor, asked.service_type)
     return await _user(request)
 
 
 async def delete_user(request: web.Request) -> web.Response:
-    actor = await require_admin(request)
+    actor = await _changing(request)
     await _users(request).delete(_user_id(request), actor)
     return web.Response(status=204)
 
 
+async def _changing(request: web.Request) -> Actor:
+    """
+    :raises Unauthorized: :raises SlowDown:
+    :raises Forbidden: a viewer's key.
+    """
+    return callers.changing(request, await callers.by_key(request))
+
+
 def _users(request: web.Request) -> UserAdmin:
-    return request.app[keys.USER_ADMIN]
+    return request.app[USER_ADMIN]
 
 
 def _user_id(request: web.Request) -> str:
@@ -147,7 +120,7 @@ def _one_each(request: web.Request, names: Sequence[str]) -> dict[str, str]:
     for name in names:
         values = request.query.getall(name, [])
         if len(values) > 1:
-            raise InvalidRequest(f"{name} stands there more than once.")
+            raise InvalidRequest(f"{name} occurs more than once.")
         if values and values[0]:
             found[name] = values[0]
     return found

@@ -45,3 +45,6 @@ class Assets:
         newest = request.query.get("v") == asset.version
         headers = {"Cache-Control": "public, max-age=31536000, immutable" if newest else "no-cache"}
         return web.Response(body=asset.body, content_type=asset.content_type, charset="utf-8", headers=headers)
+
+
+ASSETS = web.AppKey("assets", Assets)

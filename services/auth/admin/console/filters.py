@@ -7,7 +7,7 @@ from decimal import Decimal
 from typing import Any
 from urllib.parse import quote
 
-from services.auth.admin.api.models import rfc3339
+from services.auth.admin.times import rfc3339
 from shared.money import NANO
 
 _THOUSAND = 1000

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, TypeVar
 
+from aiohttp import web
+
 from services.auth.admin.console import plots
 from services.auth.admin.console.gateways import GatewayReport, Gateways
 from services.auth.admin.console.plots import Plot
@@ -76,6 +78,9 @@ class Overviews:
         newest = self._usage.now().replace(hour=0, minute=0, second=0, microsecond=0)
         times = [newest - timedelta(days=back) for back in reversed(range(DAYS))]
         return _traffic(times, await self._usage.days(DAYS), long="%Y-%m-%d", short="%b %-d")
+
+
+OVERVIEWS = web.AppKey("overviews", Overviews)
 
 
 async def _or_none(ask: Callable[[], Awaitable[_T | None]]) -> _T | None:

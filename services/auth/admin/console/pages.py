@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
 from functools import wraps
 from pathlib import Path
 from typing import Any
@@ -13,20 +14,19 @@ import aiohttp_jinja2
 import jinja2
 from aiohttp import web
 
-from services.auth import errors, keys
-from services.auth.admin.access import csrf
-from services.auth.admin.access.sessions import Flash, Session, Tone
+from services.auth import errors
+from services.auth.admin.access import callers, csrf
+from services.auth.admin.access.sessions import SESSIONS, Flash, Session, Tone
+from services.auth.admin.console.assets import ASSETS
 from services.auth.admin.console.filters import FILTERS
 from services.auth.audit.storage import Actor
-from services.auth.errors import Forbidden, InvalidRequest
-from services.auth.exchange.views import read_form
+from services.auth.errors import InvalidRequest
+from services.auth.forms import read_form
 from services.auth.standing.changes import NotInRedisYet
 from shared.errors import DependencyUnavailable, ServiceError
 from shared.ops import VERSION
-from shared.proxies import client_address
 from shared.web import REQUEST_ID
 
-COOKIE = "mlpa_admin"
 SESSION = web.RequestKey("session", Session)
 PER_PAGE = 25
 MAX_REASON = 500
@@ -36,6 +36,26 @@ POLICY = (
     "default-src 'none'; style-src 'self'; img-src 'self' data:; form-action 'self'; base-uri 'none'; "
     "frame-ancestors 'none'"
 )
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """A change that a form asks for, and who asks."""
+
+    actor: Actor
+    form: Mapping[str, str]
+
+    @property
+    def reason(self) -> str | None:
+        """What was written as a reason, on one line.
+
+        :raises InvalidRequest: too long.
+        """
+        text = " ".join("".join(char if char.isprintable() else " " for char in self.form.get("reason", "")).split())
+        if len(text) > MAX_REASON:
+            raise InvalidRequest(f"A reason can have up to {MAX_REASON} characters.")
+        return text or None
+
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 PageHandler = Callable[[web.Request, Session], Awaitable[web.StreamResponse]]
@@ -59,7 +79,7 @@ def page(handler: PageHandler) -> Handler:
 
     @wraps(handler)
     async def signed_in(request: web.Request) -> web.StreamResponse:
-        session = await find_session(request, take_flash=request.method == "GET")
+        session = await callers.by_session(request, take_flash=request.method == "GET")
         if session is None:
             there = "?" + urlencode({"next": request.rel_url.raw_path_qs}) if request.method == "GET" else ""
             return redirect(f"/admin/sign-in{there}")
@@ -69,24 +89,15 @@ def page(handler: PageHandler) -> Handler:
     return signed_in
 
 
-def action(handler: Callable[[web.Request, Session, Mapping[str, str]], Awaitable[web.StreamResponse]]) -> Handler:
-    """What a form of an admin's page does. The handler gets the form's fields."""
+def action(handler: Callable[[web.Request, Session, Change], Awaitable[web.StreamResponse]]) -> Handler:
+    """What a form of an admin's page does. The handler gets the form's fields, and who changes something."""
 
     async def checked(request: web.Request, session: Session) -> web.StreamResponse:
         form = await fields(request)
         csrf.check(request, form.get(csrf.FIELD, ""), session.csrf)
-        if not session.key.may_change:
-            count_forbidden(request, actor(request, session.key.name))
-            raise Forbidden
-        return await handler(request, session, form)
+        return await handler(request, session, Change(callers.changing(request, session.key), form))
 
     return page(wraps(handler)(checked))
-
-
-async def find_session(request: web.Request, *, take_flash: bool) -> Session | None:
-    """:raises DependencyUnavailable: Redis has the sessions."""
-    session_id = csrf.cookie(request, COOKIE)
-    return await request.app[keys.SESSIONS].find(session_id, take_flash=take_flash) if session_id else None
 
 
 async def fields(request: web.Request) -> dict[str, str]:
@@ -95,29 +106,6 @@ async def fields(request: web.Request) -> dict[str, str]:
     :raises InvalidRequest:
     """
     return {name: values[0].strip() for name, values in (await read_form(request)).items()}
-
-
-def reason(form: Mapping[str, str]) -> str | None:
-    """What was written as a reason, on one line.
-
-    :raises InvalidRequest: too long.
-    """
-    text = " ".join("".join(char if char.isprintable() else " " for char in form.get("reason", "")).split())
-    if len(text) > MAX_REASON:
-        raise InvalidRequest(f"A reason can have up to {MAX_REASON} characters.")
-    return text or None
-
-
-def actor(request: web.Request, name: str) -> Actor:
-    return Actor(name, client_address(request))
-
-
-def count_forbidden(request: web.Request, who: Actor) -> None:
-    """Have the audit log say that a viewer tried to change something."""
-    subject = next(iter(request.match_info.values()), "console")
-    resource = request.match_info.route.resource
-    tried = f"{request.method} {resource.canonical if resource else request.path}"
-    request.app[keys.REFUSALS].add(who, "forbidden", subject, tried)
 
 
 def redirect(path: str) -> web.Response:
@@ -130,7 +118,7 @@ async def done(request: web.Request, session: Session, path: str, text: str, ton
     Without Redis that is left unsaid; the change has happened all the same.
     """
     with contextlib.suppress(DependencyUnavailable):
-        await request.app[keys.SESSIONS].say(session, Flash(text, tone))
+        await request.app[SESSIONS].say(session, Flash(text, tone))
     return redirect(path)
 
 
@@ -145,7 +133,7 @@ def render(
         "may_change": session is not None and session.key.may_change,
         "flash": session.flash if session else None,
         "section": section,
-        "asset": request.app[keys.ASSETS].url,
+        "asset": request.app[ASSETS].url,
         "version": VERSION,
         **context,
     }
@@ -172,7 +160,7 @@ def render_error(request: web.Request | None, error: ServiceError) -> web.Respon
     if request is None:
         return errors.render(None, error)
     html = "text/html" in request.headers.get("Accept", "")
-    if not (html and request.path.startswith("/admin") and keys.ASSETS in request.app):
+    if not (html and request.path.startswith("/admin") and ASSETS in request.app):
         return errors.render(request, error)
     response = render(
         request,

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
 
 from aiohttp import web
 
-from services.auth import keys
 from services.auth.admin.access.sessions import Session
 from services.auth.admin.console import pages
 from services.auth.admin.console.filters import path
 from services.auth.admin.console.support import refusals
-from services.auth.audit import storage as audit
-from services.auth.users.operators import User, UserAdmin
+from services.auth.audit.log import AUDIT_LOG
+from services.auth.devices.operators import DEVICE_ADMIN
+from services.auth.settings import SERVICE_TYPES
+from services.auth.usage.services import USAGE
+from services.auth.users.operators import USER_ADMIN, User, UserAdmin
 from services.auth.users.operators_storage import Sort
+from services.auth.users.spending import SPENDING
 
 _LEDGER_ROWS = 25
 _AUDIT_ROWS = 10
@@ -25,25 +27,32 @@ async def users(request: web.Request, session: Session) -> web.StreamResponse:
     q = request.query.get("q", "").strip()
     sort: Sort = "created" if request.query.get("sort") == "created" and not q else "id"
     descending = request.query.get("order") == "desc"
-    found = await _admin(request).page(
+    found, total = await _admin(request).page(
         q=q, cursor=request.query.get("cursor"), limit=pages.PER_PAGE, sort=sort, descending=descending
     )
     return pages.render(
-        request, "users.html", section="users", page=found, q=q, sort=sort, order="desc" if descending else "asc"
+        request,
+        "users.html",
+        section="users",
+        page=found,
+        total=total,
+        q=q,
+        sort=sort,
+        order="desc" if descending else "asc",
     )
 
 
 @pages.page
 async def user(request: web.Request, session: Session) -> web.StreamResponse:
     found = await _user(request)
-    row, admin, database = found.row, _admin(request), request.app[keys.DATABASE]
-    spending = request.app[keys.SPENDING]
-    now = request.app[keys.USAGE].now()
+    row, admin = found.row, _admin(request)
+    spending = request.app[SPENDING]
+    now = request.app[USAGE].now()
     ledger, others, device, entries, rates = await asyncio.gather(
         admin.ledger(row.user_id, limit=_LEDGER_ROWS, cursor=request.query.get("cursor")),
         admin.of_identity(row.identity),
-        request.app[keys.DEVICE_ADMIN].find(row.identity),
-        audit.page(database, limit=_AUDIT_ROWS, subjects=[row.user_id, row.identity]),
+        request.app[DEVICE_ADMIN].find(row.identity),
+        request.app[AUDIT_LOG].about([row.user_id, row.identity], limit=_AUDIT_ROWS),
         spending.rates(row.user_id, now.timestamp()),
     )
     tier = spending.row(row.user_id, row.budget_tier)
@@ -54,7 +63,7 @@ async def user(request: web.Request, session: Session) -> web.StreamResponse:
         user=found,
         now=now,
         tier=tier,
-        tiers=list(request.app[keys.SERVICE_TYPES].rows),
+        tiers=list(request.app[SERVICE_TYPES].rows),
         refusals=refusals(found, tier, rates, now),
         rates=rates,
         ledger=ledger,
@@ -83,35 +92,35 @@ async def _confirm(request: web.Request, template: str) -> web.Response:
 
 
 @pages.action
-async def block(request: web.Request, session: Session, form: Mapping[str, str]) -> web.StreamResponse:
+async def block(request: web.Request, session: Session, change: pages.Change) -> web.StreamResponse:
     user_id = request.match_info["user_id"]
-    await _admin(request).block(user_id, pages.actor(request, session.key.name), pages.reason(form))
+    await _admin(request).block(user_id, change.actor, change.reason)
     return await pages.done(request, session, _page_of(user_id), "Blocked, in all service types of this identity.")
 
 
 @pages.action
-async def unblock(request: web.Request, session: Session, form: Mapping[str, str]) -> web.StreamResponse:
+async def unblock(request: web.Request, session: Session, change: pages.Change) -> web.StreamResponse:
     user_id = request.match_info["user_id"]
-    await _admin(request).unblock(user_id, pages.actor(request, session.key.name))
+    await _admin(request).unblock(user_id, change.actor)
     return await pages.done(request, session, _page_of(user_id), "Unblocked. Requests are admitted again.")
 
 
 @pages.action
-async def set_tier(request: web.Request, session: Session, form: Mapping[str, str]) -> web.StreamResponse:
-    user_id, tier = request.match_info["user_id"], form.get("tier", "")
-    await _admin(request).set_tier(user_id, pages.actor(request, session.key.name), tier)
+async def set_tier(request: web.Request, session: Session, change: pages.Change) -> web.StreamResponse:
+    user_id, tier = request.match_info["user_id"], change.form.get("tier", "")
+    await _admin(request).set_tier(user_id, change.actor, tier)
     return await pages.done(request, session, _page_of(user_id), f"Budget and rates are now those of {tier}.")
 
 
 @pages.action
-async def delete(request: web.Request, session: Session, form: Mapping[str, str]) -> web.StreamResponse:
+async def delete(request: web.Request, session: Session, change: pages.Change) -> web.StreamResponse:
     user_id = request.match_info["user_id"]
-    await _admin(request).delete(user_id, pages.actor(request, session.key.name))
+    await _admin(request).delete(user_id, change.actor)
     return await pages.done(request, session, "/admin/users", f"Deleted {user_id}. Its requests stay in the ledger.")
 
 
 def _admin(request: web.Request) -> UserAdmin:
-    return request.app[keys.USER_ADMIN]
+    return request.app[USER_ADMIN]
 
 
 async def _user(request: web.Request) -> User:

@@ -6,11 +6,13 @@ from typing import Any
 
 from aiohttp import web
 
-from services.auth import keys, pagination
 from services.auth.admin.access.sessions import Session
 from services.auth.admin.console import assets, device_views, filters, pages, sign_in_views, user_views
-from services.auth.audit import storage as audit
-from services.auth.errors import InvalidRequest
+from services.auth.admin.console.assets import ASSETS
+from services.auth.admin.console.overview import OVERVIEWS
+from services.auth.audit.log import AUDIT_LOG
+from services.auth.settings import SERVICE_TYPES
+from services.auth.users.operators import USER_ADMIN
 from shared.errors import DependencyUnavailable
 from shared.openapi import Answer, Operation
 from shared.serve import DRAIN
@@ -18,7 +20,7 @@ from shared.serve import DRAIN
 
 @pages.page
 async def overview(request: web.Request, session: Session) -> web.StreamResponse:
-    figures = await request.app[keys.OVERVIEWS].read(
+    figures = await request.app[OVERVIEWS].read(
         in_days=request.query.get("span") == "30d", draining=request.app[DRAIN].begun
     )
     return pages.render(
@@ -29,45 +31,30 @@ async def overview(request: web.Request, session: Session) -> web.StreamResponse
 @pages.page
 async def audit_log(request: web.Request, session: Session) -> web.StreamResponse:
     subject, cursor = request.query.get("q", "").strip(), request.query.get("cursor")
-    before = _entry_id(cursor) if cursor else audit.NEWEST
-    entries = await audit.page(
-        request.app[keys.DATABASE],
-        limit=pages.PER_PAGE + 1,
-        before=before,
-        subjects=[subject.replace("\0", "")] if subject else None,
-    )
-    more, entries = len(entries) > pages.PER_PAGE, entries[: pages.PER_PAGE]
+    found = await request.app[AUDIT_LOG].page(subject=subject, cursor=cursor, limit=pages.PER_PAGE)
     return pages.render(
         request,
         "audit.html",
         section="audit",
-        entries=entries,
+        page=found,
         q=subject,
         first=not cursor,
-        next_cursor=pagination.encode(str(entries[-1].id)) if more else None,
     )
-
-
-def _entry_id(cursor: str) -> int:
-    text = pagination.decode(cursor, 1)[0]
-    if not (text.isascii() and text.isdigit() and int(text) <= audit.NEWEST):
-        raise InvalidRequest("cursor is not one that a page gave.")
-    return int(text)
 
 
 @pages.page
 async def service_types(request: web.Request, session: Session) -> web.StreamResponse:
     counts: dict[str, int] | None
     try:
-        counts = await request.app[keys.USER_ADMIN].counts()
+        counts = await request.app[USER_ADMIN].counts()
     except DependencyUnavailable:
         counts = None
-    types = request.app[keys.SERVICE_TYPES]
+    types = request.app[SERVICE_TYPES]
     return pages.render(request, "service_types.html", section="service-types", types=types, counts=counts)
 
 
 async def asset(request: web.Request) -> web.StreamResponse:
-    return request.app[keys.ASSETS].response(request)
+    return request.app[ASSETS].response(request)
 
 
 def _operation(method: str, path: str, handler: Any) -> Operation:
@@ -78,8 +65,8 @@ OPERATIONS = [
     _operation("GET", assets.PATH, asset),
     _operation("GET", "/admin", overview),
     _operation("GET", "/admin/sign-in", sign_in_views.form),
-    _operation("POST", "/admin/sign-in", sign_in_views.sign_in),
-    _operation("POST", "/admin/sign-out", sign_in_views.sign_out),
+    _operation("POST", "/admin/sign-in", sign_in_views.begin),
+    _operation("POST", "/admin/sign-out", sign_in_views.end),
     _operation("GET", "/admin/users", user_views.users),
     _operation("GET", "/admin/users/{user_id}", user_views.user),
     _operation("GET", "/admin/users/{user_id}/block", user_views.confirm_block),

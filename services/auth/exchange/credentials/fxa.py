@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from services.auth.errors import InvalidScope, InvalidSubjectToken
-from services.auth.exchange.models import ACCESS_TOKEN_TYPE, Subject
+from services.auth.exchange.models import Subject
 from services.auth.fxa import policy
 from services.auth.fxa.errors import ClientNotAllowed, InvalidFxAToken, ScopeNotAllowed
 from services.auth.fxa.services import FxAVerifier
 from services.auth.limits import services as limits
 from shared.service_types import Credential, ServiceType
+from shared.tokens import ACCESS_TOKEN_TYPE
 
 
 class FxACredential:

@@ -15,7 +15,7 @@ import psycopg2
 import pytest
 from yarl import URL
 
-from services.auth import keys
+from services.auth.audit.refusals import REFUSALS
 from tests.services.auth.conftest import Auth, StartAuth
 
 ADMIN, VIEWER, NAMED = "the-key-of-the-admin", "the-key-of-a-viewer", "key-of-jane"
@@ -89,7 +89,7 @@ class Rows:
 
     async def refusals(self, auth: Auth) -> dict[tuple[str, str, str, str], Counter[str]]:
         """What was refused, by actor, action, subject and source, once auth has written all of it."""
-        await auth.apps.main[keys.REFUSALS].write(everything=True)
+        await auth.apps.main[REFUSALS].write(everything=True)
         found: dict[tuple[str, str, str, str], Counter[str]] = defaultdict(Counter)
         for actor, action, subject, source, new in self.run(
             'select actor, action, subject, source, "new" from audit_log '

@@ -13,7 +13,8 @@ from click.testing import CliRunner
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from services.auth.devices.importing import ImportedDevice, read_rows
+from services.auth.devices.importing import read_rows
+from services.auth.devices.storage import ImportedDevice
 from services.cli.device import device as command
 from services.local.device import Device
 from services.local.pki import Pki

@@ -11,10 +11,10 @@ from urllib.parse import urlsplit
 import pytest
 
 from services.auth.errors import AccessDenied
+from services.auth.standing import known, storage
 from services.auth.standing.changes import Changes, NotInRedisYet
-from services.auth.users import known
+from services.auth.standing.storage import Standing
 from services.auth.users.entry import Users
-from services.auth.users.storage import Standing
 from shared import budget_state, migrate
 from shared.errors import DependencyUnavailable
 from shared.metrics import Registry
@@ -146,10 +146,10 @@ async def test_an_identity_with_thousands_of_revoked_tokens_can_be_blocked(parts
 
 async def test_revocations_of_expired_tokens_are_cleared_away_and_no_others(parts: Parts) -> None:
     await parts.database.execute(_REVOKE, user_id=f"{UID}:ai", left=-1, count=3)
-    await parts.changes.clear_expired()
+    await storage.clear_expired(parts.database)
     assert await parts.counts() == (0, 0)
     await parts.database.execute(_REVOKE, user_id=f"{UID}:ai", left=60, count=3)
-    await parts.changes.clear_expired()
+    await storage.clear_expired(parts.database)
     assert await parts.counts() == (3, 0)
 
 

@@ -9,8 +9,8 @@ from urllib.parse import quote
 import pytest
 from yarl import URL
 
-from services.auth.users.known import read
-from services.auth.users.storage import Standing
+from services.auth.standing.known import read
+from services.auth.standing.storage import Standing
 from shared import budget_state
 from shared.redis import connect
 from tests.services.auth.admin.conftest import ADMIN, ADMIN_SETTINGS, NAMED, UID, USER, VIEWER, Rows, bearer

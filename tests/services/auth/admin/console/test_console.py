@@ -12,7 +12,7 @@ from urllib.parse import quote
 import pytest
 from yarl import URL
 
-from services.auth.admin.access import csrf, sessions
+from services.auth.admin.access import cookies, sessions
 from services.auth.admin.console import pages
 from services.auth.tokens.key_ring import ensure_key
 from shared.redis import connect
@@ -88,22 +88,22 @@ async def test_the_cookies_are_for_this_console_alone(start_auth: StartAuth, peo
     )
     person = await people.come(auth)
     form = await person.get("/admin/sign-in")
-    cookies = form.headers.getall("Set-Cookie")
-    token = re.match(rf"__Host-{csrf.SIGN_IN_COOKIE}=([^;]+)", cookies[0])
+    set_cookies = form.headers.getall("Set-Cookie")
+    token = re.match(rf"__Host-{cookies.SIGN_IN}=([^;]+)", set_cookies[0])
     assert token
     async with person.session.post(
         f"{auth.url}/admin/sign-in",
         data={"csrf": form.csrf, "key": ADMIN},
-        cookies={f"__Host-{csrf.SIGN_IN_COOKIE}": token[1]},
+        cookies={f"__Host-{cookies.SIGN_IN}": token[1]},
         allow_redirects=False,
     ) as response:
-        cookies += response.headers.getall("Set-Cookie")
-    assert len(cookies) == 3
-    for cookie in cookies:
+        set_cookies += response.headers.getall("Set-Cookie")
+    assert len(set_cookies) == 3
+    for cookie in set_cookies:
         assert cookie.startswith(("__Host-mlpa_admin=", "__Host-mlpa_sign_in="))
         assert {"HttpOnly", "Secure", "Path=/", "SameSite=Strict"} <= set(cookie.split("; "))
         assert "Domain" not in cookie
-    session = next(cookie for cookie in cookies if cookie.startswith("__Host-mlpa_admin=")).partition(";")[0]
+    session = next(cookie for cookie in set_cookies if cookie.startswith("__Host-mlpa_admin=")).partition(";")[0]
     name, _, value = session.partition("=")
     for sent, status in [(name, 200), ("mlpa_admin", 303)]:
         async with auth.session.get(f"{auth.url}/admin", cookies={sent: value}, allow_redirects=False) as response:
@@ -328,10 +328,10 @@ async def test_errors_are_pages_for_people_and_json_for_programs(person: Person,
 
 async def test_signing_out_ends_the_session(person: Person, admin_auth: Auth, rows: Rows) -> None:
     jar = person.session.cookie_jar.filter_cookies(URL(f"{admin_auth.url}/admin"))
-    cookies = {name: cookie.value for name, cookie in jar.items()}
+    held = {name: cookie.value for name, cookie in jar.items()}
     page = await person.submit(await person.get("/admin"), "/admin/sign-out")
     assert "You are signed out." in page.words
-    async with admin_auth.session.get(f"{admin_auth.url}/admin", cookies=cookies, allow_redirects=False) as response:
+    async with admin_auth.session.get(f"{admin_auth.url}/admin", cookies=held, allow_redirects=False) as response:
         assert response.status == 303
     assert [entry[1] for entry in rows.audit()] == ["sign_in", "sign_out"]
 
@@ -364,14 +364,14 @@ async def test_who_can_write_redis_is_no_admin(person: Person, admin_auth: Auth,
     (theirs,) = [key async for key in redis.scan_iter("mlpa:session:*")]
     mine = f"mlpa:session:{hashlib.sha256(b'mine').hexdigest()}"
     await redis.hset(mine, mapping=await redis.hgetall(theirs))
-    cookies = {pages.COOKIE: "mine"}
-    async with admin_auth.session.get(f"{admin_auth.url}/admin", cookies=cookies, allow_redirects=False) as response:
+    held = {cookies.SESSION: "mine"}
+    async with admin_auth.session.get(f"{admin_auth.url}/admin", cookies=held, allow_redirects=False) as response:
         assert response.status == 303
     await redis.aclose()
 
 
 async def test_redis_holds_neither_session_ids_nor_keys(person: Person, admin_auth: Auth, redis_url: str) -> None:
-    cookie = person.session.cookie_jar.filter_cookies(URL(f"{admin_auth.url}/admin"))[pages.COOKIE].value
+    cookie = person.session.cookie_jar.filter_cookies(URL(f"{admin_auth.url}/admin"))[cookies.SESSION].value
     redis = connect(redis_url)
     async for key in redis.scan_iter("mlpa:session:*"):
         stored = str(key) + str(await redis.hgetall(key))

@@ -6,8 +6,8 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from urllib.parse import quote
 
-from services.auth.users.known import read
-from services.auth.users.storage import Standing
+from services.auth.standing.known import read
+from services.auth.standing.storage import Standing
 from services.local.postgres import PostgresServer
 from services.local.valkey import ValkeyServer
 from shared import migrate

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from services.auth.users.storage import Standing
+from services.auth.standing.storage import Standing
 from shared.budget_state import identity_key
 from shared.redis import Client
 

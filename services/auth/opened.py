@@ -1,0 +1,38 @@
+"""The connections that auth opens when it starts, for all its rooms."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+
+import aiohttp
+
+from services.auth.settings import AuthSettings
+from shared.dependency import Dependency
+from shared.metrics import Registry
+from shared.postgres import Database
+from shared.redis import Client, connect
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    database: Database
+    redis: Client
+    redis_state: Dependency
+    session: aiohttp.ClientSession
+    registry: Registry
+
+
+@asynccontextmanager
+async def connections(settings: AuthSettings, registry: Registry) -> AsyncIterator[Opened]:
+    """Open as long as the context lasts."""
+    async with AsyncExitStack() as stack:
+        state = Dependency("redis")
+        redis = connect(settings.redis_url.get_secret_value(), state=state)
+        stack.push_async_callback(redis.aclose)
+        database = await stack.enter_async_context(
+            Database.connect(settings.database_url.get_secret_value(), max_size=settings.database_pool_size)
+        )
+        session = await stack.enter_async_context(aiohttp.ClientSession(cookie_jar=aiohttp.DummyCookieJar()))
+        yield Opened(database, redis, state, session, registry)

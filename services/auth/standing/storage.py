@@ -1,0 +1,197 @@
+"""What is decided about identities, in PostgreSQL, and which of it Redis may not know yet.
+
+A decision is written in a transaction together with its row in ``redis_changes``.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+
+from sqlalchemy.dialects.postgresql import JSONB
+
+from shared.postgres import Database, Query, Transaction
+
+
+class Standing(enum.Enum):
+    """What is decided about an identity, in all its service types. The values are those of ``blk`` in Redis."""
+
+    GOOD = "0"
+    BLOCKED = "blocked"
+    REVOKED = "revoked"
+
+
+_STANDING = Query.text(
+    """
+    select exists(select 1 from identities where identity = :identity and blocked_at is not null) as blocked,
+           exists(select 1 from devices where key_id = :identity and revoked_at is not null) as revoked
+    """
+)
+_BLOCK = Query.text(
+    """
+    insert into identities as i (identity, blocked_at, blocked_reason) values (:identity, now(), :reason)
+    on conflict (identity) do update set blocked_at = coalesce(i.blocked_at, now()), blocked_reason = :reason
+    """
+)
+_UNBLOCK = Query.text("update identities set blocked_at = null, blocked_reason = null where identity = :identity")
+_REVOKE_DEVICE = Query.text(
+    "update devices set revoked_at = coalesce(revoked_at, now()), revoked_reason = :reason where key_id = :key_id"
+)
+_REVOKE_TOKEN = Query.text(
+    "insert into revocations (jti, user_id, expires_at) values (:jti, :user_id, :expires_at) "
+    "on conflict do nothing returning jti"
+)
+_SET_TIER = Query.text("update users set budget_tier = :tier where user_id = :user_id")
+_TOKEN = Query.text(
+    "select exists (select from redis_changes where identity = :identity) as waiting from revocations where jti = :jti"
+)
+_TOKENS = Query.text(
+    "select jti, extract(epoch from expires_at)::float as expires_at from revocations r "
+    "where r.expires_at > now() and r.user_id like :prefix escape '\\'"
+)
+_CLEAR = Query.text("delete from revocations where expires_at < now()")
+_TIERS = Query.text("select user_id, budget_tier from users where identity = :identity")
+
+_RECORD = Query.text(
+    "insert into redis_changes (identity, kind, payload) values (:identity, :kind, :payload) returning id",
+    payload=JSONB(),
+)
+_LOCK = Query.text("select pg_advisory_xact_lock(hashtextextended(:identity, 0)) is null as locked")
+_TAKEN = Query.text(
+    "select coalesce(max(id), 0) as id, array_remove(array_agg(payload->>'deleted'), null) as deleted "
+    "from redis_changes where identity = :identity"
+)
+_DONE = Query.text("delete from redis_changes where identity = :identity and id <= :id")
+_WAITING = Query.text("select exists(select 1 from redis_changes where identity = :identity) as waiting")
+_PENDING = Query.text("select identity, min(id) as first from redis_changes group by identity order by 2 limit 100")
+_COUNT = Query.text("select count(*) as pending from redis_changes")
+
+
+@dataclass(frozen=True, slots=True)
+class Decided:
+    """All that is decided about an identity. ``change`` is the newest change that this takes in.
+
+    ``tiers`` are those of its users, by user id; ``deleted`` are users that no longer exist, and that begin again with
+    the tier of their service type. ``revoked_tokens`` is when each of its revoked tokens expires, by token id.
+    """
+
+    standing: Standing
+    tiers: Mapping[str, str]
+    deleted: frozenset[str]
+    revoked_tokens: Mapping[str, float]
+    change: int
+
+
+async def standing(database: Database | Transaction, identity: str) -> Standing:
+    """:raises DatabaseUnavailable:"""
+    row = (await database.fetch(_STANDING, identity=identity))[0]
+    if row["blocked"]:
+        return Standing.BLOCKED
+    return Standing.REVOKED if row["revoked"] else Standing.GOOD
+
+
+async def block(transaction: Transaction, identity: str, reason: str | None) -> None:
+    """:raises DatabaseUnavailable:"""
+    await transaction.execute(_BLOCK, identity=identity, reason=reason)
+
+
+async def unblock(transaction: Transaction, identity: str) -> None:
+    """:raises DatabaseUnavailable:"""
+    await transaction.execute(_UNBLOCK, identity=identity)
+
+
+async def revoke_device(transaction: Transaction, key_id: str, reason: str | None) -> None:
+    """:raises DatabaseUnavailable:"""
+    await transaction.execute(_REVOKE_DEVICE, key_id=key_id, reason=reason)
+
+
+async def revoke_token(transaction: Transaction, jti: str, user_id: str, expires_at: datetime) -> bool:
+    """
+    :returns: whether it was not revoked before.
+    :raises DatabaseUnavailable:
+    """
+    return (await transaction.fetch_one(_REVOKE_TOKEN, jti=jti, user_id=user_id, expires_at=expires_at)) is not None
+
+
+async def set_tier(transaction: Transaction, user_id: str, tier: str) -> None:
+    """:raises DatabaseUnavailable:"""
+    await transaction.execute(_SET_TIER, user_id=user_id, tier=tier)
+
+
+async def knows_revoked(database: Database, identity: str, jti: str) -> bool:
+    """Whether a token is revoked, and Redis knows all that is decided about its identity.
+
+    :raises DatabaseUnavailable:
+    """
+    rows = await database.fetch(_TOKEN, identity=identity, jti=jti)
+    return bool(rows) and not rows[0]["waiting"]
+
+
+async def record(transaction: Transaction, identity: str, kind: str, payload: Mapping[str, str]) -> None:
+    """Have Redis learn of a decision that the same transaction takes.
+
+    :raises DatabaseUnavailable:
+    """
+    await transaction.fetch_one(_RECORD, identity=identity, kind=kind, payload=dict(payload))
+
+
+async def take(transaction: Transaction, identity: str) -> Decided:
+    """All that is decided about an identity, which nobody else takes until the transaction ends.
+
+    :raises DatabaseUnavailable:
+    """
+    await transaction.fetch(_LOCK, identity=identity)
+    taken = (await transaction.fetch(_TAKEN, identity=identity))[0]
+    found = await standing(transaction, identity)
+    revoked = await transaction.fetch(_TOKENS, prefix=_like(identity) + ":%")
+    tiers = {row["user_id"]: row["budget_tier"] for row in await transaction.fetch(_TIERS, identity=identity)}
+    return Decided(
+        found,
+        tiers,
+        frozenset(taken["deleted"] or ()) - tiers.keys(),
+        {row["jti"]: row["expires_at"] for row in revoked},
+        taken["id"],
+    )
+
+
+async def done(transaction: Transaction, identity: str, change: int) -> None:
+    """Forget the changes that Redis has, up to the newest one that was taken in.
+
+    :raises DatabaseUnavailable:
+    """
+    await transaction.execute(_DONE, identity=identity, id=change)
+
+
+async def waiting(database: Database, identity: str) -> bool:
+    """Whether Redis may not know something that is decided about an identity.
+
+    :raises DatabaseUnavailable:
+    """
+    return bool((await database.fetch(_WAITING, identity=identity))[0]["waiting"])
+
+
+async def pending(database: Database) -> list[str]:
+    """The identities whose changes have waited longest.
+
+    :raises DatabaseUnavailable:
+    """
+    return [row["identity"] for row in await database.fetch(_PENDING)]
+
+
+async def count_pending(database: Database) -> int:
+    """:raises DatabaseUnavailable:"""
+    return int((await database.fetch(_COUNT))[0]["pending"])
+
+
+async def clear_expired(database: Database) -> None:
+    """Delete the revocations of tokens that have expired.
+
+    :raises DatabaseUnavailable:
+    """
+    await database.execute(_CLEAR)
+
+
+def _like(text: str) -> str:
+    return text.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_")
