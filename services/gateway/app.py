@@ -23,14 +23,15 @@ from services.gateway.chat.open import OpenRequests
 from services.gateway.models import views as model_views
 from services.gateway.openapi import ErrorBody
 from services.gateway.settings import GatewaySettings
-from services.gateway.tokens.keyset import KeySet
+from services.gateway.tokens import keyset
 from services.gateway.tokens.verifier import TokenVerifier
 from services.gateway.tokens.views import VERIFIER, authenticate
 from services.gateway.upstream.client import KeyRefused, LiteLLM, UpstreamConfig
-from shared import logs
+from shared import background, logs
 from shared.app import Apps, ServiceDescription, build_apps
 from shared.errors import NotFound, ServiceError
 from shared.health import Check, CheckFailed, Health
+from shared.keyset import KeySet
 from shared.metrics import Registry
 from shared.openapi import Answer
 from shared.ops import HEALTH
@@ -116,9 +117,10 @@ async def _open(
         Budgets.open(settings.redis_url.get_secret_value(), database, service_types, registry)
     )
     session = await stack.enter_async_context(aiohttp.ClientSession(cookie_jar=aiohttp.DummyCookieJar()))
-    key_set = KeySet(session, registry, issuer=settings.mlpa_issuer, jwks_url=settings.mlpa_jwks_url)
+    key_set = keyset.key_set(session, registry, issuer=settings.mlpa_issuer, jwks_url=settings.mlpa_jwks_url)
     verifier = TokenVerifier(key_set, service_types, registry, issuer=settings.mlpa_issuer)
-    await stack.enter_async_context(key_set.running())
+    stack.push_async_callback(key_set.close)
+    await stack.enter_async_context(background.running(registry, key_set=key_set.keep_fresh))
 
     open_requests = OpenRequests(settings.max_open_requests)
     metrics = ChatMetrics(registry)
@@ -165,12 +167,12 @@ def _chat(settings: GatewaySettings) -> ChatConfig:
 
 def _health(budgets: Budgets, database: Database, key_set: KeySet, litellm: LiteLLM) -> Health:
     async def keys_known() -> None:
-        if not key_set.ready:
+        if not key_set.loaded:
             raise CheckFailed("no key set of auth has been read yet")
 
     async def auth_answers() -> None:
         await key_set.refresh()
-        if key_set.failed:
+        if key_set.failures:
             raise CheckFailed("auth's key set can't be read")
 
     async def litellm_answers() -> None:

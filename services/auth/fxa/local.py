@@ -6,12 +6,17 @@ from jose import jws
 from jose.exceptions import JOSEError
 
 from services.auth.fxa.errors import InvalidFxAToken
-from services.auth.fxa.jwks import KeySet
 from services.auth.fxa.models import FxAIdentity
 from services.auth.fxa.parse import JwtToken
+from shared.keyset import KeySet
+
+#: jose reads the header once more, members included that parse skips.
+_BAD_SIGNATURE = (JOSEError, RecursionError)
 
 
 class LocalVerifier:
+    """Verifies JWTs with FxA's keys."""
+
     def __init__(self, keys: KeySet) -> None:
         self._keys = keys
 
@@ -22,12 +27,11 @@ class LocalVerifier:
         :raises DependencyUnavailable: no key set.
         """
         key = await self._keys.get(token.kid)
+        if key is None:
+            raise InvalidFxAToken("unknown key id")
         try:
             jws.verify(token.text, key, algorithms=["RS256"])
-        except (
-            JOSEError,
-            RecursionError,
-        ) as error:  # jose reads the header once more, members included that parse skips
+        except _BAD_SIGNATURE as error:
             raise InvalidFxAToken("wrong signature", lasting=True) from error
         claims = token.claims
         return FxAIdentity(claims.sub, claims.client_id, claims.scopes, claims.exp, "local")

@@ -9,13 +9,14 @@ import msgspec
 
 from services.auth.breaker import Breaker, BreakerOpen
 from services.auth.fxa.errors import InvalidFxAToken
-from services.auth.fxa.http import Answer, FxAClient, NoAnswer
+from services.auth.fxa.http import FxAClient
 from services.auth.fxa.metrics import FxAMetrics
 from services.auth.fxa.models import UID, ClientId, FxAIdentity, Scope
 from services.auth.fxa.parse import OpaqueToken
 from services.auth.fxa.places import NoPlace, Places
 from shared import logs
 from shared.errors import DependencyUnavailable
+from shared.fetch import Answer, NoAnswer
 
 #: FxA's error numbers that say something of the token, and what.
 REFUSALS = {108: "unknown to FxA", 109: "not a token to FxA", 115: "expired"}

@@ -14,8 +14,8 @@ import aiohttp
 from services.auth.breaker import Breaker, BreakerOpen, State
 from services.auth.fxa.cache import Cache, EntryKey
 from services.auth.fxa.errors import InvalidFxAToken
-from services.auth.fxa.http import FxAClient, NoAnswer
-from services.auth.fxa.jwks import KeySet
+from services.auth.fxa.http import FxAClient
+from services.auth.fxa.jwks import key_set
 from services.auth.fxa.local import LocalVerifier
 from services.auth.fxa.metrics import FxAMetrics
 from services.auth.fxa.models import FxAConfig, FxAIdentity, Source
@@ -24,6 +24,7 @@ from services.auth.fxa.places import Places
 from services.auth.fxa.remote import RemoteVerifier
 from shared import background, logs
 from shared.errors import DependencyUnavailable
+from shared.fetch import NoAnswer
 from shared.health import CheckFailed
 from shared.metrics import Registry
 from shared.redis import Client
@@ -63,14 +64,7 @@ class FxAVerifier:
             clock=clock,
             on_change=self._breaker_changed,
         )
-        self.keys = KeySet(
-            client,
-            max_age=config.jwks_max_age,
-            kept=config.jwks_kept,
-            unknown_kid_interval=config.unknown_kid_interval,
-            clock=clock,
-            metrics=metrics,
-        )
+        self.keys = key_set(client, config, clock=clock, metrics=metrics)
         self._cache = Cache(redis, config, clock=clock, metrics=metrics)
         self._local = LocalVerifier(self.keys)
         self._remote = RemoteVerifier(
@@ -98,9 +92,8 @@ class FxAVerifier:
         :param session: without cookies; its connector should allow ``config.max_concurrency`` connections and more.
         """
         verifier = cls(config, redis=redis, session=session, metrics=FxAMetrics(registry), clock=clock)
-        verifier.keys.start_refresh()
         try:
-            async with background.running(registry, fxa_key_set=verifier.keys.run):
+            async with background.running(registry, fxa_key_set=verifier.keys.keep_fresh):
                 yield verifier
         finally:
             await background.end(*verifier._tasks)

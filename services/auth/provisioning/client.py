@@ -12,7 +12,6 @@ which differs between versions. Everything but `make_key` can be asked again, by
 
 from __future__ import annotations
 
-import asyncio
 import json
 import re
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -27,6 +26,8 @@ import aiohttp
 from yarl import URL
 
 from services.auth.provisioning.models import Budget, Spend
+from shared import fetch
+from shared.fetch import NoAnswer
 from shared.money import NANO
 
 #: A larger answer is not read: a page of spend is the largest.
@@ -235,9 +236,11 @@ class LiteLLMAdmin:
             index = (self._first + offset) % len(self._instances)
             try:
                 answer = await self._send(method, self._instances[index].joinpath(path[1:]), body, query)
-            except aiohttp.ClientConnectorError:
-                failure = LiteLLMUnavailable("LiteLLM takes no connection")
-                continue
+            except NoAnswer as error:
+                failure = self._unavailable(error)
+                if repeatable or not error.sent:
+                    continue
+                break
             except LiteLLMUnavailable as error:
                 failure = error
                 if repeatable:
@@ -253,44 +256,35 @@ class LiteLLMAdmin:
 
     async def _send(self, method: str, url: URL, body: Any, query: Mapping[str, str] | None) -> _Answer:
         """
-        :raises aiohttp.ClientConnectorError: nothing was sent.
-        :raises LiteLLMUnavailable: no whole answer in time, or none that LiteLLM itself gives.
+        :raises NoAnswer: no whole answer within the bounds.
+        :raises LiteLLMUnavailable: an answer that LiteLLM itself does not give.
         """
+        answer = await fetch.ask(
+            self._session,
+            method,
+            url,
+            limit=MAX_ANSWER_BYTES,
+            timeout=self._timeout,
+            json=body,
+            params=query,
+            headers=self._headers,
+        )
+        status = answer.status
+        if status in _BUSY or HTTPStatus.MULTIPLE_CHOICES <= status < HTTPStatus.BAD_REQUEST:
+            raise LiteLLMUnavailable(f"LiteLLM answered {status}")
         try:
-            async with (
-                asyncio.timeout(self._timeout),
-                self._session.request(
-                    method,
-                    url,
-                    json=body,
-                    params=query,
-                    headers=self._headers,
-                    allow_redirects=False,
-                    timeout=aiohttp.ClientTimeout(total=None),
-                ) as response,
-            ):
-                raw = await _read(response)
-        except TimeoutError as error:
-            raise LiteLLMUnavailable(f"no answer of LiteLLM within {self._timeout:g} s") from error
-        except aiohttp.ClientConnectorError:
-            raise
-        except (aiohttp.ClientError, OSError) as error:
-            raise LiteLLMUnavailable("the connection to LiteLLM broke") from error
-        if response.status in _BUSY or HTTPStatus.MULTIPLE_CHOICES <= response.status < HTTPStatus.BAD_REQUEST:
-            raise LiteLLMUnavailable(f"LiteLLM answered {response.status}")
-        try:
-            return _Answer(response.status, json.loads(raw, parse_float=Decimal))
+            return _Answer(status, json.loads(answer.body, parse_float=Decimal))
         except (ValueError, RecursionError) as error:
-            raise LiteLLMUnavailable(f"LiteLLM answered {response.status} without JSON") from error
+            raise LiteLLMUnavailable(f"LiteLLM answered {status} without JSON") from error
 
-
-async def _read(response: aiohttp.ClientResponse) -> bytes:
-    body = bytearray()
-    async for chunk in response.content.iter_chunked(64 * 1024):
-        body += chunk
-        if len(body) > MAX_ANSWER_BYTES:
-            raise LiteLLMUnavailable("LiteLLM's answer is too large")
-    return bytes(body)
+    def _unavailable(self, error: NoAnswer) -> LiteLLMUnavailable:
+        if not error.sent:
+            return LiteLLMUnavailable("LiteLLM takes no connection")
+        if error.reason == "timeout":
+            return LiteLLMUnavailable(f"no answer of LiteLLM within {self._timeout:g} s")
+        if error.reason == "too_large":
+            return LiteLLMUnavailable("LiteLLM's answer is too large")
+        return LiteLLMUnavailable("the connection to LiteLLM broke")
 
 
 def _done(answer: _Answer) -> bool:

@@ -11,11 +11,11 @@ from typing import NamedTuple
 from jose import JOSEError, jws
 
 from services.gateway.errors import InvalidToken
-from services.gateway.tokens.keyset import KeySet
 from services.gateway.tokens.models import Principal
 from shared import tokens
 from shared.errors import DependencyUnavailable
 from shared.identity import split_user
+from shared.keyset import KeySet
 from shared.metrics import Registry
 from shared.service_types import ServiceTypes
 from shared.tokens import AUDIENCE, CLOCK_SKEW, MAX_LENGTH

@@ -19,13 +19,17 @@ from services.gateway.upstream import health
 from services.gateway.upstream.balance import Balancer, Instance
 from services.gateway.upstream.classify import MAX_ERROR_BODY
 from services.gateway.upstream.connector import Body, Connector, Wire, wire
+from shared import fetch
 from shared.errors import DependencyUnavailable
+from shared.fetch import NoAnswer
 from shared.metrics import Registry
 
 #: What is buffered of an answer before reading from LiteLLM pauses, twice this at most.
 READ_BUFFER = 16 * 1024
 #: A whole answer (not a stream) may not be larger.
 MAX_ANSWER = 32 * 1024 * 1024
+#: How long LiteLLM may take to list its models, in seconds.
+MODEL_INFO_TIMEOUT = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +72,7 @@ class LiteLLM:
         )
         if config.virtual_key:
             self._headers["Authorization"] = f"Bearer {config.virtual_key}"
-        self._health_timeout = aiohttp.ClientTimeout(total=config.health_timeout)
+        self._health_timeout = config.health_timeout
 
     @classmethod
     @asynccontextmanager
@@ -95,13 +99,12 @@ class LiteLLM:
 
     async def check(self, instance: Instance) -> bool:
         """Whether an instance answers its liveness check."""
+        url = instance.url / "health" / "liveliness"
         try:
-            async with self._session.get(
-                instance.url / "health" / "liveliness", timeout=self._health_timeout, allow_redirects=False
-            ) as response:
-                return response.status == 200
-        except (aiohttp.ClientError, TimeoutError):
+            await fetch.get(self._session, url, limit=MAX_ERROR_BODY, timeout=self._health_timeout)
+        except NoAnswer:
             return False
+        return True
 
     async def model_info(self) -> bytes:
         """The body of ``/model/info``, not decoded, since prices are not to become floats.
@@ -111,19 +114,21 @@ class LiteLLM:
         """
         instance = self.balancer.pick() or self.balancer.instances[0]
         try:
-            async with self._session.get(
+            answer = await fetch.ask(
+                self._session,
+                "GET",
                 instance.url / "model" / "info",
+                limit=MAX_ANSWER,
+                timeout=MODEL_INFO_TIMEOUT,
                 headers=self._headers,
-                timeout=aiohttp.ClientTimeout(total=10),
-                allow_redirects=False,
-            ) as response:
-                if response.status in (401, 403):
-                    raise KeyRefused
-                if response.status != 200:
-                    raise DependencyUnavailable("litellm")
-                return await response.read()
-        except (aiohttp.ClientError, TimeoutError) as error:
+            )
+        except NoAnswer as error:
             raise DependencyUnavailable("litellm") from error
+        if answer.status in (401, 403):
+            raise KeyRefused
+        if answer.status != HTTPStatus.OK:
+            raise DependencyUnavailable("litellm")
+        return answer.body
 
 
 def _session(config: UpstreamConfig, keepalive: float | None) -> aiohttp.ClientSession:

@@ -16,6 +16,7 @@ from typing import Annotated, Any
 import aiohttp
 import msgspec
 
+from shared import fetch
 from shared.flight import Kept
 
 _TIMEOUT = 1.5
@@ -73,18 +74,20 @@ class Gateways:
         return GatewayReport(status, checks, refusals)
 
     async def _readiness(self) -> tuple[str, dict[str, dict[str, Any]]]:
-        status, body = await self._read(f"{self._url}/health/readiness", _MAX_READINESS)
-        if status not in (200, 503):
-            return "unreachable", {}
+        url = f"{self._url}/health/readiness"
         try:
-            told = _readiness.decode(body)
-        except (ValueError, RecursionError):
+            answer = await fetch.ask(self._session, "GET", url, limit=_MAX_READINESS, timeout=_TIMEOUT)
+            told = _readiness.decode(answer.body)
+        except (fetch.NoAnswer, ValueError, RecursionError):
             return "unreachable", {}  # nothing there, or something else than a gateway
+        if answer.status not in (200, 503):
+            return "unreachable", {}
         return told.status, {name: msgspec.structs.asdict(check) for name, check in told.checks.items()}
 
     async def _refusals(self, url: str) -> Counter[str] | None:
-        status, text = await self._read(url, _MAX_PAGE)
-        if status != 200:
+        try:
+            text = await fetch.get(self._session, url, limit=_MAX_PAGE, timeout=_TIMEOUT)
+        except fetch.NoAnswer:
             return None
         found: Counter[str] = Counter()
         for labels, value in _REFUSALS.findall(text):
@@ -92,16 +95,3 @@ class Gateways:
             if reason and int(value):
                 found[reason[1].decode()] += int(value)
         return found
-
-    async def _read(self, url: str, most: int) -> tuple[int, bytes]:
-        """Status and body; 0 when nothing answers in time, or with more than ``most`` bytes."""
-        try:
-            async with asyncio.timeout(_TIMEOUT), self._session.get(url, allow_redirects=False) as response:
-                body = bytearray()
-                async for chunk in response.content.iter_chunked(64 * 1024):
-                    body += chunk
-                    if len(body) > most:
-                        return 0, b""
-                return response.status, bytes(body)
-        except (aiohttp.ClientError, TimeoutError, OSError, ValueError):
-            return 0, b""

@@ -12,11 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.auth.fxa.errors import InvalidFxAToken
-from services.auth.fxa.http import Answer, NoAnswer
 from services.auth.fxa.places import FEW_PLACES, MANY_REFUSED
 from services.auth.fxa.remote import _identity
 from services.local.fxa import Fault
 from shared.errors import DependencyUnavailable
+from shared.fetch import Answer, NoAnswer
 from shared.metrics import Registry
 from tests.services.auth.fxa.harness import UID, Rig, metric
 
@@ -289,7 +289,7 @@ bodies = st.binary() | st.fixed_dictionaries(
 @given(st.sampled_from([200, 400]) | st.integers(200, 428), bodies)
 def test_no_answer_makes_it_fail_otherwise(status: int, body: bytes) -> None:
     try:
-        identity = _identity(Answer(status, body))
+        identity = _identity(Answer(status, {}, body))
     except InvalidFxAToken:
         assert status == 400
     except NoAnswer:
