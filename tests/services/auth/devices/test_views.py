@@ -77,8 +77,8 @@ def wrapped(payload: bytes) -> str:
         "Bearer junk",
         "Bearer a.b.c",
         "Basic x",
-        "Bearer " + "a" * 40_000,
-        "Bearer " + "a" * 45_000,
+        "Bearer " + "a" * 33_000,
+        "Bearer " + "a" * 40_900,
         "Bearer " + jwt.encode({"key_id_b64": 7}, "x", algorithm="HS256"),
     ],
 )
@@ -86,6 +86,12 @@ async def test_an_empty_body_without_good_claims_is_a_400(auth: Auth, header: st
     headers = {"Authorization": header} if header else {}
     status, body, _ = await auth.ask("POST", "/verify/attest", headers=headers)
     assert (status, body["error"]) == (400, "invalid_request")
+
+
+async def test_claims_in_a_header_field_over_40_kib_are_a_431(auth: Auth) -> None:
+    headers = {"Authorization": "Bearer " + "a" * 45_000}
+    status, body, _ = await auth.ask("POST", "/verify/attest", headers=headers)
+    assert (status, body["error"]) == (431, "invalid_request")
 
 
 @pytest.mark.parametrize(
