@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -43,13 +44,13 @@ def run(name: str, count: int) -> int:
         child = subprocess.Popen(command, env={**os.environ, _INDEX: str(number)})  # noqa: S603  our own command
         children[number] = (child, time.monotonic())
         if stopping:  # the signal came while it was being started
-            child.send_signal(signal.SIGTERM)
+            _signal(child, signal.SIGTERM)
 
     def forward(received: int, _frame: FrameType | None) -> None:
         nonlocal stopping
         stopping = True
         for child, _ in children.values():
-            child.send_signal(received)
+            _signal(child, received)
 
     for received in (signal.SIGTERM, signal.SIGINT):
         signal.signal(received, forward)
@@ -79,3 +80,9 @@ def run(name: str, count: int) -> int:
         if not stopping:
             start(ended)
     return worst
+
+
+def _signal(child: subprocess.Popen[bytes], number: int) -> None:
+    """As ``Popen.send_signal``, which would take the exit status of one that has just died from ``os.wait``."""
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(child.pid, number)

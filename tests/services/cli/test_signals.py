@@ -132,6 +132,18 @@ def test_the_first_process_of_a_container_ends_at_any_moment(start: Start, after
     assert running.terminate() in (0, TERMINATED)
 
 
+def test_workers_that_die_while_others_are_awaited_disturb_no_end(start: Start) -> None:
+    """Both die young: the second while a pause follows the first, so that it lies there dead when the signal comes."""
+    running = start("gateway", "--workers", "2")
+    children = Path(f"/proc/{running.pid}/task/{running.pid}/children")
+    wait_until(lambda: len(children.read_text().split()) == 2)
+    both = [int(pid) for pid in children.read_text().split()]
+    for pid in both:
+        os.kill(pid, signal.SIGKILL)
+    wait_until(lambda: len(children.read_text().split()) == 1)
+    assert running.terminate() == 128 + signal.SIGKILL
+
+
 def test_a_service_that_has_served_ends_well(start: Start) -> None:
     running = start("gateway")
     running.wait_ready()
