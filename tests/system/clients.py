@@ -14,6 +14,7 @@ from typing import Any, Self
 from urllib.parse import quote
 
 import aiohttp
+from yarl import URL
 
 from services.cli.client import ACCESS_TOKEN, ASSERTION, GRANT_TYPE, subject_token
 from services.local.device import Device
@@ -84,7 +85,7 @@ class Caller:
         async with aiohttp.ClientSession(connector=connector, timeout=timeout, trust_env=False) as session:
             yield cls(system, session)
 
-    async def ask(self, method: str, url: str, *, patience: float = PATIENCE, **options: Any) -> Seen:
+    async def ask(self, method: str, url: str | URL, *, patience: float = PATIENCE, **options: Any) -> Seen:
         """Any request. A connection that was closed before the request went out is not made up for."""
         started = time.perf_counter()
         try:

@@ -12,6 +12,7 @@ import aiohttp
 import cbor2
 import pytest
 from jose import jwt
+from yarl import URL
 
 from services.local.device import Device
 from tests.doubles.litellm import chunk, event
@@ -104,6 +105,33 @@ async def test_each_path_leads_to_its_service(
     assert (seen.status, seen.body.partition(b"latency")[0]) == (direct.status, direct.body.partition(b"latency")[0])
     if not path.startswith("/__"):
         assert seen.body != (await caller.ask(method, other + path)).body
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("GET", "/user/..%2ftoken"),
+        ("POST", "/user/..%2Fverify%2fx/block"),
+        ("GET", "/user/.%2E%2fverify/x"),
+        ("GET", "/admin/users/..%2f..%2fverify%2fx"),
+        ("GET", "/admin/users/%2e%2e%2f..%2ffxa%2f"),
+        ("GET", "/metrics/../v1/models"),
+        ("GET", "/metrics/../token?x=/"),
+        ("GET", "/verify/x/.."),
+        ("GET", "/verify/."),
+    ],
+)
+async def test_no_path_is_one_thing_to_nginx_and_another_to_a_service(
+    door: Door, caller: Caller, method: str, path: str
+) -> None:
+    seen = await caller.ask(method, URL(door.url + path, encoded=True))
+    assert (seen.status, seen.code) == (404, "not_found")
+    assert "X-Request-ID" not in seen.headers
+
+
+@pytest.mark.parametrize("path", ["/v1/models/a%2Fb..c", "/v1/models?x=/../", "/.well-known/jwks.json"])
+async def test_dots_that_are_no_segments_pass(door: Door, caller: Caller, path: str) -> None:
+    assert "X-Request-ID" in (await caller.ask("GET", URL(door.url + path, encoded=True))).headers
 
 
 async def test_events_are_not_buffered(door: Door, caller: Caller) -> None:
