@@ -1,5 +1,7 @@
 """What all of auth's answers may be."""
 
+from __future__ import annotations
+
 import msgspec
 
 

@@ -4,6 +4,8 @@ A file is `{"defaults": {...}, "vectors": [{...}]}`; each vector is laid over th
 members; others (source, licence, notes, what was expected) are ignored.
 """
 
+from __future__ import annotations
+
 import hashlib
 import json
 import sys

@@ -1,5 +1,7 @@
 """What the handlers of the gateway find in their app, beside those of chat."""
 
+from __future__ import annotations
+
 from aiohttp import web
 
 from services.gateway.budget.prices import Catalogue

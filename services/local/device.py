@@ -22,6 +22,8 @@ Where it differs on purpose: the receipt is a text and not Apple's PKCS#7, since
 reads it; a key may be attested again, which iOS refuses; flags of an assertion and further extensions can be chosen.
 """
 
+from __future__ import annotations
+
 import base64
 import hashlib
 import json

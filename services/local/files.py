@@ -1,5 +1,7 @@
 """Files that hold secrets."""
 
+from __future__ import annotations
+
 import os
 from pathlib import Path
 

@@ -5,6 +5,8 @@ the parent's Python (its threads, its locks) is not safe to run. The order matte
 signal when a process changes its user.
 """
 
+from __future__ import annotations
+
 import ctypes
 import os
 import sys

@@ -3,6 +3,8 @@
 `python -m services.local.litellm VENV` installs it there, unless it already is.
 """
 
+from __future__ import annotations
+
 import fcntl
 import hashlib
 import os

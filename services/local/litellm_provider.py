@@ -5,6 +5,8 @@ litellm/llms/custom_llm.py (acompletion, astreaming) and litellm/types/utils.py 
 On purpose it knows nothing but text: no tools, no choices beside the first, a word for a token.
 """
 
+from __future__ import annotations
+
 import asyncio
 import re
 from collections.abc import AsyncIterator

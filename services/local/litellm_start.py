@@ -4,6 +4,8 @@ Most of its start goes into importing modules that build large, long-lived objec
 walks again and again. So it is off until the imports are over, and what they made is out of its sight afterwards.
 """
 
+from __future__ import annotations
+
 import gc
 import sys
 

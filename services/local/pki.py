@@ -14,6 +14,8 @@ Where it differs on purpose: names say that this is not Apple and lack state and
 leaf lacks further extensions of Apple (100.8.5, 100.8.7; since iOS 27 100.8.6 and an extended key usage), unread here.
 """
 
+from __future__ import annotations
+
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass

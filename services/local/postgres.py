@@ -5,6 +5,8 @@ binaries below a folder that this user cannot enter are copied to CACHE, and the
 closed as well, is addressed through its own working directory.
 """
 
+from __future__ import annotations
+
 import importlib.metadata
 import importlib.util
 import os

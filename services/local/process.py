@@ -5,6 +5,8 @@ has a session of its own, so that Ctrl-C in a terminal reaches only the parent, 
 The death signal is tied to the *thread* that starts the child: call `start` from the main thread.
 """
 
+from __future__ import annotations
+
 import os
 import pwd
 import signal

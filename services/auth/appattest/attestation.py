@@ -1,5 +1,7 @@
 """An attestation: Apple's word that a key lives in a genuine device and belongs to a genuine app."""
 
+from __future__ import annotations
+
 import hashlib
 from dataclasses import dataclass
 from datetime import datetime

@@ -8,6 +8,8 @@ and iOS 27 appends its extensions with or without the flag 0x80. Apple specifies
 assertion: those that WebAuthn would set there are taken too.
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from typing import Self
 

@@ -7,6 +7,8 @@ in their shortest form, and anything that ends early. So each value has one enco
 `split_map` takes a map apart without decoding its values, for maps of which not every entry is known.
 """
 
+from __future__ import annotations
+
 import cbor2
 
 MAX_DEPTH = 4

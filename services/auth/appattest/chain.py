@@ -5,6 +5,8 @@ extended key usages that App Attest's leaves don't have), finds a path of any le
 failures. Nothing but the given roots is ever trusted.
 """
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime

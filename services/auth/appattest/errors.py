@@ -7,6 +7,8 @@ AppAttestError
 No other exception leaves this package, whatever the bytes.
 """
 
+from __future__ import annotations
+
 from enum import StrEnum
 from typing import Self
 

@@ -1,5 +1,7 @@
 """What a deployment accepts: its apps, its environment and its trust anchors."""
 
+from __future__ import annotations
+
 import hashlib
 from dataclasses import dataclass
 from importlib import resources

@@ -1,5 +1,7 @@
 """`mlpa app-attest check`: one line per object, and an exit code that says whether all are good."""
 
+from __future__ import annotations
+
 import base64
 import json
 from pathlib import Path

@@ -1,5 +1,7 @@
 """The simulated device: its objects are as good as real ones, under its own root alone."""
 
+from __future__ import annotations
+
 import hashlib
 from datetime import UTC, datetime
 

@@ -4,6 +4,8 @@ Each field of a forge is one thing that can be different; everything that depend
 signatures) is made anew, so that only the step that looks at this very thing can object.
 """
 
+from __future__ import annotations
+
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field

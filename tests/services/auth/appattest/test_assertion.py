@@ -1,5 +1,7 @@
 """Assertions: what is accepted, and each way in which each step can be broken."""
 
+from __future__ import annotations
+
 from typing import Any
 
 import cbor2

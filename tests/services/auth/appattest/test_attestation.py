@@ -1,5 +1,7 @@
 """Attestations: what is accepted, and each way in which each step can be broken."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any

@@ -1,5 +1,7 @@
 """Strict CBOR: one encoding per value, bounded before anything is decoded."""
 
+from __future__ import annotations
+
 import cbor2
 import pytest
 from hypothesis import assume, given

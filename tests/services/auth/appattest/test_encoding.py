@@ -1,5 +1,7 @@
 """Base64, key ids and signed client data."""
 
+from __future__ import annotations
+
 import base64
 import json
 from typing import Any

@@ -3,6 +3,8 @@
 3,000 objects of each kind by default, 200,000 with MLPA_TEST_FULL=1.
 """
 
+from __future__ import annotations
+
 import os
 import random
 from collections.abc import Callable

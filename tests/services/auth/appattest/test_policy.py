@@ -1,5 +1,7 @@
 """Policies and trust anchors: what may never verify anything is refused when it's made."""
 
+from __future__ import annotations
+
 import hashlib
 from typing import Any
 

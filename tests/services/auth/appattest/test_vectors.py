@@ -1,5 +1,7 @@
 """Real objects, made by Apple's devices, get their expected verdict."""
 
+from __future__ import annotations
+
 import hashlib
 from base64 import b64decode
 from datetime import datetime

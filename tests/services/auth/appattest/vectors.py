@@ -4,6 +4,8 @@ APP_ATTEST_VECTORS names the folder; the default lies beside the repository. Tes
 where there are none.
 """
 
+from __future__ import annotations
+
 import json
 import os
 from pathlib import Path
