@@ -14,7 +14,7 @@ from services.auth.appattest.auth_data import Header, assertion_tail, check_asse
 from services.auth.appattest.errors import Malformed, Rejected, Step, require
 from services.auth.appattest.policy import Policy
 
-#: An assertion has about 150 bytes; as many extensions as may follow, each as long as it may be, fit too.
+#: An assertion has about 150 bytes; this leaves room for the allowed number of extensions at their greatest length.
 MAX_ASSERTION_BYTES = 6 * 1024
 
 _X962_POINT_BYTES = 65
@@ -22,9 +22,9 @@ _X962_POINT_BYTES = 65
 
 @dataclass(frozen=True, slots=True)
 class Assertion:
-    """A verified assertion. `counter` is to be stored, and is good only if it advances what is stored then.
+    """A verified assertion. Store ``counter``; the assertion is good only if that advances the stored one.
 
-    `unknown_extensions` counts what was ignored; `incomplete_extensions` says that one of Apple's two was missing.
+    ``unknown_extensions`` counts the ignored ones; ``incomplete_extensions``: one of Apple's two was missing.
     """
 
     counter: int
@@ -44,11 +44,14 @@ def verify_assertion(
     bundle_id: str,
     policy: Policy,
 ) -> Assertion:
-    """Verify what `DCAppAttestService.generateAssertion` gave; raises Malformed or Rejected.
+    """Verify an assertion made by ``DCAppAttestService.generateAssertion``.
 
-    `client_data_hash` is SHA-256 of the signed bytes, `public_key_x962` the 65 byte point on record,
-    `last_counter` the counter on record (0 after the attestation). What stands inside the client data
-    (challenge, audience, scope) is the caller's to check.
+    ``client_data_hash`` is SHA-256 of the signed bytes, ``public_key_x962`` the 65 byte point on record,
+    ``last_counter`` the counter on record (0 after the attestation). The caller checks the
+    content of the client data (challenge, audience, scope).
+
+    :raises Malformed: it is not an assertion.
+    :raises Rejected: a step failed.
     """
     signature, auth_data = _parse(obj)
 
@@ -60,7 +63,7 @@ def verify_assertion(
 
     nonce = hashlib.sha256(auth_data + client_data_hash).digest()
     try:
-        # The nonce is the signed message, so it's hashed once more.
+        # The nonce is the signed message, so ECDSA hashes it again.
         _stored_key(public_key_x962).verify(signature, nonce, ec.ECDSA(hashes.SHA256()))
     except InvalidSignature as error:
         raise Rejected(Step.SIGNATURE, "not by the key on record") from error

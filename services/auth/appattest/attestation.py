@@ -26,11 +26,11 @@ NONCE_PREFIX = bytes.fromhex("3024a1220420")
 
 @dataclass(frozen=True, slots=True)
 class Attestation:
-    """A verified attestation: what is stored of a device.
+    """A verified attestation: the facts about a device that are stored.
 
-    `public_key_x962` is the 65 byte uncompressed point; `bundle_version` and `validation_category` are None
-    before iOS 27. The receipt is Apple's, kept as it came: nothing in the object vouches for it.
-    `unknown_extensions` counts what was ignored; `incomplete_extensions` says that one of Apple's two was missing.
+    ``public_key_x962`` is the 65 byte uncompressed point; ``bundle_version`` and ``validation_category`` are None
+    before iOS 27. The receipt is Apple's and is kept as it came: nothing in the object vouches for it.
+    ``unknown_extensions`` counts the ignored ones; ``incomplete_extensions``: one of Apple's two was missing.
     """
 
     key_id: bytes
@@ -62,11 +62,14 @@ def verify_attestation(
     policy: Policy,
     now: datetime,
 ) -> Attestation:
-    """Verify what `DCAppAttestService.attestKey` gave, at the time `now` (aware).
+    """Verify an attestation made by ``DCAppAttestService.attestKey``, at the time ``now`` (aware).
 
-    `client_data_hash` is what the app passed with the key: SHA-256 of the challenge. Cheap checks come first and
-    the chain's two signatures last: they make true what was compared before them, and nothing is returned
-    without them. Raises Malformed or Rejected.
+    ``client_data_hash`` is what the app passed with the key: SHA-256 of the challenge. Cheap checks come first and
+    the chain's two signatures last: only they make the compared values trustworthy, and nothing is returned without
+    them.
+
+    :raises Malformed: it is not an attestation.
+    :raises Rejected: a step failed.
     """
     attestation = _parse(obj)
 

@@ -5,7 +5,7 @@
 
 App Attest departs from WebAuthn in two points: an assertion has the flag 0x40 although no credential follows,
 and iOS 27 appends its extensions with or without the flag 0x80. Apple specifies no value for the flags of an
-assertion: those that WebAuthn would set there are taken too.
+assertion, so those that WebAuthn would set are accepted too.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _COORDINATE = 32
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """What all authenticator data begins with."""
+    """The fields that all authenticator data begins with."""
 
     rp_id_hash: bytes
     flags: int
@@ -52,11 +52,11 @@ class Header:
 
 @dataclass(frozen=True, slots=True)
 class Launch:
-    """How the app was launched, as iOS 27 and later tell; both None before.
+    """How the app was launched, as iOS 27 and later report it; both are None before.
 
-    `validation_category` is Apple's number for how the app was distributed (2 TestFlight, 3 development,
-    4 App Store...). `unknown` counts the extensions that are neither of the two, and are ignored; `incomplete` says
-    that one of the two was missing.
+    ``validation_category`` is Apple's number for how the app was distributed (2 TestFlight, 3 development,
+    4 App Store...). ``unknown`` counts the other extensions, which are ignored; ``incomplete``: one of the two
+    was missing.
     """
 
     bundle_version: str | None = None
@@ -102,10 +102,10 @@ def check_assertion_flags(header: Header) -> None:
 
 
 def parse_launch(header: Header, tail: bytes) -> Launch:
-    """The extensions in `tail`, which is all that may follow; nothing at all before iOS 27.
+    """The extensions in ``tail``, which is all that may follow; nothing at all before iOS 27.
 
-    Apple may add extensions or leave one out, and no device shall be refused for that: what isn't known is ignored,
-    within bounds. What is known has exactly its form.
+    Apple may add extensions or leave one out, and no device should be refused for that: unknown extensions are
+    ignored, within bounds. Known ones must have exactly their form.
     """
     if not tail:
         require(not header.flags & EXTENDED, Step.EXTENSIONS, "announced, but missing")
@@ -127,7 +127,7 @@ def parse_launch(header: Header, tail: bytes) -> Launch:
 
 
 def _known(extensions: dict[str, bytes], name: str) -> object:
-    """The value of a known extension, which is taken out; None when it's missing."""
+    """Remove a known extension and return its value; None if it's missing."""
     encoded = extensions.pop(name, None)
     return None if encoded is None else cbor.decode(encoded)
 
@@ -145,7 +145,7 @@ def _validation_category(value: object) -> int:
 
 
 def _cose_key(data: bytes) -> tuple[bytes, int]:
-    """The X9.62 point of the COSE key that `data` begins with, and where it ends."""
+    """The X9.62 point of the COSE key that ``data`` begins with, and where it ends."""
     try:
         key, end = cbor.decode_first(data)
     except cbor.NotStrictCbor as error:

@@ -1,10 +1,10 @@
 """Strict CBOR (RFC 8949): what Apple's objects need, and nothing else.
 
-cbor2 decodes; before it sees a byte, a scan over the heads of the items has bounded their number and depth and
-refused indefinite lengths, tags (which make decoders do things), floats and simple values, lengths that aren't
-in their shortest form, and anything that ends early. So each value has one encoding, up to the order of a map.
+cbor2 decodes. Before it sees a byte, a scan over the heads of the items bounds their number and depth and
+refuses indefinite lengths, tags (which make decoders do things), floats and simple values, lengths that aren't
+in their shortest form, and anything that ends early. So each value has one encoding, apart from the order of a map.
 
-`split_map` takes a map apart without decoding its values, for maps of which not every entry is known.
+``split_map`` takes a map apart without decoding its values, for maps of which not every entry is known.
 """
 
 from __future__ import annotations
@@ -27,7 +27,10 @@ class NotStrictCbor(ValueError):
 
 
 def decode(data: bytes) -> object:
-    """The one item that `data` consists of. Raises NotStrictCbor."""
+    """The one item that ``data`` consists of.
+
+    :raises NotStrictCbor: it is not one item.
+    """
     value, end = decode_first(data)
     if end != len(data):
         raise NotStrictCbor("bytes after the item")
@@ -35,7 +38,7 @@ def decode(data: bytes) -> object:
 
 
 def decode_first(data: bytes) -> tuple[object, int]:
-    """The item that `data` begins with, and where it ends. Raises NotStrictCbor."""
+    """The item that ``data`` begins with, and where it ends. Raises NotStrictCbor."""
     end = _end_of_item(data)
     try:
         return cbor2.loads(data[:end], allow_indefinite=False, allow_duplicate_keys=False), end
@@ -44,10 +47,10 @@ def decode_first(data: bytes) -> tuple[object, int]:
 
 
 def split_map(data: bytes, *, max_entries: int, max_key: int, max_value: int) -> dict[str, bytes]:
-    """The entries of the one map with text keys that `data` consists of, each value as it's encoded.
+    """The entries of the one map with text keys that ``data`` consists of, each value as it's encoded.
 
-    A value may be whatever CTAP2's canonical form has, floats and simple values included: no tags, no indefinite
-    lengths. `max_key` and `max_value` bound each one's bytes: those of a string, or of the encoding of anything
+    A value may be anything in CTAP2's canonical form, floats and simple values included: no tags, no indefinite
+    lengths. ``max_key`` and ``max_value`` bound each one's bytes: those of a string, or of the encoding of anything
     else. Raises NotStrictCbor.
     """
     kind, entries, position = _head(data, 0)
@@ -78,7 +81,7 @@ def split_map(data: bytes, *, max_entries: int, max_key: int, max_value: int) ->
 def _end_of_item(
     data: bytes, position: int = 0, *, max_items: int = MAX_ITEMS, max_depth: int = MAX_DEPTH, others: bool = False
 ) -> int:
-    """Where the item at `position` ends. With `others` it may be, or hold, floats and simple values."""
+    """Where the item at ``position`` ends. With ``others`` it may be, or hold, floats and simple values."""
     items = 0
     open_levels = [1]  # how many items each open container still lacks
     while open_levels:
@@ -104,7 +107,7 @@ def _end_of_item(
 
 
 def _head(data: bytes, position: int) -> tuple[int, int, int]:
-    """Major type and argument of the item at `position`, and where its head ends."""
+    """Major type and argument of the item at ``position``, and where its head ends."""
     if position >= len(data):
         raise NotStrictCbor("an item is missing")
     kind, information = data[position] >> 5, data[position] & 0x1F

@@ -1,7 +1,7 @@
 """The chain: pinned root -> intermediate -> leaf, as RFC 5280 section 6.1 validates a path of this one shape.
 
-The checks are explicit rather than `cryptography.x509.verification`'s: that is made for TLS (it wants names and
-extended key usages that App Attest's leaves don't have), finds a path of any length, and tells one reason for all
+The checks are explicit rather than ``cryptography.x509.verification``'s: that is made for TLS (it wants names and
+extended key usages that App Attest's leaves don't have), finds a path of any length, and gives one reason for all
 failures. Nothing but the given roots is ever trusted.
 """
 
@@ -33,7 +33,7 @@ _Extension = TypeVar("_Extension", bound=x509.ExtensionType)
 
 @dataclass(frozen=True, slots=True)
 class Certificate:
-    """A certificate with everything that is looked at already parsed."""
+    """A certificate, with all parts that are checked already parsed."""
 
     raw: x509.Certificate
     subject: x509.Name
@@ -50,8 +50,8 @@ class Certificate:
             certificate = x509.load_der_x509_certificate(der)
             version = certificate.version
             parsed = cls.of(certificate)
-        # cryptography parses each part when it's asked for it, and has a dozen exceptions for what it finds,
-        # without a common base. All are parsed here, so that none is raised anywhere else.
+        # cryptography parses each part lazily and raises a dozen exceptions without a common base. All parts
+        # are parsed here, so that none of them is raised anywhere else.
         except Exception as error:
             raise Rejected(Step.CERTIFICATE, "not parseable") from error
         require(version is x509.Version.v3, Step.CERTIFICATE, "not version 3")
@@ -90,7 +90,7 @@ class Certificate:
 def check_path(
     leaf: Certificate, intermediate: Certificate, roots: Sequence[x509.Certificate], now: datetime
 ) -> list[Certificate]:
-    """Everything about the path but its signatures, which are dear. Returns the roots that may be its anchor."""
+    """Check all of the path but its signatures, which are expensive. Returns the roots that may be its anchor."""
     for certificate in (leaf, intermediate):
         require(certificate.algorithm in _ALGORITHMS, Step.SIGNATURE_ALGORITHM, "not ECDSA over SHA-2")
     require(leaf.issuer == intermediate.subject, Step.ISSUER, "the intermediate isn't the leaf's issuer")

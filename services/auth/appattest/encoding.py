@@ -15,11 +15,11 @@ MAX_CLIENT_DATA_DEPTH = 8
 
 
 def decode_base64(text: str, *, max_bytes: int, strict: bool = False) -> bytes:
-    """The bytes that `text` stands for, at most `max_bytes`.
+    """The bytes that ``text`` encodes, at most ``max_bytes``.
 
-    Takes the standard or the URL-safe alphabet (not both in one text), padded or not; with `strict` only
+    Takes the standard or the URL-safe alphabet (not both in one text), padded or not; with ``strict`` only
     RFC 4648 section 4: standard and padded. Never white space, and never bits beyond the last byte, so that in
-    one form no two texts stand for the same bytes. Raises Malformed.
+    one form no two texts encode the same bytes. Raises Malformed.
     """
     if len(text) > (max_bytes + 2) // 3 * 4:
         raise Malformed(Step.BASE64, "too long")
@@ -43,7 +43,7 @@ def decode_base64(text: str, *, max_bytes: int, strict: bool = False) -> bytes:
 def decode_key_id(text: str) -> bytes:
     """The 32 bytes of a key id as a client sends it. Raises Malformed.
 
-    A space stands for a `+` that was not escaped in a query string (Firefox for iOS doesn't escape it).
+    A space stands for a ``+`` that was not escaped in a query string (Firefox for iOS doesn't escape it).
     """
     key_id = decode_base64(text.replace(" ", "+"), max_bytes=KEY_ID_BYTES)
     if len(key_id) != KEY_ID_BYTES:

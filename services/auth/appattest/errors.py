@@ -1,4 +1,4 @@
-"""What can be wrong with an App Attest object, and at which step it was found.
+"""The errors of an App Attest object: what is wrong, and the step that found it.
 
 AppAttestError
 ├── Malformed   not the encoding that it claims to be, or too large for one (HTTP 400)
@@ -14,7 +14,7 @@ from typing import Self
 
 
 class Step(StrEnum):
-    """Every step of the verification. A member's docstring is Apple's step, or what stands behind ours."""
+    """Every step of the verification. A member's docstring is Apple's step, or the reason for ours."""
 
     # Malformed
     BASE64 = "base64", "RFC 4648: one alphabet, padding right or absent, no white space, no stray bits."
@@ -135,7 +135,7 @@ class Step(StrEnum):
 
 
 class AppAttestError(Exception):
-    """An object that isn't accepted. `str()` of it is for logs: it holds nothing that came with the object."""
+    """An object that isn't accepted. ``str()`` of it is for logs and holds nothing of the object."""
 
     def __init__(self, step: Step, reason: str) -> None:
         super().__init__(f"{step}: {reason}")
@@ -143,14 +143,14 @@ class AppAttestError(Exception):
 
 
 class Malformed(AppAttestError):
-    """The bytes are no object at all: HTTP 400."""
+    """The bytes are not an App Attest object: HTTP 400."""
 
 
 class Rejected(AppAttestError):
-    """An object that must not be believed: HTTP 403."""
+    """The object is well-formed and not trustworthy: HTTP 403."""
 
 
 def require(condition: bool, step: Step, reason: str) -> None:
-    """Raise Rejected at `step` unless `condition` holds; `reason` says what is wrong then."""
+    """Raise Rejected at ``step``, with ``reason``, unless ``condition`` holds."""
     if not condition:
         raise Rejected(step, reason)

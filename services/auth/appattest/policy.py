@@ -24,8 +24,8 @@ AAGUIDS: dict[Environment, bytes] = {
 class Policy:
     """The fixed part of every verification. Raises ValueError when it could never accept an attestation.
 
-    Each root is trusted for its name and key, as RFC 5280 section 6.1.1 (d) has it: that it may have a CA below
-    is looked at once, here; that it's in its period, at each verification.
+    Each root is trusted for its name and key (RFC 5280 section 6.1.1 (d)). That it may certify a CA is checked
+    once, here; that it is within its period, at each verification.
     """
 
     team_id: str

@@ -8,8 +8,8 @@ A challenge is 32 bytes, shown as 64 lowercase hex characters:
 
 Issuing one stores nothing. Using one stores a mark until it has expired by every replica's clock:
 
-    mlpa:{sNN}:c:<digest of the challenge>    "t" and a digest of what was sent with it; "d" and a random number
-                                              once that has succeeded
+    mlpa:{sNN}:c:<digest of the challenge>    "t" and a digest of what was sent with it; after success
+                                              "d" and a random number
 """
 
 from __future__ import annotations
@@ -35,14 +35,15 @@ _PURPOSE = b"mlpa challenge v1 app-attest\x00"
 _HEX = re.compile(r"[0-9a-f]{64}")
 
 
-#: What a mark begins with: an attempt that has not succeeded so far, and one that has.
+#: The first byte of a mark: an attempt that has not succeeded yet, or one that has.
 _TRIED, _DONE = b"t", b"d"
 
 
 @dataclass(slots=True)
 class Use:
-    """One use of a challenge. ``decided``: its work itself is sure to be the first of its kind, so that it is a success
-    even when Redis can't be told.
+    """One use of a challenge.
+
+    ``decided``: the work itself proved to be the first of its kind, so that it counts even if Redis can't be updated.
     """
 
     decided: bool = False
@@ -51,7 +52,7 @@ class Use:
 class Challenges:
     """Issues and consumes challenges.
 
-    :param challenge_secrets: the first makes, all verify: that is how one is replaced.
+    :param challenge_secrets: the first one signs, all of them verify, so that one can be replaced.
     :param lifetime: seconds.
     """
 
@@ -76,28 +77,28 @@ class Challenges:
         return (head + _mac(self._secrets[0], head, key_id)).hex()
 
     def check(self, challenge: str, key_id: str) -> None:
-        """That a challenge is one of ours, for this key, and in time. Does not tell whether it was used.
+        """Check that a challenge is ours, for this key, and in time; not whether it was used.
 
-        :raises InvalidChallenge:
+        :raises InvalidChallenge: it is not.
         """
         if not _HEX.fullmatch(challenge):
             raise InvalidChallenge
         raw = bytes.fromhex(challenge)
         head, mac = raw[:16], raw[16:]
-        # every secret is tried, so that the time taken doesn't tell which one made it
+        # every secret is tried, so that the time taken doesn't show which one signed it
         good = [hmac.compare_digest(_mac(secret, head, key_id), mac) for secret in self._secrets]
         if not any(good) or not -CLOCK_SKEW <= self._age(head) < self.lifetime:
             raise InvalidChallenge
 
     @asynccontextmanager
     async def consumed(self, challenge: str, key_id: str, *sent: bytes) -> AsyncIterator[Use]:
-        """Use a checked challenge up for the work inside.
+        """Consume a checked challenge for the work inside.
 
         The first use binds the challenge to what was sent with it. Equal bytes are the same attempt, which a client
         may repeat after a 503, until one has succeeded; after that they are a replay. Attempts with the same bytes
         may be inside at the same time: of those whose work succeeds, one leaves without an error.
 
-        :param sent: everything that the client sent and that decides about the work.
+        :param sent: everything from the client that affects the work.
         :raises InvalidChallenge: it has been used.
         :raises DependencyUnavailable: Redis could not be asked.
         """
@@ -126,8 +127,8 @@ class Challenges:
             before = await self._redis.set(name, done, xx=True, keepttl=True, get=True)
         except RedisError as error:
             raise DependencyUnavailable("redis") from error
-        # redis-py asks again when a connection broke: then it may find what it has stored itself. Nothing at all is
-        # found when Redis lost its memory meanwhile.
+        # redis-py retries after a broken connection and may then find what it has stored itself. It finds nothing
+        # if Redis lost its memory meanwhile.
         if before not in (None, tried, done):
             raise InvalidChallenge
 
@@ -139,7 +140,7 @@ CHALLENGES = web.AppKey("challenges", Challenges)
 
 
 def _digest(parts: Sequence[bytes]) -> bytes:
-    """16 bytes that stand for all parts; each one's length keeps it apart from the next."""
+    """A 16-byte digest of all parts, each preceded by its length."""
     digest = hashlib.sha256()
     for part in parts:
         digest.update(len(part).to_bytes(4, "big") + part)

@@ -1,4 +1,4 @@
-"""The words of a token exchange."""
+"""Values of a token exchange, and what a credential kind implements."""
 
 from __future__ import annotations
 
@@ -12,10 +12,9 @@ ASSERTION_TYPE = "urn:mozilla:params:oauth:token-type:app-attest-assertion"
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """Who a verified credential stands for.
+    """The identity that a verified credential proves.
 
-    ``amr`` is what the access token will say of it, ``expires_at`` when the credential itself ends (unix time; None
-    when it does not tell).
+    ``amr`` goes into the access token. ``expires_at`` is the credential's own end (unix time), None if unknown.
     """
 
     identity: str
@@ -25,9 +24,9 @@ class Subject:
 
 
 class CredentialVerifier(Protocol):
-    """One kind of credential."""
+    """A verifier of one kind of credential."""
 
-    #: RFC 8693's name of it.
+    #: Its name in RFC 8693.
     subject_token_type: str
     #: Its name in the rows of the service types.
     kind: Credential
@@ -35,7 +34,7 @@ class CredentialVerifier(Protocol):
     async def verify(self, subject_token: str, row: ServiceType, source: str) -> Subject:
         """Verify the credential and the row's policy on it.
 
-        :param source: the address that it came from.
+        :param source: the client's address.
         :raises InvalidSubjectToken: malformed, invalid, expired or replayed.
         :raises InvalidScope: good, but not for this service type.
         :raises AccessDenied: good, but its device is revoked.

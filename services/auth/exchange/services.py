@@ -19,7 +19,7 @@ from shared.service_types import ServiceTypes
 
 @dataclass(frozen=True, slots=True)
 class ExchangeRequest:
-    """What a client asks for. ``source`` is the address that it asks from."""
+    """The parameters of an exchange. ``source`` is the client's address."""
 
     subject_token: str
     subject_token_type: str
@@ -57,7 +57,7 @@ class TokenExchange:
         """
         :raises InvalidRequest: unknown subject_token_type, or a credential that is not good.
         :raises InvalidScope: no such service type, or not for this credential.
-        :raises AccessDenied: blocked or revoked, told only after the credential verified.
+        :raises AccessDenied: blocked or revoked; answered only after the credential is verified.
         :raises MaxUsersReached:
         :raises SlowDown:
         :raises DependencyUnavailable:

@@ -53,16 +53,16 @@ def parse_exchange(form: dict[str, list[str]], source: str) -> ExchangeRequest:
     """
     one = {name: values[0] for name, values in form.items()}
     if "grant_type" not in one:
-        raise InvalidRequest("grant_type is needed.")
+        raise InvalidRequest("grant_type is missing.")
     if one["grant_type"] != GRANT_TYPE:
         raise UnsupportedGrantType
     for name in ("subject_token", "subject_token_type"):
         if name not in one:
-            raise InvalidRequest(f"{name} is needed.")
+            raise InvalidRequest(f"{name} is missing.")
     if one.get("requested_token_type", ACCESS_TOKEN_TYPE) != ACCESS_TOKEN_TYPE:
-        raise InvalidRequest("requested_token_type can only be an access token.")
+        raise InvalidRequest("The only requested_token_type is an access token.")
     if "actor_token" in one or "actor_token_type" in one:
-        raise InvalidRequest("There is no delegation: actor_token is not taken.")
+        raise InvalidRequest("Delegation is not supported: omit actor_token.")
     if "resource" in form or any(value != AUDIENCE for value in form.get("audience", [])):
         raise InvalidTarget
     scopes = one.get("scope", "").split(" ")
@@ -86,8 +86,8 @@ OPERATIONS = [
             ),
             403: Answer("`access_denied` (blocked, revoked) or `max_users_reached`", ErrorBody),
             429: Answer(
-                "`slow_down`: too many exchanges of one identity or source. Refused exchanges are counted apart, and "
-                "keep no good credential of the same source out",
+                "`slow_down`: too many exchanges of one identity or source. Refused exchanges have a "
+                "limit of their own, and keep no good credential of the same source out",
                 ErrorBody,
                 headers=["Retry-After"],
             ),

@@ -1,4 +1,4 @@
-"""FxA access tokens: who is asking, checked locally where that is possible, remembered in Redis.
+"""Verification of FxA access tokens: locally where possible, with results cached in Redis.
 
-``services.FxAVerifier`` is the way in; ``policy.check`` says what an identity may use.
+``services.FxAVerifier`` verifies; ``policy.check`` decides what an identity may use.
 """

@@ -1,14 +1,14 @@
-"""Verified tokens, and definite refusals, remembered in Redis for all processes.
+"""A cache of verified tokens and definite refusals, in Redis, for all processes.
 
     mlpa:fxa:v1:<HMAC of issuer + token>     MAC, then the entry; never the token
-    mlpa:fxa:lock:<the same>                 whoever verifies that token now
-    mlpa:fxa:uid:<HMAC of the uid>           ZSET of a user's entries by their end, for ``purge``
-    mlpa:fxa:purged:<HMAC of the uid>        set by ``purge``, for what was being verified meanwhile
+    mlpa:fxa:lock:<the same>                 held while a process verifies that token
+    mlpa:fxa:uid:<HMAC of the uid>           ZSET of an account's entries by expiry, for ``purge``
+    mlpa:fxa:purged:<HMAC of the uid>        set by ``purge``, for verifications under way
 
-An entry's MAC covers its key, so that an entry that somebody else wrote, or moved, is none. It also says until when
-it is good, by our clock: Redis forgets it then, and so does whoever reads it later all the same.
+An entry's MAC covers its key, so that an entry that was written or moved by somebody else is ignored. The entry holds
+its expiry by our clock, which is checked at every read, whatever Redis does.
 
-While Redis is away there are no entries, and every token is verified anew; ``purge`` alone needs Redis.
+While Redis is down there are no entries and every token is verified; only ``purge`` needs Redis.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ from shared.errors import DependencyUnavailable
 from shared.redis import Client, RedisError
 
 MAC_BYTES = 32
-#: Longer than any verification takes: what began before a purge and is stored after it is dropped.
+#: Longer than any verification takes: results stored after a purge by a verification begun before it are dropped.
 PURGE_SECONDS = 30
-#: Cut from each time to live at random, so that entries made together do not end together.
+#: The part by which each time to live is shortened at random, so that entries made together don't end together.
 JITTER = 0.1
 POLL_SECONDS = 0.03
 
@@ -73,7 +73,7 @@ class EntryKey:
 
 
 class _Away(Exception):
-    """Redis did not do it."""
+    """Redis is down, slow or refuses."""
 
 
 class Cache:
@@ -84,9 +84,9 @@ class Cache:
         self._clock = clock
         self._metrics = metrics
         self._issuer = config.issuer.encode()
-        # Each is copied for use, which is cheaper than to begin anew
+        # Copying a keyed HMAC is cheaper than making one
         self._token_mac = hmac.new(config.cache_secret, digestmod="sha256")
-        # Keys of their own for the other uses. No issuer begins with a zero byte.
+        # The other uses have derived keys. No issuer begins with a zero byte.
         self._value_mac = hmac.new(_digest(self._token_mac, b"\0mlpa fxa value"), digestmod="sha256")
         self._uid_mac = hmac.new(_digest(self._token_mac, b"\0mlpa fxa uid"), digestmod="sha256")
         self._breaker = Breaker(
@@ -106,7 +106,7 @@ class Cache:
         return EntryKey(digest, f"mlpa:fxa:v1:{text}", f"mlpa:fxa:lock:{text}")
 
     async def get(self, key: EntryKey) -> FxAIdentity | InvalidFxAToken | None:
-        """What is remembered of a token and still good; one round trip. None when nothing is, or Redis is away."""
+        """The valid entry of a token, in one round trip; None if there is none or Redis is down."""
         try:
             value = await self._do(lambda: self._redis.get(key.name))
         except _Away:
@@ -114,7 +114,7 @@ class Cache:
         return None if value is None else self._open(key, value)
 
     async def put(self, key: EntryKey, outcome: FxAIdentity | InvalidFxAToken) -> None:
-        """Remember an identity for as long as it may be, or a refusal that lasts; nothing when Redis is away."""
+        """Store an identity or a lasting refusal, for as long as allowed; does nothing while Redis is down."""
         now = self._clock()
         if isinstance(outcome, InvalidFxAToken):
             seconds = min(self._config.refusal_cache_ttl, self._config.cache_ttl) if outcome.lasting else 0.0
@@ -135,10 +135,10 @@ class Cache:
 
     @asynccontextmanager
     async def turn(self, key: EntryKey) -> AsyncIterator[FxAIdentity | InvalidFxAToken | None]:
-        """The right to verify a token, which one process has at a time.
+        """Take turns at verifying a token, one process at a time.
 
-        Yields what another process found out meanwhile; None: it is ours to find out. Ours it is also when Redis is
-        away, or when the other one takes longer than it can.
+        Yields the result that another process stored meanwhile, or None if the caller has to verify: also while
+        Redis is down, or when the other process takes too long.
         """
         nonce = secrets.token_hex(16)
         loop = asyncio.get_running_loop()
@@ -161,9 +161,9 @@ class Cache:
                 await self._release(key, nonce)
 
     async def purge(self, uid: str) -> int:
-        """Forget all that is remembered of a user, and what is being verified now; returns how many entries that were.
+        """Drop all entries of an account, and results of verifications under way; returns how many entries there were.
 
-        :raises DependencyUnavailable: when Redis is away.
+        :raises DependencyUnavailable: Redis is down.
         """
         name = self._uid_name(uid)
         try:
@@ -194,7 +194,7 @@ class Cache:
             pipeline.zremrangebyscore(f"mlpa:fxa:uid:{name}", "-inf", f"({self._clock()}")
             pipeline.zadd(f"mlpa:fxa:uid:{name}", {key.digest: until})
             pipeline.expire(f"mlpa:fxa:uid:{name}", int(self._config.cache_ttl) + PURGE_SECONDS)
-            # After the entry is in the index: a purge either finds it there, or is seen here
+            # Checked after the index is written: a purge either finds the entry there, or is seen here
             pipeline.exists(f"mlpa:fxa:purged:{name}")
             return bool((await pipeline.execute())[-1])
 
@@ -236,12 +236,12 @@ class Cache:
         try:
             await self._do(lambda: self._unlock(keys=[key.lock], args=[nonce]))
         except _Away:
-            return  # it ends by itself
+            return  # the lock expires by itself
 
     async def _do(self, command: Callable[[], Awaitable[Any]]) -> Any:
-        """The result of a command. Waits a moment at most, and not at all while Redis is known to be away.
+        """Run a command. Waits a moment at most, and not at all while Redis is known to be down.
 
-        :raises _Away:
+        :raises _Away: it failed.
         """
         try:
             with self._breaker.call():

@@ -1,8 +1,8 @@
-"""Why an FxA token, or its use, is refused. "Could not check it" is never one of these.
+"""Refusals of an FxA token or of its use. "It could not be checked" is never one of these.
 
     FxARefusal
     ├── InvalidFxAToken       the token is not good: malformed, expired, revoked, wrongly signed
-    ├── ScopeNotAllowed       a good token, without a scope that the service type needs
+    ├── ScopeNotAllowed       a good token that lacks a scope which the service type needs
     └── ClientNotAllowed      a good token of a relying party that the service type does not take
 
 When FxA could not be asked: ``shared.errors.DependencyUnavailable("fxa")``.
@@ -20,8 +20,8 @@ class FxARefusal(Exception):
 class InvalidFxAToken(FxARefusal):
     """
     :param reason: for logs, in our words; never a part of the token.
-    :param source: who found out.
-    :param lasting: asking again would change nothing, so that it may be remembered.
+    :param source: where the refusal comes from.
+    :param lasting: asking again would give the same answer, so it may be cached.
     """
 
     def __init__(self, reason: str, *, source: Source = "local", lasting: bool = False) -> None:

@@ -9,7 +9,7 @@ from shared.metrics import Registry
 
 SOURCES: tuple[Source, ...] = get_args(Source)
 RESULTS = ("success", "invalid", "unavailable")
-#: Why a request to FxA gave no answer that could be used.
+#: Reasons for a request to FxA without a usable answer.
 FAILURES = ("connection", "timeout", "status", "malformed", "rate_limited", "too_large")
 
 

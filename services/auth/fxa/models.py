@@ -1,4 +1,4 @@
-"""What is known of an FxA token, and what verification is configured with."""
+"""The identity of an FxA token, and the configuration of the verification."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from shared.tokens import CLOCK_SKEW, KEY_SET_KEPT
 if TYPE_CHECKING:
     from services.auth.settings import AuthSettings
 
-#: Where an answer came from: the cache in Redis, our copy of FxA's keys, or FxA itself.
+#: Source of an answer: the cache in Redis, our copy of FxA's keys, or FxA itself.
 Source = Literal["cache", "local", "remote"]
 
-# The shapes that FxA gives these; anything else is not FxA's. One spelling of each: a second spelling of a uid
-# would be a second user. (``\Z``: a ``$`` would let a trailing newline through.)
+# FxA's own forms; anything else is not from FxA. Each has one spelling: a second spelling of a uid would be a second
+# user. (``\Z``: a ``$`` would let a trailing newline through.)
 UID = re.compile(r"[0-9a-f]{32}")
 Uid = Annotated[str, msgspec.Meta(pattern=rf"^{UID.pattern}\Z")]
 ClientId = Annotated[str, msgspec.Meta(pattern=r"^[0-9A-Za-z_-]{1,64}\Z")]
@@ -27,9 +27,9 @@ Scope = Annotated[str, msgspec.Meta(pattern=r"^[\x21\x23-\x5B\x5D-\x7E]{1,512}\Z
 
 @dataclass(frozen=True, slots=True)
 class FxAIdentity:
-    """Whom a verified token stands for.
+    """The account that a verified token is of.
 
-    ``scopes`` are all that the token has, as FxA gave them. ``expires_at``: unix time; None when FxA did not tell
+    ``scopes`` are all scopes of the token, as FxA gave them. ``expires_at`` is unix time, None if FxA did not say
     (opaque tokens).
     """
 
@@ -45,7 +45,7 @@ class FxAIdentity:
 
 @dataclass(frozen=True, slots=True)
 class FxAConfig:
-    """All times are in seconds.
+    """The configuration of the verification. The configuration of the verification. The configuration of the verification. All times are in seconds.
 
     :param base_url: with the version, without a trailing slash: ``https://oauth.accounts.firefox.com/v1``.
     :param issuer: the exact ``iss`` of JWT access tokens.
@@ -56,7 +56,7 @@ class FxAConfig:
     issuer: str
     cache_secret: bytes
     cache_ttl: float = 300
-    #: FxA does not tell how long an opaque token lives, nor when it is destroyed.
+    #: FxA reports neither how long an opaque token lives nor when it is destroyed.
     opaque_cache_ttl: float = 60
     refusal_cache_ttl: float = 30
     clock_skew: float = CLOCK_SKEW
@@ -67,18 +67,18 @@ class FxAConfig:
     source_concurrency: int = 8
     #: How long a verification waits for one of those places.
     queue_wait: float = 0.5
-    #: How long one Redis command may take before the cache is passed by.
+    #: How long one Redis command may take before the cache is bypassed.
     cache_timeout: float = 0.5
-    #: Age at which the key set is to have been fetched again; it is kept beyond that when FxA is away.
+    #: Age by which the key set should have been fetched again; it is kept longer while FxA is down.
     jwks_max_age: float = 300
     #: Age at which a key set that could not be fetched again is no longer used: a key in it may have been withdrawn.
     jwks_kept: float = KEY_SET_KEPT
-    #: Least time between two fetches on account of unknown key ids.
+    #: Least time between two fetches that unknown key ids cause.
     unknown_kid_interval: float = 10
 
     @classmethod
     def from_settings(cls, settings: AuthSettings) -> FxAConfig:
-        """:param settings: completed, so that the secret is there."""
+        """:param settings: completed, so that the secret is set."""
         assert settings.fxa_cache_secret is not None
         return cls(
             base_url=settings.fxa_base_url.rstrip("/"),

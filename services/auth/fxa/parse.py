@@ -1,4 +1,4 @@
-"""What can be known of a token without a key and without asking anybody. Only what passes here costs more than this.
+"""Checks of a token that need no key and no request. Only tokens that pass cost more than this.
 
 A token is 64 lower-case hexadecimal digits (opaque), or a JWT in the profile of RFC 9068 as FxA makes it: compact JWS,
 RS256, of the media type ``application/at+jwt``. FxA writes that as ``at+JWT``.
@@ -22,7 +22,7 @@ MAX_JWT_CHARACTERS = 2048
 #: FxA itself refuses upper case (mozilla/fxa, packages/fxa-auth-server/lib/oauth/validators.js: HEX_STRING).
 _OPAQUE = re.compile(r"[0-9a-f]{64}")
 _JWT = re.compile(r"([A-Za-z0-9_-]+)\.([A-Za-z0-9_-]+)\.([A-Za-z0-9_-]+)")
-# By the length modulo 4: what a segment may end with, so that no two segments stand for the same bytes
+# By the length modulo 4: the characters that may end a segment, so that no two segments encode the same bytes
 _ALPHABET = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
 _LAST = (_ALPHABET, "", _ALPHABET[::16], _ALPHABET[::4])
 _PADDING = ("", "", "==", "=")
@@ -36,7 +36,7 @@ class _Header(msgspec.Struct, frozen=True):
     alg: Literal["RS256"]
     typ: str
     kid: Annotated[str, msgspec.Meta(pattern=r"^[\x21-\x7E]{1,128}\Z")]
-    # Extensions that must be understood, and keys that the token itself brings: never taken
+    # Extensions that must be understood, and keys in the token itself: never accepted
     crit: msgspec.Raw | _Absent = msgspec.UNSET
     b64: msgspec.Raw | _Absent = msgspec.UNSET
     jku: msgspec.Raw | _Absent = msgspec.UNSET
@@ -57,7 +57,7 @@ class _Header(msgspec.Struct, frozen=True):
 
 
 class Claims(msgspec.Struct, frozen=True):
-    """What a JWT says of itself; true only once its signature has been checked."""
+    """The claims of a JWT; trustworthy only after its signature is verified."""
 
     iss: str
     sub: Uid
@@ -89,11 +89,11 @@ _claims = msgspec.json.Decoder(Claims)
 
 
 def parse(token: str, *, issuer: str, now: float, skew: float) -> OpaqueToken | JwtToken:
-    """The token, if it can be one of FxA's at all.
+    """The token, if it has the form of FxA's.
 
     :param skew: how far FxA's clock may be ahead of ours, in seconds. None is allowed for the expiry.
-    :raises InvalidFxAToken: a JWT's claims are judged too, since a token that is refused on its own words needs no
-        key: issuer, times, subject, client id and scope.
+    :raises InvalidFxAToken: it has not. A JWT's issuer, times, subject, client id and scope are checked too, since a
+        token that its own claims rule out needs no key.
     """
     if _OPAQUE.fullmatch(token):
         return OpaqueToken(token)
@@ -115,7 +115,7 @@ def parse(token: str, *, issuer: str, now: float, skew: float) -> OpaqueToken | 
     return JwtToken(token, kid, claims)
 
 
-@lru_cache(maxsize=64)  # all tokens of one key have one header
+@lru_cache(maxsize=64)  # all tokens of one key have the same header
 def _kid(segment: str) -> str:
     header: _Header = _read(_header, segment, "header")
     if not header.is_access_token:

@@ -1,8 +1,8 @@
-"""Places at FxA: how many verifications are on their way at a time, in all and for one source.
+"""Places at FxA: the number of concurrent verifications, in all and per source.
 
-Whoever sends invented tokens fills the places of its own address alone, and gets few once FxA has refused many of them.
-When FxA asks for less (429), the places are halved, once for all the requests that were on their way. They come back
-one by one with the answers that FxA gives.
+A client that sends invented tokens fills only the places of its own address, and gets few once FxA has refused many of
+them. When FxA asks for less (429), the places are halved, once for all requests under way. Each answer of FxA then
+brings one back.
 """
 
 from __future__ import annotations
@@ -13,19 +13,19 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 
-#: A source of so many refused tokens in a minute has few places, since FxA counts them too.
+#: Refused tokens in a minute after which a source has few places, since FxA counts them too.
 MANY_REFUSED, FEW_PLACES = 60, 2
-#: Of how many sources refusals are counted.
+#: Number of sources whose refusals are counted.
 _MOST_SOURCES = 10_000
 
 
 class NoPlace(Exception):
-    """All places stayed taken for as long as one waits."""
+    """No place became free in time."""
 
 
 @dataclass(slots=True)
 class _Source:
-    """``users``: how many hold a place or wait for one; nothing is kept of a source without any."""
+    """A source with verifications under way. ``users``: how many hold a place or wait for one."""
 
     places: asyncio.Semaphore
     few: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(FEW_PLACES))
@@ -33,10 +33,11 @@ class _Source:
 
 
 class Places:
-    """
+    """The places, taken and given back.
+
     :param most: places in all.
     :param of_source: places of one source.
-    :param wait: seconds that one waits for a place.
+    :param wait: seconds to wait for a place.
     """
 
     def __init__(self, most: int, of_source: int, wait: float, *, clock: Callable[[], float]) -> None:
@@ -55,8 +56,9 @@ class Places:
 
     @asynccontextmanager
     async def take(self, source: str) -> AsyncIterator[None]:
-        """
-        :raises NoPlace:
+        """A place for as long as the block lasts.
+
+        :raises NoPlace: none became free in time.
         """
         mine = self._sources.setdefault(source, _Source(asyncio.Semaphore(self._of_source)))
         mine.users += 1
@@ -78,18 +80,18 @@ class Places:
                 del self._sources[source]
 
     def answered(self) -> None:
-        """FxA said something about a token."""
+        """FxA gave an answer about a token."""
         self.open = min(self._most, self.open + 1)
         self._hand_out()
 
     def refused(self, source: str) -> None:
-        """A token of this source was none of FxA's."""
+        """FxA refused a token of this source."""
         refusals = self._refusals()
         if source in refusals or len(refusals) < _MOST_SOURCES:
             refusals[source] += 1
 
     def halve(self, era: int) -> bool:
-        """Halve the places, unless that has happened since ``era``; False when there was only one left."""
+        """Halve the places, unless that has happened since ``era``. False if only one was left."""
         if era != self.era:
             return True
         if self.open == 1:
@@ -112,7 +114,7 @@ class Places:
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._queue.append(turn)
         try:
-            await turn  # whoever hands it out has counted it
+            await turn  # the place was counted when it was handed over
         except asyncio.CancelledError:
             if turn.done() and not turn.cancelled():
                 self._release()

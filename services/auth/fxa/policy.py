@@ -1,4 +1,4 @@
-"""What an FxA identity may use. Applied at every exchange, also when the identity comes from the cache."""
+"""The policy on FxA identities, applied at every exchange, to cached identities too."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ ANY_CLIENT = "*"
 
 def check(identity: FxAIdentity, row: ServiceType) -> None:
     """
-    :raises ClientNotAllowed: the row does not name the relying party; a row that names none takes none.
+    :raises ClientNotAllowed: the row does not name the relying party; a row without any accepts none.
     :raises ScopeNotAllowed: the token lacks one of the row's scopes.
     """
     if ANY_CLIENT not in row.fxa_client_ids and identity.client_id not in row.fxa_client_ids:

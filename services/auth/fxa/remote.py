@@ -1,4 +1,4 @@
-"""Opaque access tokens, verified by asking FxA."""
+"""Verification of opaque access tokens, by asking FxA."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from shared import logs
 from shared.errors import DependencyUnavailable
 from shared.fetch import Answer, NoAnswer
 
-#: FxA's error numbers that say something of the token, and what.
+#: FxA's error numbers that are about the token, with the reason for the log.
 REFUSALS = {108: "unknown to FxA", 109: "not a token to FxA", 115: "expired"}
 
 
@@ -53,7 +53,10 @@ class RemoteVerifier:
         metrics.places.set(places.open)
 
     def check(self) -> None:
-        """:raises DependencyUnavailable: when a token would not be sent to FxA now, because of an outage."""
+        """Check that FxA is asked at all.
+
+        :raises DependencyUnavailable: there is an outage, and no token is sent now.
+        """
         try:
             self._breaker.check()
         except BreakerOpen as error:
@@ -62,8 +65,8 @@ class RemoteVerifier:
 
     async def verify(self, token: OpaqueToken, source: str) -> FxAIdentity:
         """
-        :param source: who sent the token.
-        :raises InvalidFxAToken: FxA says so.
+        :param source: the address that sent the token.
+        :raises InvalidFxAToken: FxA refuses it.
         :raises DependencyUnavailable: FxA said nothing about the token, or was not asked.
         """
         self.check()
@@ -95,7 +98,7 @@ class RemoteVerifier:
                 self._answered()
                 raise
             except NoAnswer as error:
-                # One token's 429 slows all of them down; only with nothing left to halve does it stop them
+                # A 429 slows all tokens down; it stops them only when there is nothing left to halve
                 if error.reason != "rate_limited" or not self._slow_down(era):
                     raise
                 throttled = error
@@ -120,8 +123,8 @@ class RemoteVerifier:
 
 def _identity(answer: Answer) -> FxAIdentity:
     """
-    :raises InvalidFxAToken: status 400 with one of FxA's error numbers for a bad token, or a uid that is none.
-    :raises NoAnswer: whatever else is not a verified identity.
+    :raises InvalidFxAToken: status 400 with one of FxA's error numbers for a bad token, or a malformed uid.
+    :raises NoAnswer: any other answer that is not a verified identity.
     """
     try:
         if answer.status == HTTPStatus.OK:

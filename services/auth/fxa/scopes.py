@@ -1,7 +1,7 @@
-"""FxA's rules of which scope implies which (``docs/oauth/scopes.md`` of FxA's authorization server).
+"""FxA's rules of scopes that imply others (``docs/oauth/scopes.md`` of FxA's authorization server).
 
-- A short name implies its own and all below it: ``profile`` implies ``profile:uid``. ``:write`` at the end asks for
-  writing; it implies reading the same, and only it implies writing.
+- A short name implies itself and all below it: ``profile`` implies ``profile:uid``. A trailing ``:write``
+  asks for writing; it implies reading the same, and nothing else implies writing.
 - A URL implies itself and all below its path: ``https://x/apps`` implies ``https://x/apps/sync``. With a fragment,
   only what has that fragment.
 """
@@ -29,7 +29,7 @@ def _implies(have: str, need: str) -> bool:
         return _url_implies(have, need)
     have_names, have_write = _short(have)
     need_names, need_write = _short(need)
-    if not have_names or (need_write and not have_write):  # ``write`` alone is no scope
+    if not have_names or (need_write and not have_write):  # ``write`` alone is not a scope
         return False
     return need_names[: len(have_names)] == have_names
 

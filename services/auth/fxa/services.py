@@ -1,4 +1,4 @@
-"""Verification of FxA tokens: parsed, looked up, else verified locally or by FxA, then remembered."""
+"""Verification of FxA tokens: parse, look up, otherwise verify locally or at FxA, then cache."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from shared.health import CheckFailed
 from shared.metrics import Registry
 from shared.redis import Client
 
-#: FxA's failures in a row after which it is no longer asked.
+#: Consecutive failures of FxA after which it is no longer asked.
 BREAKER_FAILURES = 5
 
 _Token = JwtToken | OpaqueToken
@@ -38,10 +38,10 @@ _log = logs.logger("fxa")
 
 
 class FxAVerifier:
-    """Says whom an FxA token stands for. What that identity may use is ``policy.check``'s to say, at every use.
+    """The verifier of FxA tokens. What an identity may use is decided by ``policy.check``, at every use.
 
-    A token is verified once at a time: in this process all who ask meanwhile share the answer, and among processes
-    one asks FxA while the others wait for what it stores.
+    A token is verified once at a time: concurrent callers in this process share the answer, and of several processes
+    one asks FxA while the others wait for the result that it stores.
     """
 
     def __init__(
@@ -87,7 +87,7 @@ class FxAVerifier:
         registry: Registry,
         clock: Callable[[], float] = time.time,
     ) -> AsyncIterator[Self]:
-        """Verifies as long as the context lasts. Does not wait for FxA: the first JWT does.
+        """A verifier for as long as the context lasts. Opening does not wait for FxA; the first JWT does.
 
         :param session: without cookies; its connector should allow ``config.max_concurrency`` connections and more.
         """
@@ -100,11 +100,11 @@ class FxAVerifier:
             await verifier.keys.close()
 
     async def verify(self, token: str, source: str = "") -> FxAIdentity:
-        """Whom a token stands for.
+        """The identity of a token.
 
-        :param source: who sent it; of each only some tokens are with FxA at a time.
-        :raises InvalidFxAToken: it stands for nobody.
-        :raises DependencyUnavailable: nobody could be asked; says nothing of the token.
+        :param source: the address that sent it; only some tokens of one source are at FxA at a time.
+        :raises InvalidFxAToken: it is not good.
+        :raises DependencyUnavailable: it could not be checked.
         """
         started = time.perf_counter()
         checked: Source = "local"
@@ -122,9 +122,9 @@ class FxAVerifier:
         return identity
 
     async def purge(self, uid: str) -> int:
-        """Forget what is remembered of a user; returns how many tokens that were.
+        """Drop the cached verifications of an account; returns how many there were.
 
-        :raises DependencyUnavailable: when Redis is away.
+        :raises DependencyUnavailable: Redis is down.
         """
         return await self._cache.purge(uid)
 
@@ -153,8 +153,8 @@ class FxAVerifier:
         self._metrics.latency.observe(time.perf_counter() - started, result, source)
 
     async def _find(self, token: _Token, source: str) -> FxAIdentity:
-        """The answer, shared by all who ask for it at the same time. Who did not ask first has it from memory: to him
-        its source is the cache.
+        """The answer, shared by concurrent callers. Only the first caller reports the real source; the others report
+        ``cache``.
         """
         key = self._cache.key(token.text)
         flight = self._flights.get(key.digest)
@@ -162,9 +162,9 @@ class FxAVerifier:
             return _answer(await asyncio.shield(flight), joined=True)
         flight = self._flights[key.digest] = asyncio.get_running_loop().create_future()
         try:
-            # Here rather than in a task, which would cost what is most often asked a fifth more
+            # Without a task, which would make the most frequent case a fifth slower
             found = await self._cache.get(key)
-        except BaseException:  # whatever ends this one, the others wait for an answer
+        except BaseException:  # the other callers still wait for an answer
             self._begin(key, token, source, flight)
             raise
         if found is not None:
@@ -172,7 +172,7 @@ class FxAVerifier:
             flight.set_result(found)
             return _answer(found)
         self._begin(key, token, source, flight)
-        return _answer(await asyncio.shield(flight))  # goes on when this one is cancelled
+        return _answer(await asyncio.shield(flight))  # continues if this caller is cancelled
 
     def _begin(self, key: EntryKey, token: _Token, source: str, flight: asyncio.Future[_Outcome]) -> None:
         task = asyncio.create_task(self._outcome(key, token, source), name="fxa-verification")
@@ -181,12 +181,12 @@ class FxAVerifier:
         def landed(task: asyncio.Task[_Outcome]) -> None:
             self._tasks.discard(task)
             del self._flights[key.digest]
-            if task.cancelled():  # this process is closing
+            if task.cancelled():  # the process is ending
                 flight.cancel()
             elif (fault := task.exception()) is not None:
                 _log.error("fxa_verification_failed", exc_info=fault)
                 flight.set_exception(fault)
-                flight.exception()  # it is known now, also when nobody waits any more
+                flight.exception()  # retrieved, even if no caller is left
             else:
                 flight.set_result(task.result())
 
@@ -195,7 +195,7 @@ class FxAVerifier:
     async def _outcome(self, key: EntryKey, token: _Token, source: str) -> _Outcome:
         try:
             if isinstance(token, JwtToken):
-                return await self._verify(key, token, source)  # takes less than to find out whose turn it is
+                return await self._verify(key, token, source)  # cheaper than taking turns
             self._remote.check()
             async with self._cache.turn(key) as found:
                 return found or await self._verify(key, token, source)
@@ -216,7 +216,7 @@ class FxAVerifier:
 
 
 def _answer(outcome: _Outcome, *, joined: bool = False) -> FxAIdentity:
-    """The identity, or the refusal raised: anew for each who waits, since a shared one gathers all their tracebacks."""
+    """The identity, or a new refusal for each caller, since a shared exception would collect all their tracebacks."""
     if isinstance(outcome, DependencyUnavailable):
         raise DependencyUnavailable(outcome.dependency, retry_after=outcome.retry_after or 1)
     if isinstance(outcome, InvalidFxAToken):

@@ -1,11 +1,11 @@
-"""Limits per minute on what a source or an identity may ask, counted in Redis.
+"""Limits per minute and source or identity, counted in Redis.
 
-A sliding window of two counters: what came in this minute, plus the part of the last minute that is still within
-sixty seconds. One round trip. Names in Redis are digests.
+The window slides over two counters: this minute's, plus the part of the last minute's that is still within sixty
+seconds. A count takes one round trip. Names in Redis are digests.
 
 A source has two windows at each door: one for what succeeded, counted once the credential has verified, and one for
-what was refused. Garbage fills the second alone, so that it never locks out the good credentials that come from the
-same address: they are looked at all the same.
+what was refused. Garbage fills only the second, so that it never locks out good credentials from the same address:
+those are still verified.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ from shared.metrics import Registry
 from shared.redis import Client, RedisError
 
 WINDOW = 60
-#: A limit is not worth a longer wait for Redis, nor one of every request while it is away, in seconds.
+#: Seconds that a limit waits for Redis, and for which Redis is not asked after a failure.
 _PATIENCE, _PAUSE = 0.5, 1.0
-#: How many subjects this process counts itself while Redis is away, and how many full windows it remembers.
+#: Number of subjects that this process counts itself while Redis is down, and of full windows that it remembers.
 _LOCAL_SUBJECTS = 50_000
 _REFUSED = "_failed"
 
@@ -65,7 +65,10 @@ _log = logs.logger("limits")
 
 
 class Limits:
-    """While Redis is away each process counts for itself, so that an outage neither locks out nor opens the door."""
+    """The limits of auth.
+
+    While Redis is down each process counts for itself: an outage neither locks out nor lifts limits.
+    """
 
     def __init__(
         self,
@@ -90,7 +93,7 @@ class Limits:
         )
         self._local: OrderedDict[str, tuple[int, int]] = OrderedDict()
         self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
-        self._full: OrderedDict[str, float] = OrderedDict()  # until when a window has no room, by name
+        self._full: OrderedDict[str, float] = OrderedDict()  # the time until which a window has no room, by name
         self._refused = registry.counter("limit_refusals_total", "Requests refused by a limit.", ("kind",))
         self._fallbacks = registry.counter("limit_fallbacks_total", "Limits counted in process: no Redis.", ("kind",))
         for kind in kinds:
@@ -99,7 +102,7 @@ class Limits:
 
     @asynccontextmanager
     async def failures(self, door: str, address: str) -> AsyncIterator[None]:
-        """Count the refusals raised within: those of a bad request or credential, not those of a limit.
+        """Count refusals that the block raises: of bad requests and credentials, not of limits.
 
         :raises SlowDown: instead of the refusal, once the address has had too many.
         """
@@ -140,8 +143,8 @@ class Limits:
             raise SlowDown(wait)
 
     async def _count(self, kind: str, key: str, limit: int) -> float:
-        """Count one, and the seconds until it fits when it does not."""
-        # One at a time for each subject, so that a flood finds its window full instead of asking Redis all at once
+        """Count one request. Returns the seconds until one more fits, 0 if this one does."""
+        # One call at a time per subject, so that a flood finds its window full instead of asking Redis concurrently
         lock = self._turns.setdefault(key, asyncio.Lock())
         try:
             with self._breaker.call():
@@ -152,13 +155,13 @@ class Limits:
             wait = self._take_locally(key, limit)
         else:
             if not wait:
-                self._take_locally(key, limit)  # so that an outage does not begin with a window of its own
+                self._take_locally(key, limit)  # so that an outage does not start with an empty window
         if wait:
             self._remember_full(key, wait)
         return wait
 
     def _until_room(self, key: str) -> float:
-        """Seconds until a window that was found full has room again: a flood costs Redis nothing while it is."""
+        """Seconds until a full window has room again. Until then a flood costs Redis nothing."""
         until = self._full.get(key)
         if until is None:
             return 0
@@ -188,7 +191,7 @@ LIMITS = web.AppKey("limits", Limits)
 
 
 def source(address: str) -> str:
-    """Whom an address belongs to: of IPv6 everybody has a network of 2**64 addresses to send from."""
+    """The source that an address counts as. IPv6 is counted per /64, since one subscriber owns a whole /64."""
     try:
         ip = ipaddress.ip_address(address)
     except ValueError:

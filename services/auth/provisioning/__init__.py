@@ -1,1 +1,1 @@
-"""Users as customers of LiteLLM, with a budget there that contains the damage should a gateway fail."""
+"""Users as customers of LiteLLM, whose budgets there limit the damage if a gateway fails."""

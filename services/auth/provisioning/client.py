@@ -1,13 +1,13 @@
-"""LiteLLM's admin API, asked with the master key: budgets, customers, spend, virtual keys.
+"""A client of LiteLLM's admin API: budgets, customers, spend, virtual keys; with the master key.
 
     LiteLLMError
-    ├── LiteLLMUnavailable     no instance gave an answer that can be used: nothing is known
-    ├── MasterKeyRefused       LiteLLM does not take the master key
+    ├── LiteLLMUnavailable     no instance gave a usable answer: nothing is known
+    ├── MasterKeyRefused       LiteLLM refuses the master key
     ├── NoDatabase             LiteLLM runs without a database: it has no customers, budgets, keys
-    └── LiteLLMRefused         it answered, and did not do this one thing
+    └── LiteLLMRefused         it answered, and refused this one request
 
 Messages are for operators and hold no secret. Errors are told apart by status and type, never by LiteLLM's prose,
-which differs between versions. Everything but `make_key` can be asked again, by several replicas at once.
+which differs between versions. Every call but ``make_key`` may be repeated, also by several replicas at once.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ from shared import fetch
 from shared.fetch import NoAnswer
 from shared.money import NANO
 
-#: A larger answer is not read: a page of spend is the largest.
+#: Largest answer that is read; a page of spend is the largest.
 MAX_ANSWER_BYTES = 16 * 1024 * 1024
-#: The routes of LiteLLM that a gateway's key may use. Named one by one: the group `llm_api` lacks /model/info in
-#: some versions, and has a hundred routes that the gateway never asks.
+#: The routes of LiteLLM that a gateway's key may use, one by one: the group ``llm_api`` lacks /model/info in some
+#: versions, and has a hundred routes that the gateway never uses.
 GATEWAY_ROUTES = ("/chat/completions", "/v1/chat/completions", "/v1/models", "/model/info")
 
 _BUSY = frozenset(
@@ -51,7 +51,7 @@ _KEY = re.compile(r"[A-Za-z0-9._-]{16,256}")
 
 
 class LiteLLMError(Exception):
-    """LiteLLM did not do what it was asked."""
+    """LiteLLM did not do what it was asked to."""
 
 
 class LiteLLMUnavailable(LiteLLMError):
@@ -86,13 +86,16 @@ class _Answer:
 
 
 class LiteLLMAdmin:
-    """Of several instances the first that answers is asked, and asked first from then on."""
+    """The admin API of LiteLLM.
+
+    Of several instances the first one that answers is used, and asked first from then on.
+    """
 
     def __init__(
         self, session: aiohttp.ClientSession, base_urls: Sequence[str], master_key: str, *, timeout: float = 5.0
     ) -> None:
         """
-        :param timeout: seconds that one instance has for one answer.
+        :param timeout: seconds for one answer of one instance.
         """
         self._session = session
         self._instances = [URL(url.rstrip("/")) for url in base_urls]
@@ -105,14 +108,14 @@ class LiteLLMAdmin:
     async def open(
         cls, base_urls: Sequence[str], master_key: str, *, timeout: float = 10.0
     ) -> AsyncIterator[LiteLLMAdmin]:
-        """With a session of its own: for commands."""
+        """A client with its own session, for commands."""
         async with aiohttp.ClientSession(cookie_jar=aiohttp.DummyCookieJar()) as session:
             yield cls(session, base_urls, master_key, timeout=timeout)
 
     async def budgets(self, names: Sequence[str]) -> dict[str, Budget]:
         """Those of the named budgets that exist.
 
-        :raises LiteLLMError:
+        :raises LiteLLMError: they can't be read. they can't be read.
         """
         answer = await self._ask("POST", "/budget/info", {"budgets": list(names)})
         if not answer.ok or not isinstance(answer.body, list):
@@ -121,10 +124,10 @@ class LiteLLMAdmin:
         return {budget.name: budget for budget in found if budget is not None}
 
     async def put_budget(self, budget: Budget, *, exists: bool) -> None:
-        """Make a budget, or give it new figures.
+        """Make a budget, or update it.
 
-        :param exists: what was found out before; if it changed meanwhile, that does no harm.
-        :raises LiteLLMError:
+        :param exists: as last seen; a change meanwhile does no harm.
+        :raises LiteLLMError: it was not done.
         """
         body = {
             "budget_id": budget.name,
@@ -136,11 +139,11 @@ class LiteLLMAdmin:
     async def put_customer(self, user_id: str, budget: str, *, exists: bool) -> None:
         """Make a user a customer with a budget, or give a customer another budget.
 
-        A user can be a customer already without anybody having asked for it: LiteLLM adds those for whom it counted
-        spend, without a budget. So a customer that exists is given its budget too.
+        A user may already be a customer: LiteLLM adds users for whom it counted spend, without a budget. So an
+        existing customer gets its budget too.
 
-        :param exists: as in `put_budget`.
-        :raises LiteLLMError:
+        :param exists: as in ``put_budget``.
+        :raises LiteLLMError: it was not done.
         """
         await self._put("/customer", {"user_id": user_id, "budget_id": budget}, exists)
 
@@ -149,7 +152,7 @@ class LiteLLMAdmin:
         answer = await self._ask("POST", first, body)
         if _done(answer):
             return
-        # 400 and 409: it exists. 404 and `null`: it does not. Anything else is no matter of existence.
+        # 400 and 409: it exists. 404 and ``null``: it does not. Anything else is another error.
         if answer.status not in (HTTPStatus.OK, HTTPStatus.BAD_REQUEST, HTTPStatus.NOT_FOUND, HTTPStatus.CONFLICT):
             raise answer.refused(first)
         answer = await self._ask("POST", second, body)
@@ -157,11 +160,11 @@ class LiteLLMAdmin:
             raise answer.refused(second)
 
     async def spend(self, users: Sequence[str], start: date, end: date) -> dict[str, Spend]:
-        """What LiteLLM counted for users on the days (UTC) from ``start`` to ``end``, both included.
+        """The spend of users on the days (UTC) from ``start`` to ``end``, both included, as LiteLLM counted it.
 
-        Users for whom it counted nothing are absent.
+        Users without spend are absent.
 
-        :raises LiteLLMError:
+        :raises LiteLLMError: it can't be read.
         """
         total: dict[str, Spend] = {}
         for begin in range(0, len(users), _USERS_PER_QUERY):
@@ -175,7 +178,7 @@ class LiteLLMAdmin:
     async def _add_spend(
         self, total: dict[str, Spend], users: frozenset[str], start: date, end: date, page: int
     ) -> bool:
-        """Add one page; whether there are more."""
+        """Add one page. Returns whether there are more."""
         answer = await self._ask(
             "GET",
             "/customer/daily/activity",
@@ -199,12 +202,12 @@ class LiteLLMAdmin:
             raise LiteLLMUnavailable("LiteLLM's spend has an unknown shape") from error
 
     async def make_key(self, alias: str) -> str:
-        """A virtual key for the gateways: all models, GATEWAY_ROUTES alone, without an end.
+        """Make a virtual key for the gateways: all models, GATEWAY_ROUTES only, without expiry.
 
-        It has no budget and no rate, which would be those of all users together, and no user or team of its own:
-        the end user of each request is the one that it names in ``user``.
+        It has no budget and no rate, which would hold for all users together, and no user or team: each request
+        names its end user in ``user``.
 
-        :raises LiteLLMError: of these, LiteLLMUnavailable does not say whether a key was made.
+        :raises LiteLLMError: it was not made; after LiteLLMUnavailable it may have been.
         """
         body = {"key_alias": alias, "models": [], "allowed_routes": list(GATEWAY_ROUTES)}
         answer = await self._ask("POST", "/key/generate", body, repeatable=False)
@@ -216,7 +219,7 @@ class LiteLLMAdmin:
         return key
 
     async def _why(self, answer: _Answer, what: str) -> LiteLLMError:
-        """The error of an answer that may be for the lack of a database, which has many wordings but one sign."""
+        """The error of an answer. A missing database has many wordings but one sign."""
         health = await self._ask("GET", "/health/readiness")
         if isinstance(health.body, dict) and health.body.get("db") == "Not connected":
             return NoDatabase()
@@ -288,7 +291,7 @@ class LiteLLMAdmin:
 
 
 def _done(answer: _Answer) -> bool:
-    """An update of a budget that isn't there is 200 ``null``."""
+    """Whether it was done: an update of a missing budget is 200 with ``null``."""
     return answer.ok and answer.body is not None
 
 
@@ -299,7 +302,7 @@ def _type(body: Any) -> str | None:
 
 
 def _budget(row: Any) -> Budget | None:
-    """A row of /budget/info; None when it isn't one of ours, or somebody took its limit away."""
+    """A row of /budget/info; None if it isn't ours, or its limit was removed."""
     if not isinstance(row, dict):
         return None
     name, amount, duration = row.get("budget_id"), row.get("max_budget"), row.get("budget_duration")

@@ -1,4 +1,4 @@
-"""LiteLLM's budgets and spend, as far as they concern us."""
+"""LiteLLM's budgets and spend."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ _DURATIONS = {seconds: name for name, seconds in DURATIONS.items()}
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """A budget of LiteLLM. It limits money alone: requests and tokens per minute are the gateway's business.
+    """A budget of LiteLLM. It limits money only: the gateway limits requests and tokens per minute.
 
     LiteLLM's period is a calendar day, week (from Monday), month or hour of UTC, ours a multiple of ``duration``
-    since 1970. One of theirs touches at most two of ours, hence a factor of 2 never bites a user within our budget.
+    since 1970. One of theirs overlaps at most two of ours, so a factor of 2 never limits a user within our budget.
     """
 
     name: str
@@ -32,7 +32,7 @@ class Budget:
 
     @property
     def max_budget_usd(self) -> float:
-        """As LiteLLM stores it."""
+        """The limit as LiteLLM stores it."""
         return self.max_budget_nano / NANO
 
 
@@ -43,7 +43,7 @@ def budget_name(service_type: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Spend:
-    """What LiteLLM counted for one user. It counts only what it saw to its end, some 15 s late."""
+    """The spend of one user as LiteLLM counted it: only requests that it saw to the end, some 15 s late."""
 
     usd: Decimal = Decimal(0)
     requests: int = 0

@@ -1,8 +1,8 @@
-"""Makes users customers of LiteLLM, behind everybody's back: no request waits for it, and none fails with it.
+"""Registers users as LiteLLM customers in the background. Requests neither wait for it nor fail with it.
 
-A user that entered is put into a short queue, and a worker does the rest. Whoever is missed (the queue was full, the
-process died, the tier changed) differs in PostgreSQL from what should be, and a sweep finds them there. So the queue
-is only for promptness, and may lose what it holds.
+Each user that enters is put into a short queue for a worker. PostgreSQL shows the users that were missed (the queue was
+full, the process died, the tier changed), and a sweep finds them there. So the queue is only for promptness, and may
+lose its content.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ _log = logs.logger("provisioning")
 
 @dataclass(frozen=True, slots=True)
 class Pace:
-    """How much at once, and how often; times in seconds."""
+    """Batch sizes and intervals; times in seconds."""
 
     batch: int = 50
     at_once: int = 4
     max_pending: int = 10_000
     max_remembered: int = 50_000
-    #: How often a user whom LiteLLM refuses is tried before it is left to the sweep.
+    #: Attempts for a user that LiteLLM refuses, before the sweep takes over.
     attempts: int = 3
     first_delay: float = 1.0
     max_delay: float = 60.0
@@ -71,24 +71,27 @@ class Provisioner:
         self._in_work = 0
         self._wake = asyncio.Event()
         self._budgets_stand = False
-        # The worker and the sweep would each find the budgets gone, and the later one forget whom the other has served
+        # Otherwise worker and sweep both find the budgets gone, and the later one undoes what the other recorded
         self._ensuring = asyncio.Lock()
         self._fault: str | None = None
         self._swept_to = ""
 
     def entered(self, user_id: str) -> None:
-        """A user got in. Takes a microsecond, and raises nothing."""
+        """Note a user that entered. Takes a microsecond and raises nothing."""
         if user_id not in self._done and user_id not in self._waiting:
             self._queue(user_id)
 
     def changed(self, user_id: str) -> None:
-        """A user's tier changed: no need to wait for the sweep."""
+        """Note a user whose tier changed, without waiting for the sweep."""
         self._done.discard(user_id)
         self._queue(user_id)
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """Works for as long as the block lasts. What is left then is found by the next sweep, here or elsewhere."""
+        """Runs the worker and the sweep for as long as the block lasts.
+
+        The next sweep, of any process, finds what is left.
+        """
         async with background.running(
             self._registry, provisioning=self._keep_working, provisioning_sweep=self._keep_sweeping
         ):
@@ -111,11 +114,11 @@ class Provisioner:
             try:
                 await self._provision(batch)
             finally:
-                self._in_work = 0  # the sweep finds those that are left
+                self._in_work = 0  # the sweep finds the rest
                 self._show_pending()
 
     async def _provision(self, users: list[str]) -> None:
-        """Try until all are customers, or LiteLLM refused those that are left often enough."""
+        """Try until all are customers, or LiteLLM has refused the rest often enough."""
         delay, refusals = self._pace.first_delay, 0
         while users and refusals < self._pace.attempts:
             self._in_work = len(users)
@@ -130,10 +133,10 @@ class Provisioner:
                 delay = min(self._pace.max_delay, delay * 2)
 
     async def _attempt(self, users: list[str]) -> list[str]:
-        """Those whom LiteLLM refused.
+        """One attempt. Returns the users that LiteLLM refused.
 
-        :raises LiteLLMError: LiteLLM takes nobody now.
-        :raises DependencyUnavailable: PostgreSQL is away.
+        :raises LiteLLMError: LiteLLM takes no user now.
+        :raises DependencyUnavailable: PostgreSQL is down.
         """
         found = await storage.to_provision(self._database, users)
         customers = [customer for customer in found if customer.tier in self._tiers]
@@ -168,7 +171,7 @@ class Provisioner:
         refused = []
         for customer, outcome in pairs:
             if isinstance(outcome, LiteLLMRefused):
-                self._budgets_stand = False  # the likeliest reason: its budget is gone
+                self._budgets_stand = False  # most likely its budget is gone
                 self._failed(outcome)
                 refused.append(customer.user_id)
         for outcome in outcomes:
@@ -177,13 +180,17 @@ class Provisioner:
         return refused
 
     async def _ensure_budgets(self) -> None:
-        """:raises LiteLLMError: :raises DependencyUnavailable:"""
+        """Make the budgets that LiteLLM lacks.
+
+        :raises LiteLLMError: LiteLLM did not make one.
+        :raises DependencyUnavailable: PostgreSQL is down.
+        """
         async with self._ensuring:
             there = await self._admin.budgets([budget.name for budget in self._budgets])
             for budget in self._budgets:
                 found = there.get(budget.name)
                 if found is None:
-                    # LiteLLM lost it, or never had it: so nobody has it, whatever PostgreSQL remembers
+                    # LiteLLM lost it or never had it, so no customer has it, whatever PostgreSQL says
                     await storage.forget(self._database, budget.name)
                     self._done.clear()
                 if found != budget:
@@ -203,9 +210,10 @@ class Provisioner:
             await asyncio.sleep(every * random.uniform(0.8, 1.2))  # noqa: S311 - jitter
 
     async def sweep(self) -> bool:
-        """See to the budgets, and queue some of the users that are missing; whether there may be more.
+        """Make the budgets, and queue some of the missing users. Returns whether there may be more.
 
-        :raises LiteLLMError: :raises DependencyUnavailable:
+        :raises LiteLLMError: LiteLLM did not make a budget.
+        :raises DependencyUnavailable: PostgreSQL is down.
         """
         await self._ensure_budgets()
         if self._waiting or self._in_work:
@@ -213,7 +221,7 @@ class Provisioner:
         limit = self._pace.sweep_batch
         users = await storage.find_to_provision(self._database, self._tiers, after=self._swept_to, limit=limit)
         self._swept_to = users[-1] if len(users) == limit else ""
-        for user in random.sample(users, len(users)):  # so that replicas don't all do the same ones
+        for user in random.sample(users, len(users)):  # so that replicas don't all take the same ones
             self.changed(user)
         return bool(self._swept_to)
 
@@ -221,7 +229,7 @@ class Provisioner:
         self._metrics.pending.set(len(self._waiting) + self._in_work)
 
     def _failed(self, error: Exception) -> None:
-        """One line for a fault, not one for each user that meets it."""
+        """Log a fault once, not for each user that meets it."""
         self._metrics.results.inc("failure")
         self._metrics.up.set(0)
         fault = str(error) if isinstance(error, LiteLLMError) else "PostgreSQL is away"
@@ -237,7 +245,7 @@ class Provisioner:
 
 
 class _Recent:
-    """The users that were added last."""
+    """The users that were queued last."""
 
     def __init__(self, size: int) -> None:
         self._size = size

@@ -1,4 +1,4 @@
-"""Which users LiteLLM knows with which budget, as PostgreSQL remembers it."""
+"""The LiteLLM budget of each user, as PostgreSQL records it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _NEXT = Query.text(
     f"select user_id from users where {_DIFFERS} and user_id > :after and budget_tier = any(:tiers) "  # noqa: S608
     "order by user_id limit :limit"
 )
-# Where another replica gave the customer another budget meanwhile, nobody knows whose came last: it is done again.
+# If another replica gave the customer another budget meanwhile, the order is unknown: it is done again.
 _REMEMBER = Query.text(
     """
     update users set litellm_budget = case
@@ -36,7 +36,7 @@ _FORGET = Query.text(
 
 @dataclass(frozen=True, slots=True)
 class Customer:
-    """A user whose budget at LiteLLM is not that of its tier. ``known`` is the one that it has, if any."""
+    """A user whose LiteLLM budget is not that of its tier. ``known`` is its recorded budget, if any."""
 
     user_id: str
     tier: str
@@ -44,33 +44,33 @@ class Customer:
 
     @property
     def budget(self) -> str:
-        """The one that it should have."""
+        """The budget that it should have."""
         return budget_name(self.tier)
 
 
 async def to_provision(database: Database, users: Sequence[str]) -> list[Customer]:
-    """Those of the users whose budget at LiteLLM is not that of their tier.
+    """Those of the users whose LiteLLM budget is not that of their tier.
 
-    :raises DatabaseUnavailable:
+    :raises DatabaseUnavailable: PostgreSQL is down.
     """
     rows = await database.fetch(_OF, users=list(users))
     return [Customer(row["user_id"], row["budget_tier"], row["litellm_budget"]) for row in rows]
 
 
 async def find_to_provision(database: Database, tiers: Sequence[str], *, after: str, limit: int) -> list[str]:
-    """User ids, in order, of the next users whose budget at LiteLLM is not that of their tier.
+    """User ids, in order, of the next users whose LiteLLM budget is not that of their tier.
 
-    :param tiers: users of other tiers are passed by.
-    :raises DatabaseUnavailable:
+    :param tiers: users of other tiers are skipped.
+    :raises DatabaseUnavailable: PostgreSQL is down.
     """
     rows = await database.fetch(_NEXT, tiers=list(tiers), after=after, limit=limit)
     return [row["user_id"] for row in rows]
 
 
 async def remember(database: Database, done: Sequence[Customer]) -> None:
-    """These customers have the budgets that they should have.
+    """Record that these customers have the budgets that they should have.
 
-    :raises DatabaseUnavailable:
+    :raises DatabaseUnavailable: PostgreSQL is down.
     """
     await database.execute(
         _REMEMBER,
@@ -81,9 +81,9 @@ async def remember(database: Database, done: Sequence[Customer]) -> None:
 
 
 async def forget(database: Database, budget: str, *, batch: int = 1000) -> None:
-    """No customer has this budget any more.
+    """Record that no customer has this budget any more.
 
-    :raises DatabaseUnavailable: some may be forgotten, and some not.
+    :raises DatabaseUnavailable: PostgreSQL is down; some may be recorded, and some not.
     """
     while await database.execute(_FORGET, budget=budget, limit=batch) == batch:
         pass

@@ -73,7 +73,7 @@ async def revoke(request: web.Request) -> web.Response:
     async with limits.failures("revoke", source):
         form = await read_form(request)
         if "token" not in form:
-            raise InvalidRequest("token is needed.")
+            raise InvalidRequest("token is missing.")
     token = revocation.recognise(form["token"][0])
     if token is None:
         await limits.take_failure("revoke", source)

@@ -1,4 +1,4 @@
-"""An App Attest assertion: a device signs what it wants, with a fresh challenge, by its enrolled key.
+"""The App Attest credential: an assertion in which an enrolled key signs the request and a fresh challenge.
 
 Order: parse, challenge's MAC and time, device, signature and all checks, consume the challenge, advance the counter.
 """
@@ -93,7 +93,7 @@ class AppAttestCredential:
         device = await storage.find(self._database, key_id)
         if device is None:
             raise UnknownKey
-        # an imported one may have neither yet: its first assertion gives them
+        # an imported device may lack both until its first assertion
         if device.bundle_id not in (None, token.bundle_id) or device.environment not in (
             None,
             self._policy.environment,
@@ -127,7 +127,10 @@ class AppAttestCredential:
         return Subject(identity=key_id, client_id=token.bundle_id, amr="app_attest")
 
     def _check_claims(self, claims: dict[str, Any], row: ServiceType) -> str:
-        """What the device signed must be meant for this exchange, here. The challenge, of the rest."""
+        """Check that the signed claims are for this issuer and scope, and return the challenge.
+
+        :raises InvalidSubjectToken: they are for something else.
+        """
         challenge = claims.get("challenge")
         meant = claims.get("typ") == _TYP and claims.get("aud") == self._issuer and claims.get("scope") == row.name
         if not meant or not isinstance(challenge, str):
@@ -147,7 +150,10 @@ class AppAttestCredential:
 
 
 def _parse(subject_token: str) -> _SubjectToken:
-    """:raises InvalidSubjectToken:"""
+    """Decode the subject token.
+
+    :raises InvalidSubjectToken: it is malformed.
+    """
     if not _BASE64URL.fullmatch(subject_token):
         raise InvalidSubjectToken
     try:
