@@ -12,7 +12,7 @@ from click.testing import CliRunner
 
 from services.auth import app as auth
 from services.auth.errors import AuthError
-from services.auth.exchange.models import ACCESS_TOKEN_TYPE, ASSERTION_TYPE, GRANT_TYPE
+from services.auth.exchange.credentials.app_attest import AppAttestCredential
 from services.cli.commands import cli
 from services.cli.settings import settings
 from services.gateway import app as gateway
@@ -20,7 +20,7 @@ from services.gateway.errors import envelope
 from shared import ops, service_types
 from shared.errors import ServiceError
 from shared.openapi import Operation
-from shared.tokens import AUDIENCE
+from shared.tokens import ACCESS_TOKEN_TYPE, AUDIENCE, GRANT_TYPE
 from tests.deploy.declarations import ROOT, both_started
 
 TEXT = (ROOT / "services" / "PROTOCOL.md").read_text()
@@ -110,7 +110,10 @@ def test_it_has_the_parameters_that_are_forwarded() -> None:
 def test_it_has_the_words_of_the_exchange() -> None:
     shown: dict[str, str] = dict(table(section(3), "| parameter | value |"))
     assert shown["grant_type"] == GRANT_TYPE
-    assert re.findall(r"urn:\S+", shown["subject_token_type"]) == [ACCESS_TOKEN_TYPE, ASSERTION_TYPE]
+    assert re.findall(r"urn:\S+", shown["subject_token_type"]) == [
+        ACCESS_TOKEN_TYPE,
+        AppAttestCredential.subject_token_type,
+    ]
     assert AUDIENCE in shown["audience"]
 
 

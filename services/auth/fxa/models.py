@@ -45,7 +45,8 @@ class FxAIdentity:
 
 @dataclass(frozen=True, slots=True)
 class FxAConfig:
-    """The configuration of the verification. The configuration of the verification. The configuration of the verification. All times are in seconds.
+    """The configuration of the verification. The configuration of the verification. The configuration of the
+    verification. All times are in seconds.
 
     :param base_url: with the version, without a trailing slash: ``https://oauth.accounts.firefox.com/v1``.
     :param issuer: the exact ``iss`` of JWT access tokens.
