@@ -1,4 +1,4 @@
-"""The bodies of chat requests: read and validated within what one user and all together may have under way."""
+"""Reading and validating the bodies of chat requests, within limits per user and for all users together."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from services.gateway.chat.raw_json import check_items, has_halves, mend_request
 from services.gateway.chat.request import ChatRequest, Malformed, parse
 from services.gateway.errors import InvalidRequest, RequestTooLarge, Unavailable
 
-#: Bodies of one user that are read at once; more wait for them, so that who sends slowly is in their own way alone.
+#: Concurrent body reads per user. Further ones queue, so that a slow sender delays only itself.
 AT_ONCE = 16
-#: Bodies of one user that are validated at once. Only large ones take turns with other work.
+#: Concurrent validations per user. Only large bodies take turns with other work.
 PARSED_AT_ONCE = 4
-#: Bytes up to which a body is validated in one go; of a larger one, each step is a turn of its own.
+#: Bytes up to which a body is validated in one go; a larger one gives other work a turn between the steps.
 _ONE_GO = 256 * 1024
 #: Bytes of unfinished bodies in this process.
 MOST_BYTES = 256 * 1024 * 1024
@@ -33,9 +33,9 @@ class Bodies:
         self.door = Door()
 
     async def parse(self, body: bytes, user: str) -> ChatRequest:
-        """The request that a body holds.
+        """Validate a body, taking turns with other work if it is large.
 
-        :raises RequestTooLarge, InvalidRequest, InvalidModel:
+        :raises RequestTooLarge, InvalidRequest, InvalidModel: as ``request.parse``.
         """
         async with self._parsing.place(user):
             await check_items(body)
@@ -53,11 +53,11 @@ class Bodies:
     async def read(self, request: web.Request, user: str) -> bytes:
         """The request's body.
 
-        :raises RequestTooLarge: it is over the limit, told by its length or found while reading; no more is kept.
+        :raises RequestTooLarge: it is over the limit, by its length or while it is read; the rest is not kept.
         :raises InvalidRequest: not JSON by its content type, cut short, or too slow.
         :raises Unavailable: too many bodies are under way.
         """
-        body = await self._read(request, user)  # first, since "too large" holds whatever the type
+        body = await self._read(request, user)  # first, since "too large" does not depend on the type
         _check_type(request)
         return body
 
@@ -96,13 +96,13 @@ class Bodies:
 
 
 async def _turn(body: bytes) -> None:
-    """Let other work go on between two steps with a large body."""
+    """Give other work a turn between two steps of a large body."""
     if len(body) > _ONE_GO:
         await asyncio.sleep(0)
 
 
 class _Places:
-    """So many at once of each user."""
+    """A number of places for each user."""
 
     def __init__(self, at_once: int) -> None:
         self._at_once = at_once
@@ -123,7 +123,7 @@ class _Places:
 
 
 def _check_type(request: web.Request) -> None:
-    """:raises InvalidRequest:"""
+    """:raises InvalidRequest: it is not JSON in UTF-8, by its content type."""
     if request.content_type not in ("application/json", "application/octet-stream") or (
         "Content-Type" in request.headers and request.content_type != "application/json"
     ):

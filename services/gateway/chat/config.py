@@ -1,4 +1,4 @@
-"""What the relay can be told: limits in bytes and seconds, defaults of a request."""
+"""The configuration of the relay: limits in bytes and seconds, defaults of a request."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class ChatConfig:
-    """Filled by the app from its settings, whose defaults these are. A time of 0 means no limit."""
+    """The relay's part of the settings. A time of 0 means no limit."""
 
     max_body_bytes: int = 3 * 1024 * 1024
     body_timeout: float = 30.0
@@ -20,11 +20,11 @@ class ChatConfig:
     top_p: float | None = None
     max_completion_tokens: int = 8192
     image_url_hosts: frozenset[str] = frozenset()
-    #: No data from LiteLLM for that long ends a request.
+    #: A request ends after that long without data from LiteLLM.
     idle_timeout: float = 300.0
-    #: A whole request, however busy.
+    #: Longest time of a whole request.
     total_timeout: float = 0.0
-    #: A comment line after so much silence.
+    #: Silence after which a comment line is sent.
     keepalive: float = 15.0
     #: A client that takes nothing for that long is dropped.
     slow_client: float = 60.0
@@ -32,7 +32,7 @@ class ChatConfig:
     max_open_requests: int = 2500
 
     def sampling(self, row: ServiceType) -> dict[str, float]:
-        """What a request of this service type is sampled by where it doesn't say so itself."""
+        """The sampling parameters of a request of this service type that has none."""
         given = {
             "temperature": self.temperature if row.temperature is None else row.temperature,
             "top_p": self.top_p if row.top_p is None else row.top_p,

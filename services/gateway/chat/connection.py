@@ -1,8 +1,8 @@
-"""The client's side of a connection: that a client has left is seen at once, whatever else it sent.
+"""The client's side of a connection, which notices at once that a client has left, whatever else it sent.
 
 aiohttp stops reading from a connection when a pipelined second body fills its buffers, and a close is then not seen;
-and it flushes what a client that has closed will never take. Here, while a response runs, reading goes on: a client
-may send a little ahead, and one that sends more is cut off. A close ends the response.
+and it flushes data that a closed client will never take. Here reading continues while a response runs: a client may
+send a little ahead, and one that sends more is cut off. A close ends the response.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from aiohttp import web
 from shared.protocol import Protocol, ServiceSite
 from shared.web import Frame
 
-#: Bytes that the kernel buffers for a client: what is more waits at LiteLLM.
+#: Bytes that the kernel buffers for a client; the rest waits at LiteLLM.
 SEND_BUFFER = 128 * 1024
 #: Bytes of further requests that a client may send before the answer to its request has ended.
 READ_AHEAD = 64 * 1024
-#: Half of what is buffered of a body that nobody reads yet.
+#: Half of the buffer of a body that is not read yet.
 _READ_BUFFER = 64 * 1024
 
 
 class RelayProtocol(Protocol):
-    """aiohttp's server protocol, that never pauses reading while a response runs."""
+    """aiohttp's server protocol, which here never pauses reading while a response runs."""
 
     __slots__ = ()
 
@@ -34,12 +34,12 @@ class RelayProtocol(Protocol):
             self._abort()
 
     def _ahead(self) -> int:
-        """Bytes of bodies that came after the request that is being answered, or is about to be."""
+        """Bytes of bodies that arrived after the current request."""
         first = 0 if self._current_request is not None else 1
         return sum(payload.total_bytes for _, payload in islice(self._messages, first, None))
 
     def _answering(self) -> bool:
-        """Whether a handler runs that has all of its request."""
+        """Whether a handler is running whose request has arrived completely."""
         request = self._current_request
         return request is not None and request.content.is_eof()
 

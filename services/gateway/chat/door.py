@@ -1,4 +1,4 @@
-"""Users whose requests are refused again and again before any rate counts them."""
+"""A limit on users whose requests are refused again and again before any rate counts them."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from contextlib import contextmanager
 
 from services.gateway.errors import InvalidModel, InvalidRequest, RateLimited, RequestTooLarge
 
-#: So many refusals of one user within this many seconds close the door to them for as long.
+#: So many refusals within this many seconds close the door to a user for as long.
 MOST_REFUSALS, SECONDS = 10, 10.0
-#: Users that are remembered, the latest refused.
+#: Users that are remembered: those refused last.
 _REMEMBERED = 10_000
 
 
 class Door:
-    """Validating a request costs time that no rate limit has counted yet: this is its limit."""
+    """The limit on refused requests: validating one costs time that no rate limit counts."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -33,9 +33,9 @@ class Door:
 
     @contextmanager
     def passing(self, user: str) -> Iterator[None]:
-        """Around what is done with a request that was read, up to its admission. Refusals in here count.
+        """A block from a request's body to its admission. Refusals in it count.
 
-        :raises RateLimited: as ``check``.
+        :raises RateLimited: the door is closed to this user.
         """
         self.check(user)
         try:

@@ -1,4 +1,4 @@
-"""What the views of chat work with: the app fills these keys."""
+"""The collaborators of the views of chat, set by the app."""
 
 from __future__ import annotations
 
@@ -21,12 +21,13 @@ if TYPE_CHECKING:
 
 
 class Budgets(Protocol):
-    """Who may spend, and what was spent."""
+    """The budgets, as chat uses them."""
 
     async def admit(self, ask: Ask) -> Reservation:
         """Reserve the worst case.
 
-        :raises BudgetExceeded, BudgetReserved, RateLimited, UserBlocked, InvalidToken, DependencyUnavailable:
+        :raises BudgetExceeded, BudgetReserved, RateLimited, UserBlocked, InvalidToken: it is refused.
+        :raises DependencyUnavailable: it could not be decided.
         """
 
     def settle(self, reservation: Reservation, delivery: Delivery) -> int:
@@ -38,7 +39,7 @@ class Models(Protocol):
 
     @property
     def loaded(self) -> bool:
-        """Whether they are known yet."""
+        """Whether the models have been read yet."""
 
     def get(self, name: str) -> PricedModel | None: ...
 

@@ -1,11 +1,11 @@
-# Annotations stay unpostponed here: the structs are made in a function, where msgspec could not look names up.
+# No postponed annotations here: the structs are made in a function, where msgspec could not look names up.
 """The shapes that messages, tools and response formats may have.
 
-What goes out are the bytes that came in. Where a client sends members that are not forwarded (SDKs send back what a
-model answered, `annotations` and all), those members are cut out, and nothing else changes.
+The bytes that came in go out. If a client sends members that are not forwarded (SDKs send back a model's whole
+answer, ``annotations`` included), those members are cut out, and nothing else changes.
 
-What would cost money that no usage tells of is not forwarded: `cache_control` (storage, by the hour), a `format` that
-makes a video of an image, and `audio` of earlier answers.
+Members that cost money without showing in the usage are not forwarded: ``cache_control`` (storage, by the hour), a
+``format`` that makes a video of an image, and ``audio`` of earlier answers.
 """
 
 import binascii
@@ -20,21 +20,21 @@ from services.gateway.chat.raw_json import Elements, Members, Shape, separators,
 from services.gateway.errors import InvalidRequest, RequestTooLarge
 
 MAX_MESSAGES, MAX_PARTS, MAX_TOOLS = 4096, 256, 256
-#: Messages, parts, tool calls and thinking blocks of one request: what is walked.
+#: Messages, parts, tool calls and thinking blocks of one request, all of which are walked.
 MAX_WALKED = 8192
 #: Bytes of tools, and of a response format.
 MAX_SCHEMA_BYTES = 1024 * 1024
 
 _NULL = msgspec.Raw(b"null")
 
-#: No user info, no port, no backslash: nothing that two parsers could read as two hosts.
+#: No user info, port or backslash: nothing that two parsers could read as different hosts.
 _HTTPS = re.compile(r"https://([A-Za-z0-9.-]{1,253})(?:[/?#][!-\[\]-~]*)?")
-#: What comes before the bytes of an image. Nothing else may be there: LiteLLM hands the type on as it stands.
+#: The start of an image's ``data:`` URL. Nothing else is allowed, since LiteLLM passes the type on unchanged.
 _DATA = re.compile(r"data:image/[a-z0-9][a-z0-9.+-]{0,31};base64,", re.IGNORECASE)
 
 
 def _decoders(*, strict: bool) -> dict[str, msgspec.json.Decoder[Any]]:
-    """One per field. Strict ones refuse members that are not forwarded, the others pass over them."""
+    """A decoder per field. Strict ones refuse members that are not forwarded, the others skip them."""
 
     class Base(msgspec.Struct, forbid_unknown_fields=strict, gc=False):
         pass
@@ -138,7 +138,7 @@ _SHAPES: dict[str, Shape] = {
 def decode(name: str, raw: msgspec.Raw) -> tuple[Any, msgspec.Raw]:
     """A field's value, and the bytes to forward for it.
 
-    :raises msgspec.DecodeError: the value has not that shape; the path in its message starts at the field.
+    :raises msgspec.DecodeError: the value has another shape; the path in the message starts at the field.
     :raises UnicodeDecodeError, RecursionError: likewise.
     """
     try:
@@ -149,9 +149,10 @@ def decode(name: str, raw: msgspec.Raw) -> tuple[Any, msgspec.Raw]:
 
 
 def decode_schema(name: str, raw: msgspec.Raw) -> msgspec.Raw | None:
-    """The bytes to forward of tools or a response format, whose JSON Schemas are not looked into; None for no tools.
+    """The bytes to forward of tools or a response format, whose JSON Schemas are not checked; None for no tools.
 
-    :raises InvalidRequest, RequestTooLarge: a schema is no object, or all is too large.
+    :raises InvalidRequest: a schema is not an object.
+    :raises RequestTooLarge: it is too large.
     :raises msgspec.DecodeError, UnicodeDecodeError, RecursionError: as ``decode``.
     """
     if len(raw) > MAX_SCHEMA_BYTES:
@@ -180,12 +181,12 @@ _calls = msgspec.json.Decoder(list[_Calls])
 
 
 def measure(messages: list[Any], forwarded: msgspec.Raw, image_hosts: frozenset[str]) -> tuple[int, int, int]:
-    """What messages count: UTF-8 bytes of all strings (of tool calls: all bytes), separators in tool calls, images.
+    """The size of messages: UTF-8 bytes of all strings (of tool calls: all bytes), separators in tool calls, images.
 
     The URLs of images don't count as text.
 
     :param forwarded: the bytes of the messages.
-    :raises InvalidRequest: a part without its value, or an image that may not be used.
+    :raises InvalidRequest: a part lacks its value, or an image is not allowed.
     :raises RequestTooLarge: there are more than ``MAX_WALKED`` messages and parts of them.
     """
     size = inner = images = 0
@@ -222,7 +223,7 @@ def measure(messages: list[Any], forwarded: msgspec.Raw, image_hosts: frozenset[
 
 
 def _walk(walked: int, items: Sized) -> int:
-    """:raises RequestTooLarge:"""
+    """:raises RequestTooLarge: there are too many messages and parts."""
     walked += len(items)
     if walked > MAX_WALKED:
         raise RequestTooLarge(f"There are more than {MAX_WALKED} messages and parts.", param="messages")

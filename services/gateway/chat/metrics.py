@@ -1,4 +1,4 @@
-"""The metrics of chat. No label takes a value that a client can make up."""
+"""The metrics of chat. No label takes a value that a client can invent."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ FINISH_REASONS = ("stop", "length", "tool_calls", "content_filter", "function_ca
 TOKEN_BUCKETS = (10, 50, 100, 250, 500, 1000, 2500, 5000, 10000, 25000, 50000, 100000)
 OVERHEAD_BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0)
 
-#: Codes that say that the service, or what is behind it, failed; all others are about the request or its user.
+#: Codes of failures of the service or its dependencies; all others are about the request or its user.
 FAILURES = ("upstream_rate_limited", "upstream_error", "upstream_timeout", "unavailable", "server_error")
 REFUSALS = (
     "budget_exceeded",
@@ -35,7 +35,7 @@ Labels = tuple[str, str, str]
 
 
 class ChatMetrics:
-    """Declares its metrics in ``registry``; at most one per registry."""
+    """The metrics of chat, declared in ``registry``; at most one per registry."""
 
     def __init__(self, registry: Registry) -> None:
         labels = ("model", "service_type", "purpose")
@@ -79,7 +79,7 @@ class ChatMetrics:
             self._key_refusals.preset(reason)
 
     def preset(self, models: Iterable[str], rows: Iterable[ServiceType]) -> None:
-        """Make series of known values, so that queries have something to add up before the first request of a kind.
+        """Make series of known values, so that queries have a sum before the first request of a kind.
 
         Every value of every label is there, but not every combination: 30 models, 10 service types and 6 purposes
         would be 100,000 lines. Combinations come with their first request. May be called again when the catalogue has
@@ -113,7 +113,7 @@ class ChatMetrics:
         self._availability.inc("failure" if reason in FAILURES else "excluded", reason)
 
     def refused_upstream(self, error: GatewayError) -> None:
-        """LiteLLM answered an error, which the client gets as this one."""
+        """LiteLLM answered an error, and the client gets this one."""
         if isinstance(error, UpstreamKeyRefused):
             self._key_refusals.inc(error.reason)
         elif error.code in ("budget_exceeded", "rate_limit_exceeded"):
@@ -139,7 +139,7 @@ class ChatMetrics:
         self._overhead.observe(seconds)
 
     def ended(self, tool_calls: int, reasons: Iterable[str], labels: Labels) -> None:
-        """What an answer held."""
+        """An answer ended with these tool calls and finish reasons."""
         if tool_calls:
             self._tool_calls.inc(labels[0], labels[1], by=tool_calls)
         for reason in reasons:

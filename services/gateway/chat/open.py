@@ -1,4 +1,4 @@
-"""The chat requests that this process has open: their limit, and their end when the process drains."""
+"""The open chat requests of this process: their limit, and their end when the process drains."""
 
 from __future__ import annotations
 
@@ -9,12 +9,15 @@ from contextlib import contextmanager
 from services.gateway.chat.watch import Watch
 from services.gateway.errors import Unavailable
 
-#: Seconds that ended requests get to tell their clients and settle.
+#: Seconds that ended requests have to answer their clients and settle.
 LAST_WORDS = 5.0
 
 
 class OpenRequests:
-    """:param limit: open requests of this process; 0 for none."""
+    """The open requests of this process.
+
+    :param limit: how many there may be; 0 for no limit.
+    """
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
@@ -28,7 +31,7 @@ class OpenRequests:
         return self._count
 
     def check(self) -> None:
-        """:raises Unavailable: there is no place for one more, or the process drains."""
+        """:raises Unavailable: there is no room for one more, or the process drains."""
         if self._closed:
             raise Unavailable("The service is restarting. Try again.")
         if self._limit and self._count >= self._limit:
@@ -57,7 +60,7 @@ class OpenRequests:
         self._watches.discard(watch)
 
     async def finish(self, seconds: float) -> None:
-        """Take no more; wait so long for those that are open, then end them with an error."""
+        """Refuse new requests, wait for the open ones, and end the rest with an error."""
         self._closed = True
         try:
             async with asyncio.timeout(seconds):
@@ -69,4 +72,4 @@ class OpenRequests:
                 async with asyncio.timeout(LAST_WORDS):
                     await self._empty.wait()
             except TimeoutError:
-                pass  # what hangs is cancelled with its connection
+                pass  # a request that hangs is cancelled with its connection

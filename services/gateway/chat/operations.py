@@ -15,7 +15,7 @@ _RATES = [f"x-ratelimit-{what}-{of}" for of in ("requests", "tokens") for what i
 _REQUEST: dict[str, Any] = {
     "type": "object",
     "required": ["model", "messages"],
-    "description": "Parameters that don't stand here are dropped silently.",
+    "description": "Other parameters are dropped silently.",
     "properties": {
         "model": {"type": "string", "minLength": 1, "maxLength": MAX_MODEL_NAME},
         "messages": {

@@ -1,4 +1,4 @@
-"""How large a prompt can be, in tokens, before anybody has tokenised it."""
+"""A bound on a prompt's tokens, without a tokenizer."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import msgspec
 if TYPE_CHECKING:
     from services.gateway.budget.prices import PricedModel
 
-#: What a message costs beside its strings: role, separators.
+#: Tokens of a message beside its strings: role, separators.
 TOKENS_PER_MESSAGE = 16
-#: What a ``,`` ``{`` ``[`` of tools, tool calls or a response format costs beside itself: templates write JSON anew,
-#: with a space, or a new line and its indentation.
+#: Tokens that a ``,`` ``{`` ``[`` of tools, tool calls or a response format adds beside itself: templates write JSON
+#: again, with spaces or with line breaks and indentation.
 TOKENS_PER_SEPARATOR = 4
-#: The guess that rates count by; a bound would turn users away four times too early.
+#: The estimate that rates count; the bound would refuse users four times too early.
 BYTES_PER_TOKEN_GUESS = 4
 
 
@@ -33,7 +33,7 @@ class Prompt:
     separators: int = 0
 
     def bound(self, model: PricedModel) -> int:
-        """The most tokens that this prompt can be, if none of the model's is shorter than it says."""
+        """The most tokens that this prompt can have, if the model's row is right about bytes per token."""
         return (
             -(-self.text_bytes // model.prompt_bytes_per_token)
             + TOKENS_PER_SEPARATOR * self.separators
@@ -43,7 +43,7 @@ class Prompt:
 
     @property
     def estimate(self) -> int:
-        """About how many tokens its text is."""
+        """About the number of tokens of its text."""
         return self.text_bytes // BYTES_PER_TOKEN_GUESS
 
 

@@ -1,4 +1,4 @@
-"""JSON that is looked at as bytes: how much of it there is, halves of characters, and members that are left out."""
+"""Work on JSON as bytes: counting items, mending halves of characters, and leaving members out."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ import msgspec
 
 from services.gateway.errors import InvalidRequest, RequestTooLarge
 
-#: Members and elements of one body. Each costs time that no limit has counted yet: some 0.3 µs where it is decoded.
+#: Members and elements of one body. Decoding each costs some 0.3 µs that no limit has counted yet.
 MAX_ITEMS = 32_768
 _SEPARATORS = b",{["
 
-#: Halves of surrogate pairs in a body that has a lone one.
+#: Escaped halves of surrogate pairs in a body that has a lone one.
 MAX_HALVES = 65_536
 _HALF = re.compile(rb"\\u[dD][89a-fA-F]")
 _X = rb"[0-9a-fA-F]"
@@ -26,7 +26,7 @@ _LONE = re.compile(rb"\\u[dD](?:[89abAB]%b(?!%b)|[c-fC-F]%b(?<!%b%b))" % (_X * 2
 
 
 def separators(data: bytes) -> int:
-    """How many of ``,`` ``{`` ``[`` there are, those in strings included."""
+    """The number of ``,`` ``{`` ``[``, including those in strings."""
     return len(data) - len(data.translate(None, _SEPARATORS))
 
 
@@ -36,11 +36,11 @@ async def check_items(body: bytes) -> None:
     :raises RequestTooLarge: there are more than ``MAX_ITEMS``.
     """
     if len(body) <= 2 * MAX_ITEMS or separators(body) <= MAX_ITEMS:
-        return  # the usual case: there are not even as many separators, text included
+        return  # the usual case: there are fewer separators, including those in text
     body = body.replace(b"\\\\", b"")
     await asyncio.sleep(0)
     body = body.replace(b'\\"', b"")
-    # An item has two strings at most. Every second piece is what stands between strings.
+    # An item has two strings at most. Every second piece is between strings.
     if body.count(b'"') > 4 * MAX_ITEMS or separators(b"".join(body.split(b'"')[::2])) > MAX_ITEMS:
         raise RequestTooLarge(f"The body has more than {MAX_ITEMS} members and elements.")
 
@@ -68,12 +68,15 @@ async def mend_request(body: bytes) -> bytes:
 
 
 def mend_surrogates(data: bytes) -> bytes:
-    """Replace lone surrogates in strings by U+FFFD: emojis that were cut in half. What is no JSON stays as it is."""
+    """Replace lone surrogates in strings by U+FFFD: emojis that were cut in half.
+
+    Anything that isn't JSON stays as it is.
+    """
     return data if b"\0" in data else _show(_LONE.sub(rb"\\ufffd", _hide(data)))
 
 
 def _hide(data: bytes) -> bytes:
-    """Put NULs, which are no JSON, for backslashes that are themselves escaped and begin no escape."""
+    """Replace escaped backslashes, which begin no escape, by NULs, which JSON doesn't have."""
     return data.replace(b"\\\\", b"\0\0")
 
 
@@ -83,9 +86,9 @@ def _show(data: bytes) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class Members:
-    """The members of an object that are kept, with what is kept of each.
+    """The members of an object that are kept, with the shape of each.
 
-    ``or_nothing``: an object of which nothing is kept is left out itself.
+    ``or_nothing``: an object without any kept member is left out.
     """
 
     kept: Mapping[str, Shape]
@@ -94,12 +97,12 @@ class Members:
 
 @dataclass(frozen=True, slots=True)
 class Elements:
-    """Each element of a list."""
+    """A list, with the shape of its elements."""
 
     each: Shape
 
 
-#: What is kept of a value: None for all of it.
+#: The part of a value that is kept: None for all of it.
 Shape: TypeAlias = Members | Elements | None
 
 _DROPPED = Members({})
@@ -108,13 +111,14 @@ _elements = msgspec.json.Decoder(list[msgspec.Raw])
 
 
 def starts(value: msgspec.Raw, start: str) -> bool:
-    """Whether a value begins so: ``{`` an object, ``[`` a list, ``n`` null."""
+    """Whether a value begins with this byte: ``{`` an object, ``[`` a list, ``n`` null."""
     return memoryview(value)[0] == ord(start)
 
 
 def strip(value: msgspec.Raw, shape: Shape) -> msgspec.Raw | None:
-    """The value without the members that its shape does not name: the same object where nothing has to go, and what is
-    kept as it was written. None where nothing is left.
+    """The value without the members that its shape does not name; kept bytes are unchanged.
+
+    The same object if nothing has to go, None if nothing is left.
     """
     if isinstance(shape, Members) and starts(value, "{"):
         return _strip_object(value, shape)

@@ -1,4 +1,4 @@
-"""An admitted chat request: asked of LiteLLM, relayed to the client, settled exactly once."""
+"""The relay of an admitted chat request: asks LiteLLM, streams to the client, settles exactly once."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 _log = logs.logger("relay")
 
-#: Seconds that LiteLLM gets to end an answer after ``[DONE]``, so that its connection can be used again.
+#: Seconds for LiteLLM to end an answer after ``[DONE]``, so that the connection can be reused.
 AFTER_DONE = 1.0
 STREAM_HEADERS = {
     "Content-Type": "text/event-stream; charset=utf-8",
@@ -39,10 +39,10 @@ STREAM_HEADERS = {
 
 
 class Exchange:
-    """One admitted request. ``run`` is its whole life.
+    """One admitted request, from its forwarding to its settlement.
 
     :param headers: for LiteLLM, beside the pool's own.
-    :param started: ``time.perf_counter()`` when the request came.
+    :param started: ``time.perf_counter()`` when the request arrived.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class Exchange:
         self._asked_at = 0.0
 
     async def run(self) -> web.StreamResponse:
-        """Returns the response: whole, or a stream that is over (one that broke ended with an error event).
+        """Relay the request. Returns the response: whole, or a finished stream (with an error event if it broke).
 
         :raises ServiceError: the answer is a plain error; nothing was sent to the client.
         :raises CancelledError, ConnectionError: the client has left.
@@ -152,7 +152,7 @@ class Exchange:
         asked, self._asked = self._asked, None  # a stream is long, and its request may be large
         assert asked is not None
         ask = self._reservation.ask
-        # The body is not kept here: the call lets go of it once it is sent
+        # The body is not kept here: the call releases it once it is sent
         request = self._call.post(
             asked.encode(
                 ask.principal.user_id,
@@ -173,9 +173,9 @@ class Exchange:
         return upstream
 
     def _told_cost(self) -> Decimal | None:
-        """What the answer cost by LiteLLM's word, where that decides: its header, or after a fallback its usage chunk.
+        """The cost that LiteLLM reports, where that decides: in a header, or after a fallback in the usage chunk.
 
-        A stream has no such header, and its own model's prices are right unless another model answered.
+        A stream has no such header, and the model's own prices are right unless another model answered.
         """
         facts = self._facts
         if facts is None or (facts.cost is None and not facts.fallbacks):

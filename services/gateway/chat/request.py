@@ -1,4 +1,4 @@
-"""A chat request: validated, and sent on with the parameters on the allow-list alone, as the client wrote them."""
+"""A chat request: validated, and forwarded with only the parameters on the allow-list, as the client wrote them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from services.gateway.errors import InvalidModel, InvalidRequest
 from shared.service_types import MAX_MODEL_NAME, is_model_name
 
 MAX_CHOICES = 8
-#: Bytes of each parameter that is not prompt.
+#: Bytes of each parameter that is not part of the prompt.
 MAX_PARAMETER_BYTES = 65_536
 
 _Limit = Annotated[int, Meta(ge=1, le=2**31 - 1)]
@@ -39,7 +39,7 @@ class _ToolChoice(msgspec.Struct, frozen=True):
     function: _Named
 
 
-#: Parameters that are read on their own; of each, null is as good as nothing.
+#: Parameters that are read separately; null counts as absent.
 _TYPES: dict[str, Any] = {
     "stream": bool,
     "stream_options": _StreamOptions,
@@ -59,15 +59,15 @@ _TYPES: dict[str, Any] = {
     "parallel_tool_calls": bool,
     "reasoning_effort": Annotated[str, Meta(pattern=r"^[a-z]{1,16}$")],
 }
-#: Those that the gateway sets itself.
+#: Parameters that the gateway sets itself.
 _OURS = ("stream", "stream_options", "max_tokens", "max_completion_tokens")
-#: Providers refuse these where there are no tools.
+#: Providers refuse these without tools.
 _OF_TOOLS = ("tool_choice", "parallel_tool_calls")
 _WHOLE = ("n", "max_tokens", "max_completion_tokens", "top_logprobs", "seed")
 _decoders = {name: msgspec.json.Decoder(of) for name, of in _TYPES.items()}
 _text = msgspec.json.Decoder(str)
 
-#: What is read of a body; other members are dropped.
+#: Members of a body that are read; others are dropped.
 _NAMES = frozenset(("model", "messages", "tools", "response_format", *_TYPES))
 _decoder = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _encoder = msgspec.json.Encoder()
@@ -84,16 +84,16 @@ class Malformed(InvalidRequest):
 class ChatRequest:
     """A valid request.
 
-    ``limit`` is the completion limit per choice that the client gave, if it did; ``wants_usage`` whether it asked for
-    the usage chunk of a stream, ``prompt`` what the prompt measures.
+    ``limit`` is the client's completion limit per choice, if it gave one; ``wants_usage``: it asked for the usage chunk
+    of a stream; ``prompt``: the size of its prompt.
     """
 
     __slots__ = ("_fields", "_sampled", "limit", "model", "n", "prompt", "stream", "wants_usage")
 
     def __init__(self, model: str, fields: dict[str, msgspec.Raw], values: Mapping[str, Any], prompt: Prompt) -> None:
         """
-        :param fields: what is forwarded as it is.
-        :param values: the parameters that were read and are not null.
+        :param fields: the members that are forwarded unchanged.
+        :param values: the parameters that are not null.
         """
         self.model = model
         self.stream: bool = values.get("stream", False)
@@ -108,7 +108,7 @@ class ChatRequest:
     def encode(self, user: str, grant: int, limit_name: str, defaults: Mapping[str, float] = _NO_DEFAULTS) -> bytes:
         """The body for LiteLLM.
 
-        :param limit_name: the name that the model takes the completion limit by.
+        :param limit_name: the model's name of the completion limit.
         :param defaults: ``temperature`` and ``top_p`` for a request that has neither.
         """
         body: dict[str, Any] = {"model": self.model, **self._fields}
@@ -123,9 +123,9 @@ class ChatRequest:
 def parse(body: bytes, config: ChatConfig) -> ChatRequest:
     """Validate a body.
 
-    :raises InvalidRequest: with the field at fault in ``param``; ``Malformed`` where it is not JSON.
+    :raises InvalidRequest: with the field at fault in ``param``; ``Malformed`` if it is not JSON.
     :raises InvalidModel: the model is not a model's name.
-    :raises RequestTooLarge: a field has too much in it.
+    :raises RequestTooLarge: a field is too large.
     """
     name: str | None = None
     values: dict[str, Any] = {}
@@ -149,7 +149,7 @@ def parse(body: bytes, config: ChatConfig) -> ChatRequest:
                 fields[name] = read
         name = None
         if not body.isascii():
-            body.decode()  # what is passed on or dropped is not decoded otherwise
+            body.decode()  # bytes that are forwarded or dropped are not decoded otherwise
         return ChatRequest(model, fields, values, Prompt(size, images, len(conversation), inner))
     except msgspec.ValidationError as error:
         raise _field_error(error, name) from None
@@ -160,7 +160,10 @@ def parse(body: bytes, config: ChatConfig) -> ChatRequest:
 
 
 def _model(raw: msgspec.Raw) -> str:
-    """:raises InvalidModel:"""
+    """The model's name.
+
+    :raises InvalidModel: it is not one.
+    """
     with contextlib.suppress(msgspec.ValidationError):
         name = _text.decode(raw)
         if is_model_name(name):
@@ -169,11 +172,12 @@ def _model(raw: msgspec.Raw) -> str:
 
 
 def _read(name: str, raw: msgspec.Raw, values: dict[str, Any]) -> msgspec.Raw:
-    """Put a parameter's value, if it has one, into ``values``. Returns what to forward.
+    """Put a parameter's value, if it has one, into ``values``. Returns the bytes to forward.
 
-    A whole number may be written as a float (``100.0``); not all providers read that as one, so it is written anew.
+    A whole number may be written as a float (``100.0``). Not all providers accept that, so it is rewritten.
 
-    :raises msgspec.DecodeError, InvalidRequest:
+    :raises msgspec.DecodeError: it has the wrong type.
+    :raises InvalidRequest: it is too long.
     """
     if starts(raw, "n"):
         return raw
@@ -196,7 +200,7 @@ _WHERE = re.compile(r" - at (?:`key` in )?`\$(.*)`$")
 _MISSING = re.compile(r"missing required field `(\w+)`")
 _INDEX = re.compile(r"\[[^\]]*\]")
 _SAFE = ("Expected ", "Object missing required field ")
-#: What msgspec's own words leave open: it names the value that was sent, not those that may be.
+#: The allowed values, where msgspec's message names only the value that was sent.
 _ALLOWED = {
     "messages.role": "one of `system`, `developer`, `user`, `assistant`, `tool`, `function`",
     "messages.content.type": "`text`, `image_url`, or in an assistant's message `refusal`",
@@ -213,7 +217,7 @@ _ALLOWED = {
 
 
 def _field_error(error: msgspec.ValidationError, name: str | None) -> InvalidRequest:
-    """Names the field; says what was expected, but never what was sent."""
+    """The error for a field: what was expected, never what was sent."""
     text = str(error)
     where = _WHERE.search(text)
     path = where[1] if where else ""

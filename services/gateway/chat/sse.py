@@ -1,6 +1,6 @@
-"""Server-sent events over bytes: where events end, and what an event's data is (WHATWG HTML, section 9.2).
+"""Server-sent events as bytes: where events end, and an event's data (WHATWG HTML, section 9.2).
 
-A line ends with CRLF, LF or CR; an event ends with an empty line. Nothing here changes or decodes what goes by.
+A line ends with CRLF, LF or CR; an event ends with an empty line. Nothing here changes or decodes the bytes.
 """
 
 from __future__ import annotations
@@ -8,22 +8,22 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-#: The most that is held of an event which has not ended.
+#: Largest unfinished event that is held.
 MAX_UNFINISHED = 1024 * 1024
 
 BOM = b"\xef\xbb\xbf"
-#: An event's end, with the empty lines that follow; part of them may come with the next read.
+#: An event's end with the empty lines that follow; some of them may come with the next read.
 _END = re.compile(rb"(?>\r\n|\n|\r)(?>\r\n|\n|\r)[\r\n]*+")
 _EMPTY_LINES = re.compile(rb"[\r\n]++")
 _LINE = re.compile(rb"\r\n|\n|\r")
 
 
 class EventTooLong(Exception):
-    """An event went on for more than ``MAX_UNFINISHED`` bytes."""
+    """An event has more than ``MAX_UNFINISHED`` bytes."""
 
 
 class Framer:
-    """Cuts a stream of reads where events end, and holds the unfinished rest."""
+    """A splitter that cuts reads where events end and holds the unfinished rest."""
 
     __slots__ = ("_held",)
 
@@ -32,7 +32,7 @@ class Framer:
 
     @property
     def between_events(self) -> bool:
-        """Whether a comment may be put in here."""
+        """Whether a comment may be inserted here."""
         return not self._held
 
     @property
@@ -41,9 +41,9 @@ class Framer:
         return self._held.startswith(b":")
 
     def push(self, data: bytes) -> bytes:
-        """All that is finished with this read: whole events, as they came.
+        """The events that this read completes, unchanged.
 
-        :raises EventTooLong:
+        :raises EventTooLong: the unfinished rest is too long.
         """
         held = self._held
         if not held:
@@ -68,7 +68,7 @@ class Framer:
         return data
 
     def rest(self) -> bytes:
-        """What is left when the stream has ended: an event without its end, or nothing."""
+        """The rest when the stream has ended: an event without its end, or nothing."""
         left = bytes(self._held)
         self._held.clear()
         return left
@@ -85,9 +85,9 @@ def _last_end(data: bytes | bytearray, start: int) -> int:
 
 
 def events(block: bytes) -> Iterator[bytes]:
-    """The events of a block that ends where an event ends, each with its end, so that they join to the block."""
+    """The events of a block of whole events, each with its end, so that joining them gives the block."""
     start = 0
-    if rest := _EMPTY_LINES.match(block):  # of the end of an event that went by already
+    if rest := _EMPTY_LINES.match(block):  # rest of the end of an earlier event
         yield rest[0]
         start = rest.end()
     for match in _END.finditer(block, start):

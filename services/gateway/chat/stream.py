@@ -1,4 +1,4 @@
-"""One stream of events on its way from LiteLLM to the client."""
+"""A stream of events from LiteLLM to the client."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from services.gateway.errors import UpstreamError, error_event
 from shared.errors import ServiceError
 
 COMMENT = b": keep-alive\n\n"
-#: Bytes that wait for a client in this process before LiteLLM is read no further.
+#: Bytes that may wait for a client in this process before reading from LiteLLM pauses.
 WRITE_BUFFER = 32 * 1024
-#: Comments that are held back before the first event, at most.
+#: Limit of the comments held back before the first event.
 MAX_HELD = 64 * 1024
-#: Seconds that a client gets to take the error event which ends its stream.
+#: Seconds for a client to take the error event that ends its stream.
 FAREWELL = 2.0
 
 
@@ -34,10 +34,10 @@ class StreamFailed(Exception):
 
 
 class StreamRelay:
-    """Relays events as they get complete.
+    """The relay of one stream: sends events as they become complete.
 
-    The response is committed with the first event, or the first comment when that takes long (``committed``).
-    ``begun``: an event was relayed. ``complete``: the client has all of a stream that ended well.
+    ``committed``: the response has begun, with the first event or, if that takes long, the first comment.
+    ``begun``: an event was relayed. ``complete``: the client has received all of a stream that ended well.
 
     :param on_begin: called when the first event has gone out.
     """
@@ -80,10 +80,10 @@ class StreamRelay:
         return self.response.prepared
 
     async def pump(self, content: aiohttp.StreamReader, watch: Watch) -> None:
-        """Relay to the end. Returns when the stream ended well.
+        """Relay to the end. Returns if the stream ended well.
 
-        :raises StreamFailed: with an error event.
-        :raises UpstreamError: in any other bad way.
+        :raises StreamFailed: it ended with an error event.
+        :raises UpstreamError: it ended badly in another way.
         :raises ConnectionError: the client has left.
         """
         read, push, tally = content.readany, self._framer.push, self._tally
@@ -120,13 +120,13 @@ class StreamRelay:
                 await self._begin(block)
 
     def _has_data(self, events: bytes) -> bool:
-        """Whether a read brought more than comments: they keep a connection alive, and say nothing of the model."""
+        """Whether a read has more than comments, which keep a connection alive and say nothing about the model."""
         if not events:
             return not self._framer.in_comment
         return any(parse(event)[1] is not None for event in split(events))
 
     def _write(self, block: bytes) -> None:
-        """What `StreamResponse.write` does in four calls, and without its second buffer limit.
+        """Write as ``StreamResponse.write`` does in four calls, without its second buffer limit.
 
         :raises ConnectionResetError: the client has left.
         """
@@ -136,7 +136,10 @@ class StreamRelay:
         transport.write(b"%x\r\n%b\r\n" % (len(block), block) if self._chunked else block)
 
     async def _begin(self, block: bytes) -> None:
-        """Before the first event: comments are held back, so that an error can still be a plain answer."""
+        """Commit the response with the first event.
+
+        Comments before it are held back, so that an error can be a plain answer.
+        """
         self._held += block
         if not self._tally.started and len(self._held) < MAX_HELD:
             return
@@ -162,7 +165,7 @@ class StreamRelay:
         """The last events, which end with ``[DONE]`` or were followed by an error."""
         if self._tally.done:
             await self._prepare()
-            self._ended = True  # no comment may follow, however long the client takes to take the rest
+            self._ended = True  # no comment may follow, however long the client needs for the rest
             await self.response.write_eof(self._held + block)
             if not self.begun:
                 self._on_begin()
@@ -189,7 +192,7 @@ class StreamRelay:
         self.complete = True
 
     async def keep_alive(self) -> None:
-        """Tell the client that the connection lives. Nothing is put into an event."""
+        """Send a comment line, between events only."""
         if not self._framer.between_events:
             return
         try:
@@ -199,7 +202,7 @@ class StreamRelay:
             held, self._held = self._held, b""
             self._write(held + COMMENT)
         except ConnectionError:
-            pass  # the request learns of it by itself
+            pass  # the request notices that itself
 
     async def fail(self, error: ServiceError) -> None:
         """End a committed stream with an error event, without ``[DONE]``."""
@@ -213,4 +216,4 @@ class StreamRelay:
             if transport is not None:
                 transport.abort()
         except ConnectionError:
-            pass  # nobody is left to be told
+            pass  # the client has left

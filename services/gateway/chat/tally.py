@@ -1,7 +1,7 @@
-"""What a relayed stream has brought: usage, tool calls, finish reasons, how much text, an error, its end.
+"""The tally of a relayed stream: usage, tool calls, finish reasons, amount of text, error, end.
 
-``Tally.read`` looks at finished events and says which bytes go on to the client: all of them, but for the usage
-chunk that only the gateway asked for, an error event, and what follows either an error or ``[DONE]``.
+``Tally.read`` reads finished events and returns the bytes for the client: all but the usage chunk that only the
+gateway asked for, an error event, and anything after an error or ``[DONE]``.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class _Choice(msgspec.Struct, gc=False):
 
 
 class Chunk(msgspec.Struct, gc=False):
-    """As much of a chunk, or of a whole answer, as counts."""
+    """The members of a chunk, or of a whole answer, that are counted."""
 
     choices: list[_Choice] | None = None
     usage: Any = None
@@ -57,8 +57,10 @@ _OPAQUE = Chunk()
 
 
 class Tally:
-    """:param show_usage: the client asked for the usage chunk itself.
-    :param choices: how many it asked for.
+    """The running count of one answer.
+
+    :param show_usage: the client asked for the usage chunk itself.
+    :param choices: the number of choices that it asked for.
     """
 
     __slots__ = (
@@ -78,10 +80,10 @@ class Tally:
     def __init__(self, *, show_usage: bool = True, choices: int = 1) -> None:
         self._show_usage = show_usage
         self._choices = choices
-        #: Any event came but for comments and errors.
+        #: An event arrived that is neither a comment nor an error.
         self.started = False
         self._usage: list[int] | None = None
-        #: What LiteLLM says in a usage chunk that the answer cost, in USD.
+        #: Cost of the answer in USD, by LiteLLM's usage chunk.
         self.cost: Decimal | None = None
         #: UTF-8 bytes of content, reasoning and tool arguments.
         self.text = 0
@@ -89,35 +91,35 @@ class Tally:
         self.tools: set[tuple[Any, Any]] = set()
         #: Finish reason by choice.
         self.finished: dict[Any, str] = {}
-        #: The error object that an event brought.
+        #: The error object of an event.
         self.error: Any = None
-        #: ``[DONE]`` was seen.
+        #: ``[DONE]`` has been seen.
         self.done = False
-        #: It was, or an error: nothing after that counts or goes on.
+        #: ``[DONE]`` or an error has been seen: nothing after it is counted or relayed.
         self.over = False
 
     @property
     def complete(self) -> bool:
-        """Whether every choice came to its end."""
+        """Whether every choice has finished."""
         return len(self.finished) >= self._choices
 
     @property
     def usage(self) -> Usage | None:
-        """What was reported; where several chunks did, the most of each number, since they are running totals.
+        """The reported usage; of several reports the largest of each number, since they are running totals.
 
-        None when it can't be true: there is text, which is said to have cost no token.
+        None if it can't be true: it counts no tokens although there is text.
         """
         if self._usage is None or (self.text and not self._usage[1]):
             return None
         return Usage(*self._usage)
 
     def read(self, block: bytes) -> bytes:
-        """Take in whole events. Returns what goes on to the client."""
+        """Read whole events. Returns the bytes for the client."""
         if not block.startswith(b"data: {"):
             return self._read_each(block)
         chunks: Sequence[Chunk]
-        # The plain cases. A raw newline can't stand in JSON, so what looks like the bound of two events is one;
-        # and what is not so plain doesn't decode, or holds what the slow way looks at.
+        # The plain cases. JSON has no raw newline, so anything that looks like the bound of two events is one.
+        # Cases that are less plain don't decode, or have a member that only the slow way reads.
         try:
             if block.find(b"\n", 0, -2) < 0:
                 chunks = (_one.decode(block[6:]),)
@@ -134,7 +136,7 @@ class Tally:
             for choice in chunk.choices or ():
                 delta = choice.delta
                 if choice.finish_reason is None and delta is not None and delta.content.__class__ is str:
-                    # what most chunks are made of
+                    # most chunks have only this
                     content: str = delta.content
                     if (
                         None
@@ -151,14 +153,14 @@ class Tally:
         return block
 
     def read_last(self, rest: bytes) -> bytes:
-        """Take in an event that the stream's end left without its end; it gets one, or is dropped as a fragment."""
+        """Read the last event of a stream that lacks its end; it gets one, or is dropped as a fragment."""
         _, data = sse.parse(rest)
         if data is None or (data.strip() != b"[DONE]" and _decode(data) is _OPAQUE):
             return b""
         return self.read(rest + (b"\n" if rest.endswith((b"\n", b"\r")) else b"\n\n"))
 
     def read_answer(self, body: bytes) -> None:
-        """Take in a whole answer that is not a stream."""
+        """Read a whole answer that is not a stream."""
         chunk = _decode(body)
         self._count_all(chunk)
         self._read_usage(chunk.usage)
@@ -188,7 +190,7 @@ class Tally:
             return False
         self.started = True
         if chunk is _OPAQUE:
-            self.text += len(data)  # nothing that can be read: no more tokens than bytes
+            self.text += len(data)  # unreadable: no more tokens than bytes
             return True
         self._count_all(chunk)
         if chunk.usage is None:
@@ -209,7 +211,7 @@ class Tally:
             elif content is not None:
                 self.text += text_bytes(content)
             if delta.reasoning_content is not None or delta.reasoning is not None:
-                # the same text under two names, where a server sends both
+                # some servers send the same text under two names
                 self.text += max(text_bytes(delta.reasoning_content), text_bytes(delta.reasoning))
             if delta.refusal is not None:
                 self.text += text_bytes(delta.refusal)
@@ -230,7 +232,7 @@ class Tally:
                 self.text += text_bytes(call.function.arguments)
 
     def _read_usage(self, usage: Any) -> None:
-        """What can't be read is no usage: else it would be an answer for nothing."""
+        """The usage, or None if it can't be read: otherwise the answer would be free."""
         prompt_tokens, completion_tokens = _tokens(usage, "prompt_tokens"), _tokens(usage, "completion_tokens")
         if prompt_tokens is None or completion_tokens is None:
             return
@@ -240,7 +242,7 @@ class Tally:
         reasoned, total = _tokens(completion, "reasoning_tokens") or 0, _tokens(usage, "total_tokens") or 0
         numbers = [
             prompt_tokens,
-            # some providers leave the reasoning out of their completion tokens
+            # some providers don't count reasoning in their completion tokens
             max(completion_tokens, reasoned, total - prompt_tokens),
             max(number or 0 for number in written),
             reasoned,
@@ -260,11 +262,11 @@ def _key(index: Any) -> Any:
 
 
 def _says_something(data: bytes) -> bool:
-    """Whether an event with usage is more than a usage chunk: some choice ends in it, or brings anything at all."""
+    """Whether an event with usage is more than a usage chunk: a choice ends in it or has content."""
     try:
         choices = msgspec.json.decode(data).get("choices")
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return True  # something is in a part that the tally did not have to read
+        return True  # there is content in a part that the tally did not read
     if isinstance(choices, list):
         return not all(isinstance(choice, dict) and _is_bare(choice) for choice in choices)
     return choices is not None
@@ -283,7 +285,7 @@ def _is_bare(choice: dict[str, Any]) -> bool:
 
 
 def _decode(data: bytes) -> Chunk:
-    """A chunk, read as far as it can be; ``_OPAQUE`` when it is no JSON object at all."""
+    """A chunk, read as far as possible; ``_OPAQUE`` if it is not a JSON object."""
     try:
         return _one.decode(data)
     except msgspec.ValidationError:
@@ -293,7 +295,7 @@ def _decode(data: bytes) -> Chunk:
 
 
 def _salvage(data: bytes) -> Chunk:
-    """A chunk of which a member has not the usual shape."""
+    """A chunk with a member of an unusual shape."""
     try:
         given = msgspec.json.decode(data)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
@@ -313,4 +315,4 @@ def _salvage_choices(choices: list[Any]) -> Iterator[_Choice]:
         try:
             yield msgspec.convert(choice, _Choice)
         except msgspec.ValidationError:
-            yield _Choice(delta=_Delta(content=choice))  # its strings count as content, keys and all
+            yield _Choice(delta=_Delta(content=choice))  # all its strings count as content, keys included

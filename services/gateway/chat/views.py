@@ -1,4 +1,4 @@
-"""`POST /v1/chat/completions`."""
+"""``POST /v1/chat/completions``."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ async def chat_completions(request: web.Request) -> web.StreamResponse:
 
 
 class _Seen:
-    """What is known of a request so far, for the metrics of a refusal."""
+    """The labels of a request so far, for the metrics of a refusal."""
 
     __slots__ = ("model", "service_type", "started")
 
@@ -53,7 +53,7 @@ class _Seen:
 
 
 def _model(chat: Chat, seen: _Seen, principal: Principal, asked: ChatRequest) -> PricedModel:
-    """The model that is asked, if this user may ask it so much."""
+    """The model asked for, if this user may use it for this request."""
     model = chat.models.get(asked.model)
     if not chat.models.loaded:
         raise DependencyUnavailable("litellm")
@@ -69,7 +69,7 @@ def _model(chat: Chat, seen: _Seen, principal: Principal, asked: ChatRequest) ->
 async def _admit(
     request: web.Request, chat: Chat, seen: _Seen, principal: Principal, asked: ChatRequest, model: PricedModel
 ) -> Exchange:
-    """The admission. Nothing is owed if this raises."""
+    """Admit a request. Nothing is reserved if this raises."""
     row = principal.service_type
     limit = asked.limit or chat.config.max_completion_tokens
     request_id = request.get(REQUEST_ID) or uuid.uuid4().hex
@@ -95,6 +95,9 @@ async def _admit(
 
 
 def _check_window(asked: ChatRequest, window: int | None) -> None:
-    """Refuse what is too large by its likely size. By its bound, a fourth of most windows would be all one gets."""
+    """Refuse a prompt that is larger than the window by its estimate.
+
+    By its bound, prompts would get a fourth of most windows.
+    """
     if window is not None and asked.prompt.estimate > window:
         raise RequestTooLarge("The prompt is larger than the model's context window.", param="messages")

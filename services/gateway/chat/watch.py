@@ -1,8 +1,8 @@
-"""The clock of one request, and the way to end it from outside.
+"""The timer of one request, and the way to end it from outside.
 
-One lazily moved timer per request instead of a timeout per read: data only notes the time. What ends a request from
-outside (a time limit, a block, a drain) cancels its task, and is told apart from a client that left by the error
-that it leaves here.
+There is one lazily moved timer per request instead of a timeout per read: data only records the time. Ending a request
+from outside (a time limit, a block, a drain) cancels its task; the error left here distinguishes that from a client
+that left.
 """
 
 from __future__ import annotations
@@ -22,8 +22,10 @@ _NEVER = float("inf")
 
 
 class Watch:
-    """:param on_quiet: called after each ``keepalive`` seconds of silence; what it returns runs as a task.
-    :param backlog: bytes that wait for the client in this process.
+    """The watch of one running request.
+
+    :param on_quiet: called after each ``keepalive`` seconds of silence; the coroutine runs as a task.
+    :param backlog: returns the bytes that wait for the client in this process.
     :param drop: drops the client's connection, which cancels the request.
     """
 
@@ -60,39 +62,39 @@ class Watch:
         self._on_quiet = on_quiet
         self._backlog = backlog
         self._drop = drop
-        #: Loop time of the last data; whoever reads or has written sets it.
+        #: Loop time of the last data, set by reads and finished writes.
         self.seen = self._spoke = self._loop.time()
         self._deadline = self.seen + config.total_timeout if config.total_timeout else _NEVER
-        #: True while a write to the client is under way, which may wait for the client.
+        #: A write to the client is under way, which may wait for the client.
         self.writing = False
         self._stuck = -1
         self._stuck_since = self.seen
-        #: What ended the request from outside.
+        #: The error that ended the request from outside.
         self.error: ServiceError | None = None
-        #: The client took nothing for too long.
+        #: The client took no data for too long.
         self.dropped = False
         self._quiet: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._arm()
 
     def touch(self) -> None:
-        """There was data."""
+        """Record that data arrived."""
         self.seen = self._loop.time()
 
     def end(self, error: ServiceError) -> None:
-        """End the request with this error, unless it is over or being ended already."""
+        """End the request with this error, unless it is over or already ending."""
         if self.error is None and self._timer is not None and self._task is not None:
             self.error = error
             self._task.cancel()
 
     def caught(self) -> ServiceError | None:
-        """What a cancellation was: ``end``'s error, or None for a client that left or a task that is to end."""
+        """The error of a cancellation by ``end``; None if the client left or the task was cancelled otherwise."""
         if self.error is not None and self._task is not None and self._task.uncancel() == 0:
             return self.error
         return None
 
     def stop(self) -> None:
-        """The request is over; nothing ends it any more."""
+        """Stop watching: the request is over."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -128,7 +130,7 @@ class Watch:
 
     def _look_at_client(self, now: float) -> None:
         waiting = self._backlog()
-        self.seen = now  # not LiteLLM's silence
+        self.seen = now  # the wait is not LiteLLM's silence
         if waiting != self._stuck:
             self._stuck, self._stuck_since = waiting, now
         elif self._config.slow_client and now - self._stuck_since >= self._config.slow_client:

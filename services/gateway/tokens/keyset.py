@@ -52,7 +52,7 @@ def key_set(
 ) -> KeySet:
     """The keys of an issuer.
 
-    :param jwks_url: where they are; None to read that from the issuer's metadata.
+    :param jwks_url: their URL; None to read it from the issuer's metadata.
     """
     readings = registry.counter("jwks_fetches_total", "Readings of auth's key set.", ("result",))
     readings.preset_all(["success", "error"])
@@ -79,8 +79,10 @@ def key_set(
 
 
 async def _read(session: aiohttp.ClientSession, issuer: str, jwks_url: str | None) -> bytes:
-    """
-    :raises NoAnswer: :raises ValueError:
+    """The body of the key set.
+
+    :raises NoAnswer: it can't be read.
+    :raises ValueError: the metadata is malformed.
     """
     protected = False
     if jwks_url is None:
@@ -92,7 +94,8 @@ async def _read(session: aiohttp.ClientSession, issuer: str, jwks_url: str | Non
 async def _discover(session: aiohttp.ClientSession, issuer: str) -> str:
     """RFC 8414 section 3.3: the metadata must be the issuer's own.
 
-    :raises NoAnswer: :raises ValueError:
+    :raises NoAnswer: it can't be read.
+    :raises ValueError: it is malformed, or another issuer's.
     """
     url = f"{issuer.rstrip('/')}/.well-known/oauth-authorization-server"
     body = await fetch.get(session, url, limit=_MAX_BYTES, timeout=_TIMEOUT)
@@ -106,7 +109,7 @@ async def _discover(session: aiohttp.ClientSession, issuer: str) -> str:
 
 
 def _parse(body: bytes) -> dict[str, Key]:
-    """The keys that can have signed our tokens, by ``kid``.
+    """The keys that may have signed our tokens, by ``kid``.
 
     :raises ValueError: there are none.
     """

@@ -1,4 +1,4 @@
-"""Who is asking, as an access token tells it."""
+"""The bearer of an access token."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Access tokens checked (RFC 9068 section 4, RFC 8725), each signature once."""
+"""Verification of access tokens (RFC 9068 section 4, RFC 8725), each signature once."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from shared.metrics import Registry
 from shared.service_types import ServiceTypes
 from shared.tokens import AUDIENCE, CLOCK_SKEW, MAX_LENGTH
 
-#: No token of ours lives longer, whatever it says, in seconds.
+#: Longest life of our tokens in seconds, whatever they say.
 MAX_LIFETIME = 3600 + CLOCK_SKEW
 _CACHE_SIZE = 50_000
 
@@ -31,7 +31,7 @@ class _Verified(NamedTuple):
 
 
 class TokenVerifier:
-    """Verifies tokens; remembers the verified ones by digest, never past their ``exp`` or their key's life."""
+    """A verifier that remembers verified tokens by digest, never past their ``exp`` or their key's life."""
 
     def __init__(
         self,
@@ -57,7 +57,7 @@ class TokenVerifier:
         keys.on_change = self._forget_keys
 
     async def verify(self, token: str) -> Principal:
-        """Who bears the token.
+        """The bearer of a token.
 
         :raises InvalidToken: malformed, forged, expired, not for us, of an unknown service type.
         :raises DependencyUnavailable: its key isn't known here, and auth could not be asked.
@@ -121,7 +121,7 @@ class TokenVerifier:
         return _Verified(principal, kid)
 
     def _forget_keys(self, kids: frozenset[str]) -> None:
-        """A key that left the set takes the tokens that it signed along."""
+        """Forget the tokens whose keys have left the set."""
         gone = [digest for digest, verified in self._cache.items() if verified.kid not in kids]
         for digest in gone:
             del self._cache[digest]

@@ -13,15 +13,15 @@ VERIFIER = web.AppKey("verifier", TokenVerifier)
 
 
 async def authenticate(request: web.Request) -> Principal:
-    """Who is asking; also told to the metrics and the log line.
+    """The bearer of the request's token, whose service type and user go to the metrics and the log line.
 
-    :raises InvalidToken: no token, or not a good one.
+    :raises InvalidToken: the token is missing or not good.
     :raises DependencyUnavailable: it could not be checked.
     """
     values = request.headers.getall("Authorization", [])
     scheme, _, token = values[0].partition(" ") if values else ("", "", "")
     if scheme.lower() != "bearer":
-        raise InvalidToken("An access token is needed.", missing=True)
+        raise InvalidToken("The access token is missing.", missing=True)
     if len(values) != 1 or not token:
         raise InvalidToken
     principal = await request.app[VERIFIER].verify(token.strip())

@@ -1,8 +1,8 @@
-"""Which instance of LiteLLM the next request goes to.
+"""The choice of the LiteLLM instance for the next request.
 
-The one with the fewest open requests for its weight. An instance is out after two failed health checks without an
-answer between them, and sits out for a while (doubling) after a connection to it failed; one that comes back is given
-more and more over some seconds. When all look dead, the checks may be wrong: a few requests are tried all the same.
+The instance with the fewest open requests for its weight is chosen. An instance is out after two failed health checks
+without an answer between them, and for a while (doubling) after a failed connection; when it comes back, its share
+grows over some seconds. When all look dead the checks may be wrong, so a few requests are tried anyway.
 """
 
 from __future__ import annotations
@@ -12,18 +12,18 @@ from collections.abc import Callable
 
 from yarl import URL
 
-#: Failed checks in a row that take an instance out.
+#: Consecutive failed checks that take an instance out.
 FAILURES_TO_OUT = 2
 #: Seconds that a failed connection keeps an instance out: the first, the most.
 FIRST_PENALTY, MAX_PENALTY = 0.5, 30.0
-#: Requests that are tried at once at an instance that is out, when all of them are.
+#: Concurrent requests tried at an instance that is out, while all of them are.
 MAX_TRIED = 32
-#: Seconds in which a returning instance is brought to its full share, and the share it begins with.
+#: Seconds after which a returning instance has its full share, and its first share.
 SLOW_RETURN, LEAST_WEIGHT = 10.0, 0.1
 
 
 class Instance:
-    """One LiteLLM."""
+    """One instance of LiteLLM."""
 
     __slots__ = ("_now", "_penalty", "_returned", "chat_url", "failed_checks", "open", "out_until", "tried", "url")
 
@@ -31,7 +31,7 @@ class Instance:
         self.url = url
         self.chat_url = url / "v1" / "chat" / "completions"
         self.open = 0
-        #: Requests that it was sent while it was out, and has not answered.
+        #: Unanswered requests that were sent to it while it was out.
         self.tried = 0
         self.failed_checks = 0
         self.out_until = 0.0
@@ -56,20 +56,23 @@ class Instance:
         self.out_until = self._now() + self._penalty
 
     def answered(self) -> None:
-        """It answered a chat: a sign of life as good as a passed check."""
+        """Record an answered chat, which counts like a passed check."""
         self.check_passed()
         if self._penalty:
             self._penalty = 0.0
             self._returned = self._now()
 
     def load(self, now: float) -> float:
-        """Open requests, this one included, for its weight."""
+        """Open requests, with one more, divided by the weight."""
         weight = LEAST_WEIGHT + (1 - LEAST_WEIGHT) * (now - self._returned) / SLOW_RETURN
         return (self.open + 1) / min(1.0, weight)
 
 
 class Balancer:
-    """:param urls: base URLs, at least one."""
+    """The instances of LiteLLM, and the choice among them.
+
+    :param urls: base URLs, at least one.
+    """
 
     def __init__(self, urls: list[URL], now: Callable[[], float] = time.monotonic) -> None:
         self.instances = [Instance(url, now) for url in urls]
@@ -82,13 +85,13 @@ class Balancer:
 
     @property
     def accepts(self) -> bool:
-        """Whether a request would be sent now: some instance is healthy, or may still be tried."""
+        """Whether a request would be sent now: an instance is healthy, or may still be tried."""
         return any(instance.healthy or instance.tried < MAX_TRIED for instance in self.instances)
 
     def pick(self, tried: set[Instance] | None = None) -> Instance | None:
-        """The instance for a request; None when all that remain are out, or were tried.
+        """The instance for a request; None if all remaining ones are out or were tried.
 
-        A lone instance is never out for a failed connection: there is nobody else to ask.
+        A single instance is never out because of a failed connection: there is no other.
         """
         if len(self.instances) == 1:
             only = self.instances[0]

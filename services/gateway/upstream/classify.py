@@ -1,7 +1,7 @@
-"""What an error of LiteLLM means for the client: by status, `type`, `code` and headers, in every version since 1.84.
+"""The error for the client, from LiteLLM's: by status, ``type``, ``code`` and headers, for every version since 1.84.
 
-A message is looked at only where LiteLLM tells two things apart in no other way, and then for the name that
-LiteLLM itself puts there. Nothing that upstream says reaches the client: it may name hosts, keys and deployments.
+A message is read only where LiteLLM distinguishes two cases in no other way, and then only for the name that LiteLLM
+itself puts there. Upstream's text never reaches the client: it may name hosts, keys and deployments.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from services.gateway.errors import (
     UpstreamTimeout,
 )
 
-#: More of an error body is not read.
+#: Largest part of an error body that is read.
 MAX_ERROR_BODY = 64 * 1024
 
 _CONTEXT_WINDOW = re.compile(r"\bContextWindowExceededError\b")
@@ -53,14 +53,14 @@ _KEY_REFUSED = frozenset(
 )
 #: The code with which a provider refuses LiteLLM's key.
 _PROVIDER_KEY = "invalid_api_key"
-#: Whose budget is spent: the message alone tells (``BudgetExceededError`` in litellm/proxy/auth/auth_checks.py and
-#: litellm/proxy/spend_tracking/budget_reservation.py).
+#: The owner of a spent budget, which only the message names (``BudgetExceededError`` in
+#: litellm/proxy/auth/auth_checks.py and litellm/proxy/spend_tracking/budget_reservation.py).
 _USER_SPENT = re.compile(r"\bEnd ?User=")
 _KEY_SPENT = re.compile(
     r"\b(?:Key|Team|TeamMember|User|Organization|Project|Tag|Model access group)=|\bKey over\b|exceeded! Current cost"
 )
 
-#: Types and codes that may stand in a log line: anything else could be a client's or a provider's own text.
+#: Types and codes that may be logged: anything else could be a client's or a provider's own text.
 KNOWN_WORDS = _KEY_REFUSED | {
     _PROVIDER_KEY,
     "budget_exceeded",
@@ -72,7 +72,7 @@ KNOWN_WORDS = _KEY_REFUSED | {
 
 @dataclass(frozen=True, slots=True)
 class UpstreamFailure:
-    """An error object with what it came with. ``status`` is the one that counts: the error's code within a stream."""
+    """An error object with its status; within a stream the status is the error's code."""
 
     status: int
     type: str
@@ -82,7 +82,7 @@ class UpstreamFailure:
 
 
 def read_failure(status: int, body: bytes) -> UpstreamFailure:
-    """An error answer's object; FastAPI's `{"detail": ...}` and plain text are fine too."""
+    """The error object of an answer; FastAPI's ``{"detail": ...}`` and plain text are accepted too."""
     try:
         given = msgspec.json.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
@@ -92,7 +92,7 @@ def read_failure(status: int, body: bytes) -> UpstreamFailure:
 
 
 def read_event_failure(error: Any) -> UpstreamFailure:
-    """The error object of an event: its `code` says which status it would have been."""
+    """The error object of an event; its ``code`` is the status that it would have been."""
     failure = read_error(500, error)
     if failure.code.isdecimal() and 400 <= int(failure.code[:4]) <= 599:
         return read_error(int(failure.code), error)
@@ -143,7 +143,10 @@ def classify(failure: UpstreamFailure, headers: Mapping[str, str], *, seconds_to
 
 
 def _limited(failure: UpstreamFailure, headers: Mapping[str, str]) -> GatewayError:
-    """LiteLLM's own limit says which (`rate_limit_type`); anything else was the provider's, or a deployment's."""
+    """The error for a 429:
+
+    LiteLLM's own limit names itself (``rate_limit_type``); others are the provider's or a deployment's.
+    """
     wait = _wait(headers)
     if headers.get("rate_limit_type") and _seconds(headers.get("llm_provider-retry-after")) is None:
         return RateLimited(reason="upstream", retry_after=wait if wait is not None else 1)
@@ -151,13 +154,13 @@ def _limited(failure: UpstreamFailure, headers: Mapping[str, str]) -> GatewayErr
 
 
 def _wait(headers: Mapping[str, str]) -> float | None:
-    """The seconds to wait that the provider named, or else LiteLLM."""
+    """The seconds to wait, as named by the provider or otherwise by LiteLLM."""
     provider = _seconds(headers.get("llm_provider-retry-after"))
     return provider if provider is not None else _seconds(headers.get("retry-after"))
 
 
 def _seconds(text: str | None) -> float | None:
-    """A Retry-After (RFC 9110 section 10.2.3: seconds, or a date) in seconds, at most an hour; nonsense is None."""
+    """A Retry-After (RFC 9110 section 10.2.3: seconds, or a date) in seconds, at most an hour; None if malformed."""
     try:
         seconds = float(text or "")
     except ValueError:

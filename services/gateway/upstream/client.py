@@ -1,4 +1,4 @@
-"""Asking LiteLLM: one pool of connections, and one `Call` per chat request."""
+"""The client of LiteLLM: one pool of connections, and one ``Call`` per chat request."""
 
 from __future__ import annotations
 
@@ -24,38 +24,38 @@ from shared.errors import DependencyUnavailable
 from shared.fetch import NoAnswer
 from shared.metrics import Registry
 
-#: What is buffered of an answer before reading from LiteLLM pauses, twice this at most.
+#: Reading from LiteLLM pauses when twice this is buffered of an answer.
 READ_BUFFER = 16 * 1024
-#: A whole answer (not a stream) may not be larger.
+#: Largest answer that is not a stream.
 MAX_ANSWER = 32 * 1024 * 1024
-#: How long LiteLLM may take to list its models, in seconds.
+#: Seconds for LiteLLM to list its models.
 MODEL_INFO_TIMEOUT = 10.0
 
 
 @dataclass(frozen=True, slots=True)
 class UpstreamConfig:
-    """:param base_urls: LiteLLM's instances. Times are seconds."""
+    """The configuration of the client. ``base_urls`` are LiteLLM's instances; times are seconds."""
 
     base_urls: tuple[str, ...]
     virtual_key: str | None = None
     connect_timeout: float = 5.0
-    #: Idle connections are dropped before LiteLLM's server does, so that no request meets one being closed. That is
-    #: uvicorn, which keeps them 5 s (BerriAI/litellm litellm/proxy/proxy_cli.py sets timeout_keep_alive only on
-    #: --keepalive_timeout; encode/uvicorn uvicorn/config.py).
+    #: Idle connections are dropped before LiteLLM's server drops them, so that no request meets one being closed.
+    #: The server is uvicorn, which keeps them 5 s (BerriAI/litellm litellm/proxy/proxy_cli.py sets timeout_keep_alive
+    #: only on --keepalive_timeout; encode/uvicorn uvicorn/config.py).
     keepalive: float = 4.0
     health_interval: float = 2.0
     health_timeout: float = 5.0
 
 
 class KeyRefused(DependencyUnavailable):
-    """LiteLLM does not take the virtual key (any more): an operator has to give a new one."""
+    """LiteLLM refuses the virtual key: an operator has to set a new one."""
 
     def __init__(self) -> None:
         super().__init__("litellm")
 
 
 class LiteLLM:
-    """The instances of LiteLLM, seen as one."""
+    """All instances of LiteLLM as one."""
 
     def __init__(self, config: UpstreamConfig, session: aiohttp.ClientSession, fresh: aiohttp.ClientSession) -> None:
         """:param fresh: makes a new connection for each request."""
@@ -85,16 +85,19 @@ class LiteLLM:
 
     @property
     def healthy(self) -> bool:
-        """False after two failed health checks of every instance, until one passes or a chat is answered."""
+        """Whether an instance is healthy:
+
+        False after two failed health checks of each, until one passes or a chat is answered.
+        """
         return self.balancer.healthy
 
     @property
     def accepts(self) -> bool:
-        """Whether a request would be sent: also while no instance is healthy, a few at a time."""
+        """Whether a request would be sent. While no instance is healthy, a few at a time still are."""
         return self.balancer.accepts
 
     def call(self) -> Call:
-        """A chat request to be made: ``async with litellm.call() as call``."""
+        """A new chat request: ``async with litellm.call() as call``."""
         return Call(self._session, self._fresh, self.balancer, self._headers)
 
     async def check(self, instance: Instance) -> bool:
@@ -107,10 +110,10 @@ class LiteLLM:
         return True
 
     async def model_info(self) -> bytes:
-        """The body of ``/model/info``, not decoded, since prices are not to become floats.
+        """The body of ``/model/info``, not decoded, so that prices don't become floats.
 
-        :raises KeyRefused: LiteLLM does not take the virtual key.
-        :raises DependencyUnavailable: it could not be had.
+        :raises KeyRefused: LiteLLM refuses the virtual key.
+        :raises DependencyUnavailable: it can't be read.
         """
         instance = self.balancer.pick() or self.balancer.instances[0]
         try:
@@ -143,7 +146,10 @@ def _session(config: UpstreamConfig, keepalive: float | None) -> aiohttp.ClientS
 
 
 class Call:
-    """One request to LiteLLM. Leaving the block ends it: at once, unless the answer was read to its end."""
+    """One request to LiteLLM.
+
+    Leaving the block ends it, and closes the connection unless the answer was read to the end.
+    """
 
     __slots__ = ("_balancer", "_closed", "_fresh", "_headers", "_instance", "_response", "_session", "_tried", "_wire")
 
@@ -177,7 +183,7 @@ class Call:
     ) -> None:
         response = self._response
         if self._closed is not None:
-            # the connection may be kept, and lost later; somebody has to look at why
+            # the connection may be lost later, and asyncio wants the reason retrieved
             self._closed.remove_done_callback(self._connection_closed)
             self._closed.remove_done_callback(_look)
             self._closed.add_done_callback(_look)
@@ -188,21 +194,20 @@ class Call:
         self._leave()
 
     async def post(self, body: bytes, headers: Mapping[str, str]) -> aiohttp.ClientResponse:
-        """Send the request; returns when the answer's headers are there.
+        """Send the request; returns when the answer's headers have arrived.
 
-        Where no connection could be had, nothing was sent, and the next instance is asked. A kept connection that was
-        closed before all of the request was written is no answer either: LiteLLM acts on whole requests alone, and this
-        one is sent again over a new connection.
+        If the connection fails, nothing was sent, and the next instance is asked. If a kept connection closes before
+        all of the request was written, it is sent again over a new one, since LiteLLM acts only on whole requests.
 
         :raises DependencyUnavailable: all instances are out, and enough requests are being tried.
-        :raises UpstreamError: no connection, or none that lasted until the headers.
-        :raises UpstreamTimeout: no instance took the connection in time.
+        :raises UpstreamError: no connection lasted until the headers.
+        :raises UpstreamTimeout: no instance accepted the connection in time.
         """
         sent_headers = self._headers.copy()
         sent_headers.update(headers)
         wire.set(self._wire)
         payload = Body(body, self._wire)
-        del body  # the payload lets go of it
+        del body  # the payload releases it
         tried: set[Instance] = set()
         failure: Exception | None = None
         while (instance := self._balancer.pick(tried)) is not None:
@@ -230,7 +235,7 @@ class Call:
         raise UpstreamError from failure
 
     async def _send(self, instance: Instance, payload: Body, headers: CIMultiDict[str]) -> aiohttp.ClientResponse:
-        """:raises aiohttp.ClientError:"""
+        """:raises aiohttp.ClientError: the connection failed."""
         try:
             return await self._session.post(instance.chat_url, data=payload, headers=headers, allow_redirects=False)
         except (aiohttp.ClientConnectorError, aiohttp.ServerTimeoutError):
@@ -241,9 +246,9 @@ class Call:
         return await self._fresh.post(instance.chat_url, data=payload, headers=headers, allow_redirects=False)
 
     def _watch_connection(self, response: aiohttp.ClientResponse) -> None:
-        """See to it that a connection which aiohttp closes for broken framing ends the reading of its answer.
+        """End the reading of an answer whose connection aiohttp closes for broken framing.
 
-        aiohttp notes such a fault where only the reader of headers would find it; the body's reader waits for ever.
+        aiohttp records such a fault only for the reader of headers; the reader of the body would wait for ever.
         """
         connection = response.connection
         if connection is not None and connection.protocol is not None:
@@ -258,7 +263,7 @@ class Call:
             content.set_exception(aiohttp.ClientPayloadError("The connection was closed"))
 
     async def read_error(self) -> bytes:
-        """What there is of an error's body, up to a limit."""
+        """The body of an error, up to a limit."""
         assert self._response is not None
         parts, size = [], 0
         try:
@@ -266,13 +271,13 @@ class Call:
                 parts.append(part)
                 size += len(part)
         except aiohttp.ClientError:
-            pass  # the status says enough
+            pass  # the status is enough
         return b"".join(parts)
 
     async def read_answer(self, on_data: Callable[[], None]) -> bytes:
         """The whole body.
 
-        :param on_data: called as parts of it come.
+        :param on_data: called for each part.
         :raises UpstreamError: it was cut short, or is too large.
         """
         assert self._response is not None
@@ -289,7 +294,7 @@ class Call:
         return b"".join(parts)
 
     async def read_to_end(self, seconds: float) -> None:
-        """Wait a moment for the end of an answer that has nothing more to say, so that its connection can be kept."""
+        """Wait a moment for the end of a complete answer, so that its connection can be kept."""
         assert self._response is not None
         try:
             async with asyncio.timeout(seconds):

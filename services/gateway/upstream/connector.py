@@ -1,4 +1,4 @@
-"""The TCP side of the pool to LiteLLM: small buffers, no request over a stale connection, what was sent is known."""
+"""The TCP side of the pool to LiteLLM: small buffers, no stale connections, and a record of what was sent."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from aiohttp.base_protocol import BaseProtocol
 from aiohttp.connector import Connection
 from aiohttp.tracing import Trace
 
-#: Bytes that the kernel buffers of a response: what is more waits at LiteLLM, so that a slow client costs little.
+#: Bytes that the kernel buffers of a response; the rest waits at LiteLLM, so that a slow client costs little.
 RECEIVE_BUFFER = 64 * 1024
-#: Bytes that the kernel buffers of a request. The rest is known not to have reached LiteLLM.
+#: Bytes that the kernel buffers of a request; the rest has certainly not reached LiteLLM.
 SEND_BUFFER = 64 * 1024
-#: How long sent data may stay unacknowledged before LiteLLM's host counts as gone, in milliseconds.
+#: Milliseconds that sent data may stay unacknowledged before LiteLLM's host counts as lost.
 USER_TIMEOUT_MS = 30_000
 
 
 class Wire:
-    """What one request knows of its connection."""
+    """The state of one request's connection."""
 
     __slots__ = ("reused", "transport", "used", "written")
 
@@ -38,24 +38,24 @@ class Wire:
         self.written = False
 
     def cut(self) -> None:
-        """Close the connection now, whatever is still to be written to it."""
+        """Close the connection now, discarding unwritten data."""
         if self.transport is not None:
             self.transport.abort()
 
 
-#: The wire of the request that this task is making.
+#: The wire of this task's request.
 wire: ContextVar[Wire] = ContextVar("wire")
 
 
 class Connector(TCPConnector):
-    """A pool that never hands out a connection which the other side has closed.
+    """A pool that never hands out a connection that the other side has closed.
 
     :param keepalive: seconds that an idle connection is kept; None to keep none.
     """
 
     def __init__(self, *, keepalive: float | None) -> None:
         super().__init__(
-            limit=0,  # open requests are limited where they come in
+            limit=0,  # open requests are limited where they arrive
             ttl_dns_cache=30,
             socket_factory=_make_socket,
             **({"force_close": True} if keepalive is None else {"keepalive_timeout": keepalive}),
@@ -63,7 +63,7 @@ class Connector(TCPConnector):
         self._known = WeakSet[BaseProtocol]()
 
     async def connect(self, req: ClientRequest, traces: list[Trace], timeout: ClientTimeout) -> Connection:
-        """A connection that is open as far as this host knows. The request is written to it as soon as this returns."""
+        """A connection that is open as far as this host knows. The caller writes the request at once."""
         while True:
             connection = await super().connect(req, traces, timeout)
             if not _stale(connection):
@@ -76,12 +76,12 @@ class Connector(TCPConnector):
             used.used = True
             used.reused = protocol in self._known
             self._known.add(protocol)
-            transport.set_write_buffer_limits(high=0)  # "drained" is then "all of it is the kernel's"
+            transport.set_write_buffer_limits(high=0)  # "drained" then means "the kernel has all of it"
         return connection
 
 
 class Body(BytesPayload):
-    """The body of a request, let go of once the kernel has all of it: the answer may take minutes."""
+    """A request's body, released once the kernel has all of it: the answer may take minutes."""
 
     def __init__(self, body: bytes, wire: Wire) -> None:
         super().__init__(body, content_type="application/json")
@@ -95,7 +95,7 @@ class Body(BytesPayload):
 
 
 def _stale(connection: Connection) -> bool:
-    """Whether the other side closed a connection, and the loop has yet to see it."""
+    """Whether the other side has closed a connection without the loop having noticed."""
     transport = connection.transport
     if transport is None or transport.is_closing():
         return True

@@ -1,6 +1,6 @@
-"""What LiteLLM tells in the headers of an answer: where it was asked, how often, how long, and for how much.
+"""The routing facts in the headers of LiteLLM's answers: backend, retries, time and cost.
 
-Everything is clamped: a broken header costs a wrong number in a graph, and never a request or an endless label.
+All values are clamped: a broken header costs a wrong number in a graph, never a request or an unbounded label.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 from shared.metrics import STREAM_BUCKETS, Registry
 
-#: Backends that get a label of their own; they come from LiteLLM's configuration, which has a few.
+#: Backends with a label of their own; LiteLLM's configuration has a few.
 MAX_BACKENDS = 20
 _MAX_COUNT = 100
 _MAX_SECONDS = 3600.0
@@ -24,7 +24,10 @@ _HOST = re.compile(r"[a-z0-9.-]{1,100}")
 
 @dataclass(frozen=True, slots=True)
 class RoutingFacts:
-    """``backend`` is the host that LiteLLM asked, None when it doesn't say; so are ``seconds`` and ``cost`` (USD)."""
+    """The facts of one answer.
+
+    ``backend`` is the host that LiteLLM asked; it, ``seconds`` and ``cost`` (USD) may be None.
+    """
 
     backend: str | None
     fallbacks: int
@@ -76,7 +79,7 @@ def _host(url: str | None) -> str | None:
 
 
 class RoutingMetrics:
-    """Declares its metrics in ``registry``; at most one per registry."""
+    """The metrics of routing, declared in ``registry``; at most one per registry."""
 
     def __init__(self, registry: Registry) -> None:
         self._requests = registry.counter("litellm_requests_total", "Answers, by the host asked.", ("backend",))
@@ -91,7 +94,7 @@ class RoutingMetrics:
             self._requests.preset(backend)
 
     def preset(self, models: Iterable[str]) -> None:
-        """Make the series of models, but for those of the time, which are many lines each."""
+        """Make the series of models, except those of the time, which are many lines each."""
         self._seconds.preset("other")
         for model in models:
             for metric in (self._fallbacks, self._retries, self._cost):
@@ -108,7 +111,7 @@ class RoutingMetrics:
             self._seconds.observe(facts.seconds, model)
 
     def cost(self, usd: Decimal, model: str) -> None:
-        """LiteLLM told what an answer cost."""
+        """LiteLLM reported the cost of an answer."""
         self._cost.inc(model, by=float(min(usd, _MAX_USD)))
 
     def _backend(self, host: str | None) -> str:

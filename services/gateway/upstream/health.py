@@ -1,4 +1,4 @@
-"""Health checks of LiteLLM's instances, beside the requests."""
+"""Health checks of LiteLLM's instances, in the background."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ _log = logs.logger("litellm")
 async def checking(
     instances: Iterable[Instance], check: Callable[[Instance], Awaitable[bool]], interval: float, registry: Registry
 ) -> AsyncIterator[None]:
-    """Ask each instance every so many seconds, for as long as the block lasts.
+    """Check each instance every few seconds, for as long as the block lasts.
 
-    :param check: whether an instance answers, within a time of its own.
+    :param check: whether an instance answers; it limits its own time.
     """
     async with AsyncExitStack() as stack:
         for instance in instances:
@@ -38,7 +38,7 @@ async def _keep_checking(instance: Instance, check: Callable[[Instance], Awaitab
         try:
             passed = await check(instance)
         except Exception:
-            instance.check_failed()  # who can't be asked can't be said to live
+            instance.check_failed()  # an instance that can't be asked is not healthy
             raise
         if passed:
             instance.check_passed()
