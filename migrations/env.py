@@ -12,8 +12,8 @@ import sqlalchemy as sa
 from alembic import context
 
 from migrations import grants
-from shared.migrate import APPLICATION, LOCK_SECONDS, locked
-from shared.schema import metadata
+from shared.stores.migrate import APPLICATION, LOCK_SECONDS, locked
+from shared.stores.schema import metadata
 
 #: No statement of a migration waits longer than this for a table that requests use: it fails, and can be run again.
 LOCK_TIMEOUT = "5s"

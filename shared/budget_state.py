@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from shared.identity import shard_tag, split_user, tag
-from shared.redis import Client
+from shared.domain.identity import shard_tag, split_user, tag
+from shared.stores.redis import Client
 
 Block = Literal["0", "blocked", "revoked"]
 

@@ -15,7 +15,7 @@ from services.local.litellm import LiteLLMServer
 from services.local.postgres import PostgresServer
 from services.local.process import free_port
 from services.local.valkey import ValkeyServer
-from shared import migrate
+from shared.stores import migrate
 
 TEMPLATE = "mlpa_template"
 _numbers = itertools.count(1)

@@ -39,17 +39,17 @@ from services.auth.tokens.key_ring import KEY_RING, KeyRing, ensure_key
 from services.auth.tokens.revocation import REVOCATION, Revocation
 from services.auth.users.entry import Users
 from services.auth.users.storage import can_write
-from shared import logs
-from shared.app import Apps, ServiceDescription, build_apps
-from shared.health import Check, CheckFailed, Health
-from shared.metrics import Registry
-from shared.openapi import Answer
-from shared.ops import HEALTH
-from shared.postgres import Database
-from shared.protocol import ServiceSite
-from shared.redis import can_write as redis_can_write
-from shared.schema_check import PostgresCheck
-from shared.service_types import ConfigurationError, ServiceTypes
+from shared.domain.service_types import ConfigurationError, ServiceTypes
+from shared.service.app import Apps, ServiceDescription, build_apps
+from shared.service.health import Check, CheckFailed, Health
+from shared.service.ops import HEALTH
+from shared.service.protocol import ServiceSite
+from shared.stores.postgres import Database
+from shared.stores.redis import can_write as redis_can_write
+from shared.stores.schema_check import PostgresCheck
+from shared.telemetry import logs
+from shared.telemetry.metrics import Registry
+from shared.telemetry.openapi import Answer
 
 _log = logs.logger("auth")
 

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 import aiohttp
 
 from services.auth.settings import AuthSettings
-from shared.dependency import Dependency
-from shared.metrics import Registry
-from shared.postgres import Database
-from shared.redis import Client, connect
+from shared.stores.dependency import Dependency
+from shared.stores.postgres import Database
+from shared.stores.redis import Client, connect
+from shared.telemetry.metrics import Registry
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,11 +8,11 @@ from typing import ClassVar
 from aiohttp import web
 from pydantic import Field, SecretStr
 
-from shared import start_rules
-from shared.service_types import ServiceTypes
-from shared.settings import CommaSeparated, Limit, Settings
-from shared.start_rules import Rule
-from shared.strength import AdminSecret, Secret, SecretList
+from shared.domain.service_types import ServiceTypes
+from shared.service import start_rules
+from shared.service.settings import CommaSeparated, Limit, Settings
+from shared.service.start_rules import Rule
+from shared.service.strength import AdminSecret, Secret, SecretList
 
 
 class AuthSettings(Settings):

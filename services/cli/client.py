@@ -12,8 +12,8 @@ import aiohttp
 
 from services.auth.exchange.models import ASSERTION_TYPE as ASSERTION
 from services.local.device import Device
-from shared.tokens import ACCESS_TOKEN_TYPE as ACCESS_TOKEN
-from shared.tokens import GRANT_TYPE
+from shared.domain.tokens import ACCESS_TOKEN_TYPE as ACCESS_TOKEN
+from shared.domain.tokens import GRANT_TYPE
 
 
 class RequestFailed(Exception):

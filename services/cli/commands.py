@@ -14,8 +14,8 @@ from services.cli.ledger import ledger
 from services.cli.run import auth, gateway, migrate, up
 from services.cli.settings import settings
 from services.cli.virtual_key import virtual_key
-from shared.ops import VERSION
-from shared.service_types import ConfigurationError
+from shared.domain.service_types import ConfigurationError
+from shared.service.ops import VERSION
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})

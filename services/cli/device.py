@@ -19,7 +19,7 @@ from services.cli.supervisor import RunningSystem
 from services.local.device import Device
 from services.local.files import write_private
 from services.local.pki import Pki
-from shared.postgres import Database, DatabaseUnavailable
+from shared.stores.postgres import Database, DatabaseUnavailable
 
 _T = TypeVar("_T")
 

@@ -16,8 +16,8 @@ from services.auth.fxa.metrics import FxAMetrics
 from services.auth.fxa.models import FxAConfig
 from services.auth.settings import AuthSettings
 from shared.errors import DependencyUnavailable
-from shared.metrics import Registry
-from shared.redis import connect
+from shared.stores.redis import connect
+from shared.telemetry.metrics import Registry
 
 TIMEOUT_SECONDS = 10
 

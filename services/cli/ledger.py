@@ -15,10 +15,10 @@ from services.auth.provisioning.client import LiteLLMAdmin, LiteLLMError
 from services.auth.settings import AuthSettings
 from services.gateway.budget.reconcile import Difference, differences
 from services.gateway.budget.storage import LedgerStorage
+from shared.domain.money import nano_to_usd
 from shared.errors import DependencyUnavailable
-from shared.money import nano_to_usd
-from shared.postgres import Database
-from shared.redis import RedisError, connect
+from shared.stores.postgres import Database
+from shared.stores.redis import RedisError, connect
 
 _DAY = 86_400
 _BATCH = 5000

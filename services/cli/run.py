@@ -15,13 +15,13 @@ from alembic.util import CommandError
 
 from services.cli import workers
 from services.cli.main import TERMINATED
-from shared import logs
-from shared import migrate as migration
-from shared.app import Apps
-from shared.misspelt import misspelt
-from shared.reports import report_errors
-from shared.serve import Site, serve
-from shared.settings import Settings, given_names
+from shared.service.app import Apps
+from shared.service.misspelt import misspelt
+from shared.service.serve import Site, serve
+from shared.service.settings import Settings, given_names
+from shared.stores import migrate as migration
+from shared.telemetry import logs
+from shared.telemetry.reports import report_errors
 
 _log = logs.logger("start")
 

@@ -10,7 +10,7 @@ from pydantic import SecretStr
 
 from services.auth.settings import AuthSettings
 from services.gateway.settings import GatewaySettings
-from shared.settings import Settings
+from shared.service.settings import Settings
 
 
 @click.command()

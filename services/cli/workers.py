@@ -11,7 +11,7 @@ import time
 from types import FrameType
 
 from services.local.process import Program
-from shared import logs
+from shared.telemetry import logs
 
 _INDEX = "MLPA_WORKER_INDEX"
 #: A worker that lived shorter than this when it died is started again only after a pause, in seconds.

@@ -27,18 +27,19 @@ from services.gateway.tokens import keyset
 from services.gateway.tokens.verifier import TokenVerifier
 from services.gateway.tokens.views import VERIFIER, authenticate
 from services.gateway.upstream.client import KeyRefused, LiteLLM, UpstreamConfig
-from shared import background, logs
-from shared.app import Apps, ServiceDescription, build_apps
+from shared.domain.service_types import ServiceTypes
 from shared.errors import NotFound, ServiceError
-from shared.health import Check, CheckFailed, Health
-from shared.keyset import KeySet
-from shared.metrics import Registry
-from shared.openapi import Answer
-from shared.ops import HEALTH
-from shared.postgres import Database
-from shared.schema_check import PostgresCheck
-from shared.serve import DRAIN
-from shared.service_types import ServiceTypes
+from shared.service import background
+from shared.service.app import Apps, ServiceDescription, build_apps
+from shared.service.health import Check, CheckFailed, Health
+from shared.service.keyset import KeySet
+from shared.service.ops import HEALTH
+from shared.service.serve import DRAIN
+from shared.stores.postgres import Database
+from shared.stores.schema_check import PostgresCheck
+from shared.telemetry import logs
+from shared.telemetry.metrics import Registry
+from shared.telemetry.openapi import Answer
 
 _log = logs.logger("gateway")
 

@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from pydantic import Field, SecretStr
 
-from shared.settings import CommaSeparated, Limit, Settings
+from shared.service.settings import CommaSeparated, Limit, Settings
 
 
 class GatewaySettings(Settings):

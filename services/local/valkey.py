@@ -103,7 +103,7 @@ class ValkeyCluster:
 
     @property
     def url(self) -> str:
-        """Connection URL in the form of `shared.redis.connect`, by way of the first node."""
+        """Connection URL in the form of `shared.stores.redis.connect`, by way of the first node."""
         return f"redis+cluster://127.0.0.1:{self.nodes[0].port}"
 
     def start(self) -> None:

@@ -27,7 +27,7 @@ import uvloop
 
 from services.local import litellm, postgres, valkey
 from services.local.process import Account, ProcessError
-from shared import logs
+from shared.telemetry import logs
 from tests.bench.figures import ROUNDS, Row
 
 CHECKOUT = Path(__file__).parents[2]

@@ -29,9 +29,9 @@ from services.local.pki import Pki
 from services.local.postgres import PostgresServer
 from services.local.process import free_port
 from services.local.valkey import ValkeyServer
-from shared import migrate
-from shared.metrics import Registry
-from shared.service_types import load
+from shared.domain.service_types import load
+from shared.stores import migrate
+from shared.telemetry.metrics import Registry
 from tests.bench.bench_fxa import ServerThread
 from tests.bench.figures import Row, beside, spread
 from tests.services.auth.fxa.harness import serve

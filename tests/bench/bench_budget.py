@@ -18,9 +18,9 @@ from services.gateway.budget.wire import pack
 from services.local.postgres import PostgresServer
 from services.local.process import free_port
 from services.local.valkey import ValkeyServer
-from shared import migrate
-from shared.postgres import Database
-from shared.redis import Client, connect
+from shared.stores import migrate
+from shared.stores.postgres import Database
+from shared.stores.redis import Client, connect
 from tests.bench.figures import ROUNDS, Row, beside, spread, turns
 from tests.services.gateway.budget.support import ask, delivered, opened, principal, row, rows, total
 

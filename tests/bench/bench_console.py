@@ -25,8 +25,8 @@ from services.auth.settings import AuthSettings
 from services.local.postgres import PostgresServer
 from services.local.process import free_port
 from services.local.valkey import ValkeyServer
-from shared import migrate
-from shared.serve import listen
+from shared.service.serve import listen
+from shared.stores import migrate
 from tests.bench.console_data import seed
 from tests.bench.figures import ROUNDS, Row, beside, turns
 

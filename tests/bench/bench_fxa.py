@@ -22,7 +22,7 @@ from services.auth.fxa.services import FxAVerifier
 from services.local.fxa import Fault, KeyRing, StandIn
 from services.local.process import free_port
 from services.local.valkey import ValkeyServer
-from shared.redis import Client, connect
+from shared.stores.redis import Client, connect
 from tests.bench.figures import ROUNDS, Row, beside, spread, turns
 from tests.services.auth.fxa.harness import ISSUER, Clock, Rig, serve
 

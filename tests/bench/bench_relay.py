@@ -29,7 +29,7 @@ from services.auth.tokens.key_ring import KeyRing, ensure_key
 from services.local.postgres import PostgresServer
 from services.local.process import free_port
 from services.local.valkey import ValkeyServer
-from shared import migrate
+from shared.stores import migrate
 from tests.bench.figures import Row, beside, more, spread, turns
 from tests.bench.relay import clients
 

@@ -17,8 +17,8 @@ from services.auth.settings import AuthSettings
 from services.auth.tokens.key_ring import ensure_key
 from services.gateway import app as gateway
 from services.gateway.settings import GatewaySettings
-from shared.app import Apps
-from shared.metrics import LATENCY_BUCKETS, Counter, Gauge, Histogram, Registry
+from shared.service.app import Apps
+from shared.telemetry.metrics import LATENCY_BUCKETS, Counter, Gauge, Histogram, Registry
 
 ROOT = Path(__file__).parents[2]
 LEVELS = ("debug", "info", "warning", "error", "exception", "critical")

@@ -14,7 +14,7 @@ import yaml  # type: ignore[import-untyped]
 
 from services.auth.settings import AuthSettings
 from services.gateway.settings import GatewaySettings
-from shared.service_types import load
+from shared.domain.service_types import load
 
 FOLDER = Path(__file__).parents[2] / "deploy" / "kubernetes"
 KUBECTL = shutil.which("kubectl")

@@ -11,7 +11,7 @@ from pathlib import Path
 import aiohttp
 import pytest
 
-from shared.metrics import Page
+from shared.telemetry.metrics import Page
 from tests.deploy.declarations import ROOT, Declared, RecordingRegistry, both_started, log_events
 from tests.doubles.litellm import LiteLLMDouble, model_row
 

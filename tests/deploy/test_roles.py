@@ -17,8 +17,8 @@ from migrations import grants
 from services.local.postgres import PostgresServer, binaries
 from services.local.process import free_port
 from services.local.valkey import ValkeyServer
-from shared import migrate
-from shared.schema import metadata
+from shared.stores import migrate
+from shared.stores.schema import metadata
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 PASSWORDS = {

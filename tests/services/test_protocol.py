@@ -17,10 +17,11 @@ from services.cli.commands import cli
 from services.cli.settings import settings
 from services.gateway import app as gateway
 from services.gateway.errors import envelope
-from shared import ops, service_types
+from shared.domain import service_types
+from shared.domain.tokens import ACCESS_TOKEN_TYPE, AUDIENCE, GRANT_TYPE
 from shared.errors import ServiceError
-from shared.openapi import Operation
-from shared.tokens import ACCESS_TOKEN_TYPE, AUDIENCE, GRANT_TYPE
+from shared.service import ops
+from shared.telemetry.openapi import Operation
 from tests.deploy.declarations import ROOT, both_started
 
 TEXT = (ROOT / "services" / "PROTOCOL.md").read_text()

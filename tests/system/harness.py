@@ -24,7 +24,7 @@ from services.local.pki import Pki
 from services.local.postgres import PostgresServer
 from services.local.process import Process, ProcessError, Program, answers, free_port
 from services.local.valkey import ValkeyServer
-from shared import migrate
+from shared.stores import migrate
 
 HOST = "127.0.0.1"
 DATABASE = "mlpa"

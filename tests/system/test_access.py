@@ -12,7 +12,7 @@ from services.auth.app import build_app as build_auth
 from services.auth.settings import AuthSettings
 from services.gateway.app import build_app as build_gateway
 from services.gateway.settings import GatewaySettings
-from shared.app import Apps
+from shared.service.app import Apps
 from tests.system.clients import Caller
 from tests.system.conftest import TABLES
 from tests.system.credentials import Credentials, gather

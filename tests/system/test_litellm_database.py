@@ -24,7 +24,7 @@ from services.auth.provisioning.models import Budget, Spend
 from services.local import litellm as local_litellm
 from services.local.postgres import PostgresServer, binaries
 from services.local.process import Account, Process, Program, answers, free_port
-from shared.money import NANO
+from shared.domain.money import NANO
 from tests.system.clients import Caller
 from tests.system.conftest import FULL
 from tests.system.harness import ROOT, System

@@ -12,7 +12,7 @@ import pytest
 
 from services.local.postgres import PostgresServer
 from services.local.process import free_port
-from shared import migrate
+from shared.stores import migrate
 from tests.deploy.test_roles import acl_lines, run_roles, url
 from tests.system.clients import Caller
 from tests.system.harness import DATABASE, DATABASE_PASSWORD, HOST, SECRETS, System

@@ -12,7 +12,7 @@ import pytest
 from services.auth.challenge.services import Challenges
 from services.cli.client import ASSERTION
 from services.local.device import Device
-from shared.redis import connect
+from shared.stores.redis import connect
 from tests.system.clients import Caller
 from tests.system.credentials import sign
 from tests.system.harness import SECRETS, System

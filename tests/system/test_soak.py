@@ -20,7 +20,7 @@ from jose import jws
 from services.auth.tokens.key_ring import KeyRing, create_key
 from services.local.device import Device
 from services.local.process import free_port
-from shared import migrate
+from shared.stores import migrate
 from tests.system.balancing import BalancedCaller
 from tests.system.clients import Seen, SeenStream
 from tests.system.conftest import FULL, TABLES

@@ -23,9 +23,9 @@ from services.auth.standing.changes import Changes
 from services.auth.usage.services import USAGE, Usage
 from services.auth.users.operators import USER_ADMIN, UserAdmin
 from services.auth.users.spending import SPENDING, Spending
-from shared.app import Apps
-from shared.health import Health
-from shared.postgres import Database
+from shared.service.app import Apps
+from shared.service.health import Health
+from shared.stores.postgres import Database
 
 OPERATIONS = [*api.OPERATIONS, *views.OPERATIONS]
 

@@ -12,7 +12,7 @@ from services.auth.audit import storage
 from services.auth.audit.storage import Actor, Entry
 from services.auth.errors import InvalidRequest
 from services.auth.pagination import Page
-from shared.postgres import Database
+from shared.stores.postgres import Database
 
 
 class AuditLog:

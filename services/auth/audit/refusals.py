@@ -13,10 +13,11 @@ from aiohttp import web
 
 from services.auth.audit import storage
 from services.auth.audit.storage import Actor
-from shared import background, logs
 from shared.errors import DependencyUnavailable
-from shared.metrics import Registry
-from shared.postgres import Database
+from shared.service import background
+from shared.stores.postgres import Database
+from shared.telemetry import logs
+from shared.telemetry.metrics import Registry
 
 #: Seconds between two rows of one kind, and from the first refusal to the first row, which has a burst as a whole.
 EVERY, SETTLE = 60.0, 0.5

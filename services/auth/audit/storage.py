@@ -9,7 +9,7 @@ from typing import Any
 
 from sqlalchemy.dialects.postgresql import JSONB
 
-from shared.postgres import Database, Query, Transaction
+from shared.stores.postgres import Database, Query, Transaction
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,10 +26,10 @@ from dataclasses import dataclass
 from aiohttp import web
 
 from services.auth.errors import InvalidChallenge
+from shared.domain.identity import tag
+from shared.domain.tokens import CLOCK_SKEW
 from shared.errors import DependencyUnavailable
-from shared.identity import tag
-from shared.redis import Client, RedisError
-from shared.tokens import CLOCK_SKEW
+from shared.stores.redis import Client, RedisError
 
 _PURPOSE = b"mlpa challenge v1 app-attest\x00"
 _HEX = re.compile(r"[0-9a-f]{64}")

@@ -26,7 +26,7 @@ from services.auth.devices import storage
 from services.auth.devices.metrics import DeviceMetrics
 from services.auth.errors import AccessDenied, AttestationRejected, AuthError, InvalidRequest, SlowDown
 from services.auth.limits.services import Limits
-from shared.postgres import Database
+from shared.stores.postgres import Database
 
 #: More than any challenge has, so that what is none of ours is refused as that.
 MAX_CHALLENGE_BYTES = 1024

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from services.auth.appattest import AppAttestError, Assertion, Attestation
-from shared.metrics import Registry
+from shared.telemetry.metrics import Registry
 
 RESULTS = ("success", "invalid", "unavailable")
 

@@ -13,7 +13,7 @@ from services.auth.pagination import Page
 from services.auth.standing import storage as standing
 from services.auth.standing.changes import Changes
 from shared.errors import NotFound
-from shared.postgres import Database
+from shared.stores.postgres import Database
 
 
 class DeviceAdmin:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from services.auth.appattest import Assertion, Attestation
-from shared.postgres import Database, Query, Transaction
+from shared.stores.postgres import Database, Query, Transaction
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,9 +14,10 @@ from services.auth.devices.enrolment import ENROLMENT, EnrolmentClaims
 from services.auth.error_body import ErrorBody
 from services.auth.errors import InvalidRequest
 from services.auth.limits.services import LIMITS
-from shared import strict_json, tokens
-from shared.openapi import Answer, Body, Operation, Parameter
-from shared.proxies import client_address
+from shared import strict_json
+from shared.domain import tokens
+from shared.service.proxies import client_address
+from shared.telemetry.openapi import Answer, Body, Operation, Parameter
 
 _MAX_CLAIMS = 32 * 1024
 _Text = Annotated[str, msgspec.Meta(max_length=_MAX_CLAIMS)]

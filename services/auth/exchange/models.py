@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
-from shared.service_types import Credential, ServiceType
+from shared.domain.service_types import Credential, ServiceType
 
 ASSERTION_TYPE = "urn:mozilla:params:oauth:token-type:app-attest-assertion"
 

@@ -12,9 +12,9 @@ from services.auth.exchange.models import CredentialVerifier
 from services.auth.limits.services import Limits
 from services.auth.tokens.issuer import Issuer
 from services.auth.users.entry import Users
-from shared.identity import user_id
-from shared.metrics import Registry
-from shared.service_types import ServiceTypes
+from shared.domain.identity import user_id
+from shared.domain.service_types import ServiceTypes
+from shared.telemetry.metrics import Registry
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,10 +13,10 @@ from services.auth.exchange.models import ASSERTION_TYPE
 from services.auth.exchange.services import EXCHANGE, ExchangeRequest
 from services.auth.forms import FORM, read_form
 from services.auth.limits.services import LIMITS
-from shared.openapi import Answer, Body, Operation
-from shared.proxies import client_address
-from shared.tokens import ACCESS_TOKEN_TYPE, AUDIENCE, GRANT_TYPE
-from shared.web import SERVICE_TYPE, USER_ID
+from shared.domain.tokens import ACCESS_TOKEN_TYPE, AUDIENCE, GRANT_TYPE
+from shared.service.proxies import client_address
+from shared.service.web import SERVICE_TYPE, USER_ID
+from shared.telemetry.openapi import Answer, Body, Operation
 
 
 class TokenResponse(msgspec.Struct, frozen=True):

@@ -30,9 +30,9 @@ from services.auth.breaker import Breaker, BreakerOpen, State
 from services.auth.fxa.errors import InvalidFxAToken
 from services.auth.fxa.metrics import FxAMetrics
 from services.auth.fxa.models import FxAConfig, FxAIdentity
-from shared import logs
 from shared.errors import DependencyUnavailable
-from shared.redis import Client, RedisError
+from shared.stores.redis import Client, RedisError
+from shared.telemetry import logs
 
 MAC_BYTES = 32
 #: Longer than any verification takes: results stored after a purge by a verification begun before it are dropped.

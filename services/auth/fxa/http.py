@@ -8,8 +8,8 @@ from typing import Any
 
 import aiohttp
 
-from shared import fetch
-from shared.fetch import Answer
+from shared.service import fetch
+from shared.service.fetch import Answer
 
 #: FxA's largest answer is its key set, of about 2 KiB.
 MAX_ANSWER_BYTES = 64 * 1024

@@ -14,8 +14,9 @@ from jose.backends.base import Key
 from services.auth.fxa.http import FxAClient
 from services.auth.fxa.metrics import FxAMetrics
 from services.auth.fxa.models import FxAConfig
-from shared import keyset, logs
-from shared.keyset import KeySet
+from shared.service import keyset
+from shared.service.keyset import KeySet
+from shared.telemetry import logs
 
 MODULUS_BITS = range(2048, 4096 + 1)
 #: With a longer exponent, one verification would take milliseconds.

@@ -8,7 +8,7 @@ from jose.exceptions import JOSEError
 from services.auth.fxa.errors import InvalidFxAToken
 from services.auth.fxa.models import FxAIdentity
 from services.auth.fxa.parse import JwtToken
-from shared.keyset import KeySet
+from shared.service.keyset import KeySet
 
 #: jose reads the header once more, members included that parse skips.
 _BAD_SIGNATURE = (JOSEError, RecursionError)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import get_args
 
 from services.auth.fxa.models import Source
-from shared.metrics import Registry
+from shared.telemetry.metrics import Registry
 
 SOURCES: tuple[Source, ...] = get_args(Source)
 RESULTS = ("success", "invalid", "unavailable")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import msgspec
 
-from shared.tokens import CLOCK_SKEW, KEY_SET_KEPT
+from shared.domain.tokens import CLOCK_SKEW, KEY_SET_KEPT
 
 if TYPE_CHECKING:
     from services.auth.settings import AuthSettings

@@ -5,7 +5,7 @@ from __future__ import annotations
 from services.auth.fxa.errors import ClientNotAllowed, ScopeNotAllowed
 from services.auth.fxa.models import FxAIdentity
 from services.auth.fxa.scopes import satisfies
-from shared.service_types import ServiceType
+from shared.domain.service_types import ServiceType
 
 ANY_CLIENT = "*"
 

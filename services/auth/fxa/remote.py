@@ -14,9 +14,9 @@ from services.auth.fxa.metrics import FxAMetrics
 from services.auth.fxa.models import UID, ClientId, FxAIdentity, Scope
 from services.auth.fxa.parse import OpaqueToken
 from services.auth.fxa.places import NoPlace, Places
-from shared import logs
 from shared.errors import DependencyUnavailable
-from shared.fetch import Answer, NoAnswer
+from shared.service.fetch import Answer, NoAnswer
+from shared.telemetry import logs
 
 #: FxA's error numbers that are about the token, with the reason for the log.
 REFUSALS = {108: "unknown to FxA", 109: "not a token to FxA", 115: "expired"}

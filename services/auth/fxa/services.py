@@ -22,12 +22,13 @@ from services.auth.fxa.models import FxAConfig, FxAIdentity, Source
 from services.auth.fxa.parse import JwtToken, OpaqueToken, parse
 from services.auth.fxa.places import Places
 from services.auth.fxa.remote import RemoteVerifier
-from shared import background, logs
 from shared.errors import DependencyUnavailable
-from shared.fetch import NoAnswer
-from shared.health import CheckFailed
-from shared.metrics import Registry
-from shared.redis import Client
+from shared.service import background
+from shared.service.fetch import NoAnswer
+from shared.service.health import CheckFailed
+from shared.stores.redis import Client
+from shared.telemetry import logs
+from shared.telemetry.metrics import Registry
 
 #: Consecutive failures of FxA after which it is no longer asked.
 BREAKER_FAILURES = 5

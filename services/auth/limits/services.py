@@ -24,9 +24,9 @@ from aiohttp import web
 
 from services.auth.breaker import Breaker, BreakerOpen
 from services.auth.errors import AuthError, SlowDown
-from shared import logs
-from shared.metrics import Registry
-from shared.redis import Client, RedisError
+from shared.stores.redis import Client, RedisError
+from shared.telemetry import logs
+from shared.telemetry.metrics import Registry
 
 WINDOW = 60
 #: Seconds that a limit waits for Redis, and for which Redis is not asked after a failure.

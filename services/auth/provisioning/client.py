@@ -26,9 +26,9 @@ import aiohttp
 from yarl import URL
 
 from services.auth.provisioning.models import Budget, Spend
-from shared import fetch
-from shared.fetch import NoAnswer
-from shared.money import NANO
+from shared.domain.money import NANO
+from shared.service import fetch
+from shared.service.fetch import NoAnswer
 
 #: Largest answer that is read; a page of spend is the largest.
 MAX_ANSWER_BYTES = 16 * 1024 * 1024

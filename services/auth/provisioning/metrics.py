@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from shared.metrics import Registry
+from shared.telemetry.metrics import Registry
 
 RESULTS = ("success", "failure", "dropped")
 

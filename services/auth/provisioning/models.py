@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from decimal import ROUND_HALF_EVEN, Decimal
 
-from shared.money import NANO
-from shared.service_types import DURATIONS, ServiceType
+from shared.domain.money import NANO
+from shared.domain.service_types import DURATIONS, ServiceType
 
 _PREFIX = "mlpa:"
 _DURATIONS = {seconds: name for name, seconds in DURATIONS.items()}

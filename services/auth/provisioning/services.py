@@ -19,11 +19,12 @@ from services.auth.provisioning.client import LiteLLMAdmin, LiteLLMError, LiteLL
 from services.auth.provisioning.metrics import ProvisioningMetrics
 from services.auth.provisioning.models import Budget
 from services.auth.provisioning.storage import Customer
-from shared import background, logs
+from shared.domain.service_types import ServiceType
 from shared.errors import DependencyUnavailable
-from shared.metrics import Registry
-from shared.postgres import Database
-from shared.service_types import ServiceType
+from shared.service import background
+from shared.stores.postgres import Database
+from shared.telemetry import logs
+from shared.telemetry.metrics import Registry
 
 _log = logs.logger("provisioning")
 

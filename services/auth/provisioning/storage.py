@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from services.auth.provisioning.models import budget_name
-from shared.postgres import Database, Query
+from shared.stores.postgres import Database, Query
 
 # The condition is that of a partial index, so that looking for the few that differ does not read all users.
 _DIFFERS = f"litellm_budget is distinct from '{budget_name('')}' || budget_tier"

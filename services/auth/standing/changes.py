@@ -13,12 +13,14 @@ from collections.abc import AsyncIterator, Mapping
 
 from services.auth.standing import known, storage
 from services.auth.standing.storage import Decided
-from shared import background, budget_state, logs
+from shared import budget_state
+from shared.domain.identity import is_user
 from shared.errors import DependencyUnavailable
-from shared.identity import is_user
-from shared.metrics import Registry
-from shared.postgres import Database, Transaction
-from shared.redis import Client, RedisError
+from shared.service import background
+from shared.stores.postgres import Database, Transaction
+from shared.stores.redis import Client, RedisError
+from shared.telemetry import logs
+from shared.telemetry.metrics import Registry
 
 #: How often revocations of tokens that have expired are cleared away, in seconds.
 _CLEAR_EVERY = 300.0

@@ -12,7 +12,7 @@ from typing import Any
 
 from services.auth.standing.storage import Standing
 from shared.budget_state import identity_key
-from shared.redis import Client
+from shared.stores.redis import Client
 
 #: How long Redis may speak for PostgreSQL about a user, in seconds.
 _TTL = 172_800

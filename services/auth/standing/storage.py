@@ -12,7 +12,7 @@ from datetime import datetime
 
 from sqlalchemy.dialects.postgresql import JSONB
 
-from shared.postgres import Database, Query, Transaction
+from shared.stores.postgres import Database, Query, Transaction
 
 
 class Standing(enum.Enum):

@@ -11,9 +11,9 @@ from jose import JOSEError, jws, jwt
 
 from services.auth.errors import InvalidSubjectToken
 from services.auth.tokens.key_ring import KeyRing
-from shared import tokens
-from shared.identity import split_user
-from shared.tokens import AUDIENCE, TYPE
+from shared.domain import tokens
+from shared.domain.identity import split_user
+from shared.domain.tokens import AUDIENCE, TYPE
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,11 +32,12 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from jose import jwk
 
-from shared import background, logs
+from shared.domain.service_types import ConfigurationError
+from shared.domain.tokens import CLOCK_SKEW
 from shared.errors import DependencyUnavailable
-from shared.metrics import Gauge, Registry
-from shared.service_types import ConfigurationError
-from shared.tokens import CLOCK_SKEW
+from shared.service import background
+from shared.telemetry import logs
+from shared.telemetry.metrics import Gauge, Registry
 
 _NAME = re.compile(r"(\d{8}T\d{6}Z)\.pem")
 _FORMAT = "%Y%m%dT%H%M%SZ"

@@ -11,9 +11,9 @@ from aiohttp import web
 from services.auth.standing import storage
 from services.auth.standing.changes import Changes
 from services.auth.tokens.issuer import IssuedToken, Issuer
-from shared.identity import split_user
-from shared.postgres import Database
-from shared.tokens import CLOCK_SKEW
+from shared.domain.identity import split_user
+from shared.domain.tokens import CLOCK_SKEW
+from shared.stores.postgres import Database
 
 
 class Revocation:

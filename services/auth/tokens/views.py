@@ -14,9 +14,9 @@ from services.auth.limits.services import LIMITS
 from services.auth.settings import SERVICE_TYPES, SETTINGS
 from services.auth.tokens.key_ring import KEY_RING
 from services.auth.tokens.revocation import REVOCATION
-from shared.openapi import Answer, Body, Operation
-from shared.proxies import client_address
-from shared.tokens import GRANT_TYPE
+from shared.domain.tokens import GRANT_TYPE
+from shared.service.proxies import client_address
+from shared.telemetry.openapi import Answer, Body, Operation
 
 
 class Jwk(msgspec.Struct, frozen=True):

@@ -19,11 +19,12 @@ from aiohttp import web
 from services.auth.usage import storage
 from services.auth.usage.storage import Hour
 from services.auth.users.operators import User, UserAdmin
-from shared import background, logs
 from shared.errors import DependencyUnavailable
-from shared.flight import Flight
-from shared.metrics import Registry
-from shared.postgres import Database
+from shared.service import background
+from shared.service.flight import Flight
+from shared.stores.postgres import Database
+from shared.telemetry import logs
+from shared.telemetry.metrics import Registry
 
 _EVERY = 10.0
 _LATE_EVERY = 3600.0

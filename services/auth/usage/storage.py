@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime
 
-from shared.postgres import Database, Query
+from shared.stores.postgres import Database, Query
 
 
 @dataclass(frozen=True, slots=True)

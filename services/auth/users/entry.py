@@ -13,13 +13,14 @@ from services.auth.standing.known import Known
 from services.auth.standing.storage import Standing
 from services.auth.users import storage
 from services.auth.users.storage import Entry
-from shared import background, logs
+from shared.domain.identity import user_id
+from shared.domain.service_types import ServiceType
 from shared.errors import DependencyUnavailable
-from shared.identity import user_id
-from shared.metrics import Registry
-from shared.postgres import Database
-from shared.redis import Client, RedisError
-from shared.service_types import ServiceType
+from shared.service import background
+from shared.stores.postgres import Database
+from shared.stores.redis import Client, RedisError
+from shared.telemetry import logs
+from shared.telemetry.metrics import Registry
 
 _SEEN_EVERY = 10.0
 _SEEN_AT_MOST = 10_000

@@ -22,9 +22,9 @@ from services.auth.standing.changes import Changes
 from services.auth.users import operators_storage as storage
 from services.auth.users.operators_storage import LedgerRow, Sort, UserRow
 from services.auth.users.spending import Spending, Spent
+from shared.domain.service_types import ServiceTypes
 from shared.errors import DependencyUnavailable, NotFound
-from shared.postgres import Database, Transaction
-from shared.service_types import ServiceTypes
+from shared.stores.postgres import Database, Transaction
 
 #: How long a change may take in all, in seconds.
 _PATIENCE = 3.0

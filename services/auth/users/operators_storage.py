@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal
 
-from shared.postgres import Database, Query, Row, Transaction
+from shared.stores.postgres import Database, Query, Row, Transaction
 
 Sort = Literal["id", "created"]
 

@@ -11,10 +11,10 @@ from aiohttp import web
 from services.auth.users import operators_storage as storage
 from shared import budget_state
 from shared.budget_state import UserState
-from shared.identity import is_user, split_user
-from shared.postgres import Database
-from shared.redis import Client, RedisError
-from shared.service_types import ServiceType, ServiceTypes
+from shared.domain.identity import is_user, split_user
+from shared.domain.service_types import ServiceType, ServiceTypes
+from shared.stores.postgres import Database
+from shared.stores.redis import Client, RedisError
 
 _WINDOW_MS = 60_000
 

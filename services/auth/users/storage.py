@@ -5,8 +5,8 @@ from __future__ import annotations
 import enum
 from collections.abc import Sequence
 
-from shared.postgres import Database, Query
-from shared.service_types import ServiceType
+from shared.domain.service_types import ServiceType
+from shared.stores.postgres import Database, Query
 
 
 class Entry(enum.Enum):

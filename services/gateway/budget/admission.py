@@ -13,8 +13,8 @@ from services.gateway.budget.models import Ask, RateLimits, Reservation
 from services.gateway.budget.rows import Row, Settlement, details, pack_reservation, parse_row, total_field
 from services.gateway.budget.wire import Script
 from shared.budget_state import prefix, shard_key
-from shared.identity import shard, split_user
-from shared.service_types import ServiceType
+from shared.domain.identity import shard, split_user
+from shared.domain.service_types import ServiceType
 
 _ADMIT, _SETTLE, _RENEW, _REAP, _ACK = (Script(name) for name in ("admit", "settle", "renew", "reap", "ack"))
 _SNAPSHOT, _LOAD, _STATE, _SWEEP = (Script(name) for name in ("snapshot", "load", "state", "sweep"))

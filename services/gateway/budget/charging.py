@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 
 from services.gateway.budget.models import Ask, Delivery, Usage
-from shared.money import ceil_nano
+from shared.domain.money import ceil_nano
 
 #: Lua's numbers are doubles: whole numbers are exact below this.
 EXACT = 2**53

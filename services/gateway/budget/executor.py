@@ -12,11 +12,11 @@ from redis.asyncio.connection import BlockingConnectionPool, ConnectionPool
 from redis.crc import key_slot
 
 from services.gateway.budget.wire import Link, Node, Script, ScriptFailed, pack, pack_script
-from shared import logs
-from shared.dependency import Dependency
+from shared.domain.identity import SHARDS, shard_tag
 from shared.errors import DependencyUnavailable
-from shared.identity import SHARDS, shard_tag
-from shared.redis import Place, answer_reason, harden
+from shared.stores.dependency import Dependency
+from shared.stores.redis import Place, answer_reason, harden
+from shared.telemetry import logs
 
 _log = logs.logger("budget")
 

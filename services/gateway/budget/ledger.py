@@ -11,8 +11,8 @@ from services.gateway.budget.admission import Admission, place
 from services.gateway.budget.metrics import BudgetMetrics
 from services.gateway.budget.rows import Row, Settlement
 from services.gateway.budget.storage import LedgerStorage
-from shared import logs
 from shared.errors import DependencyUnavailable
+from shared.telemetry import logs
 
 _log = logs.logger("budget")
 _BATCH = 500

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from shared.metrics import Registry
-from shared.service_types import ServiceTypes
+from shared.domain.service_types import ServiceTypes
+from shared.telemetry.metrics import Registry
 
 REFUSALS = (
     "budget_exceeded",

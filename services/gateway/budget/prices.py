@@ -13,10 +13,11 @@ from typing import Any
 from services.gateway.budget import model_info, price_fields
 from services.gateway.budget.metrics import CatalogueMetrics
 from services.gateway.budget.price_fields import Prices, Unpriced
-from shared import background, logs
+from shared.domain.service_types import LEAST_COMPLETION, ModelRow, is_model_name
 from shared.errors import ServiceError
-from shared.metrics import Registry
-from shared.service_types import LEAST_COMPLETION, ModelRow, is_model_name
+from shared.service import background
+from shared.telemetry import logs
+from shared.telemetry.metrics import Registry
 
 _log = logs.logger("budget")
 _MODEL_DEFAULTS = ModelRow("", None, None)

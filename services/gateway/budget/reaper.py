@@ -7,10 +7,10 @@ import asyncio
 from services.gateway.budget.admission import Admission
 from services.gateway.budget.ledger import Ledger
 from services.gateway.budget.metrics import BudgetMetrics
-from shared import logs
+from shared.domain.identity import SHARDS
+from shared.domain.money import NANO
 from shared.errors import DependencyUnavailable
-from shared.identity import SHARDS
-from shared.money import NANO
+from shared.telemetry import logs
 
 _log = logs.logger("budget")
 _BATCH = 50

@@ -7,10 +7,10 @@ import asyncio
 from services.gateway.budget.admission import Admission, Snapshot
 from services.gateway.budget.metrics import BudgetMetrics
 from services.gateway.budget.storage import LedgerStorage, UserRecord
-from shared import background
+from shared.domain.identity import split_user
+from shared.domain.service_types import ServiceType, ServiceTypes
 from shared.errors import DependencyUnavailable
-from shared.identity import split_user
-from shared.service_types import ServiceType, ServiceTypes
+from shared.service import background
 
 _TRIES = 20
 

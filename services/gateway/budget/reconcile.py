@@ -13,11 +13,11 @@ import msgspec
 
 from services.gateway.budget.rows import parse_row
 from shared.budget_state import UserState, read_users, shard_key
-from shared.identity import SHARDS
-from shared.money import NANO
-from shared.postgres import Database, Query
-from shared.redis import Client
-from shared.service_types import ServiceTypes
+from shared.domain.identity import SHARDS
+from shared.domain.money import NANO
+from shared.domain.service_types import ServiceTypes
+from shared.stores.postgres import Database, Query
+from shared.stores.redis import Client
 
 _BATCH = 500
 #: USD per user id that LiteLLM counted on the UTC days from the first to the second, both included.

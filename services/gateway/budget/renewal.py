@@ -8,8 +8,8 @@ from collections.abc import Iterable
 from services.gateway.budget.admission import Admission, RenewalState, place
 from services.gateway.budget.metrics import BudgetMetrics
 from services.gateway.budget.models import Reservation
-from shared import logs
 from shared.errors import DependencyUnavailable
+from shared.telemetry import logs
 
 _log = logs.logger("budget")
 _BATCH = 100  # per script call: a few hundred microseconds of Redis

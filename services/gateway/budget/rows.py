@@ -14,7 +14,7 @@ import msgspec
 
 from services.gateway.budget.charging import Charge
 from services.gateway.budget.models import Ask, Reservation
-from shared.service_types import ServiceType
+from shared.domain.service_types import ServiceType
 
 _json = msgspec.json.Encoder()
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from services.gateway.budget.wire import Link, ScriptFailed, pack
-from shared import logs
+from shared.telemetry import logs
 
 _log = logs.logger("budget")
 

@@ -35,13 +35,14 @@ from services.gateway.errors import (
     UserBlocked,
 )
 from services.gateway.tokens.models import Principal
-from shared import background, logs
+from shared.domain.money import NANO
+from shared.domain.service_types import ServiceType, ServiceTypes
 from shared.errors import DependencyUnavailable, ServiceError
-from shared.health import CheckFailed
-from shared.metrics import Registry
-from shared.money import NANO
-from shared.postgres import Database
-from shared.service_types import ServiceType, ServiceTypes
+from shared.service import background
+from shared.service.health import CheckFailed
+from shared.stores.postgres import Database
+from shared.telemetry import logs
+from shared.telemetry.metrics import Registry
 
 _log = logs.logger("budget")
 _TRIES = 5  # a rebuild, a tier, and what may change in between

@@ -10,8 +10,8 @@ from services.gateway.budget.admission import Admission, place
 from services.gateway.budget.metrics import BudgetMetrics
 from services.gateway.budget.rows import Row, Settlement
 from services.gateway.budget.wire import ScriptFailed
+from shared.domain.money import NANO
 from shared.errors import DependencyUnavailable
-from shared.money import NANO
 
 _BATCH = 200
 _LEAST_PAUSE, _MOST_PAUSE = 0.05, 1.0

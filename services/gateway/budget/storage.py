@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from services.gateway.budget.rows import Row
-from shared.postgres import Database, Query
+from shared.stores.postgres import Database, Query
 
 _ROWS = """
     select id, request_id, user_id, service_type, model, purpose, prompt_tokens, completion_tokens, cost_nano,

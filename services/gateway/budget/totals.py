@@ -13,11 +13,11 @@ from services.gateway.budget.rows import parse_row, total_field
 from services.gateway.budget.storage import LedgerStorage
 from services.gateway.budget.wire import Script
 from services.gateway.errors import BudgetExceeded, BudgetReserved, MayCostTooMuch
-from shared import logs
 from shared.budget_state import shard_key
+from shared.domain.identity import SHARDS
+from shared.domain.service_types import ServiceTypes
 from shared.errors import DependencyUnavailable
-from shared.identity import SHARDS
-from shared.service_types import ServiceTypes
+from shared.telemetry import logs
 
 _log = logs.logger("budget")
 _WATCH, _BEGIN, _LOAD = Script("totals"), Script("totals_begin"), Script("totals_load")

@@ -10,8 +10,8 @@ from aiohttp import web
 from services.gateway.keys import BUDGETS
 from services.gateway.openapi import ErrorBody
 from services.gateway.tokens.views import authenticate
-from shared.money import nano_to_usd
-from shared.openapi import Answer, Operation
+from shared.domain.money import nano_to_usd
+from shared.telemetry.openapi import Answer, Operation
 
 
 class Limit(msgspec.Struct, frozen=True):

@@ -24,7 +24,7 @@ import hiredis
 from redis.asyncio.connection import AbstractConnection, ConnectionPool
 from redis.exceptions import RedisError
 
-from shared import logs
+from shared.telemetry import logs
 
 _log = logs.logger("budget")
 _MORE = object()

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from shared.service_types import ServiceType
+    from shared.domain.service_types import ServiceType
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,8 +12,8 @@ from itertools import islice
 
 from aiohttp import web
 
-from shared.protocol import Protocol, ServiceSite
-from shared.web import Frame
+from shared.service.protocol import Protocol, ServiceSite
+from shared.service.web import Frame
 
 #: Bytes that the kernel buffers for a client; the rest waits at LiteLLM.
 SEND_BUFFER = 128 * 1024

@@ -6,8 +6,8 @@ from collections.abc import Iterable
 
 from services.gateway.errors import KEY_REFUSALS, GatewayError, UpstreamKeyRefused
 from services.gateway.upstream.facts import RoutingMetrics
-from shared.metrics import STREAM_BUCKETS, Registry
-from shared.service_types import ServiceType
+from shared.domain.service_types import ServiceType
+from shared.telemetry.metrics import STREAM_BUCKETS, Registry
 
 RESULTS = ("success", "error", "abort")
 FINISH_REASONS = ("stop", "length", "tool_calls", "content_filter", "function_call", "other")

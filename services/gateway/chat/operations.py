@@ -7,8 +7,8 @@ from typing import Any
 from services.gateway.chat.request import MAX_CHOICES
 from services.gateway.chat.views import chat_completions
 from services.gateway.openapi import ErrorBody
-from shared.openapi import Answer, Body, Operation, Parameter
-from shared.service_types import MAX_MODEL_NAME
+from shared.domain.service_types import MAX_MODEL_NAME
+from shared.telemetry.openapi import Answer, Body, Operation, Parameter
 
 _RATES = [f"x-ratelimit-{what}-{of}" for of in ("requests", "tokens") for what in ("limit", "remaining", "reset")]
 

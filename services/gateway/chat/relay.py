@@ -22,8 +22,8 @@ from services.gateway.chat.watch import Watch
 from services.gateway.errors import InvalidToken, UpstreamError, UpstreamTimeout, UserBlocked
 from services.gateway.upstream.classify import KNOWN_WORDS, UpstreamFailure, classify, read_event_failure, read_failure
 from services.gateway.upstream.facts import RoutingFacts
-from shared import logs
 from shared.errors import ServiceError
+from shared.telemetry import logs
 
 if TYPE_CHECKING:
     from services.gateway.budget.models import Reservation

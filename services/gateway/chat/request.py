@@ -16,7 +16,7 @@ from services.gateway.chat.config import ChatConfig
 from services.gateway.chat.prompt import Prompt
 from services.gateway.chat.raw_json import separators, starts
 from services.gateway.errors import InvalidModel, InvalidRequest
-from shared.service_types import MAX_MODEL_NAME, is_model_name
+from shared.domain.service_types import MAX_MODEL_NAME, is_model_name
 
 MAX_CHOICES = 8
 #: Bytes of each parameter that is not part of the prompt.

@@ -15,8 +15,8 @@ from services.gateway.chat.request import ChatRequest
 from services.gateway.errors import InvalidModel, RequestTooLarge
 from services.gateway.tokens.models import Principal
 from shared.errors import DependencyUnavailable, ServiceError
-from shared.tracing import traceparent
-from shared.web import REQUEST_ID
+from shared.service.web import REQUEST_ID
+from shared.telemetry.tracing import traceparent
 
 
 async def chat_completions(request: web.Request) -> web.StreamResponse:

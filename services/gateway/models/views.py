@@ -12,7 +12,7 @@ from services.gateway.errors import ModelNotFound
 from services.gateway.openapi import ErrorBody
 from services.gateway.tokens.views import authenticate
 from shared.errors import DependencyUnavailable
-from shared.openapi import Answer, Operation, Parameter
+from shared.telemetry.openapi import Answer, Operation, Parameter
 
 
 class Model(msgspec.Struct, frozen=True):

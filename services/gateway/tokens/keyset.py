@@ -12,10 +12,11 @@ import msgspec
 from jose import jwk
 from jose.backends.base import Key
 
-from shared import fetch, keyset, logs
-from shared.fetch import NoAnswer
-from shared.keyset import KeySet
-from shared.metrics import Registry
+from shared.service import fetch, keyset
+from shared.service.fetch import NoAnswer
+from shared.service.keyset import KeySet
+from shared.telemetry import logs
+from shared.telemetry.metrics import Registry
 
 #: Seconds between readings, from a failed one to the next, and between two for kids that the set lacks.
 REFRESH = 60.0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from shared.service_types import ServiceType
+from shared.domain.service_types import ServiceType
 
 
 @dataclass(frozen=True, slots=True)

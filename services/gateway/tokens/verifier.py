@@ -12,13 +12,13 @@ from jose import JOSEError, jws
 
 from services.gateway.errors import InvalidToken
 from services.gateway.tokens.models import Principal
-from shared import tokens
+from shared.domain import tokens
+from shared.domain.identity import split_user
+from shared.domain.service_types import ServiceTypes
+from shared.domain.tokens import AUDIENCE, CLOCK_SKEW, MAX_LENGTH
 from shared.errors import DependencyUnavailable
-from shared.identity import split_user
-from shared.keyset import KeySet
-from shared.metrics import Registry
-from shared.service_types import ServiceTypes
-from shared.tokens import AUDIENCE, CLOCK_SKEW, MAX_LENGTH
+from shared.service.keyset import KeySet
+from shared.telemetry.metrics import Registry
 
 #: Longest life of our tokens in seconds, whatever they say.
 MAX_LIFETIME = 3600 + CLOCK_SKEW

@@ -7,7 +7,7 @@ from aiohttp import web
 from services.gateway.errors import InvalidToken
 from services.gateway.tokens.models import Principal
 from services.gateway.tokens.verifier import TokenVerifier
-from shared.web import SERVICE_TYPE, USER_ID
+from shared.service.web import SERVICE_TYPE, USER_ID
 
 VERIFIER = web.AppKey("verifier", TokenVerifier)
 

@@ -19,10 +19,10 @@ from services.gateway.upstream import health
 from services.gateway.upstream.balance import Balancer, Instance
 from services.gateway.upstream.classify import MAX_ERROR_BODY
 from services.gateway.upstream.connector import Body, Connector, Wire, wire
-from shared import fetch
 from shared.errors import DependencyUnavailable
-from shared.fetch import NoAnswer
-from shared.metrics import Registry
+from shared.service import fetch
+from shared.service.fetch import NoAnswer
+from shared.telemetry.metrics import Registry
 
 #: Reading from LiteLLM pauses when twice this is buffered of an answer.
 READ_BUFFER = 16 * 1024

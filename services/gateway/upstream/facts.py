@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
 from urllib.parse import urlsplit
 
-from shared.metrics import STREAM_BUCKETS, Registry
+from shared.telemetry.metrics import STREAM_BUCKETS, Registry
 
 #: Backends with a label of their own; LiteLLM's configuration has a few.
 MAX_BACKENDS = 20

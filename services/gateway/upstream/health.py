@@ -8,8 +8,9 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 
 from services.gateway.upstream.balance import Instance
-from shared import background, logs
-from shared.metrics import Registry
+from shared.service import background
+from shared.telemetry import logs
+from shared.telemetry.metrics import Registry
 
 #: Seconds between two checks of an instance that is out, so that it is used again soon.
 WHILE_OUT = 1.0

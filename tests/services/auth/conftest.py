@@ -22,9 +22,9 @@ from services.cli.client import ACCESS_TOKEN, ASSERTION, GRANT_TYPE
 from services.local.device import Device
 from services.local.fxa import KeyRing, SigningKey, StandIn, TokenOrder
 from services.local.pki import Pki
-from shared.app import Apps
-from shared.metrics import Registry
-from shared.serve import listen
+from shared.service.app import Apps
+from shared.service.serve import listen
+from shared.telemetry.metrics import Registry
 
 ISSUER = "http://localhost:8081"
 TEAM, BUNDLE = "DEVELOPMNT", "org.mozilla.ios.Fennec"

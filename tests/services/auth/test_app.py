@@ -48,4 +48,4 @@ def test_other_trust_than_productions_is_warned_of_at_each_start(
         assert shown.count(":") > 31, "the fingerprint"
 
 
-SERVICES: dict[str, Any] = {"service_types": Path(__file__).parents[3] / "shared" / "development.toml"}
+SERVICES: dict[str, Any] = {"service_types": Path(__file__).parents[3] / "shared" / "domain" / "development.toml"}

@@ -14,8 +14,8 @@ from services.auth.fxa.models import FxAConfig
 from services.auth.fxa.services import FxAVerifier
 from services.cli.fxa import fxa
 from services.local.process import Process, answers
-from shared.metrics import Registry
-from shared.redis import connect
+from shared.stores.redis import connect
+from shared.telemetry.metrics import Registry
 from tests.services.local.test_fxa import program
 
 UID = "0123456789abcdef0123456789abcdef"

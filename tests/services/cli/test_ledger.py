@@ -16,8 +16,8 @@ from services.cli.ledger import ledger
 from services.gateway.budget.reconcile import Difference, differences
 from services.gateway.budget.rows import Row
 from services.gateway.budget.storage import LedgerStorage
-from shared.postgres import Database, Query
-from shared.redis import connect
+from shared.stores.postgres import Database, Query
+from shared.stores.redis import connect
 from tests.services.gateway.budget.support import ask, delivered, opened, principal, rows, until
 
 DAY = 86_400

@@ -18,7 +18,7 @@ from services.auth.settings import AuthSettings
 from services.auth.tokens.key_ring import ensure_key
 from services.cli.main import main
 from services.gateway.settings import GatewaySettings
-from shared.service_types import ConfigurationError
+from shared.domain.service_types import ConfigurationError
 
 SECRET = "0123456789abcdef" * 2
 ROW = """

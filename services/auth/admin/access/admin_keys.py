@@ -14,9 +14,9 @@ from aiohttp import web
 from pydantic import SecretStr
 
 from services.auth.settings import AuthSettings
-from shared import logs
-from shared.service_types import ConfigurationError
-from shared.strength import trivial_digests
+from shared.domain.service_types import ConfigurationError
+from shared.service.strength import trivial_digests
+from shared.telemetry import logs
 
 Role = Literal["admin", "viewer"]
 

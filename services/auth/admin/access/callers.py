@@ -11,7 +11,7 @@ from services.auth.admin.access.wrong_keys import WRONG_KEYS
 from services.auth.audit.refusals import REFUSALS
 from services.auth.audit.storage import Actor
 from services.auth.errors import Forbidden, Unauthorized
-from shared.proxies import client_address
+from shared.service.proxies import client_address
 
 _REALM = 'Bearer realm="mlpa"'
 

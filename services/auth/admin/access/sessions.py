@@ -17,9 +17,9 @@ import msgspec
 from aiohttp import web
 
 from services.auth.admin.access.admin_keys import AdminKey, AdminKeys
+from shared.domain.tokens import CLOCK_SKEW
 from shared.errors import DependencyUnavailable
-from shared.redis import Client, RedisError
-from shared.tokens import CLOCK_SKEW
+from shared.stores.redis import Client, RedisError
 
 IDLE_SECONDS = 30 * 60
 ABSOLUTE_SECONDS = 12 * 3600

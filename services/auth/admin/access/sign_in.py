@@ -11,7 +11,7 @@ from services.auth.admin.access.admin_keys import ADMIN_KEYS
 from services.auth.admin.access.sessions import SESSIONS, Session
 from services.auth.admin.access.wrong_keys import WRONG_KEYS
 from services.auth.audit.log import AUDIT_LOG
-from shared.proxies import client_address
+from shared.service.proxies import client_address
 
 #: Printable ASCII but the backslash, which browsers take for a slash.
 _NEXT = re.compile(r"/admin([/?][!-\[\]-~]*)?")

@@ -13,8 +13,8 @@ from aiohttp import web
 from services.auth.audit.refusals import Refusals
 from services.auth.audit.storage import Actor
 from services.auth.limits.services import Limits, source
-from shared import logs
-from shared.metrics import Registry
+from shared.telemetry import logs
+from shared.telemetry.metrics import Registry
 
 Door = Literal["console", "api"]
 #: The kind of the limit on them.

@@ -10,7 +10,7 @@ import msgspec
 from services.auth.admin.times import rfc3339
 from services.auth.users.operators import User
 from services.auth.users.operators_storage import LedgerRow
-from shared.money import nano_to_usd
+from shared.domain.money import nano_to_usd
 
 
 class UserBody(msgspec.Struct, frozen=True):

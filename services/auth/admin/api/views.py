@@ -23,8 +23,8 @@ from services.auth.error_body import ErrorBody
 from services.auth.errors import InvalidRequest
 from services.auth.users.operators import USER_ADMIN, UserAdmin
 from shared import strict_json
-from shared.openapi import Answer, Body, Operation, Parameter
-from shared.web import USER_ID
+from shared.service.web import USER_ID
+from shared.telemetry.openapi import Answer, Body, Operation, Parameter
 
 _MOST = 200
 

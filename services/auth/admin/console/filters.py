@@ -8,7 +8,7 @@ from typing import Any
 from urllib.parse import quote
 
 from services.auth.admin.times import rfc3339
-from shared.money import NANO
+from shared.domain.money import NANO
 
 _THOUSAND = 1000
 

@@ -16,8 +16,8 @@ from typing import Annotated, Any
 import aiohttp
 import msgspec
 
-from shared import fetch
-from shared.flight import Kept
+from shared.service import fetch
+from shared.service.flight import Kept
 
 _TIMEOUT = 1.5
 _KEEP = 3.0

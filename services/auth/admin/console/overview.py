@@ -17,7 +17,7 @@ from services.auth.usage.services import NearLimit, Usage
 from services.auth.usage.storage import Hour
 from services.auth.users.operators import UserAdmin
 from shared.errors import DependencyUnavailable
-from shared.health import Health
+from shared.service.health import Health
 
 _T = TypeVar("_T")
 

@@ -24,8 +24,8 @@ from services.auth.errors import InvalidRequest
 from services.auth.forms import read_form
 from services.auth.standing.changes import NotInRedisYet
 from shared.errors import DependencyUnavailable, ServiceError
-from shared.ops import VERSION
-from shared.web import REQUEST_ID
+from shared.service.ops import VERSION
+from shared.service.web import REQUEST_ID
 
 SESSION = web.RequestKey("session", Session)
 PER_PAGE = 25

@@ -8,7 +8,7 @@ from datetime import datetime
 from services.auth.admin.console.filters import duration, usd
 from services.auth.users.operators import User
 from services.auth.users.spending import Rates
-from shared.service_types import ServiceType
+from shared.domain.service_types import ServiceType
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,8 +14,8 @@ from services.auth.audit.log import AUDIT_LOG
 from services.auth.settings import SERVICE_TYPES
 from services.auth.users.operators import USER_ADMIN
 from shared.errors import DependencyUnavailable
-from shared.openapi import Answer, Operation
-from shared.serve import DRAIN
+from shared.service.serve import DRAIN
+from shared.telemetry.openapi import Answer, Operation
 
 
 @pages.page

@@ -1,4 +1,4 @@
 """The kinds of credential that can be exchanged.
 
-One file each; ``_open`` in ``services/auth/app.py`` lists them, ``shared.service_types.Credential`` names them.
+One file each; ``_open`` in ``services/auth/app.py`` lists them, ``shared.domain.service_types.Credential`` names them.
 """

@@ -36,8 +36,8 @@ from services.auth.errors import (
 )
 from services.auth.exchange.models import ASSERTION_TYPE, Subject
 from shared import strict_json
-from shared.postgres import Database
-from shared.service_types import Credential, ServiceType
+from shared.domain.service_types import Credential, ServiceType
+from shared.stores.postgres import Database
 
 _BASE64URL = re.compile(r"[A-Za-z0-9_-]+={0,2}")
 _TYP = "mlpa-token-exchange"

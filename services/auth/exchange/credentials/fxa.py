@@ -8,8 +8,8 @@ from services.auth.fxa import policy
 from services.auth.fxa.errors import ClientNotAllowed, InvalidFxAToken, ScopeNotAllowed
 from services.auth.fxa.services import FxAVerifier
 from services.auth.limits import services as limits
-from shared.service_types import Credential, ServiceType
-from shared.tokens import ACCESS_TOKEN_TYPE
+from shared.domain.service_types import Credential, ServiceType
+from shared.domain.tokens import ACCESS_TOKEN_TYPE
 
 
 class FxACredential:

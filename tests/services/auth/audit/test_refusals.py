@@ -10,8 +10,8 @@ import pytest
 from services.auth.audit import storage
 from services.auth.audit.refusals import EVERY, MOST, OTHERS, SETTLE, Refusals
 from services.auth.audit.storage import Actor
-from shared.metrics import Registry
-from shared.postgres import Database, DatabaseUnavailable
+from shared.stores.postgres import Database, DatabaseUnavailable
+from shared.telemetry.metrics import Registry
 
 NOBODY = Actor("unknown", "192.0.2.1")
 

@@ -14,7 +14,7 @@ from services.auth.challenge.services import Challenges
 from services.auth.errors import InvalidChallenge
 from services.local.valkey import ValkeyServer
 from shared.errors import DependencyUnavailable
-from shared.redis import Client, connect
+from shared.stores.redis import Client, connect
 
 KEY = "key"
 

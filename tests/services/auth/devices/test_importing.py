@@ -18,7 +18,7 @@ from services.auth.devices.storage import ImportedDevice
 from services.cli.device import device as command
 from services.local.device import Device
 from services.local.pki import Pki
-from shared.postgres import Database, Query
+from shared.stores.postgres import Database, Query
 from tests.services.auth.conftest import BUNDLE, TEAM, StartAuth
 
 _ALL = Query.text("select key_id, counter, bundle_id, environment, revoked_at from devices order by key_id")

@@ -6,7 +6,7 @@ import pytest
 
 from services.auth.appattest import Assertion
 from services.auth.devices import storage
-from shared.postgres import Database, Query
+from shared.stores.postgres import Database, Query
 
 _ENROL = Query.text("insert into devices (key_id, public_key, counter) values ('key', '\\x04', 0)")
 _CATEGORY = Query.text("select counter, validation_category from devices")

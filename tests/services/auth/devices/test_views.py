@@ -12,7 +12,7 @@ from services.auth.challenge.services import Challenges
 from services.auth.errors import InvalidChallenge
 from services.local.device import Device
 from services.local.pki import Pki
-from shared.redis import connect
+from shared.stores.redis import connect
 from tests.services.auth.conftest import BUNDLE, TEAM, Auth, StartAuth, many
 
 KEY_ID = base64.b64encode(bytes([0xFB, 0xEF, 0xBE]) * 10 + b"\x00\x01").decode()  # full of + and /

@@ -13,7 +13,7 @@ from joserfc.jwk import KeySet as JoserfcKeySet
 from services.auth.users import storage as users
 from services.cli.client import ASSERTION
 from services.local.fxa import TokenOrder
-from shared.postgres import Database, Query
+from shared.stores.postgres import Database, Query
 from tests.services.auth.conftest import BUNDLE, ISSUER, UID, Auth, StartAuth, many, subject_token
 
 _REVOKE_DEVICE = Query.text("update devices set revoked_at = now() where key_id = :key_id")

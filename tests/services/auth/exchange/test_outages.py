@@ -13,9 +13,9 @@ import pytest
 from services.cli.client import ASSERTION
 from services.local.postgres import PostgresServer
 from services.local.valkey import ValkeyServer
-from shared import migrate
-from shared.postgres import Database, Query
-from shared.redis import connect
+from shared.stores import migrate
+from shared.stores.postgres import Database, Query
+from shared.stores.redis import connect
 from tests.services.auth.conftest import Auth, StartAuth, many
 
 _BLOCK = Query.text("insert into identities (identity, blocked_at) values (:identity, now())")

@@ -15,8 +15,8 @@ from aiohttp import web
 from services.auth.fxa.models import FxAConfig
 from services.auth.fxa.services import FxAVerifier
 from services.local.fxa import StandIn, TokenOrder
-from shared.metrics import Registry
-from shared.redis import connect
+from shared.stores.redis import connect
+from shared.telemetry.metrics import Registry
 
 ISSUER = "https://accounts.firefox.test"
 SECRET = b"the secret of these tests"

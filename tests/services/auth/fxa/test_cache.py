@@ -17,8 +17,8 @@ from services.auth.fxa.models import FxAIdentity
 from services.local.fxa import Fault
 from services.local.valkey import ValkeyServer
 from shared.errors import DependencyUnavailable
-from shared.metrics import Registry
-from shared.redis import Client, connect
+from shared.stores.redis import Client, connect
+from shared.telemetry.metrics import Registry
 from tests.services.auth.fxa.harness import ISSUER, SECRET, UID, Rig, metric
 
 TOKEN = "f" * 64

@@ -17,8 +17,8 @@ from services.auth.fxa.jwks import parse_key_set
 from services.auth.fxa.services import FxAVerifier
 from services.local.fxa import Fault, SigningKey, TokenOrder
 from shared.errors import DependencyUnavailable
-from shared.health import CheckFailed
-from shared.metrics import Registry
+from shared.service.health import CheckFailed
+from shared.telemetry.metrics import Registry
 from tests.services.auth.fxa.harness import UID, Rig, metric
 
 

@@ -10,7 +10,7 @@ import pytest
 from services.auth.fxa import policy
 from services.auth.fxa.errors import ClientNotAllowed, ScopeNotAllowed
 from services.auth.fxa.models import FxAIdentity
-from shared.service_types import ConfigurationError, ServiceType, load
+from shared.domain.service_types import ConfigurationError, ServiceType, load
 from tests.services.auth.fxa.harness import UID
 
 IDENTITY = FxAIdentity(UID, "5882386c6d801776", ("profile",), None, "remote")

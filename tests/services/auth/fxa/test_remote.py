@@ -16,8 +16,8 @@ from services.auth.fxa.places import FEW_PLACES, MANY_REFUSED
 from services.auth.fxa.remote import _identity
 from services.local.fxa import Fault
 from shared.errors import DependencyUnavailable
-from shared.fetch import Answer, NoAnswer
-from shared.metrics import Registry
+from shared.service.fetch import Answer, NoAnswer
+from shared.telemetry.metrics import Registry
 from tests.services.auth.fxa.harness import UID, Rig, metric
 
 TOKEN = "f" * 64

@@ -19,11 +19,11 @@ from services.auth.fxa.parse import JwtToken
 from services.auth.fxa.services import FxAVerifier
 from services.local.fxa import Fault, TokenOrder
 from services.local.valkey import ValkeyCluster, ValkeyServer
+from shared.domain.service_types import load
 from shared.errors import DependencyUnavailable
-from shared.health import CheckFailed
-from shared.metrics import Registry
-from shared.redis import connect
-from shared.service_types import load
+from shared.service.health import CheckFailed
+from shared.stores.redis import connect
+from shared.telemetry.metrics import Registry
 from tests.services.auth.fxa.harness import ISSUER, UID, Rig, metric
 
 FULL = bool(os.environ.get("MLPA_TEST_FULL"))

@@ -10,8 +10,8 @@ import pytest
 from services.auth.errors import InvalidRequest, SlowDown
 from services.auth.limits.services import WINDOW, Limits
 from shared.errors import DependencyUnavailable
-from shared.metrics import Registry
-from shared.redis import Client, connect
+from shared.stores.redis import Client, connect
+from shared.telemetry.metrics import Registry
 
 KINDS = {"few": 5, "any": 0}
 

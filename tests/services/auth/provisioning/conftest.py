@@ -14,9 +14,9 @@ import pytest
 
 from services.auth.provisioning.client import LiteLLMAdmin
 from services.auth.provisioning.services import Pace, Provisioner
-from shared.metrics import Registry
-from shared.postgres import Database, Query
-from shared.service_types import ServiceType, load
+from shared.domain.service_types import ServiceType, load
+from shared.stores.postgres import Database, Query
+from shared.telemetry.metrics import Registry
 from tests.doubles.litellm_admin import MASTER_KEY, LiteLLMAdminDouble
 
 #: Without waiting for people: the sweep comes only when a test calls it.

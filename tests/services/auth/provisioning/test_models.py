@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from services.auth.provisioning.models import Budget
-from shared.service_types import ServiceType
+from shared.domain.service_types import ServiceType
 
 
 @pytest.mark.parametrize(

@@ -12,10 +12,10 @@ import pytest
 
 from services.auth.provisioning import storage
 from services.auth.provisioning.storage import Customer
-from shared import migrate
-from shared.metrics import Registry
-from shared.postgres import Database
-from shared.service_types import ServiceType
+from shared.domain.service_types import ServiceType
+from shared.stores import migrate
+from shared.stores.postgres import Database
+from shared.telemetry.metrics import Registry
 from tests.doubles.litellm_admin import Fault, broken, busy, hang, html
 from tests.services.auth.provisioning.conftest import QUICK, World, until
 

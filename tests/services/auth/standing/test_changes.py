@@ -15,12 +15,13 @@ from services.auth.standing import known, storage
 from services.auth.standing.changes import Changes, NotInRedisYet
 from services.auth.standing.storage import Standing
 from services.auth.users.entry import Users
-from shared import budget_state, migrate
+from shared import budget_state
+from shared.domain.service_types import ServiceType, load
 from shared.errors import DependencyUnavailable
-from shared.metrics import Registry
-from shared.postgres import Database, DatabaseUnavailable, Query
-from shared.redis import Client, connect
-from shared.service_types import ServiceType, load
+from shared.stores import migrate
+from shared.stores.postgres import Database, DatabaseUnavailable, Query
+from shared.stores.redis import Client, connect
+from shared.telemetry.metrics import Registry
 
 UID, OTHER = "00112233445566778899aabbccddeeff", "f" * 32
 _BLOCK = Query.text("insert into identities (identity, blocked_at) values (:identity, now())")

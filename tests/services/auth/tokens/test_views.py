@@ -15,8 +15,8 @@ import pytest
 from services.auth.tokens.issuer import Issuer
 from services.auth.tokens.key_ring import KeyRing, create_key
 from shared.budget_state import identity_key, token_key
-from shared.postgres import Database, Query
-from shared.redis import connect
+from shared.stores.postgres import Database, Query
+from shared.stores.redis import connect
 from tests.services.auth.conftest import ISSUER, UID, Auth, StartAuth, many
 
 _REVOKED = Query.text("select jti from revocations")

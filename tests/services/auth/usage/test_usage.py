@@ -13,11 +13,11 @@ from services.auth.standing.changes import Changes
 from services.auth.usage.services import Usage
 from services.auth.users.operators import UserAdmin
 from services.auth.users.spending import Spending
-from shared import migrate
-from shared.metrics import Registry
-from shared.postgres import Database, Query
-from shared.redis import connect
-from shared.service_types import load
+from shared.domain.service_types import load
+from shared.stores import migrate
+from shared.stores.postgres import Database, Query
+from shared.stores.redis import connect
+from shared.telemetry.metrics import Registry
 from tests.services.auth.admin.conftest import Rows
 
 NOON = datetime(2026, 3, 1, 12, 30, tzinfo=UTC)

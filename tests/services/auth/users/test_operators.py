@@ -17,11 +17,11 @@ from services.auth.users.entry import Users
 from services.auth.users.operators import UserAdmin
 from services.auth.users.spending import Spending
 from shared import budget_state
+from shared.domain.service_types import ServiceType, ServiceTypes, load
 from shared.errors import NotFound
-from shared.metrics import Registry
-from shared.postgres import Database, Query
-from shared.redis import Client, connect
-from shared.service_types import ServiceType, ServiceTypes, load
+from shared.stores.postgres import Database, Query
+from shared.stores.redis import Client, connect
+from shared.telemetry.metrics import Registry
 
 UID = "00112233445566778899aabbccddeeff"
 USER = f"{UID}:ai"

@@ -14,9 +14,9 @@ from services.gateway.budget.models import Ask, Delivery, Timings, Usage
 from services.gateway.budget.prices import PricedModel
 from services.gateway.budget.services import Budgets
 from services.gateway.tokens.models import Principal
-from shared.metrics import Registry
-from shared.postgres import Database, Query
-from shared.service_types import ServiceType, ServiceTypes
+from shared.domain.service_types import ServiceType, ServiceTypes
+from shared.stores.postgres import Database, Query
+from shared.telemetry.metrics import Registry
 
 FAST = Timings(lease=1.0, renew=0.2, flush=0.02, sweep=0.2, orphan=0.4, totals=0.1, drain=5)
 #: 1000 nano-dollars per prompt token, 2000 per completion token.

@@ -20,10 +20,10 @@ from services.gateway.errors import (
     UserBlocked,
 )
 from shared import budget_state
+from shared.domain.identity import shard
 from shared.errors import DependencyUnavailable
-from shared.identity import shard
-from shared.postgres import Query
-from shared.redis import connect
+from shared.stores.postgres import Query
+from shared.stores.redis import connect
 from tests.services.gateway.budget.support import (
     FAST,
     ask,

@@ -17,10 +17,11 @@ from services.gateway.budget.services import Budgets
 from services.local.postgres import PostgresServer
 from services.local.process import free_port
 from services.local.valkey import ValkeyServer
-from shared import budget_state, migrate
-from shared.metrics import Registry
-from shared.postgres import Database
-from shared.redis import RedisError, connect
+from shared import budget_state
+from shared.stores import migrate
+from shared.stores.postgres import Database
+from shared.stores.redis import RedisError, connect
+from shared.telemetry.metrics import Registry
 from tests.services.gateway.budget.fleet import COMPLETION_NANO, PROMPT_NANO, Fleet, Upstream
 from tests.services.gateway.budget.support import FAST, ledger, principal, row, until
 from tests.services.gateway.budget.support import rows as all_rows

@@ -5,8 +5,8 @@ from __future__ import annotations
 import time
 
 from shared.budget_state import shard_key
-from shared.identity import shard
-from shared.redis import connect
+from shared.domain.identity import shard
+from shared.stores.redis import connect
 from tests.services.gateway.budget.support import opened, principal, until
 
 

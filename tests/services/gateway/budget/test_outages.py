@@ -14,11 +14,12 @@ from services.gateway.budget.models import Delivery
 from services.local.postgres import PostgresServer
 from services.local.process import free_port
 from services.local.valkey import ValkeyServer
-from shared import budget_state, migrate
+from shared import budget_state
+from shared.domain.identity import shard
 from shared.errors import DependencyUnavailable
-from shared.identity import shard
-from shared.postgres import Database
-from shared.redis import connect
+from shared.stores import migrate
+from shared.stores.postgres import Database
+from shared.stores.redis import connect
 from tests.services.gateway.budget.support import FAST, ask, delivered, opened, principal, row, rows, total, until
 
 

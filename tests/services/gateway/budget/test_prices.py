@@ -18,9 +18,9 @@ from services.gateway.budget.metrics import CatalogueMetrics
 from services.gateway.budget.models import Delivery, Usage
 from services.gateway.budget.price_fields import Unpriced, read
 from services.gateway.budget.prices import Catalogue, PricedModel, price_all
+from shared.domain.service_types import ModelRow
 from shared.errors import DependencyUnavailable
-from shared.metrics import Registry
-from shared.service_types import ModelRow
+from shared.telemetry.metrics import Registry
 from tests.services.gateway.budget.support import ask, until
 
 SONNET = {

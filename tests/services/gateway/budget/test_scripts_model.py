@@ -33,7 +33,7 @@ from services.gateway.budget.prices import PricedModel
 from services.gateway.budget.rows import Settlement, parse_row, settlement_of
 from services.local.valkey import ValkeyServer
 from shared import budget_state
-from shared.identity import shard
+from shared.domain.identity import shard
 from tests.services.gateway.budget.clocked import ClockedExecutor
 from tests.services.gateway.budget.support import ask, principal, row
 

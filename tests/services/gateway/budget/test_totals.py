@@ -14,7 +14,7 @@ from services.gateway.budget.models import Delivery
 from services.gateway.budget.services import Budgets
 from services.gateway.errors import BudgetExceeded, BudgetReserved
 from shared.errors import DependencyUnavailable, ServiceError
-from shared.redis import connect
+from shared.stores.redis import connect
 from tests.services.gateway.budget.support import (
     FAST,
     MODEL,

@@ -27,12 +27,12 @@ from services.gateway.chat.views import chat_completions
 from services.gateway.errors import InvalidToken, error_response
 from services.gateway.tokens.models import Principal
 from services.gateway.upstream.client import LiteLLM, UpstreamConfig
-from shared import service_types
+from shared.domain import service_types
 from shared.errors import ServiceError
-from shared.logs import UserDigest
-from shared.metrics import Registry
-from shared.serve import listen
-from shared.web import Frame
+from shared.service.serve import listen
+from shared.service.web import Frame
+from shared.telemetry.logs import UserDigest
+from shared.telemetry.metrics import Registry
 from tests.doubles.litellm import LiteLLMDouble
 
 TOKEN = "good-token"

@@ -14,7 +14,7 @@ import pytest
 from services.gateway.chat.config import ChatConfig
 from services.gateway.chat.connection import SEND_BUFFER, RelayProtocol
 from services.gateway.upstream.client import UpstreamConfig
-from shared.serve import USER_TIMEOUT_MS
+from shared.service.serve import USER_TIMEOUT_MS
 from tests.doubles.litellm import LiteLLMDouble, Script, answer, chunk, event, stream_of
 from tests.services.gateway.chat.conftest import Gateway, RawClient, request_body, until
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from services.gateway.chat.config import ChatConfig
 from services.gateway.chat.request import parse
 from services.gateway.errors import GatewayError
-from shared import service_types
+from shared.domain import service_types
 
 CONFIG = ChatConfig()
 MODEL = '"model":"m","messages":[{"role":"user","content":"x"}]'

@@ -20,11 +20,11 @@ from services.gateway.budget.prices import Catalogue
 from services.gateway.models.views import OPERATIONS
 from services.gateway.tokens.models import Principal
 from services.gateway.tokens.views import VERIFIER
-from shared import service_types
-from shared.logs import UserDigest
-from shared.metrics import Registry
-from shared.openapi import add_routes
-from shared.web import Frame
+from shared.domain import service_types
+from shared.service.web import Frame
+from shared.telemetry.logs import UserDigest
+from shared.telemetry.metrics import Registry
+from shared.telemetry.openapi import add_routes
 
 NAMES = ["gpt", "vertex_ai/x@20250929", "a#b", "a+b", "a?b=c&d", "50%", "a%2Fb", "é/ü", "a/b/c", "a[1]", "x" * 256]
 FORBIDDEN = "exa/search"

@@ -27,10 +27,10 @@ from services.auth.tokens.key_ring import KeyRing, create_key
 from services.gateway.errors import InvalidToken
 from services.gateway.tokens.keyset import key_set
 from services.gateway.tokens.verifier import TokenVerifier
+from shared.domain.service_types import load
 from shared.errors import DependencyUnavailable
-from shared.keyset import KeySet
-from shared.metrics import Registry
-from shared.service_types import load
+from shared.service.keyset import KeySet
+from shared.telemetry.metrics import Registry
 
 ISSUER = "http://auth.test"
 USER = "0123456789abcdef0123456789abcdef:ai"

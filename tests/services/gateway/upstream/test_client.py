@@ -18,7 +18,7 @@ from services.gateway.chat.config import ChatConfig
 from services.gateway.upstream import connector
 from services.gateway.upstream.client import LiteLLM, UpstreamConfig
 from shared.errors import DependencyUnavailable
-from shared.metrics import Registry
+from shared.telemetry.metrics import Registry
 from tests.doubles.litellm import LiteLLMDouble, Script, answer, chunk, event
 from tests.services.gateway.chat.conftest import Gateway, until
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from services.gateway.upstream.facts import MAX_BACKENDS, RoutingFacts, RoutingMetrics, cost_of
-from shared.metrics import Registry
+from shared.telemetry.metrics import Registry
 
 HEADERS = {
     "x-litellm-model-api-base": "https://Api.Example.com/v1?key=secret",

@@ -10,7 +10,7 @@ import pytest
 
 from services.auth.admin.access.admin_keys import AdminKey, AdminKeys
 from services.auth.settings import AuthSettings
-from shared.service_types import ConfigurationError
+from shared.domain.service_types import ConfigurationError
 
 DIGEST = hashlib.sha256(b"one").hexdigest()
 

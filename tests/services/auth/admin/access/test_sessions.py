@@ -10,8 +10,8 @@ import pytest
 
 from services.auth.admin.access.admin_keys import AdminKey, AdminKeys
 from services.auth.admin.access.sessions import ABSOLUTE_SECONDS, Flash, Session, Sessions
-from shared.redis import Client, connect
-from shared.tokens import CLOCK_SKEW
+from shared.domain.tokens import CLOCK_SKEW
+from shared.stores.redis import Client, connect
 
 ALICE = AdminKey("alice", "admin", hashlib.sha256(b"alice").digest())
 BOB = AdminKey("bob", "viewer", hashlib.sha256(b"bob").digest())

@@ -12,7 +12,7 @@ from yarl import URL
 from services.auth.standing.known import read
 from services.auth.standing.storage import Standing
 from shared import budget_state
-from shared.redis import connect
+from shared.stores.redis import connect
 from tests.services.auth.admin.conftest import ADMIN, ADMIN_SETTINGS, NAMED, UID, USER, VIEWER, Rows, bearer
 from tests.services.auth.conftest import Auth, StartAuth
 

@@ -13,7 +13,7 @@ from aiohttp import web
 
 from services.gateway.app import build_app
 from services.gateway.settings import GatewaySettings
-from shared.serve import listen
+from shared.service.serve import listen
 from tests.services.auth.admin.conftest import ADMIN, ADMIN_SETTINGS, UID, USER, Rows
 from tests.services.auth.conftest import ISSUER, Auth, StartAuth
 

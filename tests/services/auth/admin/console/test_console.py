@@ -15,7 +15,7 @@ from yarl import URL
 from services.auth.admin.access import cookies, sessions
 from services.auth.admin.console import pages
 from services.auth.tokens.key_ring import ensure_key
-from shared.redis import connect
+from shared.stores.redis import connect
 from tests.services.auth.admin.conftest import (
     ADMIN,
     ADMIN_SETTINGS,
@@ -82,7 +82,7 @@ async def test_the_cookies_are_for_this_console_alone(start_auth: StartAuth, peo
         **ADMIN_SETTINGS,
         mlpa_debug=False,
         mlpa_issuer="https://auth.test",
-        service_types=Path("shared/development.toml"),
+        service_types=Path("shared/domain/development.toml"),
         challenge_secret="c" * 32,
         fxa_cache_secret="f" * 32,
     )

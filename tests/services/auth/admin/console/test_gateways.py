@@ -11,7 +11,7 @@ from aiohttp import web
 from aiohttp.test_utils import TestServer
 
 from services.auth.admin.console.gateways import Gateways
-from shared.metrics import Registry
+from shared.telemetry.metrics import Registry
 
 READY = {
     "status": "ready",

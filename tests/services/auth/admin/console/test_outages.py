@@ -10,9 +10,9 @@ from services.auth.standing.known import read
 from services.auth.standing.storage import Standing
 from services.local.postgres import PostgresServer
 from services.local.valkey import ValkeyServer
-from shared import migrate
 from shared.budget_state import identity_key
-from shared.redis import connect
+from shared.stores import migrate
+from shared.stores.redis import connect
 from tests.services.auth.admin.api.test_views import ask, at
 from tests.services.auth.admin.conftest import ADMIN_SETTINGS, UID, USER, People, Person, Rows, bearer
 from tests.services.auth.conftest import StartAuth

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from services.auth.admin.console.filters import period
-from shared.service_types import DURATIONS
+from shared.domain.service_types import DURATIONS
 from tests.services.auth.admin.conftest import ADMIN_SETTINGS, People
 from tests.services.auth.conftest import StartAuth
 
@@ -29,7 +29,7 @@ output_cost_per_token = "0.000002"
 
 
 @pytest.mark.parametrize(
-    "table", [REPOSITORY / "shared/development.toml", *REPOSITORY.glob("deploy/**/service_types.toml")], ids=str
+    "table", [REPOSITORY / "shared/domain/development.toml", *REPOSITORY.glob("deploy/**/service_types.toml")], ids=str
 )
 async def test_each_table_that_is_shipped_is_shown(start_auth: StartAuth, people: People, table: Path) -> None:
     auth = await start_auth(**ADMIN_SETTINGS, service_types=table)

@@ -1,0 +1,128 @@
+"""The part of an app that is the same in both services."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import msgspec
+from aiohttp import web
+
+from shared.service import ops
+from shared.service.protocol import ServiceSite
+from shared.service.proxies import PROXIES, Proxies, ProxyMetrics
+from shared.service.serve import DRAIN, Drain, SiteFactory, end_connection
+from shared.service.settings import Settings
+from shared.service.web import ErrorRenderer, Frame
+from shared.telemetry.lines import stdout
+from shared.telemetry.logs import UserDigest
+from shared.telemetry.metrics import Page, Registry
+from shared.telemetry.openapi import Answer, Operation, add_routes, document
+from shared.telemetry.tracing import Tracing
+
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True, slots=True)
+class Apps:
+    """The app of the service's port, and the one of the ops port when that is set."""
+
+    main: web.Application
+    ops: web.Application | None
+    #: How the two are served.
+    make_site: SiteFactory
+    make_ops_site: SiteFactory
+
+    @property
+    def all(self) -> tuple[web.Application, ...]:
+        return (self.main,) if self.ops is None else (self.main, self.ops)
+
+    def put(self, key: web.AppKey[_T], value: _T) -> None:
+        """Give both apps a collaborator."""
+        for app in self.all:
+            app[key] = value
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceDescription:
+    """What a service is to the outside. ``internal`` operations move to the ops port when there is one."""
+
+    name: str
+    title: str
+    description: str
+    operations: Sequence[Operation]
+    internal: Sequence[Operation]
+    common_answers: Mapping[int, Answer]
+    security_schemes: Mapping[str, Any]
+    render_error: ErrorRenderer
+    make_site: Callable[[web.AppRunner, socket.socket, Frame, Any], ServiceSite]
+
+
+def build_apps(
+    settings: Settings,
+    registry: Registry,
+    service: ServiceDescription,
+    *,
+    max_body: int,
+    service_types: Iterable[str] = (),
+) -> Apps:
+    """Routes, middleware, probes, metrics, docs. Opens nothing.
+
+    :param service_types: names of the rows, for the metrics.
+    :raises ConfigurationError: tracing is asked for and can't be had.
+    """
+    secret = settings.log_user_secret.get_secret_value() if settings.log_user_secret else None
+    digest = UserDigest(secret)
+    internal = [ops.METRICS_OPERATION, *service.internal]
+    everything = [*ops.OPERATIONS, *internal, *service.operations]
+    main = web.Application(client_max_size=max_body)
+    if settings.otel_exporter_otlp_endpoint:
+        Tracing(settings.otel_exporter_otlp_endpoint, service.name).install(main)
+    frame = Frame(
+        registry,
+        service.render_error,
+        endpoints=sorted({op.path for op in everything}),
+        user_digest=digest,
+        service_types=service_types,
+        probes=[op.path for op in (*ops.OPERATIONS, ops.METRICS_OPERATION)],
+    )
+    apps = Apps(
+        main,
+        web.Application(client_max_size=max_body) if settings.ops_port else None,
+        make_site=lambda runner, sock: service.make_site(runner, sock, frame, settings),
+        make_ops_site=lambda runner, sock: ServiceSite(runner, sock, frame, max_body=max_body),
+    )
+    if apps.ops is None:
+        add_routes(main, everything)
+    else:
+        add_routes(main, [*ops.OPERATIONS, *service.operations])
+        add_routes(apps.ops, [*ops.OPERATIONS, *internal])
+        frame.install(apps.ops)
+    frame.install(main)
+    for app in apps.all:
+        app.on_response_prepare.append(end_connection)
+    ops.build_info(registry, service.name)
+    registry.read(registry.counter("log_lines_lost_total", "Log lines that could not be written."), lambda: stdout.lost)
+    apps.put(ops.METRICS, Page(registry))
+    proxy_metrics = ProxyMetrics(registry)
+    main[PROXIES] = Proxies(settings.trusted_proxies, settings.trusted_proxy_networks, proxy_metrics)
+    if apps.ops is not None:  # no proxy stands before the ops port, whatever stands before the other
+        apps.ops[PROXIES] = Proxies(0, (), proxy_metrics)
+    drain = Drain(delay=settings.drain_delay_seconds, limit=settings.drain_seconds, refuse_new=frame.refuse_new)
+    apps.put(DRAIN, drain)
+    apps.put(
+        ops.OPENAPI,
+        msgspec.json.encode(
+            document(
+                service.title,
+                ops.VERSION,
+                service.description,
+                everything,
+                security_schemes=service.security_schemes,
+                common=service.common_answers,
+            )
+        ),
+    )
+    return apps

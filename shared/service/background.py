@@ -1,0 +1,77 @@
+"""Work beside the requests: loops that begin with what needs them, survive their failures, and end with it."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+from shared.telemetry import logs
+
+if TYPE_CHECKING:
+    from shared.telemetry.metrics import Registry
+
+#: How long a task may take to notice that it is cancelled before it is cancelled again, in seconds.
+_AGAIN = 0.5
+#: Seconds between the stack traces of a loop that keeps failing with the same kind of error.
+_TRACE_EVERY = 60.0
+
+Loop = Callable[[], Awaitable[object]]
+
+_log = logs.logger("background")
+
+
+async def end(*tasks: asyncio.Task[Any]) -> None:
+    """Cancel tasks and wait until they are over, whatever they end with.
+
+    They are cancelled again and again: before Python 3.12 a cancellation can get lost (in asyncio.wait_for, which aiopg
+    and redis-py use), and a loop that goes on for ever must not keep the process alive.
+    """
+    left = {task for task in tasks if not task.done()}
+    while left:
+        for task in left:
+            task.cancel()
+        _, left = await asyncio.wait(left, timeout=_AGAIN)
+
+
+async def supervised(name: str, run: Loop, registry: Registry, *, pause: float = 1.0) -> None:
+    """Run a loop until it returns. An error that it did not expect is logged and counted, and it is run again.
+
+    :param name: the label of its failures.
+    :param pause: seconds between a failure and the next run.
+    """
+    failures = registry.background_failures
+    failures.preset(name)
+    last: type[BaseException] | None = None
+    traced = 0.0
+    while True:
+        try:
+            await run()
+        except (Exception, asyncio.CancelledError) as error:
+            task = asyncio.current_task()
+            if isinstance(error, asyncio.CancelledError) and (task is None or task.cancelling()):
+                raise  # the loop is to end; without that, something that it waited for was cancelled
+            failures.inc(name)
+            now = time.monotonic()
+            if type(error) is last and now - traced < _TRACE_EVERY:
+                _log.error("background_failed", loop=name, error=type(error).__name__)
+            else:
+                last, traced = type(error), now
+                _log.exception("background_failed", loop=name, error=type(error).__name__)
+            await asyncio.sleep(pause)
+        else:
+            return
+
+
+@asynccontextmanager
+async def running(registry: Registry, *, pause: float = 1.0, **loops: Loop) -> AsyncIterator[None]:
+    """Run loops, supervised and by their names, for as long as the block lasts."""
+    tasks = [
+        asyncio.create_task(supervised(name, run, registry, pause=pause), name=name) for name, run in loops.items()
+    ]
+    try:
+        yield
+    finally:
+        await end(*tasks)

@@ -1,0 +1,1 @@
+"""PostgreSQL and Redis: connections, faults, the schema and its migrations."""

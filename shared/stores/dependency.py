@@ -1,0 +1,43 @@
+"""One log line when a dependency stops answering, with the reason, and one when it answers again."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from shared.telemetry import logs
+
+_log = logs.logger("dependency")
+
+#: Seconds without a failure after which an answer counts as a return. One that fails now and then stays out, so that
+#: it does not fill the log with pairs of lines.
+SETTLED = 2.0
+
+
+class Dependency:
+    """Whether a dependency answers, as the log and readiness tell it.
+
+    :param name: ``postgres``, ``redis``, ``litellm``, ``fxa`` or ``auth``.
+    """
+
+    __slots__ = ("_failed_at", "_now", "_since", "name", "reason")
+
+    def __init__(self, name: str, now: Callable[[], float] = time.monotonic) -> None:
+        self.name = name
+        self.reason: str | None = None  #: why it does not answer; None while it does
+        self._now = now
+        self._since = self._failed_at = 0.0
+
+    def failed(self, reason: str) -> None:
+        """:param reason: one line for the log and readiness: never a credential, nor the text of a statement."""
+        self._failed_at = self._now()
+        if self.reason is None:
+            self._since = self._failed_at
+        if reason != self.reason:
+            self.reason = reason
+            _log.error("dependency_out", dependency=self.name, reason=reason)
+
+    def answered(self) -> None:
+        if self.reason is not None and self._now() - self._failed_at >= SETTLED:
+            _log.info("dependency_back", dependency=self.name, after_s=round(self._now() - self._since, 1))
+            self.reason = None

@@ -1,0 +1,235 @@
+"""Redis (or Valkey, or a Redis Cluster), bounded in connections and in time."""
+
+from __future__ import annotations
+
+import asyncio
+import builtins
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+from urllib.parse import parse_qsl, unquote, urlencode, urlsplit, urlunsplit
+
+from redis.asyncio import BlockingConnectionPool, Redis, RedisCluster
+from redis.asyncio.connection import AbstractConnection, ConnectionPool, parse_url
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.credentials import CredentialProvider
+from redis.exceptions import (
+    AuthenticationError,
+    BusyLoadingError,
+    ClusterDownError,
+    ConnectionError,
+    MasterDownError,
+    NoPermissionError,
+    OutOfMemoryError,
+    ReadOnlyError,
+    RedisError,
+    ResponseError,
+    TimeoutError,
+)
+
+from shared.errors import DependencyUnavailable
+from shared.stores.dependency import Dependency
+
+__all__ = ["Client", "Place", "RedisError", "answer_reason", "can_write", "check_url", "connect", "harden", "reason"]
+
+#: What stands between the scheme and ``://`` for a Redis Cluster: ``redis+cluster``, ``rediss+cluster``.
+_CLUSTER = "+cluster"
+_SCHEMES = ("redis", "rediss", "unix", "redis+cluster", "rediss+cluster")
+_FORMS = "must be a redis://, rediss://, unix://, redis+cluster:// or rediss+cluster:// URL"
+_PASSWORD_FILE = "password_file"  # noqa: S105 - the name of a parameter
+
+Client = Redis
+
+#: What the log and readiness say of an answer that shows the server's state, by the answer's first word.
+_ANSWERS = {
+    "NOPERM": "the user lacks a right (NOPERM)",
+    "READONLY": "the server is a replica and takes no writes (READONLY)",
+    "NOREPLICAS": "the server has too few replicas to take writes (NOREPLICAS)",
+    "OOM": "the server's memory is full (OOM)",
+    "MISCONF": "the server can't save its data and takes no writes (MISCONF)",
+    "LOADING": "the server is still loading its data (LOADING)",
+    "BUSY": "the server is busy with a script (BUSY)",
+    "CLUSTERDOWN": "the cluster has no owner for some slots (CLUSTERDOWN)",
+    "MASTERDOWN": "the replica has lost its primary (MASTERDOWN)",
+    "WRONGPASS": "the server refuses the user name or password (WRONGPASS)",
+    "NOAUTH": "the server wants a password (NOAUTH)",
+}
+#: Classes of redis-py's that have lost the first word, the most special one first.
+_STATES: dict[type[RedisError], str] = {
+    NoPermissionError: "NOPERM",
+    ReadOnlyError: "READONLY",
+    OutOfMemoryError: "OOM",
+    BusyLoadingError: "LOADING",
+    ClusterDownError: "CLUSTERDOWN",
+    MasterDownError: "MASTERDOWN",
+    AuthenticationError: "WRONGPASS",
+}
+#: How Redis words NOAUTH, for a command and for HELLO.
+_NOAUTH = ("Authentication required", "already authenticated")
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a REDIS_URL leads, in the form that redis-py takes."""
+
+    url: str = field(repr=False)
+    clustered: bool
+    credentials: CredentialProvider | None
+
+    @classmethod
+    def of(cls, url: str) -> Place:
+        """Read ``redis://``, ``rediss://``, ``unix://``, or for a Redis Cluster ``redis+cluster://``, ``rediss+cluster://``.
+
+        ``?password_file=PATH`` names a file whose content is the password at the time of each connection, for
+        passwords that rotate.
+        """
+        parts = urlsplit(url)
+        options = dict(parse_qsl(parts.query))
+        path = options.pop(_PASSWORD_FILE, None)
+        plain = parts._replace(scheme=parts.scheme.removesuffix(_CLUSTER))
+        credentials: CredentialProvider | None = None
+        if path is not None:
+            credentials = _PasswordFile(unquote(parts.username or ""), Path(path))
+            plain = plain._replace(netloc=parts.netloc.rpartition("@")[2], query=urlencode(options))
+        return cls(urlunsplit(plain), parts.scheme.endswith(_CLUSTER), credentials)
+
+
+class _PasswordFile(CredentialProvider):
+    """Reads the password again for each connection."""
+
+    def __init__(self, username: str, path: Path) -> None:
+        self._username, self._path = username, path
+
+    def get_credentials(self) -> tuple[str] | tuple[str, str]:
+        """:raises ConnectionError: the file can't be read."""
+        try:
+            password = self._path.read_text().strip()
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConnectionError(f"the password file of REDIS_URL can't be read: {type(error).__name__}") from None
+        return (self._username, password) if self._username else (password,)
+
+
+def check_url(url: str) -> None:
+    """:raises ValueError: ``connect`` can't use the URL. The message quotes none of it."""
+    try:
+        place = Place.of(url)
+        fields = parse_url(place.url)
+        known = urlsplit(url).scheme in _SCHEMES
+        # a slash that a password has in the clear ends the authority before its "@"
+        usable = known and ("host" in fields or "path" in fields) and "@" not in "".join(urlsplit(url)[2:])
+    except ValueError:
+        usable = False
+    if not usable:
+        raise ValueError(f"{_FORMS}; special characters of a password are percent-encoded")
+    if place.credentials is not None and "password" in parse_url(urlunsplit(urlsplit(url)._replace(query=""))):
+        raise ValueError("has a password and a password_file")
+
+
+def connect(url: str, *, timeout: float = 1.0, max_connections: int = 64, state: Dependency | None = None) -> Client:
+    """A client that answers, or raises ``RedisError``, within ``timeout`` seconds; opens connections as needed.
+
+    :param url: see ``Place.of``.
+    :param state: hears of connections that fail or are made, and of answers that show a state of the server.
+    """
+    place = Place.of(url)
+    state = state or Dependency("redis")
+    if place.clustered:
+        cluster: Any = RedisCluster.from_url(
+            place.url,
+            socket_timeout=timeout,
+            socket_connect_timeout=timeout,
+            max_connections=max_connections,
+            credential_provider=place.credentials,
+        )
+        return cluster  # type: ignore[no-any-return]  # same commands, no common base class
+    pool = BlockingConnectionPool.from_url(
+        place.url,
+        max_connections=max_connections,
+        timeout=timeout,
+        socket_timeout=timeout,
+        socket_connect_timeout=timeout,
+        credential_provider=place.credentials,
+        # A connection that the server closed while idle is found out at its first use: once more, at once
+        retry=Retry(NoBackoff(), 1, supported_errors=(ConnectionError,)),
+        health_check_interval=0,
+    )
+    return Redis(connection_pool=harden(pool, state))
+
+
+def harden(pool: ConnectionPool, state: Dependency) -> ConnectionPool:
+    """Have a pool's connections raise ``RedisError`` for every fault, and tell ``state``.
+
+    Writing to a connection that was just reset is a ``RuntimeError`` of uvloop's, which redis-py lets through.
+    """
+    kind: type[AbstractConnection] = pool.connection_class
+    pool.connection_class = type(f"Hardened{kind.__name__}", (_Hardened, kind), {"state": state})
+    return pool
+
+
+class _Hardened(AbstractConnection):
+    state: ClassVar[Dependency]
+
+    async def connect(self) -> None:
+        try:
+            await super().connect()  # type: ignore[no-untyped-call]
+        except RedisError as error:
+            self.state.failed(reason(error))
+            raise
+        self.state.answered()
+
+    async def send_packed_command(self, command: Any, check_health: bool = True) -> None:
+        try:
+            await super().send_packed_command(command, check_health)
+        except RuntimeError as error:
+            raise ConnectionError("the connection is closed") from error
+
+    async def read_response(self, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return await super().read_response(*args, **kwargs)
+        except RedisError as error:
+            if isinstance(error, (TimeoutError, *_STATES)):
+                self.state.failed(reason(error))
+            raise
+
+
+def reason(error: RedisError) -> str:
+    """One line for the log and readiness. Of an answer only its kind: the server's words may quote a key."""
+    if isinstance(error, AuthenticationError) and any(words in str(error) for words in _NOAUTH):
+        return _ANSWERS["NOAUTH"]
+    for kind, code in _STATES.items():
+        if isinstance(error, kind):
+            return _ANSWERS[code]
+    if isinstance(error, TimeoutError):
+        return "no answer in time"
+    if isinstance(error, ResponseError):
+        return answer_reason(str(error).partition(" ")[0])
+    return " ".join((str(error).strip() or "the connection was lost").splitlines()[0].split())
+
+
+def answer_reason(code: str) -> str:
+    """What an error that the server answered says of it.
+
+    :param code: its first word.
+    """
+    return _ANSWERS.get(code, f"the server answers an error ({code if code.isupper() else 'ERR'})")
+
+
+async def can_write(client: Client, state: Dependency) -> None:
+    """Write a key that expires, as readiness does: two tries, half a second apart.
+
+    :raises DependencyUnavailable: neither was answered.
+    """
+    for attempt in (1, 2):
+        try:
+            async with asyncio.timeout(0.7):
+                await client.set("mlpa:health", "1", ex=60)
+        except (RedisError, builtins.TimeoutError) as error:
+            why = reason(error) if isinstance(error, RedisError) else "no answer in time"
+            state.failed(why)
+            if attempt == 2:
+                raise DependencyUnavailable("redis", reason=why) from error
+            await asyncio.sleep(0.5)
+        else:
+            state.answered()
+            return

@@ -1,0 +1,47 @@
+"""The readiness check of PostgreSQL, which does what the service needs: a pod that could not serve isn't ready."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+from shared.service.health import CheckFailed
+from shared.stores import migrate
+from shared.stores.postgres import Database, DatabaseUnavailable, Query
+from shared.stores.postgres_faults import MISSING_SCHEMA
+
+_REVISION = Query.text("select version_num from alembic_version")
+
+
+class PostgresCheck:
+    """Fails when PostgreSQL can't be written to, or its schema is older than this code's.
+
+    An older schema makes the service unavailable, so that a rollout without ``mlpa migrate`` stops at its first pod.
+    A newer one does not: that is the code of the release before, which the schema still serves.
+
+    :param can_write: performs a write of this service that touches no row. A read-only server refuses it like any
+        other, and so does a server that lacks the right to it.
+    """
+
+    def __init__(self, database: Database, can_write: Callable[[Database], Awaitable[None]]) -> None:
+        self._database = database
+        self._can_write = can_write
+        self._older: frozenset[str] | None = None
+
+    async def __call__(self) -> None:
+        """
+        :raises CheckFailed: the schema is older than the code's.
+        :raises DatabaseUnavailable:
+        """
+        if self._older is None:
+            revisions = await asyncio.to_thread(migrate.revisions)
+            self._older = frozenset(revisions[:-1])
+        try:
+            rows = await self._database.fetch(_REVISION)
+        except DatabaseUnavailable as error:
+            if error.sqlstate in MISSING_SCHEMA:
+                raise CheckFailed("schema", required=True) from error
+            raise
+        if not rows or rows[0]["version_num"] in self._older:
+            raise CheckFailed("schema", required=True)
+        await self._can_write(self._database)

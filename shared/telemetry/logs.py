@@ -1,0 +1,142 @@
+"""Structured log lines on standard output, one event each; other libraries' lines go through the same renderer.
+
+A line that can't be written is lost and counted, and disturbs nobody (``Lines``).
+
+Never logged: credentials, tokens, messages. A user appears as an HMAC (``UserDigest``), and an error by its kind and
+stack without its own words, since libraries put what they could not read into them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import hmac
+import logging
+import secrets
+import sys
+import traceback
+from contextvars import ContextVar
+from types import TracebackType
+from typing import Any, TextIO, cast
+
+import msgspec
+import structlog
+from structlog.typing import Processor
+
+from shared.telemetry import lines
+
+#: The id of the request being served, added to every line that is logged while it is.
+request_id: ContextVar[str] = ContextVar("request_id")
+
+
+def configure(*, json: bool, level: str) -> None:
+    """Set up logging for this process, of what nobody catches too; call once, at start."""
+    output = cast(TextIO, lines.stdout)
+    shared: list[Processor] = [
+        _add_request_id,
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        structlog.processors.ExceptionRenderer(_stack),
+    ]
+    renderer: Processor = (
+        structlog.processors.JSONRenderer(serializer=_to_json)
+        if json
+        else structlog.dev.ConsoleRenderer(colors=sys.stdout.isatty())
+    )
+    structlog.configure(
+        processors=[*shared, renderer],
+        wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelName(level)),
+        logger_factory=structlog.WriteLoggerFactory(output),
+        cache_logger_on_first_use=True,
+    )
+    handler = logging.StreamHandler(output)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=shared,
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, renderer],
+        )
+    )
+    logging.basicConfig(handlers=[handler], level=max(logging.getLevelName(level), logging.INFO), force=True)
+    sys.excepthook = _uncaught
+
+
+def _stack(exc_info: tuple[type[BaseException], BaseException, Any]) -> str:
+    """As Python prints an error and those behind it, the first one first, but for their words."""
+    chain: list[BaseException] = []
+    behind: BaseException | None = exc_info[1]
+    while behind is not None and behind not in chain:
+        chain.append(behind)
+        behind = behind.__cause__ or (None if behind.__suppress_context__ else behind.__context__)
+    return "\nwhich led to\n\n".join(map(_one_stack, reversed(chain)))
+
+
+def _one_stack(error: BaseException) -> str:
+    # what the operating system says of a connection or a file is its own, and tells what to mend
+    words = f": {error.strerror}" if isinstance(error, OSError) and error.strerror else ""
+    kind = f"{type(error).__module__}.{type(error).__qualname__}{words}"
+    return "".join((*traceback.format_tb(error.__traceback__), kind))
+
+
+def _add_request_id(_logger: Any, _method: str, event: Any) -> Any:
+    current = request_id.get(None)
+    if current is not None and "request_id" not in event:
+        event["request_id"] = current
+    return event
+
+
+def _to_json(event: Any, **_options: Any) -> str:
+    return msgspec.json.encode(event, enc_hook=str).decode()
+
+
+class UserDigest:
+    """A user's name in logs: the same within one secret's life, and worth nothing without it."""
+
+    def __init__(self, secret: str | None) -> None:
+        """:param secret: None for one of this process's own, which dies with it."""
+        self._key = secret.encode() if secret else secrets.token_bytes(32)
+
+    def __call__(self, user_id: str) -> str:
+        return hmac.new(self._key, user_id.encode(), hashlib.sha256).hexdigest()[:16]
+
+
+def logger(name: str) -> Any:
+    """A structlog logger; bound late, so that modules may call this at import."""
+    return structlog.get_logger(source=name)
+
+
+_log = logger("process")
+
+
+def _uncaught(_kind: type[BaseException], error: BaseException, _trace: TracebackType | None) -> None:
+    """Python's own hook writes an error's words."""
+    _log.critical("uncaught_error", exc_info=error)
+
+
+#: What asyncio, uvloop and aiohttp say to the loop's handler. Of a longer message only this is logged; others pass on a
+#: server's words, as aiopg does with PostgreSQL's.
+_LOOP_MESSAGES = (
+    "Task exception was never retrieved",
+    "Future exception was never retrieved",
+    "Task was destroyed but it is pending!",
+    "Exception in callback",
+    "Exception in default exception handler",
+    "Unhandled exception in client_connected_cb",
+    "Unhandled error in exception handler",
+    "Unclosed client session",
+    "Unclosed connection",
+    "Unclosed connector",
+    "Unclosed response",
+    "Fatal error on transport",
+    "Fatal read error",
+    "Fatal write error",
+    "Fatal error: protocol",
+    "SSL handshake failed",
+    "SSL error",
+)
+
+
+def loop_error(_loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """The event loop's exception handler: its own one writes an error's words, and the arguments of a callback."""
+    said = context.get("message") or ""
+    said = next((known for known in _LOOP_MESSAGES if said.startswith(known)), "other")
+    _log.error("event_loop_error", said=said, exc_info=context.get("exception"))

@@ -1,0 +1,35 @@
+"""Money is exact."""
+
+from __future__ import annotations
+
+from decimal import Decimal
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from shared.domain import money
+
+
+@pytest.mark.parametrize(("text", "nano"), [("0.10", 10**8), ("0", 0), ("1", 10**9), ("0.000000001", 1)])
+def test_money_is_read_exactly(text: str, nano: int) -> None:
+    assert money.usd_to_nano(text) == nano
+
+
+@pytest.mark.parametrize("text", ["", "x", "-1", "NaN", "Infinity", "0.0000000001", "1e-12"])
+def test_what_is_no_money_is_refused(text: str) -> None:
+    with pytest.raises(ValueError):
+        money.usd_to_nano(text)
+
+
+@given(st.integers(0, 10**15))
+def test_money_in_json_has_at_most_nine_decimals(nano: int) -> None:
+    shown = Decimal(repr(money.nano_to_usd(nano)))
+    assert int((shown * 10**9).to_integral_value()) == nano or nano > 2**53
+    assert -int(shown.as_tuple().exponent) <= 9 or shown == shown.to_integral_value()
+
+
+@given(st.decimals(0, 1000, places=15))
+def test_a_cost_is_rounded_up_once(usd: Decimal) -> None:
+    nano = money.ceil_nano(usd)
+    assert 0 <= nano - usd * money.NANO < 1

@@ -1,0 +1,75 @@
+"""Background loops survive what they did not expect, and end when they are to, however hard of hearing."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+import pytest
+
+from shared.service import background
+from shared.telemetry.metrics import Registry
+
+
+async def test_a_task_that_loses_a_cancellation_is_told_again() -> None:
+    heard = 0
+
+    async def deaf() -> None:
+        nonlocal heard
+        while heard < 2:
+            try:
+                await asyncio.Event().wait()
+            except asyncio.CancelledError:
+                heard += 1
+
+    async with asyncio.timeout(5):
+        async with background.running(Registry(), deaf=deaf):
+            await asyncio.sleep(0)
+    assert heard == 2
+
+
+async def _cancelled() -> None:
+    """Waits for a future that somebody else cancels."""
+    future = asyncio.get_running_loop().create_future()
+    future.cancel()
+    await future
+
+
+async def _broken() -> None:
+    raise ValueError
+
+
+@pytest.mark.parametrize("fault", [_broken, _cancelled])
+async def test_a_loop_that_failed_is_counted_logged_and_run_again(
+    fault: Callable[[], Awaitable[None]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    registry, runs, done = Registry(), 0, asyncio.Event()
+
+    async def loop() -> None:
+        nonlocal runs
+        runs += 1
+        if runs <= 3:
+            await fault()
+        done.set()
+        await asyncio.Event().wait()
+
+    async with asyncio.timeout(5), background.running(registry, pause=0.001, odd=loop, good=asyncio.Event().wait):
+        await done.wait()
+    assert runs == 4
+    assert registry.background_failures.value("odd") == 3
+    assert b'background_failures_total{loop="good"} 0' in registry.render()
+    said = capsys.readouterr().out
+    assert said.count("background_failed") == 3
+    assert said.count("in loop") == 1, "each failure brought its stack"
+
+
+async def test_a_loop_that_returned_is_over() -> None:
+    runs = 0
+
+    async def once() -> None:
+        nonlocal runs
+        runs += 1
+
+    async with asyncio.timeout(5):
+        await background.supervised("once", once, Registry(), pause=0)
+    assert runs == 1

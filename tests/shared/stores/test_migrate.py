@@ -1,0 +1,125 @@
+"""Migrations: one at a time, undone, looked at, and checked by readiness."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import psycopg2
+import pytest
+from click.testing import CliRunner
+
+from services.auth.users import storage
+from services.cli.commands import cli
+from shared.service.health import CheckFailed
+from shared.stores import migrate
+from shared.stores.postgres import Database, DatabaseUnavailable
+from shared.stores.schema_check import PostgresCheck
+
+INDEXES = "select indexname from pg_indexes where schemaname = 'public' order by indexname"
+
+
+def rows(url: str, statement: str) -> list[tuple[object, ...]]:
+    with psycopg2.connect(url) as connection, connection.cursor() as cursor:
+        cursor.execute(statement)
+        found: list[tuple[object, ...]] = cursor.fetchall()
+    connection.close()
+    return found
+
+
+def test_many_at_once_migrate_a_database_once(empty_postgres_url: str) -> None:
+    argv = (sys.executable, "-m", "services.cli.main", "migrate")
+    environment = {**os.environ, "DATABASE_URL": empty_postgres_url}
+    processes = [subprocess.Popen(argv, env=environment) for _ in range(3)]
+    assert [process.wait(60) for process in processes] == [0, 0, 0]
+    assert migrate.current(empty_postgres_url) == migrate.revisions()[-1]
+
+
+def test_a_migration_that_waits_in_vain_names_the_holder(empty_postgres_url: str) -> None:
+    with psycopg2.connect(empty_postgres_url, application_name="somebody") as holder, holder.cursor() as cursor:
+        cursor.execute("select pg_advisory_xact_lock(%s), pg_backend_pid()", (migrate.LOCK,))
+        pid = cursor.fetchall()[0][1]
+        with pytest.raises(migrate.MigrationRefused, match=rf"process {pid} of mlpa from 127\.0\.0\.1 \(somebody\)"):
+            migrate.upgrade(empty_postgres_url, wait=0.1)
+    holder.close()
+    assert migrate.current(empty_postgres_url) is None
+    migrate.upgrade(empty_postgres_url, wait=0.1)
+
+
+def test_each_revision_can_be_undone_and_made_again(empty_postgres_url: str) -> None:
+    migrate.upgrade(empty_postgres_url)
+    before = rows(empty_postgres_url, INDEXES)
+    for revision in reversed(migrate.revisions()[:-1]):
+        migrate.downgrade(empty_postgres_url, "-1")
+        assert migrate.current(empty_postgres_url) == revision
+    migrate.upgrade(empty_postgres_url)
+    assert rows(empty_postgres_url, INDEXES) == before
+
+
+def test_an_index_that_was_left_unfinished_is_made_again(empty_postgres_url: str) -> None:
+    migrate.upgrade(empty_postgres_url, "0001")
+    connection = psycopg2.connect(empty_postgres_url)
+    with connection, connection.cursor() as cursor:
+        cursor.execute("create index users_created on users (created_at, user_id)")
+        cursor.execute("update pg_index set indisvalid = false where indexrelid = 'users_created'::regclass")
+    connection.close()
+    migrate.upgrade(empty_postgres_url)
+    assert not rows(empty_postgres_url, "select 1 from pg_index where not indisvalid")
+
+
+@pytest.fixture
+def mlpa(empty_postgres_url: str) -> CliRunner:
+    return CliRunner(env={"DATABASE_URL": empty_postgres_url})
+
+
+def test_the_command_checks_undoes_and_shows(mlpa: CliRunner, empty_postgres_url: str) -> None:
+    newest = migrate.revisions()[-1]
+    checked = mlpa.invoke(cli, ["migrate", "--check"])
+    assert (checked.exit_code, checked.output) == (1, f"the database is at no revision, the newest is {newest}\n")
+    assert mlpa.invoke(cli, ["migrate"]).exit_code == 0
+    assert mlpa.invoke(cli, ["migrate", "--check"]).exit_code == 0
+    assert mlpa.invoke(cli, ["migrate", "--down", "1"]).exit_code == 0
+    assert migrate.current(empty_postgres_url) == migrate.revisions()[-2]
+    shown = mlpa.invoke(cli, ["migrate", "--sql"])
+    assert shown.exit_code == 0
+    assert "CREATE TABLE ledger" in shown.output
+    assert "CREATE INDEX CONCURRENTLY" in shown.output
+    assert migrate.current(empty_postgres_url) == migrate.revisions()[-2]
+    assert mlpa.invoke(cli, ["migrate", "--sql", "--down", "1"]).exit_code == 2
+
+
+async def test_an_older_schema_makes_a_service_unavailable(empty_postgres_url: str) -> None:
+    async with Database.connect(empty_postgres_url) as database:
+        check = PostgresCheck(database, storage.can_write)
+        for revision in (None, *migrate.revisions()[:-1]):
+            if revision is not None:
+                migrate.upgrade(empty_postgres_url, revision)
+            with pytest.raises(CheckFailed, match=r"^schema$") as caught:
+                await check()
+            assert caught.value.required
+        migrate.upgrade(empty_postgres_url)
+        await check()
+        connection = psycopg2.connect(empty_postgres_url)
+        with connection, connection.cursor() as cursor:
+            cursor.execute("update alembic_version set version_num = '9999'")
+        connection.close()
+        await check()  # what comes after this code is its business: this one is still served
+
+
+async def test_a_server_that_is_read_only_fails_the_check(postgres_url: str) -> None:
+    async with Database.connect(postgres_url) as database:
+        check = PostgresCheck(database, storage.can_write)
+        await check()
+        connection = psycopg2.connect(postgres_url)
+        connection.autocommit = True
+        name = postgres_url.rpartition("/")[2]
+        connection.cursor().execute(f"alter database {name} set default_transaction_read_only = on")
+        connection.cursor().execute(
+            "select pg_terminate_backend(pid) from pg_stat_activity"
+            " where application_name = 'mlpa' and datname = current_database()"
+        )
+        connection.close()
+        with pytest.raises(DatabaseUnavailable) as caught:
+            await check()
+        assert caught.value.reason == "read_only_sql_transaction (SQLSTATE 25006)"

@@ -1,0 +1,164 @@
+"""Redis as the services reach it: what its errors mean, and where a URL leads."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from services.gateway.budget.executor import Executor
+from services.local.process import free_port
+from services.local.valkey import ValkeyCluster, ValkeyServer
+from shared.errors import DependencyUnavailable
+from shared.stores import redis
+from shared.stores.dependency import SETTLED, Dependency
+from shared.stores.redis import Client, Place, can_write, connect
+
+
+@asynccontextmanager
+async def client(url: str, state: Dependency) -> AsyncIterator[Client]:
+    made = connect(url, state=state)
+    try:
+        yield made
+    finally:
+        await made.aclose()
+
+
+async def refusals(url: str) -> set[str]:
+    """The reasons that readiness gives over both clients, auth's and the gateways'."""
+    state = Dependency("redis")
+    async with client(url, state) as auth, Executor.open(url, ()) as gateway:
+        with pytest.raises(DependencyUnavailable) as first:
+            await can_write(auth, state)
+        with pytest.raises(DependencyUnavailable) as second:
+            await gateway.can_write()
+    assert first.value.dependency == second.value.dependency == "redis"
+    return {first.value.reason, second.value.reason}
+
+
+async def test_a_wrong_and_a_missing_password_are_named_and_not_shown(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with ValkeyServer(tmp_path / "valkey", free_port(), password="right") as server:
+        wrong = await refusals(server.url.replace(":right@", ":hunter2@"))
+        assert wrong == {"the server refuses the user name or password (WRONGPASS)"}
+        assert await refusals(server.url.replace(":right@", "")) == {"the server wants a password (NOAUTH)"}
+    output = capsys.readouterr().out
+    assert "hunter2" not in output
+    assert output.count("dependency_out") == 4, "one line for each client, however often it is asked"
+
+
+@pytest.mark.parametrize(
+    ("command", "reason"),
+    [
+        (("CONFIG", "SET", "maxmemory", "1"), "the server's memory is full (OOM)"),
+        (("REPLICAOF", "127.0.0.1", "1"), "the server is a replica and takes no writes (READONLY)"),
+        (
+            ("CONFIG", "SET", "min-replicas-to-write", "1"),
+            "the server has too few replicas to take writes (NOREPLICAS)",
+        ),
+        (("ACL", "SETUSER", "default", "-set"), "the user lacks a right (NOPERM)"),
+    ],
+)
+async def test_a_server_that_takes_no_writes_is_not_ready(
+    tmp_path: Path, command: tuple[str, ...], reason: str
+) -> None:
+    with ValkeyServer(tmp_path / "valkey", free_port()) as server:
+        with server.client() as admin:
+            admin.execute_command(*command)
+        assert await refusals(server.url) == {reason}
+
+
+@pytest.mark.parametrize(
+    ("url", "words"),
+    [("redis://127.0.0.1:1", "Connect call failed"), ("redis://no-such-host.invalid", "no-such-host.invalid")],
+)
+async def test_what_keeps_a_connection_from_being_made_is_named(url: str, words: str) -> None:
+    assert all(words in reason for reason in await refusals(url))
+
+
+async def test_one_answer_in_two_tries_suffices(tmp_path: Path) -> None:
+    server = ValkeyServer(tmp_path / "valkey", free_port())
+    async with Executor.open(server.url, ()) as gateway:
+        checking = asyncio.create_task(gateway.can_write())
+        while gateway.state.reason is None:  # noqa: ASYNC110 - the first try is over
+            await asyncio.sleep(0.001)
+        await asyncio.to_thread(server.start)
+        await checking
+        server.stop()
+
+
+async def test_a_dead_node_of_a_cluster_leaves_the_others_ready(tmp_path: Path) -> None:
+    with ValkeyCluster(tmp_path) as cluster:
+        async with Executor.open(cluster.url, ()) as gateway:
+            await gateway.can_write()
+            cluster.nodes[1].kill()
+            await gateway.can_write()
+
+
+async def test_a_password_that_rotates_is_read_for_each_connection(tmp_path: Path) -> None:
+    file = tmp_path / "password"
+    file.write_text("first\n")
+    with ValkeyServer(tmp_path / "valkey", free_port(), password="first") as server:
+        url = f"redis://127.0.0.1:{server.port}?password_file={file}"
+        redis.check_url(url)
+        state = Dependency("redis")
+        async with client(url, state) as auth, Executor.open(url, ()) as gateway:
+            await can_write(auth, state)
+            await gateway.can_write()
+            with server.client() as admin:
+                admin.execute_command("CONFIG", "SET", "requirepass", "second")
+                admin.execute_command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+            file.write_text("second")
+            await can_write(auth, state)
+            await gateway.can_write()
+            file.unlink()
+            await auth.connection_pool.disconnect()
+            with pytest.raises(DependencyUnavailable) as caught:
+                await can_write(auth, state)
+            assert "password file" in caught.value.reason
+
+
+@pytest.mark.parametrize(
+    ("url", "plain", "clustered"),
+    [
+        ("redis://h:1/2", "redis://h:1/2", False),
+        ("redis+cluster://u:p@h:1", "redis://u:p@h:1", True),
+        ("rediss+cluster://h?ssl_ca_certs=/ca.pem", "rediss://h?ssl_ca_certs=/ca.pem", True),
+        ("rediss://u@h:1?password_file=/run/p&ssl_ca_certs=/ca.pem", "rediss://h:1?ssl_ca_certs=%2Fca.pem", False),
+    ],
+)
+def test_where_a_url_leads(url: str, plain: str, clustered: bool) -> None:
+    redis.check_url(url)
+    place = Place.of(url)
+    assert (place.url, place.clustered) == (plain, clustered)
+    assert (place.credentials is not None) == ("password_file" in url)
+
+
+@pytest.mark.parametrize(
+    "url", ["http://h", "redis+sentinel://h", "redis://u:pa/ss@h", "redis://:pass@h?password_file=/run/p", "redis://["]
+)
+def test_a_url_that_can_not_work_is_refused_without_being_quoted(url: str) -> None:
+    with pytest.raises(ValueError, match=r"must be|has a password") as caught:
+        redis.check_url(url)
+    assert "pa/ss" not in str(caught.value)
+
+
+def test_an_outage_is_two_lines_however_often_it_is_met(capsys: pytest.CaptureFixture[str]) -> None:
+    clock = [0.0]
+    state = Dependency("redis", now=lambda: clock[0])
+    for step in range(50):
+        state.failed("no answer in time")
+        clock[0] += 0.1
+        if step % 2:
+            state.answered()
+    assert state.reason == "no answer in time"
+    clock[0] += SETTLED
+    state.answered()
+    state.answered()
+    assert state.reason is None
+    output = capsys.readouterr().out
+    assert (output.count("dependency_out"), output.count("dependency_back")) == (1, 1)

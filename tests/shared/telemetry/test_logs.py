@@ -1,0 +1,116 @@
+"""Log lines: what is in them of an error, and what never is."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+from shared.telemetry import logs
+
+#: Errors as they come: of our code, of a library's, of the event loop. Each one's words quote what nobody may read.
+PROGRAM = """
+import asyncio, logging
+from shared.telemetry import logs
+
+logs.configure(json=True, level="DEBUG")
+canary = "-".join(["canary", "4b81ce"])
+
+def fail():
+    try:
+        int(canary)
+    except ValueError as error:
+        raise RuntimeError(canary) from error
+
+try:
+    fail()
+except RuntimeError:
+    logs.logger("test").exception("of ours")
+    logging.getLogger("library").exception("of a library")
+try:
+    raise ConnectionRefusedError(111, "Connection refused", canary)
+except OSError:
+    logs.logger("test").exception("of the system")
+
+async def main():
+    loop = asyncio.get_running_loop()
+    loop.set_exception_handler(logs.loop_error)
+    loop.call_soon(int, canary)
+    task = asyncio.create_task(asyncio.to_thread(fail))
+    await asyncio.wait([task])
+    del task
+
+asyncio.run(main())
+selfish = RuntimeError(canary)
+try:
+    raise selfish from selfish
+except RuntimeError:
+    logs.logger("test").exception("its own cause")
+"""
+
+
+def lines() -> list[dict[str, Any]]:
+    done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=True)
+    assert "canary-4b81ce" not in done.stdout + done.stderr
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def test_an_error_is_logged_by_its_kind_and_stack_without_its_words() -> None:
+    ours, library, system, callback, task, own = lines()
+    for line in (ours, library):
+        first, _, second = line["exception"].partition("which led to")
+        assert first.strip().endswith("builtins.ValueError")
+        assert second.endswith("builtins.RuntimeError")
+        assert "in fail" in second
+    assert system["exception"].endswith("builtins.ConnectionRefusedError: Connection refused")
+    assert (callback["said"], task["said"]) == ("Exception in callback", "Task exception was never retrieved")
+    assert callback["exception"].endswith("builtins.ValueError")
+    assert task["exception"].endswith("builtins.RuntimeError")
+    assert own["exception"].endswith("builtins.RuntimeError")
+
+
+#: A start that fails, with words that quote what nobody may read.
+FAILING = """
+from shared.telemetry import logs
+
+logs.configure(json=True, level="ERROR")
+canary = "-".join(["canary", "4b81ce"])
+try:
+    int(canary)
+except ValueError as error:
+    raise RuntimeError(canary) from error
+"""
+
+
+def test_an_error_that_nobody_catches_ends_the_process_without_its_words() -> None:
+    done = subprocess.run([sys.executable, "-c", FAILING], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "canary-4b81ce" not in done.stdout + done.stderr
+    line = json.loads(done.stdout)
+    assert line["event"] == "uncaught_error"
+    assert line["exception"].endswith("builtins.RuntimeError")
+
+
+@pytest.mark.parametrize(
+    ("message", "said"),
+    [
+        ("ERROR:  canceling statement due to statement timeout\nSTATEMENT: select canary", "other"),
+        ("Exception in callback canary('x')", "Exception in callback"),
+        ("Task exception was never retrieved", "Task exception was never retrieved"),
+        (None, "other"),
+    ],
+)
+def test_of_the_event_loops_messages_only_known_words_are_logged(
+    capsys: pytest.CaptureFixture[str], message: str | None, said: str
+) -> None:
+    loop = asyncio.new_event_loop()
+    logs.loop_error(loop, {"message": message})
+    loop.close()
+    out = capsys.readouterr().out
+    assert said in out
+    assert "canary" not in out
+    assert "canceling" not in out
