@@ -10,10 +10,11 @@ from typing import Any, Self
 
 import aiohttp
 
-from services.auth.exchange.models import ASSERTION_TYPE as ASSERTION
 from services.local.device import Device
-from shared.domain.tokens import ACCESS_TOKEN_TYPE as ACCESS_TOKEN
+from shared.domain.identity import Credential
 from shared.domain.tokens import GRANT_TYPE
+
+ACCESS_TOKEN, ASSERTION = Credential.FXA.subject_token_type, Credential.APP_ATTEST.subject_token_type
 
 
 class RequestFailed(Exception):

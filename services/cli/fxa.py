@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import re
 import time
 from typing import Any
 
@@ -15,6 +14,7 @@ from services.auth.fxa.cache import Cache
 from services.auth.fxa.metrics import FxAMetrics
 from services.auth.fxa.models import FxAConfig
 from services.auth.settings import AuthSettings
+from shared.domain.identity import Credential
 from shared.errors import DependencyUnavailable
 from shared.stores.redis import connect
 from shared.telemetry.metrics import Registry
@@ -60,7 +60,7 @@ def token(
 @click.argument("uid")
 def purge(uid: str) -> None:
     """Forget all verified tokens of the user UID, so that the next use of each is verified again."""
-    if not re.fullmatch(r"[0-9a-f]{32}", uid):
+    if not Credential.FXA.identity.fullmatch(uid):
         raise click.BadParameter("a uid has 32 lowercase hex digits")
     settings = AuthSettings.from_environment()
     try:

@@ -1,6 +1,6 @@
 """Who a request is for, and on which shard that user's state lives.
 
-An *identity* is an FxA uid (32 hex characters) or a canonical App Attest key id (standard base64, padded).
+An *identity* is what a credential proves: an FxA uid, or a canonical App Attest key id.
 A *user id* is ``<identity>:<service type>``: the ``sub`` of an access token, and the end user in LiteLLM.
 """
 
@@ -8,13 +8,49 @@ from __future__ import annotations
 
 import hashlib
 import re
+from enum import StrEnum
+from typing import Self
 
 SHARDS = 64
-#: Characters of an identity, by the kind of credential that names it.
-IDENTITY_LENGTHS = {"fxa": 32, "app_attest": 44}
 #: Characters of a user id, at most: OpenAI refuses a longer end-user identifier (platform.openai.com, `user`).
 MAX_USER_ID = 64
-_USER_ID = re.compile(r"(?:[0-9a-f]{32}|[A-Za-z0-9+/]{43}=):[a-z0-9][a-z0-9_-]{0,31}")
+
+
+class Credential(StrEnum):
+    """The kinds of credential, by their names in rows of service types and in ``amr``.
+
+    A new kind is a member here, a file in ``services/auth/exchange/credentials``, and a line in the list there.
+    """
+
+    #: RFC 8693's name of a credential of this kind.
+    subject_token_type: str
+    #: The identities that it proves, each of ``identity_length`` characters. No other kind has such identities.
+    identity: re.Pattern[str]
+    identity_length: int
+
+    FXA = "fxa", "urn:ietf:params:oauth:token-type:access_token", r"[0-9a-f]{32}", 32
+    APP_ATTEST = (
+        "app_attest",
+        "urn:mozilla:params:oauth:token-type:app-attest-assertion",
+        r"[A-Za-z0-9+/]{43}=",  # standard base64, padded
+        44,
+    )
+
+    def __new__(cls, name: str, subject_token_type: str, identity: str, identity_length: int) -> Self:
+        kind = str.__new__(cls, name)
+        kind._value_ = name
+        kind.subject_token_type = subject_token_type
+        kind.identity = re.compile(identity)
+        kind.identity_length = identity_length
+        return kind
+
+    @classmethod
+    def of(cls, identity: str) -> Self | None:
+        """The kind of credential that proves an identity; None for what is not an identity."""
+        return next((kind for kind in cls if kind.identity.fullmatch(identity)), None)
+
+
+_USER_ID = re.compile(f"(?:{'|'.join(kind.identity.pattern for kind in Credential)}):[a-z0-9][a-z0-9_-]{{0,31}}")
 
 
 def shard(identity: str) -> int:
@@ -36,9 +72,9 @@ def user_id(identity: str, service_type: str) -> str:
     return f"{identity}:{service_type}"
 
 
-def longest_service_type(credential: str) -> int:
+def longest_service_type(credential: Credential) -> int:
     """How many characters the name of a service type may have for its user ids to fit."""
-    return MAX_USER_ID - len(":") - IDENTITY_LENGTHS[credential]
+    return MAX_USER_ID - len(":") - credential.identity_length
 
 
 def is_user(text: str) -> bool:

@@ -15,10 +15,9 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
-from shared.domain.identity import MAX_USER_ID, longest_service_type
+from shared.domain.identity import MAX_USER_ID, Credential, longest_service_type
 from shared.domain.money import usd_to_nano
 
-Credential = Literal["fxa", "app_attest"]
 DURATIONS = {"1h": 3600, "1d": 86400, "7d": 604800, "30d": 2592000}
 
 _Name = Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9][a-z0-9_-]{0,31}$")]
@@ -154,22 +153,21 @@ def load(path: Path | None, *, debug: bool) -> ServiceTypes:
         if twice:
             raise ConfigurationError(f"SERVICE_TYPES: {shown}: {kind} {twice[0]!r} stands there twice")
     for row in rows:
-        most, credential = min(
-            ((longest_service_type(kind), kind) for kind in row.credentials), default=(len(row.name), "")
-        )
-        if len(row.name) > most:
+        kinds = [kind for kind in row.credentials if len(row.name) > longest_service_type(kind)]
+        if kinds:
+            most, kind = min((longest_service_type(kind), kind) for kind in kinds)
             raise ConfigurationError(
                 f"SERVICE_TYPES: {shown}: service type {row.name!r}: name: has {len(row.name)} characters; "
-                f"a row that takes {credential} has at most {most}, so that a user id has at most {MAX_USER_ID}"
+                f"a row that takes {kind} has at most {most}, so that a user id has at most {MAX_USER_ID}"
             )
     if not debug:
         for row in rows:
-            if "fxa" in row.credentials and not row.fxa_client_ids:
+            if Credential.FXA in row.credentials and not row.fxa_client_ids:
                 raise ConfigurationError(
                     f"SERVICE_TYPES: {shown}: service type {row.name!r}: fxa_client_ids is empty; "
                     'write ["*"] for any relying party'
                 )
-            if "fxa" in row.credentials and not row.fxa_scopes:
+            if Credential.FXA in row.credentials and not row.fxa_scopes:
                 raise ConfigurationError(
                     f"SERVICE_TYPES: {shown}: service type {row.name!r}: fxa_scopes is empty; "
                     "a token that was made for another service would do"

@@ -12,13 +12,13 @@ from click.testing import CliRunner
 
 from services.auth import app as auth
 from services.auth.errors import AuthError
-from services.auth.exchange.credentials.app_attest import AppAttestCredential
 from services.cli.commands import cli
 from services.cli.settings import settings
 from services.gateway import app as gateway
 from services.gateway.errors import envelope
 from shared.domain import service_types
-from shared.domain.tokens import ACCESS_TOKEN_TYPE, AUDIENCE, GRANT_TYPE
+from shared.domain.identity import Credential
+from shared.domain.tokens import AUDIENCE, GRANT_TYPE
 from shared.errors import ServiceError
 from shared.service import ops
 from shared.telemetry.openapi import Operation
@@ -111,10 +111,7 @@ def test_it_has_the_parameters_that_are_forwarded() -> None:
 def test_it_has_the_words_of_the_exchange() -> None:
     shown: dict[str, str] = dict(table(section(3), "| parameter | value |"))
     assert shown["grant_type"] == GRANT_TYPE
-    assert re.findall(r"urn:\S+", shown["subject_token_type"]) == [
-        ACCESS_TOKEN_TYPE,
-        AppAttestCredential.subject_token_type,
-    ]
+    assert re.findall(r"urn:\S+", shown["subject_token_type"]) == [kind.subject_token_type for kind in Credential]
     assert AUDIENCE in shown["audience"]
 
 

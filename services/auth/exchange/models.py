@@ -3,33 +3,39 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
 
-from shared.domain.service_types import Credential, ServiceType
-
-ASSERTION_TYPE = "urn:mozilla:params:oauth:token-type:app-attest-assertion"
+from shared.domain.identity import Credential
+from shared.domain.service_types import ServiceType
 
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """The identity that a verified credential proves.
-
-    ``amr`` goes into the access token. ``expires_at`` is the credential's own end (unix time), None if unknown.
-    """
+    """The identity that a verified credential proves. ``expires_at`` is its own end in Unix time, if any."""
 
     identity: str
     client_id: str
-    amr: str
     expires_at: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Words:
+    """How people read of a kind of credential: in the API's documentation and in the console."""
+
+    #: What the ``subject_token`` is: "An FxA access token".
+    subject_token: str
+    #: What a user signs in with: "a Firefox account".
+    sign_in: str
+    #: What an identity is, and its form: "FxA uid" and "32 hex characters".
+    identity: str
+    form: str
 
 
 class CredentialVerifier(Protocol):
     """A verifier of one kind of credential."""
 
-    #: Its name in RFC 8693.
-    subject_token_type: str
-    #: Its name in the rows of the service types.
-    kind: Credential
+    kind: ClassVar[Credential]
+    words: ClassVar[Words]
 
     async def verify(self, subject_token: str, row: ServiceType, source: str) -> Subject:
         """Verify the credential and the row's policy on it.

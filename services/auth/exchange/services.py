@@ -45,7 +45,7 @@ class TokenExchange:
         limits: Limits,
         registry: Registry,
     ) -> None:
-        self._credentials = {credential.subject_token_type: credential for credential in credentials}
+        self._credentials = {credential.kind.subject_token_type: credential for credential in credentials}
         self._rows = service_types.rows
         self._users = users
         self._issuer = issuer
@@ -78,7 +78,7 @@ class TokenExchange:
             user_id=user,
             client_id=subject.client_id,
             scope=row.name,
-            amr=subject.amr,
+            amr=credential.kind,
             not_after=subject.expires_at,
         )
         self._issued.inc(credential.kind, row.name)

@@ -9,10 +9,11 @@ from aiohttp import web
 
 from services.auth.error_body import ErrorBody
 from services.auth.errors import InvalidRequest, InvalidScope, InvalidTarget, UnsupportedGrantType
-from services.auth.exchange.models import ASSERTION_TYPE
+from services.auth.exchange.credentials import KINDS
 from services.auth.exchange.services import EXCHANGE, ExchangeRequest
 from services.auth.forms import FORM, read_form
 from services.auth.limits.services import LIMITS
+from shared.domain.identity import Credential
 from shared.domain.tokens import ACCESS_TOKEN_TYPE, AUDIENCE, GRANT_TYPE
 from shared.service.proxies import client_address
 from shared.service.web import SERVICE_TYPE, USER_ID
@@ -102,10 +103,9 @@ OPERATIONS = [
                     "grant_type": {"const": GRANT_TYPE},
                     "subject_token": {
                         "type": "string",
-                        "description": "An FxA access token; or base64url of a JSON object "
-                        "`{key_id_b64, assertion_obj_b64, client_data_b64, bundle_id}`.",
+                        "description": f"Of its type: {'; or '.join(kind.words.subject_token for kind in KINDS)}.",
                     },
-                    "subject_token_type": {"enum": [ACCESS_TOKEN_TYPE, ASSERTION_TYPE]},
+                    "subject_token_type": {"enum": [kind.kind.subject_token_type for kind in KINDS]},
                     "scope": {"type": "string", "description": "One service type."},
                     "audience": {"const": AUDIENCE},
                     "requested_token_type": {"const": ACCESS_TOKEN_TYPE},
@@ -113,7 +113,7 @@ OPERATIONS = [
             },
             {
                 "grant_type": GRANT_TYPE,
-                "subject_token_type": ACCESS_TOKEN_TYPE,
+                "subject_token_type": Credential.FXA.subject_token_type,
                 "subject_token": "5f1c0f7bd3b94ee5aa9cf27a2d4f5e68c0b4b1a3d96e4f5a8a7b6c5d4e3f2a10",
                 "scope": "ai",
             },

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import msgspec
 
+from shared.domain.identity import Credential
 from shared.domain.tokens import CLOCK_SKEW, KEY_SET_KEPT
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ Source = Literal["cache", "local", "remote"]
 
 # FxA's own forms; anything else is not from FxA. Each has one spelling: a second spelling of a uid would be a second
 # user. (``\Z``: a ``$`` would let a trailing newline through.)
-UID = re.compile(r"[0-9a-f]{32}")
+UID = Credential.FXA.identity
 Uid = Annotated[str, msgspec.Meta(pattern=rf"^{UID.pattern}\Z")]
 ClientId = Annotated[str, msgspec.Meta(pattern=r"^[0-9A-Za-z_-]{1,64}\Z")]
 #: RFC 6749 section 3.3.

@@ -12,11 +12,13 @@ from services.auth.admin.console.filters import path
 from services.auth.admin.console.support import refusals
 from services.auth.audit.log import AUDIT_LOG
 from services.auth.devices.operators import DEVICE_ADMIN
+from services.auth.exchange.credentials import KINDS
 from services.auth.settings import SERVICE_TYPES
 from services.auth.usage.services import USAGE
 from services.auth.users.operators import USER_ADMIN, User, UserAdmin
 from services.auth.users.operators_storage import Sort
 from services.auth.users.spending import SPENDING
+from shared.domain.identity import Credential
 
 _LEDGER_ROWS = 25
 _AUDIT_ROWS = 10
@@ -36,6 +38,7 @@ async def users(request: web.Request, session: Session) -> web.StreamResponse:
         section="users",
         page=found,
         total=total,
+        kinds=[kind.words for kind in KINDS],
         q=q,
         sort=sort,
         order="desc" if descending else "asc",
@@ -71,6 +74,7 @@ async def user(request: web.Request, session: Session) -> web.StreamResponse:
         others=[other for other in others if other.row.user_id != row.user_id],
         device=device,
         entries=entries,
+        sign_in=next((kind.words.sign_in for kind in KINDS if kind.kind is Credential.of(row.identity)), None),
     )
 
 

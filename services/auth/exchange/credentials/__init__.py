@@ -1,4 +1,9 @@
-"""The kinds of credential that can be exchanged.
+"""The kinds of credential that can be exchanged, one file each."""
 
-One file each; ``_open`` in ``services/auth/app.py`` lists them, ``shared.domain.service_types.Credential`` names them.
-"""
+from __future__ import annotations
+
+from services.auth.exchange.credentials.app_attest import AppAttestCredential
+from services.auth.exchange.credentials.fxa import FxACredential
+from services.auth.exchange.models import CredentialVerifier
+
+KINDS: tuple[type[CredentialVerifier], ...] = (FxACredential, AppAttestCredential)

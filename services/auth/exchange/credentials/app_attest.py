@@ -9,7 +9,7 @@ import base64
 import hashlib
 import re
 import time
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import msgspec
 
@@ -34,9 +34,10 @@ from services.auth.errors import (
     InvalidSubjectToken,
     UnknownKey,
 )
-from services.auth.exchange.models import ASSERTION_TYPE, Subject
+from services.auth.exchange.models import Subject, Words
 from shared import strict_json
-from shared.domain.service_types import Credential, ServiceType
+from shared.domain.identity import Credential
+from shared.domain.service_types import ServiceType
 from shared.stores.postgres import Database
 
 _BASE64URL = re.compile(r"[A-Za-z0-9_-]+={0,2}")
@@ -53,8 +54,13 @@ class _SubjectToken(msgspec.Struct, frozen=True):
 
 
 class AppAttestCredential:
-    subject_token_type = ASSERTION_TYPE
-    kind: Credential = "app_attest"
+    kind: ClassVar = Credential.APP_ATTEST
+    words: ClassVar = Words(
+        "base64url of a JSON object `{key_id_b64, assertion_obj_b64, client_data_b64, bundle_id}`",
+        "an app on an enrolled device",
+        "App Attest key id",
+        "44 characters of base64",
+    )
 
     def __init__(
         self, database: Database, challenges: Challenges, policy: Policy, issuer: str, metrics: DeviceMetrics
@@ -124,7 +130,7 @@ class AppAttestCredential:
                 use.decided = True  # a counter advances once
         except InvalidChallenge as error:
             raise InvalidSubjectToken from error
-        return Subject(identity=key_id, client_id=token.bundle_id, amr="app_attest")
+        return Subject(identity=key_id, client_id=token.bundle_id)
 
     def _check_claims(self, claims: dict[str, Any], row: ServiceType) -> str:
         """Check that the signed claims are for this issuer and scope, and return the challenge.

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from services.auth.errors import InvalidScope, InvalidSubjectToken
-from services.auth.exchange.models import Subject
+from services.auth.exchange.models import Subject, Words
 from services.auth.fxa import policy
 from services.auth.fxa.errors import ClientNotAllowed, InvalidFxAToken, ScopeNotAllowed
 from services.auth.fxa.services import FxAVerifier
 from services.auth.limits import services as limits
-from shared.domain.service_types import Credential, ServiceType
-from shared.domain.tokens import ACCESS_TOKEN_TYPE
+from shared.domain.identity import Credential
+from shared.domain.service_types import ServiceType
 
 
 class FxACredential:
-    subject_token_type = ACCESS_TOKEN_TYPE
-    kind: Credential = "fxa"
+    kind: ClassVar = Credential.FXA
+    words: ClassVar = Words("an FxA access token", "a Firefox account", "FxA uid", "32 hex characters")
 
     def __init__(self, verifier: FxAVerifier) -> None:
         self._verifier = verifier
@@ -27,4 +29,4 @@ class FxACredential:
             raise InvalidSubjectToken from error
         except (ScopeNotAllowed, ClientNotAllowed) as error:
             raise InvalidScope from error
-        return Subject(identity.uid, identity.client_id, amr="fxa", expires_at=identity.expires_at)
+        return Subject(identity.uid, identity.client_id, expires_at=identity.expires_at)

@@ -10,7 +10,7 @@ import pytest
 from joserfc import jwt as joserfc_jwt
 from joserfc.jwk import KeySet as JoserfcKeySet
 
-from services.auth.users import storage as users
+from services.auth.standing import storage as standing
 from services.cli.client import ASSERTION
 from services.local.fxa import TokenOrder
 from shared.stores.postgres import Database, Query
@@ -284,9 +284,9 @@ async def test_an_expired_fxa_token_is_an_invalid_request(auth: Auth) -> None:
 
 async def test_the_standing_of_a_user_reads_block_and_revocation(auth: Auth, postgres_url: str) -> None:
     async with Database.connect(postgres_url) as database:
-        assert await users.standing(database, UID) is users.Standing.GOOD
+        assert await standing.standing(database, UID) is standing.Standing.GOOD
         await database.execute(_BLOCK, identity=UID)
-        assert await users.standing(database, UID) is users.Standing.BLOCKED
+        assert await standing.standing(database, UID) is standing.Standing.BLOCKED
 
 
 async def test_a_device_of_development_ends_with_the_switch_to_production(start_auth: StartAuth) -> None:

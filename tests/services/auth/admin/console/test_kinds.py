@@ -1,0 +1,31 @@
+"""How the pages word the kinds of credential."""
+
+from __future__ import annotations
+
+from urllib.parse import quote
+
+import pytest
+
+from services.auth.exchange.credentials import KINDS
+from tests.services.auth.admin.conftest import UID, Person, Rows
+
+
+@pytest.mark.parametrize(
+    ("identity", "words"),
+    [
+        (UID, "None. This user signs in with a Firefox account."),
+        ("A" * 43 + "=", "None. This user signs in with an app on an enrolled device."),
+        ("of-no-kind", "None."),
+    ],
+)
+async def test_a_users_page_says_what_it_signs_in_with(person: Person, rows: Rows, identity: str, words: str) -> None:
+    rows.user(f"{identity}:ai")
+    shown = (await person.get(f"/admin/users/{quote(f'{identity}:ai', safe='')}")).words
+    assert f"Device {words} What was done" in shown
+
+
+async def test_a_search_that_finds_nothing_says_what_ids_look_like(person: Person) -> None:
+    page = await person.get("/admin/users?q=nobody")
+    for kind in KINDS:
+        assert f"{kind.words.identity} ({kind.words.form})" in page.words
+    assert 'placeholder="FxA uid or App Attest key id"' in page.text
