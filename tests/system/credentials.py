@@ -32,7 +32,7 @@ def sign(system: System, *, age: float = 0, header: dict[str, Any] | None = None
     ring = KeyRing(system.folder / "keys")
     issuer = Issuer(ring, issuer=system.issuer, ttl=300, clock=lambda: time.time() - age)
     user_id = f"{'a' * 32}:ai"
-    token = issuer.issue(user_id=user_id, client_id="test", scope="ai", amr="fxa")
+    token = issuer.issue(user_id=user_id, client_id="test", scope="ai", amr="fxa").text
     if not claims and not header:
         return token
     changed = {**jwt.get_unverified_claims(token), **claims}
