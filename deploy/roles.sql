@@ -17,6 +17,15 @@ alter role mlpa_auth login nosuperuser nocreatedb nocreaterole noreplication nob
 alter role mlpa_gateway login nosuperuser nocreatedb nocreaterole noreplication nobypassrls password :'gateway_password';
 alter role litellm login nosuperuser nocreatedb nocreaterole noreplication nobypassrls password :'litellm_password';
 
+-- What a service no longer waits for, the server gives up too. It is the role's, not the connection's: a pooler refuses
+-- settings in the startup packet. Jobs ask for longer with SET LOCAL; mlpa_owner, who migrates, has no limit.
+alter role mlpa_auth set statement_timeout = '2s';
+alter role mlpa_auth set idle_in_transaction_session_timeout = '4s';
+alter role mlpa_auth set client_connection_check_interval = '200ms';
+alter role mlpa_gateway set statement_timeout = '2s';
+alter role mlpa_gateway set idle_in_transaction_session_timeout = '4s';
+alter role mlpa_gateway set client_connection_check_interval = '200ms';
+
 select format('create database %I', name) from unnest(array[:'database', :'litellm_database']) as name
 where not exists (select from pg_database where datname = name) \gexec
 alter database :"database" owner to mlpa_owner;

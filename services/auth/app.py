@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 
@@ -27,6 +27,7 @@ from services.auth.exchange.models import CredentialVerifier
 from services.auth.exchange.services import EXCHANGE, TokenExchange
 from services.auth.fxa.models import FxAConfig
 from services.auth.fxa.services import FxAVerifier
+from services.auth.health import health
 from services.auth.limits.services import LIMITS, Limits
 from services.auth.opened import Opened, connections
 from services.auth.provisioning.client import LiteLLMAdmin
@@ -38,15 +39,10 @@ from services.auth.tokens.issuer import Issuer
 from services.auth.tokens.key_ring import KEY_RING, KeyRing, ensure_key
 from services.auth.tokens.revocation import REVOCATION, Revocation
 from services.auth.users.entry import Users
-from services.auth.users.storage import can_write
 from shared.domain.service_types import ConfigurationError, ServiceTypes
 from shared.service.app import Apps, ServiceDescription, build_apps
-from shared.service.health import Check, CheckFailed, Health
 from shared.service.ops import HEALTH
 from shared.service.protocol import ServiceSite
-from shared.stores.postgres import Database
-from shared.stores.redis import can_write as redis_can_write
-from shared.stores.schema_check import PostgresCheck
 from shared.telemetry import logs
 from shared.telemetry.metrics import Registry
 from shared.telemetry.openapi import Answer
@@ -201,8 +197,8 @@ async def _open(stack: AsyncExitStack, apps: Apps, settings: AuthSettings, prepa
     apps.put(ENROLMENT, Enrolment(database, challenges, prepared.policy, metrics, limits))
     apps.put(EXCHANGE, TokenExchange(credentials, prepared.service_types, users, issuer, limits, registry))
     apps.put(REVOCATION, Revocation(issuer, database, changes))
-    health = _health(prepared.key_ring, database, lambda: redis_can_write(redis, opened.redis_state), fxa)
-    apps.put(HEALTH, health)
+    readiness = health(prepared.key_ring, opened, fxa)
+    apps.put(HEALTH, readiness)
     if prepared.admin_keys:
         on_tier = provisioner.changed if provisioner else None
         await admin.open_admin(
@@ -210,23 +206,7 @@ async def _open(stack: AsyncExitStack, apps: Apps, settings: AuthSettings, prepa
             apps,
             opened,
             changes=changes,
-            health=health,
+            health=readiness,
             limits=limits,
             on_tier=on_tier,
         )
-
-
-def _health(key_ring: KeyRing, database: Database, redis: Callable[[], Awaitable[None]], fxa: FxAVerifier) -> Health:
-    async def signing_key() -> None:
-        if not key_ring.keys:
-            raise CheckFailed("there is no signing key")
-
-    return Health(
-        [
-            Check("signing_key", signing_key, required=True),
-            Check("postgres", PostgresCheck(database, can_write), required=False),
-            Check("redis", redis, required=False),
-            Check("fxa", fxa.ready, required=False),
-        ],
-        one_of={"store": ("postgres", "redis")},
-    )

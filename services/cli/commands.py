@@ -7,6 +7,7 @@ import sys
 import click
 
 from services.cli.app_attest import app_attest
+from services.cli.check import check
 from services.cli.device import device
 from services.cli.fxa import fxa
 from services.cli.keys import keys
@@ -24,7 +25,7 @@ def cli() -> None:
     """MLPA: proves who is asking, and relays chat completions under a budget per user."""
 
 
-for command in (up, auth, gateway, migrate, keys, device, fxa, app_attest, virtual_key, ledger, settings):
+for command in (up, auth, gateway, check, migrate, keys, device, fxa, app_attest, virtual_key, ledger, settings):
     cli.add_command(command)
 
 

@@ -12,7 +12,6 @@ from services.gateway import errors, keys
 from services.gateway.budget import views as budget_views
 from services.gateway.budget.prices import Catalogue
 from services.gateway.budget.services import Budgets
-from services.gateway.budget.storage import can_write
 from services.gateway.chat import operations as chat_operations
 from services.gateway.chat.bodies import Bodies
 from services.gateway.chat.config import ChatConfig
@@ -20,23 +19,21 @@ from services.gateway.chat.connection import RelaySite
 from services.gateway.chat.keys import CHAT, Chat
 from services.gateway.chat.metrics import ChatMetrics
 from services.gateway.chat.open import OpenRequests
+from services.gateway.health import health, upstream_config
 from services.gateway.models import views as model_views
 from services.gateway.openapi import ErrorBody
 from services.gateway.settings import GatewaySettings
 from services.gateway.tokens import keyset
 from services.gateway.tokens.verifier import TokenVerifier
 from services.gateway.tokens.views import VERIFIER, authenticate
-from services.gateway.upstream.client import KeyRefused, LiteLLM, UpstreamConfig
+from services.gateway.upstream.client import LiteLLM
 from shared.domain.service_types import ServiceTypes
 from shared.errors import NotFound, ServiceError
 from shared.service import background
 from shared.service.app import Apps, ServiceDescription, build_apps
-from shared.service.health import Check, CheckFailed, Health
-from shared.service.keyset import KeySet
 from shared.service.ops import HEALTH
 from shared.service.serve import DRAIN
 from shared.stores.postgres import Database
-from shared.stores.schema_check import PostgresCheck
 from shared.telemetry import logs
 from shared.telemetry.metrics import Registry
 from shared.telemetry.openapi import Answer
@@ -110,7 +107,7 @@ async def _open(
     database = await stack.enter_async_context(
         Database.connect(settings.database_url.get_secret_value(), max_size=settings.database_pool_size)
     )
-    litellm = await stack.enter_async_context(LiteLLM.open(_upstream(settings), registry))
+    litellm = await stack.enter_async_context(LiteLLM.open(upstream_config(settings), registry))
     catalogue = await stack.enter_async_context(
         Catalogue.open(litellm.model_info, service_types.models, registry, every=settings.model_info_seconds)
     )
@@ -138,17 +135,7 @@ async def _open(
     config = _chat(settings)
     chat = Chat(config, authenticate, catalogue, budgets, litellm, metrics, open_requests, Bodies(config))
     apps.put(CHAT, chat)
-    apps.put(HEALTH, _health(budgets, database, key_set, litellm))
-
-
-def _upstream(settings: GatewaySettings) -> UpstreamConfig:
-    key = settings.mlpa_virtual_key
-    return UpstreamConfig(
-        base_urls=settings.litellm_api_base,
-        virtual_key=key.get_secret_value() if key else None,
-        health_interval=settings.litellm_health_seconds,
-        health_timeout=settings.litellm_health_timeout_seconds,
-    )
+    apps.put(HEALTH, health(budgets, database, key_set, litellm))
 
 
 def _chat(settings: GatewaySettings) -> ChatConfig:
@@ -163,37 +150,4 @@ def _chat(settings: GatewaySettings) -> ChatConfig:
         keepalive=settings.keepalive_seconds,
         slow_client=settings.slow_client_seconds,
         max_open_requests=settings.max_open_requests,
-    )
-
-
-def _health(budgets: Budgets, database: Database, key_set: KeySet, litellm: LiteLLM) -> Health:
-    async def keys_known() -> None:
-        if not key_set.loaded:
-            raise CheckFailed("no key set of auth has been read yet")
-
-    async def auth_answers() -> None:
-        await key_set.refresh()
-        if key_set.failures:
-            raise CheckFailed("auth's key set can't be read")
-
-    async def litellm_answers() -> None:
-        if not litellm.healthy:
-            raise CheckFailed("two health checks of LiteLLM failed")
-        try:
-            await litellm.model_info()
-        except KeyRefused as error:
-            _log.error("litellm_refuses_virtual_key", hint="mlpa virtual-key makes a new one")
-            raise CheckFailed("LiteLLM refuses the virtual key (MLPA_VIRTUAL_KEY)") from error
-        except ServiceError as error:
-            raise CheckFailed("LiteLLM's models can't be read") from error
-
-    return Health(
-        [
-            Check("redis", budgets.redis_takes_writes, required=True),
-            Check("key_set", keys_known, required=True),
-            Check("litellm", litellm_answers, required=False),
-            Check("postgres", PostgresCheck(database, can_write), required=False),
-            Check("auth", auth_answers, required=False),
-            Check("totals", budgets.totals_known, required=False),
-        ]
     )

@@ -97,6 +97,8 @@ class KeySet:
         self.on_change: Callable[[frozenset[str]], None] | None = None
         #: Readings that failed since the last one that did not.
         self.failures = 0
+        #: Why the last reading failed; None if it did not.
+        self.failure: str | None = None
         self._keys: dict[str, Key] = {}
         self._read_at = float("-inf")
         self._due_at = float("-inf")
@@ -166,7 +168,7 @@ class KeySet:
         except ValueError:
             self._failed("malformed", 0)
         else:
-            self.failures = 0
+            self.failures, self.failure = 0, None
             self._read_at = self._clock()
             # Spread out, so that processes that started together do not ask together
             self._due_at = self._read_at + self._every * random.uniform(0.9, 1)  # noqa: S311
@@ -177,6 +179,7 @@ class KeySet:
     def _failed(self, reason: str, retry_after: float) -> None:
         pause = self._retry[min(self.failures, len(self._retry) - 1)]
         self.failures += 1
+        self.failure = reason
         now = self._clock()
         self._not_before = now + min(retry_after, LONGEST_ASKED)
         self._due_at = max(now + pause, self._not_before)

@@ -1,0 +1,81 @@
+"""What auth depends on: checked by readiness while it runs, and by ``mlpa check auth`` before it starts."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+
+from services.auth.fxa.http import FxAClient
+from services.auth.fxa.jwks import key_set
+from services.auth.fxa.metrics import FxAMetrics
+from services.auth.fxa.models import FxAConfig
+from services.auth.fxa.services import FxAVerifier
+from services.auth.opened import Opened, connections
+from services.auth.provisioning.client import LiteLLMAdmin, LiteLLMError
+from services.auth.settings import AuthSettings
+from services.auth.tokens.key_ring import KeyRing
+from services.auth.users.storage import can_write
+from shared.service.health import Check, CheckFailed, Health
+from shared.service.keyset import KeySet
+from shared.stores.redis import can_write as redis_can_write
+from shared.stores.schema_check import PostgresCheck
+from shared.telemetry.metrics import Registry
+
+
+def health(key_ring: KeyRing, opened: Opened, fxa: FxAVerifier) -> Health:
+    """The readiness of a running auth."""
+    return Health(
+        [
+            Check("signing_key", _signing_key(key_ring), required=True),
+            Check("postgres", PostgresCheck(opened.database, can_write), required=False),
+            Check("redis", lambda: redis_can_write(opened.redis, opened.redis_state), required=False),
+            Check("fxa", fxa.ready, required=False),
+        ],
+        one_of={"store": ("postgres", "redis")},
+    )
+
+
+@asynccontextmanager
+async def before_start(settings: AuthSettings, key_ring: KeyRing) -> AsyncIterator[Health]:
+    """What can be tried without starting auth."""
+    registry = Registry()
+    async with AsyncExitStack() as stack:
+        opened = await stack.enter_async_context(connections(settings, registry))
+        config = FxAConfig.from_settings(settings)
+        client = FxAClient(opened.session, config.base_url, timeout=config.timeout, clock=time.time)
+        keys = key_set(client, config, clock=time.time, metrics=FxAMetrics(registry))
+        stack.push_async_callback(keys.close)
+        checks = [
+            Check("signing_key", _signing_key(key_ring), required=True),
+            Check("postgres", PostgresCheck(opened.database, can_write), required=True),
+            Check("redis", lambda: redis_can_write(opened.redis, opened.redis_state), required=True),
+            Check("fxa", lambda: _fxa_answers(keys), required=True),
+        ]
+        if settings.litellm_provision_users and settings.master_key is not None:
+            admin = LiteLLMAdmin(opened.session, settings.litellm_api_base, settings.master_key.get_secret_value())
+            checks.append(Check("litellm", lambda: _litellm_takes_customers(admin), required=True))
+        yield Health(checks)
+
+
+def _signing_key(key_ring: KeyRing) -> Callable[[], Awaitable[None]]:
+    async def check() -> None:
+        if not key_ring.keys:
+            raise CheckFailed("there is no signing key")
+
+    return check
+
+
+async def _fxa_answers(keys: KeySet) -> None:
+    """:raises CheckFailed: the key set could not be read."""
+    await keys.refresh()
+    if keys.failure:
+        raise CheckFailed(f"FxA's key set can't be read: {keys.failure}")
+
+
+async def _litellm_takes_customers(admin: LiteLLMAdmin) -> None:
+    """:raises CheckFailed: LiteLLM does not take the master key, or has no database."""
+    try:
+        await admin.budgets(["mlpa"])
+    except LiteLLMError as error:
+        raise CheckFailed(f"LiteLLM: {error}") from error

@@ -1,0 +1,61 @@
+"""``mlpa check``: try all that a service needs, before it starts."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import AbstractAsyncContextManager
+
+import click
+
+from shared.domain.service_types import ConfigurationError
+from shared.service.health import Health
+from shared.telemetry import logs
+
+
+@click.group()
+def check() -> None:
+    """Try what a service needs: settings, files and dependencies. Starts nothing; exit code 1 if something is wrong."""
+    logs.configure(json=False, level="CRITICAL")  # what fails is printed
+
+
+@check.command()
+def auth() -> None:
+    """Settings, service types and keys of auth; PostgreSQL, Redis, FxA, and LiteLLM's admin API."""
+    from services.auth.app import prepare
+    from services.auth.health import before_start
+    from services.auth.settings import AuthSettings
+
+    try:
+        settings = AuthSettings.from_environment()
+        _report(before_start(settings, prepare(settings).key_ring))
+    except ConfigurationError as error:
+        _refuse(error)
+
+
+@check.command()
+def gateway() -> None:
+    """Settings and service types of a gateway; PostgreSQL, Redis, LiteLLM with its key, and auth's key set."""
+    from services.gateway.health import before_start
+    from services.gateway.settings import GatewaySettings
+
+    try:
+        _report(before_start(GatewaySettings.from_environment()))
+    except ConfigurationError as error:
+        _refuse(error)
+
+
+def _refuse(error: ConfigurationError) -> None:
+    click.echo(f"settings: {error}")
+    raise SystemExit(1)
+
+
+def _report(opened: AbstractAsyncContextManager[Health]) -> None:
+    async def run() -> bool:
+        async with opened as health:
+            _, answer = await health.readiness(draining=False)
+        for name, result in answer["checks"].items():
+            click.echo(f"{name}: {result['error'] or 'ok'}")
+        return all(result["status"] == "ok" for result in answer["checks"].values())
+
+    if not asyncio.run(run()):
+        raise SystemExit(1)

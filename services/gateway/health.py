@@ -1,0 +1,103 @@
+"""What a gateway depends on: checked by readiness while it runs, and by ``mlpa check gateway`` before it starts."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+
+import aiohttp
+
+from services.gateway.budget.executor import Executor
+from services.gateway.budget.services import Budgets
+from services.gateway.budget.storage import can_write
+from services.gateway.settings import GatewaySettings
+from services.gateway.tokens.keyset import key_set
+from services.gateway.upstream.client import KeyRefused, LiteLLM, UpstreamConfig
+from shared.errors import ServiceError
+from shared.service.health import Check, CheckFailed, Health
+from shared.service.keyset import KeySet
+from shared.stores.postgres import Database
+from shared.stores.schema_check import PostgresCheck
+from shared.telemetry import logs
+from shared.telemetry.metrics import Registry
+
+_log = logs.logger("health")
+
+
+def health(budgets: Budgets, database: Database, keys: KeySet, litellm: LiteLLM) -> Health:
+    """The readiness of a running gateway."""
+
+    async def keys_known() -> None:
+        if not keys.loaded:
+            raise CheckFailed("no key set of auth has been read yet")
+
+    async def litellm_answers() -> None:
+        if not litellm.healthy:
+            raise CheckFailed("two health checks of LiteLLM failed")
+        await _litellm_serves(litellm)
+
+    return Health(
+        [
+            Check("redis", budgets.redis_takes_writes, required=True),
+            Check("key_set", keys_known, required=True),
+            Check("litellm", litellm_answers, required=False),
+            Check("postgres", PostgresCheck(database, can_write), required=False),
+            Check("auth", lambda: _auth_answers(keys), required=False),
+            Check("totals", budgets.totals_known, required=False),
+        ]
+    )
+
+
+@asynccontextmanager
+async def before_start(settings: GatewaySettings) -> AsyncIterator[Health]:
+    """What can be tried without starting a gateway: nothing is reserved, settled or reaped.
+
+    :raises ConfigurationError: a file named in the settings can't be used.
+    """
+    settings.load_service_types()
+    registry = Registry()
+    async with AsyncExitStack() as stack:
+        database = await stack.enter_async_context(
+            Database.connect(settings.database_url.get_secret_value(), max_size=1)
+        )
+        redis = await stack.enter_async_context(Executor.open(settings.redis_url.get_secret_value(), ()))
+        litellm = await stack.enter_async_context(LiteLLM.open(upstream_config(settings), registry))
+        session = await stack.enter_async_context(aiohttp.ClientSession(cookie_jar=aiohttp.DummyCookieJar()))
+        keys = key_set(session, registry, issuer=settings.mlpa_issuer, jwks_url=settings.mlpa_jwks_url)
+        stack.push_async_callback(keys.close)
+        yield Health(
+            [
+                Check("postgres", PostgresCheck(database, can_write), required=True),
+                Check("redis", redis.can_write, required=True),
+                Check("litellm", lambda: _litellm_serves(litellm), required=True),
+                Check("auth", lambda: _auth_answers(keys), required=True),
+            ]
+        )
+
+
+def upstream_config(settings: GatewaySettings) -> UpstreamConfig:
+    key = settings.mlpa_virtual_key
+    return UpstreamConfig(
+        base_urls=settings.litellm_api_base,
+        virtual_key=key.get_secret_value() if key else None,
+        health_interval=settings.litellm_health_seconds,
+        health_timeout=settings.litellm_health_timeout_seconds,
+    )
+
+
+async def _auth_answers(keys: KeySet) -> None:
+    """:raises CheckFailed: the key set could not be read."""
+    await keys.refresh()
+    if keys.failure:
+        raise CheckFailed(f"auth's key set can't be read: {keys.failure}")
+
+
+async def _litellm_serves(litellm: LiteLLM) -> None:
+    """:raises CheckFailed: LiteLLM does not take the key, or does not list its models."""
+    try:
+        await litellm.model_info()
+    except KeyRefused as error:
+        _log.error("litellm_refuses_virtual_key", hint="mlpa virtual-key makes a new one")
+        raise CheckFailed("LiteLLM refuses the virtual key (MLPA_VIRTUAL_KEY)") from error
+    except ServiceError as error:
+        raise CheckFailed("LiteLLM's models can't be read") from error

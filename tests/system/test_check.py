@@ -1,0 +1,56 @@
+"""`mlpa check`: what is wrong is said before a start, a line for each thing."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+
+import pytest
+
+from tests.system.harness import System
+
+
+def check(system: System, service: str, **environment: str) -> tuple[int, dict[str, str]]:
+    program = system.program("check", service, environment=environment)
+    done = subprocess.run(program.argv, env=program.env, cwd=program.cwd, capture_output=True, text=True, check=False)
+    return done.returncode, dict(line.split(": ", 1) for line in done.stdout.splitlines())
+
+
+@pytest.mark.parametrize("service", ["auth", "gateway"])
+def test_a_sound_system_passes(system: System, service: str) -> None:
+    status, lines = check(system, service)
+    assert (status, set(lines.values())) == (0, {"ok"}), lines
+    assert {"postgres", "redis"} < set(lines)
+
+
+@pytest.mark.parametrize("service", ["auth", "gateway"])
+def test_each_fault_has_its_line_with_the_reason(system: System, service: str) -> None:
+    refused = "http://127.0.0.1:1"
+    status, lines = check(
+        system,
+        service,
+        DATABASE_URL=re.sub("//[^@]*@", "//nobody:hunter2@", system.environment["DATABASE_URL"]),
+        REDIS_URL="redis://127.0.0.1:1",
+        LITELLM_API_BASE=refused,
+        FXA_BASE_URL=f"{refused}/v1",
+        MLPA_JWKS_URL=f"{refused}/jwks",
+        LITELLM_PROVISION_USERS="true",
+        MASTER_KEY="sk-hunter2",
+    )
+    assert status == 1
+    assert 'role "nobody" does not exist' in lines["postgres"] or "authentication failed" in lines["postgres"]
+    assert "refused" in lines["redis"] or "failed" in lines["redis"]
+    assert lines["litellm"] != "ok"
+    assert "can't be read" in lines["fxa" if service == "auth" else "auth"]
+    assert "hunter2" not in str(lines)
+
+
+@pytest.mark.parametrize("service", ["auth", "gateway"])
+def test_a_setting_that_can_not_work_is_a_line_too(system: System, service: str) -> None:
+    assert check(system, service, DATABASE_URL="mysql://h/d") == (
+        1,
+        {"settings": "DATABASE_URL: must be a postgresql:// URL"},
+    )
+    status, lines = check(system, service, SERVICE_TYPES="/no/such/file.toml")
+    assert (status, list(lines)) == (1, ["settings"])
+    assert "/no/such/file.toml" in lines["settings"]
