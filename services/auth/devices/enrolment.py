@@ -6,9 +6,10 @@ import asyncio
 import hashlib
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import Annotated
 
+import msgspec
 from aiohttp import web
 
 from services.auth.appattest import (
@@ -28,23 +29,18 @@ from services.auth.errors import AccessDenied, AttestationRejected, AuthError, I
 from services.auth.limits.services import Limits
 from shared.stores.postgres import Database
 
-#: More than any challenge has, so that what is none of ours is refused as that.
+#: Longer than any challenge, so that a longer one is refused as not ours.
 MAX_CHALLENGE_BYTES = 1024
+MAX_CLAIMS = 32 * 1024
+
+_Text = Annotated[str, msgspec.Meta(max_length=MAX_CLAIMS)]
 
 
-@dataclass(frozen=True, slots=True)
-class EnrolmentClaims:
-    """What a client sends to enrol, all text as it came, and the address that it sends it from."""
-
-    key_id_b64: str
-    challenge_b64: str
-    attestation_obj_b64: str
-    bundle_id: str
-    source: str
-
-
-#: More than any challenge, so that what is none of ours is refused as that.
-MAX_CHALLENGE_BYTES = 1024
+class AttestRequest(msgspec.Struct, frozen=True):
+    key_id_b64: _Text
+    challenge_b64: _Text
+    attestation_obj_b64: _Text
+    bundle_id: Annotated[str, msgspec.Meta(max_length=256)]
 
 
 class Enrolment:
@@ -65,7 +61,7 @@ class Enrolment:
         self._limits = limits
         self._clock = clock
 
-    async def enrol(self, claims: EnrolmentClaims) -> None:
+    async def enrol(self, claims: AttestRequest, source: str) -> None:
         """Verify and store a key; on return it is committed.
 
         :raises InvalidRequest: malformed base64 or CBOR.
@@ -78,7 +74,7 @@ class Enrolment:
         started = time.perf_counter()
         result = "unavailable"
         try:
-            await self._enrol(claims)
+            await self._enrol(claims, source)
             result = "success"
         except SlowDown:
             raise
@@ -88,7 +84,7 @@ class Enrolment:
         finally:
             self._metrics.attestation.observe(time.perf_counter() - started, result)
 
-    async def _enrol(self, claims: EnrolmentClaims) -> None:
+    async def _enrol(self, claims: AttestRequest, source: str) -> None:
         try:
             key_id = canonical_key_id(claims.key_id_b64)
             attestation_obj = decode_base64(claims.attestation_obj_b64, max_bytes=MAX_ATTESTATION_BYTES)
@@ -116,7 +112,7 @@ class Enrolment:
         self._metrics.verified(attestation)
         sent = (attestation_obj, claims.bundle_id.encode())
         async with self._challenges.consumed(challenge.decode(), key_id, *sent) as use:
-            await self._limits.take_source("enroll", claims.source)
+            await self._limits.take_source("enroll", source)
             stored = await storage.enrol(self._database, key_id, attestation)
             if stored is storage.Stored.REFUSED:
                 raise AccessDenied

@@ -10,7 +10,7 @@ from aiohttp import web
 
 from services.auth.appattest import AppAttestError, canonical_key_id
 from services.auth.challenge.services import CHALLENGES
-from services.auth.devices.enrolment import ENROLMENT, EnrolmentClaims
+from services.auth.devices.enrolment import ENROLMENT, MAX_CLAIMS, AttestRequest
 from services.auth.error_body import ErrorBody
 from services.auth.errors import InvalidRequest
 from services.auth.limits.services import LIMITS
@@ -19,20 +19,10 @@ from shared.domain import tokens
 from shared.service.proxies import client_address
 from shared.telemetry.openapi import Answer, Body, Operation, Parameter
 
-_MAX_CLAIMS = 32 * 1024
-_Text = Annotated[str, msgspec.Meta(max_length=_MAX_CLAIMS)]
-
 
 class Challenge(msgspec.Struct, frozen=True):
     challenge: Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
     expires_in: int
-
-
-class AttestRequest(msgspec.Struct, frozen=True):
-    key_id_b64: _Text
-    challenge_b64: _Text
-    attestation_obj_b64: _Text
-    bundle_id: Annotated[str, msgspec.Meta(max_length=256)]
 
 
 class Attested(msgspec.Struct, frozen=True):
@@ -55,11 +45,7 @@ async def attest(request: web.Request) -> web.Response:
     async with request.app[LIMITS].failures("enroll", source):
         body = await request.read()
         claims = _claims_of_json(body) if body else _claims_of_jwt(request)
-        await request.app[ENROLMENT].enrol(
-            EnrolmentClaims(
-                claims.key_id_b64, claims.challenge_b64, claims.attestation_obj_b64, claims.bundle_id, source
-            )
-        )
+        await request.app[ENROLMENT].enrol(claims, source)
     return web.json_response({"status": "success"}, status=201)
 
 
@@ -85,7 +71,7 @@ def _claims_of_json(body: bytes) -> AttestRequest:
 def _claims_of_jwt(request: web.Request) -> AttestRequest:
     """Firefox for iOS wraps the claims in a JWT signed with a throw-away secret: a wrapping, not a proof."""
     scheme, _, token = request.headers.get("Authorization", "").partition(" ")
-    if scheme.lower() != "bearer" or not token or len(token) > _MAX_CLAIMS:
+    if scheme.lower() != "bearer" or not token or len(token) > MAX_CLAIMS:
         raise InvalidRequest("Either a JSON body, or the claims in a JWT in Authorization: Bearer.")
     try:
         _, payload, _ = token.strip().split(".")

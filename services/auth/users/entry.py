@@ -12,7 +12,6 @@ from services.auth.standing import storage as decided
 from services.auth.standing.known import Known
 from services.auth.standing.storage import Standing
 from services.auth.users import storage
-from services.auth.users.storage import Entry
 from shared.domain.identity import user_id
 from shared.domain.service_types import ServiceType
 from shared.errors import DependencyUnavailable
@@ -60,10 +59,8 @@ class Users:
         standing = remembered.standing if remembered is not None and remembered.user else None
         if standing is None:
             standing = await decided.standing(self._database, identity)
-            if standing is Standing.GOOD:
-                entry = await storage.enter(self._database, user, identity, row)
-                if entry is Entry.FULL:
-                    raise MaxUsersReached
+            if standing is Standing.GOOD and not await storage.enter(self._database, user, identity, row):
+                raise MaxUsersReached
             if remembered is not None:
                 with contextlib.suppress(RedisError):
                     await known.remember(self._redis, identity, row.name, standing, remembered.version)

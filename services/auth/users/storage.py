@@ -2,18 +2,10 @@
 
 from __future__ import annotations
 
-import enum
 from collections.abc import Sequence
 
 from shared.domain.service_types import ServiceType
 from shared.stores.postgres import Database, Query
-
-
-class Entry(enum.Enum):
-    KNOWN = "known"
-    NEW = "new"
-    FULL = "full"
-
 
 _KNOWN = Query.text(
     """
@@ -45,26 +37,27 @@ class _Full(Exception):
     """Rolls the newcomer's transaction back."""
 
 
-async def enter(database: Database, user_id: str, identity: str, row: ServiceType) -> Entry:
+async def enter(database: Database, user_id: str, identity: str, row: ServiceType) -> bool:
     """Make a user known. Of newcomers that race for the last places exactly as many get in as there are places.
 
+    :returns: False when a newcomer found no place.
     :raises DatabaseUnavailable:
     """
     found = (await database.fetch(_KNOWN, user_id=user_id, service_type=row.name))[0]
     if found["known"]:
-        return Entry.KNOWN
+        return True
     if 0 < row.max_users <= found["users"]:
-        return Entry.FULL  # a crowd at a closed door costs a read each, and no lock
+        return False  # a crowd at a closed door costs a read each, and no lock
     try:
         async with database.transaction() as transaction:
             inserted = await transaction.fetch_one(_INSERT, user_id=user_id, identity=identity, service_type=row.name)
             if inserted is None:
-                return Entry.KNOWN
+                return True
             if await transaction.fetch_one(_ROOM, service_type=row.name, max_users=row.max_users) is None:
                 raise _Full
     except _Full:
-        return Entry.FULL
-    return Entry.NEW
+        return False
+    return True
 
 
 async def seen(database: Database, users: Sequence[str]) -> None:
