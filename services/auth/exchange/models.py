@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
@@ -11,11 +12,17 @@ from shared.domain.service_types import ServiceType
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """The identity that a verified credential proves. ``expires_at`` is its own end in Unix time, if any."""
+    """The identity that a verified credential proves. ``expires_at`` is its own end in Unix time, if any.
+
+    ``use_up`` is for a credential that is good for one exchange. It is called last, when all else has succeeded, so
+    that after any other refusal the same credential may be sent again. It raises InvalidSubjectToken when the
+    credential has been used, and DependencyUnavailable.
+    """
 
     identity: str
     client_id: str
     expires_at: float | None = None
+    use_up: Callable[[], Awaitable[None]] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +45,7 @@ class CredentialVerifier(Protocol):
     words: ClassVar[Words]
 
     async def verify(self, subject_token: str, row: ServiceType, source: str) -> Subject:
-        """Verify the credential and the row's policy on it.
+        """Verify the credential and the row's policy on it, and use nothing up.
 
         :param source: the client's address.
         :raises InvalidSubjectToken: malformed, invalid, expired or replayed.

@@ -81,6 +81,9 @@ class TokenExchange:
             amr=credential.kind,
             not_after=subject.expires_at,
         )
+        if subject.use_up is not None:
+            async with self._limits.failures("exchange", request.source):
+                await subject.use_up()
         self._issued.inc(credential.kind, row.name)
         return Exchanged(token.text, token.expires_in, row.name, user)
 

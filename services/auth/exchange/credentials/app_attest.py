@@ -1,6 +1,7 @@
 """The App Attest credential: an assertion in which an enrolled key signs the request and a fresh challenge.
 
-Order: parse, challenge's MAC and time, device, signature and all checks, consume the challenge, advance the counter.
+Order: parse, challenge's MAC and time, device, signature and all checks; at the very end of the exchange, consume the
+challenge and advance the counter.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import base64
 import hashlib
 import re
 import time
+from functools import partial
 from typing import Annotated, Any, ClassVar
 
 import msgspec
@@ -17,6 +19,7 @@ from services.auth.appattest import (
     MAX_ASSERTION_BYTES,
     MAX_CLIENT_DATA_BYTES,
     AppAttestError,
+    Assertion,
     Policy,
     canonical_key_id,
     decode_base64,
@@ -120,17 +123,24 @@ class AppAttestCredential:
         self._metrics.verified(assertion)
         if row.bundle_ids is not None and token.bundle_id not in row.bundle_ids:
             raise InvalidScope
+        if device.revoked:
+            raise AccessDenied
+        sent = (assertion_obj, client_data, token.bundle_id.encode())
+        return Subject(
+            identity=key_id,
+            client_id=token.bundle_id,
+            use_up=partial(self._use_up, challenge, key_id, assertion, sent),
+        )
+
+    async def _use_up(self, challenge: str, key_id: str, assertion: Assertion, sent: tuple[bytes, ...]) -> None:
+        """Consume the challenge and advance the counter: of attempts that share one of them, one gets through."""
         try:
-            sent = (assertion_obj, client_data, token.bundle_id.encode())
             async with self._challenges.consumed(challenge, key_id, *sent) as use:
-                if device.revoked:
-                    raise AccessDenied
                 if not await storage.advance_counter(self._database, key_id, assertion, self._policy.environment):
                     raise InvalidSubjectToken
                 use.decided = True  # a counter advances once
         except InvalidChallenge as error:
             raise InvalidSubjectToken from error
-        return Subject(identity=key_id, client_id=token.bundle_id)
 
     def _check_claims(self, claims: dict[str, Any], row: ServiceType) -> str:
         """Check that the signed claims are for this issuer and scope, and return the challenge.

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from contextlib import closing
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import psycopg2
 import pytest
 
+from services.auth.tokens.key_ring import KEY_RING
 from services.cli.client import ASSERTION
 from services.local.postgres import PostgresServer
 from services.local.valkey import ValkeyServer
@@ -199,3 +202,24 @@ async def test_of_equal_attempts_after_a_stall_exactly_one_succeeds(
     await _answering(own_valkey)
     assert sorted(await many(6, attest)) == [201] + [401] * 5
     assert sorted(await many(6, exchange)) == [200] + [400] * 5
+
+
+async def test_an_assertion_that_verified_before_a_503_may_be_sent_again(
+    start_auth: StartAuth, postgres_url: str, tmp_path: Path
+) -> None:
+    """The user can't be entered, and then there is nothing to sign with."""
+    auth = await start_auth()
+    device = auth.device()
+    await auth.enrol(device)
+    token = await auth.assertion(device)
+    with closing(psycopg2.connect(postgres_url)) as other, other.cursor() as cursor:
+        cursor.execute("lock table users in access exclusive mode")
+        assert (await auth.exchange(token, ASSERTION))[0] == 503
+    (key,) = (tmp_path / "keys").glob("*.pem")
+    key.rename(tmp_path / "away")
+    auth.apps.main[KEY_RING].refresh()
+    assert (await auth.exchange(token, ASSERTION))[0] == 503
+    (tmp_path / "away").rename(key)
+    auth.apps.main[KEY_RING].refresh()
+    assert (await auth.exchange(token, ASSERTION))[0] == 200
+    assert (await auth.exchange(token, ASSERTION))[0] == 400
