@@ -71,11 +71,14 @@ class Connector(TCPConnector):
             connection.close()
         used = wire.get(None)
         protocol, transport = connection.protocol, connection.transport
-        if used is not None and protocol is not None and transport is not None:
+        if protocol is None or transport is None:
+            return connection
+        reused = protocol in self._known
+        self._known.add(protocol)  # also for a health check, whose connection a chat may be next to use
+        if used is not None:
             used.transport = transport
             used.used = True
-            used.reused = protocol in self._known
-            self._known.add(protocol)
+            used.reused = reused
             transport.set_write_buffer_limits(high=0)  # "drained" then means "the kernel has all of it"
         return connection
 

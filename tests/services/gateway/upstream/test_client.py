@@ -73,11 +73,14 @@ class Stub:
 
     :param answers: requests that it answers per connection, by the connection's number; 1 for further ones.
     :param reads: bytes that it takes of a request which it does not answer.
+    :param keeps_checks: keeps the connection of a health check, for whatever request comes next.
     """
 
-    def __init__(self, *answers: int, reads: int) -> None:
+    def __init__(self, *answers: int, reads: int, keeps_checks: bool = False) -> None:
         self._answers = answers
         self._reads = reads
+        self._keeps_checks = keeps_checks
+        self.checks = 0
         self.heads = 0
         self.whole = 0
         self.connections = 0
@@ -93,10 +96,17 @@ class Stub:
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         head = await reader.readuntil(b"\r\n\r\n")
-        if b"/health/" in head:
-            writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\n{}")
-            writer.close()
-            return
+        while b"/health/" in head:
+            kept = b"keep-alive" if self._keeps_checks else b"close"
+            writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: %b\r\n\r\n{}" % kept)
+            self.checks += 1
+            if not self._keeps_checks:
+                writer.close()
+                return
+            try:
+                head = await reader.readuntil(b"\r\n\r\n")
+            except asyncio.IncompleteReadError:
+                return  # the gateway ended
         self.connections += 1
         left = self._answers[self.connections - 1] if self.connections <= len(self._answers) else 1
         body = json.dumps(answer()).encode()
@@ -129,6 +139,21 @@ async def test_a_kept_connection_that_closes_while_a_request_is_written_is_repla
         assert (await gateway.read(BIG))[0] == 200
         assert (stub.heads, stub.whole, stub.connections) == (3, 2, 2)
         assert (await gateway.budgets.wait_settled(2)).outcome == "success"
+
+
+async def test_a_connection_that_a_health_check_left_is_a_kept_one() -> None:
+    stub = Stub(0, 1, reads=10_000, keeps_checks=True)
+    async with stub.running() as url:
+        config = UpstreamConfig((url,), health_interval=60)
+        async with LiteLLM.open(config, Registry()) as litellm:
+            await until(lambda: stub.checks == 1)
+            assert await litellm.check(litellm.balancer.instances[0])
+            connections = stub.connections
+            async with litellm.call() as call:
+                response = await call.post(json.dumps(BIG).encode(), {})
+                assert response.status == 200
+                assert await call.read_answer(lambda: None)
+            assert (connections, stub.connections, stub.whole) == (0, 2, 1)
 
 
 async def test_a_new_connection_that_closes_while_a_request_is_written_is_an_error(double: LiteLLMDouble) -> None:
