@@ -36,8 +36,10 @@ class Bodies:
         """Validate a body, taking turns with other work if it is large.
 
         :raises RequestTooLarge, InvalidRequest, InvalidModel: as ``request.parse``.
+        :raises RateLimited: the door has closed while this body waited for its turn.
         """
         async with self._parsing.place(user):
+            self.door.check(user)
             await check_items(body)
             await _turn(body)
             try:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 
 import pytest
 
+from services.gateway.chat.bodies import PARSED_AT_ONCE, Bodies
+from services.gateway.chat.config import ChatConfig
 from services.gateway.chat.door import MOST_REFUSALS, SECONDS, Door
 from services.gateway.errors import InvalidModel, InvalidRequest, RateLimited, RequestTooLarge, Unavailable
 from shared.errors import ServiceError
@@ -75,3 +78,18 @@ async def test_the_door_is_closed_before_a_body_is_looked_at(gateway: Gateway) -
     assert (status, json.loads(body)["error"]["code"]) == (429, "rate_limit_exceeded")
     assert 1 <= int(headers["Retry-After"]) <= SECONDS
     assert gateway.budgets.asks == []
+
+
+async def test_bodies_that_wait_for_their_turn_are_not_looked_at_once_the_door_is_closed() -> None:
+    """However many were read before the first of them was refused."""
+    bodies = Bodies(ChatConfig())
+    body = b'{"model":"m","messages":[{"role":"user","content":"%b"}],"n":9}' % (b"x" * 500_000)
+
+    async def ask() -> None:
+        with bodies.door.passing("u"):
+            await bodies.parse(body, "u")
+
+    refusals = await asyncio.gather(*(ask() for _ in range(50)), return_exceptions=True)
+    looked_at = [refusal for refusal in refusals if isinstance(refusal, InvalidRequest)]
+    assert MOST_REFUSALS <= len(looked_at) < MOST_REFUSALS + PARSED_AT_ONCE
+    assert all(isinstance(refusal, RateLimited) for refusal in refusals if refusal not in looked_at)
