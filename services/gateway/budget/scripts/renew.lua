@@ -12,11 +12,15 @@ for at = 1, (#ARGV - 2) / 3 do
   else
     local amount, admitted, guess, total = string.match(packed, '^(%d+)|(%d+)|(%d+)|%d+|%d+|([^|]*)|')
     if redis.call('HSETNX', user, 'r:' .. id, packed) == 1 then
-      local state = redis.call('HMGET', user, 'ep', 'dur', 'idx', 'res', 'open', 'tok')
-      if state[2] then
-        redis.call('HSET', user, 'open', tonumber(state[5]) + 1, 'tok', tonumber(state[6]) + tonumber(guess))
-        if math.floor(math.floor(tonumber(admitted) / 1000) / tonumber(state[2])) == tonumber(state[3]) then
-          redis.call('HSET', user, 'res', tonumber(state[4]) + tonumber(amount))
+      local state = redis.call('HMGET', user, 'dur', 'idx', 'res', 'open', 'tok', 'hi')
+      if state[1] then
+        redis.call('HSET', user, 'open', tonumber(state[4]) + 1, 'tok', tonumber(state[5]) + tonumber(guess))
+        local period = math.floor(math.floor(tonumber(admitted) / 1000) / tonumber(state[1]))
+        if period == tonumber(state[2]) then
+          redis.call('HSET', user, 'res', tonumber(state[3]) + tonumber(amount))
+        elseif period > tonumber(state[6]) then
+          -- The clock went back since: that period begins with a rebuild, not with nothing
+          redis.call('HSET', user, 'hi', period)
         end
       end
       if total ~= '' then

@@ -14,7 +14,7 @@ if tombstone then
   reaped, result, write = tonumber(charged), '1 ' .. int(now), cost < tonumber(charged)
 end
 
-local user = redis.call('HMGET', KEYS[1], 'ep', 'dur', 'idx', 'spent', 'res', 'open', 'tok', 'tps', 'r:' .. id)
+local user = redis.call('HMGET', KEYS[1], 'ep', 'dur', 'idx', 'spent', 'res', 'open', 'tok', 'tps', 'r:' .. id, 'hi')
 local changes = {}
 local function change(name, value)
   changes[#changes + 1] = name
@@ -33,7 +33,8 @@ if user[9] then
   end
 end
 local began = math.floor(admitted / 1000)
-if user[2] and math.floor(began / tonumber(user[2])) == tonumber(user[3]) then
+local period = user[2] and math.floor(began / tonumber(user[2]))
+if period and period == tonumber(user[3]) then
   if user[9] then
     change('res', tonumber(user[5]) - amount)
   end
@@ -43,6 +44,9 @@ if user[2] and math.floor(began / tonumber(user[2])) == tonumber(user[3]) then
     -- The reservation was lost, or this was settled before and nobody remembers: the ledger knows which
     redis.call('HDEL', KEYS[1], 'ep')
   end
+elseif period and write and period > tonumber(user[10]) then
+  -- The clock went back since, and the reservation was lost: that period begins with a rebuild, not with nothing
+  change('hi', int(period))
 end
 
 if write then

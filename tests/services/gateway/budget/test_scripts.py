@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from services.gateway.budget.admission import Admission, Snapshot
-from services.gateway.budget.charging import Charge
+import pytest
+
+from services.gateway.budget.admission import Admission, Refusal, Snapshot
+from services.gateway.budget.charging import Charge, bounds
 from services.gateway.budget.models import RateLimits, Reservation
 from services.gateway.budget.rows import settlement_of
 from services.local.valkey import ValkeyServer
+from shared.domain.identity import shard
 from tests.services.gateway.budget.clocked import ClockedExecutor
 from tests.services.gateway.budget.support import ask, principal
 
@@ -40,3 +43,33 @@ async def test_a_rebuild_begun_before_redis_was_emptied_does_not_count_afterward
         await settle()
         assert not await load(before, 0)
         assert await admission.state(user, "jti") == [b"load"]
+
+
+@pytest.mark.parametrize("remembered_by", ["renewal", "settlement"])
+async def test_a_period_before_which_the_clock_went_back_begins_with_a_rebuild(
+    valkey_server: ValkeyServer, remembered_by: str
+) -> None:
+    """Redis forgot a request of that period, and is told of it before the clock gets there again."""
+    with valkey_server.client() as client:
+        client.flushall()
+        executor = ClockedExecutor(client, NOW)
+        admission = Admission(executor, 30)  # type: ignore[arg-type]  # stands where Executor does
+        user, index = principal().user_id, NOW // 1000 // 86_400
+        assert await admission.load(
+            user, await admission.snapshot(user), tier="ai", seconds=86_400, index=index, spent=0, newest=index,
+            block="0", revoked=[],
+        )  # fmt: skip
+        tomorrow = NOW + 86_400_000
+        reservation = Reservation(ask(), 1, 1, 86_400, tomorrow, RateLimits(0, 0, 0, 0, 0, 0), "")
+        if remembered_by == "renewal":
+            assert await admission.renew(shard(principal().identity), [reservation]) == ["ok"]
+        else:
+            settlement = settlement_of(reservation, Charge(5, 1, 1, 0), "success")
+            await executor.run(*admission.settle_call(settlement))
+        assert (await admission.state(user, "jti"))[0] == b"ok"
+        executor.now_ms = tomorrow
+        assert await admission.state(user, "jti") == [b"load"]
+        tier = principal().service_type
+        answer = await admission.admit(ask(), tier.name, tier, bounds(ask(), tier.max_budget_nano))
+        assert isinstance(answer, Refusal)
+        assert answer.reason == "load"

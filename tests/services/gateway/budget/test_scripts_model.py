@@ -324,7 +324,7 @@ class Scripts(RuleBasedStateMachine):
         if request.state == "open":
             assert reply == f"0 {self.now}"
             if not request.known:
-                self.users[request.user].epoch = None  # the ledger knows what it cost, if it is there already
+                self.settled_unknown(request)
         elif cost < request.cost:
             assert reply == f"1 {self.now}"
         else:
@@ -334,6 +334,22 @@ class Scripts(RuleBasedStateMachine):
         request.state, request.cost = "settled", cost
         if tokens:
             self.users[request.user].tokens.append((self.now, tokens))
+
+    def settled_unknown(self, request: Request) -> None:
+        """Only the ledger knows what is spent, if it was settled before, in the period in which it was admitted."""
+        state, period = self.users[request.user], self.period_of(request)
+        if period == state.period:
+            state.epoch = None
+        self.note_period(request)
+
+    def period_of(self, request: Request) -> int | None:
+        """The period of its user's tier in which it was admitted; None where Redis has no state of the user."""
+        seconds = self.users[request.user].period_seconds
+        return request.reservation.admitted_ms // 1000 // seconds if seconds else None
+
+    def note_period(self, request: Request) -> None:
+        state = self.users[request.user]
+        state.newest = max(state.newest, self.period_of(request) or 0)
 
     def send(self, settlement: Settlement) -> str:
         reply: bytes = self.run(self.executor.run(*self.admission.settle_call(settlement)))
@@ -366,6 +382,8 @@ class Scripts(RuleBasedStateMachine):
             if request.state == "reaped":
                 assert state == "reaped"
                 continue
+            if not request.known:
+                self.note_period(request)
             request.known, request.ends = True, self.now + LEASE_MS
             expected = block if block != "0" else "token" if who.jti in self.revoked_in_redis else "ok"
             assert state == expected
@@ -571,7 +589,7 @@ class Scripts(RuleBasedStateMachine):
                 self.send(request.settlement)
                 request.state, request.cost = "settled", 5
                 if not request.known:
-                    self.users[user].epoch = None
+                    self.settled_unknown(request)
         elif event == "flush":
             stale = bool(snapshot.rows)
             self.flush(acknowledge=True)
