@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 from fnmatch import fnmatchcase
@@ -25,6 +25,19 @@ _MODEL_DEFAULTS = ModelRow("", None, None)
 
 #: What a model may call the completion limit, the best first: LiteLLM turns ``max_tokens`` into each provider's own.
 _LIMIT_NAMES = ("max_tokens", "max_completion_tokens")
+#: What reaches these providers where LiteLLM does not list it, since it does not know the model. Of others, it passes
+#: ``max_completion_tokens`` on (``get_supported_openai_params`` of LiteLLM 1.106.2, asked for unknown models).
+_UNLISTED: Mapping[str, tuple[str, ...]] = {
+    **dict.fromkeys(
+        (
+            "azure_text", "bedrock", "bedrock_converse", "hyperbolic", "maritalk", "nlp_cloud", "nscale", "petals",
+            "replicate", "text-completion-openai", "watsonx", "watsonx_text", "zai",
+        ),
+        ("max_tokens",),
+    ),
+    "morph": (),
+    "v0": (),
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,21 +176,31 @@ def _price(
         reasoning=reasoning,
         context_window=min(windows, default=None),
         max_output_tokens=min(outputs, default=None),
-        limit_name=_limit_name([price_fields.part(entry, "model_info") for entry in answering]),
+        limit_name=_limit_name(answering),
         prices=prices,
     )
 
 
-def _limit_name(infos: list[Mapping[str, Any]]) -> str:
+def _limit_name(entries: list[Mapping[str, Any]]) -> str:
     """The name that every deployment takes. LiteLLM drops the others silently, and nothing would hold the answer.
 
     :raises Unpriced: there is none.
     """
-    known = [names for info in infos if isinstance(names := info.get("supported_openai_params"), list)]
+    known = [names for entry in entries if (names := _taken(entry)) is not None]
     for name in _LIMIT_NAMES if known else _LIMIT_NAMES[-1:]:
         if all(name in names for names in known):
             return name
     raise Unpriced(f"takes no completion limit ({' or '.join(_LIMIT_NAMES)})")
+
+
+def _taken(entry: Mapping[str, Any]) -> Sequence[Any] | None:
+    """The parameters that a deployment takes, as far as they decide on the limit's name; None when nobody says."""
+    names = price_fields.part(entry, "model_info").get("supported_openai_params")
+    if isinstance(names, list):
+        return names
+    params = price_fields.part(entry, "litellm_params")
+    provider = params.get("custom_llm_provider") or str(params.get("model")).partition("/")[0]
+    return _UNLISTED.get(provider) if isinstance(provider, str) else None
 
 
 def _with_row(entry: Mapping[str, Any], given_in: Decimal | None, given_out: Decimal | None) -> Mapping[str, Any]:

@@ -223,6 +223,27 @@ def test_the_completion_limit_has_the_name_that_every_deployment_takes(listed: l
     assert ("completion limit" in refused.get("m", "")) == (name is None)
 
 
+@pytest.mark.parametrize(
+    ("params", "name"),
+    [
+        ({"model": "zai/glm-new"}, "max_tokens"),
+        ({"model": "bedrock/qwen.qwen3-new"}, "max_tokens"),
+        ({"model": "glm-new", "custom_llm_provider": "zai"}, "max_tokens"),
+        ({"model": "openai/zai"}, "max_completion_tokens"),
+        ({"model": "zai/glm", "custom_llm_provider": "openai"}, "max_completion_tokens"),
+        ({"model": 5, "custom_llm_provider": ["zai"]}, "max_completion_tokens"),
+        ({"model": "morph/new"}, None),
+    ],
+)
+def test_the_limit_of_a_model_that_litellm_does_not_know_has_the_name_that_its_provider_takes(
+    params: dict[str, Any], name: str | None
+) -> None:
+    given = entry(input_cost_per_token="1e-6", output_cost_per_token="1e-6")
+    models, refused = price_all([{**given, "litellm_params": {**given["litellm_params"], **params}}], {})
+    assert (models["m"].limit_name if models else None) == name
+    assert ("completion limit" in refused.get("m", "")) == (name is None)
+
+
 def test_a_row_of_a_wildcard_has_the_wildcards_name_for_the_completion_limit() -> None:
     row = ModelRow("zai/glm", Decimal("1e-6"), Decimal("1e-6"))
     for names, expected in ((["max_tokens"], "max_tokens"), (["stop"], None)):
