@@ -162,8 +162,8 @@ def import_(file: TextIO) -> None:
         taken, refused = asyncio.run(
             _import(file, settings.database_url.get_secret_value(), production=settings.app_attest_production)
         )
-    except DatabaseUnavailable:
-        raise click.ClickException("PostgreSQL could not be asked; run it again: what was stored is kept") from None
+    except DatabaseUnavailable as error:
+        raise click.ClickException(f"PostgreSQL: {error.reason}; what was stored is kept") from None
     except (ValueError, csv.Error) as error:
         raise click.ClickException(f"{file.name}: {error}") from None
     click.echo(f"{taken} taken, {refused} refused")

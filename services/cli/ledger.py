@@ -45,7 +45,7 @@ def prune(days: int) -> None:
     try:
         deleted = asyncio.run(_prune(settings.database_url.get_secret_value(), time.time() - days * _DAY))
     except DependencyUnavailable as error:
-        raise click.ClickException("PostgreSQL did not answer; what was deleted stays so. Run it again.") from error
+        raise click.ClickException(f"PostgreSQL: {error.reason}; what was deleted stays so") from error
     click.echo(f"deleted {deleted}")
 
 
@@ -68,7 +68,7 @@ def reconcile() -> None:
     try:
         found = asyncio.run(_reconcile(AuthSettings.lenient()))
     except DependencyUnavailable as error:
-        raise click.ClickException(f"{error.dependency} did not answer") from error
+        raise click.ClickException(f"{error.dependency}: {error.reason}") from error
     except RedisError as error:
         raise click.ClickException("redis did not answer") from error
     except LiteLLMError as error:

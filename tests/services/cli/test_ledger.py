@@ -6,9 +6,11 @@ import asyncio
 import json
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from datetime import date
 from decimal import Decimal
 
+import psycopg2
 import pytest
 from click.testing import CliRunner, Result
 
@@ -101,7 +103,16 @@ async def test_reconcile_finds_what_litellm_counted_and_the_ledger_did_not(postg
 
 def test_dependencies_that_are_away_are_named(unused_port: int) -> None:
     away = f"postgresql://127.0.0.1:{unused_port}/x"
-    for args in (("prune",), ("reconcile",)):
+    for args, fault in ((("prune",), "Connection refused"), (("reconcile",), "redis did not answer")):
         result = run(away, f"redis://127.0.0.1:{unused_port}", *args)
         assert result.exit_code == 1
-        assert "did not answer" in result.output
+        assert fault in result.output.splitlines()[-1]
+
+
+def test_a_refusal_of_postgresql_is_not_called_an_outage(postgres_url: str, redis_url: str) -> None:
+    with closing(psycopg2.connect(postgres_url)) as connection, connection, connection.cursor() as cursor:
+        cursor.execute("alter table ledger rename to elsewhere")
+    for args in (("prune",), ("reconcile",)):
+        result = run(postgres_url, redis_url, *args)
+        assert result.exit_code == 1
+        assert "undefined_table (SQLSTATE 42P01)" in result.output.splitlines()[-1]
