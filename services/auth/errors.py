@@ -44,7 +44,7 @@ class InvalidSubjectToken(InvalidRequest):
 
 
 class UnknownKey(InvalidSubjectToken):
-    message = "The key of the subject_token is not known here: attest again, with a new key."
+    message = "The key of the subject_token is unknown: attest again, with a new key."
 
 
 class UnsupportedGrantType(AuthError):
@@ -54,18 +54,18 @@ class UnsupportedGrantType(AuthError):
 
 class InvalidScope(AuthError):
     code = "invalid_scope"
-    message = "scope must be exactly one service type that this credential may ask for."
+    message = "scope must be exactly one service type that this credential may use."
 
 
 class InvalidTarget(AuthError):
     code = "invalid_target"
-    message = "The only audience is mlpa-gateway, and there are no resources."
+    message = "The only audience is mlpa-gateway; resource is not supported."
 
 
 class InvalidChallenge(AuthError):
     status = 401
     code = "invalid_challenge"
-    message = "The challenge is not one of ours for this key, is used, or has expired. Ask for a new one."
+    message = "The challenge is unknown for this key, used or expired. Request a new one."
 
     def __init__(self) -> None:
         super().__init__(headers={"WWW-Authenticate": 'AppAttest realm="mlpa"'})  # RFC 9110 section 15.5.2 demands one
@@ -74,7 +74,7 @@ class InvalidChallenge(AuthError):
 class Unauthorized(AuthError):
     status = 401
     code = "unauthorized"
-    message = "An admin key is needed."
+    message = "The admin key is missing."
 
 
 class AttestationRejected(AuthError):
@@ -98,7 +98,7 @@ class MaxUsersReached(AuthError):
 class Forbidden(AuthError):
     status = 403
     code = "forbidden"
-    message = "This key may look, but not change anything."
+    message = "This key may view, but not change anything."
 
 
 class UnknownTier(AuthError):

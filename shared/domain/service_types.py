@@ -1,6 +1,4 @@
-"""Service types, their budgets and rates, and what is to be known of models: rows of one TOML file.
-
-ConfigurationError      the file is not usable; the message names file, row and field
+"""Service types with their budgets and rates, and facts about models: rows of one TOML file.
 """
 
 from __future__ import annotations
@@ -23,8 +21,8 @@ DURATIONS = {"1h": 3600, "1d": 86400, "7d": 604800, "30d": 2592000}
 _Name = Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9][a-z0-9_-]{0,31}$")]
 _Count = Annotated[int, msgspec.Meta(ge=0, le=10**12)]
 MAX_MODEL_NAME = 256
-#: Completion tokens that a grant has at least, unless a row says otherwise. A reasoning model that gets less than its
-#: own least has nothing left to answer with.
+#: Least completion tokens of a grant, unless a row says otherwise. With less, a reasoning model can't answer after
+#: its reasoning.
 LEAST_COMPLETION, REASONING_LEAST_COMPLETION = 16, 1024
 #: Parameters of requests that a row may set, with the largest value of each.
 _SAMPLING = {"temperature": 2, "top_p": 1}
@@ -70,7 +68,8 @@ class _File(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
 
 @dataclass(frozen=True, slots=True)
 class ServiceType:
-    """One row: who may use it, and what a user of it may spend. 0 means no limit, save for the budget."""
+    """One row: the credentials that it accepts, and the limits of its users. 0 means no limit, except for the budget.
+    """
 
     name: str
     max_budget_nano: int
@@ -101,7 +100,7 @@ class ServiceType:
 
 @dataclass(frozen=True, slots=True)
 class ModelRow:
-    """What LiteLLM does not know, or should not decide, of a model. ``min_completion_tokens`` None: by its kind."""
+    """Facts about a model that LiteLLM lacks or should not decide. ``min_completion_tokens`` None: by its kind."""
 
     name: str
     input_cost_per_token: Decimal | None
@@ -112,7 +111,7 @@ class ModelRow:
     reasoning: bool = False
 
     def least_completion(self, *, reasoning: bool) -> int:
-        """Completion tokens that a grant has at least, of a model that reasons or doesn't."""
+        """The least completion tokens of a grant, for a model that reasons or doesn't."""
         return self.min_completion_tokens or (REASONING_LEAST_COMPLETION if reasoning else LEAST_COMPLETION)
 
 
@@ -130,9 +129,8 @@ class ServiceTypes:
 def load(path: Path | None, *, debug: bool) -> ServiceTypes:
     """The rows of a file; of the development table in the package when ``path`` is None.
 
-    :param debug: outside of it, a row that takes FxA accounts must say which scopes, and which relying
-        parties, or ``["*"]``.
-    :raises ConfigurationError:
+    :param debug: otherwise a row that accepts FxA accounts must name scopes, and relying parties or ``["*"]``.
+    :raises ConfigurationError: the file is not usable; the message names file, row and field.
     """
     shown = str(path) if path else "the development table"
     try:
@@ -151,7 +149,7 @@ def load(path: Path | None, *, debug: bool) -> ServiceTypes:
     ):
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
-            raise ConfigurationError(f"SERVICE_TYPES: {shown}: {kind} {twice[0]!r} stands there twice")
+            raise ConfigurationError(f"SERVICE_TYPES: {shown}: {kind} {twice[0]!r} is repeated")
     for row in rows:
         kinds = [kind for kind in row.credentials if len(row.name) > longest_service_type(kind)]
         if kinds:
@@ -170,7 +168,7 @@ def load(path: Path | None, *, debug: bool) -> ServiceTypes:
             if Credential.FXA in row.credentials and not row.fxa_scopes:
                 raise ConfigurationError(
                     f"SERVICE_TYPES: {shown}: service type {row.name!r}: fxa_scopes is empty; "
-                    "a token that was made for another service would do"
+                    "a token made for another service would be accepted"
                 )
     return ServiceTypes({row.name: row for row in rows}, {model.name: model for model in models})
 

@@ -52,7 +52,7 @@ async def attest(request: web.Request) -> web.Response:
 def _key_id(request: web.Request) -> str:
     given = request.query.getall("key_id_b64", [])
     if len(given) != 1:
-        raise InvalidRequest("key_id_b64 is needed, once.")
+        raise InvalidRequest("key_id_b64 must be given exactly once.")
     try:
         return canonical_key_id(given[0])
     except AppAttestError as error:

@@ -58,7 +58,7 @@ def test_a_row_is_read_whole(tmp_path: Path) -> None:
         ("rpm = 40", "rpm = 40\ntemperature = 1.0", "temperature"),
         ("rpm = 40", 'rpm = 40\ntop_p = "1.01"', "top_p"),
         ("rpm = 40", 'rpm = 40\ntop_p = "nan"', "top_p"),
-        (ROW, ROW + ROW, "twice"),
+        (ROW, ROW + ROW, "is repeated"),
         (ROW, ROW + '[[model]]\nname = "a b"\n', "printable"),
         (ROW, ROW + '[[model]]\nname = ""\n', "printable"),
         (ROW, "", "service_type"),

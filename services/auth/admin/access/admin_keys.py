@@ -60,7 +60,7 @@ class AdminKeys:
     @classmethod
     def from_settings(cls, settings: AuthSettings) -> AdminKeys:
         """
-        :raises ConfigurationError: naming the variable that is malformed, the name or key that stands there twice, or
+        :raises ConfigurationError: naming the variable that is malformed, the name or key that is repeated, or
             the key that anybody would try first.
         """
         found: list[tuple[str, AdminKey]] = []

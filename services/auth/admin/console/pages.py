@@ -143,12 +143,12 @@ def render(
 
 
 _TITLES = {
-    400: "That can't be read",
+    400: "The request can't be read",
     401: "Sign in first",
     403: "Not allowed",
     404: "Nothing here",
-    405: "Not like this",
-    413: "Too much",
+    405: "This page does not accept that",
+    413: "The request is too large",
     422: "No such service type",
     429: "Too many attempts",
     503: "Can't be done right now",

@@ -195,7 +195,7 @@ async def test_a_viewer_sees_everything_but_no_buttons(viewer: Person, admin_aut
     for path in (f"{HERE}/block", f"{HERE}/unblock", f"{HERE}/tier", f"{HERE}/delete"):
         page = await viewer.submit(await viewer.get(HERE), path, tier="s2s")
         assert page.status == 403
-        assert "may look, but not change" in page.words
+        assert "may view, but not change" in page.words
     tried = {f"POST /admin/users/{{user_id}}/{what}": 1 for what in ("block", "unblock", "tier", "delete")}
     assert await rows.refusals(admin_auth) == {("ui", "forbidden", USER, "127.0.0.1"): {"attempts": 4, **tried}}
     assert {entry[1] for entry in rows.audit()} == {"sign_in", "forbidden"}
@@ -308,7 +308,7 @@ async def test_empty_states_say_what_is_missing(person: Person) -> None:
         ("/admin/users?q=x", "No user id starts with x"),
         ("/admin/devices", "There are no devices yet."),
         ("/admin/devices?q=x", "No key id starts with x"),
-        ("/admin/audit?q=x", "Nothing was done about x"),
+        ("/admin/audit?q=x", "No entries about x"),
         ("/admin", "No requests in this time."),
         ("/admin", "It doesn't answer at the address"),
     ]:
