@@ -1,5 +1,4 @@
-"""Service types with their budgets and rates, and facts about models: rows of one TOML file.
-"""
+"""Service types with their budgets and rates, and facts about models: rows of one TOML file."""
 
 from __future__ import annotations
 
@@ -68,8 +67,7 @@ class _File(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
 
 @dataclass(frozen=True, slots=True)
 class ServiceType:
-    """One row: the credentials that it accepts, and the limits of its users. 0 means no limit, except for the budget.
-    """
+    """One row: the credentials that it accepts, and the limits of its users. 0 means no limit, except for the budget."""
 
     name: str
     max_budget_nano: int
