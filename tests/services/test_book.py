@@ -1,0 +1,40 @@
+"""services/README.md leads to files and folders that exist."""
+
+from __future__ import annotations
+
+import re
+
+from tests.deploy.declarations import ROOT
+
+TEXT = (ROOT / "services" / "README.md").read_text()
+_PATH = re.compile(r"`((?:services|auth|gateway|shared|migrations|tests|deploy)/[\w./-]*)`")
+
+
+def test_every_path_that_it_names_exists() -> None:
+    named = _PATH.findall(TEXT)
+    assert len(named) > 80
+    missing = [path for path in named if not any((base / path).exists() for base in (ROOT, ROOT / "services"))]
+    assert missing == []
+
+
+def test_the_folders_that_it_draws_are_those_that_there_are() -> None:
+    drawing = TEXT.partition("```\n")[2].partition("```")[0]
+    for service in ("auth", "gateway"):
+        drawn = drawing.partition(f"services/{service}/")[2].partition("services/")[0]
+        words = re.sub(r"\([^)]*\)", "", drawn).split()
+        folders = {path.name for path in (ROOT / "services" / service).iterdir() if (path / "__init__.py").exists()}
+        assert set(words) == folders
+
+
+def test_its_links_lead_somewhere() -> None:
+    for name in ("README.md", "PROTOCOL.md"):
+        text = (ROOT / "services" / name).read_text()
+        for link in re.findall(r"\]\(([^)#]*)(?:#[^)]*)?\)", text):
+            assert (ROOT / "services" / link).exists(), (name, link)
+        headings = {_slug(heading) for heading in re.findall(r"^#+ (.*)$", text, re.MULTILINE)}
+        assert set(re.findall(r"\]\(#([^)]*)\)", text)) <= headings, name
+
+
+def _slug(heading: str) -> str:
+    """GitHub's anchor of a heading."""
+    return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
