@@ -44,7 +44,7 @@ class ServiceError(Exception):
 
 
 class DependencyUnavailable(ServiceError):
-    """A dependency of the decision could not be asked: nothing is said about the credential."""
+    """A dependency of the decision could not be asked, which says nothing about the credential."""
 
     status = 503
     code = "temporarily_unavailable"
@@ -52,7 +52,7 @@ class DependencyUnavailable(ServiceError):
     def __init__(self, dependency: str, *, retry_after: float = 1, reason: str = "unavailable") -> None:
         """
         :param dependency: ``redis``, ``postgres``, ``fxa``, ``litellm``, ``auth`` or ``signing_key``; a metric label.
-        :param reason: what the log and readiness say about it. Clients are not shown it.
+        :param reason: for the log and readiness; never shown to clients.
         """
         self.dependency = dependency
         self.reason = reason
@@ -60,7 +60,7 @@ class DependencyUnavailable(ServiceError):
 
 
 class Draining(ServiceError):
-    """This process ends, and takes no more requests; another one does."""
+    """This process is ending and takes no more requests; another one does."""
 
     status = 503
     code = "temporarily_unavailable"

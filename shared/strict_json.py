@@ -1,4 +1,4 @@
-"""JSON from outside, without the leniencies that let two readers see two things in one text."""
+"""Strict JSON for input from outside, so that two readers can't read one text differently."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ _BRACKET = re.compile(r'"(?:[^"\\]++|\\.)*+"?|[\[{]|[\]}]', re.DOTALL)
 
 
 def decode(raw: bytes, kind: type[_Object]) -> _Object:
-    """A typed object without a member that occurs twice, at any depth.
+    """A typed object without repeated members, at any depth.
 
-    :raises ValueError: whatever is wrong with the bytes.
+    :raises ValueError: the bytes are malformed.
     """
     try:
         _load(raw)

@@ -1,6 +1,6 @@
-"""`mlpa app-attest`: captured App Attest objects, verified offline, for support.
+"""``mlpa app-attest``: captured App Attest objects, verified offline, for support.
 
-A file is `{"defaults": {...}, "vectors": [{...}]}`; each vector is laid over the defaults. See `Vector` for the
+A file is ``{"defaults": {...}, "vectors": [{...}]}``; each vector is laid over the defaults. See ``Vector`` for the
 members; others (source, licence, notes, what was expected) are ignored.
 """
 
@@ -37,9 +37,9 @@ _EXIT_UNREADABLE = 2
 class Vector(msgspec.Struct, frozen=True, forbid_unknown_fields=False):
     """One captured object and what it's to be verified with.
 
-    An attestation needs `attestation_b64`, `key_id_b64` and one of `challenge_b64` (hashed here) and
-    `client_data_hash_b64` (used as it is); `valid_at` is the clock to use, default now. An assertion needs
-    `assertion_b64`, `public_key_x962_b64` and one of `client_data_b64` and `client_data_hash_b64`.
+    An attestation needs ``attestation_b64``, ``key_id_b64`` and one of ``challenge_b64`` (hashed here) and
+    ``client_data_hash_b64`` (used as it is); ``valid_at`` is the clock to use, default now. An assertion needs
+    ``assertion_b64``, ``public_key_x962_b64`` and one of ``client_data_b64`` and ``client_data_hash_b64``.
     """
 
     id: str
@@ -59,7 +59,7 @@ class Vector(msgspec.Struct, frozen=True, forbid_unknown_fields=False):
 
 
 class UnreadableFile(Exception):
-    """A file that holds no vectors; `str()` of it is one line that says where and why."""
+    """A file that holds no vectors; ``str()`` of it is one line that says where and why."""
 
 
 @click.group("app-attest")

@@ -18,7 +18,7 @@ ACCESS_TOKEN, ASSERTION = Credential.FXA.subject_token_type, Credential.APP_ATTE
 
 
 class RequestFailed(Exception):
-    """A service said no; the message is its own."""
+    """A service refused; the message is its own."""
 
 
 class Client:
@@ -36,12 +36,12 @@ class Client:
             yield cls(session, auth_url=auth_url, gateway_url=gateway_url)
 
     async def challenge(self, device: Device) -> str:
-        """:raises RequestFailed:"""
+        """:raises RequestFailed: auth or the gateway refused."""
         answer = await self._ask("GET", f"{self._auth}/verify/challenge", params={"key_id_b64": device.key_id_b64})
         return str(answer["challenge"])
 
     async def enrol(self, device: Device) -> None:
-        """:raises RequestFailed:"""
+        """:raises RequestFailed: auth or the gateway refused."""
         challenge = await self.challenge(device)
         body = {
             "key_id_b64": device.key_id_b64,
@@ -109,7 +109,7 @@ class Client:
                     yield choice["delta"].get("content") or ""
 
     async def budget(self, token: str) -> dict[str, Any]:
-        """:raises RequestFailed:"""
+        """:raises RequestFailed: auth or the gateway refused."""
         return await self._ask("GET", f"{self._gateway}/v1/budget", headers=_bearer(token))
 
     async def _ask(self, method: str, url: str, **options: Any) -> dict[str, Any]:
@@ -120,7 +120,7 @@ class Client:
 
 
 def subject_token(device: Device, client_data: bytes) -> str:
-    """What a device shows to be exchanged: its assertion of the client data, with that data (JSON)."""
+    """A device's subject token: its assertion of the client data, with that data (JSON)."""
     subject = {
         "key_id_b64": device.key_id_b64,
         "assertion_obj_b64": _base64(device.assert_(client_data)),

@@ -1,4 +1,4 @@
-"""What `mlpa up` shows: steps with the seconds that they take, live on a terminal, plain lines anywhere else."""
+"""The output of ``mlpa up``: steps with their duration, live on a terminal, as plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ NAME_WIDTH = 12
 
 
 class Step:
-    """Something that is awaited. Without `done` it has failed, and whoever raised says why."""
+    """A step that is awaited. Without ``done`` it has failed, and the exception says why."""
 
     def __init__(self, console: Console, name: str, doing: str) -> None:
         self._console = console
@@ -30,7 +30,7 @@ class Step:
         return time.monotonic() - self._started
 
     def update(self, doing: str | None = None) -> None:
-        """Tells what it does now. To be called often, also with nothing new: it shows that a long wait is alive."""
+        """Shows the current action. Call it often, even without news, to show that a long wait is alive."""
         self._doing = doing or self._doing
         if self._task is not None:
             self._console.progress.update(self._task, description=self._label())
@@ -54,9 +54,9 @@ class Step:
 
 
 class Console:
-    """Lines to stdout. Nothing is ever parsed as markup, so that a log's tail shows as it is.
+    """Lines to stdout. Nothing is parsed as markup, so that the end of a log shows unchanged.
 
-    `plain_interval` is the time in seconds between two lines of a long step where there is no terminal.
+    ``plain_interval`` is the time in seconds between two lines of a long step where there is no terminal.
     """
 
     def __init__(self, out: RichConsole | None = None, *, plain_interval: float = 10) -> None:

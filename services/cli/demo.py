@@ -1,4 +1,4 @@
-"""The demonstration of ``mlpa up``: what a device and an account do, over HTTP, against the running system."""
+"""The demonstration of ``mlpa up``: a device and an account use the running system over HTTP."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _UID = "0123456789abcdef0123456789abcdef"
 async def demonstrate(system: RunningSystem, console: Console) -> None:
     """A device enrols, exchanges and streams; an account does the same; so does the official client.
 
-    :raises ProcessError: a part of the system did not do what it should.
+    :raises ProcessError: a part of the system misbehaved.
     """
     try:
         await _demonstrate(system, console)

@@ -25,7 +25,7 @@ _T = TypeVar("_T")
 
 
 class _Context:
-    """Where the system runs, and where the device is kept."""
+    """The running system, and the file of the device."""
 
     def __init__(self, data: Path, auth_url: str | None, gateway_url: str | None) -> None:
         running = RunningSystem.load(data)
@@ -45,7 +45,7 @@ class _Context:
             raise click.ClickException(f"{self.device_path} is not there; make a device: mlpa device new") from None
 
     def save(self, device: Device) -> None:
-        """Private to its owner; whole or not at all, since a lost counter is a lost device."""
+        """Save the device, readable by its owner alone and atomically: a lost counter is a lost device."""
         write_private(self.device_path, device.to_json())
 
     def run(self, coroutine: Coroutine[Any, Any, _T]) -> _T:
@@ -155,7 +155,7 @@ def import_(file: TextIO) -> None:
     FILE is CSV or JSON lines of key_id_b64, public_key_pem, counter, environment (production or development) and
     bundle_id; the last two may be missing unless APP_ATTEST_PRODUCTION is set, and then production alone is taken.
 
-    May be repeated: a known device keeps its larger counter. Rows that are refused are told, line by line.
+    May be repeated: a known device keeps its larger counter. Refused rows are reported, line by line.
     """
     settings = AuthSettings.lenient()
     try:

@@ -1,4 +1,4 @@
-"""`mlpa fxa`: tokens of the FxA stand-in, and a user's remembered verifications."""
+"""``mlpa fxa``: tokens of the FxA stand-in, and a user's remembered verifications."""
 
 from __future__ import annotations
 

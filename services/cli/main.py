@@ -6,12 +6,12 @@ import signal
 import sys
 from types import FrameType
 
-#: What a shell says of a command that SIGTERM ended before it was done.
+#: A shell's exit code for a command that SIGTERM ended.
 TERMINATED = 128 + signal.SIGTERM
 
 
 def main() -> None:
-    # The first process of a container has no default actions: a SIGTERM that nobody handles is lost.
+    # The first process of a container has no default actions: an unhandled SIGTERM is lost.
     signal.signal(signal.SIGTERM, _terminated)
     from services.cli.commands import run
 
@@ -19,7 +19,7 @@ def main() -> None:
 
 
 def _terminated(_number: int, _frame: FrameType | None) -> None:
-    """For as long as nothing else handles it: what has begun is undone on the way out, as after Ctrl-C."""
+    """Exit as after Ctrl-C, undoing what has begun, until something else handles the signal."""
     sys.exit(TERMINATED)
 
 

@@ -136,7 +136,7 @@ def _run(name: str, settings: Settings, port: int, build: Callable[[], Apps], co
 
 
 def _warn(settings: Settings) -> None:
-    """Log what may be a mistake, but need not be one."""
+    """Warn of settings that may be mistakes."""
     from services.auth.settings import AuthSettings
     from services.gateway.settings import GatewaySettings
 

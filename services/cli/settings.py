@@ -43,7 +43,7 @@ def _public(default: Any) -> Any:
     return default.get_secret_value() if isinstance(default, SecretStr) else default
 
 
-#: What stands before the host of a URL. An unescaped "/" or "@" in a password doesn't end it.
+#: The part before the host of a URL. An unescaped "/" or "@" in a password doesn't end it.
 _USER = re.compile(r"(?<=://)\S*@")
 
 

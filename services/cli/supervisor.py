@@ -1,4 +1,4 @@
-"""Keeps the processes of `mlpa up`: starts them, waits until they are ready, restarts what dies, stops all in order."""
+"""The supervisor of ``mlpa up``: starts parts, waits until they are ready, restarts and stops them."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from services.local.files import write_private
 from services.local.process import Process, ProcessError, Program
 
 POLL_SECONDS = 0.05
-RESTART_SECONDS = 5.0  # long enough to be seen in the readiness of the services, which is cached for 1 s
+RESTART_SECONDS = 5.0  # long enough to show in the services' readiness, which is cached for 1 s
 LONGEST_RESTART_SECONDS = 60.0
-STABLE_SECONDS = 30.0  # a part that ran for so long begins again with the short delay
+STABLE_SECONDS = 30.0  # after running for so long a part gets the short delay again
 STATE_FILE = "system.json"
 
 
 @dataclass(frozen=True, slots=True)
 class RunningSystem:
-    """Where a local system answers, and how its services are configured."""
+    """The addresses of a local system, and the settings of its services."""
 
     gateway_url: str
     auth_url: str
@@ -43,7 +43,7 @@ class RunningSystem:
 
     @classmethod
     def load(cls, data: Path) -> Self | None:
-        """The system that runs on a data folder; None when none does."""
+        """The system that runs on a data folder, if any."""
         try:
             members = json.loads((data / STATE_FILE).read_text())
         except FileNotFoundError:
@@ -55,7 +55,7 @@ class RunningSystem:
 class Part:
     """A process of the system.
 
-    `rank` orders the parts: a higher one needs the lower ones, and is stopped before them. `ready` is asked in a
+    ``rank`` orders the parts: a higher one needs the lower ones, and is stopped before them. ``ready`` is asked in a
     thread, often; it may block for a second or two.
     """
 
@@ -72,7 +72,7 @@ class Part:
 
 
 class Supervisor:
-    """Any number of parts, each started once by `start` and kept alive by `watch`."""
+    """A set of parts, each started once by ``start`` and kept alive by ``watch``."""
 
     def __init__(self, console: Console, *, restart_seconds: float = RESTART_SECONDS) -> None:
         self.console = console
@@ -120,7 +120,7 @@ class Supervisor:
             await self._stop(part)
 
     def hurry(self) -> None:
-        """Makes `stop` kill what has not ended by itself yet."""
+        """Makes ``stop`` kill the parts that have not ended yet."""
         self._hurry = True
 
     async def _start(self, part: Part, step: Step | None = None) -> None:
@@ -137,7 +137,7 @@ class Supervisor:
             await asyncio.sleep(POLL_SECONDS)
 
     def _raise_if_one_died(self) -> None:
-        """While the system starts, nothing is restarted: what dies then would die again."""
+        """While the system starts, nothing is restarted: a part that dies then would die again."""
         for part in self._parts:
             if part.was_ready and not part.process.running:
                 raise _died(part)

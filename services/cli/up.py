@@ -1,4 +1,4 @@
-"""`mlpa up`: the whole system on this machine, with nothing to install or configure first.
+"""``mlpa up``: the whole system on this machine, with nothing to install or configure first.
 
 Everything lives in one data folder: databases, logs, keys, generated secrets. It is kept between runs.
 """
@@ -38,7 +38,7 @@ DATABASE = "mlpa"
 TEAM = "DEVELOPMNT"
 BUNDLE_ID = "org.mozilla.ios.Fennec"
 READY_SECONDS = 30
-EXIT_INTERRUPTED = 130  # what a shell says of a command that Ctrl-C ended before it was done
+EXIT_INTERRUPTED = 130  # a shell's exit code for a command that Ctrl-C ended
 
 
 async def up(*, demo: bool, port_base: int | None, data: Path) -> int:
@@ -85,7 +85,7 @@ async def _run_until_signalled(system: LocalSystem, *, demo: bool) -> int:
 
 
 def _first(group: ExceptionGroup[Exception]) -> Exception:
-    """The first of the errors that ended a task group: what followed it is only its consequence."""
+    """The first of the errors that ended a task group; the others are its consequences."""
     error: Exception = group
     while isinstance(error, ExceptionGroup):
         error = error.exceptions[0]
@@ -93,7 +93,7 @@ def _first(group: ExceptionGroup[Exception]) -> Exception:
 
 
 class LocalSystem:
-    """The parts of the system, how they are configured, and in which order they start."""
+    """A local system: its parts, their configuration and their order."""
 
     def __init__(self, console: Console, data: Path, port_base: int | None) -> None:
         self.console = console
@@ -126,14 +126,14 @@ class LocalSystem:
         self.running = self._describe()
 
     async def run(self, *, demo: bool) -> None:
-        """Starts all, shows the demonstration, and keeps the parts alive until it is cancelled.
+        """Starts all parts, shows the demonstration, and keeps the parts alive until cancelled.
 
         :raises ExceptionGroup: of ProcessError, when a part could not be started.
         """
         began = time.monotonic()
         self.console.heading("Starting")
         self._prepare()
-        async with asyncio.TaskGroup() as group:  # LiteLLM takes longest, and needs nothing of the others
+        async with asyncio.TaskGroup() as group:  # LiteLLM takes longest, and needs none of the others
             group.create_task(self._start_litellm())
             group.create_task(self._start_auth())
         await self._start_service("gateway", 5)
@@ -282,9 +282,9 @@ class LocalSystem:
 
 @contextmanager
 def _locked(data: Path) -> Iterator[None]:
-    """Makes the data folder and keeps other runs out of it.
+    """Makes the data folder and locks it.
 
-    :raises ProcessError: another one is running on it.
+    :raises ProcessError: another run has locked it.
     """
     data.mkdir(parents=True, exist_ok=True, mode=0o700)
     lock = os.open(data / "lock", os.O_RDWR | os.O_CREAT, 0o600)
@@ -336,7 +336,7 @@ def _load_secrets(path: Path) -> dict[str, str]:
 
 
 def _failed_checks(url: str) -> list[str]:
-    """Names of the failed checks in a readiness body; the service's own address when it gives none."""
+    """Names of the failed checks in a readiness body; the service's own address if there is no body."""
     try:
         with build_opener(ProxyHandler({})).open(url, timeout=3) as response:
             body = json.load(response)

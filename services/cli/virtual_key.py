@@ -42,7 +42,7 @@ def virtual_key(env_file: Path, timeout: float) -> None:
     printed = str(env_file) == "-"
     if not printed:
         _check(env_file)
-    alias = f"mlpa-gateway-{datetime.now(UTC):%Y%m%d}-{secrets.token_hex(4)}"  # unique: LiteLLM wants it so
+    alias = f"mlpa-gateway-{datetime.now(UTC):%Y%m%d}-{secrets.token_hex(4)}"  # LiteLLM requires a unique one
     try:
         key = asyncio.run(_make(settings.litellm_api_base, settings.master_key.get_secret_value(), alias, timeout))
     except NoDatabase:
@@ -68,7 +68,7 @@ def virtual_key(env_file: Path, timeout: float) -> None:
 
 
 def _check(env_file: Path) -> None:
-    """Before a key is made that could not be written."""
+    """Check that the file can be written, before a key is made."""
     try:
         _read(env_file)
     except (OSError, UnicodeDecodeError) as error:
@@ -83,12 +83,12 @@ async def _make(base_urls: tuple[str, ...], master_key: str, alias: str, timeout
 
 
 def replace_line(path: Path, name: str, value: str) -> None:
-    """Set one variable of an env file: whole or not at all, readable by its owner alone.
+    """Set one variable of an env file, atomically; the file is readable by its owner alone.
 
-    Every other line stays as it is. A symlink stays one: what it points to is replaced.
+    Other lines stay unchanged. A symlink stays one: its target is replaced.
 
     :param value: needs no quoting.
-    :raises OSError:
+    :raises OSError: the file can't be written.
     :raises UnicodeDecodeError: the file is not UTF-8.
     """
     target = path.resolve()

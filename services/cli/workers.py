@@ -14,7 +14,7 @@ from services.local.process import Program
 from shared.telemetry import logs
 
 _INDEX = "MLPA_WORKER_INDEX"
-#: A worker that lived shorter than this when it died is started again only after a pause, in seconds.
+#: Seconds. A worker that died sooner than this is started again only after a pause.
 _SHORT_LIFE = 5.0
 
 _log = logs.logger("workers")
@@ -25,7 +25,7 @@ def is_worker() -> bool:
 
 
 def index() -> int:
-    """Which of the workers this process is; 0 when it is alone."""
+    """The index of this process among the workers; 0 if it is alone."""
     return int(os.environ.get(_INDEX, "0"))
 
 
@@ -72,7 +72,7 @@ def run(name: str, count: int) -> int:
         _log.error("worker_ended", worker=ended, exit_code=code)
         lived = time.monotonic() - started
         if lived < _SHORT_LIFE:
-            if code == 2:  # it can't start as it is configured, and another can't either
+            if code == 2:  # it can't start with this configuration, and neither can another
                 forward(signal.SIGTERM, None)
                 worst = code
                 continue

@@ -51,8 +51,8 @@ ATTESTED_CREDENTIAL = 0x40
 class Device:
     """One app on one device, with its key and counter, under the authority that certifies it.
 
-    With `bundle_version` and `validation_category` it's a device on iOS 27 or later, which tells both. `further` are
-    extensions that Apple doesn't define yet; `assertion_flags` those of its assertions' authenticator data.
+    With ``bundle_version`` and ``validation_category`` it's a device on iOS 27 or later, which tells both. ``further``
+    are extensions that Apple doesn't define yet; ``assertion_flags`` those of its assertions' authenticator data.
     """
 
     pki: Pki = field(repr=False)
@@ -97,7 +97,7 @@ class Device:
         return attestation_object(data, x5c, receipt=b"receipt of a simulated device")
 
     def assert_(self, client_data: bytes) -> bytes:
-        """The assertion object for `client_data`; each one advances the counter."""
+        """The assertion object for ``client_data``; each one advances the counter."""
         self.counter += 1
         data = auth_data(
             self.rp_id_hash, counter=self.counter, flags=self.assertion_flags, extensions=self._extensions()

@@ -76,7 +76,7 @@ from services.local.files import write_private
 DESKTOP_CLIENT_ID = "5882386c6d801776"
 DEFAULT_SCOPES = ("profile:uid",)
 DEFAULT_TTL = 6 * 3600
-#: What FxA says beside each of its error numbers.
+#: FxA's message for each of its error numbers.
 ERRORS = {
     108: "Invalid token",
     109: "Invalid request parameter",
@@ -130,7 +130,7 @@ class SigningKey:
 
 
 class KeyRing:
-    """Three keys: the last one, the one that signs, and the next one, which is published before it is used."""
+    """Three keys: the previous one, the signing one, and the next one, which is published before it is used."""
 
     def __init__(self, keys: Sequence[SigningKey], folder: Path | None = None) -> None:
         self._keys = list(keys)
@@ -170,14 +170,14 @@ class KeyRing:
 
 
 class TokenOrder(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
-    """What a token is to say."""
+    """The content of a token to be minted."""
 
     uid: str = msgspec.field(default_factory=lambda: secrets.token_hex(16))
     scopes: tuple[str, ...] = DEFAULT_SCOPES
     client_id: str = DESKTOP_CLIENT_ID
     kind: Kind = "jwt"
     ttl: float = DEFAULT_TTL
-    #: For whom a JWT is meant beside its client (RFC 8707).
+    #: The audience of a JWT beside its client (RFC 8707).
     resource: str | None = None
 
 
@@ -205,7 +205,7 @@ class _Grant:
 
 @dataclass(slots=True)
 class _Calls:
-    """What was asked of it. ``most_at_once``: of verifications."""
+    """The requests received. ``most_at_once``: of verifications."""
 
     by_endpoint: Counter[str] = field(default_factory=Counter)
     now: int = 0
@@ -273,7 +273,7 @@ class StandIn:
         self._faults.clear()
 
     def app(self) -> web.Application:
-        """Serve it with ``handler_cancellation=True``, so that who hangs is let go with its client."""
+        """Serve it with ``handler_cancellation=True``, so that a hanging request ends with its client."""
         app = web.Application()
         app.add_routes(
             [

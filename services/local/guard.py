@@ -1,6 +1,6 @@
-"""Runs a program that cannot outlive its parent: `python guard.py PARENT_PID SIGNAL UID GID PROGRAM ARGS...`.
+"""Runs a program that cannot outlive its parent: ``python guard.py PARENT_PID SIGNAL UID GID PROGRAM ARGS...``.
 
-A script of its own, started without site-packages, because what it sets must be set between fork and exec, where
+A script of its own, started without site-packages, because its settings must be made between fork and exec, where
 the parent's Python (its threads, its locks) is not safe to run. The order matters: the kernel forgets the death
 signal when a process changes its user.
 """

@@ -1,6 +1,6 @@
 """The real LiteLLM proxy, in an environment of its own (its pinned dependencies would clash with ours).
 
-`python -m services.local.litellm VENV` installs it there, unless it already is.
+``python -m services.local.litellm VENV`` installs it there, unless it already is.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def installed(folder: Path) -> bool:
 
 
 def install(folder: Path) -> None:
-    """Makes the environment unless it is complete; of several processes at once, one does it and the others wait.
+    """Makes the environment unless it is complete. Of several concurrent processes one makes it and the others wait.
 
     :raises ProcessError: pip failed; its output went to stdout and stderr.
     """
@@ -59,12 +59,12 @@ def install(folder: Path) -> None:
 
 
 def installer(folder: Path) -> Program:
-    """`install` as a program, for a supervisor."""
+    """``install`` as a program, for a supervisor."""
     return Program("LiteLLM's installation", (sys.executable, "-P", "-m", "services.local.litellm", str(folder)))
 
 
 def progress(log: Path) -> str:
-    """How far an installation has come, by its output so far."""
+    """The progress of an installation, by its output so far."""
     lines = log.read_text(errors="replace").splitlines()
     if any(line.startswith("Installing collected packages") for line in lines):
         return "unpacking 740 MB"
@@ -81,7 +81,7 @@ def _fingerprint() -> str:
 
 
 class LiteLLMServer(Server):
-    """LiteLLM on 127.0.0.1 with the models of `config`, without a database: no customers, no virtual keys."""
+    """LiteLLM on 127.0.0.1 with the models of ``config``, without a database: no customers, no virtual keys."""
 
     ready_seconds = 90  # 4 s as a rule, the first time 9
 
@@ -104,14 +104,14 @@ class LiteLLMServer(Server):
             name="LiteLLM",
             # -P: a script's own folder is not searched for modules; ours has a litellm.py
             argv=(str(folder.resolve() / "bin" / "python"), "-P", str(HERE / "litellm_start.py"), *arguments),
-            # Nothing of ours is inherited: it would take DATABASE_URL for its own
+            # Our variables are not inherited: LiteLLM would use DATABASE_URL as its own
             env={
                 "PATH": os.defpath,
                 "HOME": str(data),
                 "LANG": "C.UTF-8",
                 "LITELLM_MASTER_KEY": master_key,
-                "LITELLM_LOCAL_MODEL_COST_MAP": "True",  # or it asks the network for prices
-                "LITELLM_MODE": "PRODUCTION",  # or it reads the .env of any parent folder
+                "LITELLM_LOCAL_MODEL_COST_MAP": "True",  # otherwise it asks the network for prices
+                "LITELLM_MODE": "PRODUCTION",  # otherwise it reads the .env of any parent folder
                 "LITELLM_DONT_SHOW_FEEDBACK_BOX": "True",
                 "DISABLE_ADMIN_UI": "True",
                 "NO_COLOR": "1",
@@ -132,7 +132,7 @@ class LiteLLMServer(Server):
 
 
 def main(folder: Path) -> None:
-    """The installation as a command: pip's output goes to stdout, what a person wants to know to stderr."""
+    """The installation as a command: pip's output goes to stdout, messages for people to stderr."""
     if installed(folder):
         return
     print(f"Installing LiteLLM into {folder}/ (about a minute, 740 MB)", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""The provider `local` of litellm.yaml: a model that speaks at a human pace. Runs inside LiteLLM's own environment.
+"""The provider ``local`` of litellm.yaml: a model that speaks at a human pace. Runs inside LiteLLM's own environment.
 
 It stands where a provider's converter stands, behind LiteLLM's own interface for that: BerriAI/litellm 1.106.2,
 litellm/llms/custom_llm.py (acompletion, astreaming) and litellm/types/utils.py (ModelResponse, GenericStreamingChunk).

@@ -1,7 +1,7 @@
-"""Starts LiteLLM's proxy: what its command `litellm` does, a quarter sooner. Runs inside LiteLLM's own environment.
+"""Starts LiteLLM's proxy: what its command ``litellm`` does, a quarter sooner. Runs inside LiteLLM's own environment.
 
 Most of its start goes into importing modules that build large, long-lived objects, which the garbage collector then
-walks again and again. So it is off until the imports are over, and what they made is out of its sight afterwards.
+walks again and again. So it is off until the imports are over, and skips their objects afterwards.
 """
 
 from __future__ import annotations

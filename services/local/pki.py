@@ -60,7 +60,7 @@ class Authority:
         extensions: Sequence[Extension] = (),
         algorithm: Hash | None = None,
     ) -> x509.Certificate:
-        """A certificate for `public_key`, signed with ECDSA over SHA-256 unless `algorithm` says otherwise."""
+        """A certificate for ``public_key``, signed with ECDSA over SHA-256 unless ``algorithm`` says otherwise."""
         return _certificate(
             name(subject),
             public_key,

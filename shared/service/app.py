@@ -47,7 +47,7 @@ class Apps:
 
 @dataclass(frozen=True, slots=True)
 class ServiceDescription:
-    """What a service is to the outside. ``internal`` operations move to the ops port when there is one."""
+    """The outside of a service. ``internal`` operations move to the ops port if there is one."""
 
     name: str
     title: str
@@ -108,7 +108,7 @@ def build_apps(
     apps.put(ops.METRICS, Page(registry))
     proxy_metrics = ProxyMetrics(registry)
     main[PROXIES] = Proxies(settings.trusted_proxies, settings.trusted_proxy_networks, proxy_metrics)
-    if apps.ops is not None:  # no proxy stands before the ops port, whatever stands before the other
+    if apps.ops is not None:  # there is no proxy before the ops port, whatever is before the other
         apps.ops[PROXIES] = Proxies(0, (), proxy_metrics)
     drain = Drain(delay=settings.drain_delay_seconds, limit=settings.drain_seconds, refuse_new=frame.refuse_new)
     apps.put(DRAIN, drain)

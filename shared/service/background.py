@@ -1,4 +1,4 @@
-"""Work beside the requests: loops that begin with what needs them, survive their failures, and end with it."""
+"""Work beside the requests: loops that start and end with their owner and survive their failures."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ _log = logs.logger("background")
 
 
 async def end(*tasks: asyncio.Task[Any]) -> None:
-    """Cancel tasks and wait until they are over, whatever they end with.
+    """Cancel tasks and wait until they have ended, in whatever way.
 
     They are cancelled again and again: before Python 3.12 a cancellation can get lost (in asyncio.wait_for, which aiopg
-    and redis-py use), and a loop that goes on for ever must not keep the process alive.
+    and redis-py use), and an endless loop must not keep the process alive.
     """
     left = {task for task in tasks if not task.done()}
     while left:
@@ -37,7 +37,7 @@ async def end(*tasks: asyncio.Task[Any]) -> None:
 
 
 async def supervised(name: str, run: Loop, registry: Registry, *, pause: float = 1.0) -> None:
-    """Run a loop until it returns. An error that it did not expect is logged and counted, and it is run again.
+    """Run a loop until it returns. An unexpected error is logged and counted, and the loop runs again.
 
     :param name: the label of its failures.
     :param pause: seconds between a failure and the next run.
@@ -52,7 +52,7 @@ async def supervised(name: str, run: Loop, registry: Registry, *, pause: float =
         except (Exception, asyncio.CancelledError) as error:
             task = asyncio.current_task()
             if isinstance(error, asyncio.CancelledError) and (task is None or task.cancelling()):
-                raise  # the loop is to end; without that, something that it waited for was cancelled
+                raise  # the loop should end; otherwise something that it waited for was cancelled
             failures.inc(name)
             now = time.monotonic()
             if type(error) is last and now - traced < _TRACE_EVERY:
@@ -67,7 +67,7 @@ async def supervised(name: str, run: Loop, registry: Registry, *, pause: float =
 
 @asynccontextmanager
 async def running(registry: Registry, *, pause: float = 1.0, **loops: Loop) -> AsyncIterator[None]:
-    """Run loops, supervised and by their names, for as long as the block lasts."""
+    """Run named loops, supervised, for as long as the block lasts."""
     tasks = [
         asyncio.create_task(supervised(name, run, registry, pause=pause), name=name) for name, run in loops.items()
     ]

@@ -1,4 +1,4 @@
-"""Requests to other services: bounded in time and size, never redirected, with one error for what gives no answer."""
+"""Requests to other services: bounded in time and size, never redirected, with one error for the lack of an answer."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ import aiohttp
 from yarl import URL
 
 _CHUNK = 64 * 1024
-#: Why there is no answer; the values of metrics' labels.
+#: Reasons for the lack of an answer; values of metrics' labels.
 REASONS = ("connection", "timeout", "status", "malformed", "rate_limited", "too_large", "insecure")
 
 
 class NoAnswer(Exception):
-    """No answer that can be used.
+    """There is no usable answer.
 
     :param reason: one of ``REASONS``.
-    :param retry_after: seconds, when the service asked for them.
+    :param retry_after: seconds, if the service asked for a pause.
     :param sent: whether any of the request may have arrived.
     """
 
@@ -42,7 +42,7 @@ class Answer:
     body: bytes
 
     def unexpected(self, clock: Callable[[], float] = time.time) -> NoAnswer:
-        """The error of an answer whose status says that there is none."""
+        """The error for an answer with an unexpected status."""
         limited = self.status == HTTPStatus.TOO_MANY_REQUESTS
         return NoAnswer("rate_limited" if limited else "status", retry_after=self._retry_after(clock))
 

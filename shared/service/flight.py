@@ -1,4 +1,4 @@
-"""Work that many ask for at the same time, done once for all of them."""
+"""Shared runs: work that concurrent callers ask for is done once for all of them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Value = TypeVar("Value")
 class Flight(Generic[*Key, Value]):
     """Single flights of a function: calls with equal arguments share one run, as long as it lasts.
 
-    A run goes on when its callers are cancelled, the first one included. All callers receive the same result, or the
+    A run continues when its callers are cancelled, including the first one. All callers receive the same result, or the
     same exception. The next call after that begins a new run.
     """
 
@@ -25,7 +25,7 @@ class Flight(Generic[*Key, Value]):
         self._tasks: dict[tuple[*Key], asyncio.Task[Value]] = {}
 
     def start(self, *key: *Key) -> asyncio.Task[Value]:
-        """The run for these arguments, begun unless it is under way. Wait for it with ``asyncio.shield`` only."""
+        """The run for these arguments, started unless it is under way. Wait for it only with ``asyncio.shield``."""
         task = self._tasks.get(key)
         if task is None:
             task = self._tasks[key] = asyncio.create_task(self._work(*key))
@@ -57,7 +57,7 @@ class Flight(Generic[*Key, Value]):
 
 
 class Kept(Generic[Value]):
-    """The result of a function, shared by all who ask while it runs and some seconds longer; failures are not kept."""
+    """The result of a function, shared by concurrent callers and kept for some seconds; failures are not kept."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""Readiness: named checks, run together, each bounded in time, their result kept for a second."""
+"""Readiness: named checks that run concurrently, each bounded in time; results are kept for a second."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ KEEP = 1.0
 
 
 class CheckFailed(Exception):
-    """A check's own words about what is wrong; shown in the readiness body, so never a secret.
+    """The failure of a check, in its own words: shown in the readiness body, so never a secret.
 
-    ``required``: the service can't serve like this, although it could without the dependency.
+    ``required``: the service can't serve in this state, although it could without the dependency.
     """
 
     def __init__(self, message: str, *, required: bool = False) -> None:
@@ -28,7 +28,7 @@ class CheckFailed(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """``probe`` returns when all is well and raises otherwise."""
+    """A named check. ``probe`` returns if all is well and raises otherwise."""
 
     name: str
     probe: Callable[[], Awaitable[None]]
@@ -81,7 +81,7 @@ async def _run(check: Check) -> dict[str, Any]:
         required = required or failed.required
     except DependencyUnavailable as unavailable:
         error = unavailable.reason
-    except Exception as unexpected:  # whatever a client library raises, a check only reports it
+    except Exception as unexpected:  # a check reports anything that a client library raises
         error = type(unexpected).__name__
     return {
         "status": "failed" if error else "ok",

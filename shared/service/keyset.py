@@ -1,4 +1,4 @@
-"""The public keys of another service, by ``kid``: read again in time, and kept through an outage for a day."""
+"""The public keys of another service, by ``kid``: refreshed in time, and kept for a day through an outage."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class _Jwks(msgspec.Struct, frozen=True):
 def parse(body: bytes, construct: Callable[[msgspec.Raw], tuple[str, Key]]) -> dict[str, Key]:
     """The usable keys of a JWK set (RFC 7517 section 5) by ``kid``. The first key of a ``kid`` counts.
 
-    :param construct: the ``kid`` and the key of one entry; raises ValueError or JOSEError to pass it over.
+    :param construct: the ``kid`` and the key of one entry; raises ValueError or JOSEError to skip it.
     :raises ValueError: not a key set, or no key in it is usable.
     """
     try:
@@ -95,15 +95,15 @@ class KeySet:
         self._kept = kept
         #: After keys were replaced or dropped: called with the kids whose keys are unchanged.
         self.on_change: Callable[[frozenset[str]], None] | None = None
-        #: Readings that failed since the last one that did not.
+        #: Failed readings since the last successful one.
         self.failures = 0
-        #: Why the last reading failed; None if it did not.
+        #: Reason of the last reading's failure; None if it succeeded.
         self.failure: str | None = None
         self._keys: dict[str, Key] = {}
         self._read_at = float("-inf")
         self._due_at = float("-inf")
         self._asked_at = float("-inf")  # when an unknown kid last caused a reading
-        self._not_before = float("-inf")  # by the service's own wish
+        self._not_before = float("-inf")  # as the service asked
         self._reading = Flight(self._read)
         age.set(-1)
 
@@ -137,7 +137,7 @@ class KeySet:
         return key
 
     async def refresh(self) -> None:
-        """Read the keys, once for all who ask meanwhile. Failures are told to ``on_read`` and not raised."""
+        """Read the keys, once for concurrent callers. Failures go to ``on_read`` and are not raised."""
         await self._reading()
 
     async def tick(self) -> None:
@@ -153,7 +153,7 @@ class KeySet:
             await asyncio.sleep(TICK)
 
     async def close(self) -> None:
-        """End a reading that is under way."""
+        """Cancel a running reading."""
         await self._reading.close()
 
     def _may_read_at(self) -> float:

@@ -1,4 +1,4 @@
-"""Variables that are no settings, but nearly: a letter too many, too few, wrong, or two that changed places."""
+"""Variables that are almost settings: with a letter too many, too few or wrong, or with two swapped."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ _LONG = 8
 
 
 def misspelt(given: Iterable[str], known: Collection[str]) -> Iterator[tuple[str, str]]:
-    """``(variable, the setting that was meant)`` of those within two letters of a setting's name, in upper case."""
+    """``(variable, intended setting)`` of the variables within two letters of a setting's name, in upper case."""
     names = {name.upper() for name in known}
     for name in sorted({name.upper() for name in given} - names):
         best = min(names, key=lambda setting: (distance(name, setting), setting))

@@ -77,7 +77,7 @@ async def metrics(request: web.Request) -> web.Response:
     return web.Response(body=await request.app[METRICS].get(), headers={"Content-Type": CONTENT_TYPE})
 
 
-#: What documents the service may be kept, and is asked for again before it is used.
+#: Documentation may be cached, and is revalidated before use.
 _PUBLIC = {"Cache-Control": "no-cache"}
 
 
@@ -100,7 +100,7 @@ async def docs_asset(request: web.Request) -> web.FileResponse:
     name = request.match_info["name"]
     if name not in _ASSETS:
         raise NotFound
-    # The address has the package's version in it: what is there never changes
+    # The address contains the package's version, so its content never changes
     kept = "public, max-age=31536000, immutable" if request.query.get("v") == _SWAGGER_VERSION else "no-cache"
     return web.FileResponse(swagger_assets() / name, headers={"Cache-Control": kept})
 

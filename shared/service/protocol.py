@@ -1,7 +1,7 @@
-"""aiohttp's server protocol, with a bound on what a client can make it hold, and its refusals in the service's shape.
+"""aiohttp's server protocol, with bounds on what a client can make it hold, and refusals in the service's shape.
 
 aiohttp bounds each line of a head, but neither the head as a whole nor its time; it inflates compressed bodies before
-anybody has asked for them; it answers bytes that are no HTTP in plain text, and logs the bytes, which may hold a
+they are read; it answers bytes that are not HTTP in plain text, and logs the bytes, which may hold a
 credential.
 """
 
@@ -29,18 +29,18 @@ RequestFactory = Callable[..., web.BaseRequest]
 MAX_HEAD = 16 * 1024
 #: Seconds from the first byte of a head to its last.
 HEAD_SECONDS = 10.0
-#: Bytes that are thrown away at most after a refusal, so that the client can read it before the connection ends.
+#: Bytes discarded at most after a refusal, so that the client can read it before the connection ends.
 MAX_THROWN_AWAY = 1024 * 1024
 #: Seconds that a refused connection stays half open for the same reason.
 LINGER_SECONDS = 2.0
-#: aiohttp's words for too many header fields, which are no class of their own.
+#: aiohttp's message for too many header fields, which have no exception class.
 _TOO_MANY_FIELDS = "Too many headers"
-#: What stands around a field on the wire: a colon, a space, and the end of the line.
+#: Bytes around a field on the wire: a colon, a space, and the end of the line.
 _AROUND_FIELD = 4
 
 
 class _Refused(Exception):
-    """Why a connection is read no further, as aiohttp hands it to ``handle_error``."""
+    """The reason to stop reading a connection, as aiohttp passes it to ``handle_error``."""
 
     def __init__(self, error: ServiceError, reason: str) -> None:
         super().__init__(reason)
@@ -52,7 +52,7 @@ class Protocol(web.RequestHandler):
     """One connection of a service.
 
     Bytes that come without completing a head or adding to a body (the lines of a head, the trailers of a body) are
-    counted, and bounded by ``max_head``; after a refusal nothing is parsed any more.
+    counted, and bounded by ``max_head``; after a refusal nothing more is parsed.
     """
 
     __slots__ = (
@@ -139,7 +139,7 @@ class Protocol(web.RequestHandler):
             self._payload = payload
 
     def _refuse(self, why: _Refused) -> None:
-        """Answer an error once the requests before are answered, and read nothing any more."""
+        """Answer an error after the earlier requests are answered, and read nothing more."""
         self._refused = True
         self._lingering_time = LINGER_SECONDS
         self._stop_timer()
@@ -211,7 +211,7 @@ class Protocol(web.RequestHandler):
 
 
 def _why(fault: BaseException) -> _Refused:
-    """What aiohttp's parser found, in our words."""
+    """The parser's reason, in our words."""
     reason = type(fault).__name__
     if isinstance(fault, LineTooLong) or (
         isinstance(fault, HttpProcessingError) and fault.message.startswith(_TOO_MANY_FIELDS)
@@ -278,7 +278,7 @@ class ServiceSite(web.SockSite):
 
 
 def _without_unknown_expectations(make: RequestFactory) -> RequestFactory:
-    """An ``Expect`` other than ``100-continue`` is not seen (RFC 9110 section 10.1.1 allows that).
+    """Ignore an ``Expect`` other than ``100-continue`` (RFC 9110 section 10.1.1 allows that).
 
     aiohttp would refuse it in plain text, quoting it, before any of our code runs.
     """

@@ -1,4 +1,4 @@
-"""Who sent a request: the peer of the connection, or the client that trusted proxies say they forward for.
+"""The source of a request: the peer of the connection, or the client that trusted proxies forward for.
 
 Anybody can write an ``X-Forwarded-For``. It counts only when the connection comes from a network of
 ``TRUSTED_PROXY_NETWORKS``, and only as many of its entries, from the right, as there are proxies (``TRUSTED_PROXIES``).
@@ -19,11 +19,11 @@ from shared.telemetry.metrics import Registry
 PRIVATE_NETWORKS = ("127.0.0.0/8", "::1/128", "10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "fc00::/7")
 UNKNOWN = "unknown"
 
-#: Why a forwarded header was passed over.
+#: Reasons to ignore a forwarded header.
 _REASONS = ("peer", "short", "malformed")
 #: Seconds between two log lines of one kind.
 _LOG_EVERY = 60.0
-#: So many clients behind one source within a minute are a proxy's, rather than one client's inventions.
+#: Clients behind one source within a minute that show a proxy, rather than one client's inventions.
 _MANY = 50
 _MOST_SOURCES = 256
 
@@ -66,8 +66,8 @@ class Proxies:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """
-        :param hops: how many proxies there are; 0 = the peer is the client.
-        :param networks: where the last of them connects from.
+        :param hops: the number of proxies; 0 = the peer is the client.
+        :param networks: from which the last of them connects.
         """
         self._hops = hops
         self._networks = parse_networks(networks)
@@ -82,7 +82,7 @@ class Proxies:
         return self._hops > 0 and self._is_proxy(request.remote)
 
     def client(self, request: web.Request) -> str:
-        """The address that a request came from; ``unknown`` when the connection has none."""
+        """The address of a request's client; ``unknown`` if the connection has none."""
         peer = request.remote or UNKNOWN
         if not self._hops:
             return peer
@@ -118,7 +118,7 @@ class Proxies:
             _log.warning("forwarded_header_ignored", reason=reason, **more)
 
     def _count_behind(self, source: str, further: str) -> None:
-        """A source with many different entries to its left is most likely a proxy that was not counted."""
+        """Warn of a source with many different entries to its left: most likely a proxy that was not counted."""
         minute = int(self._clock() // 60)
         if minute != self._minute:
             self._minute = minute
@@ -146,7 +146,7 @@ PROXIES = web.AppKey("proxies", Proxies)
 
 
 def client_address(request: web.Request) -> str:
-    """The address that a request came from, as the proxies of its port tell."""
+    """The address of a request's client, as the proxies of its port report it."""
     return request.app[PROXIES].client(request)
 
 
@@ -155,7 +155,7 @@ def _is_address(text: str) -> bool:
         ipaddress.ip_address(text)
     except ValueError:
         return False
-    return "%" not in text  # what follows is a zone's name, which can be anything
+    return "%" not in text  # a zone's name follows, which can be anything
 
 
 def _without_port(hop: str) -> str:

@@ -1,8 +1,8 @@
 """Runs one service in this process until a signal ends it: sites, ops port, drain.
 
 After SIGTERM or SIGINT: readiness says 503 at once; new requests are served for ``drain_delay`` seconds, so that
-balancers notice, and answered 503 from then on, but for probes. The gateway lets its streams finish, the listeners
-close, and the requests that still run finish, all within ``drain_limit`` seconds. Every answer from the signal on ends
+balancers notice, and then answered 503, except probes. The gateway lets its streams finish, the listeners
+close, and the requests that still run finish, all within ``drain_limit`` seconds. Every answer after the signal ends
 its connection.
 """
 
@@ -26,22 +26,22 @@ from shared.telemetry import logs
 _log = logs.logger("serve")
 
 #: Linux: how long sent data may stay unacknowledged before the connection counts as dead, in milliseconds. A client
-#: that takes nothing counts so too, hence more than the limit for slow clients (SLOW_CLIENT_SECONDS).
+#: that takes no data counts too, so this is more than the limit for slow clients (SLOW_CLIENT_SECONDS).
 USER_TIMEOUT_MS = 75_000
-#: How often a process that ends looks whether requests still run.
+#: Seconds between two checks of an ending process for running requests.
 POLL_SECONDS = 0.02
 
 
 @dataclass(slots=True)
 class Drain:
-    """Where a process is in its shutdown; readiness looks here."""
+    """The state of a process's shutdown, which readiness reports."""
 
     delay: float = 0.0
     limit: float = 60.0
     begun: bool = False
     #: Called when the delay is over.
     refuse_new: Callable[[], None] = lambda: None
-    #: What the service does first, given the limit in seconds; new connections are still taken meanwhile.
+    #: The service's first step, given the limit in seconds; new connections are still accepted meanwhile.
     finish: Callable[[float], Awaitable[None]] | None = None
     _left: float = 0.0
     _ended: asyncio.Event = field(default_factory=asyncio.Event)
@@ -61,7 +61,7 @@ class Drain:
         self._ended.set()
 
     async def wait(self) -> float:
-        """Waits for the end of ``run``; how many seconds it has left of the limit."""
+        """Wait for the end of ``run``. Returns the seconds left of the limit."""
         await self._ended.wait()
         return self._left
 
@@ -70,7 +70,9 @@ DRAIN = web.AppKey("drain", Drain)
 
 
 async def end_connection(request: web.Request, response: web.StreamResponse) -> None:
-    """For ``on_response_prepare``: once the drain has begun, the client is to send its next request elsewhere."""
+    """For ``on_response_prepare``: end the connection once the drain has begun, so that the client's next request goes
+    elsewhere.
+    """
     if request.app[DRAIN].begun:
         response.headers["Connection"] = "close"
         response.force_close()
@@ -91,7 +93,7 @@ async def serve(main: Site, ops: Site | None, *, host: str, name: str, reuse_por
     """Serve until a signal, then drain. Returns when all is closed.
 
     :param ops: an app for the ops port, served beside the main one.
-    :returns: whether it ever served: False when the signal came before.
+    :returns: whether it ever served: False if the signal came before.
     :raises OSError: a port is taken.
     """
     _allow_descriptors()
@@ -140,7 +142,7 @@ async def _start(runners: list[web.AppRunner], main: Site, ops: Site | None, hos
 
 
 async def _close(runners: Iterable[web.AppRunner], seconds: float) -> None:
-    """Close the listeners, one after the other, and wait for the requests that run; those that take longer go on.
+    """Close the listeners, one after the other, and wait for running requests; those that take longer continue.
 
     aiohttp's own shutdown would not read the rest of a body that is still coming.
     """
@@ -159,7 +161,7 @@ def _busy(connection: web.RequestHandler) -> bool:
 
 
 def _allow_descriptors() -> None:
-    """As many as the system lets this process have: each connection takes one, and the usual 1024 are soon gone."""
+    """Raise the limit of descriptors as far as allowed: each connection takes one, and 1024 are soon used up."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     with contextlib.suppress(ValueError, OSError):
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))

@@ -2,7 +2,7 @@
 
 A field is named as its variable, in lower case. Its description is the sentence that ``mlpa settings`` and the
 README show. A secret has no default; ``MLPA_DEBUG`` gives it one for development, and without it a missing one
-stops the start with a line that names the variable. What else is refused: ``shared/service/start_rules.py``.
+stops the start with a line that names the variable. ``shared/service/start_rules.py`` has further rules.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def _split(value: Any) -> Any:
 
 
 def _secret_url(check: Callable[[str], None]) -> AfterValidator:
-    """A URL that holds a password. ``check`` raises ValueError with words that quote none of it."""
+    """A URL with a password. ``check`` raises ValueError with a message that quotes none of it."""
 
     def checked(value: SecretStr) -> SecretStr:
         try:
@@ -63,13 +63,13 @@ Networks = Annotated[CommaSeparated, AfterValidator(_networks)]
 
 
 class Settings(BaseSettings):
-    """What both services share."""
+    """The settings that both services share."""
 
     model_config = SettingsConfigDict(extra="ignore", frozen=True, env_ignore_empty=True, hide_input_in_errors=True)
 
     #: Settings that production must give, and what development uses instead.
     development: ClassVar[dict[str, str]] = {"service_types": ""}
-    #: What a start-up is refused for.
+    #: Rules that refuse a start.
     rules: ClassVar[tuple[Rule, ...]] = (
         start_rules.issuer,
         start_rules.debug_is_local,
@@ -150,9 +150,9 @@ class Settings(BaseSettings):
             raise ConfigurationError(f"{path}: {error.strerror}") from None
 
     def completed(self) -> Self:
-        """With development's defaults filled in, or refused for what production lacks.
+        """The settings with development's defaults filled in.
 
-        :raises ConfigurationError:
+        :raises ConfigurationError: production lacks a setting, or a rule refuses one.
         """
         missing = [name for name in self.needed() if _is_empty(getattr(self, name))]
         if missing and not self.mlpa_debug:
@@ -172,12 +172,12 @@ class Settings(BaseSettings):
         return ["service_types"]
 
     def load_service_types(self) -> ServiceTypes:
-        """:raises ConfigurationError:"""
+        """:raises ConfigurationError: the file is not usable."""
         return load(self.service_types, debug=self.mlpa_debug)
 
 
 def _is_empty(value: Any) -> bool:
-    """Nothing, or a list of nothings."""
+    """Whether a value is missing, or a list of empty parts."""
     text = value.get_secret_value() if isinstance(value, SecretStr) else value
     return text in (None, ()) or (isinstance(text, str) and not text.strip(", "))
 
@@ -191,10 +191,10 @@ def _first_fault(error: ValidationError) -> str:
 def env_file() -> Path | None:
     """The file that settings are read from, beside the environment, which goes before it.
 
-    One that nobody named is found by chance, in whatever folder a process runs: it counts only if nobody but its owner
-    can have written it.
+    A file that is not named explicitly is found by chance, in the working directory: it counts only if nobody but
+    its owner can have written it.
 
-    :raises ConfigurationError: it can't be read, or is not to be trusted.
+    :raises ConfigurationError: it can't be read or trusted.
     """
     named = os.environ.get("MLPA_ENV_FILE")
     path = Path(".env") if named is None else Path(named.strip())
@@ -218,9 +218,9 @@ def env_file() -> Path | None:
 
 
 def given_names() -> set[str]:
-    """Names of all variables of the environment and of the env file.
+    """The names of all variables of the environment and of the env file.
 
-    :raises ConfigurationError:
+    :raises ConfigurationError: the file can't be read or trusted.
     """
     path = env_file()
     return {*os.environ, *(dotenv_values(path) if path else ())}

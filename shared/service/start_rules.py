@@ -1,6 +1,6 @@
-"""Start-ups that are refused: what settings may not say outside ``MLPA_DEBUG``, and what ``MLPA_DEBUG`` itself needs.
+"""Rules that refuse a start: values not allowed outside ``MLPA_DEBUG``, and conditions of ``MLPA_DEBUG`` itself.
 
-A rule takes settings and gives its faults, one line each, which begins with the name of the variable.
+A rule takes the settings and yields faults, one line each, beginning with the name of the variable.
 ``Settings.rules`` lists those of both services, ``AuthSettings.rules`` adds its own; ``refuse`` raises the first fault.
 """
 
@@ -42,7 +42,7 @@ def is_loopback(host: str | None) -> bool:
 
 
 def issuer(settings: Any) -> Iterator[str]:
-    """The issuer is compared byte by byte, stands in every token, and has its metadata below it."""
+    """The issuer is compared byte by byte, is in every token, and has its metadata below it."""
     parts = _split(settings.mlpa_issuer)
     if parts is None:
         yield "MLPA_ISSUER is not a URL"
@@ -59,7 +59,7 @@ def issuer(settings: Any) -> Iterator[str]:
 
 
 def debug_is_local(settings: Any) -> Iterator[str]:
-    """Development's secrets are public."""
+    """``MLPA_DEBUG`` needs loopback, since development's secrets are public."""
     if settings.mlpa_debug:
         parts = _split(settings.mlpa_issuer)
         if not is_loopback(settings.host):
@@ -82,7 +82,7 @@ def strong_secrets(settings: Any) -> Iterator[str]:
 
 
 def fxa_is_one_stack(settings: Any) -> Iterator[str]:
-    """Whoever answers for FxA says who a user is: no network between may, and no other stack's users are ours."""
+    """FxA is reached over https and is one stack: its answers decide who a user is."""
     if settings.mlpa_debug:
         return
     base, issuer = _split(settings.fxa_base_url), _split(settings.fxa_issuer)

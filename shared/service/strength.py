@@ -1,7 +1,7 @@
-"""How strong a secret must be outside ``MLPA_DEBUG``: a property of its setting's declaration.
+"""The strength that a secret needs outside ``MLPA_DEBUG``: a part of its setting's declaration.
 
 ``Secret`` and ``AdminSecret`` are the types to declare one with. The strength of keys that are only known by their
-digest can't be measured; those that anybody would try first are known by their digests too.
+digest can't be measured; but the digests of obvious keys are known too.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from typing import Annotated
 
 from pydantic import SecretStr
 
-#: What every secret of development begins with, so that none is mistaken for one of production.
+#: The start of every development secret, so that none is mistaken for one of production.
 DEVELOPMENT = "development-"
 
-#: What is written where a key should be: by hand, or by a command whose variable was not set.
+#: Words written in place of a key: by hand, or by a command whose variable was not set.
 _TRIVIAL = (
     *("", "0", "1", "-", ".", "x", "a", "null", "none", "nil", "undefined", "true", "false", "...", "***"),
     *("key", "admin", "admin_key", "admin-key", "adminkey", "mlpa_admin_key", "mlpa_admin_keys", "mlpa_ui_access_key"),
@@ -36,7 +36,7 @@ class Strength:
     listed: bool = False
 
     def fault(self, secret: str) -> str | None:
-        """What is wrong with a secret, without a word of it; None when nothing is."""
+        """The fault of a secret, without quoting it; None if there is none."""
         parts = [part.strip() for part in (secret.split(",") if self.listed else [secret])]
         for part in filter(None, parts) if self.listed else parts:
             if part.startswith(DEVELOPMENT):
@@ -56,7 +56,7 @@ AdminSecret = Annotated[SecretStr | None, Strength(16)]
 
 
 def trivial_digests(words: Iterable[str] = ()) -> frozenset[bytes]:
-    """SHA-256 of keys that anybody would try first.
+    """SHA-256 of obvious keys.
 
     :param words: more of them, such as the names of the keys.
     """
@@ -64,7 +64,7 @@ def trivial_digests(words: Iterable[str] = ()) -> frozenset[bytes]:
         spelling
         for word in (*_TRIVIAL, *words)
         for plain in {word, word.lower(), word.upper(), word.capitalize()}
-        # as `echo` ends it, as a shell leaves it within single quotes, and as a document marks a placeholder
+        # as ``echo`` ends it, as a shell leaves it within single quotes, and as a document marks a placeholder
         for form in (plain, f"${plain}", f"${{{plain}}}", f"<{plain}>", f'"{plain}"', f"'{plain}'", f"{plain} ")
         for spelling in (form, f"{form}\n", f"{form}\r\n")
     }

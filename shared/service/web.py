@@ -1,5 +1,4 @@
-"""What every answer of every service has: request id, metrics, a log line, security and caching headers, and one shape
-of errors.
+"""The frame of every answer: request id, metrics, a log line, security and caching headers, errors in one shape.
 
 ``Frame`` is the one middleware of a service. Handlers read ``request[REQUEST_ID]`` and may set
 ``request[SERVICE_TYPE]`` and ``request[USER_ID]`` for the metrics and the log line.
@@ -33,11 +32,11 @@ from shared.telemetry.metrics import Registry
 REQUEST_ID = web.RequestKey("request_id", str)
 SERVICE_TYPE = web.RequestKey("service_type", str)
 USER_ID = web.RequestKey("user_id", str)
-#: What the log line says went wrong: an error's code, or the dependency that failed.
+#: The error in the log line: an error's code, or the dependency that failed.
 ERROR = web.RequestKey("error", str)
 
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
-#: nginx's status for a client that left before the answer; only ever in metrics and logs.
+#: nginx's status for a client that left before the answer; only in metrics and logs.
 CLIENT_CLOSED = 499
 #: Statuses that the services answer with.
 STATUSES = (
@@ -189,15 +188,15 @@ class Frame:
             if error.status < HTTPStatus.BAD_REQUEST:
                 raise
             return self._refuse(request, from_http(error))
-        except Exception as error:  # the last line of defence: an answer in our shape, and a report
+        except Exception as error:  # last resort: an answer in our shape, and a report
             if isinstance(error, ConnectionError) and (request.transport is None or request.transport.is_closing()):
-                raise  # the client has left: nobody is there to be answered
+                raise  # the client has left
             _log.exception("unhandled_error")
             sentry_sdk.capture_exception(error)
             return self._refuse(request, ServiceError())
 
     def unreadable(self, error: ServiceError, reason: str) -> web.Response:
-        """The answer to bytes that are no request, or none that is read: counted and logged without any of them."""
+        """The answer to bytes that are not a readable request: counted and logged without the bytes."""
         response = self._render_error(None, error)
         response.headers.update(
             {"X-Request-ID": str(uuid.uuid4()), "Cache-Control": "no-store", "Server": "mlpa", **SECURITY_HEADERS}

@@ -1,4 +1,4 @@
-"""What an error of PostgreSQL or its driver means: the server's state, or a fault of our statement.
+"""The meaning of an error of PostgreSQL or its driver: the server's state, or a fault of our statement.
 
 Errors are told apart by SQLSTATE (PostgreSQL's manual, appendix A), since psycopg2's classes mix the two: a read-only
 server is an ``InternalError``, a missing right a ``ProgrammingError``.

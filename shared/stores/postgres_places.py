@@ -1,4 +1,4 @@
-"""Where a ``postgresql://`` URL leads: libpq's own reading of it, for services, migrations and tools alike.
+"""The servers of a ``postgresql://`` URL, as libpq reads it, for services, migrations and tools alike.
 
 Several hosts are tried in their order. The asynchronous driver can't do that itself: libpq changes the socket between
 two hosts, and looks names up in the foreground, which would stop the event loop.

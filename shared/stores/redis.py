@@ -33,7 +33,7 @@ from shared.stores.dependency import Dependency
 
 __all__ = ["Client", "Place", "RedisError", "answer_reason", "can_write", "check_url", "connect", "harden", "reason"]
 
-#: What stands between the scheme and ``://`` for a Redis Cluster: ``redis+cluster``, ``rediss+cluster``.
+#: Schemes of a Redis Cluster: ``redis+cluster``, ``rediss+cluster``.
 _CLUSTER = "+cluster"
 _SCHEMES = ("redis", "rediss", "unix", "redis+cluster", "rediss+cluster")
 _FORMS = "must be a redis://, rediss://, unix://, redis+cluster:// or rediss+cluster:// URL"
@@ -41,7 +41,7 @@ _PASSWORD_FILE = "password_file"  # noqa: S105 - the name of a parameter
 
 Client = Redis
 
-#: What the log and readiness say of an answer that shows the server's state, by the answer's first word.
+#: Reasons for the log and readiness, by the first word of an answer that shows the server's state.
 _ANSWERS = {
     "NOPERM": "the user lacks a right (NOPERM)",
     "READONLY": "the server is a replica and takes no writes (READONLY)",
@@ -71,7 +71,7 @@ _NOAUTH = ("Authentication required", "already authenticated")
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a REDIS_URL leads, in the form that redis-py takes."""
+    """The target of a REDIS_URL, in the form that redis-py takes."""
 
     url: str = field(repr=False)
     clustered: bool
@@ -79,7 +79,8 @@ class Place:
 
     @classmethod
     def of(cls, url: str) -> Place:
-        """Read ``redis://``, ``rediss://``, ``unix://``, or for a Redis Cluster ``redis+cluster://``, ``rediss+cluster://``.
+        """Read ``redis://``, ``rediss://``, ``unix://``, or for a Redis Cluster ``redis+cluster://``,
+        ``rediss+cluster://``.
 
         ``?password_file=PATH`` names a file whose content is the password at the time of each connection, for
         passwords that rotate.

@@ -1,4 +1,4 @@
-"""The tables. Migrations (``migrations/``) make them; storage modules build their statements from these objects.
+"""The tables, for migrations (``migrations/``). Storage modules write their SQL as text.
 
 Ids are compared by byte (``COLLATE "C"``), so that keyset pagination and prefix search can use the primary key.
 """

@@ -61,7 +61,7 @@ class RecordingRegistry(Registry):
 async def both_started(
     folder: Path, postgres_url: str, redis_url: str, **environment: Any
 ) -> AsyncIterator[dict[str, tuple[RecordingRegistry, str]]]:
-    """Registry and URL of each service, by name; LiteLLM and FxA are away, which stops neither."""
+    """Registry and URL of each service, by name; LiteLLM and FxA are down, which stops neither."""
     nobody = f"http://127.0.0.1:{unused_port()}"
     shared: dict[str, Any] = {
         "_env_file": None,

@@ -1,4 +1,4 @@
-"""Users whom Redis knows, so that they get in while PostgreSQL is away.
+"""Users whom Redis knows, so that they get in while PostgreSQL is down.
 
 In the hash of an identity: ``blk``, its standing, which the gateways read too, and ``u:<service type>`` once there is
 a user row. That field's value is the run id of the server that it was written to: after a restart or a failover, which

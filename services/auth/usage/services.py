@@ -1,7 +1,7 @@
 """Figures of the overview, kept ready so that no page sums up the ledger.
 
 The hours are summed up in the background by one process for all: the newest ones often, and once an hour the last
-day again, for rows that came late (PostgreSQL was away, a request whose gateway died). Who spent most is asked for
+day again, for rows that came late (PostgreSQL was down, a request whose gateway died). Who spent most is asked for
 when somebody looks, at most twice a minute.
 """
 

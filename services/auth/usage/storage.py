@@ -66,7 +66,7 @@ async def last_hour(database: Database, since: datetime) -> datetime | None:
 
 
 async def sum_up(database: Database, start: datetime, until: datetime) -> bool:
-    """Sum up the hours of a span anew; both ends are whole hours.
+    """Sum up the hours of a span again; both ends are whole hours.
 
     :returns: False when another process is at it.
     :raises DatabaseUnavailable:

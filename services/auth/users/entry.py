@@ -31,7 +31,7 @@ class Users:
     """The standing of an identity, and the user rows.
 
     Known users are answered from Redis (module ``known``),
-    so that they get in while PostgreSQL is away; without Redis PostgreSQL is asked.
+    so that they get in while PostgreSQL is down; without Redis PostgreSQL is asked.
     """
 
     def __init__(

@@ -1,7 +1,7 @@
 """Attestations and assertions of any shape, consistent but for what a test changes.
 
 Each field of a forge is one thing that can be different; everything that depends on it (the nonce, the leaf, the
-signatures) is made anew, so that only the step that looks at this very thing can object.
+signatures) is made again, so that only the step that looks at this very thing can object.
 """
 
 from __future__ import annotations

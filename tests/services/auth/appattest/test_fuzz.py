@@ -65,7 +65,7 @@ def change_bytes(obj: bytes, chance: random.Random) -> bytes:
 
 
 def change_tree(obj: bytes, chance: random.Random) -> bytes:
-    """A change of one node, encoded anew, so that it gets behind the parser."""
+    """A change of one node, encoded again, so that it gets behind the parser."""
     return cbor2.dumps(_changed(cbor2.loads(obj), chance))
 
 

@@ -1,4 +1,4 @@
-"""What an exchange answers while Redis or PostgreSQL is away: never success for what was not stored."""
+"""What an exchange answers while Redis or PostgreSQL is down: never success for what was not stored."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Limits per minute: exact among processes, kept in process while Redis is away."""
+"""Limits per minute: exact among processes, kept in process while Redis is down."""
 
 from __future__ import annotations
 

@@ -172,7 +172,7 @@ def test_what_costs_money_that_no_usage_tells_of_is_dropped() -> None:
 
 @pytest.mark.parametrize("element", [True, None, 0, {}, [], "", [1, 1], {"a": 1}])
 def test_schemas_count_as_they_are_sent_and_as_templates_write_them(element: Any) -> None:
-    """Some write JSON anew, indented: each element on a line of its own."""
+    """Some write JSON again, indented: each element on a line of its own."""
     tools = [{"type": "function", "function": {"name": "f", "parameters": {"enum": [element] * 1000}}}]
     for given in ({"tools": tools}, {"response_format": {"type": "json_schema", "json_schema": tool_schema(tools)}}):
         prompt = parsed(**given).prompt
