@@ -54,7 +54,7 @@ class Client:
     async def exchange_device(self, device: Device, scope: str) -> str:
         """An access token for an enrolled device.
 
-        :raises RequestFailed:
+        :raises RequestFailed: a service refused.
         """
         client_data = json.dumps(
             {
@@ -69,7 +69,7 @@ class Client:
     async def exchange_fxa(self, fxa_token: str, scope: str) -> str:
         """An access token for an FxA account.
 
-        :raises RequestFailed:
+        :raises RequestFailed: a service refused.
         """
         return await self._exchange(fxa_token, ACCESS_TOKEN, scope)
 
@@ -90,7 +90,7 @@ class Client:
     async def chat(self, token: str, *, model: str, text: str, max_tokens: int | None = None) -> AsyncIterator[str]:
         """The answer's text, piece by piece as it is streamed.
 
-        :raises RequestFailed:
+        :raises RequestFailed: a service refused.
         """
         body: dict[str, Any] = {"model": model, "stream": True, "messages": [{"role": "user", "content": text}]}
         if max_tokens is not None:

@@ -96,7 +96,7 @@ class Statements:
     async def fetch(self, query: Query, **params: Any) -> list[Row]:
         """All rows. A read: asked once more when the connection turns out to be dead.
 
-        :raises DatabaseUnavailable:
+        :raises DatabaseUnavailable: PostgreSQL could not be asked.
         """
         rows: list[Row] = await self._run(query, params, _all_rows, True)
         return rows
@@ -104,7 +104,7 @@ class Statements:
     async def fetch_one(self, query: Query, **params: Any) -> Row | None:
         """The first row, or None. Not repeated: usable for ``INSERT ... RETURNING`` too.
 
-        :raises DatabaseUnavailable:
+        :raises DatabaseUnavailable: PostgreSQL could not be asked.
         """
         rows: list[Row] = await self._run(query, params, _all_rows, False)
         return rows[0] if rows else None
@@ -112,7 +112,7 @@ class Statements:
     async def execute(self, query: Query, **params: Any) -> int:
         """The number of rows that a write affected.
 
-        :raises DatabaseUnavailable:
+        :raises DatabaseUnavailable: PostgreSQL could not be asked.
         """
         count: int = await self._run(query, params, _row_count, False)
         return count

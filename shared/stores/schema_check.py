@@ -31,7 +31,7 @@ class PostgresCheck:
     async def __call__(self) -> None:
         """
         :raises CheckFailed: the schema is older than the code's.
-        :raises DatabaseUnavailable:
+        :raises DatabaseUnavailable: PostgreSQL could not be asked.
         """
         if self._older is None:
             revisions = await asyncio.to_thread(migrate.revisions)

@@ -16,7 +16,7 @@ from shared.stores.postgres import Database
 
 
 class AuditLog:
-    """Every method raises ``DatabaseUnavailable``."""
+    """The audit log. Every method raises ``DatabaseUnavailable``."""
 
     def __init__(self, database: Database) -> None:
         self._database = database

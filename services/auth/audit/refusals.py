@@ -1,4 +1,4 @@
-"""What was refused, in the audit log: anybody can be refused as often as they like, so many of a kind are one row."""
+"""Refusals in the audit log. Anybody can cause any number of them, so those of a kind share a row."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class _Kind:
 
 
 class Refusals:
-    """Rows of this process for one actor, action, subject and source are at least a minute apart."""
+    """The refusals of this process. Rows for one actor, action, subject and source are at least a minute apart."""
 
     def __init__(self, database: Database, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._database = database
@@ -50,7 +50,7 @@ class Refusals:
         self._waiting = False
 
     def add(self, actor: Actor, action: str, subject: str, tried: str) -> bool:
-        """Count one refusal; whether it is the first since the last row of its kind.
+        """Count one refusal. Returns whether it is the first since the last row of its kind.
 
         :param tried: what was refused; the row counts by it. Of few values.
         """
@@ -68,7 +68,7 @@ class Refusals:
     async def write(self, *, everything: bool = False) -> None:
         """Write the rows that are due, or all of them.
 
-        :raises DatabaseUnavailable: what isn't written is kept.
+        :raises DatabaseUnavailable: unwritten rows are kept.
         """
         now = self._clock()
         for name, kind in list(self._kinds.items()):
@@ -110,5 +110,5 @@ REFUSALS = web.AppKey("refusals", Refusals)
 
 
 def _shown(subject: str) -> str:
-    """What somebody else wrote, as PostgreSQL can keep it."""
+    """Foreign text in a form that PostgreSQL can store."""
     return "".join(char if char.isprintable() else "\ufffd" for char in subject[:_LONGEST])

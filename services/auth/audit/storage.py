@@ -1,4 +1,4 @@
-"""The audit log: who changed what, when, from what to what, and who signed in."""
+"""The SQL of the audit log: changes with actor, time, old and new values, and sign-ins."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from shared.stores.postgres import Database, Query, Transaction
 
 @dataclass(frozen=True, slots=True)
 class Actor:
-    """Who does something: the name of an admin key, and the address that asked."""
+    """The actor of a change: the name of an admin key, and the client's address."""
 
     name: str
     source: str
@@ -64,7 +64,7 @@ async def record(
 ) -> None:
     """Write one entry; a change's goes into the transaction of the change.
 
-    :raises DatabaseUnavailable:
+    :raises DatabaseUnavailable: PostgreSQL could not be asked.
     """
     await where.execute(
         _RECORD, actor=actor.name, action=action, subject=subject, old=old, new=new, source=actor.source
@@ -77,7 +77,7 @@ async def page(
     """Entries with an id below ``edge``, or above it when ``newer``, the nearest first.
 
     :param subjects: only entries about one of these; None for all.
-    :raises DatabaseUnavailable:
+    :raises DatabaseUnavailable: PostgreSQL could not be asked.
     """
     about = {} if subjects is None else {"subjects": subjects}
     rows = await database.fetch(_PAGES[newer, subjects is not None], edge=edge, limit=limit, **about)

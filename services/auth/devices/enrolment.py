@@ -1,4 +1,4 @@
-"""Enrolment: an attestation of a new key, verified against a challenge of ours, and stored."""
+"""Enrolment: verifying the attestation of a new key against one of our challenges, and storing it."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from services.auth.errors import AccessDenied, AttestationRejected, AuthError, I
 from services.auth.limits.services import Limits
 from shared.stores.postgres import Database
 
-#: Longer than any challenge, so that a longer one is refused as not ours.
+#: Longer than any challenge we issue; a longer one is refused as not ours rather than as malformed.
 MAX_CHALLENGE_BYTES = 1024
 MAX_CLAIMS = 32 * 1024
 
@@ -93,7 +93,7 @@ class Enrolment:
             raise InvalidRequest("key_id_b64, challenge_b64 or attestation_obj_b64 is not valid base64.") from error
         self._check_challenge(challenge, key_id)
         try:
-            # off the event loop: it takes a millisecond or two of elliptic curves, and OpenSSL lets go of the GIL
+            # off the event loop: it takes one or two milliseconds, in which OpenSSL releases the GIL
             attestation = await asyncio.to_thread(
                 verify_attestation,
                 attestation_obj,

@@ -1,8 +1,8 @@
-"""Takes over devices that another deployment has enrolled, because clients never attest again.
+"""Import of devices that another deployment has enrolled, since clients never attest again.
 
 A file is CSV with a header, or JSON lines, of ``key_id_b64``, ``public_key_pem``, ``counter``, and ``environment`` and
-``bundle_id``. Production needs the last two, since a key of development, or any key at all, would else pass for one of
-production; elsewhere the first valid assertion fills in what is missing. It is read row by row and stored in batches.
+``bundle_id``. Production needs the last two, since otherwise any key, development's included, would pass for one of
+production; elsewhere the first valid assertion fills in missing values. It is read row by row and stored in batches.
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ _MAX_COUNTER = 2**32 - 1  # four bytes in the authenticator data
 
 
 class RowRefused(Exception):
-    """A row that is not taken; the message says why."""
+    """A refused row; the message says why."""
 
     def __init__(self, line: int, reason: str) -> None:
         super().__init__(f"line {line}: {reason}")
 
 
 def read_rows(file: TextIO, *, production: bool) -> Iterator[ImportedDevice | RowRefused]:
-    """The devices of a file, and the rows that are none.
+    """The devices of a file, and its refused rows.
 
-    :param production: the deployment takes production's keys alone, so that each row must say that it is one.
+    :param production: the deployment accepts only production's keys, so each row must say that it is one.
     :raises ValueError: neither CSV with the columns nor JSON lines.
     """
     needed = _COLUMNS + (_PRODUCTION_COLUMNS if production else ())

@@ -1,4 +1,4 @@
-"""How the verification of devices goes."""
+"""The metrics of device verification."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class DeviceMetrics:
         self._extensions.preset_all(("unknown", "incomplete"))
 
     def verified(self, result: Attestation | Assertion) -> None:
-        """Count what was ignored in a genuine object: Apple has changed something."""
+        """Count ignored parts of a genuine object, which show a change at Apple."""
         if result.unknown_extensions:
             self._extensions.inc("unknown", by=result.unknown_extensions)
         if result.incomplete_extensions:

@@ -1,4 +1,4 @@
-"""What operators do with devices. A revocation is for good: a key that is in wrong hands stays there."""
+"""Operations of operators on devices. A revocation is final: a key in wrong hands stays there."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ class DeviceAdmin:
     async def page(self, *, q: str = "", cursor: str | None = None, limit: int) -> Page[DeviceRow]:
         """Devices whose key id starts with ``q``, by key id.
 
-        :raises InvalidRequest: the cursor is none of this list's.
-        :raises DependencyUnavailable:
+        :raises InvalidRequest: the cursor is not one of this list.
+        :raises DependencyUnavailable: a dependency could not be asked.
         """
         place = pagination.place(cursor, 1)
         if "\0" in q:
@@ -35,13 +35,13 @@ class DeviceAdmin:
         return pagination.page(place, rows, limit, lambda device: (device.key_id,))
 
     async def find(self, key_id: str) -> DeviceRow | None:
-        """:raises DependencyUnavailable:"""
+        """:raises DependencyUnavailable: a dependency could not be asked."""
         return await storage.find(self._database, key_id) if "\0" not in key_id else None
 
     async def get(self, key_id: str) -> DeviceRow:
         """
-        :raises NotFound:
-        :raises DependencyUnavailable:
+        :raises NotFound: there is no such thing.
+        :raises DependencyUnavailable: a dependency could not be asked.
         """
         device = await self.find(key_id)
         if device is None:
@@ -49,10 +49,10 @@ class DeviceAdmin:
         return device
 
     async def revoke(self, key_id: str, actor: Actor, reason: str | None = None) -> None:
-        """Refuse a device from now on, in all its service types; its tokens in hand too.
+        """Refuse a device and its tokens from now on, in all its service types.
 
-        :raises NotFound:
-        :raises DependencyUnavailable: perhaps in PostgreSQL only; then Redis learns of it when it is back.
+        :raises NotFound: there is no such thing.
+        :raises DependencyUnavailable: it may be in PostgreSQL only; then it is applied to Redis later.
         """
         await self.get(key_id)
         async with self._database.transaction() as transaction:

@@ -1,4 +1,4 @@
-"""What operators read and change of App Attest devices, in PostgreSQL."""
+"""The SQL of operators' work on App Attest devices."""
 
 from __future__ import annotations
 
@@ -41,9 +41,9 @@ _LOCK = Query.text(f"select {_COLUMNS} from devices where key_id = :key_id for u
 
 
 async def page(database: Database, *, q: str, key: str | None, backwards: bool, limit: int) -> list[DeviceRow]:
-    """Devices whose key id starts with ``q``, by key id, away from ``key`` in the given direction.
+    """Devices whose key id starts with ``q``, by key id, from ``key`` on in the given direction.
 
-    :raises DatabaseUnavailable:
+    :raises DatabaseUnavailable: PostgreSQL could not be asked.
     """
     edge = _LAST if backwards else ""
     query = _BACKWARDS if backwards else _FORWARDS
@@ -52,15 +52,15 @@ async def page(database: Database, *, q: str, key: str | None, backwards: bool, 
 
 
 async def find(database: Database, key_id: str) -> DeviceRow | None:
-    """:raises DatabaseUnavailable:"""
+    """:raises DatabaseUnavailable: PostgreSQL could not be asked."""
     rows = await database.fetch(_FIND, key_id=key_id)
     return DeviceRow(**rows[0]) if rows else None
 
 
 async def lock(transaction: Transaction, key_id: str) -> DeviceRow | None:
-    """A device that nobody else changes until the transaction ends.
+    """Lock a device until the transaction ends.
 
-    :raises DatabaseUnavailable:
+    :raises DatabaseUnavailable: PostgreSQL could not be asked.
     """
     rows = await transaction.fetch(_LOCK, key_id=key_id)
     return DeviceRow(**rows[0]) if rows else None

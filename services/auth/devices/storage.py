@@ -23,7 +23,7 @@ class Device:
 
 @dataclass(frozen=True, slots=True)
 class ImportedDevice:
-    """A key that another deployment has enrolled, as line ``line`` of a file says."""
+    """A key that another deployment has enrolled, from line ``line`` of a file."""
 
     key_id: str
     public_key: bytes
@@ -34,10 +34,10 @@ class ImportedDevice:
 
 
 class Stored(Enum):
-    """What became of an attestation."""
+    """The result of storing an attestation."""
 
     NEW = "new"
-    #: The key was enrolled before; of any number of attempts at the same time, all but one find it so.
+    #: The key was enrolled before; of concurrent attempts, all but one get this.
     KNOWN = "known"
     REFUSED = "refused"
 
@@ -91,7 +91,7 @@ _IMPORT = Query.text(
 
 
 def _category(number: int | None) -> int | None:
-    """As the column can hold it: Apple's categories are small, the four bytes that a device sends may not be."""
+    """The category if the column can hold it: Apple's are small, a device's four bytes may not be."""
     return number if number is None or number <= _MAX_INTEGER else None
 
 
@@ -117,7 +117,7 @@ async def enrol(database: Database, key_id: str, attestation: Attestation) -> St
 
 
 async def find(database: Database, key_id: str) -> Device | None:
-    """:raises DatabaseUnavailable:"""
+    """:raises DatabaseUnavailable: PostgreSQL could not be asked."""
     rows = await database.fetch(_FIND, key_id=key_id)
     return Device(**rows[0]) if rows else None
 
@@ -125,10 +125,10 @@ async def find(database: Database, key_id: str) -> Device | None:
 async def advance_counter(
     database: Database | Transaction, key_id: str, assertion: Assertion, environment: str
 ) -> bool:
-    """Move the counter on, by one conditional update whose row decides between racing assertions.
+    """Advance the counter, by one conditional update that decides between racing assertions.
 
     :returns: False when the counter was not greater, or the key was revoked meanwhile.
-    :raises DatabaseUnavailable:
+    :raises DatabaseUnavailable: PostgreSQL could not be asked.
     """
     row = await database.fetch_one(
         _ADVANCE,
@@ -145,7 +145,7 @@ async def advance_counter(
 async def store_imported(database: Database, devices: list[ImportedDevice]) -> None:
     """Store a batch; a known device keeps its larger counter and everything else.
 
-    :raises DatabaseUnavailable:
+    :raises DatabaseUnavailable: PostgreSQL could not be asked.
     """
     newest: dict[str, ImportedDevice] = {}
     for device in devices:

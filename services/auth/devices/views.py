@@ -69,7 +69,7 @@ def _claims_of_json(body: bytes) -> AttestRequest:
 
 
 def _claims_of_jwt(request: web.Request) -> AttestRequest:
-    """Firefox for iOS wraps the claims in a JWT signed with a throw-away secret: a wrapping, not a proof."""
+    """The claims from Firefox for iOS's JWT, whose signature uses a throw-away secret and proves nothing."""
     scheme, _, token = request.headers.get("Authorization", "").partition(" ")
     if scheme.lower() != "bearer" or not token or len(token) > MAX_CLAIMS:
         raise InvalidRequest("Either a JSON body, or the claims in a JWT in Authorization: Bearer.")

@@ -58,9 +58,9 @@ class TokenExchange:
         :raises InvalidRequest: unknown subject_token_type, or a credential that is not good.
         :raises InvalidScope: no such service type, or not for this credential.
         :raises AccessDenied: blocked or revoked; answered only after the credential is verified.
-        :raises MaxUsersReached:
-        :raises SlowDown:
-        :raises DependencyUnavailable:
+        :raises MaxUsersReached: the service type is full.
+        :raises SlowDown: a limit is reached.
+        :raises DependencyUnavailable: a dependency could not be asked.
         """
         async with self._limits.failures("exchange", request.source):
             credential = self._credentials.get(request.subject_token_type)

@@ -88,7 +88,9 @@ class RemoteVerifier:
 
     async def _ask(self, token: OpaqueToken) -> FxAIdentity:
         """
-        :raises InvalidFxAToken: :raises NoAnswer: :raises BreakerOpen:
+        :raises InvalidFxAToken: FxA refuses the token.
+        :raises NoAnswer: there was no usable answer.
+        :raises BreakerOpen: the breaker is open.
         """
         era = self._places.era
         with self._breaker.call():

@@ -1,4 +1,4 @@
-"""Decisions that PostgreSQL took and Redis must know: applied at once, or as soon as Redis is back.
+"""Decisions on their way from PostgreSQL to Redis: applied at once, or as soon as Redis is back.
 
 A change and its row in ``redis_changes`` are written in one transaction. Applying it reads the truth of the identity
 again and writes that, under an advisory lock, so that the order in which changes are applied doesn't matter.
@@ -22,14 +22,14 @@ from shared.stores.redis import Client, RedisError
 from shared.telemetry import logs
 from shared.telemetry.metrics import Registry
 
-#: How often revocations of tokens that have expired are cleared away, in seconds.
+#: Seconds between two deletions of revocations that have expired.
 _CLEAR_EVERY = 300.0
 
 _log = logs.logger("changes")
 
 
 class NotInRedisYet(DependencyUnavailable):
-    """PostgreSQL took the decision, Redis has not."""
+    """The decision is in PostgreSQL and not in Redis yet."""
 
     def __init__(self) -> None:
         super().__init__("redis")
@@ -37,7 +37,7 @@ class NotInRedisYet(DependencyUnavailable):
 
 class Changes:
     def __init__(self, database: Database, redis: Client, registry: Registry, *, every: float = 1.0) -> None:
-        """:param every: seconds between two looks at what Redis has missed."""
+        """:param every: seconds between two checks for unapplied decisions."""
         self._database = database
         self._redis = redis
         self._registry = registry
@@ -55,14 +55,14 @@ class Changes:
         await storage.record(transaction, identity, kind, payload or {})
 
     async def waiting(self, identity: str) -> bool:
-        """Whether something was decided about an identity that Redis may not know yet.
+        """Whether Redis may lack a decision about an identity.
 
-        :raises DependencyUnavailable:
+        :raises DependencyUnavailable: a dependency could not be asked.
         """
         return await storage.waiting(self._database, identity)
 
     async def apply(self, identity: str) -> None:
-        """Bring Redis up to PostgreSQL's truth about an identity: its standing, tiers and revoked tokens.
+        """Write PostgreSQL's truth about an identity to Redis: its standing, tiers and revoked tokens.
 
         :raises NotInRedisYet: tried again in the background.
         :raises DatabaseUnavailable: so is this.
@@ -77,24 +77,25 @@ class Changes:
 
     async def _write(self, identity: str, decided: Decided) -> None:
         """
-        :raises RedisError: :raises NotInRedisYet:
+        :raises RedisError: Redis could not be asked.
+        :raises NotInRedisYet: Redis has not taken it yet.
         """
         version = await budget_state.block_version(self._redis, identity)
         if not await budget_state.set_block(self._redis, identity, decided.standing.value, version=version):
-            raise NotInRedisYet  # a call that was given up came between: once more
+            raise NotInRedisYet  # an abandoned call came between: once more
         async with self._redis.pipeline(transaction=False) as pipeline:  # a user may have revoked thousands
             for jti, expires_at in decided.revoked_tokens.items():
                 await budget_state.revoke_token(pipeline, identity, jti, expires_at)
             await pipeline.execute()
         deleted = {user: user.rpartition(":")[2] for user in decided.deleted}
         for user, tier in ({**decided.tiers, **deleted}).items():
-            if is_user(user):  # what no token can carry has no state
+            if is_user(user):  # ids that no token can carry have no state
                 await budget_state.set_tier(self._redis, user, tier)
         await known.forget_others(self._redis, identity, list(decided.tiers))
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """Applies in the background what could not be applied at once."""
+        """Applies waiting decisions in the background."""
         async with background.running(self._registry, redis_changes=self._keep_applying):
             yield
 
@@ -111,14 +112,14 @@ class Changes:
                 _log.warning("decisions_wait", dependency=error.dependency)
 
     async def apply_pending(self) -> None:
-        """:raises DependencyUnavailable: something could not be applied; all else was."""
+        """:raises DependencyUnavailable: some decisions could not be applied; all others were."""
         failed: DependencyUnavailable | None = None
         for identity in await storage.pending(self._database):
             try:
                 await self.apply(identity)
             except DependencyUnavailable as error:
                 failed = error
-                await self._ping()  # one identity's trouble is not to hold up the others
+                await self._ping()  # one identity's trouble should not hold up the others
         self._pending.set(await storage.count_pending(self._database))
         if failed is not None:
             raise failed

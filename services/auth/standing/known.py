@@ -1,4 +1,4 @@
-"""Users whom Redis knows, so that they get in while PostgreSQL is down.
+"""Users that Redis knows, so that they get in while PostgreSQL is down.
 
 In the hash of an identity: ``blk``, its standing, which the gateways read too, and ``u:<service type>`` once there is
 a user row. That field's value is the run id of the server that it was written to: after a restart or a failover, which
@@ -14,7 +14,7 @@ from services.auth.standing.storage import Standing
 from shared.budget_state import identity_key
 from shared.stores.redis import Client
 
-#: How long Redis may speak for PostgreSQL about a user, in seconds.
+#: Seconds for which Redis may answer for PostgreSQL about a user.
 _TTL = 172_800
 
 
@@ -26,7 +26,7 @@ local state = redis.call('HMGET', KEYS[1], 'blk', ARGV[1], 'v')
 return {state[1], state[2] == run and 1 or 0, run .. ':' .. (state[3] or '')}
 """
 )
-# A decision bumps the version (shared/budget_state.py): what was read in PostgreSQL before it must not be remembered.
+# A decision bumps the version (shared/budget_state.py): an earlier answer of PostgreSQL must not be stored after it.
 _REMEMBER = (
     _RUN
     + """
@@ -41,7 +41,7 @@ return 1
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """What Redis has: the standing, if any, whether it knows of a user row, and the version that this was read at.
+    """Redis's knowledge of a user: the standing, if any, whether there is a user row, and the version of both.
 
     The standing may be out of date unless ``user``.
     """
@@ -52,16 +52,16 @@ class Known:
 
 
 async def read(redis: Client, identity: str, service_type: str) -> Known:
-    """:raises RedisError:"""
+    """:raises RedisError: Redis could not be asked."""
     reply: Any = redis.eval(_READ, 1, identity_key(identity), f"u:{service_type}")
     blocked, known, version = await reply
     return Known(Standing(blocked.decode()) if blocked else None, bool(known), version.decode())
 
 
 async def remember(redis: Client, identity: str, service_type: str, standing: Standing, version: str) -> None:
-    """What PostgreSQL said after ``version`` was read; nothing when something was decided since.
+    """Store PostgreSQL's answer, unless there was a decision since ``version`` was read.
 
-    :raises RedisError:
+    :raises RedisError: Redis could not be asked.
     """
     field = f"u:{service_type}" if standing is Standing.GOOD else ""
     reply: Any = redis.eval(_REMEMBER, 1, identity_key(identity), version, standing.value, field, str(_TTL))
@@ -71,7 +71,7 @@ async def remember(redis: Client, identity: str, service_type: str, standing: St
 async def forget_others(redis: Client, identity: str, users: list[str]) -> None:
     """Forget the users of an identity that are not among ``users`` any more.
 
-    :raises RedisError:
+    :raises RedisError: Redis could not be asked.
     """
     key = identity_key(identity)
     kept = {f"u:{user.rpartition(':')[2]}" for user in users}

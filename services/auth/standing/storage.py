@@ -1,4 +1,4 @@
-"""What is decided about identities, in PostgreSQL, and which of it Redis may not know yet.
+"""The SQL of decisions about identities, and of those that Redis may not know yet.
 
 A decision is written in a transaction together with its row in ``redis_changes``.
 """
@@ -16,7 +16,7 @@ from shared.stores.postgres import Database, Query, Transaction
 
 
 class Standing(enum.Enum):
-    """What is decided about an identity, in all its service types. The values are those of ``blk`` in Redis."""
+    """The decision about an identity, in all its service types. Values are those of ``blk`` in Redis."""
 
     GOOD = "0"
     BLOCKED = "blocked"
@@ -85,7 +85,7 @@ class Decided:
 
 
 async def standing(database: Database | Transaction, identity: str) -> Standing:
-    """:raises DatabaseUnavailable:"""
+    """:raises DatabaseUnavailable: PostgreSQL could not be asked."""
     row = (await database.fetch(_STANDING, identity=identity))[0]
     if row["blocked"]:
         return Standing.BLOCKED
@@ -93,54 +93,54 @@ async def standing(database: Database | Transaction, identity: str) -> Standing:
 
 
 async def block(transaction: Transaction, identity: str, reason: str | None) -> None:
-    """:raises DatabaseUnavailable:"""
+    """:raises DatabaseUnavailable: PostgreSQL could not be asked."""
     await transaction.execute(_BLOCK, identity=identity, reason=reason)
 
 
 async def unblock(transaction: Transaction, identity: str) -> None:
-    """:raises DatabaseUnavailable:"""
+    """:raises DatabaseUnavailable: PostgreSQL could not be asked."""
     await transaction.execute(_UNBLOCK, identity=identity)
 
 
 async def revoke_device(transaction: Transaction, key_id: str, reason: str | None) -> None:
-    """:raises DatabaseUnavailable:"""
+    """:raises DatabaseUnavailable: PostgreSQL could not be asked."""
     await transaction.execute(_REVOKE_DEVICE, key_id=key_id, reason=reason)
 
 
 async def revoke_token(transaction: Transaction, jti: str, user_id: str, expires_at: datetime) -> bool:
     """
     :returns: whether it was not revoked before.
-    :raises DatabaseUnavailable:
+    :raises DatabaseUnavailable: PostgreSQL could not be asked.
     """
     return (await transaction.fetch_one(_REVOKE_TOKEN, jti=jti, user_id=user_id, expires_at=expires_at)) is not None
 
 
 async def set_tier(transaction: Transaction, user_id: str, tier: str) -> None:
-    """:raises DatabaseUnavailable:"""
+    """:raises DatabaseUnavailable: PostgreSQL could not be asked."""
     await transaction.execute(_SET_TIER, user_id=user_id, tier=tier)
 
 
 async def knows_revoked(database: Database, identity: str, jti: str) -> bool:
     """Whether a token is revoked, and Redis knows all that is decided about its identity.
 
-    :raises DatabaseUnavailable:
+    :raises DatabaseUnavailable: PostgreSQL could not be asked.
     """
     rows = await database.fetch(_TOKEN, identity=identity, jti=jti)
     return bool(rows) and not rows[0]["waiting"]
 
 
 async def record(transaction: Transaction, identity: str, kind: str, payload: Mapping[str, str]) -> None:
-    """Have Redis learn of a decision that the same transaction takes.
+    """Record that Redis has to learn of the decision in this transaction.
 
-    :raises DatabaseUnavailable:
+    :raises DatabaseUnavailable: PostgreSQL could not be asked.
     """
     await transaction.fetch_one(_RECORD, identity=identity, kind=kind, payload=dict(payload))
 
 
 async def take(transaction: Transaction, identity: str) -> Decided:
-    """All that is decided about an identity, which nobody else takes until the transaction ends.
+    """All decisions about an identity, locked until the transaction ends.
 
-    :raises DatabaseUnavailable:
+    :raises DatabaseUnavailable: PostgreSQL could not be asked.
     """
     await transaction.fetch(_LOCK, identity=identity)
     taken = (await transaction.fetch(_TAKEN, identity=identity))[0]
@@ -157,17 +157,17 @@ async def take(transaction: Transaction, identity: str) -> Decided:
 
 
 async def done(transaction: Transaction, identity: str, change: int) -> None:
-    """Forget the changes that Redis has, up to the newest one that was taken in.
+    """Delete the changes that Redis has, up to the newest one included.
 
-    :raises DatabaseUnavailable:
+    :raises DatabaseUnavailable: PostgreSQL could not be asked.
     """
     await transaction.execute(_DONE, identity=identity, id=change)
 
 
 async def waiting(database: Database, identity: str) -> bool:
-    """Whether Redis may not know something that is decided about an identity.
+    """Whether Redis may lack a decision about an identity.
 
-    :raises DatabaseUnavailable:
+    :raises DatabaseUnavailable: PostgreSQL could not be asked.
     """
     return bool((await database.fetch(_WAITING, identity=identity))[0]["waiting"])
 
@@ -175,20 +175,20 @@ async def waiting(database: Database, identity: str) -> bool:
 async def pending(database: Database) -> list[str]:
     """The identities whose changes have waited longest.
 
-    :raises DatabaseUnavailable:
+    :raises DatabaseUnavailable: PostgreSQL could not be asked.
     """
     return [row["identity"] for row in await database.fetch(_PENDING)]
 
 
 async def count_pending(database: Database) -> int:
-    """:raises DatabaseUnavailable:"""
+    """:raises DatabaseUnavailable: PostgreSQL could not be asked."""
     return int((await database.fetch(_COUNT))[0]["pending"])
 
 
 async def clear_expired(database: Database) -> None:
     """Delete the revocations of tokens that have expired.
 
-    :raises DatabaseUnavailable:
+    :raises DatabaseUnavailable: PostgreSQL could not be asked.
     """
     await database.execute(_CLEAR)
 

@@ -34,7 +34,10 @@ class IssuedToken:
 
 
 class Issuer:
-    """:param ttl: seconds that a token lives, unless its credential ends before."""
+    """The issuer of access tokens.
+
+    :param ttl: seconds that a token lives, unless its credential ends before.
+    """
 
     def __init__(self, keys: KeyRing, *, issuer: str, ttl: int, clock: Callable[[], float] = time.time) -> None:
         self._keys = keys
@@ -77,7 +80,7 @@ class Issuer:
     def recognise(self, token: str) -> IssuedToken | None:
         """One of our tokens, expired or not, for RFC 7009; None for anything else.
 
-        :raises DependencyUnavailable: there is no signing key that could tell.
+        :raises DependencyUnavailable: there is no signing key to verify it with.
         """
         try:
             key = self._keys.find(tokens.header_of(token).kid)

@@ -1,8 +1,8 @@
 """The keys that sign access tokens: ES256 PEM files in one folder, such as a mounted secret.
 
-A file's name tells from when on its key may sign (``20261124T083000Z.pem``); any other name means at once. The newest
-key past its activation signs, and all of them are published, so that every gateway knows a key before it is used.
-A key whose file is removed is withdrawn. Without any, nothing is signed: 503, and readiness fails.
+A file's name is the time from which its key may sign (``20261124T083000Z.pem``); any other name means at once. The
+newest key past its activation signs, and all of them are published, so that every gateway knows a key before it is
+used. A key whose file is removed is withdrawn. Without any, nothing is signed: 503, and readiness fails.
 
     KeyFault (ConfigurationError)      the folder or a file can't be used; names the file
 """
@@ -41,7 +41,7 @@ from shared.telemetry.metrics import Gauge, Registry
 
 _NAME = re.compile(r"(\d{8}T\d{6}Z)\.pem")
 _FORMAT = "%Y%m%dT%H%M%SZ"
-#: Between the clock of the process that signs and that of the gateway which checks, by way of ours.
+#: Greatest difference between the clocks of the signing process and the checking gateway.
 _SKEW = 2 * CLOCK_SKEW
 _LOOK_EVERY, _LOOK_AT_MOST = 5.0, 1.0
 _MAX_BYTES = 64 * 1024
@@ -87,12 +87,12 @@ class KeyRing:
         active = [key for key in self.keys.values() if key.activation <= now]
         if active:
             return max(active, key=_age)
-        return min(self.keys.values(), key=_age)  # the first key of a deployment signs ahead of its time
+        return min(self.keys.values(), key=_age)  # the first key of a deployment signs before its activation
 
     def find(self, kid: str) -> SigningKey | None:
-        """The key of a kid. For one that isn't known the folder is looked at, since another process may know it.
+        """The key of a kid. For an unknown kid the folder is read, since another process may have made it.
 
-        :raises DependencyUnavailable: there are no keys any more, so that nothing can be said of it.
+        :raises DependencyUnavailable: there are no keys, so the kid can't be judged.
         """
         if kid not in self.keys and time.monotonic() - self._looked >= _LOOK_AT_MOST:
             self.refresh()
@@ -109,7 +109,7 @@ class KeyRing:
 
     @asynccontextmanager
     async def running(self, registry: Registry) -> AsyncIterator[None]:
-        """Looks at the folder every few seconds, so that a new key needs no restart."""
+        """Reads the folder every few seconds, so that a new key needs no restart."""
         age = registry.gauge("signing_key_age_seconds", "For how long the key that signs has been doing so.")
         async with background.running(registry, signing_keys=lambda: self._keep_looking(age)):
             yield
@@ -122,9 +122,9 @@ class KeyRing:
             await asyncio.sleep(_LOOK_EVERY)
 
     def refresh(self, *, strict: bool = False) -> None:
-        """Take up what changed in the folder: new keys, and that others are gone.
+        """Apply changes of the folder: new keys and removed ones.
 
-        A file that is there but can't be used is reported, and keeps the key that it had.
+        An unusable file is reported, and its earlier key is kept.
 
         :raises KeyFault: only when ``strict``.
         """
@@ -149,7 +149,7 @@ class KeyRing:
             if not found and strict:
                 raise KeyFault(self._empty)
             self._take(found)
-            self._seen = None if faults else seen  # a file that is half written is read again
+            self._seen = None if faults else seen  # a half-written file is read again
         except KeyFault as fault:
             if strict:
                 raise
@@ -182,7 +182,7 @@ def _age(key: SigningKey) -> tuple[float, str]:
 
 
 def key_files(folder: Path) -> list[Path]:
-    """:raises KeyFault:"""
+    """:raises KeyFault: it can't be used."""
     try:
         return sorted(path for path in folder.iterdir() if path.suffix == ".pem" and not path.name.startswith("."))
     except OSError as error:
@@ -190,7 +190,10 @@ def key_files(folder: Path) -> list[Path]:
 
 
 def _fingerprint(folder: Path) -> object:
-    """What tells that a file changed. :raises KeyFault: the folder can't be read."""
+    """A value that changes with the folder.
+
+    :raises KeyFault: the folder can't be read.
+    """
     return [(path.name, _status(path)) for path in key_files(folder)]
 
 
@@ -229,7 +232,7 @@ def load_key(path: Path) -> SigningKey:
 
 
 def activation(path: Path) -> float:
-    """When the key of a file may begin to sign, in seconds since the epoch."""
+    """The time from which a file's key may sign, in seconds since the epoch."""
     match = _NAME.fullmatch(path.name)
     if not match:
         return 0.0
@@ -246,9 +249,9 @@ def thumbprint(x: str, y: str) -> str:
 
 
 def create_key(folder: Path, *, activate_at: float) -> Path:
-    """A new key file, private to its owner, there at once or not at all.
+    """Make a key file atomically, private to its owner.
 
-    :raises KeyFault:
+    :raises KeyFault: it can't be used.
     """
     name = datetime.fromtimestamp(activate_at, UTC).strftime(_FORMAT)
     path = folder / f"{name}.pem"
@@ -269,7 +272,7 @@ def create_key(folder: Path, *, activate_at: float) -> Path:
 
 
 def ensure_key(folder: Path) -> None:
-    """A first key in an empty folder, for local runs; of several processes that start together, one makes it."""
+    """A first key in an empty folder, for local runs; of several processes that start together, only one makes it."""
     folder.mkdir(parents=True, exist_ok=True, mode=0o750)
     with _locked(folder):
         if not key_files(folder):
@@ -284,7 +287,7 @@ def _locked(folder: Path) -> Iterator[None]:
 
 
 def prunable(keys: list[SigningKey], *, now: float, token_ttl: int) -> list[SigningKey]:
-    """The keys that no valid token can carry any more: replaced for longer than a token lives."""
+    """The keys that no valid token can carry: those replaced for longer than a token lives."""
     ordered = sorted(keys, key=_age)
     active = [key for key in ordered if key.activation <= now]
     return [key for key, successor in pairwise(active) if successor.activation + token_ttl + _SKEW < now]

@@ -26,16 +26,16 @@ class Revocation:
         self._clock = clock
 
     def recognise(self, token: str) -> IssuedToken | None:
-        """One of our tokens that some gateway may still take; None for anything else (RFC 7009 section 2.2)."""
+        """One of our tokens that a gateway may still accept; None for anything else (RFC 7009 section 2.2)."""
         recognised = self._issuer.recognise(token)
         if recognised is None or _until(recognised) <= self._clock():
             return None
         return recognised
 
     async def revoke(self, token: IssuedToken) -> None:
-        """Revoke a token. Asked again, it costs one read, unless Redis has missed it so far.
+        """Revoke a token. A repeated call costs one read, unless Redis lacks the revocation.
 
-        :raises DependencyUnavailable: not recorded in both places; what PostgreSQL took is applied later.
+        :raises DependencyUnavailable: it is not in both PostgreSQL and Redis; a committed revocation is applied later.
         """
         identity, _ = split_user(token.user_id)
         if await storage.knows_revoked(self._database, identity, token.jti):
@@ -53,5 +53,5 @@ REVOCATION = web.AppKey("revocation", Revocation)
 
 
 def _until(token: IssuedToken) -> float:
-    """Until then it has not expired by the clock of a gateway that is behind."""
+    """The time until which it may be valid by the clock of a slow gateway."""
     return token.expires_at + CLOCK_SKEW

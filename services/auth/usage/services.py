@@ -1,8 +1,8 @@
 """Figures of the overview, kept ready so that no page sums up the ledger.
 
 The hours are summed up in the background by one process for all: the newest ones often, and once an hour the last
-day again, for rows that came late (PostgreSQL was down, a request whose gateway died). Who spent most is asked for
-when somebody looks, at most twice a minute.
+day again, for rows that came late (PostgreSQL was down, a request whose gateway died). The users who spent most are
+looked up on demand, at most twice a minute.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ _log = logs.logger("usage")
 
 @dataclass(frozen=True, slots=True)
 class NearLimit:
-    """Of the users who spent most in the last day, those with little left, the closest first."""
+    """Users with little budget left, of those who spent most in the last day; the closest first."""
 
     users: list[User]
     as_of: datetime
@@ -74,14 +74,14 @@ class Usage:
     async def hours(self, count: int) -> list[Hour]:
         """The last ``count`` hours, the present one included. Hours without requests are missing.
 
-        :raises DependencyUnavailable:
+        :raises DependencyUnavailable: a dependency could not be asked.
         """
         return await storage.read(self._database, self._hour() - (count - 1) * _HOUR, "hour")
 
     async def days(self, count: int) -> list[Hour]:
         """The last ``count`` days (UTC), today included. Days without requests are missing.
 
-        :raises DependencyUnavailable:
+        :raises DependencyUnavailable: a dependency could not be asked.
         """
         today = self._hour().replace(hour=0)
         return await storage.read(self._database, today - (count - 1) * _DAY, "day")
@@ -96,13 +96,13 @@ class Usage:
         """Bring the hours up to date.
 
         :param late: the whole last day again.
-        :raises DependencyUnavailable:
+        :raises DependencyUnavailable: a dependency could not be asked.
         """
         start = await storage.last_hour(self._reports, self._hour() - _KEPT_DAYS * _DAY)
         if start is None:
             return
         until = self._hour() + _HOUR
-        # the hour before is still open: its last requests are being settled
+        # the previous hour is still open: its last requests are being settled
         start = min(start, self._hour()) - (_DAY if late else _HOUR)
         while start < until:
             if not await storage.sum_up(self._reports, start, min(start + _DAY, until)):
@@ -110,7 +110,7 @@ class Usage:
             start += _DAY
 
     async def near_limit(self) -> NearLimit | None:
-        """None as long as they have not been found out."""
+        """None as long as they are unknown."""
         old = self._near is None or self._near.as_of < self.now() - timedelta(seconds=_NEAR_EVERY)
         if old:
             asking = self._asking.start()
@@ -130,7 +130,7 @@ class Usage:
 
     @contextlib.asynccontextmanager
     async def running(self, registry: Registry) -> AsyncIterator[None]:
-        """Sums up in the background."""
+        """Sums up the ledger in the background."""
         try:
             async with background.running(registry, usage=self._keep_summing):
                 yield

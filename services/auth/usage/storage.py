@@ -1,4 +1,4 @@
-"""The ledger summed up by hour, and those who spent most of late."""
+"""The SQL of the ledger's sums by hour, and of the users who spent most recently."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from shared.stores.postgres import Database, Query
 
 @dataclass(frozen=True, slots=True)
 class Hour:
-    """Requests admitted in one hour (or one day), of one service type, that ended alike."""
+    """Requests admitted in one hour (or one day), of one service type, with one outcome."""
 
     at: datetime
     service_type: str
@@ -54,9 +54,9 @@ _SPENDERS = Query.text(
 
 
 async def last_hour(database: Database, since: datetime) -> datetime | None:
-    """From where on hours are to be summed up: the newest one there is, or the ledger's first; None without any.
+    """The hour from which to sum up: the newest one summed up, or the ledger's first; None without rows.
 
-    :raises DatabaseUnavailable:
+    :raises DatabaseUnavailable: PostgreSQL could not be asked.
     """
     last: datetime | None = (await database.fetch(_LAST))[0]["hour"]
     if last is not None:
@@ -68,8 +68,8 @@ async def last_hour(database: Database, since: datetime) -> datetime | None:
 async def sum_up(database: Database, start: datetime, until: datetime) -> bool:
     """Sum up the hours of a span again; both ends are whole hours.
 
-    :returns: False when another process is at it.
-    :raises DatabaseUnavailable:
+    :returns: False if another process is summing up.
+    :raises DatabaseUnavailable: PostgreSQL could not be asked.
     """
     async with database.transaction() as transaction:
         if not (await transaction.fetch(_LOCK))[0]["locked"]:
@@ -80,9 +80,9 @@ async def sum_up(database: Database, start: datetime, until: datetime) -> bool:
 
 
 async def read(database: Database, since: datetime, unit: str) -> list[Hour]:
-    """What was summed up since a time, by ``hour`` or ``day``, oldest first.
+    """The sums since a time, by ``hour`` or ``day``, oldest first.
 
-    :raises DatabaseUnavailable:
+    :raises DatabaseUnavailable: PostgreSQL could not be asked.
     """
     return [Hour(**row) for row in await database.fetch(_READ, since=since, unit=unit)]
 
@@ -90,6 +90,6 @@ async def read(database: Database, since: datetime, unit: str) -> list[Hour]:
 async def spenders(database: Database, since: datetime, each: int) -> list[str]:
     """The users who spent most since a time, of every service type.
 
-    :raises DatabaseUnavailable:
+    :raises DatabaseUnavailable: PostgreSQL could not be asked.
     """
     return [row["user_id"] for row in await database.fetch(_SPENDERS, since=since, each=each)]

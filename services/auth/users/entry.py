@@ -1,4 +1,4 @@
-"""Who may enter: known users at once, newcomers while there is room, nobody who is blocked."""
+"""Admission of identities: known users at once, newcomers while there is room, blocked ones never."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ _log = logs.logger("users")
 
 
 class Users:
-    """The standing of an identity, and the user rows.
+    """The gate of an exchange: it checks an identity's standing and makes its user row.
 
-    Known users are answered from Redis (module ``known``),
-    so that they get in while PostgreSQL is down; without Redis PostgreSQL is asked.
+    Known users are answered from Redis (``standing.known``), so that they get in while PostgreSQL is down; without
+    Redis, PostgreSQL is asked.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class Users:
         """
         :raises AccessDenied: the identity is blocked, or its device revoked.
         :raises MaxUsersReached: a newcomer, and the service type is full.
-        :raises DependencyUnavailable: neither Redis nor PostgreSQL could say.
+        :raises DependencyUnavailable: neither Redis nor PostgreSQL could be asked.
         """
         user = user_id(identity, row.name)
         remembered = await self._remembered(identity, row.name)
@@ -79,7 +79,7 @@ class Users:
             return None
 
     async def flush_seen(self) -> None:
-        """Write ``last_seen_at`` of those who came since the last time.
+        """Write ``last_seen_at`` of the users seen since the last call.
 
         :raises DependencyUnavailable: they are written the next time, as after any other error.
         """

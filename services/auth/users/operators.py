@@ -1,4 +1,4 @@
-"""What operators do with users. A change has happened when its method returns: in PostgreSQL and in Redis."""
+"""Operations of operators on users. When a method returns, its change is in PostgreSQL and in Redis."""
 
 from __future__ import annotations
 
@@ -66,8 +66,8 @@ class UserAdmin:
     ) -> tuple[Page[User], int]:
         """Users whose id starts with ``q``, and about how many there are in all. A search is always sorted by id.
 
-        :raises InvalidRequest: the cursor is none of this list's.
-        :raises DependencyUnavailable:
+        :raises InvalidRequest: the cursor is not one of this list.
+        :raises DependencyUnavailable: a dependency could not be asked.
         """
         sort = "id" if q else sort
         place = pagination.place(cursor, 2)
@@ -85,29 +85,29 @@ class UserAdmin:
 
     async def get(self, user_id: str) -> User:
         """
-        :raises NotFound:
-        :raises DependencyUnavailable:
+        :raises NotFound: there is no such thing.
+        :raises DependencyUnavailable: a dependency could not be asked.
         """
         return (await self._with_spending([await self._row(user_id)]))[0]
 
     async def some(self, user_ids: Sequence[str]) -> list[User]:
-        """Those of these users that there are, by id.
+        """Those of these users that exist, by id.
 
-        :raises DependencyUnavailable:
+        :raises DependencyUnavailable: a dependency could not be asked.
         """
         return await self._with_spending(await storage.by_ids(self._database, user_ids))
 
     async def of_identity(self, identity: str) -> list[User]:
         """The users of one identity, in its service types.
 
-        :raises DependencyUnavailable:
+        :raises DependencyUnavailable: a dependency could not be asked.
         """
         return await self._with_spending(await storage.of_identity(self._database, identity))
 
     async def counts(self) -> dict[str, int]:
         """Users by service type.
 
-        :raises DependencyUnavailable:
+        :raises DependencyUnavailable: a dependency could not be asked.
         """
         return dict.fromkeys(self._rows, 0) | await storage.counts(self._database)
 
@@ -115,8 +115,8 @@ class UserAdmin:
         """Requests, newest first; a deleted user's too.
 
         :raises NotFound: no such user, and none in the ledger.
-        :raises InvalidRequest: the cursor is none of this list's.
-        :raises DependencyUnavailable:
+        :raises InvalidRequest: the cursor is not one of this list.
+        :raises DependencyUnavailable: a dependency could not be asked.
         """
         before = None
         if cursor:
@@ -133,8 +133,8 @@ class UserAdmin:
     async def block(self, user_id: str, actor: Actor, reason: str | None = None) -> None:
         """Block the identity in all its service types.
 
-        :raises NotFound:
-        :raises DependencyUnavailable: perhaps in PostgreSQL only; then Redis learns of it when it is back.
+        :raises NotFound: there is no such thing.
+        :raises DependencyUnavailable: it may be in PostgreSQL only; then it is applied to Redis later.
         """
         async with self._change(user_id, "blocked") as (transaction, row):
             await standing.block(transaction, row.identity, reason)
@@ -144,7 +144,7 @@ class UserAdmin:
     async def unblock(self, user_id: str, actor: Actor) -> None:
         """Admit the identity again.
 
-        :raises NotFound:
+        :raises NotFound: there is no such thing.
         :raises DependencyUnavailable: as ``block``.
         """
         async with self._change(user_id, "unblocked") as (transaction, row):
@@ -155,8 +155,8 @@ class UserAdmin:
     async def set_tier(self, user_id: str, actor: Actor, tier: str) -> None:
         """Give a user the money and rates of another service type's row.
 
-        :raises UnknownTier:
-        :raises NotFound:
+        :raises UnknownTier: there is no such row.
+        :raises NotFound: there is no such thing.
         :raises DependencyUnavailable: as ``block``.
         """
         if tier not in self._rows:
@@ -171,7 +171,7 @@ class UserAdmin:
     async def delete(self, user_id: str, actor: Actor) -> None:
         """Delete a user and free its place. Its ledger stays, and so does a block of its identity.
 
-        :raises NotFound:
+        :raises NotFound: there is no such thing.
         :raises DependencyUnavailable: as ``block``.
         """
         async with self._change(user_id, "deleted", {"deleted": user_id}) as (transaction, row):
@@ -183,7 +183,7 @@ class UserAdmin:
     async def _change(
         self, user_id: str, kind: str, payload: dict[str, str] | None = None
     ) -> AsyncIterator[tuple[Transaction, UserRow]]:
-        """A transaction that holds the identity's users, then the same in Redis."""
+        """Run a change in a transaction that locks the identity's users, then apply it to Redis."""
         try:
             async with asyncio.timeout(_PATIENCE):
                 identity = (await self._row(user_id)).identity
@@ -194,7 +194,7 @@ class UserAdmin:
                     yield transaction, row
                     await self._changes.record(transaction, identity, kind, payload)
                 await self._changes.apply(identity)
-        except TimeoutError as error:  # what PostgreSQL took reaches Redis later
+        except TimeoutError as error:  # a committed change reaches Redis later
             raise DependencyUnavailable("postgres") from error
 
     async def _row(self, user_id: str) -> UserRow:

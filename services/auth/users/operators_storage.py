@@ -1,7 +1,4 @@
-"""What operators read and change of users, in PostgreSQL.
-
-Pages are found by key, so that the last of them is as fast as the first.
-"""
+"""The SQL of operators' work on users. Pages are found by key, so that the last one is as fast as the first."""
 
 from __future__ import annotations
 
@@ -76,7 +73,7 @@ _MAKE_ROOM = Query.text("update capacity set users = greatest(users - 1, 0) wher
 
 @dataclass(frozen=True, slots=True)
 class UserRow:
-    """A user, and what is decided about the identity in all its service types."""
+    """A user, with the decisions about its identity."""
 
     user_id: str
     identity: str
@@ -116,7 +113,7 @@ async def page(
     """Users whose id starts with ``q`` (all of them when sorted by creation).
 
     :param after: ``(id, creation time as text)`` of the user that the page follows; None for the first page.
-    :raises DatabaseUnavailable:
+    :raises DatabaseUnavailable: PostgreSQL could not be asked.
     """
     edge = ("", "-infinity") if not descending else (LAST, "infinity")
     user_id, at = after or edge
@@ -129,9 +126,9 @@ def _bounds(q: str) -> dict[str, str]:
 
 
 async def estimate(database: Database, q: str) -> int:
-    """How many users have an id that starts with ``q``: exact up to 10,000, above that as the planner sees it.
+    """The number of users whose id starts with ``q``: exact up to 10,000, above that the planner's estimate.
 
-    :raises DatabaseUnavailable:
+    :raises DatabaseUnavailable: PostgreSQL could not be asked.
     """
     found: int = (await database.fetch(_MATCHES, **_bounds(q), most=_COUNTED + 1))[0]["found"]
     if found <= _COUNTED:
@@ -141,19 +138,19 @@ async def estimate(database: Database, q: str) -> int:
 
 
 async def by_ids(database: Database | Transaction, users: Sequence[str]) -> list[UserRow]:
-    """:raises DatabaseUnavailable:"""
+    """:raises DatabaseUnavailable: PostgreSQL could not be asked."""
     return _users(await database.fetch(_BY_IDS, users=list(users)))
 
 
 async def of_identity(database: Database, identity: str) -> list[UserRow]:
-    """:raises DatabaseUnavailable:"""
+    """:raises DatabaseUnavailable: PostgreSQL could not be asked."""
     return _users(await database.fetch(_OF_IDENTITY, identity=identity))
 
 
 async def counts(database: Database) -> dict[str, int]:
     """Users by service type.
 
-    :raises DatabaseUnavailable:
+    :raises DatabaseUnavailable: PostgreSQL could not be asked.
     """
     return {row["service_type"]: row["users"] for row in await database.fetch(_CAPACITY)}
 
@@ -161,7 +158,7 @@ async def counts(database: Database) -> dict[str, int]:
 async def spent(database: Database, spans: Mapping[str, tuple[int, int]]) -> dict[str, int]:
     """Nano-dollars in the ledger of each user's requests admitted in a span of Unix time, its end excluded.
 
-    :raises DatabaseUnavailable:
+    :raises DatabaseUnavailable: PostgreSQL could not be asked.
     """
     if not spans:
         return {}
@@ -180,7 +177,7 @@ async def ledger(
     """Requests of a user, newest first.
 
     :param before: ``(id, admission time as text)`` of the request that the page follows.
-    :raises DatabaseUnavailable:
+    :raises DatabaseUnavailable: PostgreSQL could not be asked.
     """
     row_id, at = before or (LAST, "infinity")
     rows = await database.fetch(_LEDGER, user_id=user_id, id=row_id, at=at, limit=limit)
@@ -188,18 +185,18 @@ async def ledger(
 
 
 async def lock(transaction: Transaction, user_id: str, identity: str) -> UserRow | None:
-    """A user that nobody else changes until the transaction ends, nor any other user of its identity.
+    """Lock a user, and all users of its identity, until the transaction ends.
 
-    :raises DatabaseUnavailable:
+    :raises DatabaseUnavailable: PostgreSQL could not be asked.
     """
     await transaction.fetch(_LOCK, identity=identity)
     return next(iter(await by_ids(transaction, [user_id])), None)
 
 
 async def delete(transaction: Transaction, user_id: str, service_type: str) -> None:
-    """Delete a user and give its place to another.
+    """Delete a user and free its place.
 
-    :raises DatabaseUnavailable:
+    :raises DatabaseUnavailable: PostgreSQL could not be asked.
     """
     if await transaction.execute(_DELETE, user_id=user_id):
         await transaction.execute(_MAKE_ROOM, service_type=service_type)

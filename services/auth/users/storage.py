@@ -26,28 +26,28 @@ _SEEN = Query.text("update users set last_seen_at = now() where user_id = any(:u
 
 
 async def can_write(database: Database) -> None:
-    """Update no user, as readiness does.
+    """Update no row, as readiness does.
 
-    :raises DatabaseUnavailable:
+    :raises DatabaseUnavailable: PostgreSQL could not be asked.
     """
     await database.execute(_SEEN, users=[])
 
 
 class _Full(Exception):
-    """Rolls the newcomer's transaction back."""
+    """Rolls back the newcomer's transaction."""
 
 
 async def enter(database: Database, user_id: str, identity: str, row: ServiceType) -> bool:
-    """Make a user known. Of newcomers that race for the last places exactly as many get in as there are places.
+    """Make a user row. Of newcomers that race for the last places, exactly as many get in as there are places.
 
     :returns: False when a newcomer found no place.
-    :raises DatabaseUnavailable:
+    :raises DatabaseUnavailable: PostgreSQL could not be asked.
     """
     found = (await database.fetch(_KNOWN, user_id=user_id, service_type=row.name))[0]
     if found["known"]:
         return True
     if 0 < row.max_users <= found["users"]:
-        return False  # a crowd at a closed door costs a read each, and no lock
+        return False  # while the service type is full, newcomers cost a read each, and no lock
     try:
         async with database.transaction() as transaction:
             inserted = await transaction.fetch_one(_INSERT, user_id=user_id, identity=identity, service_type=row.name)
@@ -61,5 +61,5 @@ async def enter(database: Database, user_id: str, identity: str, row: ServiceTyp
 
 
 async def seen(database: Database, users: Sequence[str]) -> None:
-    """:raises DatabaseUnavailable:"""
+    """:raises DatabaseUnavailable: PostgreSQL could not be asked."""
     await database.execute(_SEEN, users=list(users))

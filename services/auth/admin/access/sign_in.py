@@ -22,7 +22,7 @@ async def begin(request: web.Request, secret: str) -> Session | None:
     """A new session for the holder of a key; None for a wrong key.
 
     :raises SlowDown: a wrong key from an address that has sent too many.
-    :raises DependencyUnavailable:
+    :raises DependencyUnavailable: a dependency could not be asked.
     """
     key = request.app[ADMIN_KEYS].find(secret)
     if key is None:
@@ -36,7 +36,7 @@ async def begin(request: web.Request, secret: str) -> Session | None:
 async def end(request: web.Request, session: Session, response: web.Response) -> None:
     """End a session, and have the browser forget it.
 
-    :raises DependencyUnavailable:
+    :raises DependencyUnavailable: a dependency could not be asked.
     """
     await request.app[SESSIONS].end(session.id)
     cookies.drop(request, response, cookies.SESSION)

@@ -82,7 +82,8 @@ async def delete_user(request: web.Request) -> web.Response:
 
 async def _changing(request: web.Request) -> Actor:
     """
-    :raises Unauthorized: :raises SlowDown:
+    :raises Unauthorized:
+    :raises SlowDown: a limit is reached.
     :raises Forbidden: a viewer's key.
     """
     return callers.changing(request, await callers.by_key(request))

@@ -37,7 +37,7 @@ class Assets:
 
     def response(self, request: web.Request) -> web.Response:
         """
-        :raises NotFound:
+        :raises NotFound: there is no such thing.
         """
         asset = self._assets.get(request.match_info["name"])
         if asset is None:

@@ -103,7 +103,7 @@ def action(handler: Callable[[web.Request, Session, Change], Awaitable[web.Strea
 async def fields(request: web.Request) -> dict[str, str]:
     """The fields of a form that are not empty.
 
-    :raises InvalidRequest:
+    :raises InvalidRequest: it is malformed.
     """
     return {name: values[0].strip() for name, values in (await read_form(request)).items()}
 
