@@ -1,4 +1,4 @@
-"""What the package index and the advisories say of every version in requirements/*.txt: `make audit`.
+"""What the package index and the advisories say of every version in requirements/*.txt: ``make audit``.
 
 The index tells of files that their authors took back (PEP 592) and of projects that are quarantined, archived or
 deprecated (PEP 792). Known vulnerabilities are asked of OSV, where it can be reached; where not, that is said.

@@ -2,7 +2,7 @@
 
     python deploy/capacity.py [USERS...]
 
-Change the figures below to your own measurements (`make bench`) and your own users, and run it again.
+Change the figures below to your own measurements (``make bench``) and your own users, and run it again.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from math import ceil
 
 @dataclass(frozen=True, slots=True)
 class Habits:
-    """What users do. Look at `chat_tokens_per_request` and `chat_completion_latency_seconds` for yours."""
+    """What users do. Look at ``chat_tokens_per_request`` and ``chat_completion_latency_seconds`` for yours."""
 
     requests_per_day: float = 20
     exchanges_per_day: float = 8  # a token lasts five minutes

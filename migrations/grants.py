@@ -43,7 +43,7 @@ GRANTS: dict[str, dict[str, tuple[str, ...]]] = {
     },
     # What was written stays
     "audit_log": {AUTH: ("select", "insert")},
-    # `mlpa ledger prune` runs as the owner
+    # ``mlpa ledger prune`` runs as the owner
     "ledger": {
         AUTH: ("select",),
         GATEWAY: (

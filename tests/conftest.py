@@ -37,7 +37,7 @@ def _reason(report: pytest.TestReport | pytest.CollectReport) -> str:
 
 @pytest.fixture(scope="session")
 def postgres_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PostgresServer]:
-    """The session's server. A test that kills or pauses one starts its own (`own_postgres`)."""
+    """The session's server. A test that kills or pauses one starts its own (``own_postgres``)."""
     folder = tmp_path_factory.mktemp("postgres")
     with PostgresServer(folder / "data", free_port(), durable=False) as server:
         yield server
@@ -75,7 +75,7 @@ def own_postgres(tmp_path: Path) -> Iterator[PostgresServer]:
 
 @pytest.fixture(scope="session")
 def valkey_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ValkeyServer]:
-    """The session's server. A test that kills or pauses one starts its own (`own_valkey`)."""
+    """The session's server. A test that kills or pauses one starts its own (``own_valkey``)."""
     with ValkeyServer(tmp_path_factory.mktemp("valkey") / "data", free_port()) as server:
         yield server
 

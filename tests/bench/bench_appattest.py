@@ -1,4 +1,4 @@
-"""What verifying App Attest objects costs, beside the cryptography that it can't do without."""
+"""The cost of verifying App Attest objects, beside the cryptography that it needs."""
 
 from __future__ import annotations
 

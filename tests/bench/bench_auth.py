@@ -1,4 +1,4 @@
-"""What an exchange costs in auth (without its log line), and what a check of its token costs in the gateway."""
+"""The cost of an exchange in auth (without its log line), and of verifying its token in the gateway."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the console's pages cost with 200,000 users and 2 million requests, against an empty database.
+"""The cost of the console's pages with 200,000 users and 2 million requests, against an empty database.
 
 MLPA_BENCH_SCALE=0.1 takes a tenth of the rows.
 """

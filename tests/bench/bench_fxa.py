@@ -1,4 +1,4 @@
-"""What verifying FxA tokens costs: beside the Redis command that it can't do without, and in calls to FxA."""
+"""The cost of verifying FxA tokens: beside the one Redis command that it needs, and in calls to FxA."""
 
 from __future__ import annotations
 

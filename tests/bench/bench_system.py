@@ -1,4 +1,4 @@
-"""What the whole system costs from a client's side: beside asking LiteLLM alone, and in CPU time of each service.
+"""The cost of the whole system for a client, beside LiteLLM alone, and in CPU time of each service.
 
 Everything runs as it is deployed, as processes of its own; LiteLLM is the double, which answers at once.
 """

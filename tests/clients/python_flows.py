@@ -1,4 +1,4 @@
-"""What applications do with OpenAI's SDK, as its README shows it; node/flows.mjs does the same."""
+"""Flows of applications with OpenAI's SDK, as its README shows them; node/flows.mjs does the same."""
 
 from __future__ import annotations
 

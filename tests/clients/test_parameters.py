@@ -1,4 +1,4 @@
-"""What arrives at each provider for each parameter that the gateway forwards.
+"""The requests that arrive at each provider for each forwarded parameter.
 
 Between the gateway and the provider is the real LiteLLM with the shipped settings: it translates a parameter into the
 provider's own, or leaves out what the provider does not know.

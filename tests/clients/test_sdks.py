@@ -154,7 +154,7 @@ def result_of(arguments: str) -> str:
 
 
 def without_placeholders(messages: Any) -> Any:
-    """The SDK for Python makes `content: ""` of a stream without text, for which LiteLLM tells Anthropic a text."""
+    """The SDK for Python makes ``content: ""`` of a stream without text, for which LiteLLM tells Anthropic a text."""
     placeholder = {"type": "text", "text": "[System: Empty message content sanitised to satisfy protocol]"}
     for message in messages:
         message["content"] = [block for block in message["content"] if block != placeholder]

@@ -1,4 +1,4 @@
-"""What the code declares: metrics, as services declare them when they start, and log events, as they are written."""
+"""Declarations in the code: the metrics of started services, and log events."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the shipped configuration of LiteLLM promises to the gateways."""
+"""The shipped configuration of LiteLLM keeps its promises to the gateways."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""deploy/METRICS.md tells exactly what the code declares, and the series that queries need are there from the start."""
+"""deploy/METRICS.md lists exactly what the code declares, and series that queries need exist from the start."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the README says is tested has tests."""
+"""The tests that the README names exist."""
 
 from __future__ import annotations
 

@@ -21,8 +21,8 @@ Where it differs on purpose:
     - any key will do; a model has no prices but those of ``model_row``, and few of the members of its row
     - usage is constant, and no answer is compressed
 
-A real aiohttp server. What a chat request gets is scripted by its model's name (`LiteLLMDouble.script`, or
-`POST /double/script` from another process); it notes what it was asked, what it delivered, and what is open.
+A real aiohttp server. What a chat request gets is scripted by its model's name (``LiteLLMDouble.script``, or
+``POST /double/script`` from another process); it notes what it was asked, what it delivered, and what is open.
 
     python -m tests.doubles.litellm --port 4000        the same in a process of its own, to be killed or stopped
 """
@@ -60,7 +60,7 @@ def chunk(content: str | None = None, *, index: int = 0, finish: str | None = No
 
 
 def usage_chunk(prompt: int, completion: int, *, choices: Any = "litellm") -> dict[str, Any]:
-    """The chunk before [DONE]; its `choices` are not empty in LiteLLM, but are in OpenAI's API."""
+    """The chunk before [DONE]; its ``choices`` are not empty in LiteLLM, but are in OpenAI's API."""
     given = chunk()
     given["choices"] = [{"index": 0, "delta": {}}] if choices == "litellm" else choices
     given["usage"] = {
@@ -126,7 +126,7 @@ def error_body(message: str, kind: str | None, code: str, param: str | None = No
 class Script:
     """What a request gets. Steps, in order:
 
-    ("send", bytes)   write      ("sleep", s)   wait            ("gate", name)  wait until `open_gate(name)`
+    ("send", bytes)   write      ("sleep", s)   wait            ("gate", name)  wait until ``open_gate(name)``
     ("hang", None)    for ever   ("cut", None)  close without the end of the body
     ("reset", None)   RST        ("flood", bytes) write without end
     ("raw", bytes)    past HTTP: no chunk around it

@@ -1,4 +1,4 @@
-"""`mlpa check`: what is wrong is said before a start, a line for each thing."""
+"""``mlpa check``: what is wrong is said before a start, a line for each thing."""
 
 from __future__ import annotations
 

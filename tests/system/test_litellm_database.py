@@ -1,7 +1,7 @@
 """The whole system on the real LiteLLM with its real database: customers, containment, keys, spend.
 
-Opt-in, since LiteLLM takes a minute and 800 MB to install: LITELLM_DB_TOOLS names the folder with its `setup.sh` and
-`start.sh`. It is installed below LITELLM_DB_DIR (default: .mlpa/litellm-db) once per LITELLM_VERSION.
+Opt-in, since LiteLLM takes a minute and 800 MB to install: LITELLM_DB_TOOLS names the folder with its ``setup.sh`` and
+``start.sh``. It is installed below LITELLM_DB_DIR (default: .mlpa/litellm-db) once per LITELLM_VERSION.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What may be used once, by one key, for one service type, at one deployment and in time can't be used otherwise."""
+"""Single use: nothing meant for one key, service type, deployment and time can be used otherwise."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How the services start without what they need, and end when they are told to."""
+"""The services start without their dependencies, and end on a signal."""
 
 from __future__ import annotations
 

@@ -5,8 +5,8 @@ What it imitates, and which source says so. Shapes are of boto/botocore, data/be
     request and answer                                     ConverseRequest, ConverseResponse, TokenUsage
     stream: starts, deltas and stops of blocks, usage      ConverseStreamOutput
     its frames, application/vnd.amazon.eventstream         smithy.io, "Amazon Event Stream specification"
-    reasoning with a signature; 400 for a call without it  ReasoningTextBlock; BerriAI/litellm, "Expected `thinking`,
-                                                           but found `tool_use`" with Claude on Bedrock
+    reasoning with a signature; 400 for a call without it  ReasoningTextBlock; BerriAI/litellm, "Expected ``thinking``,
+                                                           but found ``tool_use``" with Claude on Bedrock
     400 unless results match the calls before them         Bedrock User Guide, "Call a tool with the Converse API"
 
 Where it differs on purpose:

@@ -1,4 +1,4 @@
-"""What the doubles of providers have in common: a server in a thread of its own, and a note of all that arrived."""
+"""The common part of the providers' doubles: a server in its own thread, and a record of all requests."""
 
 from __future__ import annotations
 

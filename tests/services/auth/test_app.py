@@ -1,4 +1,4 @@
-"""What auth says of its trust anchors when it starts."""
+"""The warnings about trust anchors at auth's start."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`mlpa app-attest check`: one line per object, and an exit code that says whether all are good."""
+"""``mlpa app-attest check``: one line per object, and an exit code that says whether all are good."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`mlpa fxa`: a token of the stand-in, and the end of what is remembered of a user."""
+"""``mlpa fxa``: a token of the stand-in, and the end of what is remembered of a user."""
 
 from __future__ import annotations
 

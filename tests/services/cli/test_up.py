@@ -1,4 +1,4 @@
-"""What `mlpa up` keeps in its data folder, and how it finds its place on a machine in use."""
+"""The data folder of ``mlpa up``, and its choice of ports on a machine in use."""
 
 from __future__ import annotations
 

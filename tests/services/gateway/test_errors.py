@@ -1,4 +1,4 @@
-"""What errors look like on the wire."""
+"""Errors on the wire."""
 
 from __future__ import annotations
 

@@ -238,7 +238,7 @@ def test_nothing_survives_a_parent_that_is_killed(tmp_path: Path, state: str) ->
 
 
 def _descends(stat: Path, pids: list[int]) -> bool:
-    """Whether a process is one of `pids` or a child of one."""
+    """Whether a process is one of ``pids`` or a child of one."""
     try:
         parent = int(stat.read_text().rpartition(")")[2].split()[1])
     except (FileNotFoundError, ProcessLookupError):

@@ -1,4 +1,4 @@
-"""What a connection may make a process hold, and how it is refused beyond that."""
+"""The bounds on a connection's memory, and the refusals beyond them."""
 
 from __future__ import annotations
 

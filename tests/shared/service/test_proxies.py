@@ -1,4 +1,4 @@
-"""Whose address a request counts for: never one that a client can choose."""
+"""The address that a request counts for: never one that a client can choose."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How a process ends: in order, and in time."""
+"""The end of a process: in order, and in time."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the metrics of a process look like to Prometheus."""
+"""The metrics page of a process, as Prometheus reads it."""
 
 from __future__ import annotations
 

@@ -191,7 +191,7 @@ def intermediate(
     subject: str = "intermediate",
     certified_key: Any = None,
 ) -> Authority:
-    """An intermediate of any shape; `certified_key` is a key other than the one that it signs with."""
+    """An intermediate of any shape; ``certified_key`` is a key other than the one that it signs with."""
     key = key or ec.generate_private_key(ec.SECP384R1())
     certificate = signer.issue(
         subject,

@@ -1,4 +1,4 @@
-"""What a device may make PostgreSQL store."""
+"""Values that a device can make PostgreSQL store."""
 
 from __future__ import annotations
 

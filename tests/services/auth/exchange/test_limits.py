@@ -1,4 +1,4 @@
-"""How often a source and an identity may exchange, and whom a limit must not hit."""
+"""The limits of exchanges per source and identity, and the clients that they must not hit."""
 
 from __future__ import annotations
 

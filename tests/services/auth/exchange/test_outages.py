@@ -1,4 +1,4 @@
-"""What an exchange answers while Redis or PostgreSQL is down: never success for what was not stored."""
+"""Exchanges while Redis or PostgreSQL is down: success is never answered unless the change was stored."""
 
 from __future__ import annotations
 

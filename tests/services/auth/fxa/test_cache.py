@@ -1,4 +1,4 @@
-"""What is remembered in Redis, for how long, and that nothing else is believed."""
+"""The cache in Redis: its entries, their life, and that nothing else is believed."""
 
 from __future__ import annotations
 

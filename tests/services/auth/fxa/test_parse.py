@@ -1,4 +1,4 @@
-"""What a token must look like before it costs anything."""
+"""The form that a token must have before it costs anything."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an identity may use."""
+"""The policy on FxA identities."""
 
 from __future__ import annotations
 

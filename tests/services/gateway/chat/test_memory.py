@@ -1,4 +1,4 @@
-"""What an open request holds: not the body that it was made of."""
+"""The memory of an open request: it does not hold its body."""
 
 from __future__ import annotations
 

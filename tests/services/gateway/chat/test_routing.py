@@ -1,4 +1,4 @@
-"""What LiteLLM says about how it answered: counted, and after a fallback believed about the cost."""
+"""LiteLLM's routing facts are counted, and after a fallback its cost decides."""
 
 from __future__ import annotations
 

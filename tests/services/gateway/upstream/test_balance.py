@@ -1,4 +1,4 @@
-"""Which instance of LiteLLM gets the next request."""
+"""The choice of the LiteLLM instance for the next request."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What LiteLLM's headers tell, and that no header can do harm."""
+"""The facts in LiteLLM's headers; no header can do harm."""
 
 from __future__ import annotations
 

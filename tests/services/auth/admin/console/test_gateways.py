@@ -1,4 +1,4 @@
-"""What the console knows of the gateways, whatever answers at their address."""
+"""The console's view of the gateways, whatever answers at their address."""
 
 from __future__ import annotations
 

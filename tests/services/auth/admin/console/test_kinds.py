@@ -1,4 +1,4 @@
-"""How the pages word the kinds of credential."""
+"""The pages' wording of credential kinds."""
 
 from __future__ import annotations
 
