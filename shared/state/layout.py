@@ -1,0 +1,126 @@
+"""Where a user's state is in Redis: every key, every hash field, every expiry.
+
+All keys of an identity carry the hash tag of its shard, so that a script touches one slot of a Redis Cluster. The
+scripts know the constants of this module by the same names (see ``script``).
+"""
+
+from __future__ import annotations
+
+import enum
+from functools import lru_cache
+
+from shared.domain import identity as identities
+from shared.domain.identity import SHARDS
+
+# --- the hash of a user -----------------------------------------------------------------------------------------
+EPOCH = "ep"  # also of an identity: the run id of the server under which the state was built; another one: build it
+VERSION = "v"  # also of an identity: changes with every event that a rebuild under way must not miss
+TIER = "tier"  # the service type whose money and rates hold
+DURATION = "dur"  # seconds of a budget period
+PERIOD = "idx"  # the period that SPENT and RESERVED are of
+NEWEST = "hi"  # the newest period that was ever spent in: a clock that went back must ask the ledger
+SPENT = "spent"  # nano-dollars
+RESERVED = "res"  # nano-dollars
+OPEN = "open"  # requests that run
+ESTIMATED = "tok"  # estimated tokens of the requests that run
+USED_TOKENS = "tps"  # tokens of the requests in the tokens window
+RESERVATION = "r:"  # + request id: an open reservation (see packed.Reserved)
+UNWRITTEN = "x:"  # + request id: "cost|admitted ms" of a settled request that may not be in the ledger yet
+
+# --- the hash of an identity ------------------------------------------------------------------------------------
+STANDING = "blk"  # a value of Standing
+KNOWN_USER = "u:"  # + service type: the run id of the server to which auth wrote that there is a user row
+
+# --- the hash of a shard's totals (fields of sums: packed.sum_field) --------------------------------------------
+SUM_SPENT = "s|"
+SUM_RESERVED = "r|"
+BUILDING = "building"  # "ms id": since when, and by whom the sums are being built
+
+# --- expiries and windows ---------------------------------------------------------------------------------------
+WINDOW = 60_000  # of RPM and TPM, milliseconds
+IDLE = 172_800  # seconds that an unused user's or identity's state is kept; it's rebuilt from PostgreSQL
+SETTLED = 600  # seconds that a settled request is remembered
+REAPED = 86_400  # seconds in which a late settlement may still lower what the reaper charged
+BUILD = 2000  # milliseconds after which a build of the totals counts as given up
+
+
+class Standing(enum.StrEnum):
+    """What is decided about an identity, in all its service types."""
+
+    GOOD = "0"
+    BLOCKED = "blocked"
+    REVOKED = "revoked"  # its device is
+
+
+GOOD = Standing.GOOD.value
+
+
+class Shard:
+    """The keys of one shard."""
+
+    __slots__ = ("claim", "leases", "number", "outbox", "prefix", "totals")
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.prefix = f"mlpa:{identities.shard_tag(number)}:"
+        #: ZSET of open requests, ``request id + " " + user id``, by the time at which their lease ends.
+        self.leases = f"{self.prefix}leases"
+        #: HASH of ledger rows that PostgreSQL may not have yet, by request id (see packed.LedgerRow).
+        self.outbox = f"{self.prefix}outbox"
+        #: HASH of what users spent and reserved together, per service type with a total budget.
+        self.totals = f"{self.prefix}totals"
+        #: STRING, the gateway that looks after this shard at the moment.
+        self.claim = f"{self.prefix}claim"
+
+    @property
+    def users(self) -> str:
+        """What the key of a user begins with."""
+        return f"{self.prefix}u:"
+
+    def user(self, user_id: str) -> str:
+        """HASH, the state of a user."""
+        return f"{self.prefix}u:{user_id}"
+
+    def identity(self, identity: str) -> str:
+        """HASH, what holds for an identity in all its service types."""
+        return f"{self.prefix}i:{identity}"
+
+    def token(self, jti: str) -> str:
+        """STRING, present while a revoked token would still be valid."""
+        return f"{self.prefix}j:{jti}"
+
+    def requests_window(self, user_id: str) -> str:
+        """ZSET of the requests that RPM counts, by the time of their admission."""
+        return f"{self.prefix}w:{user_id}"
+
+    def tokens_window(self, user_id: str) -> str:
+        """ZSET of what TPM counts, ``request id + " " + tokens``, by the time of the settlement."""
+        return f"{self.prefix}t:{user_id}"
+
+    def tombstone(self, request: str) -> str:
+        """STRING, present for a while after a request was settled or reaped: how."""
+        return f"{self.prefix}d:{request}"
+
+
+SHARD_KEYS = tuple(map(Shard, range(SHARDS)))
+
+
+def of_identity(identity: str) -> Shard:
+    return SHARD_KEYS[identities.shard(identity)]
+
+
+@lru_cache(maxsize=65_536)
+def of_user(user_id: str) -> Shard:
+    return of_identity(user_id.rpartition(":")[0])
+
+
+def user_key(user_id: str) -> str:
+    return of_user(user_id).user(user_id)
+
+
+def identity_key(identity: str) -> str:
+    return of_identity(identity).identity(identity)
+
+
+def token_key(identity: str, jti: str) -> str:
+    return of_identity(identity).token(jti)

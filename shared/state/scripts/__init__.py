@@ -1,0 +1,1 @@
+"""The Lua scripts; ``shared.state.script`` reads them."""

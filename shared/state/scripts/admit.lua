@@ -1,0 +1,87 @@
+-- Decides about one request, and reserves its worst case.
+--@ use clock windows totals
+--@ keys user identity token requests_window tokens_window leases tombstone totals
+--@ args epoch tier duration# budget# rpm# tpm# max_streams#
+--@ args id user_id full# least# limit# least_grant# prompt_units# unit_price# scale# estimate# choices#
+--@ args total prompt_bound details lease#
+--@ args room#
+-- tier, duration, budget, rpm, tpm, max_streams: of the row of the tier that the user is expected to have
+-- full, least: cost of the limit asked for, and of the least grant; prompt_units, unit_price (of a completion token of
+-- every choice) in 1/scale nano-dollars; total: "type:seconds" or empty; room: what the total leaves, empty for all
+-- Reply "load" | "tier NAME" | "settled" | "blocked|revoked|token 0 RATES"
+--       | "ok GRANT AMOUNT NOW RATES" | "streams|rpm|tpm|exceeded|reserved RETRY_MS RATES"
+--       RATES: requests used, ms to their reset, tokens used, ms to their reset
+local user_epoch, user_tier, user_duration, period, spent, reserved, open, estimated, used_tokens, newest = unpack(
+  redis.call('HMGET', user, EPOCH, TIER, DURATION, PERIOD, SPENT, RESERVED, OPEN, ESTIMATED, USED_TOKENS, NEWEST))
+local identity_epoch, standing = unpack(redis.call('HMGET', identity, EPOCH, STANDING))
+if user_epoch ~= epoch or identity_epoch ~= epoch then return 'load' end
+if redis.call('EXISTS', tombstone) == 1 then return 'settled' end
+if user_tier ~= tier then return 'tier ' .. user_tier end
+if tonumber(user_duration) ~= duration then return 'load' end
+
+spent, reserved, open, estimated = tonumber(spent), tonumber(reserved), tonumber(open), tonumber(estimated)
+local current = period_of(now, duration)
+if current ~= tonumber(period) then
+  -- A clock that went back leads to a period that may have been spent in before: the ledger knows
+  if current <= tonumber(newest) then return 'load' end
+  spent, reserved = 0, 0
+  redis.call('HSET', user, PERIOD, current, NEWEST, current, SPENT, 0, RESERVED, 0)
+end
+period = current
+
+local requests, requests_reset = 0, 0
+if rpm > 0 then
+  redis.call('ZREMRANGEBYSCORE', requests_window, '-inf', now - WINDOW)
+  requests = redis.call('ZCARD', requests_window)
+  if requests > 0 then
+    requests_reset = reset_of(requests_window)
+  end
+end
+
+local tokens, tokens_reset, left = tonumber(used_tokens), 0, 0
+if tokens > 0 then
+  tokens, left = tokens_in(tokens_window, tokens)
+  if left > 0 then
+    redis.call('ZREMRANGEBYSCORE', tokens_window, '-inf', now - WINDOW)
+  end
+  tokens_reset = reset_of(tokens_window)
+  if tokens_reset == 0 then
+    tokens = 0
+  end
+  redis.call('HSET', user, USED_TOKENS, tokens)
+end
+tokens = tokens + estimated
+
+local function answer(...)
+  return table.concat({...}, ' ') .. ' ' .. table.concat(
+    {int(requests), int(requests_reset), int(tokens), int(tokens_reset)}, ' ')
+end
+
+local revoked = redis.call('EXISTS', token) == 1
+local available = math.min(budget - spent - reserved, room or math.huge)
+--@ include decide
+local refused = refusals(false)
+if refused[1] then return answer(refused[1], refused[2]) end
+
+local grant, amount = limit, full
+if full > available then
+  grant, amount = least_grant, least
+  local affordable = math.floor((available * scale - prompt_units) / unit_price)
+  if affordable > least_grant then
+    grant, amount = affordable, math.ceil((prompt_units + affordable * unit_price) / scale)
+  end
+end
+
+redis.call('HSET', user, RESERVED, reserved + amount, OPEN, open + 1, ESTIMATED, estimated + estimate,
+  RESERVATION .. id, table.concat(
+    {int(amount), int(now), int(estimate), prompt_bound, int(grant * choices), total, details}, '|'))
+redis.call('EXPIRE', user, IDLE)
+redis.call('ZADD', leases, now + lease, id .. ' ' .. user_id)
+if rpm > 0 then
+  redis.call('ZADD', requests_window, now, id)
+  redis.call('PEXPIRE', requests_window, WINDOW)
+  requests, requests_reset = requests + 1, WINDOW
+end
+add_to_total(totals, SUM_RESERVED, total, now, amount)
+tokens = tokens + estimate
+return answer('ok', int(grant), int(amount), int(now))

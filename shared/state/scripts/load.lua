@@ -1,0 +1,30 @@
+-- Sets a user's state as PostgreSQL has it, unless something happened since the snapshot.
+--@ use clock reservation windows rebuild
+--@ keys user identity requests_window tokens_window
+--@ args epoch user_version identity_version tier duration# period# spent newest# standing
+--@ each keys token
+--@ each args seconds
+-- newest: period of a row in the ledger; per revoked token the seconds until it would have expired
+-- Reply "ok" | "again"
+if (redis.call('HGET', user, VERSION) or '0') ~= user_version then return 'again' end
+if (redis.call('HGET', identity, VERSION) or '0') ~= identity_version then return 'again' end
+if period_of(now, duration) ~= period then return 'again' end
+
+local reserved, open, estimated, newest_open = open_requests(user, duration, period)
+newest = math.max(newest, newest_open)
+if newest > period then
+  -- The clock went back: nothing in the windows is where it was
+  redis.call('DEL', requests_window, tokens_window)
+end
+
+-- A first version unlike any before, should this key have been lost and made anew
+redis.call('HSETNX', user, VERSION, int(now))
+redis.call('HSET', user, EPOCH, epoch, TIER, tier, DURATION, int(duration), PERIOD, period, NEWEST, newest,
+  SPENT, spent, RESERVED, int(reserved), OPEN, open, ESTIMATED, int(estimated), USED_TOKENS, int(sum_of(tokens_window)))
+redis.call('EXPIRE', user, IDLE)
+redis.call('HSET', identity, EPOCH, epoch, STANDING, standing)
+redis.call('EXPIRE', identity, IDLE)
+for _, item in each() do
+  redis.call('SET', item.token, '1', 'EX', item.seconds)
+end
+return 'ok'

@@ -1,0 +1,12 @@
+-- Keeps what PostgreSQL said of an identity, unless something was decided since.
+--@ use run_id
+--@ keys identity
+--@ args version standing known_user
+-- version: what known.lua said; known_user: the field of the service type that has a user row, or empty
+-- Reply 1 | 0
+local run = run_id()
+if run .. ':' .. (redis.call('HGET', identity, VERSION) or '') ~= version then return 0 end
+redis.call('HSET', identity, STANDING, standing)
+if known_user ~= '' then redis.call('HSET', identity, known_user, run) end
+redis.call('EXPIRE', identity, IDLE)
+return 1

@@ -1,0 +1,39 @@
+-- Prolongs the leases of open requests, and registers again what an emptied Redis forgot.
+--@ use clock reservation totals
+--@ keys leases totals
+--@ args lease#
+--@ each keys user identity token tombstone
+--@ each args id user_id reserved
+-- Reply per request "ok" | "reaped" | "settled" | "blocked" | "revoked" | "token"
+local replies = {}
+for at, item in each() do
+  local user = item.user
+  local over = redis.call('GET', item.tombstone)
+  if over then
+    replies[at] = string.sub(over, 1, 6) == 'reaped' and 'reaped' or 'settled'
+  else
+    if redis.call('HSETNX', user, RESERVATION .. item.id, item.reserved) == 1 then
+      local amount, admitted, guess, _, _, total = reservation(item.reserved)
+      local duration, period, reserved, open, estimated = unpack(
+        redis.call('HMGET', user, DURATION, PERIOD, RESERVED, OPEN, ESTIMATED))
+      if duration then
+        redis.call('HSET', user, OPEN, tonumber(open) + 1, ESTIMATED, tonumber(estimated) + guess)
+        if period_of(admitted, tonumber(duration)) == tonumber(period) then
+          redis.call('HSET', user, RESERVED, tonumber(reserved) + amount)
+        end
+      end
+      add_to_total(totals, SUM_RESERVED, total, admitted, amount)
+    end
+    redis.call('EXPIRE', user, IDLE)
+    redis.call('ZADD', leases, now + lease, item.id .. ' ' .. item.user_id)
+    local standing = redis.call('HGET', item.identity, STANDING)
+    if standing and standing ~= GOOD then
+      replies[at] = standing
+    elseif redis.call('EXISTS', item.token) == 1 then
+      replies[at] = 'token'
+    else
+      replies[at] = 'ok'
+    end
+  end
+end
+return replies

@@ -1,0 +1,71 @@
+-- Takes a reservation out and its cost in, exactly once, and puts the ledger row into the outbox.
+--@ use clock reservation totals
+--@ keys user tokens_window leases outbox tombstone totals
+--@ args id user_id cost# rate_tokens# write admitted# total row_end
+-- write: "row" | "none" (never admitted as far as the gateway knows: no ledger row)
+-- total: where no reservation tells it
+-- Reply "FLAG SETTLED_MS" of the ledger row: flag 0 for a new row, 1 for one that lowers what the reaper charged;
+--       "-" when there is nothing to write
+local over = redis.call('GET', tombstone)
+local reaped, result, amount, write = 0, '0 ' .. int(now), 0, write == 'row'
+if over then
+  local charged = string.match(over, '^reaped (%d+)')
+  if not charged then return over end
+  reaped, result, write = tonumber(charged), '1 ' .. int(now), cost < tonumber(charged)
+end
+
+local duration, period, spent, reserved, open, estimated, used_tokens, held = unpack(redis.call(
+  'HMGET', user, DURATION, PERIOD, SPENT, RESERVED, OPEN, ESTIMATED, USED_TOKENS, RESERVATION .. id))
+local changes = {}
+local function change(name, value)
+  changes[#changes + 1] = name
+  changes[#changes + 1] = value
+end
+
+if held then
+  local guess, _
+  amount, admitted, guess, _, _, total = reservation(held)
+  redis.call('HDEL', user, RESERVATION .. id)
+  redis.call('ZREM', leases, id .. ' ' .. user_id)
+  if open then
+    change(OPEN, tonumber(open) - 1)
+    change(ESTIMATED, tonumber(estimated) - guess)
+  end
+end
+if duration and period_of(admitted, tonumber(duration)) == tonumber(period) then
+  if held then
+    change(RESERVED, tonumber(reserved) - amount)
+  end
+  if write and (held or reaped > 0) then
+    change(SPENT, tonumber(spent) + cost - reaped)
+  elseif write then
+    -- The reservation was lost, or this was settled before and nobody remembers: the ledger knows which
+    redis.call('HDEL', user, EPOCH)
+  end
+end
+
+if write then
+  if rate_tokens > 0 then
+    -- The sum is that of the window's members, which go by themselves after a minute without a request
+    local tokens = redis.call('EXISTS', tokens_window) == 1 and tonumber(used_tokens) or 0
+    redis.call('ZADD', tokens_window, now, id .. ' ' .. int(rate_tokens))
+    redis.call('PEXPIRE', tokens_window, WINDOW)
+    change(USED_TOKENS, tokens + rate_tokens)
+  end
+  change(UNWRITTEN .. id, int(cost) .. '|' .. int(admitted))
+  redis.call('HINCRBY', user, VERSION, 1)
+  redis.call('EXPIRE', user, IDLE)
+  redis.call('HSET', outbox, id, table.concat({string.sub(result, 1, 1), int(cost), int(now), user_id, row_end}, '|'))
+else
+  result = '-'
+end
+if #changes > 0 then
+  redis.call('HSET', user, unpack(changes))
+end
+redis.call('SET', tombstone, result, 'EX', SETTLED)
+
+add_to_total(totals, SUM_RESERVED, total, admitted, 0 - amount)
+if write then
+  add_to_total(totals, SUM_SPENT, total, admitted, cost - reaped)
+end
+return result

@@ -1,0 +1,20 @@
+-- What a user has in the current period. Changes nothing.
+--@ use clock windows
+--@ keys user identity token requests_window tokens_window
+--@ args epoch
+-- Reply "load" | "blocked" | "revoked" | "token" | "ok TIER DURATION PERIOD SPENT RESERVED RATES" (see admit.lua)
+local user_epoch, tier, duration, period, spent, reserved, estimated, used_tokens, newest = unpack(
+  redis.call('HMGET', user, EPOCH, TIER, DURATION, PERIOD, SPENT, RESERVED, ESTIMATED, USED_TOKENS, NEWEST))
+local identity_epoch, standing = unpack(redis.call('HMGET', identity, EPOCH, STANDING))
+if user_epoch ~= epoch or identity_epoch ~= epoch then return 'load' end
+if standing ~= GOOD then return standing end
+if redis.call('EXISTS', token) == 1 then return 'token' end
+local current = period_of(now, tonumber(duration))
+if current ~= tonumber(period) then
+  if current <= tonumber(newest) then return 'load' end
+  spent, reserved = '0', '0'
+end
+local tokens_reset = reset_of(tokens_window)
+local tokens = tokens_reset > 0 and tokens_in(tokens_window, tonumber(used_tokens)) or 0
+return table.concat({'ok', tier, duration, int(current), spent, reserved, int(requests_in(requests_window)),
+  int(reset_of(requests_window)), int(tokens + tonumber(estimated)), int(tokens_reset)}, ' ')

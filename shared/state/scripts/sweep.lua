@@ -1,0 +1,19 @@
+-- Looks for what dead gateways left in a shard. One gateway per interval does it.
+--@ use clock
+--@ keys leases outbox claim
+--@ args gateway interval orphan# cursor
+-- interval: ms for which the shard is claimed; orphan: ms after which a row counts as left; cursor: in the outbox
+-- Reply {} for a shard that another one claimed; else {cursor, age of the oldest row, ms, expired lease..., id, row...}
+if not redis.call('SET', claim, gateway, 'NX', 'PX', interval) then return {} end
+local expired = redis.call('ZRANGE', leases, '-inf', now, 'BYSCORE', 'LIMIT', 0, 200)
+local page = redis.call('HSCAN', outbox, cursor, 'COUNT', 500)
+local oldest, rows = now, {}
+for at = 1, #page[2], 2 do
+  local settled = tonumber(string.match(page[2][at + 1], '^%d|%d+|(%d+)|'))
+  oldest = math.min(oldest, settled)
+  if now - settled > orphan then
+    rows[#rows + 1] = page[2][at]
+    rows[#rows + 1] = page[2][at + 1]
+  end
+end
+return {page[1], int(now - oldest), expired, rows}

@@ -1,0 +1,21 @@
+-- What the users of a shard spent and reserved together, per service type with a total budget.
+--@ use clock run_id
+--@ keys totals
+--@ args epoch
+--@ each args total
+-- epoch: empty from those who don't know it; total: "type:seconds"
+-- Reply {} when the sums are not built under this epoch; else per type: period, spent, reserved
+if epoch == '' then
+  epoch = run_id()
+end
+if redis.call('HGET', totals, EPOCH) ~= epoch then return {} end
+local reply = {}
+for _, item in each() do
+  local period = int(period_of(now, tonumber(string.match(item.total, '%d+$'))))
+  local field = item.total .. '|' .. period
+  local spent, reserved = unpack(redis.call('HMGET', totals, SUM_SPENT .. field, SUM_RESERVED .. field))
+  reply[#reply + 1] = period
+  reply[#reply + 1] = spent or '0'
+  reply[#reply + 1] = reserved or '0'
+end
+return reply

@@ -1,0 +1,74 @@
+"""What releases share: neither a key, a field nor a packed value may change its bytes."""
+
+from __future__ import annotations
+
+from shared.domain.service_types import load
+from shared.state import layout
+from shared.state.packed import Details, LedgerRow, Reserved, Unwritten, period_of, sum_field, total_name
+
+UID = "00112233445566778899aabbccddeeff"
+USER = f"{UID}:ai"
+DETAILS = Details('r|"1"', "ai", "gpt", "chat", 86_400)
+DETAILS_TEXT = '["r|\\"1\\"","ai","gpt","chat",86400]'
+
+
+def test_the_keys_of_a_user_and_of_a_shard() -> None:
+    keys = layout.of_user(USER)
+    tag = f"mlpa:{{s{keys.number:02d}}}:"
+    assert (keys.leases, keys.outbox, keys.totals, keys.claim) == (
+        f"{tag}leases",
+        f"{tag}outbox",
+        f"{tag}totals",
+        f"{tag}claim",
+    )
+    assert (keys.user(USER), keys.users + USER) == (f"{tag}u:{USER}", f"{tag}u:{USER}")
+    assert (keys.identity(UID), keys.token("j")) == (f"{tag}i:{UID}", f"{tag}j:j")
+    assert (keys.requests_window(USER), keys.tokens_window(USER)) == (f"{tag}w:{USER}", f"{tag}t:{USER}")
+    assert keys.tombstone("id") == f"{tag}d:id"
+    assert layout.of_identity(UID) is keys
+    assert (layout.user_key(USER), layout.identity_key(UID)) == (keys.user(USER), keys.identity(UID))
+
+
+def test_the_fields_and_expiries() -> None:
+    fields = {name: value for name, value in vars(layout).items() if name.isupper() and isinstance(value, str | int)}
+    assert fields == {
+        "SHARDS": 64,
+        "EPOCH": "ep",
+        "VERSION": "v",
+        "TIER": "tier",
+        "DURATION": "dur",
+        "PERIOD": "idx",
+        "NEWEST": "hi",
+        "SPENT": "spent",
+        "RESERVED": "res",
+        "OPEN": "open",
+        "ESTIMATED": "tok",
+        "USED_TOKENS": "tps",
+        "RESERVATION": "r:",
+        "UNWRITTEN": "x:",
+        "STANDING": "blk",
+        "GOOD": "0",
+        "KNOWN_USER": "u:",
+        "SUM_SPENT": "s|",
+        "SUM_RESERVED": "r|",
+        "BUILDING": "building",
+        "WINDOW": 60_000,
+        "IDLE": 172_800,
+        "SETTLED": 600,
+        "REAPED": 86_400,
+        "BUILD": 2000,
+    }
+    assert [standing.value for standing in layout.Standing] == ["0", "blocked", "revoked"]
+
+
+def test_the_packed_values() -> None:
+    assert Reserved(5, 1_700_000_000_123, 25, 100, 40, "ai:86400", DETAILS).pack() == (
+        f"5|1700000000123|25|100|40|ai:86400|{DETAILS_TEXT}"
+    )
+    row = LedgerRow("id", USER, 7, 1_700_000_000_123, 10, 20, "success", DETAILS, lowers=True, settled_ms=9)
+    entry = f"1|7|9|{USER}|1700000000123|10|20|success|{DETAILS_TEXT}"
+    assert (row.start + f"9|{USER}|" + row.end, LedgerRow.parse("id", entry)) == (entry, row)
+    assert Unwritten.parse("7|1700000000123") == (7, 1_700_000_000_123)
+    kind = load(None, debug=True).rows["ai"]
+    name = total_name(kind) or "ai:86400"
+    assert sum_field(layout.SUM_SPENT, name, period_of(1_700_000_000_123, 86_400)) == "s|ai:86400|19675"
