@@ -13,8 +13,8 @@ import click
 
 from services.auth.provisioning.client import LiteLLMAdmin, LiteLLMError
 from services.auth.settings import AuthSettings
-from services.gateway.budget.reconcile import Difference, differences
-from services.gateway.budget.storage import LedgerStorage
+from services.gateway.ledger.reconcile import Difference, differences
+from services.gateway.ledger.storage import LedgerStorage
 from shared.domain.money import nano_to_usd
 from shared.errors import DependencyUnavailable
 from shared.stores.postgres import Database

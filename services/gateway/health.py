@@ -7,9 +7,9 @@ from contextlib import AsyncExitStack, asynccontextmanager
 
 import aiohttp
 
-from services.gateway.budget.executor import Executor
 from services.gateway.budget.services import Budgets
-from services.gateway.budget.storage import can_write
+from services.gateway.ledger.storage import can_write
+from services.gateway.redis.executor import Executor
 from services.gateway.settings import GatewaySettings
 from services.gateway.tokens.keyset import key_set
 from services.gateway.upstream.client import KeyRefused, LiteLLM, UpstreamConfig

@@ -14,7 +14,7 @@ from pathlib import Path
 from services.gateway.budget.charging import bounds
 from services.gateway.budget.models import Delivery, Timings
 from services.gateway.budget.services import Budgets
-from services.gateway.budget.wire import pack
+from services.gateway.redis.wire import pack
 from services.local.postgres import PostgresServer
 from services.local.process import free_port
 from services.local.valkey import ValkeyServer

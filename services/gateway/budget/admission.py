@@ -8,10 +8,10 @@ from functools import lru_cache
 from typing import Literal
 
 from services.gateway.budget.charging import Bounds
-from services.gateway.budget.executor import Executor, ScriptCall
 from services.gateway.budget.models import Ask, RateLimits, Reservation
 from services.gateway.budget.rows import Row, Settlement, details, pack_reservation, parse_row, total_field
-from services.gateway.budget.wire import Script
+from services.gateway.redis.executor import Executor, ScriptCall
+from services.gateway.redis.wire import Script
 from shared.budget_state import prefix, shard_key
 from shared.domain.identity import shard, split_user
 from shared.domain.service_types import ServiceType

@@ -10,22 +10,13 @@ from collections import OrderedDict
 from collections.abc import AsyncIterator
 
 from services.gateway.budget import admission as admission_module
-from services.gateway.budget import server_check
 from services.gateway.budget import totals as totals_module
 from services.gateway.budget.admission import Admission, Refusal, rate_limits
 from services.gateway.budget.charging import NOTHING, bounds, charge
-from services.gateway.budget.executor import Executor, NotSent
-from services.gateway.budget.ledger import Ledger
 from services.gateway.budget.metrics import BudgetMetrics
 from services.gateway.budget.models import Ask, BudgetState, Delivery, RateLimits, Reservation, Timings
-from services.gateway.budget.reaper import Reaper
-from services.gateway.budget.rebuild import Rebuilder
-from services.gateway.budget.renewal import Renewals
 from services.gateway.budget.rows import settlement_of
-from services.gateway.budget.settlement import Settlements
-from services.gateway.budget.storage import LedgerStorage
 from services.gateway.budget.totals import Totals
-from services.gateway.budget.wire import Link
 from services.gateway.errors import (
     BudgetExceeded,
     BudgetReserved,
@@ -34,6 +25,15 @@ from services.gateway.errors import (
     RateLimited,
     UserBlocked,
 )
+from services.gateway.ledger.ledger import Ledger
+from services.gateway.ledger.reaper import Reaper
+from services.gateway.ledger.rebuild import Rebuilder
+from services.gateway.ledger.renewal import Renewals
+from services.gateway.ledger.settlement import Settlements
+from services.gateway.ledger.storage import LedgerStorage
+from services.gateway.redis import server_check
+from services.gateway.redis.executor import Executor, NotSent
+from services.gateway.redis.wire import Link
 from services.gateway.tokens.models import Principal
 from shared.domain.money import NANO
 from shared.domain.service_types import ServiceType, ServiceTypes

@@ -7,12 +7,12 @@ import time
 from dataclasses import dataclass
 
 from services.gateway.budget.charging import Bounds
-from services.gateway.budget.executor import Executor
 from services.gateway.budget.models import Ask
 from services.gateway.budget.rows import parse_row, total_field
-from services.gateway.budget.storage import LedgerStorage
-from services.gateway.budget.wire import Script
 from services.gateway.errors import BudgetExceeded, BudgetReserved, MayCostTooMuch
+from services.gateway.ledger.storage import LedgerStorage
+from services.gateway.redis.executor import Executor
+from services.gateway.redis.wire import Script
 from shared.budget_state import shard_key
 from shared.domain.identity import SHARDS
 from shared.domain.service_types import ServiceTypes

@@ -15,9 +15,9 @@ import pytest
 from click.testing import CliRunner, Result
 
 from services.cli.ledger import ledger
-from services.gateway.budget.reconcile import Difference, differences
 from services.gateway.budget.rows import Row
-from services.gateway.budget.storage import LedgerStorage
+from services.gateway.ledger.reconcile import Difference, differences
+from services.gateway.ledger.storage import LedgerStorage
 from shared.stores.postgres import Database, Query
 from shared.stores.redis import connect
 from tests.services.gateway.budget.support import ask, delivered, opened, principal, rows, until

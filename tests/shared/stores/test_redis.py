@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from services.gateway.budget.executor import Executor
+from services.gateway.redis.executor import Executor
 from services.local.process import free_port
 from services.local.valkey import ValkeyCluster, ValkeyServer
 from shared.errors import DependencyUnavailable

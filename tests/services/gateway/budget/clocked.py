@@ -7,7 +7,7 @@ from typing import Any
 
 import redis
 
-from services.gateway.budget.wire import Script
+from services.gateway.redis.wire import Script
 
 _CLOCK = """
 local server = redis

@@ -8,9 +8,9 @@ import time
 
 import pytest
 
-from services.gateway.budget import server_check
-from services.gateway.budget.executor import Executor
 from services.gateway.budget.models import Delivery
+from services.gateway.redis import server_check
+from services.gateway.redis.executor import Executor
 from services.local.postgres import PostgresServer
 from services.local.process import free_port
 from services.local.valkey import ValkeyServer

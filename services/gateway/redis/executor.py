@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 from redis.asyncio.connection import BlockingConnectionPool, ConnectionPool
 from redis.crc import key_slot
 
-from services.gateway.budget.wire import Link, Node, Script, ScriptFailed, pack, pack_script
+from services.gateway.redis.wire import Link, Node, Script, ScriptFailed, pack, pack_script
 from shared.domain.identity import SHARDS, shard_tag
 from shared.errors import DependencyUnavailable
 from shared.stores.dependency import Dependency

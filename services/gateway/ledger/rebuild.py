@@ -6,7 +6,7 @@ import asyncio
 
 from services.gateway.budget.admission import Admission, Snapshot
 from services.gateway.budget.metrics import BudgetMetrics
-from services.gateway.budget.storage import LedgerStorage, UserRecord
+from services.gateway.ledger.storage import LedgerStorage, UserRecord
 from shared.domain.identity import split_user
 from shared.domain.service_types import ServiceType, ServiceTypes
 from shared.errors import DependencyUnavailable

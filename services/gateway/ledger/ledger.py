@@ -10,7 +10,7 @@ from itertools import islice
 from services.gateway.budget.admission import Admission, place
 from services.gateway.budget.metrics import BudgetMetrics
 from services.gateway.budget.rows import Row, Settlement
-from services.gateway.budget.storage import LedgerStorage
+from services.gateway.ledger.storage import LedgerStorage
 from shared.errors import DependencyUnavailable
 from shared.telemetry import logs
 

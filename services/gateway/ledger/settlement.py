@@ -9,7 +9,7 @@ from typing import Any
 from services.gateway.budget.admission import Admission, place
 from services.gateway.budget.metrics import BudgetMetrics
 from services.gateway.budget.rows import Row, Settlement
-from services.gateway.budget.wire import ScriptFailed
+from services.gateway.redis.wire import ScriptFailed
 from shared.domain.money import NANO
 from shared.errors import DependencyUnavailable
 

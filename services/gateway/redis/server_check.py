@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from services.gateway.budget.wire import Link, ScriptFailed, pack
+from services.gateway.redis.wire import Link, ScriptFailed, pack
 from shared.telemetry import logs
 
 _log = logs.logger("budget")

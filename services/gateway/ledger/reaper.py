@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 
 from services.gateway.budget.admission import Admission
-from services.gateway.budget.ledger import Ledger
 from services.gateway.budget.metrics import BudgetMetrics
+from services.gateway.ledger.ledger import Ledger
 from shared.domain.identity import SHARDS
 from shared.domain.money import NANO
 from shared.errors import DependencyUnavailable

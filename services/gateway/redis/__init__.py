@@ -1,0 +1,1 @@
+"""The gateway's client of Redis: scripts, at once and pipelined, on the server that holds their shard."""
