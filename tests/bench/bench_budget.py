@@ -54,7 +54,7 @@ async def run() -> list[Row]:
 
 async def _latency(budgets: Budgets, client: Client) -> list[Row]:
     """One call at a time, in turns within a round too."""
-    link = budgets._admission.executor
+    link = budgets._scripts.executor
     works = (
         lambda: _timed(lambda: _once(budgets, 1)),
         lambda: _timed(lambda: client.get("bench")),
@@ -112,20 +112,20 @@ async def _valkey_cpu(budgets: Budgets, client: Client) -> list[Row]:
 
 async def _script_cpu(budgets: Budgets, client: Client) -> tuple[float, float]:
     """CPU seconds of an admission and of a settlement."""
-    admission = budgets._admission
+    scripts = budgets._scripts
     asks = [
         dataclasses.replace(ask(principal(KIND, user=turn % USERS)), id=f"v{turn}-{time.perf_counter_ns()}")
         for turn in range(4 * CALLS)
     ]
     limits = bounds(asks[0], KIND.max_budget_nano)
     before = await _server_cpu(client)
-    reservations = await asyncio.gather(*(admission.admit(wanted, "ai", KIND, limits) for wanted in asks))
+    reservations = await asyncio.gather(*(scripts.admit(wanted, "ai", KIND, limits) for wanted in asks))
     admitted = (await _server_cpu(client) - before) / len(asks)
     before = await _server_cpu(client)
     for reservation in reservations:
         assert not isinstance(reservation, Exception)
         budgets.settle(reservation, delivered())  # type: ignore[arg-type]
-    await budgets._settlements.drained(10)
+    await budgets._queue.all_settled(10)
     settled = (await _server_cpu(client) - before) / len(asks)
     return admitted, settled
 
@@ -148,9 +148,9 @@ async def _drain(redis_url: str, postgres_url: str) -> Row:
                 wanted = [ask(principal(KIND, user=(first + at) % USERS)) for at in range(500)]
                 for reservation in await asyncio.gather(*map(budgets.admit, wanted)):
                     budgets.settle(reservation, delivered())
-            await budgets._settlements.drained(10)
+            await budgets._queue.all_settled(10)
             before, began = (await total(database))[0], time.perf_counter()
-            await budgets._ledger.flush()
+            await budgets._queue.flush()
             seconds = time.perf_counter() - began
             assert (await total(database))[0] - before == LEDGER_ROWS
             rates.append(LEDGER_ROWS / seconds)

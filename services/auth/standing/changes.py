@@ -11,12 +11,12 @@ import contextlib
 import time
 from collections.abc import AsyncIterator, Mapping
 
-from services.auth.standing import known, storage
+from services.auth.standing import storage
 from services.auth.standing.storage import Decided
-from shared import budget_state
 from shared.domain.identity import is_user
 from shared.errors import DependencyUnavailable
 from shared.service import background
+from shared.state import decisions
 from shared.stores.postgres import Database, Transaction
 from shared.stores.redis import Client, RedisError
 from shared.telemetry import logs
@@ -80,18 +80,18 @@ class Changes:
         :raises RedisError: Redis could not be asked.
         :raises NotInRedisYet: Redis has not taken it yet.
         """
-        version = await budget_state.block_version(self._redis, identity)
-        if not await budget_state.set_block(self._redis, identity, decided.standing.value, version=version):
+        version = await decisions.standing_version(self._redis, identity)
+        if not await decisions.set_standing(self._redis, identity, decided.standing, version=version):
             raise NotInRedisYet  # an abandoned call came between: once more
         async with self._redis.pipeline(transaction=False) as pipeline:  # a user may have revoked thousands
             for jti, expires_at in decided.revoked_tokens.items():
-                await budget_state.revoke_token(pipeline, identity, jti, expires_at)
+                await decisions.revoke_token(pipeline, identity, jti, expires_at)
             await pipeline.execute()
         deleted = {user: user.rpartition(":")[2] for user in decided.deleted}
         for user, tier in ({**decided.tiers, **deleted}).items():
             if is_user(user):  # ids that no token can carry have no state
-                await budget_state.set_tier(self._redis, user, tier)
-        await known.forget_others(self._redis, identity, list(decided.tiers))
+                await decisions.set_tier(self._redis, user, tier)
+        await decisions.forget_others(self._redis, identity, list(decided.tiers))
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:

@@ -5,23 +5,14 @@ A decision is written in a transaction together with its row in ``redis_changes`
 
 from __future__ import annotations
 
-import enum
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 
 from sqlalchemy.dialects.postgresql import JSONB
 
+from shared.state.layout import Standing
 from shared.stores.postgres import Database, Query, Transaction
-
-
-class Standing(enum.Enum):
-    """The decision about an identity, in all its service types. Values are those of ``blk`` in Redis."""
-
-    GOOD = "0"
-    BLOCKED = "blocked"
-    REVOKED = "revoked"
-
 
 _STANDING = Query.text(
     """

@@ -7,15 +7,15 @@ import contextlib
 from collections.abc import AsyncIterator, Callable
 
 from services.auth.errors import AccessDenied, MaxUsersReached
-from services.auth.standing import known
 from services.auth.standing import storage as decided
-from services.auth.standing.known import Known
-from services.auth.standing.storage import Standing
 from services.auth.users import storage
 from shared.domain.identity import user_id
 from shared.domain.service_types import ServiceType
 from shared.errors import DependencyUnavailable
 from shared.service import background
+from shared.state import decisions
+from shared.state.decisions import Known
+from shared.state.layout import Standing
 from shared.stores.postgres import Database
 from shared.stores.redis import Client, RedisError
 from shared.telemetry import logs
@@ -30,8 +30,8 @@ _log = logs.logger("users")
 class Users:
     """The gate of an exchange: it checks an identity's standing and makes its user row.
 
-    Known users are answered from Redis (``standing.known``), so that they get in while PostgreSQL is down; without
-    Redis, PostgreSQL is asked.
+    Known users are answered from Redis, so that they get in while PostgreSQL is down; without Redis, PostgreSQL is
+    asked.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class Users:
                 raise MaxUsersReached
             if remembered is not None:
                 with contextlib.suppress(RedisError):
-                    await known.remember(self._redis, identity, row.name, standing, remembered.version)
+                    await decisions.remember(self._redis, identity, row.name, standing, remembered.version)
         if standing is not Standing.GOOD:
             raise AccessDenied
         if len(self._seen) < _SEEN_AT_MOST:
@@ -73,7 +73,7 @@ class Users:
 
     async def _remembered(self, identity: str, service_type: str) -> Known | None:
         try:
-            return await known.read(self._redis, identity, service_type)
+            return await decisions.known(self._redis, identity, service_type)
         except RedisError:
             self._fallbacks.inc("redis")
             return None

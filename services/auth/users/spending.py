@@ -9,10 +9,10 @@ from typing import Any
 from aiohttp import web
 
 from services.auth.users import operators_storage as storage
-from shared import budget_state
-from shared.budget_state import UserState
 from shared.domain.identity import is_user, split_user
 from shared.domain.service_types import ServiceType, ServiceTypes
+from shared.state import decisions, layout
+from shared.state.decisions import UserState
 from shared.stores.postgres import Database
 from shared.stores.redis import Client, RedisError
 
@@ -95,19 +95,20 @@ class Spending:
         if not known:
             return {}
         try:
-            return dict(zip(known, await budget_state.read_users(self._redis, known), strict=True))
+            return dict(zip(known, await decisions.read_users(self._redis, known), strict=True))
         except RedisError:
             return {}  # the ledger has it
 
     async def rates(self, user_id: str, now: float) -> Rates | None:
         """None when Redis can't tell."""
         try:
-            prefix = budget_state.prefix(split_user(user_id)[0])
+            split_user(user_id)
+            keys = layout.of_user(user_id)
             since = int(now * 1000) - _WINDOW_MS
             async with self._redis.pipeline(transaction=False) as pipeline:
-                pipeline.zcount(f"{prefix}w:{user_id}", since, "+inf")
-                pipeline.zrange(f"{prefix}t:{user_id}", since, "+inf", byscore=True)
-                pipeline.hmget(budget_state.user_key(user_id), ["tok", "open"])
+                pipeline.zcount(keys.requests_window(user_id), since, "+inf")
+                pipeline.zrange(keys.tokens_window(user_id), since, "+inf", byscore=True)
+                pipeline.hmget(keys.user(user_id), ["tok", "open"])
                 replies: Any = await pipeline.execute()
         except (RedisError, ValueError):
             return None

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import asyncio
 from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import TYPE_CHECKING
 
+from shared.errors import ServiceError
+from shared.state.packed import Details, LedgerRow, Reserved
+
 if TYPE_CHECKING:
+    from services.gateway.budget.charging import Charge
     from services.gateway.budget.prices import PricedModel
     from services.gateway.tokens.models import Principal
 
@@ -43,6 +47,10 @@ class Ask:
     estimated_prompt_tokens: int
     limit: int
     n: int = 1
+
+    def details(self, period_seconds: int) -> Details:
+        principal = self.principal
+        return Details(self.request_id, principal.service_type.name, self.model.name, self.purpose, period_seconds)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,11 +97,11 @@ def duration(milliseconds: int) -> str:
     return f"{minutes}m{seconds}" if minutes else seconds
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False)
 class Reservation:
     """An admitted request. ``grant`` is the completion limit per choice that goes upstream.
 
-    ``on_revoked`` is called with ``blocked`` or ``revoked`` when a renewal tells that the user lost the right.
+    ``revoked`` gets the error that the request has to end with once a renewal has found that its user lost the right.
     """
 
     ask: Ask
@@ -103,8 +111,7 @@ class Reservation:
     admitted_ms: int
     rate_limits: RateLimits
     total: str
-    on_revoked: Callable[[str], None] | None = None
-    settled: bool = field(default=False, repr=False)
+    revoked: asyncio.Future[ServiceError] = field(default_factory=asyncio.Future, repr=False)
 
     @property
     def id(self) -> str:
@@ -113,6 +120,35 @@ class Reservation:
     @property
     def period_index(self) -> int:
         return self.admitted_ms // 1000 // self.period_seconds
+
+    def packed(self) -> str:
+        """As the user's hash holds it (``admit.lua`` writes the same)."""
+        ask = self.ask
+        return Reserved(
+            self.amount_nano,
+            self.admitted_ms,
+            ask.estimated_prompt_tokens,
+            ask.prompt_bound,
+            self.grant * ask.n,
+            self.total,
+            ask.details(self.period_seconds),
+        ).pack()
+
+    def row(self, charge: Charge, outcome: str) -> LedgerRow:
+        """Its row of the ledger."""
+        return LedgerRow(
+            self.id,
+            self.ask.principal.user_id,
+            charge.cost_nano,
+            self.admitted_ms,
+            charge.prompt_tokens,
+            charge.completion_tokens,
+            outcome,
+            self.ask.details(self.period_seconds),
+            reserved_nano=self.amount_nano,
+            rate_tokens=charge.rate_tokens,
+            total=self.total,
+        )
 
     @property
     def lowered(self) -> bool:

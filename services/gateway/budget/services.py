@@ -9,13 +9,10 @@ import uuid
 from collections import OrderedDict
 from collections.abc import AsyncIterator
 
-from services.gateway.budget import admission as admission_module
-from services.gateway.budget import totals as totals_module
-from services.gateway.budget.admission import Admission, Refusal, rate_limits
-from services.gateway.budget.charging import NOTHING, bounds, charge
+from services.gateway.budget.charging import bounds, charge
 from services.gateway.budget.metrics import BudgetMetrics
-from services.gateway.budget.models import Ask, BudgetState, Delivery, RateLimits, Reservation, Timings
-from services.gateway.budget.rows import settlement_of
+from services.gateway.budget.models import Ask, BudgetState, Delivery, Reservation, Timings
+from services.gateway.budget.scripts import SCRIPTS, BudgetScripts, Refusal, rate_limits
 from services.gateway.budget.totals import Totals
 from services.gateway.errors import (
     BudgetExceeded,
@@ -25,11 +22,10 @@ from services.gateway.errors import (
     RateLimited,
     UserBlocked,
 )
-from services.gateway.ledger.ledger import Ledger
+from services.gateway.ledger.queue import LedgerQueue
 from services.gateway.ledger.reaper import Reaper
 from services.gateway.ledger.rebuild import Rebuilder
 from services.gateway.ledger.renewal import Renewals
-from services.gateway.ledger.settlement import Settlements
 from services.gateway.ledger.storage import LedgerStorage
 from services.gateway.redis import server_check
 from services.gateway.redis.executor import Executor, NotSent
@@ -40,6 +36,7 @@ from shared.domain.service_types import ServiceType, ServiceTypes
 from shared.errors import DependencyUnavailable, ServiceError
 from shared.service import background
 from shared.service.health import CheckFailed
+from shared.state.packed import LedgerRow
 from shared.stores.postgres import Database
 from shared.telemetry import logs
 from shared.telemetry.metrics import Registry
@@ -47,7 +44,6 @@ from shared.telemetry.metrics import Registry
 _log = logs.logger("budget")
 _TRIES = 5  # a rebuild, a tier, and what may change in between
 _REMEMBERED_TIERS = 10_000
-_NO_LIMITS = RateLimits(0, 0, 0, 0, 0, 0)
 
 
 class Budgets:
@@ -62,23 +58,21 @@ class Budgets:
         who = uuid.uuid4().hex
         self._rows = service_types.rows
         self._metrics = BudgetMetrics(registry, service_types)
-        self._admission = Admission(executor, timings.lease)
+        self._scripts = BudgetScripts(executor, timings.lease)
         storage = LedgerStorage(database)
-        self._rebuilder = Rebuilder(self._admission, storage, service_types, self._metrics)
-        self._ledger = Ledger(self._admission, storage, self._metrics, every=timings.flush)
-        self._settlements = Settlements(self._admission, self._metrics, self._ledger.add)
-        self._ledger.settles_with(self._settlements.add)
-        self._renewals = Renewals(self._admission, self._metrics, every=timings.renew)
+        self._rebuilder = Rebuilder(self._scripts, storage, service_types, self._metrics)
+        self._queue = LedgerQueue(self._scripts, storage, self._metrics, every=timings.flush)
+        self._renewals = Renewals(self._scripts, self._metrics, every=timings.renew)
         self._reaper = Reaper(
-            self._admission,
-            self._ledger,
+            self._scripts,
+            self._queue,
             self._metrics,
             who=who,
             every=timings.sweep,
             orphan=timings.orphan,
             grace=2 * timings.renew,
         )
-        self._totals = Totals(executor, storage, service_types, who=who, every=timings.totals)
+        self._totals = Totals(self._scripts, storage, service_types, who=who, every=timings.totals)
         self._checks: set[asyncio.Task[None]] = set()
         executor.on_epoch(self._check_servers)
         # Users whose tier is another than their service type's: known from the last answer, right or told again
@@ -97,14 +91,13 @@ class Budgets:
     ) -> AsyncIterator[Budgets]:
         """Budgets with their background work. Leaving waits for settlements and rows, up to ``timings.drain`` each."""
         timings = timings or Timings()
-        scripts = (*admission_module.SCRIPTS, *totals_module.SCRIPTS)
-        async with Executor.open(redis_url, scripts) as executor:
+        async with Executor.open(redis_url, SCRIPTS) as executor:
             budgets = cls(executor, database, service_types, registry, timings)
             try:
                 async with background.running(
                     registry,
-                    settlements=budgets._settlements.run,
-                    ledger=budgets._ledger.run,
+                    settlements=budgets._queue.settle_again,
+                    ledger=budgets._queue.write,
                     renewals=budgets._renewals.run,
                     reaper=budgets._reaper.run,
                     totals=budgets._totals.run,
@@ -112,8 +105,7 @@ class Budgets:
                     try:
                         yield budgets
                     finally:
-                        unsettled = await budgets._settlements.drained(timings.drain)
-                        await budgets._ledger.drained(timings.drain, unsettled, int(time.time() * 1000))
+                        await budgets._queue.drained(timings.drain)
             finally:
                 await budgets._rebuilder.close()
 
@@ -122,7 +114,7 @@ class Budgets:
 
         :raises DependencyUnavailable: Redis did not take it.
         """
-        await self._admission.executor.can_write()
+        await self._scripts.executor.can_write()
 
     async def totals_known(self) -> None:
         """Readiness: whether the spend of all users is known for each service type with a total budget.
@@ -158,7 +150,7 @@ class Budgets:
                 refusal.headers.update((await self.state(principal)).rate_limits.headers())
                 raise
             try:
-                answer = await self._admission.admit(ask, name, tier, limits, room)
+                answer = await self._scripts.admit(ask, name, tier, limits, room)
             except NotSent:
                 raise
             except (asyncio.CancelledError, DependencyUnavailable):
@@ -177,14 +169,12 @@ class Budgets:
     def settle(self, reservation: Reservation, delivery: Delivery) -> int:
         """Settle a request, once; the charge in nano-dollars. Never waits, never fails: the work goes on by itself."""
         cost = charge(reservation.ask, reservation.grant, delivery)
-        if reservation.settled:
+        if not self._renewals.remove(reservation):
             return cost.cost_nano
-        reservation.settled = True
-        self._renewals.remove(reservation)
         self._metrics.spend.inc(reservation.ask.principal.service_type.name, by=cost.cost_nano / NANO)
         if cost.cost_nano > reservation.amount_nano:
             self._metrics.overrun.inc(by=(cost.cost_nano - reservation.amount_nano) / NANO)
-        self._settlements.add(settlement_of(reservation, cost, delivery.outcome))
+        self._queue.settle(reservation.row(cost, delivery.outcome))
         return cost.cost_nano
 
     async def state(self, principal: Principal) -> BudgetState:
@@ -193,7 +183,7 @@ class Budgets:
         :raises UserBlocked, InvalidToken, DependencyUnavailable: as ``admit``.
         """
         for _ in range(_TRIES):
-            reason, *words = await self._admission.state(principal.user_id, principal.jti)
+            reason, *words = await self._scripts.state(principal.user_id, principal.jti)
             if reason == b"ok":
                 name, seconds, period, spent, reserved, *rates = words
                 tier = self._rows.get(name.decode(), principal.service_type)
@@ -218,15 +208,16 @@ class Budgets:
     def _check_servers(self, shards: list[int]) -> None:
         """A server is met: warn if it is not fit for budgets."""
         self._metrics.epoch_changes.inc()
-        for link in self._admission.executor.links():
+        for link in self._scripts.executor.links():
             task = asyncio.create_task(_check_server(link))
             self._checks.add(task)
             task.add_done_callback(self._checks.discard)
 
     def _withdraw(self, ask: Ask, tier: ServiceType) -> None:
         """Nobody knows whether the request was admitted. It will not go out: if it was, take that back."""
-        maybe = Reservation(ask, 0, 0, tier.duration_seconds, int(time.time() * 1000), _NO_LIMITS, "")
-        self._settlements.add(settlement_of(maybe, NOTHING, "abort", admitted=False))
+        now_ms, details = int(time.time() * 1000), ask.details(tier.duration_seconds)
+        user_id = ask.principal.user_id
+        self._queue.settle(LedgerRow(ask.id, user_id, 0, now_ms, 0, 0, "abort", details, admitted=False))
 
     def _tier(self, principal: Principal) -> tuple[str, ServiceType]:
         """The tier that a user is expected to have, with its row; the service type's own if that tier has none."""

@@ -19,7 +19,7 @@ from services.gateway.chat.request import ChatRequest
 from services.gateway.chat.stream import WRITE_BUFFER, StreamFailed, StreamRelay
 from services.gateway.chat.tally import Tally
 from services.gateway.chat.watch import Watch
-from services.gateway.errors import InvalidToken, UpstreamError, UpstreamTimeout, UserBlocked
+from services.gateway.errors import UpstreamError, UpstreamTimeout
 from services.gateway.upstream.classify import KNOWN_WORDS, UpstreamFailure, classify, read_event_failure, read_failure
 from services.gateway.upstream.facts import RoutingFacts
 from shared.errors import ServiceError
@@ -87,9 +87,9 @@ class Exchange:
             on_quiet=stream.keep_alive if stream else None,
             backlog=self._backlog,
             drop=self._drop,
+            revoked=self._reservation.revoked,
         )
         self._chat.open_requests.watch(watch)
-        self._reservation.on_revoked = lambda why: watch.end(UserBlocked() if why == "blocked" else InvalidToken())
         failure: ServiceError | None = None
         try:
             async with self._call:
@@ -105,7 +105,6 @@ class Exchange:
         finally:
             watch.stop()
             self._chat.open_requests.unwatch(watch)
-            self._reservation.on_revoked = None
             if watch.dropped:
                 self._chat.metrics.slow_client()
             if isinstance(failure, UpstreamTimeout):

@@ -27,6 +27,7 @@ class Watch:
     :param on_quiet: called after each ``keepalive`` seconds of silence; the coroutine runs as a task.
     :param backlog: returns the bytes that wait for the client in this process.
     :param drop: drops the client's connection, which cancels the request.
+    :param revoked: ends the request with its result, should there be one.
     """
 
     __slots__ = (
@@ -37,6 +38,7 @@ class Watch:
         "_loop",
         "_on_quiet",
         "_quiet",
+        "_revoked",
         "_spoke",
         "_stuck",
         "_stuck_since",
@@ -55,6 +57,7 @@ class Watch:
         on_quiet: Callable[[], Coroutine[None, None, None]] | None,
         backlog: Callable[[], int],
         drop: Callable[[], None],
+        revoked: asyncio.Future[ServiceError],
     ) -> None:
         self._config = config
         self._loop = asyncio.get_running_loop()
@@ -75,6 +78,8 @@ class Watch:
         self.dropped = False
         self._quiet: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
+        self._revoked = revoked
+        revoked.add_done_callback(self._lost_right)
         self._arm()
 
     def touch(self) -> None:
@@ -95,12 +100,16 @@ class Watch:
 
     def stop(self) -> None:
         """Stop watching: the request is over."""
+        self._revoked.remove_done_callback(self._lost_right)
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
         if self._quiet is not None:
             self._quiet.cancel()
             self._quiet = None
+
+    def _lost_right(self, revoked: asyncio.Future[ServiceError]) -> None:
+        self.end(revoked.result())
 
     def _arm(self) -> None:
         config = self._config

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 
-from services.gateway.budget.admission import Admission
 from services.gateway.budget.metrics import BudgetMetrics
-from services.gateway.ledger.ledger import Ledger
+from services.gateway.budget.scripts import BudgetScripts
+from services.gateway.ledger.queue import LedgerQueue
 from shared.domain.identity import SHARDS
 from shared.domain.money import NANO
 from shared.errors import DependencyUnavailable
@@ -21,8 +21,8 @@ class Reaper:
 
     def __init__(
         self,
-        admission: Admission,
-        ledger: Ledger,
+        scripts: BudgetScripts,
+        queue: LedgerQueue,
         metrics: BudgetMetrics,
         *,
         who: str,
@@ -33,7 +33,7 @@ class Reaper:
         """:param grace: seconds after a connection was made in which nothing is reaped: when Redis was away for all,
         the living renew first what ended meanwhile.
         """
-        self._admission, self._ledger, self._metrics = admission, ledger, metrics
+        self._scripts, self._queue, self._metrics = scripts, queue, metrics
         self._who, self._every, self._orphan, self._grace = who, every, orphan, grace
         self._cursors = ["0"] * SHARDS
         self._ages = [0] * SHARDS
@@ -46,29 +46,26 @@ class Reaper:
 
     async def sweep(self, number: int) -> None:
         """Look after one shard, unless another gateway does or Redis is away."""
-        executor = self._admission.executor
+        executor = self._scripts.executor
         try:
             if await executor.connected_for(number) < self._grace:
                 return
-            epoch = executor.epoch(number)
-            found = await self._admission.sweep(
-                number, self._who, 0.9 * self._every, self._orphan, self._cursors[number]
-            )
+            found = await self._scripts.sweep(number, self._who, 0.9 * self._every, self._orphan, self._cursors[number])
             if found is None:
                 self._ages[number] = 0
                 return
             for at in range(0, len(found.expired), _BATCH):
-                rows = await self._admission.reap(number, found.expired[at : at + _BATCH])
+                rows = await self._scripts.reap(number, found.expired[at : at + _BATCH])
                 for row in rows:
                     self._metrics.reaped.inc()
                     self._metrics.reaped_usd.inc(by=row.cost_nano / NANO)
-                    self._metrics.spend.inc(row.service_type, by=row.cost_nano / NANO)
-                    self._ledger.add(row, epoch)
-                    _log.warning("reservation_reaped", id=row.id, request_id=row.request_id)
+                    self._metrics.spend.inc(row.details.service_type, by=row.cost_nano / NANO)
+                    self._queue.add(row)
+                    _log.warning("reservation_reaped", id=row.id, request_id=row.details.request_id)
         except DependencyUnavailable:
             return
         # A large outbox is read page by page: the oldest of all pages is known when the last was read
         first = self._cursors[number] == "0"
         self._ages[number] = found.oldest_ms if first else max(self._ages[number], found.oldest_ms)
         self._cursors[number] = found.cursor
-        self._ledger.add_orphans(found.rows, epoch)
+        self._queue.add_orphans(found.rows)

@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import asyncio
 
-from services.gateway.budget.admission import Admission, Snapshot
 from services.gateway.budget.metrics import BudgetMetrics
+from services.gateway.budget.scripts import BudgetScripts, Snapshot, UserBuild
 from services.gateway.ledger.storage import LedgerStorage, UserRecord
 from shared.domain.identity import split_user
 from shared.domain.service_types import ServiceType, ServiceTypes
 from shared.errors import DependencyUnavailable
 from shared.service import background
+from shared.state.packed import period_of
 
 _TRIES = 20
 
 
 class Rebuilder:
     def __init__(
-        self, admission: Admission, storage: LedgerStorage, service_types: ServiceTypes, metrics: BudgetMetrics
+        self, scripts: BudgetScripts, storage: LedgerStorage, service_types: ServiceTypes, metrics: BudgetMetrics
     ) -> None:
-        self._admission, self._storage, self._metrics = admission, storage, metrics
+        self._scripts, self._storage, self._metrics = scripts, storage, metrics
         self._durations = {name: row.duration_seconds for name, row in service_types.rows.items()}
         self._running: dict[str, asyncio.Task[None]] = {}
 
@@ -45,7 +46,7 @@ class Rebuilder:
     async def _build(self, user_id: str, service_type: ServiceType) -> None:
         """Start anew when a settlement, an acknowledgement or an operator changed something in between."""
         for _ in range(_TRIES):
-            snapshot = await self._admission.snapshot(user_id)
+            snapshot = await self._scripts.snapshot(user_id)
             record = await self._storage.user(
                 user_id,
                 split_user(user_id)[0],
@@ -55,31 +56,29 @@ class Rebuilder:
                 now=snapshot.now_ms // 1000,
                 pending=list(snapshot.rows),
             )
-            loaded = await self._admission.load(
-                user_id,
-                snapshot,
+            build = UserBuild(
                 tier=record.tier,
-                seconds=record.period_seconds,
-                index=record.period_index,
-                spent=_spent(snapshot, record),
-                newest=max([record.newest_index, *_periods(snapshot, record)]),
-                block=record.block,
-                revoked=record.revoked_tokens,
+                period_seconds=record.period_seconds,
+                period_index=record.period_index,
+                spent_nano=_spent(snapshot, record),
+                newest_index=max([record.newest_index, *_periods(snapshot, record)]),
+                standing=record.standing,
+                revoked_tokens=record.revoked_tokens,
             )
-            if loaded:
+            if await self._scripts.load(user_id, snapshot, build):
                 self._metrics.rebuilds.inc()
                 return
         raise DependencyUnavailable("redis")
 
 
 def _periods(snapshot: Snapshot, record: UserRecord) -> list[int]:
-    return [admitted_ms // 1000 // record.period_seconds for _, admitted_ms in snapshot.rows.values()]
+    return [period_of(row.admitted_ms, record.period_seconds) for row in snapshot.rows.values()]
 
 
 def _spent(snapshot: Snapshot, record: UserRecord) -> int:
     """The ledger's sum, and the rows that are not in it yet, or in it at a price that was lowered since."""
     spent = record.spent_nano
-    for name, (cost, admitted_ms) in snapshot.rows.items():
-        if admitted_ms // 1000 // record.period_seconds == record.period_index:
-            spent += cost - record.written.get(name, 0)
+    for name, row in snapshot.rows.items():
+        if period_of(row.admitted_ms, record.period_seconds) == record.period_index:
+            spent += row.cost_nano - record.written.get(name, 0)
     return spent

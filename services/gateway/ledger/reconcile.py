@@ -11,11 +11,11 @@ from typing import Any
 
 import msgspec
 
-from services.gateway.budget.rows import parse_row
-from shared.budget_state import UserState, read_users, shard_key
-from shared.domain.identity import SHARDS
 from shared.domain.money import NANO
 from shared.domain.service_types import ServiceTypes
+from shared.state.decisions import UserState, read_users
+from shared.state.layout import SHARD_KEYS
+from shared.state.packed import LedgerRow
 from shared.stores.postgres import Database, Query
 from shared.stores.redis import Client
 
@@ -119,10 +119,10 @@ async def _compare(
 async def _outbox(redis: Client) -> dict[str, int]:
     """Nano-dollars per user of rows that are not in the ledger yet, or not acknowledged."""
     waiting: dict[str, int] = {}
-    for shard in range(SHARDS):
-        call: Any = redis.hgetall(shard_key(shard, "outbox"))  # typed for both of redis-py's clients
+    for shard in SHARD_KEYS:
+        call: Any = redis.hgetall(shard.outbox)  # typed for both of redis-py's clients
         entries: dict[bytes, bytes] = await call
         for name, entry in entries.items():
-            row = parse_row(name.decode(), entry.decode())
+            row = LedgerRow.parse(name.decode(), entry.decode())
             waiting[row.user_id] = waiting.get(row.user_id, 0) + row.cost_nano
     return waiting

@@ -5,40 +5,57 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable
 
-from services.gateway.budget.admission import Admission, RenewalState, place
 from services.gateway.budget.metrics import BudgetMetrics
 from services.gateway.budget.models import Reservation
-from shared.errors import DependencyUnavailable
+from services.gateway.budget.scripts import BudgetScripts, RenewalState
+from services.gateway.errors import InvalidToken, UserBlocked
+from shared.errors import DependencyUnavailable, ServiceError
+from shared.state import layout
 from shared.telemetry import logs
 
 _log = logs.logger("budget")
 _BATCH = 100  # per script call: a few hundred microseconds of Redis
 _AFTER_FAILURE = 1.0
-#: What a renewal tells of the user, and what the relay is told.
-_LOST_RIGHT: dict[RenewalState, str] = {"blocked": "blocked", "revoked": "blocked", "token": "revoked"}
+#: What ends a request whose user lost the right to it.
+_LOST_RIGHT: dict[RenewalState, type[ServiceError]] = {
+    "blocked": UserBlocked,
+    "revoked": UserBlocked,
+    "token": InvalidToken,
+}
 
 
 class Renewals:
-    def __init__(self, admission: Admission, metrics: BudgetMetrics, *, every: float) -> None:
-        self._admission, self._metrics, self._every = admission, metrics, every
+    """The requests that this process admitted and has not settled."""
+
+    def __init__(self, scripts: BudgetScripts, metrics: BudgetMetrics, *, every: float) -> None:
+        self._scripts, self._metrics, self._every = scripts, metrics, every
         self._open: dict[int, dict[str, Reservation]] = {}
+        self._lapsed: set[str] = set()
         self._count = 0
         self._now = asyncio.Event()
         self._changed: set[int] = set()
-        admission.executor.on_epoch(self._on_epoch)
+        scripts.executor.on_epoch(self._on_epoch)
 
     def add(self, reservation: Reservation) -> None:
-        number = place(reservation.ask.principal.user_id)[0]
+        number = layout.of_user(reservation.ask.principal.user_id).number
         self._open.setdefault(number, {})[reservation.id] = reservation
         self._count += 1
         self._metrics.open.set(self._count)
 
-    def remove(self, reservation: Reservation) -> None:
-        """It is settled, or charged by the reaper: nothing to hold any more."""
-        number = place(reservation.ask.principal.user_id)[0]
-        if self._open.get(number, {}).pop(reservation.id, None) is not None:
-            self._count -= 1
-            self._metrics.open.set(self._count)
+    def remove(self, reservation: Reservation) -> bool:
+        """It is being settled; False when it was before."""
+        if reservation.id in self._lapsed:
+            self._lapsed.remove(reservation.id)
+            return True
+        return self._forget(reservation)
+
+    def _forget(self, reservation: Reservation) -> bool:
+        number = layout.of_user(reservation.ask.principal.user_id).number
+        if self._open.get(number, {}).pop(reservation.id, None) is None:
+            return False
+        self._count -= 1
+        self._metrics.open.set(self._count)
+        return True
 
     async def run(self) -> None:
         """Renew everything now and then, and at once what another Redis server knows nothing of."""
@@ -73,17 +90,17 @@ class Renewals:
 
     async def _renew_some(self, number: int, reservations: list[Reservation]) -> bool:
         try:
-            states = await self._admission.renew(number, reservations)
+            states = await self._scripts.renew(number, reservations)
         except DependencyUnavailable:
             return False
         for reservation, state in zip(reservations, states, strict=True):
-            if reservation.settled or state == "ok":
+            if state == "ok" or reservation.id not in self._open[number]:
                 continue
             if state in ("reaped", "settled"):
                 # Charged whole by a reaper while this process slept; what it still delivers is paid for
                 _log.warning("reservation_lapsed", id=reservation.id, state=state)
-                self.remove(reservation)
-            elif reservation.on_revoked is not None:
-                tell, reservation.on_revoked = reservation.on_revoked, None
-                tell(_LOST_RIGHT[state])
+                self._forget(reservation)
+                self._lapsed.add(reservation.id)
+            elif not reservation.revoked.done():
+                reservation.revoked.set_result(_LOST_RIGHT[state]())
         return True

@@ -8,7 +8,8 @@ from typing import Any
 
 import msgspec
 
-from services.gateway.budget.rows import Row
+from shared.state.layout import Standing
+from shared.state.packed import LedgerRow, period_of
 from shared.stores.postgres import Database, Query
 
 _ROWS = """
@@ -97,11 +98,11 @@ class UserRecord:
     tier: str
     period_seconds: int
     period_index: int
-    block: str
+    standing: Standing
     spent_nano: int
     newest_index: int
     written: dict[str, int]
-    revoked_tokens: list[tuple[str, int]]
+    revoked_tokens: dict[str, int]
 
 
 class LedgerStorage:
@@ -110,7 +111,7 @@ class LedgerStorage:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def write(self, rows: Sequence[Row]) -> None:
+    async def write(self, rows: Sequence[LedgerRow]) -> None:
         """Rows into the ledger, each at most once; a row that lowers changes one that is there, downwards only."""
         new = [row for row in rows if not row.lowers]
         lower = [row for row in rows if row.lowers]
@@ -142,14 +143,14 @@ class LedgerStorage:
             pending=list(pending),
         )
         row = rows[0]
-        block = "blocked" if row["blocked"] else "revoked" if row["revoked"] else "0"
+        standing = Standing.BLOCKED if row["blocked"] else Standing.REVOKED if row["revoked"] else Standing.GOOD
         written = {name: int(cost) for name, cost in (row["written"] or {}).items()}
-        tokens = [(jti, int(left)) for jti, left in (row["revoked_tokens"] or {}).items() if left > 0]
+        tokens = {jti: int(left) for jti, left in (row["revoked_tokens"] or {}).items() if left > 0}
         return UserRecord(
             tier=row["tier"],
             period_seconds=row["seconds"],
             period_index=row["index"],
-            block=block,
+            standing=standing,
             spent_nano=int(row["spent"]),
             newest_index=row["newest"],
             written=written,
@@ -176,20 +177,16 @@ class LedgerStorage:
         return await self._database.execute(_PRUNE, before=before, batch=batch)
 
 
-def _encode(rows: Sequence[Row]) -> str:
+def _encode(rows: Sequence[LedgerRow]) -> str:
     values: list[dict[str, Any]] = [
         {
             "id": row.id,
-            "request_id": row.request_id,
             "user_id": row.user_id,
-            "service_type": row.service_type,
-            "model": row.model,
-            "purpose": row.purpose,
+            **row.details._asdict(),
             "prompt_tokens": row.prompt_tokens,
             "completion_tokens": row.completion_tokens,
             "cost_nano": row.cost_nano,
-            "period_seconds": row.period_seconds,
-            "period_index": row.admitted_ms // 1000 // row.period_seconds,
+            "period_index": period_of(row.admitted_ms, row.details.period_seconds),
             "outcome": row.outcome,
             "admitted_ms": row.admitted_ms,
             "settled_ms": row.settled_ms,

@@ -11,9 +11,10 @@ from urllib.parse import urlsplit
 from redis.asyncio.connection import BlockingConnectionPool, ConnectionPool
 from redis.crc import key_slot
 
-from services.gateway.redis.wire import Link, Node, Script, ScriptFailed, pack, pack_script
+from services.gateway.redis.wire import Link, Node, ScriptFailed, pack, pack_script
 from shared.domain.identity import SHARDS, shard_tag
 from shared.errors import DependencyUnavailable
+from shared.state.script import Script, ScriptCall
 from shared.stores.dependency import Dependency
 from shared.stores.redis import Place, answer_reason, harden
 from shared.telemetry import logs
@@ -21,8 +22,6 @@ from shared.telemetry import logs
 _log = logs.logger("budget")
 
 Address = tuple[str, int]
-#: Shard, script, keys, arguments without the epoch.
-ScriptCall = tuple[int, Script, Sequence[str], Sequence[str]]
 #: A cluster that is changing shape: worth asking again, after a look at where the slots are.
 _MOVING = frozenset(("MOVED", "ASK", "TRYAGAIN", "CLUSTERDOWN", "READONLY", "LOADING", "MASTERDOWN"))
 _PAUSE = 0.05
@@ -126,33 +125,31 @@ class Executor:
         """The open links, one per server."""
         return [link for node in self._nodes.values() if (link := node.link) is not None]
 
-    def submit(
-        self, shard: int, script: Script, keys: Sequence[str], args: Sequence[str]
-    ) -> asyncio.Future[Any] | None:
+    def submit(self, shard: int, call: ScriptCall) -> asyncio.Future[Any] | None:
         """Send at once, without a retry: the reply, or the failures of ``Link.send``. None when not connected."""
         link = self._owners[shard].link if self._owners else None
         if link is None:
             return None
-        return link.send(pack_script(script, keys, (link.epoch, *args)))
+        return link.send(pack_script(call, link.epoch))
 
-    async def run(self, shard: int, script: Script, keys: Sequence[str], args: Sequence[str]) -> Any:
-        """The script's reply. Its first argument is the epoch of the server that ran it.
+    async def run(self, shard: int, call: ScriptCall) -> Any:
+        """The script's reply. The epoch that it gets is that of the server that runs it.
 
         :raises NotSent: not connected.
         :raises DependencyUnavailable: no answer in time, or Redis refused. Whether the script ran is unknown.
         """
-        future = self.submit(shard, script, keys, args)
+        future = self.submit(shard, call)
         if future is not None:
             try:
                 return await future
             except ScriptFailed as failure:
                 if failure.code != "NOSCRIPT" and failure.code not in _MOVING:
-                    raise self._refused(script, failure) from failure
+                    raise self._refused(call.script, failure) from failure
             except ConnectionError as error:
                 raise DependencyUnavailable("redis") from error
-        return await self._run_slowly(shard, script, keys, args)
+        return await self._run_slowly(shard, call)
 
-    async def _run_slowly(self, shard: int, script: Script, keys: Sequence[str], args: Sequence[str]) -> Any:
+    async def _run_slowly(self, shard: int, call: ScriptCall) -> Any:
         """Connect, load or look for the shard's new place first, as long as time is left. Nothing ran so far."""
         sent = False
         try:
@@ -161,10 +158,10 @@ class Executor:
                     link = await self._connected(shard)
                     sent = True
                     try:
-                        return await link.send(pack_script(script, keys, (link.epoch, *args)))
+                        return await link.send(pack_script(call, link.epoch))
                     except ScriptFailed as failure:
                         sent = False
-                        await self._clear(failure, script, link)
+                        await self._clear(failure, call.script, link)
         except (ConnectionError, TimeoutError) as error:
             raise (DependencyUnavailable if sent else NotSent)("redis") from error
 

@@ -4,26 +4,23 @@ redis-py opens a connection (TLS, unix sockets, credentials, database) and this 
 called in one turn of the event loop goes out in one write, and replies come back in order, parsed by hiredis. That
 costs a fifth of a call through redis-py's pool, and every admission and settlement is such a call.
 
-Each connection knows the run id of the server behind it: the *epoch* that every script gets as its first argument.
-A server that restarted, or a replica that took over, has another one.
+Each connection knows the run id of the server behind it, the *epoch*, which scripts get as their first argument. A
+server that restarted, or a replica that took over, has another one.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import cached_property
-from importlib.resources import files
 from typing import Any, cast
 
 import hiredis
 from redis.asyncio.connection import AbstractConnection, ConnectionPool
 from redis.exceptions import RedisError
 
+from shared.state.script import Script, ScriptCall
 from shared.telemetry import logs
 
 _log = logs.logger("budget")
@@ -39,31 +36,16 @@ class ScriptFailed(Exception):
         super().__init__(message)
 
 
-@dataclass(frozen=True)
-class Script:
-    """A Lua script of this package. The clock and number formatting that all of them need come from ``prelude.lua``."""
-
-    name: str
-
-    @cached_property
-    def source(self) -> str:
-        folder = files("services.gateway.budget.scripts")
-        return folder.joinpath("prelude.lua").read_text() + folder.joinpath(f"{self.name}.lua").read_text()
-
-    @cached_property
-    def head(self) -> bytes:
-        """The command's first two arguments as they go over the wire."""
-        sha = hashlib.sha1(self.source.encode(), usedforsecurity=False).hexdigest()
-        return f"$7\r\nEVALSHA\r\n$40\r\n{sha}\r\n".encode()
-
-
 def pack(*args: str) -> bytes:
     """One command in Redis's protocol."""
     return b"*%d\r\n" % len(args) + _bulks(args)
 
 
-def pack_script(script: Script, keys: Sequence[str], args: Sequence[str]) -> bytes:
-    return b"*%d\r\n%b%b" % (3 + len(keys) + len(args), script.head, _bulks((str(len(keys)), *keys, *args)))
+def pack_script(call: ScriptCall, epoch: str) -> bytes:
+    script, keys, args = call
+    if script.takes_epoch:
+        args = (epoch, *args)
+    return b"*%d\r\n%b%b" % (3 + len(keys) + len(args), script.wire_head, _bulks((str(len(keys)), *keys, *args)))
 
 
 def _bulks(args: Sequence[str]) -> bytes:

@@ -2,14 +2,14 @@
 --@ use clock windows totals
 --@ keys user identity token requests_window tokens_window leases tombstone totals
 --@ args epoch tier duration# budget# rpm# tpm# max_streams#
---@ args id user_id full# least# limit# least_grant# prompt_units# unit_price# scale# estimate# choices#
---@ args total prompt_bound details lease#
---@ args room#
+--@ args id user_id full# least# empty# limit# least_grant# prompt_units# unit_price# scale# estimate# choices#
+--@ args total prompt_bound details lease# room#
 -- tier, duration, budget, rpm, tpm, max_streams: of the row of the tier that the user is expected to have
--- full, least: cost of the limit asked for, and of the least grant; prompt_units, unit_price (of a completion token of
--- every choice) in 1/scale nano-dollars; total: "type:seconds" or empty; room: what the total leaves, empty for all
+-- full, least, empty: cost of the limit asked for, of the least grant, and of that without a prompt
+-- prompt_units, unit_price (of a completion token of every choice): in 1/scale nano-dollars
+-- total: "type:seconds" or empty; room: what the total leaves, empty for all
 -- Reply "load" | "tier NAME" | "settled" | "blocked|revoked|token 0 RATES"
---       | "ok GRANT AMOUNT NOW RATES" | "streams|rpm|tpm|exceeded|reserved RETRY_MS RATES"
+--       | "ok GRANT AMOUNT NOW RATES" | "streams|rpm|tpm|exceeded|large|reserved RETRY_MS RATES"
 --       RATES: requests used, ms to their reset, tokens used, ms to their reset
 local user_epoch, user_tier, user_duration, period, spent, reserved, open, estimated, used_tokens, newest = unpack(
   redis.call('HMGET', user, EPOCH, TIER, DURATION, PERIOD, SPENT, RESERVED, OPEN, ESTIMATED, USED_TOKENS, NEWEST))

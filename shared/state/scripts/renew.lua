@@ -14,12 +14,16 @@ for at, item in each() do
   else
     if redis.call('HSETNX', user, RESERVATION .. item.id, item.reserved) == 1 then
       local amount, admitted, guess, _, _, total = reservation(item.reserved)
-      local duration, period, reserved, open, estimated = unpack(
-        redis.call('HMGET', user, DURATION, PERIOD, RESERVED, OPEN, ESTIMATED))
+      local duration, period, reserved, open, estimated, newest = unpack(
+        redis.call('HMGET', user, DURATION, PERIOD, RESERVED, OPEN, ESTIMATED, NEWEST))
       if duration then
         redis.call('HSET', user, OPEN, tonumber(open) + 1, ESTIMATED, tonumber(estimated) + guess)
-        if period_of(admitted, tonumber(duration)) == tonumber(period) then
+        local admitted_in = period_of(admitted, tonumber(duration))
+        if admitted_in == tonumber(period) then
           redis.call('HSET', user, RESERVED, tonumber(reserved) + amount)
+        elseif admitted_in > tonumber(newest) then
+          -- The clock went back since: that period begins with a rebuild, not with nothing
+          redis.call('HSET', user, NEWEST, admitted_in)
         end
       end
       add_to_total(totals, SUM_RESERVED, total, admitted, amount)

@@ -14,8 +14,8 @@ if over then
   reaped, result, write = tonumber(charged), '1 ' .. int(now), cost < tonumber(charged)
 end
 
-local duration, period, spent, reserved, open, estimated, used_tokens, held = unpack(redis.call(
-  'HMGET', user, DURATION, PERIOD, SPENT, RESERVED, OPEN, ESTIMATED, USED_TOKENS, RESERVATION .. id))
+local duration, period, newest, spent, reserved, open, estimated, used_tokens, held = unpack(redis.call(
+  'HMGET', user, DURATION, PERIOD, NEWEST, SPENT, RESERVED, OPEN, ESTIMATED, USED_TOKENS, RESERVATION .. id))
 local changes = {}
 local function change(name, value)
   changes[#changes + 1] = name
@@ -32,7 +32,8 @@ if held then
     change(ESTIMATED, tonumber(estimated) - guess)
   end
 end
-if duration and period_of(admitted, tonumber(duration)) == tonumber(period) then
+local admitted_in = duration and period_of(admitted, tonumber(duration))
+if admitted_in and admitted_in == tonumber(period) then
   if held then
     change(RESERVED, tonumber(reserved) - amount)
   end
@@ -42,6 +43,9 @@ if duration and period_of(admitted, tonumber(duration)) == tonumber(period) then
     -- The reservation was lost, or this was settled before and nobody remembers: the ledger knows which
     redis.call('HDEL', user, EPOCH)
   end
+elseif admitted_in and write and admitted_in > tonumber(newest) then
+  -- The clock went back since, and the reservation was lost: that period begins with a rebuild, not with nothing
+  change(NEWEST, int(admitted_in))
 end
 
 if write then

@@ -15,9 +15,9 @@ import pytest
 from click.testing import CliRunner, Result
 
 from services.cli.ledger import ledger
-from services.gateway.budget.rows import Row
 from services.gateway.ledger.reconcile import Difference, differences
 from services.gateway.ledger.storage import LedgerStorage
+from shared.state.packed import Details, LedgerRow
 from shared.stores.postgres import Database, Query
 from shared.stores.redis import connect
 from tests.services.gateway.budget.support import ask, delivered, opened, principal, rows, until
@@ -30,9 +30,10 @@ def run(postgres_url: str, redis_url: str, *args: str) -> Result:
     return CliRunner().invoke(ledger, args, env=env)
 
 
-def written(name: str, age_days: float, cost: int = 5) -> Row:
+def written(name: str, age_days: float, cost: int = 5) -> LedgerRow:
     at = int((time.time() - age_days * DAY) * 1000)
-    return Row(name, principal().user_id, False, cost, at, at, 1, 1, "success", "r", "ai", "m", "none", DAY)
+    details = Details("r", "ai", "m", "none", DAY)
+    return LedgerRow(name, principal().user_id, cost, at, 1, 1, "success", details, settled_ms=at)
 
 
 async def test_prune_deletes_what_is_older_and_never_the_current_period(postgres_url: str, unused_port: int) -> None:

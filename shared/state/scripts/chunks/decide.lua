@@ -1,7 +1,7 @@
 -- What keeps a request from being admitted: {reason, ms after which it may be over, ...}; only the first one unless
 -- `all`. The one place that decides, for admission and for those who ask whether there would be one.
 --@ needs standing revoked open requests requests_window tokens tokens_window rpm tpm max_streams
---@ needs budget spent available least period duration
+--@ needs budget spent available least empty period duration
 local function refusals(all)
   local found = {}
   local function add(reason, wait)
@@ -30,8 +30,10 @@ local function refusals(all)
     if add('tpm', wait) then return found end
   end
   if least > available then
-    if budget - spent < least then
+    if budget - spent < empty then
       add('exceeded', (period + 1) * duration * 1000 - now)
+    elseif budget - spent < least then
+      add('large', 0)
     else
       add('reserved', 1000)
     end

@@ -11,13 +11,13 @@ from urllib.parse import urlsplit
 import pytest
 
 from services.auth.errors import AccessDenied
-from services.auth.standing import known, storage
+from services.auth.standing import storage
 from services.auth.standing.changes import Changes, NotInRedisYet
-from services.auth.standing.storage import Standing
 from services.auth.users.entry import Users
-from shared import budget_state
 from shared.domain.service_types import ServiceType, load
 from shared.errors import DependencyUnavailable
+from shared.state import decisions, layout
+from shared.state.layout import Standing
 from shared.stores import migrate
 from shared.stores.postgres import Database, DatabaseUnavailable, Query
 from shared.stores.redis import Client, connect
@@ -66,23 +66,23 @@ async def test_what_another_server_remembers_is_not_believed(parts: Parts) -> No
     await parts.users.enter(UID, parts.ai)
     await parts.database.execute(_BLOCK, identity=UID)
     await parts.users.enter(UID, parts.ai)  # this server has not been told
-    await parts.redis.hset(budget_state.identity_key(UID), "u:ai", "a" * 40)
+    await parts.redis.hset(layout.identity_key(UID), "u:ai", "a" * 40)
     with pytest.raises(AccessDenied):
         await parts.users.enter(UID, parts.ai)
-    assert (await known.read(parts.redis, UID, "ai")).standing is Standing.BLOCKED
+    assert (await decisions.known(parts.redis, UID, "ai")).standing is Standing.BLOCKED
 
 
 async def test_one_identity_that_cannot_be_applied_holds_up_nobody_else(parts: Parts) -> None:
     await parts.decide(UID)
     await parts.decide(OTHER)
-    await parts.redis.set(budget_state.identity_key(UID), "not a hash")
+    await parts.redis.set(layout.identity_key(UID), "not a hash")
     with pytest.raises(DependencyUnavailable):
         await parts.changes.apply_pending()
-    assert await parts.redis.hget(budget_state.identity_key(OTHER), "blk") == b"blocked"
+    assert await parts.redis.hget(layout.identity_key(OTHER), "blk") == b"blocked"
     assert (await parts.counts())[1] == 1
-    await parts.redis.delete(budget_state.identity_key(UID))
+    await parts.redis.delete(layout.identity_key(UID))
     await parts.changes.apply_pending()
-    assert await parts.redis.hget(budget_state.identity_key(UID), "blk") == b"blocked"
+    assert await parts.redis.hget(layout.identity_key(UID), "blk") == b"blocked"
     assert (await parts.counts())[1] == 0
 
 
@@ -126,23 +126,23 @@ async def test_a_decision_that_redis_hears_of_late_does_not_undo_the_next_one(pa
         await parts.decide(UID)
         await parts.changes.apply(UID)
         await slow.arrive()
-    assert await parts.redis.hget(budget_state.identity_key(UID), "blk") == b"blocked"
+    assert await parts.redis.hget(layout.identity_key(UID), "blk") == b"blocked"
     assert (await parts.counts())[1] == 0
 
 
 async def test_a_decision_that_another_came_before_is_not_taken_for_made(parts: Parts) -> None:
-    version = await budget_state.block_version(parts.redis, UID)
-    assert await budget_state.set_block(parts.redis, UID, "blocked", version=version)
-    assert not await budget_state.set_block(parts.redis, UID, "0", version=version)
-    assert await parts.redis.hget(budget_state.identity_key(UID), "blk") == b"blocked"
-    assert await budget_state.set_block(parts.redis, UID, "0")
+    version = await decisions.standing_version(parts.redis, UID)
+    assert await decisions.set_standing(parts.redis, UID, Standing.BLOCKED, version=version)
+    assert not await decisions.set_standing(parts.redis, UID, Standing.GOOD, version=version)
+    assert await parts.redis.hget(layout.identity_key(UID), "blk") == b"blocked"
+    assert await decisions.set_standing(parts.redis, UID, Standing.GOOD)
 
 
 async def test_an_identity_with_thousands_of_revoked_tokens_can_be_blocked(parts: Parts) -> None:
     await parts.database.execute(_REVOKE, user_id=f"{UID}:ai", left=300, count=5000)
     await parts.decide(UID)
     await parts.changes.apply(UID)
-    assert await parts.redis.exists(budget_state.token_key(UID, "j1"), budget_state.token_key(UID, "j5000")) == 2
+    assert await parts.redis.exists(layout.token_key(UID, "j1"), layout.token_key(UID, "j5000")) == 2
 
 
 async def test_revocations_of_expired_tokens_are_cleared_away_and_no_others(parts: Parts) -> None:

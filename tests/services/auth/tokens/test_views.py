@@ -14,7 +14,7 @@ import pytest
 
 from services.auth.tokens.issuer import Issuer
 from services.auth.tokens.key_ring import KeyRing, create_key
-from shared.budget_state import identity_key, token_key
+from shared.state.layout import identity_key, token_key
 from shared.stores.postgres import Database, Query
 from shared.stores.redis import connect
 from tests.services.auth.conftest import ISSUER, UID, Auth, StartAuth, many

@@ -10,15 +10,15 @@ import pytest
 
 from services.auth.audit.storage import Actor
 from services.auth.errors import MaxUsersReached
-from services.auth.standing import known, storage
+from services.auth.standing import storage
 from services.auth.standing.changes import Changes
-from services.auth.standing.storage import Standing
 from services.auth.users.entry import Users
 from services.auth.users.operators import UserAdmin
 from services.auth.users.spending import Spending
-from shared import budget_state
 from shared.domain.service_types import ServiceType, ServiceTypes, load
 from shared.errors import NotFound
+from shared.state import decisions, layout
+from shared.state.layout import Standing
 from shared.stores.postgres import Database, Query
 from shared.stores.redis import Client, connect
 from shared.telemetry.metrics import Registry
@@ -89,11 +89,11 @@ async def test_of_racing_deletes_one_happens(parts: Parts) -> None:
 
 async def test_who_comes_back_after_a_deletion_begins_with_the_tier_of_the_service_type(parts: Parts) -> None:
     await parts.users.enter(UID, parts.ai)
-    await parts.redis.hset(budget_state.user_key(USER), "ep", "some run")
+    await parts.redis.hset(layout.user_key(USER), "ep", "some run")
     await parts.admin.set_tier(USER, JANE, "memories")
-    assert await parts.redis.hget(budget_state.user_key(USER), "tier") == b"memories"
+    assert await parts.redis.hget(layout.user_key(USER), "tier") == b"memories"
     await parts.admin.delete(USER, JANE)
-    assert await parts.redis.hget(budget_state.user_key(USER), "tier") == b"ai"
+    assert await parts.redis.hget(layout.user_key(USER), "tier") == b"ai"
     await parts.users.enter(UID, parts.ai)
     assert (await parts.admin.get(USER)).row.budget_tier == "ai"
 
@@ -103,15 +103,15 @@ async def test_a_block_outlives_the_deletion_of_the_user(parts: Parts) -> None:
     await parts.admin.block(USER, JANE, "spam")
     await parts.admin.delete(USER, JANE)
     assert await storage.standing(parts.database, UID) is Standing.BLOCKED
-    assert (await known.read(parts.redis, UID, "ai")).standing is Standing.BLOCKED
+    assert (await decisions.known(parts.redis, UID, "ai")).standing is Standing.BLOCKED
 
 
 async def test_what_was_read_before_a_decision_is_not_remembered_after_it(parts: Parts) -> None:
     await parts.users.enter(UID, parts.ai)
-    before = await known.read(parts.redis, UID, "ai")
+    before = await decisions.known(parts.redis, UID, "ai")
     await parts.admin.delete(USER, JANE)
-    await known.remember(parts.redis, UID, "ai", Standing.GOOD, before.version)
-    assert not (await known.read(parts.redis, UID, "ai")).user
+    await decisions.remember(parts.redis, UID, "ai", Standing.GOOD, before.version)
+    assert not (await decisions.known(parts.redis, UID, "ai")).user
 
 
 async def test_blocking_twice_keeps_the_first_time_and_takes_the_last_reason(parts: Parts) -> None:

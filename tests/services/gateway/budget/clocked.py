@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import redis
 
-from services.gateway.redis.wire import Script
+from shared.state.script import ScriptCall
 
 _CLOCK = """
 local server = redis
@@ -39,5 +38,7 @@ class ClockedExecutor:
     def epoch(self, shard: int) -> str:
         return self.current_epoch
 
-    async def run(self, shard: int, script: Script, keys: Sequence[str], args: Sequence[str]) -> Any:
-        return self.client.eval(_CLOCK + script.source, len(keys), *keys, self.current_epoch, *args)
+    async def run(self, shard: int, call: ScriptCall) -> Any:
+        script, keys, args = call
+        epoch = (self.current_epoch,) if script.takes_epoch else ()
+        return self.client.eval(_CLOCK + script.source, len(keys), *keys, *epoch, *args)

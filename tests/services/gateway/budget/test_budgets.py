@@ -19,9 +19,10 @@ from services.gateway.errors import (
     RateLimited,
     UserBlocked,
 )
-from shared import budget_state
 from shared.domain.identity import shard
 from shared.errors import DependencyUnavailable
+from shared.state import decisions, layout
+from shared.state.layout import Standing
 from shared.stores.postgres import Query
 from shared.stores.redis import connect
 from tests.services.gateway.budget.support import (
@@ -191,25 +192,14 @@ async def test_blocks_and_revocations_come_from_postgresql_at_first_sight(redis_
 async def test_a_block_and_a_revocation_end_open_requests(redis_url: str, postgres_url: str) -> None:
     async with opened(redis_url, postgres_url) as (budgets, _, _):
         client = connect(redis_url, max_connections=1)
-        told: dict[str, str] = {}
-        seen = asyncio.Event()
-        reservations = []
-        for user, change in ((1, "block"), (2, "token"), (3, "none")):
-            who = principal(user=user)
-            reservation = await budgets.admit(ask(who))
-            reservations.append(reservation)
-
-            def tell(reason: str, change: str = change) -> None:
-                told[change] = reason
-                if len(told) == 2:
-                    seen.set()
-
-            reservation.on_revoked = tell
-        await budget_state.set_block(client, principal(user=1).identity, "blocked")
-        await budget_state.revoke_token(client, principal(user=2).identity, "jti", time.time() + 60)
-        await asyncio.wait_for(seen.wait(), 5)
-        assert told == {"block": "blocked", "token": "revoked"}
-        await budget_state.set_block(client, principal(user=1).identity, "0")
+        reservations = [await budgets.admit(ask(principal(user=user))) for user in (1, 2, 3)]
+        blocked, revoked, untouched = (reservation.revoked for reservation in reservations)
+        await decisions.set_standing(client, principal(user=1).identity, Standing.BLOCKED)
+        await decisions.revoke_token(client, principal(user=2).identity, "jti", time.time() + 60)
+        ends = [type(error) for error in await asyncio.wait_for(asyncio.gather(blocked, revoked), 5)]
+        assert ends == [UserBlocked, InvalidToken]
+        assert not untouched.done()
+        await decisions.set_standing(client, principal(user=1).identity, Standing.GOOD)
         for reservation in reservations:
             budgets.settle(reservation, delivered())
         budgets.settle(await budgets.admit(ask(principal(user=1))), delivered())
@@ -233,7 +223,7 @@ async def test_a_tier_set_by_an_operator_holds_from_the_next_request(redis_url: 
                 i=who.identity,
                 t=tier,
             )
-            await budget_state.set_tier(client, who.user_id, tier)
+            await decisions.set_tier(client, who.user_id, tier)
             reservation = await budgets.admit(ask())
             expected = kinds.rows.get(tier, kinds.rows["ai"])
             assert reservation.rate_limits.requests_limit == expected.rpm
@@ -311,7 +301,7 @@ async def test_nothing_in_redis_is_kept_for_ever(redis_url: str, postgres_url: s
     async with opened(redis_url, postgres_url, rows(kind)) as (budgets, _, _):
         held = [await budgets.admit(ask(principal(kind))) for _ in range(2)]
         budgets.settle(held[0], delivered())
-        assert await budgets._settlements.drained(5) == []
+        assert await budgets._queue.all_settled(5)
         client = connect(redis_url, max_connections=1)
         keys = [key async for key in client.scan_iter("*")]
         lives = {key.decode().partition("}:")[2]: await client.ttl(key) for key in keys}
@@ -331,7 +321,7 @@ async def test_rows_left_in_an_outbox_are_finished_by_others(redis_url: str, pos
         client = connect(redis_url, max_connections=1)
 
         async def left() -> Any:
-            return await client.hlen(budget_state.shard_key(number, "outbox"))
+            return await client.hlen(layout.SHARD_KEYS[number].outbox)
 
         await until(left)
         async with opened(redis_url, postgres_url) as (_, _, registry):
@@ -357,11 +347,11 @@ async def test_costs_above_the_reservation_are_taken_and_told(redis_url: str, po
 async def test_auth_reads_what_the_gateways_count(redis_url: str, postgres_url: str) -> None:
     client = connect(redis_url, max_connections=1)
     who = principal()
-    assert await budget_state.read_user(client, who.user_id) is None
+    assert (await decisions.read_users(client, [who.user_id]))[0] is None
     async with opened(redis_url, postgres_url) as (budgets, _, _):
         budgets.settle(await budgets.admit(ask()), delivered())
         held = await budgets.admit(ask())
-        state = await budget_state.read_user(client, who.user_id)
+        state = (await decisions.read_users(client, [who.user_id]))[0]
         assert state is not None
         assert (state.tier, state.period_seconds, state.spent_nano, state.reserved_nano) == (
             "ai",
@@ -398,9 +388,9 @@ async def test_what_is_kept_of_a_user_goes_by_itself(redis_url: str, postgres_ur
         async for key in client.scan_iter("*:u:*"):
             await client.persist(key)
 
-    await budget_state.set_block(client, "0" * 32, "0")
-    await budget_state.set_tier(client, f"{'0' * 32}:ai", "ai")
-    await budget_state.revoke_token(client, "0" * 32, "j", time.time() + 60)
+    await decisions.set_standing(client, "0" * 32, Standing.GOOD)
+    await decisions.set_tier(client, f"{'0' * 32}:ai", "ai")
+    await decisions.revoke_token(client, "0" * 32, "j", time.time() + 60)
     assert await forgotten() == []
     await client.flushall()
     who = principal(kind)
@@ -424,7 +414,7 @@ async def test_what_is_kept_of_a_user_goes_by_itself(redis_url: str, postgres_ur
         assert await forgotten() == []
         await persist()
         budgets.settle(reservation, delivered())
-        await budgets._settlements.drained(5)
+        await budgets._queue.all_settled(5)
         assert await forgotten() == []
         held = await other.admit(ask(who))
         await persist()
@@ -434,7 +424,7 @@ async def test_what_is_kept_of_a_user_goes_by_itself(redis_url: str, postgres_ur
 
         await until(renewed)
         other.settle(held, delivered())
-        await other._settlements.drained(5)
+        await other._queue.all_settled(5)
         lost = await budgets.admit(ask(who))
         await persist()
         async with opened(redis_url, postgres_url, rows(kind)) as (_, database, _):

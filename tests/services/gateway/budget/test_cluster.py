@@ -34,7 +34,7 @@ async def test_users_of_all_nodes_are_served(cluster: ValkeyCluster, postgres_ur
             return True
 
         await until(ready)
-        epochs = {budgets._admission.executor.epoch(number) for number in range(64)}
+        epochs = {budgets._scripts.executor.epoch(number) for number in range(64)}
         assert len(epochs) == 3
         held = await asyncio.gather(*(budgets.admit(ask(who)) for who in users))
         for reservation in held:

@@ -17,7 +17,7 @@ from services.gateway.budget.services import Budgets
 from services.local.postgres import PostgresServer
 from services.local.process import free_port
 from services.local.valkey import ValkeyServer
-from shared import budget_state
+from shared.state import decisions, layout
 from shared.stores import migrate
 from shared.stores.postgres import Database
 from shared.stores.redis import RedisError, connect
@@ -72,7 +72,7 @@ class Watch:
         client = connect(redis_url, max_connections=1)
         while not self.over:
             try:
-                state = await budget_state.read_user(client, USER)
+                state = (await decisions.read_users(client, [USER]))[0]
             except RedisError:
                 state = None
             if state is not None:
@@ -85,7 +85,7 @@ class Watch:
 async def settled(database: Database, redis_url: str) -> list[dict[str, Any]]:
     """The ledger once no reservation is open and no row is on its way. A gateway finishes what others left."""
     client = connect(redis_url, max_connections=1)
-    number = budget_state.user_key(USER).partition("}")[0] + "}:"
+    number = layout.user_key(USER).partition("}")[0] + "}:"
 
     async def idle() -> bool:
         return not await client.exists(number + "leases", number + "outbox")
@@ -204,7 +204,7 @@ async def test_redis_restarted_under_load(tmp_path: Path, postgres_url: str, los
             reserved = 0
             for _ in range(2):
                 await asyncio.sleep(0.5)
-                state = await budget_state.read_user(client, USER)
+                state = (await decisions.read_users(client, [USER]))[0]
                 reserved += state.reserved_nano if state is not None else 0
                 await client.aclose()
                 await asyncio.to_thread(valkey.process.kill)

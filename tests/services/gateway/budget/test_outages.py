@@ -14,9 +14,9 @@ from services.gateway.redis.executor import Executor
 from services.local.postgres import PostgresServer
 from services.local.process import free_port
 from services.local.valkey import ValkeyServer
-from shared import budget_state
 from shared.domain.identity import shard
 from shared.errors import DependencyUnavailable
+from shared.state import layout
 from shared.stores import migrate
 from shared.stores.postgres import Database
 from shared.stores.redis import connect
@@ -105,7 +105,7 @@ async def test_a_caller_that_goes_away_during_admission_leaves_nothing(redis_url
         client = connect(redis_url, max_connections=1)
 
         async def nothing_open() -> bool:
-            return not await client.exists(budget_state.shard_key(shard(principal().identity), "leases"))
+            return not await client.exists(layout.SHARD_KEYS[shard(principal().identity)].leases)
 
         await until(nothing_open)
         assert (await budgets.state(principal())).reserved_nano == 0
@@ -152,7 +152,7 @@ async def test_rows_that_an_emptied_redis_lost_are_counted_again(own_valkey: Val
     async with opened(own_valkey.url, postgres_url, timings=slow) as (budgets, database, _):
         for _ in range(3):
             budgets.settle(await budgets.admit(ask()), delivered())
-        await budgets._settlements.drained(5)
+        await budgets._queue.all_settled(5)
         await asyncio.to_thread(own_valkey.process.kill)
         own_valkey.process.start()
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from services.gateway.budget.admission import Admission, Refusal, Snapshot
 from services.gateway.budget.charging import Charge, bounds
 from services.gateway.budget.models import RateLimits, Reservation
-from services.gateway.budget.rows import settlement_of
+from services.gateway.budget.scripts import BudgetScripts, Refusal, Snapshot, UserBuild
 from services.local.valkey import ValkeyServer
 from shared.domain.identity import shard
+from shared.state.layout import Standing
 from tests.services.gateway.budget.clocked import ClockedExecutor
 from tests.services.gateway.budget.support import ask, principal
 
@@ -21,28 +21,25 @@ async def test_a_rebuild_begun_before_redis_was_emptied_does_not_count_afterward
     with valkey_server.client() as client:
         client.flushall()
         executor = ClockedExecutor(client, NOW)
-        admission = Admission(executor, 30)  # type: ignore[arg-type]  # stands where Executor does
+        scripts = BudgetScripts(executor, 30)  # type: ignore[arg-type]  # stands where Executor does
         user = principal().user_id
 
         async def settle() -> None:
             reservation = Reservation(ask(), 1, 1, 86_400, NOW, RateLimits(0, 0, 0, 0, 0, 0), "")
-            settlement = settlement_of(reservation, Charge(5, 1, 1, 0), "success")
-            await executor.run(*admission.settle_call(settlement))
+            await executor.run(*scripts.settle_call(reservation.row(Charge(5, 1, 1, 0), "success")))
 
         async def load(snapshot: Snapshot, spent: int) -> bool:
             index = NOW // 1000 // 86_400
-            return await admission.load(
-                user, snapshot, tier="ai", seconds=86_400, index=index, spent=spent, newest=index, block="0", revoked=[]
-            )
+            return await scripts.load(user, snapshot, UserBuild("ai", 86_400, index, spent, index, Standing.GOOD, {}))
 
         await settle()
-        before = await admission.snapshot(user)
+        before = await scripts.snapshot(user)
         client.flushall()
         executor.now_ms = NOW + 50
-        assert await load(await admission.snapshot(user), 0)
+        assert await load(await scripts.snapshot(user), 0)
         await settle()
         assert not await load(before, 0)
-        assert await admission.state(user, "jti") == [b"load"]
+        assert await scripts.state(user, "jti") == [b"load"]
 
 
 @pytest.mark.parametrize("remembered_by", ["renewal", "settlement"])
@@ -53,23 +50,20 @@ async def test_a_period_before_which_the_clock_went_back_begins_with_a_rebuild(
     with valkey_server.client() as client:
         client.flushall()
         executor = ClockedExecutor(client, NOW)
-        admission = Admission(executor, 30)  # type: ignore[arg-type]  # stands where Executor does
+        scripts = BudgetScripts(executor, 30)  # type: ignore[arg-type]  # stands where Executor does
         user, index = principal().user_id, NOW // 1000 // 86_400
-        assert await admission.load(
-            user, await admission.snapshot(user), tier="ai", seconds=86_400, index=index, spent=0, newest=index,
-            block="0", revoked=[],
-        )  # fmt: skip
+        build = UserBuild("ai", 86_400, index, 0, index, Standing.GOOD, {})
+        assert await scripts.load(user, await scripts.snapshot(user), build)
         tomorrow = NOW + 86_400_000
         reservation = Reservation(ask(), 1, 1, 86_400, tomorrow, RateLimits(0, 0, 0, 0, 0, 0), "")
         if remembered_by == "renewal":
-            assert await admission.renew(shard(principal().identity), [reservation]) == ["ok"]
+            assert await scripts.renew(shard(principal().identity), [reservation]) == ["ok"]
         else:
-            settlement = settlement_of(reservation, Charge(5, 1, 1, 0), "success")
-            await executor.run(*admission.settle_call(settlement))
-        assert (await admission.state(user, "jti"))[0] == b"ok"
+            await executor.run(*scripts.settle_call(reservation.row(Charge(5, 1, 1, 0), "success")))
+        assert (await scripts.state(user, "jti"))[0] == b"ok"
         executor.now_ms = tomorrow
-        assert await admission.state(user, "jti") == [b"load"]
+        assert await scripts.state(user, "jti") == [b"load"]
         tier = principal().service_type
-        answer = await admission.admit(ask(), tier.name, tier, bounds(ask(), tier.max_budget_nano))
+        answer = await scripts.admit(ask(), tier.name, tier, bounds(ask(), tier.max_budget_nano))
         assert isinstance(answer, Refusal)
         assert answer.reason == "load"

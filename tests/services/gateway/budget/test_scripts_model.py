@@ -26,14 +26,15 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from services.gateway.budget.admission import Admission, Refusal
 from services.gateway.budget.charging import Charge, bounds
 from services.gateway.budget.models import Reservation
 from services.gateway.budget.prices import PricedModel
-from services.gateway.budget.rows import Settlement, parse_row, settlement_of
+from services.gateway.budget.scripts import BudgetScripts, Expired, Refusal, UserBuild
 from services.local.valkey import ValkeyServer
-from shared import budget_state
 from shared.domain.identity import shard
+from shared.state import decisions, layout
+from shared.state.layout import Standing
+from shared.state.packed import LedgerRow
 from tests.services.gateway.budget.clocked import ClockedExecutor
 from tests.services.gateway.budget.support import ask, principal, row
 
@@ -68,7 +69,7 @@ class Request:
     state: str = "open"
     known: bool = True  # Redis has the reservation
     cost: int = 0
-    settlement: Settlement | None = field(default=None, repr=False)
+    settlement: LedgerRow | None = field(default=None, repr=False)
 
 
 @dataclass
@@ -92,7 +93,7 @@ class Scripts(RuleBasedStateMachine):
         self.client = self.server.client()
         self.client.flushall()
         self.executor = ClockedExecutor(self.client, 1_700_000_000_000)
-        self.admission = Admission(self.executor, LEASE_MS / 1000)  # type: ignore[arg-type]
+        self.scripts = BudgetScripts(self.executor, LEASE_MS / 1000)  # type: ignore[arg-type]
         self.runner = asyncio.Runner()
         self.auth = redis.asyncio.Redis.from_url(self.server.url)
         self.ids = itertools.count()
@@ -163,12 +164,12 @@ class Scripts(RuleBasedStateMachine):
         """Redis drops a window's key when its newest entry is a minute old."""
         self.executor.now_ms = self.now + milliseconds
         for who, state in zip(self.principals, self.users, strict=True):
-            base = budget_state.prefix(who.identity)
+            keys = layout.of_user(who.user_id)
             if state.tokens and max(state.tokens)[0] + MINUTE <= self.now:
-                self.client.delete(f"{base}t:{who.user_id}")
+                self.client.delete(keys.tokens_window(who.user_id))
                 state.tokens = []
             if state.requests and max(state.requests) + MINUTE <= self.now:
-                self.client.delete(f"{base}w:{who.user_id}")
+                self.client.delete(keys.requests_window(who.user_id))
                 state.requests = []
 
     @rule(milliseconds=st.sampled_from((300, 3_600_000)))
@@ -200,7 +201,7 @@ class Scripts(RuleBasedStateMachine):
             if result == "ok":
                 request = self.requests[-1]
                 self.executor.now_ms = self.now + 500
-                request.settlement = settlement_of(request.reservation, Charge(tokens, 7, tokens, tokens), "success")
+                request.settlement = request.reservation.row(Charge(tokens, 7, tokens, tokens), "success")
                 assert self.send(request.settlement) == f"0 {self.now}"
                 request.state, request.cost = "settled", tokens
                 self.users[user].tokens.append((self.now, tokens))
@@ -231,7 +232,7 @@ class Scripts(RuleBasedStateMachine):
         limits_of_it = bounds(wanted, tier.max_budget_nano)
         if room is not None:
             room += limits_of_it.least
-        answer = self.run(self.admission.admit(wanted, tier.name, tier, limits_of_it, room))
+        answer = self.run(self.scripts.admit(wanted, tier.name, tier, limits_of_it, room))
         expected = self.decide(user, prompt, limit, n, room)
         if isinstance(answer, Refusal):
             assert (answer.reason, answer.tier, round(answer.retry_after * 1000)) == expected
@@ -317,7 +318,7 @@ class Scripts(RuleBasedStateMachine):
         request = data.draw(st.sampled_from([one for one in self.requests if one.state in ("open", "reaped")]))
         cost = cost if overrun else min(cost, request.reservation.amount_nano)
         charged = Charge(cost, 7, tokens, tokens)
-        settlement = settlement_of(request.reservation, charged, "success")
+        settlement = request.reservation.row(charged, "success")
         reply = self.send(settlement)
         assert self.send(settlement) == reply, "a second settlement changes nothing, and says the same"
         request.settlement = settlement
@@ -351,8 +352,8 @@ class Scripts(RuleBasedStateMachine):
         state = self.users[request.user]
         state.newest = max(state.newest, self.period_of(request) or 0)
 
-    def send(self, settlement: Settlement) -> str:
-        reply: bytes = self.run(self.executor.run(*self.admission.settle_call(settlement)))
+    def send(self, settlement: LedgerRow) -> str:
+        reply: bytes = self.run(self.executor.run(*self.scripts.settle_call(settlement)))
         return reply.decode()
 
     @precondition(lambda self: any(one.state == "open" for one in self.requests))
@@ -360,12 +361,12 @@ class Scripts(RuleBasedStateMachine):
     def withdraw(self, data: st.DataObject) -> None:
         """A request that never went out leaves nothing behind, and can't be admitted afterwards."""
         request = data.draw(st.sampled_from([one for one in self.requests if one.state == "open"]))
-        unknown = dataclasses.replace(request.reservation, total="")
-        assert self.send(settlement_of(unknown, Charge(0, 0, 0, 0), "abort", admitted=False)) == "-"
+        row = request.reservation.row(Charge(0, 0, 0, 0), "abort")
+        assert self.send(dataclasses.replace(row, total="", admitted=False)) == "-"
         request.state = "withdrawn"
         tier = ROWS[self.expected_tiers[request.user]]
         late = self.run(
-            self.admission.admit(request.reservation.ask, tier.name, tier, bounds(request.reservation.ask, 10**6))
+            self.scripts.admit(request.reservation.ask, tier.name, tier, bounds(request.reservation.ask, 10**6))
         )
         assert isinstance(late, Refusal)
 
@@ -375,7 +376,7 @@ class Scripts(RuleBasedStateMachine):
         some = [one for one in self.requests if one.state in ("open", "reaped")]
         first = data.draw(st.sampled_from(some))
         batch = [one for one in some if one.number == first.number]
-        states = self.run(self.admission.renew(first.number, [one.reservation for one in batch]))
+        states = self.run(self.scripts.renew(first.number, [one.reservation for one in batch]))
         for request, state in zip(batch, states, strict=True):
             who = request.reservation.ask.principal
             block = self.blocks[who.identity] if self.identity_known(who.identity) else "0"
@@ -389,20 +390,20 @@ class Scripts(RuleBasedStateMachine):
             assert state == expected
 
     def identity_known(self, identity: str) -> bool:
-        return self.client.exists(budget_state.identity_key(identity)) == 1
+        return self.client.exists(layout.identity_key(identity)) == 1
 
     @rule()
     def reap(self) -> None:
-        self.client.delete(*(budget_state.shard_key(one, "claim") for one in range(64)))
+        self.client.delete(*(layout.SHARD_KEYS[one].claim for one in range(64)))
         for number in {shard(who.identity) for who in PRINCIPALS}:
-            found = self.run(self.admission.sweep(number, "me", 60, 5, "0"))
+            found = self.run(self.scripts.sweep(number, "me", 60, 5, "0"))
             assert found is not None
             over = {one.reservation.id: one for one in self.requests
                     if one.number == number and one.known and one.state == "open" and one.ends <= self.now}  # fmt: skip
             assert {one for one, _ in found.expired} == set(over)
-            also = [(one.reservation.id, one.reservation.ask.principal.user_id) for one in self.requests
+            also = [Expired(one.reservation.id, one.reservation.ask.principal.user_id) for one in self.requests
                     if one.number == number]  # fmt: skip
-            rows = self.run(self.admission.reap(number, also))
+            rows = self.run(self.scripts.reap(number, also))
             assert {one.id: one.cost_nano for one in rows} == {
                 name: one.reservation.amount_nano for name, one in over.items()
             }
@@ -411,29 +412,29 @@ class Scripts(RuleBasedStateMachine):
                 entry = next(made for made in rows if made.id == name)
                 assert (entry.outcome, entry.prompt_tokens) == ("expired", one.reservation.ask.prompt_bound)
                 assert entry.completion_tokens == one.reservation.grant * one.reservation.ask.n
-                assert (entry.admitted_ms, entry.request_id) == (one.reservation.admitted_ms, "a|b")
-            outbox = self.client.hkeys(budget_state.shard_key(number, "outbox"))
+                assert (entry.admitted_ms, entry.details.request_id) == (one.reservation.admitted_ms, "a|b")
+            outbox = self.client.hkeys(layout.SHARD_KEYS[number].outbox)
             assert {name.encode() for name in over} <= set(outbox)
-            again = self.run(self.admission.sweep(number, "other", 60, 5, "0"))
+            again = self.run(self.scripts.sweep(number, "other", 60, 5, "0"))
             assert again is None, "the shard was claimed"
 
     @rule(acknowledge=st.booleans())
     def flush(self, acknowledge: bool) -> None:
         """Rows of the outbox reach the ledger, and Redis is told, or not yet."""
         for number in {shard(who.identity) for who in PRINCIPALS}:
-            entries = self.client.hgetall(budget_state.shard_key(number, "outbox"))
-            rows = [parse_row(name.decode(), entry.decode()) for name, entry in entries.items()]
+            entries = self.client.hgetall(layout.SHARD_KEYS[number].outbox)
+            rows = [LedgerRow.parse(name.decode(), entry.decode()) for name, entry in entries.items()]
             for one in rows:
                 known = self.ledger.get(one.id)
                 if known is None or (one.lowers and one.cost_nano < known):
                     self.ledger[one.id] = one.cost_nano
             if acknowledge and rows:
-                self.run(self.admission.acknowledge(number, rows))
+                self.run(self.scripts.acknowledge(number, rows))
                 for one in rows:
                     if one.outcome == "expired":
                         user = next(at for at, who in enumerate(self.principals) if who.user_id == one.user_id)
                         self.users[user].epoch = None
-                assert not self.client.exists(budget_state.shard_key(number, "outbox"))
+                assert not self.client.exists(layout.SHARD_KEYS[number].outbox)
 
     @rule(user=users_, tiers=st.lists(st.sampled_from(sorted(ROWS)), min_size=1, max_size=3))
     def change_tiers(self, user: int, tiers: list[str]) -> None:
@@ -445,7 +446,7 @@ class Scripts(RuleBasedStateMachine):
     @rule(user=users_, tier=st.sampled_from(sorted(ROWS)))
     def change_tier(self, user: int, tier: str) -> None:
         self.tiers[user] = tier
-        self.run(budget_state.set_tier(self.auth, self.principals[user].user_id, tier))
+        self.run(decisions.set_tier(self.auth, self.principals[user].user_id, tier))
         if self.users[user].epoch is not None:
             self.users[user].tier = tier
         self.exact[user] = False
@@ -453,7 +454,7 @@ class Scripts(RuleBasedStateMachine):
     def change_block(self, user: int, block: str) -> None:
         identity = self.principals[user].identity
         self.blocks[identity] = block
-        self.run(budget_state.set_block(self.auth, identity, block))
+        self.run(decisions.set_standing(self.auth, identity, Standing(block)))
 
     @rule(user=users_, block=st.sampled_from(("blocked", "revoked")), data=st.data())
     def block_for_a_while(self, user: int, block: str, data: st.DataObject) -> None:
@@ -471,7 +472,7 @@ class Scripts(RuleBasedStateMachine):
         who = self.principals[user]
         self.revoked[user].add(who.jti)
         self.revoked_in_redis.add(who.jti)
-        self.run(budget_state.revoke_token(self.auth, who.identity, who.jti, who.expires_at + 10**6))
+        self.run(decisions.revoke_token(self.auth, who.identity, who.jti, who.expires_at + 10**6))
         self.try_to_admit(user, 1, 1, 1)
         if any(one.state in ("open", "reaped") for one in self.requests):
             self.renew(data)
@@ -500,7 +501,7 @@ class Scripts(RuleBasedStateMachine):
         outbox = {
             name.decode()
             for number in {shard(who.identity) for who in PRINCIPALS}
-            for name in self.client.hkeys(budget_state.shard_key(number, "outbox"))
+            for name in self.client.hkeys(layout.SHARD_KEYS[number].outbox)
         }
         self.client.flushall()
         self.executor.now_ms = now
@@ -546,13 +547,9 @@ class Scripts(RuleBasedStateMachine):
         written = [one for one in self.requests if one.user == user and one.reservation.id in self.ledger]
         newest = max([period, *(one.reservation.admitted_ms // 1000 // seconds for one in written),
                       *(admitted // 1000 // seconds for _, admitted in snapshot.rows.values())])  # fmt: skip
-        revoked = [(jti, 10**6) for jti in sorted(self.revoked[user])]
-        loaded: bool = self.run(
-            self.admission.load(
-                who.user_id, snapshot, tier=tier.name, seconds=seconds, index=period, spent=spent, newest=newest,
-                block=self.blocks[who.identity], revoked=revoked,
-            )
-        )  # fmt: skip
+        revoked = dict.fromkeys(sorted(self.revoked[user]), 10**6)
+        build = UserBuild(tier.name, seconds, period, spent, newest, Standing(self.blocks[who.identity]), revoked)
+        loaded: bool = self.run(self.scripts.load(who.user_id, snapshot, build))
         if loaded:
             newest = max([newest, *(one.reservation.admitted_ms // 1000 // seconds for one in self.open(user))])
             self.note_load(user, tier.name, seconds, period, newest)
@@ -567,7 +564,7 @@ class Scripts(RuleBasedStateMachine):
         self.revoked_in_redis |= self.revoked[user]
 
     def rebuild(self, user: int) -> None:
-        assert self.load(user, self.run(self.admission.snapshot(self.principals[user].user_id)))
+        assert self.load(user, self.run(self.scripts.snapshot(self.principals[user].user_id)))
 
     @rule(
         user=users_,
@@ -578,14 +575,14 @@ class Scripts(RuleBasedStateMachine):
         """A rebuild whose snapshot is out of date must start anew."""
         if event == "reap":
             self.executor.now_ms = self.now + LEASE_MS
-        snapshot = self.run(self.admission.snapshot(self.principals[user].user_id))
+        snapshot = self.run(self.scripts.snapshot(self.principals[user].user_id))
         stale = True
         if event == "settle":
             mine = [one for one in self.requests if one.user == user and one.state == "open"]
             stale = bool(mine)
             if mine:
                 request = mine[0]
-                request.settlement = settlement_of(request.reservation, Charge(5, 1, 1, 0), "success")
+                request.settlement = request.reservation.row(Charge(5, 1, 1, 0), "success")
                 self.send(request.settlement)
                 request.state, request.cost = "settled", 5
                 if not request.known:
@@ -615,7 +612,7 @@ class Scripts(RuleBasedStateMachine):
         if not hasattr(self, "client"):
             return
         for user, who in enumerate(self.principals):
-            words = self.run(self.admission.state(who.user_id, who.jti))
+            words = self.run(self.scripts.state(who.user_id, who.jti))
             if not self.current(user):
                 assert words == [b"load"]
                 continue
@@ -670,7 +667,7 @@ class Scripts(RuleBasedStateMachine):
                     elif one.state in ("settled", "reaped"):
                         name = f"s|small:3600|{period}".encode()
                         sums[name] = sums.get(name, 0) + one.cost
-            found = self.client.hgetall(budget_state.shard_key(who_number, "totals"))
+            found = self.client.hgetall(layout.SHARD_KEYS[who_number].totals)
             assert {name: int(value) for name, value in found.items() if int(value)} == {
                 name: value for name, value in sums.items() if value
             }

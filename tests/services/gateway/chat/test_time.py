@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from services.gateway.chat.config import ChatConfig
+from services.gateway.errors import UserBlocked
 from services.gateway.upstream.client import UpstreamConfig
 from tests.doubles.litellm import DONE, LiteLLMDouble, Script, chunk, event, stream_of
 from tests.services.gateway.chat.conftest import Gateway
@@ -97,8 +98,7 @@ async def test_a_block_ends_an_open_stream_with_its_error(gateway: Gateway) -> N
     async with gateway.post(STREAM) as response:
         await response.content.readuntil(b"\n\n")
         (reservation,) = gateway.budgets.open.values()
-        assert reservation.on_revoked is not None
-        reservation.on_revoked("blocked")
+        reservation.revoked.set_result(UserBlocked())
         assert error_code(await response.read()) == "user_blocked"
     assert (await gateway.budgets.wait_settled()).outcome == "error"
 
@@ -108,8 +108,7 @@ async def test_a_block_before_the_first_event_is_a_plain_403(gateway: Gateway) -
     asking = asyncio.create_task(gateway.read())
     await gateway.double.wait_asked()
     (reservation,) = gateway.budgets.open.values()
-    assert reservation.on_revoked is not None
-    reservation.on_revoked("blocked")
+    reservation.revoked.set_result(UserBlocked())
     assert (await asking)[0] == 403
 
 

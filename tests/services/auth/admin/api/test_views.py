@@ -9,9 +9,8 @@ from urllib.parse import quote
 import pytest
 from yarl import URL
 
-from services.auth.standing.known import read
-from services.auth.standing.storage import Standing
-from shared import budget_state
+from shared.state import decisions, layout
+from shared.state.layout import Standing
 from shared.stores.redis import connect
 from tests.services.auth.admin.conftest import ADMIN, ADMIN_SETTINGS, NAMED, UID, USER, VIEWER, Rows, bearer
 from tests.services.auth.conftest import Auth, StartAuth
@@ -111,10 +110,10 @@ async def test_what_the_gateways_count_goes_before_the_ledger(admin_auth: Auth, 
     run_id = (await redis.info("server"))["run_id"]
     seconds, _ = await redis.time()
     state = {"ep": run_id, "tier": "ai", "dur": 86400, "idx": seconds // 86400, "spent": 20_000_000, "res": 7_000_000}
-    await redis.hset(budget_state.user_key(USER), mapping=state)
+    await redis.hset(layout.user_key(USER), mapping=state)
     _, body, _ = await ask(admin_auth, "GET", at(USER))
     assert (body["spent_usd"], body["reserved_usd"]) == (0.02, 0.007)
-    await redis.hset(budget_state.user_key(USER), "ep", "of another life of Redis")
+    await redis.hset(layout.user_key(USER), "ep", "of another life of Redis")
     _, body, _ = await ask(admin_auth, "GET", at(USER))
     assert (body["spent_usd"], body["reserved_usd"]) == (5e-9, 0)
     await redis.aclose()
@@ -199,10 +198,10 @@ async def test_a_block_holds_for_the_identity_and_is_lifted_again(admin_auth: Au
     assert (status, body["blocked"]) == (200, True)
     _, other, _ = await ask(admin_auth, "GET", at(f"{KEY_ID}:s2s"))
     assert other["blocked"]
-    assert (await read(redis, KEY_ID, "ai")).standing is Standing.BLOCKED
+    assert (await decisions.known(redis, KEY_ID, "ai")).standing is Standing.BLOCKED
     status, body, _ = await ask(admin_auth, "POST", at(DEVICE_USER, "/unblock"))
     assert (status, body["blocked"]) == (200, False)
-    assert (await read(redis, KEY_ID, "ai")).standing is Standing.GOOD
+    assert (await decisions.known(redis, KEY_ID, "ai")).standing is Standing.GOOD
     assert rows.run("select count(*) from redis_changes") == [(0,)]
     good, blocked = {"blocked": False, "reason": None}, {"blocked": True, "reason": "spam"}
     assert rows.audit() == [

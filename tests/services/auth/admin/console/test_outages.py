@@ -6,11 +6,10 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from urllib.parse import quote
 
-from services.auth.standing.known import read
-from services.auth.standing.storage import Standing
 from services.local.postgres import PostgresServer
 from services.local.valkey import ValkeyServer
-from shared.budget_state import identity_key
+from shared.state.decisions import known
+from shared.state.layout import Standing, identity_key
 from shared.stores import migrate
 from shared.stores.redis import connect
 from tests.services.auth.admin.api.test_views import ask, at
@@ -41,7 +40,7 @@ async def test_without_redis_a_change_is_a_503_and_applied_when_it_is_back(
     redis = connect(own_valkey.url)
 
     async def blocked() -> bool:
-        return (await read(redis, UID, "ai")).standing is Standing.BLOCKED
+        return (await known(redis, UID, "ai")).standing is Standing.BLOCKED
 
     await until(blocked)
     assert (await ask(auth, "POST", at(USER, "/block")))[0] == 200

@@ -1,0 +1,329 @@
+"""The gateway's scripts: Python values in, named answers out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+from services.gateway.budget.charging import Bounds
+from services.gateway.budget.models import Ask, RateLimits, Reservation
+from services.gateway.redis.executor import Executor
+from shared.domain.identity import split_user
+from shared.domain.service_types import ServiceType
+from shared.state import layout
+from shared.state.layout import SHARD_KEYS
+from shared.state.packed import LedgerRow, Unwritten, parse_outbox, total_name
+from shared.state.script import Script, ScriptCall, Value
+
+_ADMIT, _SETTLE, _RENEW, _REAP, _ACK = map(Script, ("admit", "settle", "renew", "reap", "ack"))
+_SNAPSHOT, _LOAD, _STATE, _SWEEP = map(Script, ("snapshot", "load", "state", "sweep"))
+_TOTALS, _TOTALS_BEGIN, _TOTALS_LOAD = map(Script, ("totals", "totals_begin", "totals_load"))
+SCRIPTS = (
+    *(_ADMIT, _SETTLE, _RENEW, _REAP, _ACK),
+    *(_SNAPSHOT, _LOAD, _STATE, _SWEEP),
+    *(_TOTALS, _TOTALS_BEGIN, _TOTALS_LOAD),
+)
+
+_LIMIT = 10**12  # of completion tokens: still exact in Lua, and more than any model makes
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Why not: ``load`` (rebuild first), ``tier`` (ask again with the row of ``tier``), ``blocked``, ``revoked`` (the
+    device), ``token`` (revoked), ``settled`` (this id is over), or a limit: ``streams``, ``rpm``, ``tpm``,
+    ``exceeded``, ``large`` (a smaller prompt would fit), ``reserved``.
+    """
+
+    reason: str
+    tier: str = ""
+    retry_after: float = 0
+    rate_limits: RateLimits | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """What a rebuild starts from: versions, Redis's clock, and by id the rows that may not be in the ledger yet."""
+
+    user_version: str
+    identity_version: str
+    now_ms: int
+    rows: dict[str, Unwritten]
+
+
+@dataclass(frozen=True, slots=True)
+class UserBuild:
+    """A user's state as PostgreSQL has it. ``newest_index`` is the newest period of a ledger row.
+
+    ``revoked_tokens`` has the seconds after which each of them expires.
+    """
+
+    tier: str
+    period_seconds: int
+    period_index: int
+    spent_nano: int
+    newest_index: int
+    standing: layout.Standing
+    revoked_tokens: Mapping[str, int]
+
+
+class Expired(NamedTuple):
+    """A request whose lease ended."""
+
+    id: str
+    user_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Sweep:
+    """What a shard has left over."""
+
+    cursor: str
+    oldest_ms: int
+    expired: list[Expired]
+    rows: list[LedgerRow]
+
+
+class OpenAmount(NamedTuple):
+    """What an open request adds to the reserved sum of its total."""
+
+    total: str
+    admitted_ms: int
+    amount_nano: int
+
+
+@dataclass(frozen=True, slots=True)
+class TotalsBegun:
+    """A shard when its sums were emptied."""
+
+    now_ms: int
+    open: list[OpenAmount]
+    rows: list[LedgerRow]
+
+
+RenewalState = Literal["ok", "reaped", "settled", "blocked", "revoked", "token"]
+
+
+class BudgetScripts:
+    """Runs the scripts. Every method raises ``DependencyUnavailable("redis")``, and then the outcome is unknown."""
+
+    def __init__(self, executor: Executor, lease: float) -> None:
+        self.executor = executor
+        self._lease_ms = int(lease * 1000)
+
+    async def admit(
+        self, ask: Ask, tier_name: str, tier: ServiceType, bounds: Bounds, room: int | None = None
+    ) -> Reservation | Refusal:
+        """Decide, and reserve. ``tier`` is the row for the tier that the user is expected to have; ``room`` is what the
+        total budget leaves, in nano-dollars.
+        """
+        principal = ask.principal
+        user_id = principal.user_id
+        keys = layout.of_user(user_id)
+        total = total_name(principal.service_type)
+        call = _ADMIT(
+            user=keys.user(user_id),
+            identity=keys.identity(principal.identity),
+            token=keys.token(principal.jti),
+            requests_window=keys.requests_window(user_id),
+            tokens_window=keys.tokens_window(user_id),
+            leases=keys.leases,
+            tombstone=keys.tombstone(ask.id),
+            totals=keys.totals,
+            tier=tier_name,
+            duration=tier.duration_seconds,
+            budget=tier.max_budget_nano,
+            rpm=tier.rpm,
+            tpm=tier.tpm,
+            max_streams=tier.max_streams,
+            id=ask.id,
+            user_id=user_id,
+            full=bounds.full,
+            least=bounds.least,
+            empty=bounds.empty,
+            limit=min(ask.limit, _LIMIT),
+            least_grant=bounds.least_grant,
+            prompt_units=bounds.prompt_units,
+            unit_price=bounds.grant_units,
+            scale=bounds.scale,
+            estimate=ask.estimated_prompt_tokens,
+            choices=ask.n,
+            total=total,
+            prompt_bound=ask.prompt_bound,
+            details=ask.details(tier.duration_seconds).pack(),
+            lease=self._lease_ms,
+            room="" if room is None else room,
+        )
+        reply: bytes = await self.executor.run(keys.number, call)
+        word, *values = reply.split()
+        if word == b"ok":
+            grant, amount, now = int(values[0]), int(values[1]), int(values[2])
+            limits = rate_limits(tier, values[3:])
+            return Reservation(ask, grant, amount, tier.duration_seconds, now, limits, total)
+        reason = word.decode()
+        if reason == "tier":
+            return Refusal(reason, tier=values[0].decode())
+        if not values:
+            return Refusal(reason)
+        return Refusal(reason, retry_after=int(values[0]) / 1000, rate_limits=rate_limits(tier, values[1:]))
+
+    def settle_call(self, row: LedgerRow) -> tuple[int, ScriptCall]:
+        """What ``Executor.submit`` and ``run`` take to settle."""
+        keys = layout.of_user(row.user_id)
+        call = _SETTLE(
+            user=keys.user(row.user_id),
+            tokens_window=keys.tokens_window(row.user_id),
+            leases=keys.leases,
+            outbox=keys.outbox,
+            tombstone=keys.tombstone(row.id),
+            totals=keys.totals,
+            id=row.id,
+            user_id=row.user_id,
+            cost=row.cost_nano,
+            rate_tokens=row.rate_tokens,
+            write="row" if row.admitted else "none",
+            admitted=row.admitted_ms,
+            total=row.total,
+            row_end=row.end,
+        )
+        return keys.number, call
+
+    async def renew(self, number: int, reservations: Sequence[Reservation]) -> list[RenewalState]:
+        """Prolong the leases of open requests of one shard; what Redis forgot of them it learns again."""
+        keys = SHARD_KEYS[number]
+        call = _RENEW(
+            leases=keys.leases,
+            totals=keys.totals,
+            lease=self._lease_ms,
+            each=[
+                {
+                    "user": keys.user(principal.user_id),
+                    "identity": keys.identity(principal.identity),
+                    "token": keys.token(principal.jti),
+                    "tombstone": keys.tombstone(reservation.id),
+                    "id": reservation.id,
+                    "user_id": principal.user_id,
+                    "reserved": reservation.packed(),
+                }
+                for reservation in reservations
+                for principal in (reservation.ask.principal,)
+            ],
+        )
+        return [reply.decode() for reply in await self.executor.run(number, call)]
+
+    async def sweep(self, number: int, who: str, claim: float, orphan: float, cursor: str) -> Sweep | None:
+        """What dead gateways left in a shard; None when another gateway looks after it."""
+        keys = SHARD_KEYS[number]
+        call = _SWEEP(
+            leases=keys.leases,
+            outbox=keys.outbox,
+            claim=keys.claim,
+            gateway=who,
+            interval=int(claim * 1000),
+            orphan=int(orphan * 1000),
+            cursor=cursor,
+        )
+        reply = await self.executor.run(number, call)
+        if not reply:
+            return None
+        next_cursor, oldest, members, rows = reply
+        expired = [Expired(*member.decode().split(" ", 1)) for member in members]
+        return Sweep(next_cursor.decode(), int(oldest), expired, parse_outbox(rows))
+
+    async def reap(self, number: int, expired: Iterable[Expired]) -> list[LedgerRow]:
+        """Charge requests whole whose lease ended; the rows to write."""
+        keys = SHARD_KEYS[number]
+        call = _REAP(
+            leases=keys.leases,
+            outbox=keys.outbox,
+            totals=keys.totals,
+            each=[
+                {
+                    "user": keys.user(one.user_id),
+                    "tombstone": keys.tombstone(one.id),
+                    "id": one.id,
+                    "user_id": one.user_id,
+                }
+                for one in expired
+            ],
+        )
+        return parse_outbox(await self.executor.run(number, call))
+
+    async def acknowledge(self, number: int, rows: Sequence[LedgerRow]) -> None:
+        """Forget rows of one shard that are in the ledger now."""
+        keys = SHARD_KEYS[number]
+        each = [{"user": keys.user(row.user_id), "id": row.id, "start": row.start} for row in rows]
+        await self.executor.run(number, _ACK(outbox=keys.outbox, each=each))
+
+    async def snapshot(self, user_id: str) -> Snapshot:
+        keys = layout.of_user(user_id)
+        call = _SNAPSHOT(user=keys.user(user_id), identity=keys.identity(split_user(user_id)[0]))
+        version, identity_version, now, *fields = await self.executor.run(keys.number, call)
+        texts = [field.decode() for field in fields]
+        rows = {name: Unwritten.parse(value) for name, value in zip(texts[::2], texts[1::2], strict=True)}
+        return Snapshot(version.decode(), identity_version.decode(), int(now), rows)
+
+    async def load(self, user_id: str, snapshot: Snapshot, build: UserBuild) -> bool:
+        """Set a user's state; False when something happened since the snapshot."""
+        keys = layout.of_user(user_id)
+        call = _LOAD(
+            user=keys.user(user_id),
+            identity=keys.identity(split_user(user_id)[0]),
+            requests_window=keys.requests_window(user_id),
+            tokens_window=keys.tokens_window(user_id),
+            user_version=snapshot.user_version,
+            identity_version=snapshot.identity_version,
+            tier=build.tier,
+            duration=build.period_seconds,
+            period=build.period_index,
+            spent=build.spent_nano,
+            newest=build.newest_index,
+            standing=build.standing,
+            each=[{"token": keys.token(jti), "seconds": seconds} for jti, seconds in build.revoked_tokens.items()],
+        )
+        reply: bytes = await self.executor.run(keys.number, call)
+        return reply == b"ok"
+
+    async def state(self, user_id: str, jti: str) -> list[bytes]:
+        """The words of ``state.lua``'s reply."""
+        keys = layout.of_user(user_id)
+        call = _STATE(
+            user=keys.user(user_id),
+            identity=keys.identity(split_user(user_id)[0]),
+            token=keys.token(jti),
+            requests_window=keys.requests_window(user_id),
+            tokens_window=keys.tokens_window(user_id),
+        )
+        reply: bytes = await self.executor.run(keys.number, call)
+        return reply.split()
+
+    async def totals(self, number: int, names: Sequence[str]) -> list[int]:
+        """Per name of a total: period, spent, reserved; nothing when a shard's sums are not built."""
+        call = _TOTALS(totals=SHARD_KEYS[number].totals, each=[{"total": name} for name in names])
+        return list(map(int, await self.executor.run(number, call)))
+
+    async def begin_totals(self, number: int, builder: str) -> TotalsBegun | None:
+        """Empty the sums of a shard, in order to build them; None while another gateway builds them."""
+        keys = SHARD_KEYS[number]
+        call = _TOTALS_BEGIN(
+            totals=keys.totals, leases=keys.leases, outbox=keys.outbox, builder=builder, users=keys.users
+        )
+        reply = await self.executor.run(number, call)
+        if not reply:
+            return None
+        now, found, rows = reply
+        texts = [item.decode() for item in found]
+        amounts = zip(texts[::3], texts[1::3], texts[2::3], strict=True)
+        open_ = [OpenAmount(total, int(admitted), int(amount)) for total, admitted, amount in amounts]
+        return TotalsBegun(int(now), open_, parse_outbox(rows))
+
+    async def load_totals(self, number: int, builder: str, sums: Mapping[str, int]) -> None:
+        """Add to the sums of a shard what was there before they were emptied, by field."""
+        each: list[dict[str, Value]] = [{"field": field, "amount": amount} for field, amount in sums.items()]
+        await self.executor.run(number, _TOTALS_LOAD(totals=SHARD_KEYS[number].totals, builder=builder, each=each))
+
+
+def rate_limits(tier: ServiceType, values: Sequence[bytes]) -> RateLimits:
+    """From the last four words of an answer: requests used, ms to their reset, tokens used, ms to their reset."""
+    requests, requests_reset, tokens, tokens_reset = map(int, values)
+    return RateLimits(tier.rpm, requests, requests_reset, tier.tpm, tokens, tokens_reset)

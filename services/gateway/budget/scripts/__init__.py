@@ -1,1 +1,0 @@
-"""The Lua scripts that decide about budgets; ``wire.Script`` reads them."""

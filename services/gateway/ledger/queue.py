@@ -1,0 +1,254 @@
+"""Ledger rows on their way: to Redis, which settles them, and from there to PostgreSQL."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+from typing import Any
+
+from services.gateway.budget.metrics import BudgetMetrics
+from services.gateway.budget.scripts import BudgetScripts
+from services.gateway.ledger.storage import LedgerStorage
+from services.gateway.redis.wire import ScriptFailed
+from shared.domain.money import NANO
+from shared.errors import DependencyUnavailable
+from shared.state import layout
+from shared.state.packed import LedgerRow
+from shared.telemetry import logs
+
+_log = logs.logger("budget")
+_SETTLED_AT_ONCE, _WRITTEN_AT_ONCE = 200, 500
+_LEAST_PAUSE, _MOST_PAUSE, _MOST_PAUSE_OF_WRITES = 0.05, 1.0, 2.0
+
+
+@dataclass(slots=True, eq=False)
+class _Settled:
+    """A row that waits for PostgreSQL, and the epoch of the Redis server that settled it.
+
+    The epoch is empty where the row can't be settled again, should that server have lost it.
+    """
+
+    row: LedgerRow
+    epoch: str
+
+
+class LedgerQueue:
+    """The rows of this process that PostgreSQL has not got yet, in two stages.
+
+    A row is sent to Redis at once, and again until Redis has settled it. Then it waits for the next batch that goes to
+    PostgreSQL, and is acknowledged to Redis, whose outbox has it too: memory is bounded, for beyond ``room`` rows are
+    left there, and the sweep brings them when PostgreSQL is back.
+    """
+
+    def __init__(
+        self,
+        scripts: BudgetScripts,
+        storage: LedgerStorage,
+        metrics: BudgetMetrics,
+        *,
+        every: float,
+        room: int = 20_000,
+    ) -> None:
+        self._scripts, self._storage, self._metrics = scripts, storage, metrics
+        self._every, self._room = every, room
+        self._sent: set[str] = set()
+        self._unsettled: dict[str, LedgerRow] = {}
+        self._some_unsettled = asyncio.Event()
+        self._all_settled = asyncio.Event()
+        self._all_settled.set()
+        self._settled: dict[str, _Settled] = {}
+        self._some_settled = asyncio.Event()
+        self._flushing = asyncio.Lock()
+        self._down = False
+
+    # --- to Redis -------------------------------------------------------------------------------------------------
+
+    def settle(self, row: LedgerRow) -> None:
+        """Settle a request. Never waits and never fails, and needs no task unless Redis is in trouble."""
+        executor = self._scripts.executor
+        number, call = self._scripts.settle_call(row)
+        epoch = executor.epoch(number)
+        future = executor.submit(number, call)
+        if future is None:
+            self._keep(row)
+            return
+        self._sent.add(row.id)
+        self._count_unsettled()
+
+        def answered(done: asyncio.Future[Any]) -> None:
+            self._sent.discard(row.id)
+            failure = None if done.cancelled() else done.exception()
+            if done.cancelled() or isinstance(failure, ConnectionError | ScriptFailed):
+                self._keep(row)
+            else:
+                self._take(row, done.result(), epoch)
+            self._count_unsettled()
+
+        future.add_done_callback(answered)
+
+    async def settle_again(self) -> None:
+        """Send again what Redis did not take, as long as it takes."""
+        pause = _LEAST_PAUSE
+        while True:
+            await self._some_unsettled.wait()
+            batch = list(self._unsettled.values())[:_SETTLED_AT_ONCE]
+            if all(await asyncio.gather(*map(self._settle_again, batch))):
+                pause = _LEAST_PAUSE
+            else:
+                await asyncio.sleep(pause)
+                pause = min(2 * pause, _MOST_PAUSE)
+            if not self._unsettled:
+                self._some_unsettled.clear()
+
+    async def all_settled(self, timeout: float) -> bool:
+        """Wait until Redis has taken everything; False when it has not in time."""
+        try:
+            async with asyncio.timeout(timeout):
+                await self._all_settled.wait()
+        except TimeoutError:
+            return False
+        return True
+
+    async def _settle_again(self, row: LedgerRow) -> bool:
+        number, call = self._scripts.settle_call(row)
+        executor = self._scripts.executor
+        before = executor.epoch(number)
+        try:
+            reply = await executor.run(number, call)
+        except DependencyUnavailable:
+            return False
+        self._unsettled.pop(row.id, None)
+        # Empty when the server changed meanwhile: nobody knows which of the two took it
+        self._take(row, reply, before if before == executor.epoch(number) else "")
+        self._count_unsettled()
+        return True
+
+    def _keep(self, row: LedgerRow) -> None:
+        self._unsettled[row.id] = row
+        self._some_unsettled.set()
+        self._count_unsettled()
+
+    def _take(self, row: LedgerRow, reply: bytes, epoch: str) -> None:
+        """``FLAG SETTLED_MS``, or ``-`` when there is no row to write."""
+        if reply == b"-":
+            return
+        flag, _, settled_ms = reply.partition(b" ")
+        lowers = flag == b"1"
+        if lowers:
+            self._metrics.lowered_usd.inc(by=(row.reserved_nano - row.cost_nano) / NANO)
+        self.add(replace(row, lowers=lowers, settled_ms=int(settled_ms)), epoch)
+
+    def _count_unsettled(self) -> None:
+        left = len(self._unsettled) + len(self._sent)
+        self._metrics.unsettled.set(left)
+        if left:
+            self._all_settled.clear()
+        else:
+            self._all_settled.set()
+
+    # --- to PostgreSQL --------------------------------------------------------------------------------------------
+
+    def add(self, row: LedgerRow, epoch: str = "") -> None:
+        """A row that is settled; without an epoch, by another process or a reaper."""
+        if len(self._settled) >= self._room and row.id not in self._settled:
+            return
+        self._settled[row.id] = _Settled(row, epoch)
+        self._metrics.ledger_queue.set(len(self._settled))
+        self._some_settled.set()
+
+    def add_orphans(self, rows: Iterable[LedgerRow]) -> None:
+        """Rows found in an outbox, perhaps this process's own."""
+        for row in rows:
+            known = self._settled.get(row.id)
+            if known is None or (row.lowers and not known.row.lowers):
+                self.add(row)
+
+    async def write(self) -> None:
+        """Write, forever. Rows are collected for a moment, so that many go in one statement."""
+        pause = self._every
+        while True:
+            await self._some_settled.wait()
+            await asyncio.sleep(pause)
+            pause = self._every if await self.flush() else min(2 * pause, max(self._every, _MOST_PAUSE_OF_WRITES))
+            if not self._settled:
+                self._some_settled.clear()
+
+    async def flush(self) -> bool:
+        """Write what is settled, one flush at a time; False when a dependency failed."""
+        async with self._flushing:
+            return await self._flush()
+
+    async def drained(self, timeout: float) -> None:
+        """The last of a process: everything settled and written, each within ``timeout`` seconds.
+
+        What Redis would not take is written all the same: the reservation is charged by the reaper then, whose row
+        comes second and changes nothing.
+        """
+        if not await self.all_settled(timeout):
+            now_ms = int(time.time() * 1000)
+            for row in self._unsettled.values():
+                if row.admitted:
+                    self.add(replace(row, settled_ms=now_ms))
+        try:
+            async with asyncio.timeout(timeout):
+                while not await self.flush():  # noqa: ASYNC110 - PostgreSQL tells nobody that it's back
+                    await asyncio.sleep(self._every)
+        except TimeoutError:
+            _log.error("ledger_rows_left", rows=len(self._settled))
+
+    async def _flush(self) -> bool:
+        while self._settled:
+            batch = self._current(list(islice(self._settled.values(), _WRITTEN_AT_ONCE)))
+            if not batch:
+                return True  # all of it is being settled again, and comes back
+            rows = [entry.row for entry in batch]
+            try:
+                await self._storage.write(rows)
+                self._log_outage(False)
+                await self._acknowledge(rows)
+            except DependencyUnavailable as failure:
+                self._log_outage(failure.dependency == "postgres")
+                return False
+            self._metrics.ledger_rows.inc(by=len(rows))
+            for entry in batch:
+                if self._settled.get(entry.row.id) is entry:
+                    del self._settled[entry.row.id]
+            self._metrics.ledger_queue.set(len(self._settled))
+        return True
+
+    def _current(self, batch: list[_Settled]) -> list[_Settled]:
+        """Those that may be written; the others go to Redis again first.
+
+        A server that restarted empty lost the rows, and what they cost. Written to PostgreSQL now, they could be missed
+        by a rebuild that came before, and counted by nobody.
+        """
+        ready = []
+        for entry in batch:
+            epoch = self._scripts.executor.epoch(layout.of_user(entry.row.user_id).number)
+            if entry.row.lowers or not epoch or not entry.epoch or epoch == entry.epoch:
+                ready.append(entry)
+            else:
+                del self._settled[entry.row.id]
+                self.settle(entry.row)
+        return ready
+
+    async def _acknowledge(self, rows: Sequence[LedgerRow]) -> None:
+        """Have Redis forget them; if it can't be reached, the sweep finds them and acknowledges them again."""
+        shards: dict[int, list[LedgerRow]] = {}
+        for row in rows:
+            shards.setdefault(layout.of_user(row.user_id).number, []).append(row)
+        calls = [self._scripts.acknowledge(number, some) for number, some in shards.items()]
+        for result in await asyncio.gather(*calls, return_exceptions=True):
+            if isinstance(result, BaseException) and not isinstance(result, DependencyUnavailable):
+                raise result
+
+    def _log_outage(self, down: bool) -> None:
+        if down != self._down:
+            self._down = down
+            if down:
+                _log.warning("ledger_waits", rows=len(self._settled))
+            else:
+                _log.info("ledger_goes_on", rows=len(self._settled))
