@@ -8,18 +8,23 @@ version, so that a gateway that rebuilds the user from PostgreSQL at that moment
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from shared.domain.identity import user_id as join_user
-from shared.state.layout import KNOWN_USER, VERSION, Standing, identity_key, token_key, user_key
+from shared.domain.service_types import ServiceType
+from shared.state import layout
+from shared.state.layout import KNOWN_USER, SHARD_KEYS, VERSION, Standing, identity_key, token_key, user_key
+from shared.state.packed import total_name
 from shared.state.script import Script, ScriptCall
+from shared.state.totals import add_up
 from shared.stores.redis import Client
 
 _SET_STANDING, _SET_TIER, _SPENT, _KNOWN, _REMEMBER = map(
     Script, ("set_standing", "set_tier", "spent", "known", "remember")
 )
+_REFUSALS, _TOTALS = Script("refusals"), Script("totals")
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +36,32 @@ class UserState:
     period_index: int
     spent_nano: int
     reserved_nano: int
+
+
+@dataclass(frozen=True, slots=True)
+class Recorded:
+    """What PostgreSQL has of a user: for a decision about one whose state would be built first."""
+
+    tier: str
+    standing: Standing
+    spent_nano: int
+    revoked_tokens: Sequence[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Outlook:
+    """What a request would be refused for at this moment, and the last minute of its user.
+
+    ``refusals`` has the seconds after which it may be over (0: time changes nothing), by reason: ``blocked``,
+    ``revoked`` (the device), ``token`` (those alone that are revoked), ``streams``, ``rpm``, ``tpm``, ``exceeded``,
+    ``large`` (a smaller prompt would fit), ``reserved``; of all users together ``total_exceeded``, ``total_large``,
+    ``total_reserved``, and ``total_unknown``.
+    """
+
+    refusals: dict[str, float]
+    requests: int
+    tokens: int
+    open_requests: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,13 +163,73 @@ async def forget_others(client: Client, identity: str, users: Sequence[str]) -> 
         await client.hdel(key, *gone)
 
 
+async def outlook(
+    client: Client, user_id: str, rows: Mapping[str, ServiceType], recorded: Recorded, *, least: int, empty: int
+) -> Outlook | None:
+    """What a request of a user is refused for that has to reserve ``least`` nano-dollars, by the code that admits.
+
+    :param empty: what it would have to reserve without its prompt.
+    :param rows: the service types by their name.
+    :returns: None when neither the user's tier nor its service type is among them.
+    :raises RedisError:
+    """
+    identity, _, service_type = user_id.rpartition(":")
+    keys, tier = layout.of_user(user_id), recorded.tier
+    refusals, room = await _total(client, rows.get(service_type), least, empty)
+    while True:
+        row = rows.get(tier) or rows.get(service_type)
+        if row is None:
+            return None
+        call = _REFUSALS(
+            user=keys.user(user_id),
+            identity=keys.identity(identity),
+            requests_window=keys.requests_window(user_id),
+            tokens_window=keys.tokens_window(user_id),
+            tier=tier,
+            duration=row.duration_seconds,
+            budget=row.max_budget_nano,
+            rpm=row.rpm,
+            tpm=row.tpm,
+            max_streams=row.max_streams,
+            least=least,
+            empty=empty,
+            room=room,
+            recorded_standing=recorded.standing,
+            recorded_spent=recorded.spent_nano,
+            each=[{"token": keys.token(jti)} for jti in recorded.revoked_tokens],
+        )
+        found, *usage = await _eval(client, call)
+        if found != b"tier":
+            break
+        tier = usage[0].decode()  # Redis has not been told of a change yet, or was told meanwhile
+    reasons = {reason.decode(): int(wait) / 1000 for reason, wait in zip(found[::2], found[1::2], strict=True)}
+    return Outlook({**reasons, **refusals}, *map(int, usage))
+
+
+async def _total(client: Client, row: ServiceType | None, least: int, empty: int) -> tuple[dict[str, float], int | str]:
+    """What the total budget of a service type refuses, or leaves; empty where it has none to say."""
+    name = total_name(row) if row is not None else ""
+    if row is None or not name:
+        return {}, ""
+    calls = [_TOTALS(totals=shard.totals, each=[{"total": name}]) for shard in SHARD_KEYS]
+    replies = await _eval_all(client, calls)
+    if not all(replies):
+        return {"total_unknown": 1}, ""
+    total = add_up([name], [list(map(int, reply)) for reply in replies])[name]
+    refusal = total.refusal(row, least, empty)
+    if refusal is None:
+        return {}, total.room(row)
+    ends = (total.period_index + 1) * row.duration_seconds - time.time()
+    return {f"total_{refusal}": {"exceeded": ends, "large": 0.0, "reserved": 1.0}[refusal]}, ""
+
+
 async def _eval(client: Client, call: ScriptCall) -> Any:
-    reply: Any = client.eval(call.script.source, len(call.keys), *call.keys, *call.args)
+    reply: Any = client.eval(call.script.source, len(call.keys), *call.keys, *call.argv(""))
     return await reply
 
 
 async def _eval_all(client: Client, calls: Sequence[ScriptCall]) -> list[Any]:
     async with client.pipeline(transaction=False) as pipeline:
         for call in calls:
-            pipeline.eval(call.script.source, len(call.keys), *call.keys, *call.args)
+            pipeline.eval(call.script.source, len(call.keys), *call.keys, *call.argv(""))
         return await pipeline.execute()

@@ -51,6 +51,10 @@ class Standing(enum.StrEnum):
     BLOCKED = "blocked"
     REVOKED = "revoked"  # its device is
 
+    @classmethod
+    def of(cls, *, blocked: object, revoked: object) -> Standing:
+        return cls.BLOCKED if blocked else cls.REVOKED if revoked else cls.GOOD
+
 
 GOOD = Standing.GOOD.value
 

@@ -42,6 +42,10 @@ class ScriptCall(NamedTuple):
     keys: tuple[str, ...]
     args: tuple[str, ...]
 
+    def argv(self, epoch: str) -> tuple[str, ...]:
+        """Its arguments on a server; ``epoch`` is empty where the connection doesn't know it."""
+        return (epoch, *self.args) if self.script.takes_epoch else self.args
+
 
 class Script:
     """A Lua script of ``shared/state/scripts``. Called with its keys and arguments by name, it gives a ``ScriptCall``.

@@ -78,9 +78,7 @@ class Decided:
 async def standing(database: Database | Transaction, identity: str) -> Standing:
     """:raises DatabaseUnavailable: PostgreSQL could not be asked."""
     row = (await database.fetch(_STANDING, identity=identity))[0]
-    if row["blocked"]:
-        return Standing.BLOCKED
-    return Standing.REVOKED if row["revoked"] else Standing.GOOD
+    return Standing.of(blocked=row["blocked"], revoked=row["revoked"])
 
 
 async def block(transaction: Transaction, identity: str, reason: str | None) -> None:

@@ -58,6 +58,9 @@ _SPENT = Query.text(
         where user_id = s.user_id and admitted_at >= to_timestamp(s.start) and admitted_at < to_timestamp(s.until)) l
     """
 )
+_REVOKED_TOKENS = Query.text(
+    "select jti from revocations where user_id = :user_id and expires_at > now() order by expires_at desc limit 100"
+)
 _LEDGER = Query.text(
     """
     select id, request_id, service_type, model, purpose, prompt_tokens, completion_tokens, cost_nano, outcome,
@@ -169,6 +172,14 @@ async def spent(database: Database, spans: Mapping[str, tuple[int, int]]) -> dic
         ends=[end for _, end in spans.values()],
     )
     return {row["user_id"]: int(row["spent"]) for row in rows}
+
+
+async def revoked_tokens(database: Database, user_id: str) -> list[str]:
+    """The ids of a user's tokens that were revoked and have not expired, the newest hundred.
+
+    :raises DatabaseUnavailable:
+    """
+    return [row["jti"] for row in await database.fetch(_REVOKED_TOKENS, user_id=user_id)]
 
 
 async def ledger(

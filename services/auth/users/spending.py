@@ -1,22 +1,20 @@
-"""What users have spent in their current period, and what of their rates they use."""
+"""What users have spent in their current period, and what their next request would meet."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from aiohttp import web
 
 from services.auth.users import operators_storage as storage
-from shared.domain.identity import is_user, split_user
+from shared.domain.identity import is_user
 from shared.domain.service_types import ServiceType, ServiceTypes
-from shared.state import decisions, layout
-from shared.state.decisions import UserState
+from shared.state import decisions
+from shared.state.decisions import Outlook, Recorded, UserState
+from shared.state.layout import Standing
 from shared.stores.postgres import Database
 from shared.stores.redis import Client, RedisError
-
-_WINDOW_MS = 60_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,15 +39,6 @@ class Spent:
         if self.max_budget_nano:
             return self.spent_nano / self.max_budget_nano
         return 1.0 if self.spent_nano else 0.0
-
-
-@dataclass(frozen=True, slots=True)
-class Rates:
-    """The last minute of a user: requests and tokens that count against RPM and TPM, and requests that run."""
-
-    requests: int
-    tokens: int
-    open_requests: int
 
 
 class Spending:
@@ -99,22 +88,21 @@ class Spending:
         except RedisError:
             return {}  # the ledger has it
 
-    async def rates(self, user_id: str, now: float) -> Rates | None:
-        """None when Redis can't tell."""
-        try:
-            split_user(user_id)
-            keys = layout.of_user(user_id)
-            since = int(now * 1000) - _WINDOW_MS
-            async with self._redis.pipeline(transaction=False) as pipeline:
-                pipeline.zcount(keys.requests_window(user_id), since, "+inf")
-                pipeline.zrange(keys.tokens_window(user_id), since, "+inf", byscore=True)
-                pipeline.hmget(keys.user(user_id), ["tok", "open"])
-                replies: Any = await pipeline.execute()
-        except (RedisError, ValueError):
+    async def outlook(self, user: storage.UserRow, spent: Spent, *, least: int) -> Outlook | None:
+        """What a request is refused for that has to reserve ``least`` nano-dollars, and next to nothing but its prompt.
+
+        :returns: None when Redis can't tell, or no row holds for the user.
+        :raises DatabaseUnavailable:
+        """
+        if not is_user(user.user_id):
             return None
-        requests, settled, (estimated, opened) = replies
-        tokens = sum(int(member.rpartition(b" ")[2]) for member in settled) + int(estimated or 0)
-        return Rates(int(requests), tokens, int(opened or 0))
+        standing = Standing.of(blocked=user.blocked_at, revoked=user.device_revoked_at)
+        revoked = await storage.revoked_tokens(self._database, user.user_id)
+        recorded = Recorded(user.budget_tier, standing, spent.spent_nano, revoked)
+        try:
+            return await decisions.outlook(self._redis, user.user_id, self._rows, recorded, least=least, empty=1)
+        except RedisError:
+            return None
 
 
 SPENDING = web.AppKey("spending", Spending)

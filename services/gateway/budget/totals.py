@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from dataclasses import dataclass
 
 from services.gateway.budget.charging import Bounds
 from services.gateway.budget.models import Ask
@@ -17,19 +16,12 @@ from shared.domain.service_types import ServiceTypes
 from shared.errors import DependencyUnavailable
 from shared.state.layout import SUM_RESERVED, SUM_SPENT
 from shared.state.packed import period_of, sum_field, total_name
+from shared.state.totals import Total, add_up
 from shared.telemetry import logs
 
 _log = logs.logger("budget")
 #: Sums that could not be read for so long are not known: nobody is admitted on them.
 _STALE_SECONDS = 3.0
-
-
-@dataclass(frozen=True, slots=True)
-class _Sum:
-    period: int
-    spent: int
-    reserved: int
-    read_at: float
 
 
 class Totals:
@@ -40,7 +32,8 @@ class Totals:
     ) -> None:
         self._scripts, self._storage, self._who, self._every = scripts, storage, who, every
         self._rows = {name: row for row in service_types.rows.values() if (name := total_name(row))}
-        self._sums: dict[str, _Sum] = {}
+        self._sums: dict[str, Total] = {}
+        self._read_at = 0.0
 
     def check(self, ask: Ask, bounds: Bounds) -> int | None:
         """What all users of the service type together leave, in nano-dollars, at least ``least``; None for no limit.
@@ -56,24 +49,22 @@ class Totals:
             raise DependencyUnavailable("redis")
         known = self._sums[name]
         now = time.time()
-        if int(now) // row.duration_seconds > known.period:
+        if int(now) // row.duration_seconds > known.period_index:
             return row.total_budget_nano
-        room = row.total_budget_nano - known.spent - known.reserved
-        if room >= bounds.least:
-            return room
-        unspent = row.total_budget_nano - known.spent
-        if unspent < bounds.empty:
-            resets = (known.period + 1) * row.duration_seconds - now
+        refusal = known.refusal(row, bounds.least, bounds.empty)
+        if refusal is None:
+            return known.room(row)
+        if refusal == "exceeded":
+            resets = (known.period_index + 1) * row.duration_seconds - now
             raise BudgetExceeded("The budget of all users together is spent.", retry_after=resets)
-        raise MayCostTooMuch if unspent < bounds.least else BudgetReserved
+        raise MayCostTooMuch if refusal == "large" else BudgetReserved
 
     def unknown(self) -> list[str]:
         """The service types whose total spend is not known at the moment: their chats are refused."""
-        return [row.name for field, row in self._rows.items() if not self._is_known(field)]
+        return [row.name for name, row in self._rows.items() if not self._is_known(name)]
 
-    def _is_known(self, field: str) -> bool:
-        known = self._sums.get(field)
-        return known is not None and time.monotonic() - known.read_at <= _STALE_SECONDS
+    def _is_known(self, name: str) -> bool:
+        return name in self._sums and time.monotonic() - self._read_at <= _STALE_SECONDS
 
     async def run(self) -> None:
         while self._rows:
@@ -97,12 +88,8 @@ class Totals:
             except DependencyUnavailable as failure:
                 _log.warning("totals_not_built", dependency=failure.dependency)
             return
-        read_at = time.monotonic()
-        for at, name in enumerate(names):
-            parts = [reply[3 * at : 3 * at + 3] for reply in replies if not isinstance(reply, BaseException)]
-            period = max(part[0] for part in parts)
-            current = [part for part in parts if part[0] == period]
-            self._sums[name] = _Sum(period, sum(part[1] for part in current), sum(part[2] for part in current), read_at)
+        self._sums = add_up(names, [reply for reply in replies if not isinstance(reply, BaseException)])
+        self._read_at = time.monotonic()
 
     async def _build(self, lost: list[int]) -> None:
         """Empty the sums of these shards, then add what was before: from the outbox, the leases and the ledger.

@@ -143,14 +143,13 @@ class LedgerStorage:
             pending=list(pending),
         )
         row = rows[0]
-        standing = Standing.BLOCKED if row["blocked"] else Standing.REVOKED if row["revoked"] else Standing.GOOD
         written = {name: int(cost) for name, cost in (row["written"] or {}).items()}
         tokens = {jti: int(left) for jti, left in (row["revoked_tokens"] or {}).items() if left > 0}
         return UserRecord(
             tier=row["tier"],
             period_seconds=row["seconds"],
             period_index=row["index"],
-            standing=standing,
+            standing=Standing.of(blocked=row["blocked"], revoked=row["revoked"]),
             spent_nano=int(row["spent"]),
             newest_index=row["newest"],
             written=written,

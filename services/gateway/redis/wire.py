@@ -42,10 +42,8 @@ def pack(*args: str) -> bytes:
 
 
 def pack_script(call: ScriptCall, epoch: str) -> bytes:
-    script, keys, args = call
-    if script.takes_epoch:
-        args = (epoch, *args)
-    return b"*%d\r\n%b%b" % (3 + len(keys) + len(args), script.wire_head, _bulks((str(len(keys)), *keys, *args)))
+    args = (str(len(call.keys)), *call.keys, *call.argv(epoch))
+    return b"*%d\r\n%b%b" % (2 + len(args), call.script.wire_head, _bulks(args))
 
 
 def _bulks(args: Sequence[str]) -> bytes:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import datetime
 
 from services.auth.admin.console.filters import duration, usd
 from services.auth.users.operators import User
-from services.auth.users.spending import Rates
 from shared.domain.service_types import ServiceType
+from shared.state.decisions import Outlook
+from shared.state.layout import Standing
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,36 +19,58 @@ class Refusal:
     text: str
 
 
-def refusals(user: User, tier: ServiceType | None, rates: Rates | None, now: datetime) -> list[Refusal]:
-    """
+def refusals(user: User, tier: ServiceType | None, outlook: Outlook | None, least: int) -> list[Refusal]:
+    """What the scripts say that admit requests, in words.
+
     :param tier: the row whose money and rates hold.
-    :param rates: None when Redis can't tell; then nothing is said about them.
+    :param outlook: None when Redis can't tell; then no more is said than what PostgreSQL knows.
+    :param least: what the request costs that the outlook is of.
     """
-    found = []
-    row, spent = user.row, user.spent
-    if row.blocked_at is not None:
-        found.append(Refusal("user_blocked", "The identity is blocked, in all its service types."))
-    if row.device_revoked_at is not None:
-        found.append(Refusal("user_blocked", "The device is revoked. That can't be undone; it has to enrol a new key."))
+    standing = Standing.of(blocked=user.row.blocked_at, revoked=user.row.device_revoked_at)
+    found = dict.fromkeys([standing.value] if standing is not Standing.GOOD else [], 0.0)
+    if outlook is not None:
+        found = outlook.refusals
+    elif tier is not None:
+        found["unknown"] = 0
+    answers = [Refusal(*_in_words(reason, wait, user, tier, outlook, least)) for reason, wait in found.items()]
     if tier is None:
-        return [*found, Refusal("invalid_scope", "There is no such service type any more.")]
-    left = duration(spent.resets_at - now.timestamp())
-    if spent.spent_nano >= spent.max_budget_nano:
-        found.append(Refusal("budget_exceeded", f"All of {usd(spent.max_budget_nano)} is spent. Resets in {left}."))
-    elif spent.spent_nano + spent.reserved_nano >= spent.max_budget_nano:
-        found.append(Refusal("budget_reserved", "Open requests may cost what is left; it comes free when they end."))
-    if rates is not None:
-        found += _rate_refusals(tier, rates)
-    return found
+        answers.append(Refusal("invalid_scope", "There is no such service type any more."))
+    return answers
 
 
-def _rate_refusals(tier: ServiceType, rates: Rates) -> list[Refusal]:
-    code = "rate_limit_exceeded"
-    found = []
-    if tier.rpm and rates.requests >= tier.rpm:
-        found.append(Refusal(code, f"{rates.requests} requests in the last minute, of {tier.rpm}."))
-    if tier.tpm and rates.tokens >= tier.tpm:
-        found.append(Refusal(code, f"{rates.tokens} tokens in the last minute, of {tier.tpm}."))
-    if tier.max_streams and rates.open_requests >= tier.max_streams:
-        found.append(Refusal(code, f"{rates.open_requests} requests are open, of {tier.max_streams}."))
-    return found
+def _in_words(
+    reason: str, wait: float, user: User, tier: ServiceType | None, outlook: Outlook | None, least: int
+) -> tuple[str, str]:
+    """The code that the client gets, and what there is to say about it."""
+    spent, soon = user.spent, f"A place comes free in {duration(wait)}."
+    everyone = f"all users of {user.row.service_type} together"
+    match reason:
+        case "blocked":
+            return "user_blocked", "The identity is blocked, in all its service types."
+        case "revoked":
+            return "user_blocked", "The device is revoked. That can't be undone; it has to enrol a new key."
+        case "token":
+            return "invalid_token", "A token of this user is revoked; that one alone is refused until it expires."
+        case "exceeded":
+            return "budget_exceeded", f"All of {usd(spent.max_budget_nano)} is spent. Resets in {duration(wait)}."
+        case "large":
+            left = f"{usd(spent.max_budget_nano - spent.spent_nano)} of {usd(spent.max_budget_nano)} is left"
+            return "request_too_large", f"Only {left}, and the cheapest request below cost {usd(least)}."
+        case "reserved":
+            return "budget_reserved", "Open requests may cost what is left; it comes free when they end."
+        case "total_exceeded":
+            return "budget_exceeded", f"The total budget of {everyone} is spent. Resets in {duration(wait)}."
+        case "total_large":
+            return "request_too_large", f"The total budget of {everyone} has less left than {usd(least)}."
+        case "total_reserved":
+            return "budget_reserved", f"Open requests may cost what the total budget of {everyone} has left."
+        case "total_unknown":
+            return "unavailable", f"The gateways have not added up yet what {everyone} spent."
+    if outlook is None or tier is None:
+        return "unavailable", "Redis can't be asked from here. Where the gateways can't ask it, they admit no request."
+    figures = {
+        "rpm": f"{outlook.requests} requests in the last minute, of {tier.rpm}. {soon}",
+        "tpm": f"{outlook.tokens} tokens in the last minute, of {tier.tpm}. {soon}",
+        "streams": f"{outlook.open_requests} requests are open, of {tier.max_streams}.",
+    }
+    return "rate_limit_exceeded", figures[reason]

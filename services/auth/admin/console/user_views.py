@@ -51,13 +51,15 @@ async def user(request: web.Request, session: Session) -> web.StreamResponse:
     row, admin = found.row, _admin(request)
     spending = request.app[SPENDING]
     now = request.app[USAGE].now()
-    ledger, others, device, entries, rates = await asyncio.gather(
+    ledger, others, device, entries = await asyncio.gather(
         admin.ledger(row.user_id, limit=_LEDGER_ROWS, cursor=request.query.get("cursor")),
         admin.of_identity(row.identity),
         request.app[DEVICE_ADMIN].find(row.identity),
         request.app[AUDIT_LOG].about([row.user_id, row.identity], limit=_AUDIT_ROWS),
-        spending.rates(row.user_id, now.timestamp()),
     )
+    # as cheap as the cheapest of the requests shown: a remainder too small for that is too small for any of them
+    least = min((one.cost_nano for one in ledger.rows if one.cost_nano > 0), default=1)
+    outlook = await spending.outlook(row, found.spent, least=least)
     tier = spending.row(row.user_id, row.budget_tier)
     return pages.render(
         request,
@@ -67,8 +69,8 @@ async def user(request: web.Request, session: Session) -> web.StreamResponse:
         now=now,
         tier=tier,
         tiers=list(request.app[SERVICE_TYPES].rows),
-        refusals=refusals(found, tier, rates, now),
-        rates=rates,
+        refusals=refusals(found, tier, outlook, least),
+        outlook=outlook,
         ledger=ledger,
         first="cursor" not in request.query,
         others=[other for other in others if other.row.user_id != row.user_id],

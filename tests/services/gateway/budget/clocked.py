@@ -1,4 +1,5 @@
-"""The scripts on a clock that a test sets. They run unchanged: only ``redis.call('TIME')`` answers otherwise."""
+"""The scripts on a clock and in an epoch that a test sets. They run unchanged: only ``redis.call`` answers ``TIME`` and
+``INFO`` otherwise."""
 
 from __future__ import annotations
 
@@ -11,6 +12,7 @@ from shared.state.script import ScriptCall
 _CLOCK = """
 local server = redis
 local redis = {call = function(name, ...)
+  if name == 'INFO' then return 'run_id:' .. server.call('GET', 'test:epoch') end
   if name ~= 'TIME' then return server.call(name, ...) end
   local at = server.call('GET', 'test:clock')
   return {string.sub(at, 1, -4), string.sub(at, -3) .. '000'}
@@ -23,7 +25,7 @@ class ClockedExecutor:
 
     def __init__(self, client: redis.Redis, now_ms: int) -> None:
         self.client = client
-        self.current_epoch = "epoch-1"
+        self.current_epoch = "epoch1"
         self.now_ms = now_ms
 
     @property
@@ -35,10 +37,28 @@ class ClockedExecutor:
         self._now_ms = value
         self.client.set("test:clock", value)
 
+    @property
+    def current_epoch(self) -> str:
+        return self._epoch
+
+    @current_epoch.setter
+    def current_epoch(self, value: str) -> None:
+        self._epoch = value
+        self.client.set("test:epoch", value)
+
     def epoch(self, shard: int) -> str:
         return self.current_epoch
 
     async def run(self, shard: int, call: ScriptCall) -> Any:
-        script, keys, args = call
-        epoch = (self.current_epoch,) if script.takes_epoch else ()
-        return self.client.eval(_CLOCK + script.source, len(keys), *keys, *epoch, *args)
+        args = call.argv(self.current_epoch)
+        return self.client.eval(_CLOCK + call.script.source, len(call.keys), *call.keys, *args)
+
+
+class ClockedClient:
+    """Stands where auth's client of Redis does, for what is asked with ``eval``."""
+
+    def __init__(self, client: redis.Redis) -> None:
+        self._client = client
+
+    async def eval(self, source: str, numkeys: int, *args: str) -> Any:
+        return self._client.eval(_CLOCK + source, numkeys, *args)

@@ -26,7 +26,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from services.gateway.budget.charging import Charge, bounds
+from services.gateway.budget.charging import Bounds, Charge, bounds
 from services.gateway.budget.models import Reservation
 from services.gateway.budget.prices import PricedModel
 from services.gateway.budget.scripts import BudgetScripts, Expired, Refusal, UserBuild
@@ -35,7 +35,7 @@ from shared.domain.identity import shard
 from shared.state import decisions, layout
 from shared.state.layout import Standing
 from shared.state.packed import LedgerRow
-from tests.services.gateway.budget.clocked import ClockedExecutor
+from tests.services.gateway.budget.clocked import ClockedClient, ClockedExecutor
 from tests.services.gateway.budget.support import ask, principal, row
 
 LEASE_MS = 30_000
@@ -232,6 +232,7 @@ class Scripts(RuleBasedStateMachine):
         limits_of_it = bounds(wanted, tier.max_budget_nano)
         if room is not None:
             room += limits_of_it.least
+        outlook = self.outlook(user, limits_of_it)
         answer = self.run(self.scripts.admit(wanted, tier.name, tier, limits_of_it, room))
         expected = self.decide(user, prompt, limit, n, room)
         if isinstance(answer, Refusal):
@@ -247,6 +248,9 @@ class Scripts(RuleBasedStateMachine):
             self.requests.append(Request(user, answer, shard(who.identity), self.now + LEASE_MS))
             if tier.rpm:
                 self.users[user].requests.append(self.now)
+        if expected[0] not in ("load", "tier"):
+            told = next(((reason, round(wait * 1000)) for reason, wait in outlook.refusals.items()), ("ok", 0))
+            assert told == (expected[0], 0 if expected[0] == "ok" else expected[2])
         limits = answer.rate_limits
         self.seen[expected[0]] += 1
         if limits is not None:
@@ -257,6 +261,18 @@ class Scripts(RuleBasedStateMachine):
                 assert limits.requests_used == len(state.requests)
                 assert limits.requests_reset_ms == (state.requests[-1] + MINUTE - self.now if state.requests else 0)
         return expected[0]
+
+    def outlook(self, user: int, bounds_: Bounds) -> decisions.Outlook:
+        """What auth would say to it beforehand: by the tier that it knows, and not knowing what the total leaves."""
+        who = self.principals[user]
+        kinds = {name: dataclasses.replace(one, total_budget_nano=0) for name, one in ROWS.items()}
+        recorded = decisions.Recorded(self.tiers[user], Standing(self.blocks[who.identity]), 0, [who.jti])
+        client: Any = ClockedClient(self.client)
+        found = self.run(
+            decisions.outlook(client, who.user_id, kinds, recorded, least=bounds_.least, empty=bounds_.empty)
+        )
+        assert found is not None
+        return found
 
     def decide(self, user: int, prompt: int, limit: int, n: int, room: int | None) -> tuple[str, Any, int]:
         """What PROTOCOL.md answers a request at this moment; also lets pass what a decision lets pass."""
@@ -491,20 +507,19 @@ class Scripts(RuleBasedStateMachine):
 
     @rule()
     def restart_with_data(self) -> None:
-        self.executor.current_epoch += "+"
+        self.executor.current_epoch += "k"
 
     @rule()
     def restart_empty(self) -> None:
         """What gateways remember comes back: rows not written yet at once, reservations with their next renewal."""
-        self.executor.current_epoch += "-"
-        now = self.now
+        epoch, now = self.executor.current_epoch + "e", self.now
         outbox = {
             name.decode()
             for number in {shard(who.identity) for who in PRINCIPALS}
             for name in self.client.hkeys(layout.SHARD_KEYS[number].outbox)
         }
         self.client.flushall()
-        self.executor.now_ms = now
+        self.executor.current_epoch, self.executor.now_ms = epoch, now
         self.sums_kept = False
         self.revoked_in_redis.clear()
         self.users = [User() for _ in PRINCIPALS]

@@ -164,12 +164,12 @@ async def test_reservations_registered_again_are_in_the_sums(redis_url: str, pos
         await client.aclose()
 
         async def counted() -> bool:
-            return sum(one.reserved for one in budgets._totals._sums.values()) == 0
+            return sum(one.reserved_nano for one in budgets._totals._sums.values()) == 0
 
         await until(counted)
 
         async def registered() -> bool:
-            return sum(one.reserved for one in budgets._totals._sums.values()) == TOTAL
+            return sum(one.reserved_nano for one in budgets._totals._sums.values()) == TOTAL
 
         await until(registered)
         for reservation in held:

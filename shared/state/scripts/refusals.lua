@@ -1,0 +1,40 @@
+-- What a request of a user would be refused for at this moment: decides as admit.lua does, and changes nothing.
+--@ use clock reservation windows rebuild run_id
+--@ keys user identity requests_window tokens_window
+--@ args tier duration# budget# rpm# tpm# max_streams# least# empty# room# recorded_standing recorded_spent#
+--@ each keys token
+-- tier, duration, budget, rpm, tpm, max_streams: of the row of the tier that the user is expected to have
+-- least: what the request has to reserve, and empty: without its prompt; room: what the total budget leaves, empty for all
+-- recorded_standing, recorded_spent: as PostgreSQL has them, for a user whose state would be built first
+-- tokens: those of the user that are revoked
+-- Reply {"tier", NAME} | {{REASON, RETRY_MS, ...}, requests and tokens of the last minute, open requests}
+local epoch = run_id()
+local user_epoch, user_tier, user_duration, period, spent, reserved, open, estimated, used_tokens, newest = unpack(
+  redis.call('HMGET', user, EPOCH, TIER, DURATION, PERIOD, SPENT, RESERVED, OPEN, ESTIMATED, USED_TOKENS, NEWEST))
+local identity_epoch, standing = unpack(redis.call('HMGET', identity, EPOCH, STANDING))
+local current = period_of(now, duration)
+local lasts = user_epoch == epoch and identity_epoch == epoch
+if lasts and user_tier ~= tier then return {'tier', user_tier} end
+lasts = lasts and tonumber(user_duration) == duration
+if lasts and current ~= tonumber(period) then
+  lasts, spent, reserved = current > tonumber(newest), 0, 0
+end
+if lasts then
+  spent, reserved, open, estimated = tonumber(spent), tonumber(reserved), tonumber(open), tonumber(estimated)
+else
+  standing, spent = recorded_standing, recorded_spent
+  reserved, open, estimated = open_requests(user, duration, current)
+  used_tokens = sum_of(tokens_window)
+end
+period = current
+
+local requests = requests_in(requests_window)
+local tokens = reset_of(tokens_window) > 0 and tokens_in(tokens_window, tonumber(used_tokens)) or 0
+tokens = tokens + estimated
+local revoked = false
+for _, item in each() do
+  revoked = revoked or redis.call('EXISTS', item.token) == 1
+end
+local available = math.min(budget - spent - reserved, room or math.huge)
+--@ include decide
+return {refusals(true), requests, int(tokens), open}

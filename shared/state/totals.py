@@ -1,0 +1,42 @@
+"""The total budget of a service type, which all its users share: sums that each shard keeps, added up."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from shared.domain.service_types import ServiceType
+
+_WIDTH = 3  # period, spent, reserved
+
+
+@dataclass(frozen=True, slots=True)
+class Total:
+    """What all users of a service type spent and reserved in a period, in nano-dollars."""
+
+    period_index: int
+    spent_nano: int
+    reserved_nano: int
+
+    def room(self, row: ServiceType) -> int:
+        """What they leave."""
+        return row.total_budget_nano - self.spent_nano - self.reserved_nano
+
+    def refusal(self, row: ServiceType, least: int, empty: int) -> Literal["exceeded", "large", "reserved"] | None:
+        """Why a request is refused that has to reserve ``least`` nano-dollars, ``empty`` without its prompt."""
+        if self.room(row) >= least:
+            return None
+        unspent = row.total_budget_nano - self.spent_nano
+        return "exceeded" if unspent < empty else "large" if unspent < least else "reserved"
+
+
+def add_up(names: Sequence[str], shards: Sequence[Sequence[int]]) -> dict[str, Total]:
+    """The totals of these names, from what ``totals.lua`` replied for every shard."""
+    found = {}
+    for at, name in enumerate(names):
+        parts = [reply[_WIDTH * at : _WIDTH * (at + 1)] for reply in shards]
+        period = max(part[0] for part in parts)
+        current = [part for part in parts if part[0] == period]  # a shard may be a moment behind
+        found[name] = Total(period, sum(part[1] for part in current), sum(part[2] for part in current))
+    return found

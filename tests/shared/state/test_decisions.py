@@ -1,0 +1,184 @@
+"""What auth says of a request beforehand is what a gateway does to it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+
+import pytest
+
+from services.gateway.budget.models import Ask
+from services.gateway.budget.services import Budgets
+from services.gateway.errors import (
+    BudgetExceeded,
+    BudgetReserved,
+    InvalidToken,
+    MayCostTooMuch,
+    RateLimited,
+    UserBlocked,
+)
+from services.gateway.tokens.models import Principal
+from shared.domain.service_types import ServiceType
+from shared.errors import ServiceError
+from shared.state import decisions
+from shared.state.decisions import Outlook, Recorded
+from shared.state.layout import Standing
+from shared.stores.redis import Client, connect
+from tests.services.gateway.budget.support import ask, delivered, opened, principal, row, rows, until
+
+#: What ``ask()`` has to reserve at the least.
+LEAST, EMPTY = 100 * 1000 + 16 * 2000, 16 * 2000
+
+
+@pytest.fixture
+async def redis(redis_url: str) -> AsyncIterator[Client]:
+    client = connect(redis_url, max_connections=2)
+    yield client
+    await client.aclose()
+
+
+async def outlook(client: Client, kind: ServiceType, recorded: Recorded | None = None) -> Outlook:
+    who = principal(kind)
+    recorded = recorded or Recorded(kind.name, Standing.GOOD, 0, [who.jti])
+    found = await decisions.outlook(client, who.user_id, {kind.name: kind}, recorded, least=LEAST, empty=EMPTY)
+    assert found is not None
+    return found
+
+
+async def block(client: Client, budgets: Budgets, who: Principal) -> None:
+    await decisions.set_standing(client, who.identity, Standing.BLOCKED)
+
+
+async def revoke_device(client: Client, budgets: Budgets, who: Principal) -> None:
+    await decisions.set_standing(client, who.identity, Standing.REVOKED)
+
+
+async def revoke_token(client: Client, budgets: Budgets, who: Principal) -> None:
+    await decisions.revoke_token(client, who.identity, who.jti, time.time() + 60)
+
+
+async def hold_one(client: Client, budgets: Budgets, who: Principal) -> None:
+    await budgets.admit(ask(who))
+
+
+async def settle_one(client: Client, budgets: Budgets, who: Principal) -> None:
+    budgets.settle(await budgets.admit(ask(who)), delivered())
+    assert await budgets._queue.all_settled(5)
+
+
+async def settle_all(client: Client, budgets: Budgets, who: Principal) -> None:
+    """A charge that leaves less than an empty prompt costs."""
+    reservation = await budgets.admit(ask(who))
+    budgets.settle(reservation, delivered(50 + 100 + 1, 0))
+    assert await budgets._queue.all_settled(5)
+
+
+Act = Callable[[Client, Budgets, Principal], Awaitable[None]]
+
+
+@pytest.mark.parametrize(
+    ("kind", "act", "refusal", "reasons"),
+    [
+        (row(), block, UserBlocked, {"blocked"}),
+        (row(), revoke_device, UserBlocked, {"revoked"}),
+        (row(), revoke_token, InvalidToken, {"token"}),
+        (row(max_streams=1), hold_one, RateLimited, {"streams"}),
+        (row(rpm=1), settle_one, RateLimited, {"rpm"}),
+        (row(tpm=30), settle_one, RateLimited, {"tpm"}),
+        (row(max_budget_nano=50_000 + LEAST - 1), settle_one, MayCostTooMuch, {"large"}),
+        (row(max_budget_nano=50_000 + LEAST), settle_all, BudgetExceeded, {"exceeded"}),
+        (row(max_budget_nano=2_100_000 + LEAST - 1), hold_one, BudgetReserved, {"reserved"}),
+        (row(max_streams=1, rpm=1), hold_one, RateLimited, {"streams", "rpm"}),
+        (row(), settle_one, None, set()),
+    ],
+    ids=lambda value: "+".join(sorted(value)) or "nothing" if isinstance(value, set) else "",
+)
+async def test_what_a_user_is_refused_for_is_known_beforehand(
+    redis: Client,
+    redis_url: str,
+    postgres_url: str,
+    kind: ServiceType,
+    act: Act,
+    refusal: type[ServiceError] | None,
+    reasons: set[str],
+) -> None:
+    who = principal(kind)
+    async with opened(redis_url, postgres_url, rows(kind)) as (budgets, _, _):
+        first = ask(who, prompt_bound=0, estimated_prompt_tokens=0, limit=1)  # the user's state is in Redis from here
+        held = await budgets.admit(first) if act not in (hold_one, settle_one, settle_all) else None
+        await act(redis, budgets, who)
+        found = await outlook(redis, kind)
+        assert set(found.refusals) == reasons
+        if refusal is None:
+            budgets.settle(await budgets.admit(ask(who)), delivered())
+        else:
+            with pytest.raises(refusal) as refused:
+                await budgets.admit(ask(who))
+            assert not isinstance(refused.value, RateLimited) or refused.value.reason in reasons
+        assert found.open_requests == (1 if held or act is hold_one else 0)
+
+
+async def test_a_user_of_whom_redis_knows_nothing_is_judged_by_what_postgresql_has(redis: Client) -> None:
+    kind = row()
+    spent = kind.max_budget_nano - EMPTY + 1
+    for recorded, reasons in (
+        (Recorded("ai", Standing.GOOD, 0, []), set()),
+        (Recorded("ai", Standing.GOOD, spent, []), {"exceeded"}),
+        (Recorded("ai", Standing.BLOCKED, spent, []), {"blocked", "exceeded"}),
+    ):
+        assert set((await outlook(redis, kind, recorded)).refusals) == reasons
+
+
+async def test_the_tier_that_redis_knows_decides(redis: Client, redis_url: str, postgres_url: str) -> None:
+    kinds = rows(row(), row("poor", max_budget_nano=EMPTY - 1))
+    who = principal(kinds.rows["ai"])
+    async with opened(redis_url, postgres_url, kinds) as (budgets, _, _):
+        await settle_one(redis, budgets, who)
+        await decisions.set_tier(redis, who.user_id, "poor")
+        recorded = Recorded("ai", Standing.GOOD, 0, [])
+        found = await decisions.outlook(redis, who.user_id, kinds.rows, recorded, least=LEAST, empty=EMPTY)
+        assert found is not None
+        assert set(found.refusals) == {"exceeded"}
+
+
+@pytest.mark.parametrize(
+    ("budget", "act", "refusal", "reason"),
+    [
+        (50_000 + LEAST - 1, settle_one, MayCostTooMuch, "total_large"),
+        (50_000 + LEAST, settle_all, BudgetExceeded, "total_exceeded"),
+        (2_100_000 + LEAST - 1, hold_one, BudgetReserved, "total_reserved"),
+    ],
+)
+async def test_what_all_users_together_are_refused_for_is_known_beforehand(
+    redis: Client,
+    redis_url: str,
+    postgres_url: str,
+    budget: int,
+    act: Act,
+    refusal: type[ServiceError],
+    reason: str,
+) -> None:
+    kind = row(total_budget_nano=budget)
+    assert set((await outlook(redis, kind)).refusals) == {"total_unknown"}
+    async with opened(redis_url, postgres_url, rows(kind)) as (budgets, _, _):
+
+        async def known() -> bool:
+            return bool(budgets._totals._sums)
+
+        await until(known)
+        assert (await outlook(redis, kind)).refusals == {}
+        await act(redis, budgets, principal(kind, user=2))
+
+        async def refused() -> bool:
+            try:
+                budgets.settle(await budgets.admit(_small(principal(kind))), delivered(1, 0))
+            except refusal:
+                return True
+            return False
+
+        await until(refused)
+        assert set((await outlook(redis, kind)).refusals) == {reason}
+
+
+def _small(who: Principal) -> Ask:
+    return ask(who, limit=16)
