@@ -10,8 +10,9 @@ from aiohttp import web
 
 from services.gateway import errors, keys
 from services.gateway.budget import views as budget_views
-from services.gateway.budget.prices import Catalogue
 from services.gateway.budget.services import Budgets
+from services.gateway.catalogue import views as model_views
+from services.gateway.catalogue.services import Catalogue
 from services.gateway.chat import operations as chat_operations
 from services.gateway.chat.bodies import Bodies
 from services.gateway.chat.config import ChatConfig
@@ -20,7 +21,6 @@ from services.gateway.chat.keys import CHAT, Chat
 from services.gateway.chat.metrics import ChatMetrics
 from services.gateway.chat.open import OpenRequests
 from services.gateway.health import health, upstream_config
-from services.gateway.models import views as model_views
 from services.gateway.openapi import ErrorBody
 from services.gateway.settings import GatewaySettings
 from services.gateway.tokens import keyset

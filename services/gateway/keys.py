@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from aiohttp import web
 
-from services.gateway.budget.prices import Catalogue
 from services.gateway.budget.services import Budgets
+from services.gateway.catalogue.services import Catalogue
 
 BUDGETS = web.AppKey("budgets", Budgets)
 CATALOGUE = web.AppKey("catalogue", Catalogue)

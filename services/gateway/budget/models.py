@@ -12,7 +12,7 @@ from shared.state.packed import Details, LedgerRow, Reserved
 
 if TYPE_CHECKING:
     from services.gateway.budget.charging import Charge
-    from services.gateway.budget.prices import PricedModel
+    from services.gateway.catalogue.prices import PricedModel
     from services.gateway.tokens.models import Principal
 
 

@@ -16,7 +16,7 @@ from services.gateway.upstream.client import LiteLLM
 
 if TYPE_CHECKING:
     from services.gateway.budget.models import Ask, Delivery, Reservation
-    from services.gateway.budget.prices import PricedModel
+    from services.gateway.catalogue.prices import PricedModel
     from services.gateway.tokens.models import Principal
 
 

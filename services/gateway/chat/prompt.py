@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 if TYPE_CHECKING:
-    from services.gateway.budget.prices import PricedModel
+    from services.gateway.catalogue.prices import PricedModel
 
 #: Tokens of a message beside its strings: role, separators.
 TOKENS_PER_MESSAGE = 16

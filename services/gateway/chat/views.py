@@ -8,7 +8,7 @@ import uuid
 from aiohttp import web
 
 from services.gateway.budget.models import Ask
-from services.gateway.budget.prices import PricedModel
+from services.gateway.catalogue.prices import PricedModel
 from services.gateway.chat.keys import CHAT, Chat
 from services.gateway.chat.relay import Exchange
 from services.gateway.chat.request import ChatRequest

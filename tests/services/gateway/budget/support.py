@@ -11,8 +11,8 @@ from decimal import Decimal
 from typing import Any
 
 from services.gateway.budget.models import Ask, Delivery, Timings, Usage
-from services.gateway.budget.prices import PricedModel
 from services.gateway.budget.services import Budgets
+from services.gateway.catalogue.prices import PricedModel
 from services.gateway.tokens.models import Principal
 from shared.domain.service_types import ServiceType, ServiceTypes
 from shared.stores.postgres import Database, Query

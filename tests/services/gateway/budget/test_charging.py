@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from services.gateway.budget.charging import EXACT, MOST, bounds, charge
 from services.gateway.budget.models import Delivery, Usage, duration
-from services.gateway.budget.price_fields import Prices, Rate
-from services.gateway.budget.prices import PricedModel
+from services.gateway.catalogue.price_fields import Prices, Rate
+from services.gateway.catalogue.prices import PricedModel
 from tests.services.gateway.budget.support import MODEL, ask
 
 prices = st.builds(

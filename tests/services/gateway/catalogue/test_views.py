@@ -16,8 +16,8 @@ from yarl import URL
 
 from services.gateway import keys
 from services.gateway.app import _render_error
-from services.gateway.budget.prices import Catalogue
-from services.gateway.models.views import OPERATIONS
+from services.gateway.catalogue.services import Catalogue
+from services.gateway.catalogue.views import OPERATIONS
 from services.gateway.tokens.models import Principal
 from services.gateway.tokens.views import VERIFIER
 from shared.domain import service_types

@@ -12,12 +12,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.gateway.budget import model_info
 from services.gateway.budget.charging import bounds, charge
-from services.gateway.budget.metrics import CatalogueMetrics
 from services.gateway.budget.models import Delivery, Usage
-from services.gateway.budget.price_fields import Unpriced, read
-from services.gateway.budget.prices import Catalogue, PricedModel, price_all
+from services.gateway.catalogue import model_info
+from services.gateway.catalogue.metrics import CatalogueMetrics
+from services.gateway.catalogue.price_fields import Unpriced, read
+from services.gateway.catalogue.prices import PricedModel, price_all
+from services.gateway.catalogue.services import Catalogue
 from shared.domain.service_types import ModelRow
 from shared.errors import DependencyUnavailable
 from shared.telemetry.metrics import Registry

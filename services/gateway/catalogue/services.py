@@ -1,0 +1,87 @@
+"""The models that may be asked, read from LiteLLM again and again."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+
+from services.gateway.catalogue import model_info
+from services.gateway.catalogue.metrics import CatalogueMetrics
+from services.gateway.catalogue.prices import PricedModel, price_all
+from shared.domain.service_types import ModelRow
+from shared.errors import ServiceError
+from shared.service import background
+from shared.telemetry import logs
+from shared.telemetry.metrics import Registry
+
+_log = logs.logger("budget")
+
+
+class Catalogue:
+    """The models of LiteLLM, read again in the background; what was read last holds while LiteLLM is away."""
+
+    def __init__(
+        self,
+        fetch: Callable[[], Awaitable[bytes]],
+        rows: Mapping[str, ModelRow],
+        metrics: CatalogueMetrics,
+    ) -> None:
+        """:param fetch: the body of LiteLLM's ``/model/info``; raises ``ServiceError`` or ``OSError``."""
+        self._fetch, self._rows, self._metrics = fetch, rows, metrics
+        self._models: dict[str, PricedModel] = {}
+        self._refused: dict[str, str] = {}
+        self.loaded = False
+        #: Called when there are other models than before.
+        self.on_change: Callable[[], None] | None = None
+
+    @classmethod
+    @contextlib.asynccontextmanager
+    async def open(
+        cls,
+        fetch: Callable[[], Awaitable[bytes]],
+        rows: Mapping[str, ModelRow],
+        registry: Registry,
+        *,
+        every: float = 60,
+        retry: float = 1,
+    ) -> AsyncIterator[Catalogue]:
+        """A catalogue that was read once if LiteLLM answered, and is read again ``every`` seconds.
+
+        :param retry: seconds between two tries until it was read for the first time.
+        """
+        catalogue = cls(fetch, rows, CatalogueMetrics(registry))
+        await catalogue.refresh()
+        async with background.running(registry, models=lambda: catalogue._keep(every, retry)):
+            yield catalogue
+
+    async def _keep(self, every: float, retry: float) -> None:
+        while True:
+            await asyncio.sleep(every if self.loaded else retry)
+            await self.refresh()
+
+    def get(self, name: str) -> PricedModel | None:
+        """The model of that name; None when LiteLLM doesn't have it, or when it has no price."""
+        return self._models.get(name)
+
+    def names(self) -> tuple[str, ...]:
+        """All models that may be asked."""
+        return tuple(self._models)
+
+    async def refresh(self) -> bool:
+        """Read now; False, and nothing changes, when LiteLLM could not be asked or made no sense."""
+        try:
+            entries, unreadable = model_info.read(await self._fetch())
+        except (ServiceError, OSError, TimeoutError, ValueError) as error:
+            _log.warning("models_not_read", error=f"{type(error).__name__}: {error}"[:200])
+            return False
+        models, refused = price_all(entries, self._rows, unreadable)
+        for name, reason in refused.items():
+            if self._refused.get(name) != reason:
+                _log.warning("model_refused", model=name[:256], reason=reason[:256])
+        changed = models.keys() != self._models.keys()
+        self._models, self._refused, self.loaded = models, refused, True
+        self._metrics.show(len(models), refused)
+        if changed and self.on_change is not None:
+            self.on_change()
+        return True
