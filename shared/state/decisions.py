@@ -94,7 +94,9 @@ async def set_standing(client: Client, identity: str, standing: Standing, *, ver
     :returns: whether it is set; False when another call came between.
     :raises RedisError: not known to be applied.
     """
-    return bool(await _eval(client, _SET_STANDING(identity=identity_key(identity), standing=standing, version=version)))
+    return bool(
+        await _eval(client, _SET_STANDING.call(identity=identity_key(identity), standing=standing, version=version))
+    )
 
 
 async def set_tier(client: Client, user_id: str, tier: str) -> None:
@@ -102,7 +104,7 @@ async def set_tier(client: Client, user_id: str, tier: str) -> None:
 
     :raises RedisError: not known to be applied.
     """
-    await _eval(client, _SET_TIER(user=user_key(user_id), tier=tier))
+    await _eval(client, _SET_TIER.call(user=user_key(user_id), tier=tier))
 
 
 async def revoke_token(client: Client, identity: str, jti: str, expires_at: float) -> None:
@@ -122,7 +124,7 @@ async def read_users(client: Client, user_ids: Sequence[str]) -> list[UserState 
 
     :raises RedisError:
     """
-    rows = await _eval_all(client, [_SPENT(user=user_key(user_id)) for user_id in user_ids])
+    rows = await _eval_all(client, [_SPENT.call(user=user_key(user_id)) for user_id in user_ids])
     return [_parse(row) if row is not None else None for row in rows]
 
 
@@ -135,7 +137,7 @@ def _parse(row: list[Any]) -> UserState:
 
 async def known(client: Client, identity: str, service_type: str) -> Known:
     """:raises RedisError:"""
-    call = _KNOWN(identity=identity_key(identity), known_user=f"{KNOWN_USER}{service_type}")
+    call = _KNOWN.call(identity=identity_key(identity), known_user=f"{KNOWN_USER}{service_type}")
     standing, user, version = await _eval(client, call)
     return Known(Standing(standing.decode()) if standing else None, bool(user), version.decode())
 
@@ -146,7 +148,7 @@ async def remember(client: Client, identity: str, service_type: str, standing: S
     :raises RedisError:
     """
     field = f"{KNOWN_USER}{service_type}" if standing is Standing.GOOD else ""
-    call = _REMEMBER(identity=identity_key(identity), version=version, standing=standing, known_user=field)
+    call = _REMEMBER.call(identity=identity_key(identity), version=version, standing=standing, known_user=field)
     await _eval(client, call)
 
 
@@ -180,7 +182,7 @@ async def outlook(
         row = rows.get(tier) or rows.get(service_type)
         if row is None:
             return None
-        call = _REFUSALS(
+        call = _REFUSALS.call(
             user=keys.user(user_id),
             identity=keys.identity(identity),
             requests_window=keys.requests_window(user_id),
@@ -196,7 +198,7 @@ async def outlook(
             room=room,
             recorded_standing=recorded.standing,
             recorded_spent=recorded.spent_nano,
-            each=[{"token": keys.token(jti)} for jti in recorded.revoked_tokens],
+            each=[_REFUSALS.item(token=keys.token(jti)) for jti in recorded.revoked_tokens],
         )
         found, *usage = await _eval(client, call)
         if found != b"tier":
@@ -211,7 +213,7 @@ async def _total(client: Client, row: ServiceType | None, least: int, empty: int
     name = total_name(row) if row is not None else ""
     if row is None or not name:
         return {}, ""
-    calls = [_TOTALS(totals=shard.totals, each=[{"total": name}]) for shard in SHARD_KEYS]
+    calls = [_TOTALS.call(totals=shard.totals, each=[_TOTALS.item(total=name)]) for shard in SHARD_KEYS]
     replies = await _eval_all(client, calls)
     if not all(replies):
         return {"total_unknown": 1}, ""

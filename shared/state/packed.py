@@ -9,7 +9,6 @@ it can be taken for a separator. The scripts read and write the same with the ch
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import msgspec
@@ -19,7 +18,7 @@ from shared.domain.service_types import ServiceType
 _json = msgspec.json.Encoder()
 
 
-class Details(NamedTuple):
+class Details(msgspec.Struct, frozen=True, array_like=True):
     """The part of a ledger row that is known at admission. ``request_id`` is the client's, and never a key."""
 
     request_id: str
@@ -50,8 +49,7 @@ class Reserved(NamedTuple):
         return "|".join((*map(str, self[:-1]), self.details.pack()))
 
 
-@dataclass(frozen=True, slots=True)
-class LedgerRow:
+class LedgerRow(msgspec.Struct, frozen=True):
     """A request's row on its way to the ledger: to Redis with its settlement, from there to PostgreSQL.
 
     ``settled_ms`` is 0 until Redis has settled it. ``lowers``: it corrects, downwards, what the reaper charged. What

@@ -11,8 +11,8 @@ import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
-from services.gateway.budget.charging import bounds
-from services.gateway.budget.models import Delivery, Timings
+from services.gateway.budget.charging import bounds, charge
+from services.gateway.budget.models import Delivery, Reservation, Timings
 from services.gateway.budget.services import Budgets
 from services.gateway.redis.wire import pack
 from services.local.postgres import PostgresServer
@@ -123,8 +123,9 @@ async def _script_cpu(budgets: Budgets, client: Client) -> tuple[float, float]:
     admitted = (await _server_cpu(client) - before) / len(asks)
     before = await _server_cpu(client)
     for reservation in reservations:
-        assert not isinstance(reservation, Exception)
-        budgets.settle(reservation, delivered())  # type: ignore[arg-type]
+        assert isinstance(reservation, Reservation)
+        cost = charge(reservation.ask, reservation.grant, delivered())
+        budgets._queue.settle(reservation.row(cost, "success"))
     await budgets._queue.all_settled(10)
     settled = (await _server_cpu(client) - before) / len(asks)
     return admitted, settled

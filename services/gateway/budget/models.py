@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from decimal import Decimal
 from typing import TYPE_CHECKING
+
+import msgspec
 
 from shared.errors import ServiceError
 from shared.state.packed import Details, LedgerRow, Reserved
@@ -53,8 +55,7 @@ class Ask:
         return Details(self.request_id, principal.service_type.name, self.model.name, self.purpose, period_seconds)
 
 
-@dataclass(frozen=True, slots=True)
-class RateLimits:
+class RateLimits(msgspec.Struct, frozen=True):
     """State of a user's RPM and TPM after a decision. A limit of 0 means none, and shows no header."""
 
     requests_limit: int
@@ -97,8 +98,7 @@ def duration(milliseconds: int) -> str:
     return f"{minutes}m{seconds}" if minutes else seconds
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Reservation:
+class Reservation(msgspec.Struct, frozen=True, eq=False):
     """An admitted request. ``grant`` is the completion limit per choice that goes upstream.
 
     ``revoked`` gets the error that the request has to end with once a renewal has found that its user lost the right.
@@ -111,7 +111,7 @@ class Reservation:
     admitted_ms: int
     rate_limits: RateLimits
     total: str
-    revoked: asyncio.Future[ServiceError] = field(default_factory=asyncio.Future, repr=False)
+    revoked: asyncio.Future[ServiceError] = msgspec.field(default_factory=asyncio.Future)
 
     @property
     def id(self) -> str:

@@ -14,7 +14,7 @@ from shared.domain.service_types import ServiceType
 from shared.state import layout
 from shared.state.layout import SHARD_KEYS
 from shared.state.packed import LedgerRow, Unwritten, parse_outbox, total_name
-from shared.state.script import Script, ScriptCall, Value
+from shared.state.script import Script, ScriptCall
 
 _ADMIT, _SETTLE, _RENEW, _REAP, _ACK = map(Script, ("admit", "settle", "renew", "reap", "ack"))
 _SNAPSHOT, _LOAD, _STATE, _SWEEP = map(Script, ("snapshot", "load", "state", "sweep"))
@@ -121,7 +121,7 @@ class BudgetScripts:
         user_id = principal.user_id
         keys = layout.of_user(user_id)
         total = total_name(principal.service_type)
-        call = _ADMIT(
+        call = _ADMIT.call(
             user=keys.user(user_id),
             identity=keys.identity(principal.identity),
             token=keys.token(principal.jti),
@@ -170,7 +170,7 @@ class BudgetScripts:
     def settle_call(self, row: LedgerRow) -> tuple[int, ScriptCall]:
         """What ``Executor.submit`` and ``run`` take to settle."""
         keys = layout.of_user(row.user_id)
-        call = _SETTLE(
+        call = _SETTLE.call(
             user=keys.user(row.user_id),
             tokens_window=keys.tokens_window(row.user_id),
             leases=keys.leases,
@@ -191,20 +191,20 @@ class BudgetScripts:
     async def renew(self, number: int, reservations: Sequence[Reservation]) -> list[RenewalState]:
         """Prolong the leases of open requests of one shard; what Redis forgot of them it learns again."""
         keys = SHARD_KEYS[number]
-        call = _RENEW(
+        call = _RENEW.call(
             leases=keys.leases,
             totals=keys.totals,
             lease=self._lease_ms,
             each=[
-                {
-                    "user": keys.user(principal.user_id),
-                    "identity": keys.identity(principal.identity),
-                    "token": keys.token(principal.jti),
-                    "tombstone": keys.tombstone(reservation.id),
-                    "id": reservation.id,
-                    "user_id": principal.user_id,
-                    "reserved": reservation.packed(),
-                }
+                _RENEW.item(
+                    user=keys.user(principal.user_id),
+                    identity=keys.identity(principal.identity),
+                    token=keys.token(principal.jti),
+                    tombstone=keys.tombstone(reservation.id),
+                    id=reservation.id,
+                    user_id=principal.user_id,
+                    reserved=reservation.packed(),
+                )
                 for reservation in reservations
                 for principal in (reservation.ask.principal,)
             ],
@@ -214,7 +214,7 @@ class BudgetScripts:
     async def sweep(self, number: int, who: str, claim: float, orphan: float, cursor: str) -> Sweep | None:
         """What dead gateways left in a shard; None when another gateway looks after it."""
         keys = SHARD_KEYS[number]
-        call = _SWEEP(
+        call = _SWEEP.call(
             leases=keys.leases,
             outbox=keys.outbox,
             claim=keys.claim,
@@ -233,17 +233,14 @@ class BudgetScripts:
     async def reap(self, number: int, expired: Iterable[Expired]) -> list[LedgerRow]:
         """Charge requests whole whose lease ended; the rows to write."""
         keys = SHARD_KEYS[number]
-        call = _REAP(
+        call = _REAP.call(
             leases=keys.leases,
             outbox=keys.outbox,
             totals=keys.totals,
             each=[
-                {
-                    "user": keys.user(one.user_id),
-                    "tombstone": keys.tombstone(one.id),
-                    "id": one.id,
-                    "user_id": one.user_id,
-                }
+                _REAP.item(
+                    user=keys.user(one.user_id), tombstone=keys.tombstone(one.id), id=one.id, user_id=one.user_id
+                )
                 for one in expired
             ],
         )
@@ -252,12 +249,12 @@ class BudgetScripts:
     async def acknowledge(self, number: int, rows: Sequence[LedgerRow]) -> None:
         """Forget rows of one shard that are in the ledger now."""
         keys = SHARD_KEYS[number]
-        each = [{"user": keys.user(row.user_id), "id": row.id, "start": row.start} for row in rows]
-        await self.executor.run(number, _ACK(outbox=keys.outbox, each=each))
+        each = [_ACK.item(user=keys.user(row.user_id), id=row.id, start=row.start) for row in rows]
+        await self.executor.run(number, _ACK.call(outbox=keys.outbox, each=each))
 
     async def snapshot(self, user_id: str) -> Snapshot:
         keys = layout.of_user(user_id)
-        call = _SNAPSHOT(user=keys.user(user_id), identity=keys.identity(split_user(user_id)[0]))
+        call = _SNAPSHOT.call(user=keys.user(user_id), identity=keys.identity(split_user(user_id)[0]))
         version, identity_version, now, *fields = await self.executor.run(keys.number, call)
         texts = [field.decode() for field in fields]
         rows = {name: Unwritten.parse(value) for name, value in zip(texts[::2], texts[1::2], strict=True)}
@@ -266,7 +263,7 @@ class BudgetScripts:
     async def load(self, user_id: str, snapshot: Snapshot, build: UserBuild) -> bool:
         """Set a user's state; False when something happened since the snapshot."""
         keys = layout.of_user(user_id)
-        call = _LOAD(
+        call = _LOAD.call(
             user=keys.user(user_id),
             identity=keys.identity(split_user(user_id)[0]),
             requests_window=keys.requests_window(user_id),
@@ -279,7 +276,7 @@ class BudgetScripts:
             spent=build.spent_nano,
             newest=build.newest_index,
             standing=build.standing,
-            each=[{"token": keys.token(jti), "seconds": seconds} for jti, seconds in build.revoked_tokens.items()],
+            each=[_LOAD.item(token=keys.token(jti), seconds=left) for jti, left in build.revoked_tokens.items()],
         )
         reply: bytes = await self.executor.run(keys.number, call)
         return reply == b"ok"
@@ -287,7 +284,7 @@ class BudgetScripts:
     async def state(self, user_id: str, jti: str) -> list[bytes]:
         """The words of ``state.lua``'s reply."""
         keys = layout.of_user(user_id)
-        call = _STATE(
+        call = _STATE.call(
             user=keys.user(user_id),
             identity=keys.identity(split_user(user_id)[0]),
             token=keys.token(jti),
@@ -299,13 +296,13 @@ class BudgetScripts:
 
     async def totals(self, number: int, names: Sequence[str]) -> list[int]:
         """Per name of a total: period, spent, reserved; nothing when a shard's sums are not built."""
-        call = _TOTALS(totals=SHARD_KEYS[number].totals, each=[{"total": name} for name in names])
+        call = _TOTALS.call(totals=SHARD_KEYS[number].totals, each=[_TOTALS.item(total=name) for name in names])
         return list(map(int, await self.executor.run(number, call)))
 
     async def begin_totals(self, number: int, builder: str) -> TotalsBegun | None:
         """Empty the sums of a shard, in order to build them; None while another gateway builds them."""
         keys = SHARD_KEYS[number]
-        call = _TOTALS_BEGIN(
+        call = _TOTALS_BEGIN.call(
             totals=keys.totals, leases=keys.leases, outbox=keys.outbox, builder=builder, users=keys.users
         )
         reply = await self.executor.run(number, call)
@@ -319,8 +316,8 @@ class BudgetScripts:
 
     async def load_totals(self, number: int, builder: str, sums: Mapping[str, int]) -> None:
         """Add to the sums of a shard what was there before they were emptied, by field."""
-        each: list[dict[str, Value]] = [{"field": field, "amount": amount} for field, amount in sums.items()]
-        await self.executor.run(number, _TOTALS_LOAD(totals=SHARD_KEYS[number].totals, builder=builder, each=each))
+        each = [_TOTALS_LOAD.item(field=field, amount=amount) for field, amount in sums.items()]
+        await self.executor.run(number, _TOTALS_LOAD.call(totals=SHARD_KEYS[number].totals, builder=builder, each=each))
 
 
 def rate_limits(tier: ServiceType, values: Sequence[bytes]) -> RateLimits:

@@ -181,7 +181,7 @@ def _encode(rows: Sequence[LedgerRow]) -> str:
         {
             "id": row.id,
             "user_id": row.user_id,
-            **row.details._asdict(),
+            **msgspec.structs.asdict(row.details),
             "prompt_tokens": row.prompt_tokens,
             "completion_tokens": row.completion_tokens,
             "cost_nano": row.cost_nano,

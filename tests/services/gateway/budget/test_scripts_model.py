@@ -14,6 +14,7 @@ from decimal import Decimal
 from math import ceil, floor
 from typing import Any
 
+import msgspec
 import redis
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
@@ -378,7 +379,7 @@ class Scripts(RuleBasedStateMachine):
         """A request that never went out leaves nothing behind, and can't be admitted afterwards."""
         request = data.draw(st.sampled_from([one for one in self.requests if one.state == "open"]))
         row = request.reservation.row(Charge(0, 0, 0, 0), "abort")
-        assert self.send(dataclasses.replace(row, total="", admitted=False)) == "-"
+        assert self.send(msgspec.structs.replace(row, total="", admitted=False)) == "-"
         request.state = "withdrawn"
         tier = ROWS[self.expected_tiers[request.user]]
         late = self.run(
