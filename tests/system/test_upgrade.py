@@ -32,6 +32,7 @@ rpm = 0
 tpm = 0
 models = ["*"]
 credentials = ["fxa"]
+fxa_scopes = ["profile:uid"]
 fxa_client_ids = ["*"]
 """
 
@@ -120,7 +121,7 @@ async def test_both_gateways_spend_one_budget_to_its_exact_end(caller: Caller) -
             seen = await caller.chat(token, gateway=gateway, request_id=request_id)
             if seen.status == 200:
                 paid.append(request_id)
-            elif seen.code == "budget_exceeded":
+            elif seen.code in ("budget_exceeded", "request_too_large"):  # the rest is too small for this one
                 return
             else:
                 assert seen.code == "budget_reserved", seen
