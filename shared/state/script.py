@@ -4,12 +4,12 @@ A script is a file whose head declares what it works with:
 
     --@ use clock              chunks of code that it shares with other scripts, put before it
     --@ keys user leases       its keys, which are locals of these names
-    --@ args id amount#        its arguments, likewise; # makes a number of it (nil for an empty text)
+    --@ args id amount# room#? its arguments, likewise; # makes a number of it, #? of an empty text nil
     --@ each keys token        keys and arguments of as many items as a call has:
     --@ each args seconds#     ``for at, item in each() do ... item.token, item.seconds``
 
-A name in capitals is a constant of ``shared.state.layout``. ``epoch``, always the first argument, is not for a caller
-to give: it is the run id of the server, which the connection knows.
+A name in capitals is a constant of ``shared.state.layout``, and stands for its value. ``epoch``, always the first
+argument, is not for a caller to give: it is the run id of the server, which the connection knows.
 
 A line ``--@ include decide`` puts a chunk just there; the chunk says with ``--@ needs`` which locals it reads.
 """
@@ -30,6 +30,7 @@ Item = tuple[Sequence[str], Sequence[str]]
 
 _DIRECTIVE = re.compile(r"^--@ (use|keys|args|each keys|each args|needs|include) (.+)$", re.MULTILINE)
 _CODE = re.compile(r"--[^\n]*|'[^'\n]*'")
+_CONSTANT = re.compile(rf"{_CODE.pattern}|\b[A-Z][A-Z_]+\b")
 _NAME = re.compile(r"(?<![.\w])[A-Za-z_]\w*")
 _CONSTANTS = {name: value for name, value in vars(layout).items() if name.isupper() and isinstance(value, str | int)}
 _OF_REDIS = {"KEYS", "ARGV"}
@@ -142,16 +143,15 @@ def assemble(name: str, text: str) -> str:
     code = _CODE.sub("", chunks + body)
     words = set(_NAME.findall(code))
     _check(name, head, body, code, words)
-    constants = sorted((words & _CONSTANTS.keys()) - _OF_REDIS)
     parts = [
-        _locals(constants, [_literal(_CONSTANTS[one]) for one in constants]),
         chunks,
-        _locals(head.keys, [f"KEYS[{at}]" for at in range(1, len(head.keys) + 1)]),
-        _locals(list(map(_plain, head.args)), [_argument(arg, f"{at}") for at, arg in enumerate(head.args, 1)]),
+        _locals(head.keys, [f"unpack(KEYS, 1, {len(head.keys)})"]),
+        _locals(list(map(_plain, head.args)), [f"unpack(ARGV, 1, {len(head.args)})"]),
+        _numbers(head.args),
         _each(head) if head.each_keys or head.each_args else "",
         body,
     ]
-    return "".join(parts)
+    return _CONSTANT.sub(_literal, "".join(parts))
 
 
 def _check(name: str, head: _Head, body: str, code: str, words: set[str]) -> None:
@@ -179,7 +179,7 @@ def _each(head: _Head) -> str:
     rest = f"(#ARGV - {first_arg}) / {args}" if args else f"(#KEYS - {first_key}) / {keys}"
     fields = [f"{name} = KEYS[{first_key} + {keys} * at - {keys - n}]" for n, name in enumerate(head.each_keys, 1)]
     fields += [
-        f"{_plain(name)} = {_argument(name, f'{first_arg} + {args} * at - {args - n}')}"
+        f"{_plain(name)} = {_number(name, f'ARGV[{first_arg} + {args} * at - {args - n}]')}"
         for n, name in enumerate(head.each_args, 1)
     ]
     return (
@@ -193,12 +193,20 @@ def _locals(names: Sequence[str], values: Sequence[str]) -> str:
 
 
 def _plain(argument: str) -> str:
-    return argument.removesuffix("#")
+    return argument.rstrip("#?")
 
 
-def _argument(argument: str, at: str) -> str:
-    return f"tonumber(ARGV[{at}])" if argument.endswith("#") else f"ARGV[{at}]"
+def _number(argument: str, value: str) -> str:
+    """The value, as a number where it is one. Adding is quicker than ``tonumber``, but takes no empty text."""
+    return f"tonumber({value})" if argument.endswith("#?") else f"{value} + 0" if argument.endswith("#") else value
 
 
-def _literal(value: str | int) -> str:
-    return f"'{value}'" if isinstance(value, str) else str(value)
+def _numbers(arguments: Sequence[str]) -> str:
+    found = [one for one in arguments if one != _plain(one)]
+    names = list(map(_plain, found))
+    return f"{', '.join(names)} = {', '.join(map(_number, found, names))}\n" if found else ""
+
+
+def _literal(found: re.Match[str]) -> str:
+    value = _CONSTANTS.get(found.group(), found.group())
+    return f"'{value}'" if isinstance(value, str) and found.group() in _CONSTANTS else str(value)

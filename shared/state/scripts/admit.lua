@@ -3,7 +3,7 @@
 --@ keys user identity token requests_window tokens_window leases tombstone totals
 --@ args epoch tier duration# budget# rpm# tpm# max_streams#
 --@ args id user_id full# least# empty# limit# least_grant# prompt_units# unit_price# scale# estimate# choices#
---@ args total prompt_bound details lease# room#
+--@ args total prompt_bound details lease# room#?
 -- tier, duration, budget, rpm, tpm, max_streams: of the row of the tier that the user is expected to have
 -- full, least, empty: cost of the limit asked for, of the least grant, and of that without a prompt
 -- prompt_units, unit_price (of a completion token of every choice): in 1/scale nano-dollars
@@ -59,9 +59,9 @@ end
 
 local revoked = redis.call('EXISTS', token) == 1
 local available = math.min(budget - spent - reserved, room or math.huge)
+local skipped = {}
 --@ include decide
-local refused = refusals(false)
-if refused[1] then return answer(refused[1], refused[2]) end
+if reason then return answer(reason, int(wait)) end
 
 local grant, amount = limit, full
 if full > available then

@@ -1,7 +1,7 @@
 -- What a request of a user would be refused for at this moment: decides as admit.lua does, and changes nothing.
 --@ use clock reservation windows rebuild run_id
 --@ keys user identity requests_window tokens_window
---@ args tier duration# budget# rpm# tpm# max_streams# least# empty# room# recorded_standing recorded_spent#
+--@ args tier duration# budget# rpm# tpm# max_streams# least# empty# room#? recorded_standing recorded_spent#
 --@ each keys token
 -- tier, duration, budget, rpm, tpm, max_streams: of the row of the tier that the user is expected to have
 -- least: what the request has to reserve, and empty: without its prompt; room: what the total budget leaves, empty for all
@@ -36,5 +36,13 @@ for _, item in each() do
   revoked = revoked or redis.call('EXISTS', item.token) == 1
 end
 local available = math.min(budget - spent - reserved, room or math.huge)
+local found, skipped = {}, {}
+repeat
 --@ include decide
-return {refusals(true), requests, int(tokens), open}
+  if reason then
+    found[#found + 1] = reason
+    found[#found + 1] = int(wait)
+    skipped[reason] = true
+  end
+until not reason
+return {found, requests, int(tokens), open}

@@ -36,7 +36,7 @@ def test_every_script_compiles_and_reads_no_number_of_a_key_or_argument(name: st
         ("--@ each args id\nfor _, item in each() do redis.log(item.id, item.usr) end", "not declared: usr"),
         ("return redis.call('HGET', 'x', SPENDT)", "not declared: SPENDT"),
         (
-            "--@ use clock windows\nlocal standing = 1\n--@ include decide\nreturn refusals(true)",
+            "--@ use clock windows\nlocal standing = 1\n--@ include decide\nreturn reason",
             "not declared: available",
         ),
         ("--@ key user\nreturn user", "not a directive: --@ key user"),
@@ -75,7 +75,7 @@ def test_values_reach_the_script_under_their_names(valkey_server: ValkeyServer) 
     """Keys, arguments, numbers and items; and the epoch, where it is asked for, before all other arguments."""
     text = """
 --@ keys first second
---@ args epoch size# word none#
+--@ args epoch size# word none#?
 --@ each keys place
 --@ each args name count#
 local found = {first, second, epoch, tostring(size + 1), word, tostring(none), IDLE}
