@@ -45,6 +45,7 @@ rpm = 0
 tpm = 0
 models = ["*"]
 credentials = ["fxa"]
+fxa_scopes = ["profile:uid"]
 fxa_client_ids = ["*"]
 """
 _T = TypeVar("_T")
@@ -112,8 +113,10 @@ async def rig() -> AsyncIterator[Relays]:
         keys = KeyRing(folder / "keys")
         (folder / "jwks").write_bytes(msgspec.json.encode(keys.jwks()))
         (folder / "types.toml").write_text(SERVICE_TYPES)
-        token = Issuer(keys, issuer=ISSUER, ttl=3600).issue(
-            user_id="0123456789abcdef0123456789abcdef:ai", client_id="bench", scope="ai", amr="fxa"
+        token = (
+            Issuer(keys, issuer=ISSUER, ttl=3600)
+            .issue(user_id="0123456789abcdef0123456789abcdef:ai", client_id="bench", scope="ai", amr="fxa")
+            .text
         )
         upstream, bare, gateway = free_port(), free_port(), free_port()
         url = f"http://127.0.0.1:{upstream}"
