@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 from shared.domain.service_types import load
 from shared.state import layout
 from shared.state.packed import Details, LedgerRow, Reserved, Unwritten, period_of, sum_field, total_name
@@ -72,3 +75,16 @@ def test_the_packed_values() -> None:
     kind = load(None, debug=True).rows["ai"]
     name = total_name(kind) or "ai:86400"
     assert sum_field(layout.SUM_SPENT, name, period_of(1_700_000_000_123, 86_400)) == "s|ai:86400|19675"
+
+
+def test_the_architecture_page_has_every_field_and_key_by_its_name() -> None:
+    text = (Path(__file__).parents[3] / "services" / "README.md").read_text()
+    rows = dict(re.findall(r"^\| `(\w+:?)(?:<[^>]*>)?` \| `([A-Z_]+)` \|", text, re.MULTILINE))
+    assert {name: field for field, name in rows.items()} == {
+        name: value
+        for name, value in vars(layout).items()
+        if name.isupper() and isinstance(value, str) and name not in ("GOOD", "SUM_SPENT", "SUM_RESERVED", "BUILDING")
+    }
+    keys = re.findall(r"^\| `[\w:<> ]+` \| `([a-z_]+)` \| [A-Z]+ \|", text, re.MULTILINE)
+    assert len(keys) == 10
+    assert all(hasattr(layout.SHARD_KEYS[0], name) for name in keys)
