@@ -12,7 +12,7 @@ from services.auth.appattest import apple_root_pem
 from services.auth.settings import AuthSettings
 from services.local.pki import Pki
 
-_ROOT, _DEVELOPMENT = "a root that is not Apple's", "takes development's keys"
+_ROOT, _DEVELOPMENT = "app_attest_root_is_not_apples", "app_attest_takes_development_keys"
 
 
 @pytest.mark.parametrize(
