@@ -1,9 +1,10 @@
-"""services/README.md leads to files and folders that exist."""
+"""services/README.md leads to files that exist, and names what Redis holds as the code does."""
 
 from __future__ import annotations
 
 import re
 
+from shared.state import layout
 from tests.deploy.declarations import ROOT
 
 TEXT = (ROOT / "services" / "README.md").read_text()
@@ -38,3 +39,24 @@ def test_its_links_lead_somewhere() -> None:
 def _slug(heading: str) -> str:
     """GitHub's anchor of a heading."""
     return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
+
+
+def test_it_has_every_key_of_a_users_state() -> None:
+    shown = {name: key for key, name in re.findall(r"^\| `([^`]*)` \| `([a-z_]+)` \| [A-Z]+ \|", TEXT, re.MULTILINE)}
+    shard = layout.SHARD_KEYS[0]
+    found = {
+        name: str(getattr(shard, name)).removeprefix(shard.prefix) for name in ("leases", "outbox", "totals", "claim")
+    }
+    found |= {"user": shard.user("<user id>"), "identity": shard.identity("<identity>"), "token": shard.token("<jti>")}
+    found |= {"requests_window": shard.requests_window("<user id>"), "tokens_window": shard.tokens_window("<user id>")}
+    found["tombstone"] = shard.tombstone("<request>")
+    assert shown == {name: key.removeprefix(shard.prefix) for name, key in found.items()}
+
+
+def test_it_has_every_field_of_a_users_state() -> None:
+    shown = {
+        name: field.partition("<")[0]
+        for field, name in re.findall(r"^\| `([^`]*)` \| `([A-Z_]+)` \|", TEXT, re.MULTILINE)
+    }
+    assert shown
+    assert shown == {name: getattr(layout, name, None) for name in shown}
