@@ -11,26 +11,36 @@
         ├── InvalidModel              400  invalid_model           8
         ├── InvalidRequest            400  invalid_request         9
         ├── ModelNotFound             404  model_not_found
+        ├── UnknownPath               404  not_found
+        ├── WrongMethod               405  method_not_allowed
         ├── InvalidToken              401  invalid_token
         ├── UserBlocked               403  user_blocked
         ├── UpstreamError             502  upstream_error
         ├── Unavailable               503  unavailable
         │   └── UpstreamKeyRefused    503  unavailable            10
         └── UpstreamTimeout           504  upstream_timeout
-    The shared ones (404, 405, body limit, dependency, draining) are rendered in the same envelope.
+    Each shared error is answered and counted as the class that `kind_of` finds for it.
 
 `error_response` renders any ServiceError as a plain answer, `error_event` as the last event of a stream.
 """
 
 from __future__ import annotations
 
-from http import HTTPStatus
+from collections.abc import Iterator
 from typing import Any, ClassVar
 
 import msgspec
 from aiohttp import web
 
-from shared.errors import ServiceError
+from shared.errors import (
+    BadRequest,
+    DependencyUnavailable,
+    Draining,
+    MethodNotAllowed,
+    NotFound,
+    PayloadTooLarge,
+    ServiceError,
+)
 
 #: `Retry-After` while LiteLLM refuses the gateway itself.
 KEY_REFUSED_SECONDS = 300
@@ -41,7 +51,9 @@ KEY_REFUSALS = ("key", "budget")
 class GatewayError(ServiceError):
     """An error of the gateway's table. `type` is OpenAI's family, `param` the field at fault.
 
-    `should_retry` False sends `x-should-retry: false`, which OpenAI's SDKs obey.
+    `should_retry` False sends `x-should-retry: false`, which OpenAI's SDKs obey. A class states in its head whether the
+    failure is `ours` (it counts against availability) and, where that is not its code, the metric reason it is
+    `counted_as`. A class without a status, code, message, type or side cannot be defined.
     """
 
     status = 500
@@ -51,6 +63,19 @@ class GatewayError(ServiceError):
     mlpa_code: ClassVar[int | None] = None
     param: str | None = None
     should_retry: bool | None = None
+    ours: ClassVar[bool] = True
+    counted_as: ClassVar[str] = "server_error"
+
+    def __init_subclass__(cls, *, ours: bool | None = None, counted_as: str | None = None) -> None:
+        super().__init_subclass__()
+        if cls.__base__ is GatewayError:
+            missing = {"status", "code", "message", "type"} - vars(cls).keys()
+            if missing or ours is None:
+                raise TypeError(f"{cls.__name__} lacks {', '.join(sorted(missing)) or 'its side'}")
+        if ours is not None:
+            cls.ours = ours
+        if counted_as or "code" in vars(cls):
+            cls.counted_as = counted_as or cls.code
 
     def __init__(
         self,
@@ -68,7 +93,7 @@ class GatewayError(ServiceError):
             self.should_retry = should_retry
 
 
-class BudgetExceeded(GatewayError):
+class BudgetExceeded(GatewayError, ours=False):
     """What is spent leaves less than a minimal request needs. `retry_after`: seconds to the reset."""
 
     status = 429
@@ -79,7 +104,7 @@ class BudgetExceeded(GatewayError):
     should_retry = False
 
 
-class BudgetReserved(GatewayError):
+class BudgetReserved(GatewayError, ours=False):
     """Only requests in flight stand in the way; their settlement may make room in a moment."""
 
     status = 429
@@ -94,7 +119,7 @@ class BudgetReserved(GatewayError):
         super().__init__(message, retry_after=retry_after, headers=headers)
 
 
-class RateLimited(GatewayError):
+class RateLimited(GatewayError, ours=False):
     """RPM, TPM or open streams. `retry_after`: seconds until one more fits; `reason`: rpm | tpm | streams."""
 
     status = 429
@@ -115,7 +140,7 @@ class RateLimited(GatewayError):
         self.reason = reason
 
 
-class RequestTooLarge(GatewayError):
+class RequestTooLarge(GatewayError, ours=False):
     """The body is over the limit, or the prompt over the model's context window."""
 
     status = 413
@@ -131,7 +156,7 @@ class MayCostTooMuch(RequestTooLarge):
     message = "The request may cost more than is left of the budget. A shorter one may fit."
 
 
-class UpstreamRateLimited(GatewayError):
+class UpstreamRateLimited(GatewayError, ours=True):
     """The provider (or LiteLLM on its behalf) refused for its own limits; its Retry-After when it gave one."""
 
     status = 429
@@ -141,7 +166,7 @@ class UpstreamRateLimited(GatewayError):
     mlpa_code = 5
 
 
-class InvalidModel(GatewayError):
+class InvalidModel(GatewayError, ours=False):
     """The model is unknown, not allowed for the service type, or not a model name."""
 
     status = 400
@@ -152,7 +177,7 @@ class InvalidModel(GatewayError):
     param = "model"
 
 
-class ModelNotFound(GatewayError):
+class ModelNotFound(GatewayError, ours=False, counted_as=InvalidModel.code):
     """There is no such model, or it may not be used. OpenAI's code for it."""
 
     status = 404
@@ -162,7 +187,7 @@ class ModelNotFound(GatewayError):
     param = "model"
 
 
-class InvalidRequest(GatewayError):
+class InvalidRequest(GatewayError, ours=False):
     """The body or a field of it is malformed; `param` names the field."""
 
     status = 400
@@ -172,7 +197,25 @@ class InvalidRequest(GatewayError):
     mlpa_code = 9
 
 
-class InvalidToken(GatewayError):
+class UnknownPath(GatewayError, ours=False, counted_as=InvalidRequest.code):
+    """`NotFound` in this service's table."""
+
+    status = NotFound.status
+    code = NotFound.code
+    message = NotFound.message
+    type = "invalid_request_error"
+
+
+class WrongMethod(GatewayError, ours=False, counted_as=InvalidRequest.code):
+    """`MethodNotAllowed` in this service's table."""
+
+    status = MethodNotAllowed.status
+    code = MethodNotAllowed.code
+    message = MethodNotAllowed.message
+    type = "invalid_request_error"
+
+
+class InvalidToken(GatewayError, ours=False):
     """The access token is missing, malformed, expired, revoked or not for us.
 
     Answers with `WWW-Authenticate` as RFC 6750 section 3: without an `error` when no access token was sent at all.
@@ -192,7 +235,7 @@ class InvalidToken(GatewayError):
         self.headers["WWW-Authenticate"] = f'Bearer realm="mlpa"{error}'
 
 
-class UserBlocked(GatewayError):
+class UserBlocked(GatewayError, ours=False):
     """The user was blocked after the token was issued."""
 
     status = 403
@@ -202,7 +245,7 @@ class UserBlocked(GatewayError):
     should_retry = False
 
 
-class UpstreamError(GatewayError):
+class UpstreamError(GatewayError, ours=True):
     """LiteLLM failed or cut the answer short. `should_retry=False` when the request was charged."""
 
     status = 502
@@ -211,7 +254,7 @@ class UpstreamError(GatewayError):
     type = "server_error"
 
 
-class Unavailable(GatewayError):
+class Unavailable(GatewayError, ours=True):
     """This service cannot take the request now: draining, at its limit of open requests, or LiteLLM is down."""
 
     status = 503
@@ -240,7 +283,7 @@ class UpstreamKeyRefused(Unavailable):
         self.reason = reason
 
 
-class UpstreamTimeout(GatewayError):
+class UpstreamTimeout(GatewayError, ours=True):
     """No data from LiteLLM in the configured time."""
 
     status = 504
@@ -249,21 +292,42 @@ class UpstreamTimeout(GatewayError):
     type = "server_error"
 
 
+_SHARED: dict[type[ServiceError], type[GatewayError]] = {
+    DependencyUnavailable: Unavailable,
+    Draining: Unavailable,
+    PayloadTooLarge: RequestTooLarge,
+    BadRequest: InvalidRequest,
+    NotFound: UnknownPath,
+    MethodNotAllowed: WrongMethod,
+}
+
+
+def kind_of(error: ServiceError) -> type[GatewayError]:
+    """The class of the gateway's table that an error is answered and counted as: its own, or that of a shared error."""
+    if isinstance(error, GatewayError):
+        return type(error)
+    return next((_SHARED[base] for base in type(error).__mro__ if base in _SHARED), GatewayError)
+
+
+def kinds(of: type[GatewayError] = GatewayError) -> Iterator[type[GatewayError]]:
+    """Every class of the table."""
+    yield of
+    for kind in of.__subclasses__():
+        yield from kinds(kind)
+
+
 def envelope(error: ServiceError) -> dict[str, Any]:
     """The OpenAI error object: {"error": {"message", "type", "param", "code", "mlpa_code"}}."""
-    param: str | None = None
-    mlpa_code: int | None = None
-    if isinstance(error, GatewayError):
-        code, kind, param, mlpa_code = error.code, error.type, error.param, error.mlpa_code
-    elif error.status == HTTPStatus.SERVICE_UNAVAILABLE:
-        code, kind = Unavailable.code, Unavailable.type
-    elif error.status == HTTPStatus.REQUEST_ENTITY_TOO_LARGE:
-        code, kind, mlpa_code = RequestTooLarge.code, RequestTooLarge.type, RequestTooLarge.mlpa_code
-    else:
-        code = error.code
-        mlpa_code = InvalidRequest.mlpa_code if code == InvalidRequest.code else None
-        kind = "invalid_request_error" if error.status < HTTPStatus.INTERNAL_SERVER_ERROR else "server_error"
-    return {"error": {"message": error.message, "type": kind, "param": param, "code": code, "mlpa_code": mlpa_code}}
+    kind, param = kind_of(error), error.param if isinstance(error, GatewayError) else None
+    return {
+        "error": {
+            "message": error.message,
+            "type": kind.type,
+            "param": param,
+            "code": kind.code,
+            "mlpa_code": kind.mlpa_code,
+        }
+    }
 
 
 def error_headers(error: ServiceError) -> dict[str, str]:

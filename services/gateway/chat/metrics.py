@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from services.gateway.errors import KEY_REFUSALS, GatewayError, UpstreamKeyRefused
+from services.gateway.errors import KEY_REFUSALS, GatewayError, UpstreamKeyRefused, kind_of, kinds
 from services.gateway.upstream.facts import RoutingMetrics
 from shared.domain.service_types import ServiceType
+from shared.errors import ServiceError
 from shared.telemetry.metrics import STREAM_BUCKETS, Registry
 
 RESULTS = ("success", "error", "abort")
@@ -14,19 +15,8 @@ FINISH_REASONS = ("stop", "length", "tool_calls", "content_filter", "function_ca
 TOKEN_BUCKETS = (10, 50, 100, 250, 500, 1000, 2500, 5000, 10000, 25000, 50000, 100000)
 OVERHEAD_BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0)
 
-#: Codes of failures of the service or its dependencies; all others are about the request or its user.
-FAILURES = ("upstream_rate_limited", "upstream_error", "upstream_timeout", "unavailable", "server_error")
-REFUSALS = (
-    "budget_exceeded",
-    "budget_reserved",
-    "rate_limit_exceeded",
-    "request_too_large",
-    "invalid_model",
-    "invalid_request",
-    "invalid_token",
-    "user_blocked",
-)
-REASONS = (*REFUSALS, *FAILURES)
+#: The metric reasons of all errors, each with whether the failure is ours.
+REASONS = {kind.counted_as: kind.ours for kind in kinds()}
 #: The two sides of a request's tokens.
 KINDS = ("prompt", "completion")
 
@@ -69,10 +59,9 @@ class ChatMetrics:
         self.routing = RoutingMetrics(registry)
         self._slow = registry.counter("chat_slow_clients_total", "Clients dropped for taking nothing.")
         self._availability.preset("success", "none")
-        for reason in FAILURES:
-            self._availability.preset("failure", reason)
-        for reason in (*REFUSALS, "abort"):
-            self._availability.preset("excluded", reason)
+        self._availability.preset("excluded", "abort")
+        for reason, ours in REASONS.items():
+            self._availability.preset("failure" if ours else "excluded", reason)
         for code in ("budget_exceeded", "rate_limit_exceeded"):
             self._upstream_refusals.preset(code)
         for reason in KEY_REFUSALS:
@@ -106,11 +95,11 @@ class ChatMetrics:
             for reason in REASONS:
                 self._rejections.preset(reason, "other", service_type)
 
-    def rejected(self, code: str, model: str, service_type: str) -> None:
+    def rejected(self, error: ServiceError, model: str, service_type: str) -> None:
         """A request was answered with an error, or its stream ended with one."""
-        reason = code if code in REASONS else "server_error"
-        self._rejections.inc(reason, model, service_type)
-        self._availability.inc("failure" if reason in FAILURES else "excluded", reason)
+        kind = kind_of(error)
+        self._rejections.inc(kind.counted_as, model, service_type)
+        self._availability.inc("failure" if kind.ours else "excluded", kind.counted_as)
 
     def refused_upstream(self, error: GatewayError) -> None:
         """LiteLLM answered an error, and the client gets this one."""

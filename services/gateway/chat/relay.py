@@ -198,7 +198,7 @@ class Exchange:
     async def _fail(self, error: ServiceError, charged: int) -> web.StreamResponse:
         stream = self._stream
         if stream is not None and stream.committed:
-            self._chat.metrics.rejected(error.code, self._labels[0], self._labels[1])
+            self._chat.metrics.rejected(error, self._labels[0], self._labels[1])
             await stream.fail(error)
             return stream.response
         if charged and isinstance(error, UpstreamError | UpstreamTimeout):

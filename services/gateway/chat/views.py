@@ -37,7 +37,7 @@ async def chat_completions(request: web.Request) -> web.StreamResponse:
             del body, asked  # a stream is long, and its request may be large
             return await exchange.run()
     except ServiceError as error:
-        chat.metrics.rejected(error.code, seen.model, seen.service_type)
+        chat.metrics.rejected(error, seen.model, seen.service_type)
         raise
 
 

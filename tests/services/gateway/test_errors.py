@@ -2,10 +2,88 @@
 
 from __future__ import annotations
 
+import inspect
+import re
+from typing import Any
+
 import pytest
 
-from services.gateway.errors import InvalidToken, envelope, error_headers
+from services.gateway import app as gateway
+from services.gateway.chat.metrics import ChatMetrics
+from services.gateway.errors import GatewayError, InvalidToken, envelope, error_headers, kind_of
 from shared.errors import BadRequest, NotFound, ServiceError
+from shared.telemetry.metrics import Registry
+from tests.deploy.declarations import ROOT
+from tests.services.test_protocol import errors
+
+#: The public label values of chat's errors: the reasons, by their side.
+PINNED = {
+    "failure": {"upstream_rate_limited", "upstream_error", "upstream_timeout", "unavailable", "server_error"},
+    "excluded": {
+        "budget_exceeded",
+        "budget_reserved",
+        "rate_limit_exceeded",
+        "request_too_large",
+        "invalid_model",
+        "invalid_request",
+        "invalid_token",
+        "user_blocked",
+    },
+}
+METRICS = (ROOT / "deploy" / "METRICS.md").read_text()
+PROTOCOL = (ROOT / "services" / "PROTOCOL.md").read_text()
+
+
+def made(kind: type[ServiceError]) -> ServiceError:
+    """An error with a word for each argument that it needs."""
+    parameters = inspect.signature(kind).parameters.values()
+    words: dict[str, Any] = {one.name: "redis" for one in parameters if one.default is one.empty}
+    return kind(**words)
+
+
+def test_the_reasons_of_chats_metrics_are_these() -> None:
+    registry = Registry()
+    ChatMetrics(registry).preset((), ())
+    page = registry.render().decode()
+    rejected = set(re.findall(r'^chat_request_rejections_total\{.*?reason="(\w+)"', page, re.MULTILINE))
+    assert rejected == PINNED["failure"] | PINNED["excluded"]
+    lines = re.findall(r'^chat_availability_total\{outcome="(\w+)",reason="(\w+)"', page, re.MULTILINE)
+    sides = {side: {reason for outcome, reason in lines if outcome == side} for side, _ in lines}
+    assert sides == {**PINNED, "excluded": PINNED["excluded"] | {"abort"}, "success": {"none"}}
+
+
+@pytest.mark.parametrize("kind", list(errors("gateway")), ids=lambda kind: kind.__name__)
+def test_every_error_has_its_status_code_and_reason_and_is_documented(kind: type[ServiceError]) -> None:
+    error = made(kind)
+    table, body = kind_of(error), envelope(error)["error"]
+    assert error.status == kind.status
+    assert body["code"] == table.code
+    assert (body["message"], body["type"], body["mlpa_code"]) == (error.message, table.type, table.mlpa_code)
+    side = "failure" if table.ours else "excluded"
+    assert table.counted_as in PINNED[side]
+    registry = Registry()
+    ChatMetrics(registry).rejected(error, "other", "none")
+    page = registry.render().decode()
+    assert f'chat_availability_total{{outcome="{side}",reason="{table.counted_as}"}} 1' in page
+    assert re.search(rf'^chat_request_rejections_total\{{.*reason="{table.counted_as}".*\}} 1', page, re.MULTILINE)
+    assert f"| {kind.status} | `{table.code}` | {table.mlpa_code or ''}".rstrip() in PROTOCOL
+    assert f"`{table.counted_as}`" in METRICS
+    if table.code == table.counted_as and kind.status != 500 and not issubclass(kind, BadRequest):
+        [chat] = [one for one in gateway.DESCRIPTION.operations if one.path == "/v1/chat/completions"]
+        assert f"`{table.code}`" in chat.answers[kind.status].description
+
+
+@pytest.mark.parametrize("without", ["status", "code", "message", "type"])
+def test_a_class_that_lacks_something_cannot_be_defined(without: str) -> None:
+    given = {"status": 400, "code": "x", "message": "x", "type": "x"}
+    del given[without]
+    with pytest.raises(TypeError, match=without):
+        type("Incomplete", (GatewayError,), given, ours=True)
+
+
+def test_a_class_that_has_no_side_cannot_be_defined() -> None:
+    with pytest.raises(TypeError, match="side"):
+        type("Incomplete", (GatewayError,), {"status": 400, "code": "x", "message": "x", "type": "x"})
 
 
 @pytest.mark.parametrize(

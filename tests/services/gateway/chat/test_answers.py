@@ -14,6 +14,7 @@ from services.gateway.chat.config import ChatConfig
 from services.gateway.errors import KEY_REFUSALS, BudgetReserved
 from services.gateway.upstream.balance import MAX_TRIED
 from services.gateway.upstream.client import UpstreamConfig
+from shared.errors import DependencyUnavailable
 from tests.doubles.litellm import LiteLLMDouble, Script, answer, error_body
 from tests.services.gateway.chat.conftest import Gateway, until
 
@@ -168,6 +169,16 @@ async def test_a_refused_admission_asks_nobody(gateway: Gateway) -> None:
     assert headers["x-ratelimit-limit-requests"] == "40"
     assert gateway.double.asked == []
     assert gateway.metric('chat_request_rejections_total{model="double",reason="budget_reserved"') == 1
+
+
+@pytest.mark.parametrize("dependency", ["redis", "postgres"])
+async def test_a_dependency_that_is_down_counts_as_unavailable(gateway: Gateway, dependency: str) -> None:
+    gateway.budgets.refuse = DependencyUnavailable(dependency)
+    status, body, _ = await gateway.read()
+    assert (status, json.loads(body)["error"]["code"]) == (503, "unavailable")
+    assert gateway.metric('chat_request_rejections_total{model="double",reason="unavailable"') == 1
+    assert gateway.metric('chat_availability_total{outcome="failure",reason="unavailable"}') == 1
+    assert gateway.metric('chat_availability_total{outcome="failure",reason="server_error"}') == 0
 
 
 async def test_nothing_is_charged_when_litellm_cannot_be_reached(double: LiteLLMDouble, unused_port: int) -> None:
