@@ -15,7 +15,7 @@ from services.auth.tokens.key_ring import KeyRing
 from tests.system.clients import Caller, Seen
 from tests.system.harness import SECRETS, System
 
-_COOKIE = re.compile(r"([A-Za-z_]+)=([^;]*)")
+_COOKIE = re.compile(r"((?:__Host-)?[A-Za-z_]+)=([^;]*)")
 
 
 @dataclass(frozen=True, slots=True)

@@ -130,6 +130,6 @@ async def test_without_postgres_the_overview_still_tells_what_is_wrong(
     page = await person.get("/admin/users")
     assert (page.status, "PostgreSQL does not answer." in page.words) == (503, True)
     page = await person.get("/admin/service-types")
-    assert (page.status, "How many users there are can't be shown" in page.words) == (200, True)
+    assert (page.status, "The numbers of users can't be shown" in page.words) == (200, True)
     status, _, headers = await auth.ask("GET", "/user", headers=bearer())
     assert (status, "Retry-After" in headers) == (503, True)
