@@ -237,6 +237,7 @@ class System:
             "EXCHANGE_LIMIT_PER_SOURCE": "1000000",
             "CHALLENGE_LIMIT_PER_SOURCE": "1000000",
             "ENROLL_LIMIT_PER_SOURCE": "1000000",
+            "SIGN_IN_LIMIT_PER_SOURCE": "1000000",
             "DRAIN_SECONDS": "5",
         }
 

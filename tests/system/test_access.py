@@ -122,6 +122,7 @@ async def _console(caller: Caller, method: str, url: str, path: str, credentials
 def _filled(path: str) -> str:
     nobody = "A" * 43 + "%3D"
     filled = path.replace("{user_id}", f"{NOBODY}%3Aai").replace("{key_id}", nobody).replace("{name}", "console.css")
+    filled = filled.replace("{id}", "double")
     return filled.replace("/assets/console.css", "/assets/swagger-ui.css")
 
 
