@@ -14,6 +14,7 @@
         ├── UnknownPath               404  not_found
         ├── WrongMethod               405  method_not_allowed
         ├── InvalidToken              401  invalid_token
+        │   └── TokenRevoked
         ├── UserBlocked               403  user_blocked
         ├── UpstreamError             502  upstream_error
         ├── Unavailable               503  unavailable
@@ -233,6 +234,12 @@ class InvalidToken(GatewayError, ours=False):
         super().__init__(message, headers=headers)
         error = "" if missing else f', error="invalid_token", error_description="{self.message}"'
         self.headers["WWW-Authenticate"] = f'Bearer realm="mlpa"{error}'
+
+
+class TokenRevoked(InvalidToken):
+    """The access token was revoked after it was issued."""
+
+    message = "The access token was revoked."
 
 
 class UserBlocked(GatewayError, ours=False):

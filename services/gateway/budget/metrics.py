@@ -2,20 +2,9 @@
 
 from __future__ import annotations
 
+from services.gateway.budget.refusals import LABELS
 from shared.domain.service_types import ServiceTypes
 from shared.telemetry.metrics import Registry
-
-REFUSALS = (
-    "budget_exceeded",
-    "budget_reserved",
-    "request_too_large",
-    "rpm",
-    "tpm",
-    "streams",
-    "blocked",
-    "revoked",
-    "unavailable",
-)
 
 
 class BudgetMetrics:
@@ -38,4 +27,4 @@ class BudgetMetrics:
             "Age of the oldest ledger row in Redis, of the shards that this process sweeps",
         )
         self.spend.preset_all(names)
-        self.refusals.preset_all(REFUSALS, names)
+        self.refusals.preset_all(LABELS, names)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from services.gateway.budget.charging import Bounds
 from services.gateway.budget.models import Ask, RateLimits, Reservation
+from services.gateway.budget.refusals import Refusal, Word
 from services.gateway.redis.executor import Executor
 from shared.domain.identity import split_user
 from shared.domain.service_types import ServiceType
@@ -26,19 +27,6 @@ SCRIPTS = (
 )
 
 _LIMIT = 10**12  # of completion tokens: still exact in Lua, and more than any model makes
-
-
-@dataclass(frozen=True, slots=True)
-class Refusal:
-    """Why not: ``load`` (rebuild first), ``tier`` (ask again with the row of ``tier``), ``blocked``, ``revoked`` (the
-    device), ``token`` (revoked), ``settled`` (this id is over), or a limit: ``streams``, ``rpm``, ``tpm``,
-    ``exceeded``, ``large`` (a smaller prompt would fit), ``reserved``.
-    """
-
-    reason: str
-    tier: str = ""
-    retry_after: float = 0
-    rate_limits: RateLimits | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,9 +89,6 @@ class TotalsBegun:
     rows: list[LedgerRow]
 
 
-RenewalState = Literal["ok", "reaped", "settled", "blocked", "revoked", "token"]
-
-
 class BudgetScripts:
     """Runs the scripts. Every method raises ``DependencyUnavailable("redis")``, and then the outcome is unknown."""
 
@@ -160,8 +145,8 @@ class BudgetScripts:
             grant, amount, now = int(values[0]), int(values[1]), int(values[2])
             limits = rate_limits(tier, values[3:])
             return Reservation(ask, grant, amount, tier.duration_seconds, now, limits, total)
-        reason = word.decode()
-        if reason == "tier":
+        reason = Word(word.decode())
+        if reason is Word.TIER:
             return Refusal(reason, tier=values[0].decode())
         if not values:
             return Refusal(reason)
@@ -188,7 +173,7 @@ class BudgetScripts:
         )
         return keys.number, call
 
-    async def renew(self, number: int, reservations: Sequence[Reservation]) -> list[RenewalState]:
+    async def renew(self, number: int, reservations: Sequence[Reservation]) -> list[Word]:
         """Prolong the leases of open requests of one shard; what Redis forgot of them it learns again."""
         keys = SHARD_KEYS[number]
         call = _RENEW.call(
@@ -209,7 +194,7 @@ class BudgetScripts:
                 for principal in (reservation.ask.principal,)
             ],
         )
-        return [reply.decode() for reply in await self.executor.run(number, call)]
+        return [Word(reply.decode()) for reply in await self.executor.run(number, call)]
 
     async def sweep(self, number: int, who: str, claim: float, orphan: float, cursor: str) -> Sweep | None:
         """What dead gateways left in a shard; None when another gateway looks after it."""

@@ -12,16 +12,10 @@ from collections.abc import AsyncIterator
 from services.gateway.budget.charging import bounds, charge
 from services.gateway.budget.metrics import BudgetMetrics
 from services.gateway.budget.models import Ask, BudgetState, Delivery, Reservation, Timings
-from services.gateway.budget.scripts import SCRIPTS, BudgetScripts, Refusal, rate_limits
+from services.gateway.budget.refusals import Refusal, Word, label
+from services.gateway.budget.scripts import SCRIPTS, BudgetScripts, rate_limits
 from services.gateway.budget.totals import Totals
-from services.gateway.errors import (
-    BudgetExceeded,
-    BudgetReserved,
-    InvalidToken,
-    MayCostTooMuch,
-    RateLimited,
-    UserBlocked,
-)
+from services.gateway.errors import BudgetExceeded, BudgetReserved, MayCostTooMuch
 from services.gateway.ledger.queue import LedgerQueue
 from services.gateway.ledger.reaper import Reaper
 from services.gateway.ledger.rebuild import Rebuilder
@@ -134,7 +128,7 @@ class Budgets:
         try:
             reservation = await self._admit(ask)
         except ServiceError as refusal:
-            self._metrics.refusals.inc(_reason(refusal), ask.principal.service_type.name)
+            self._metrics.refusals.inc(label(refusal), ask.principal.service_type.name)
             raise
         self._renewals.add(reservation)
         return reservation
@@ -158,12 +152,12 @@ class Budgets:
                 raise
             if isinstance(answer, Reservation):
                 return answer
-            if answer.reason == "load":
+            if answer.reason is Word.LOAD:
                 await self._rebuilder.build(principal.user_id, principal.service_type)
-            elif answer.reason == "tier":
+            elif answer.reason is Word.TIER:
                 self._learn(principal, answer.tier)
             else:
-                raise _refused(answer)
+                raise answer.error()
         raise DependencyUnavailable("redis")
 
     def settle(self, reservation: Reservation, delivery: Delivery) -> int:
@@ -197,7 +191,7 @@ class Budgets:
                     rate_limits=rate_limits(tier, rates),
                 )
             if reason != b"load":
-                raise _refused(Refusal(reason.decode()))
+                raise Refusal(Word(reason.decode())).error()
             await self._rebuilder.build(principal.user_id, principal.service_type)
         raise DependencyUnavailable("redis")
 
@@ -235,31 +229,3 @@ class Budgets:
 async def _check_server(link: Link) -> None:
     with contextlib.suppress(ConnectionError):
         await server_check.check(link)
-
-
-def _refused(refusal: Refusal) -> ServiceError:
-    headers = refusal.rate_limits.headers() if refusal.rate_limits else {}
-    match refusal.reason:
-        case "exceeded":
-            return BudgetExceeded(retry_after=refusal.retry_after, headers=headers)
-        case "reserved":
-            return BudgetReserved(headers=headers)
-        case "large":
-            return MayCostTooMuch(headers=headers)
-        case "rpm" | "tpm" | "streams":
-            return RateLimited(reason=refusal.reason, retry_after=refusal.retry_after, headers=headers)
-        case "blocked" | "revoked":
-            return UserBlocked(headers=headers)
-        case "token":
-            return InvalidToken("The access token was revoked.", headers=headers)
-        case _:  # "settled": withdrawn before it was admitted
-            return DependencyUnavailable("redis")
-
-
-def _reason(refusal: ServiceError) -> str:
-    """The metrics label."""
-    if isinstance(refusal, RateLimited):
-        return refusal.reason
-    if isinstance(refusal, DependencyUnavailable):
-        return "unavailable"
-    return {"user_blocked": "blocked", "invalid_token": "revoked"}.get(refusal.code, refusal.code)

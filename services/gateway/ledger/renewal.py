@@ -7,21 +7,15 @@ from collections.abc import Iterable
 
 from services.gateway.budget.metrics import BudgetMetrics
 from services.gateway.budget.models import Reservation
-from services.gateway.budget.scripts import BudgetScripts, RenewalState
-from services.gateway.errors import InvalidToken, UserBlocked
-from shared.errors import DependencyUnavailable, ServiceError
+from services.gateway.budget.refusals import Refusal, Word
+from services.gateway.budget.scripts import BudgetScripts
+from shared.errors import DependencyUnavailable
 from shared.state import layout
 from shared.telemetry import logs
 
 _log = logs.logger("budget")
 _BATCH = 100  # per script call: a few hundred microseconds of Redis
 _AFTER_FAILURE = 1.0
-#: What ends a request whose user lost the right to it.
-_LOST_RIGHT: dict[RenewalState, type[ServiceError]] = {
-    "blocked": UserBlocked,
-    "revoked": UserBlocked,
-    "token": InvalidToken,
-}
 
 
 class Renewals:
@@ -94,13 +88,13 @@ class Renewals:
         except DependencyUnavailable:
             return False
         for reservation, state in zip(reservations, states, strict=True):
-            if state == "ok" or reservation.id not in self._open[number]:
+            if state is Word.OK or reservation.id not in self._open[number]:
                 continue
-            if state in ("reaped", "settled"):
+            if state in (Word.REAPED, Word.SETTLED):
                 # Charged whole by a reaper while this process slept; what it still delivers is paid for
-                _log.warning("reservation_lapsed", id=reservation.id, state=state)
+                _log.warning("reservation_lapsed", id=reservation.id, state=state.value)
                 self._forget(reservation)
                 self._lapsed.add(reservation.id)
             elif not reservation.revoked.done():
-                reservation.revoked.set_result(_LOST_RIGHT[state]())
+                reservation.revoked.set_result(Refusal(state).error())
         return True

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from services.gateway import app as gateway
+from services.gateway.budget.refusals import LABELS, Refusal, Word, label
 from services.gateway.chat.metrics import ChatMetrics
 from services.gateway.errors import GatewayError, InvalidToken, envelope, error_headers, kind_of
 from shared.errors import BadRequest, NotFound, ServiceError
@@ -50,6 +51,21 @@ def test_the_reasons_of_chats_metrics_are_these() -> None:
     lines = re.findall(r'^chat_availability_total\{outcome="(\w+)",reason="(\w+)"', page, re.MULTILINE)
     sides = {side: {reason for outcome, reason in lines if outcome == side} for side, _ in lines}
     assert sides == {**PINNED, "excluded": PINNED["excluded"] | {"abort"}, "success": {"none"}}
+
+
+def test_the_reasons_of_the_budgets_metrics_are_these() -> None:
+    limits = {"budget_exceeded", "budget_reserved", "request_too_large", "rpm", "tpm", "streams"}
+    assert set(LABELS) == limits | {"blocked", "revoked", "unavailable"}
+
+
+@pytest.mark.parametrize("word", list(Word))
+def test_every_word_of_a_script_has_an_error_and_a_reason_of_the_metrics(word: Word) -> None:
+    error = Refusal(word, retry_after=7).error()
+    assert label(error) in LABELS
+    assert (label(error) == "unavailable") == (word in ("ok", "load", "tier", "settled", "reaped"))
+    waits = {"exceeded": "7", "rpm": "7", "tpm": "7", "streams": "7", "reserved": "1"}
+    if label(error) != "unavailable":
+        assert error.headers.get("Retry-After") == waits.get(word)
 
 
 @pytest.mark.parametrize("kind", list(errors("gateway")), ids=lambda kind: kind.__name__)

@@ -17,6 +17,7 @@ from services.gateway.errors import (
     InvalidToken,
     MayCostTooMuch,
     RateLimited,
+    TokenRevoked,
     UserBlocked,
 )
 from shared.domain.identity import shard
@@ -197,7 +198,7 @@ async def test_a_block_and_a_revocation_end_open_requests(redis_url: str, postgr
         await decisions.set_standing(client, principal(user=1).identity, Standing.BLOCKED)
         await decisions.revoke_token(client, principal(user=2).identity, "jti", time.time() + 60)
         ends = [type(error) for error in await asyncio.wait_for(asyncio.gather(blocked, revoked), 5)]
-        assert ends == [UserBlocked, InvalidToken]
+        assert ends == [UserBlocked, TokenRevoked]
         assert not untouched.done()
         await decisions.set_standing(client, principal(user=1).identity, Standing.GOOD)
         for reservation in reservations:

@@ -6,7 +6,8 @@ import pytest
 
 from services.gateway.budget.charging import Charge, bounds
 from services.gateway.budget.models import RateLimits, Reservation
-from services.gateway.budget.scripts import BudgetScripts, Refusal, Snapshot, UserBuild
+from services.gateway.budget.refusals import Refusal
+from services.gateway.budget.scripts import BudgetScripts, Snapshot, UserBuild
 from services.local.valkey import ValkeyServer
 from shared.domain.identity import shard
 from shared.state.layout import Standing

@@ -29,7 +29,8 @@ from hypothesis.stateful import (
 
 from services.gateway.budget.charging import Bounds, Charge, bounds
 from services.gateway.budget.models import Reservation
-from services.gateway.budget.scripts import BudgetScripts, Expired, Refusal, UserBuild
+from services.gateway.budget.refusals import Refusal
+from services.gateway.budget.scripts import BudgetScripts, Expired, UserBuild
 from services.gateway.catalogue.prices import PricedModel
 from services.local.valkey import ValkeyServer
 from shared.domain.identity import shard
