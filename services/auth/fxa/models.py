@@ -83,7 +83,7 @@ class FxAConfig:
         assert settings.fxa_cache_secret is not None
         return cls(
             base_url=settings.fxa_base_url.rstrip("/"),
-            issuer=settings.fxa_issuer,
+            issuer=settings.fxa_issuer.rstrip("/"),  # as FxA's JWTs have it
             cache_secret=settings.fxa_cache_secret.get_secret_value().encode(),
             cache_ttl=settings.fxa_cache_ttl_seconds,
         )

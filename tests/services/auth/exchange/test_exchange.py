@@ -82,6 +82,11 @@ async def test_an_fxa_token_is_exchanged_however_its_media_type_is_written(auth:
     assert (await auth.exchange(auth.fxa.sign(claims, {"typ": typ})))[0] == 200
 
 
+async def test_a_slash_at_the_end_of_the_configured_issuer_does_not_count(start_auth: StartAuth) -> None:
+    auth = await start_auth(fxa_issuer="http://fxa.test/")
+    assert (await auth.exchange(auth.fxa_token()))[0] == 200
+
+
 async def test_a_token_does_not_outlive_its_credential(auth: Auth) -> None:
     soon = auth.fxa.claims(TokenOrder(uid=UID, ttl=40))
     soon["exp"] += 0.9
