@@ -1,4 +1,4 @@
-"""One log line when a dependency stops answering, with the reason, and one when it answers again."""
+"""One log line when a dependency stops answering, for each reason, and one when it answers again."""
 
 from __future__ import annotations
 
@@ -20,24 +20,27 @@ class Dependency:
     :param name: ``postgres``, ``redis``, ``litellm``, ``fxa`` or ``auth``.
     """
 
-    __slots__ = ("_failed_at", "_now", "_since", "name", "reason")
+    __slots__ = ("_failed_at", "_now", "_since", "_told", "name", "reason")
 
     def __init__(self, name: str, now: Callable[[], float] = time.monotonic) -> None:
         self.name = name
         self.reason: str | None = None  #: why it does not answer; None while it does
         self._now = now
         self._since = self._failed_at = 0.0
+        self._told: set[str] = set()  # reasons that the log has of this outage
 
     def failed(self, reason: str) -> None:
         """:param reason: one line for the log and readiness: never a credential, nor the text of a statement."""
         self._failed_at = self._now()
         if self.reason is None:
             self._since = self._failed_at
-        if reason != self.reason:
-            self.reason = reason
+        self.reason = reason
+        if reason not in self._told:
+            self._told.add(reason)
             _log.error("dependency_out", dependency=self.name, reason=reason)
 
     def answered(self) -> None:
         if self.reason is not None and self._now() - self._failed_at >= SETTLED:
             _log.info("dependency_back", dependency=self.name, after_s=round(self._now() - self._since, 1))
             self.reason = None
+            self._told.clear()

@@ -166,8 +166,8 @@ class Database(Statements):
     for as long as it serves; when it does not, the next call looks the names up again and tries each server in turn.
     """
 
-    def __init__(self, url: str, *, max_size: int, timeout: float) -> None:
-        self.state = Dependency("postgres")
+    def __init__(self, url: str, *, max_size: int, timeout: float, state: Dependency | None) -> None:
+        self.state = state or Dependency("postgres")
         self._url, self._max, self._timeout = url, max_size, timeout
         self._milliseconds = int(timeout * 1000)
         self._pool: aiopg.Pool | None = None
@@ -178,10 +178,13 @@ class Database(Statements):
     @classmethod
     @contextlib.asynccontextmanager
     async def connect(
-        cls, url: str, *, max_size: int = 10, timeout: float = REQUEST_SECONDS
+        cls, url: str, *, max_size: int = 10, timeout: float = REQUEST_SECONDS, state: Dependency | None = None
     ) -> AsyncIterator[Database]:
-        """Opens lazily: a service starts, and says so in its readiness, while PostgreSQL is down."""
-        database = cls(url, max_size=max_size, timeout=timeout)
+        """Opens lazily: a service starts, and says so in its readiness, while PostgreSQL is down.
+
+        :param state: of another pool of this process on the same server, so that the log tells of an outage once.
+        """
+        database = cls(url, max_size=max_size, timeout=timeout, state=state)
         try:
             yield database
         finally:

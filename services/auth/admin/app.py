@@ -59,7 +59,10 @@ async def open_admin(
     database, redis, registry = opened.database, opened.redis, opened.registry
     reports = await stack.enter_async_context(
         Database.connect(
-            settings.database_url.get_secret_value(), max_size=_REPORT_CONNECTIONS, timeout=_REPORT_SECONDS
+            settings.database_url.get_secret_value(),
+            max_size=_REPORT_CONNECTIONS,
+            timeout=_REPORT_SECONDS,
+            state=database.state,
         )
     )
     spending = Spending(database, redis, service_types)

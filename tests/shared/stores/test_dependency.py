@@ -1,0 +1,22 @@
+"""What the log says of an outage."""
+
+from __future__ import annotations
+
+import pytest
+
+from shared.stores.dependency import SETTLED, Dependency
+
+
+def test_reasons_that_alternate_are_logged_once_an_outage(capsys: pytest.CaptureFixture[str]) -> None:
+    clock = [0.0]
+    state = Dependency("redis", now=lambda: clock[0])
+    for _ in range(2):
+        for reason in ("refused", "no owner", "refused", "no owner"):
+            state.failed(reason)
+            assert state.reason == reason, "readiness shows the newest"
+        clock[0] += SETTLED
+        state.answered()
+        assert state.reason is None
+    output = capsys.readouterr().out
+    assert output.count("dependency_out") == 2 * 2, output
+    assert output.count("dependency_back") == 2, output
