@@ -177,6 +177,7 @@ class LiteLLMDouble:
         self.scripts: dict[str, Script] = {}
         self.asked: list[Asked] = []
         self.healthy = True
+        self.liveliness_seconds = 0.0  #: how long a liveness check takes
         self.models: list[dict[str, Any]] = [model_row("double")]
         self._gates: dict[str, asyncio.Event] = {}
         self._came = asyncio.Condition()
@@ -220,6 +221,7 @@ class LiteLLMDouble:
         app.router.add_get("/health/liveliness", self._liveliness)
         app.router.add_get("/model/info", self._model_info)
         app.router.add_post("/double/script", self._set_script)
+        app.router.add_post("/double/liveliness", self._slow_liveliness)
         app.router.add_get("/double/state", self._state)
         self._runner = web.AppRunner(app, handler_cancellation=True, access_log=None, shutdown_timeout=0.1)
         await self._runner.setup()
@@ -240,6 +242,7 @@ class LiteLLMDouble:
         await self._site.stop()
 
     async def _liveliness(self, _request: web.Request) -> web.Response:
+        await asyncio.sleep(self.liveliness_seconds)
         return web.json_response("I'm alive!", status=200 if self.healthy else 503)
 
     async def _model_info(self, _request: web.Request) -> web.Response:
@@ -252,6 +255,10 @@ class LiteLLMDouble:
             for name, value in given["steps"]
         ]
         self.script(given["model"], Script(steps, given.get("status", 200), given.get("headers", {})))
+        return web.json_response({})
+
+    async def _slow_liveliness(self, request: web.Request) -> web.Response:
+        self.liveliness_seconds = (await request.json())["seconds"]
         return web.json_response({})
 
     async def _state(self, _request: web.Request) -> web.Response:

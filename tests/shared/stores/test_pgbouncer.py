@@ -29,12 +29,12 @@ SETTING = Query.text("select current_setting('statement_timeout') as value")
 class PgBouncer:
     """A real PgBouncer in front of a server. Nothing but what it can't do without is configured."""
 
-    def __init__(self, folder: Path, server: PostgresServer, mode: str) -> None:
-        self.port = free_port()
+    def __init__(self, folder: Path, server: PostgresServer, mode: str, *, port: int = 0) -> None:
+        self.port = port or free_port()
         account = Account.unprivileged()
         folder.mkdir()
         users = folder / "users.txt"
-        users.write_text('"mlpa" ""\n')
+        users.write_text(f'"mlpa" "{server.password or ""}"\n')
         settings = folder / "pgbouncer.ini"
         settings.write_text(
             f"[databases]\n* = host=127.0.0.1 port={server.port}\n[pgbouncer]\nlisten_addr = 127.0.0.1\n"
@@ -61,11 +61,10 @@ class PgBouncer:
 @pytest.fixture(params=["session", "transaction"])
 def pooled(
     request: pytest.FixtureRequest,
-    tmp_path_factory: pytest.TempPathFactory,
     postgres_server: PostgresServer,
     empty_postgres_url: str,
 ) -> Iterator[tuple[PgBouncer, str]]:
-    with readable(tmp_path_factory) as folder:
+    with readable() as folder:
         bouncer = PgBouncer(folder / "pgbouncer", postgres_server, request.param)
         url = empty_postgres_url.replace(f":{postgres_server.port}/", f":{bouncer.port}/")
         bouncer.start(url)
@@ -74,7 +73,7 @@ def pooled(
 
 
 @contextmanager
-def readable(factory: pytest.TempPathFactory) -> Iterator[Path]:
+def readable() -> Iterator[Path]:
     """A folder that an unprivileged user can enter; pytest's own can't be."""
     folder = Path(subprocess.run(["mktemp", "-d"], capture_output=True, text=True, check=True).stdout.strip())
     folder.chmod(0o755)

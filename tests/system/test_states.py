@@ -1,0 +1,415 @@
+"""A dependency that answers but can't serve: each state shows in answers, readiness, log and metrics, then passes."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import time
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from services.local.process import free_port
+from services.local.valkey import ValkeyCluster
+from tests.doubles.litellm import error_body
+from tests.shared.stores.test_pgbouncer import PGBOUNCER, PgBouncer, readable
+from tests.system.clients import Caller, Seen
+from tests.system.conftest import TABLES
+from tests.system.faults import HEALTHY
+from tests.system.harness import DATABASE, DATABASE_PASSWORD, HOST, System, query
+
+#: A role that owns nothing, so that rights can be taken from it.
+ROLE = "service"
+WORK = ("chat", "exchange", "newcomer", "enrol")
+_POSTGRES_OUT = {"newcomer": {503}, "enrol": {503}}
+_REDIS_OUT = {"chat": {503}, "enrol": {503}}
+_RIGHTS = "insert, update, delete on all tables in schema public"
+_BOTH = ("auth-1", "gateway-1")
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """A state of a dependency.
+
+    ``reason``: a pattern for the reason in the log; ``shown``: what readiness shows when that is something else.
+    ``expected``: statuses by work, 200 for the rest. ``ready``: readiness' status, by service. ``metric``: what counts
+    the refused work, by service.
+    """
+
+    name: str
+    dependency: str
+    reason: str = ""
+    shown: str = ""
+    expected: dict[str, set[int]] = field(default_factory=dict)
+    ready: dict[str, int] = field(default_factory=dict)
+    metric: dict[str, str] = field(default_factory=dict)
+
+
+def _postgres(name: str, reason: str, **options: str | dict[str, int]) -> State:
+    metric = {"auth-1": 'dependency_errors_total{dependency="postgres"}'}
+    return State(name, "postgres", reason, expected=_POSTGRES_OUT, metric=metric, **options)  # type: ignore[arg-type]
+
+
+def _redis(name: str, reason: str) -> State:
+    metric = dict.fromkeys(_BOTH, 'dependency_errors_total{dependency="redis"}')
+    return State(name, "redis", reason, expected=_REDIS_OUT, ready={"gateway-1": 503}, metric=metric)
+
+
+READ_ONLY = _postgres("read-only", r"read_only_sql_transaction \(SQLSTATE 25006\)")
+NO_RIGHTS = _postgres("no rights", r"insufficient_privilege \(SQLSTATE 42501\)")
+UNMIGRATED = _postgres(
+    "unmigrated", r"undefined_table \(SQLSTATE 42P01\)", shown="schema", ready=dict.fromkeys(_BOTH, 503)
+)
+POOLER = _postgres("PgBouncer killed", ".*Connection refused.*")
+READONLY = _redis("READONLY", r".*\(READONLY\)")
+#: Redis lets a script write on in full memory once it has freed something, so that a known account's chat may pass.
+OOM = State(
+    "OOM",
+    "redis",
+    r".*\(OOM\)",
+    expected={"chat": {200, 503}, "enrol": {503}},
+    ready={"gateway-1": 503},
+    metric={"auth-1": 'dependency_errors_total{dependency="redis"}'},
+)
+NODE = _redis("cluster node killed", r".*\(CLUSTERDOWN\)|no answer in time")
+SLOW_CHECKS = State("slow liveliness", "litellm")
+REFUSED_KEY = State(
+    "refused key", "litellm", expected={"chat": {503}}, metric={"gateway-1": "litellm_key_refusals_total"}
+)
+STATES = (READ_ONLY, NO_RIGHTS, UNMIGRATED, POOLER, READONLY, OOM, NODE, SLOW_CHECKS, REFUSED_KEY)
+
+
+@dataclass(slots=True)
+class Row:
+    """What was seen. ``shown``: reasons in readiness; ``out`` and ``back``: log lines; all by service.
+
+    ``healthy``: seconds from the state's end until all worked, below 0 if it never did.
+    """
+
+    state: State
+    shown: dict[str, str] = field(default_factory=dict)
+    ready: dict[str, int] = field(default_factory=dict)
+    seen: dict[str, Seen] = field(default_factory=dict)
+    healthy: float = -1.0
+    out: dict[str, list[str]] = field(default_factory=dict)
+    back: dict[str, int] = field(default_factory=dict)
+    counted: dict[str, float] = field(default_factory=dict)
+
+
+Change = Callable[[], Awaitable[object]]
+Case = tuple[State, Change, Change]
+
+
+async def run_state(caller: Caller, state: State, apply: Change, mend: Change) -> Row:
+    row = Row(state)
+    system = caller.system
+    assert await _healthy(caller), f"not healthy before {state.name}"
+    jwt = await caller.fxa_token()
+    token = str((await caller.exchange(jwt)).json()["access_token"])
+    assert (await caller.chat(token)).status == 200  # the account's totals are known from now on
+    before = {name: len(text) for name, text in system.logs().items()}
+    counted = {name: await _metric(caller, name, metric) for name, metric in state.metric.items()}
+    await apply()
+    if state.reason:
+        await _until(lambda: _shown(caller, row), 10)
+    elif state is SLOW_CHECKS:
+        await asyncio.sleep(2.5)  # two health checks
+    newcomer = await caller.fxa_token()
+    seen = await asyncio.gather(
+        caller.chat(token), caller.exchange(jwt), caller.exchange(newcomer), caller.enrol(caller.device())
+    )
+    row.seen = dict(zip(WORK, seen, strict=True))
+
+    async def all_counted() -> bool:
+        for name, metric in state.metric.items():
+            row.counted[name] = await _metric(caller, name, metric) - counted[name]
+        return all(row.counted.values())
+
+    await _until(all_counted, 3)  # what /metrics answers is kept for a moment
+    await mend()
+    mended = time.monotonic()
+    if await _healthy(caller):
+        row.healthy = time.monotonic() - mended
+
+    async def all_back() -> bool:
+        await asyncio.gather(*map(caller.readiness, _BOTH))
+        for name in _BOTH:
+            lines = list(_events(system.logs()[name][before[name] :], state.dependency))
+            row.out[name] = [reason for event, reason in lines if event == "dependency_out"]
+            row.back[name] = sum(event == "dependency_back" for event, _ in lines)
+        return all(row.back.values())
+
+    if state.reason:
+        await _until(all_back, 10)
+    return row
+
+
+def _events(log: str, dependency: str) -> Iterator[tuple[str, str]]:
+    for line in log.splitlines():
+        if '"dependency_' in line:
+            entry = json.loads(line)
+            if entry["dependency"] == dependency:
+                yield entry["event"], entry.get("reason", "")
+
+
+async def _shown(caller: Caller, row: Row) -> bool:
+    """Whether every service shows the reason."""
+    for name, seen in zip(_BOTH, await asyncio.gather(*map(caller.readiness, _BOTH)), strict=True):
+        row.shown[name] = str(seen.json()["checks"][row.state.dependency]["error"])
+        row.ready[name] = seen.status
+    return all(re.fullmatch(row.state.shown or row.state.reason, shown) for shown in row.shown.values())
+
+
+async def _healthy(caller: Caller) -> bool:
+    async def well() -> bool:
+        jwt = await caller.fxa_token()
+        newcomer, enrolled, *ready = await asyncio.gather(
+            caller.exchange(jwt), caller.enrol(caller.device()), *map(caller.readiness, _BOTH)
+        )
+        if (newcomer.status, enrolled.status) != (200, 201):
+            return False
+        chat = await caller.chat(str(newcomer.json()["access_token"]))
+        return chat.status == 200 and all(one.json()["status"] == "ready" for one in ready)
+
+    return await _until(well, 20)
+
+
+async def _metric(caller: Caller, name: str, metric: str) -> float:
+    """A counter's value, of all its labels together."""
+    text = (await caller.ask("GET", f"{caller.system.url(name)}/metrics")).body.decode()
+    return sum(float(line.split()[-1]) for line in text.splitlines() if line.startswith(metric))
+
+
+async def _until(true: Callable[[], Awaitable[bool]], seconds: float) -> bool:
+    deadline = time.monotonic() + seconds
+    while not await true():
+        if time.monotonic() > deadline:
+            return False
+        await asyncio.sleep(0.1)
+    return True
+
+
+def _sql(system: System, *statements: str, database: str = DATABASE, cut: bool = False) -> Change:
+    """:param cut: ends the connections to the database between the first statement and the next."""
+
+    async def run() -> None:
+        for number, statement in enumerate(statements):
+            await asyncio.to_thread(query, system.postgres.url(database), statement)
+            if cut and number == 0:
+                ended = f"select pg_terminate_backend(pid) from pg_stat_activity where usename = '{ROLE}'"
+                await asyncio.to_thread(query, system.postgres.url("postgres"), ended)
+
+    return run
+
+
+async def postgres_rows(folder: Path, template: Path) -> list[Row]:
+    port = free_port()
+    url = f"postgresql://{ROLE}:{DATABASE_PASSWORD}@{HOST}:{port}/{DATABASE}"
+    system = System(folder, template, listens={"postgres": port}, environment={"DATABASE_URL": url})
+
+    async def prepare() -> None:
+        await _sql(system, f"create role {ROLE} login password '{DATABASE_PASSWORD}'", f"grant {_RIGHTS} to {ROLE}")()
+        await _sql(
+            system,
+            f"grant select on all tables in schema public to {ROLE}",
+            f"grant usage on all sequences in schema public to {ROLE}",
+        )()
+
+    read_only = f"alter role {ROLE} set default_transaction_read_only = on"
+    writable = f"alter role {ROLE} reset default_transaction_read_only"
+    closed = f"alter database {DATABASE} allow_connections false"
+    full, empty = f"{DATABASE}_full", f"{DATABASE}_empty"
+    return await _run(
+        system,
+        [
+            (READ_ONLY, _sql(system, read_only, cut=True), _sql(system, writable, cut=True)),
+            (NO_RIGHTS, _sql(system, f"revoke {_RIGHTS} from {ROLE}"), _sql(system, f"grant {_RIGHTS} to {ROLE}")),
+            (
+                UNMIGRATED,
+                _sql(
+                    system,
+                    closed,
+                    f"create database {empty}",
+                    f"alter database {DATABASE} rename to {full}",
+                    f"alter database {empty} rename to {DATABASE}",
+                    database="postgres",
+                    cut=True,
+                ),
+                _sql(
+                    system,
+                    closed,
+                    f"drop database {DATABASE} with (force)",
+                    f"alter database {full} rename to {DATABASE}",
+                    f"alter database {DATABASE} allow_connections true",
+                    database="postgres",
+                    cut=True,
+                ),
+            ),
+        ],
+        prepare,
+    )
+
+
+async def redis_and_litellm_rows(folder: Path, template: Path) -> list[Row]:
+    system = System(folder, template, environment={"LITELLM_HEALTH_TIMEOUT_SECONDS": "0.3"})
+
+    def valkey(*command: str) -> Change:
+        async def run() -> None:
+            with system.valkey.client() as client:
+                await asyncio.to_thread(client.execute_command, *command)
+
+        return run
+
+    def liveliness(seconds: float) -> Change:
+        url = f"http://{HOST}:{system.listens['litellm']}/double/liveliness"
+
+        async def run() -> None:
+            async with Caller.open(system) as caller:
+                assert (await caller.ask("POST", url, json={"seconds": seconds})).status == 200
+
+        return run
+
+    async def refuse_key() -> None:
+        body = error_body("Authentication Error", "token_not_found_in_db", "401")
+        async with Caller.open(system) as caller:
+            headers = {"Content-Type": "application/json"}
+            await caller.script("double", [("send", json.dumps(body))], status=401, headers=headers)
+
+    async def take_key() -> None:
+        system.parts["litellm"].kill()
+        system.parts["litellm"].start()
+        await system.parts["litellm"].wait_ready()
+
+    return await _run(
+        system,
+        [
+            (READONLY, valkey("REPLICAOF", HOST, str(free_port())), valkey("REPLICAOF", "NO", "ONE")),
+            (OOM, valkey("CONFIG", "SET", "maxmemory", "1"), valkey("CONFIG", "SET", "maxmemory", "0")),
+            (SLOW_CHECKS, liveliness(1), liveliness(0)),
+            (REFUSED_KEY, refuse_key, take_key),
+        ],
+    )
+
+
+async def cluster_and_pooler_rows(folder: Path, template: Path) -> list[Row]:
+    cluster = ValkeyCluster(folder / "cluster")
+    node = cluster.nodes[-1]
+    with ExitStack() as stack:
+        await asyncio.to_thread(stack.enter_context, cluster)
+        port = free_port()
+        system = System(
+            folder, template, environment={"REDIS_URL": cluster.url}, ports={"postgres": port} if _POOLED else {}
+        )
+
+        async def restart_node() -> None:
+            node.process.start()
+            await _until(lambda: asyncio.to_thread(lambda: all(map(cluster._whole, cluster.nodes))), 20)
+
+        async def kill_node() -> None:
+            node.process.kill()
+
+        cases: list[Case] = [(NODE, kill_node, restart_node)]
+        if _POOLED:
+            bouncer, _ = stack.enter_context(_pooler(system, port))
+            url = system.environment["DATABASE_URL"]
+
+            async def start_pooler() -> None:
+                await asyncio.to_thread(bouncer.start, url)
+
+            async def kill_pooler() -> None:
+                await asyncio.to_thread(bouncer.process.kill)
+
+            cases.append((POOLER, kill_pooler, start_pooler))
+            return await _run(system, cases, start_pooler)
+        return await _run(system, cases)
+
+
+_POOLED = Path(PGBOUNCER).exists()
+
+
+@contextmanager
+def _pooler(system: System, port: int) -> Iterator[tuple[PgBouncer, Path]]:
+    with readable() as folder:
+        bouncer = PgBouncer(folder / "pgbouncer", system.postgres, "transaction", port=port)
+        try:
+            yield bouncer, folder
+        finally:
+            bouncer.process.kill()
+
+
+async def _run(system: System, cases: Sequence[Case], prepare: Change | None = None) -> list[Row]:
+    try:
+        await system.start()
+        if prepare is not None:
+            await prepare()
+        async with Caller.open(system) as caller:
+            return [await run_state(caller, state, apply, mend) for state, apply, mend in cases]
+    finally:
+        system.stop()
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory: pytest.TempPathFactory, template: Path) -> dict[str, Row]:
+    """All rows, on three systems at the same time."""
+    folder = tmp_path_factory.mktemp("states")
+
+    async def run() -> Sequence[list[Row]]:
+        return await asyncio.gather(
+            postgres_rows(folder / "postgres", template),
+            redis_and_litellm_rows(folder / "redis", template),
+            cluster_and_pooler_rows(folder / "cluster", template),
+        )
+
+    found = {row.state.name: row for some in asyncio.run(run()) for row in some}
+    TABLES.append(("states of dependencies: status of each answer", _table(found)))
+    return found
+
+
+def _row(rows: dict[str, Row], state: State) -> Row:
+    if state is POOLER and not _POOLED:
+        pytest.skip("pgbouncer (Debian's package) is not installed")
+    return rows[state.name]
+
+
+@pytest.mark.parametrize("state", STATES, ids=lambda state: state.name)
+def test_a_state_is_answered_and_counted_as_what_it_is(rows: dict[str, Row], state: State) -> None:
+    row = _row(rows, state)
+    allowed = {"chat": {200}, "exchange": {200}, "newcomer": {200}, "enrol": {201}, **state.expected}
+    wrong = {name: str(seen) for name, seen in row.seen.items() if seen.status not in allowed[name]}
+    assert not wrong
+    assert all("Retry-After" in seen.headers for seen in row.seen.values() if seen.status == 503)
+    assert all(row.counted.values()), row.counted
+
+
+@pytest.mark.parametrize("state", [state for state in STATES if state.reason], ids=lambda state: state.name)
+def test_readiness_and_log_name_the_state(rows: dict[str, Row], state: State) -> None:
+    row = _row(rows, state)
+    for name in _BOTH:
+        assert re.fullmatch(state.shown or state.reason, row.shown[name]), row.shown
+        assert row.ready[name] == state.ready.get(name, 200)
+        named = [reason for reason in row.out[name] if re.fullmatch(state.reason, reason)]
+        assert named, row.out
+        assert len(named) == len(set(named)), row.out
+        assert row.back[name] == 1
+
+
+@pytest.mark.parametrize("state", STATES, ids=lambda state: state.name)
+def test_all_is_well_soon_after_a_state(rows: dict[str, Row], state: State) -> None:
+    assert 0 <= _row(rows, state).healthy <= HEALTHY
+
+
+def test_a_refused_key_is_told_apart_from_an_outage(rows: dict[str, Row]) -> None:
+    assert rows[REFUSED_KEY.name].seen["chat"].json()["error"]["mlpa_code"] == 10
+
+
+def _table(rows: dict[str, Row]) -> list[str]:
+    lines = [f"{'dependency':11}{'state':21}{''.join(f'{name:10}' for name in WORK)}{'healthy s':11}readiness"]
+    for row in rows.values():
+        cells = "".join(f"{row.seen[name].status:<10}" for name in WORK)
+        shown = row.shown.get("gateway-1", "")
+        lines.append(f"{row.state.dependency:11}{row.state.name:21}{cells}{row.healthy:<11.1f}{shown}")
+    return lines
