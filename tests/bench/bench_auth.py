@@ -21,7 +21,7 @@ from services.auth.tokens.issuer import Issuer
 from services.auth.tokens.key_ring import KeyRing as SigningKeys
 from services.auth.tokens.key_ring import create_key
 from services.cli.client import ACCESS_TOKEN, ASSERTION, GRANT_TYPE, subject_token
-from services.gateway.tokens.keyset import KeySet
+from services.gateway.tokens.keyset import key_set
 from services.gateway.tokens.verifier import TokenVerifier
 from services.local.device import Device
 from services.local.fxa import KeyRing, StandIn, TokenOrder
@@ -30,13 +30,14 @@ from services.local.postgres import PostgresServer
 from services.local.process import free_port
 from services.local.valkey import ValkeyServer
 from shared.domain.service_types import load
+from shared.service.keyset import KeySet
 from shared.stores import migrate
 from shared.telemetry.metrics import Registry
 from tests.bench.bench_fxa import ServerThread
 from tests.bench.figures import Row, beside, spread
 from tests.services.auth.fxa.harness import serve
 
-ISSUER, TEAM, BUNDLE = "http://auth.test", "DEVELOPMNT", "org.mozilla.ios.Fennec"
+ISSUER, TEAM, BUNDLE = "http://127.0.0.1:8081", "DEVELOPMNT", "org.mozilla.ios.Fennec"
 AT_ONCE, ROUNDS, EACH = 8, 7, 25
 TOKENS, CHECKS = 300, 9
 
@@ -163,7 +164,7 @@ async def _token_checks(folder: Path) -> list[Row]:
     ring = SigningKeys(folder / "checks")
     issuer = Issuer(ring, issuer=ISSUER, ttl=300)
     tokens = [
-        issuer.issue(user_id=f"{number:032x}:ai", client_id="5882386c6d801776", scope="ai", amr="fxa")
+        issuer.issue(user_id=f"{number:032x}:ai", client_id="5882386c6d801776", scope="ai", amr="fxa").text
         for number in range(TOKENS)
     ]
     cold, warm = [], []
@@ -186,7 +187,7 @@ async def _key_set(ring: SigningKeys) -> AsyncIterator[KeySet]:
     async with AsyncExitStack() as stack:
         url = await stack.enter_async_context(serve(app))
         session: Any = await stack.enter_async_context(aiohttp.ClientSession())
-        keys = KeySet(session, Registry(), issuer=ISSUER, jwks_url=f"{url}/jwks")
+        keys = key_set(session, Registry(), issuer=ISSUER, jwks_url=f"{url}/jwks")
         await keys.refresh()
         yield keys
 
