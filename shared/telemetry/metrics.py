@@ -23,7 +23,7 @@ LATENCY_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0,
 STREAM_BUCKETS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 30.0, 60.0, 120.0, 300.0, 600.0)
 
 
-#: Lines that are made before the event loop goes on.
+#: Lines that are made before the event loop gets its turn.
 SLICE_LINES = 100
 #: How long a page is good for, in seconds.
 KEPT_SECONDS = 1.0
@@ -239,7 +239,7 @@ def _joined(lines: list[str]) -> bytes:
 
 
 class Page:
-    """A registry's page, made in slices between which the event loop goes on, and kept for ``KEPT_SECONDS``."""
+    """A registry's page, made in slices between which the event loop runs, and kept for ``KEPT_SECONDS``."""
 
     def __init__(self, registry: Registry) -> None:
         self._registry = registry

@@ -39,7 +39,7 @@ OF_BEDROCK: Any = [
         }
     }
 ]
-#: Nova is told of a schema as of a tool that it has to call.
+#: Nova gets a schema as a tool that it has to call.
 JSON_TOOL: Any = {
     "tools": [
         {

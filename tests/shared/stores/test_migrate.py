@@ -104,7 +104,7 @@ async def test_an_older_schema_makes_a_service_unavailable(empty_postgres_url: s
         with connection, connection.cursor() as cursor:
             cursor.execute("update alembic_version set version_num = '9999'")
         connection.close()
-        await check()  # what comes after this code is its business: this one is still served
+        await check()  # a newer schema still serves this code
 
 
 async def test_a_server_that_is_read_only_fails_the_check(postgres_url: str) -> None:

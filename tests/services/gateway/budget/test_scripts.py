@@ -47,7 +47,7 @@ async def test_a_rebuild_begun_before_redis_was_emptied_does_not_count_afterward
 async def test_a_period_before_which_the_clock_went_back_begins_with_a_rebuild(
     valkey_server: ValkeyServer, remembered_by: str
 ) -> None:
-    """Redis forgot a request of that period, and is told of it before the clock gets there again."""
+    """Redis forgot a request of that period, and learns of it before the clock gets there again."""
     with valkey_server.client() as client:
         client.flushall()
         executor = ClockedExecutor(client, NOW)
