@@ -2,7 +2,7 @@
 
 Relay under test on one core, everything else (upstream, clients, Valkey, PostgreSQL) on the other.
 
-    python -m tests.bench.bench_relay [paced] [first] [unpaced] [answers] [memory] [many] [flat]
+    python -m tests.bench.bench_relay [paced] [first] [unpaced] [answers] [memory] [images] [many] [flat]
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ from tests.bench.relay import clients
 
 ISSUER = "http://127.0.0.1:1"
 OPEN = 1000  # streams, when memory is measured
+UPLOADS, IMAGE = (100, 400), 2_800_000  # streams whose request is an image, and its bytes
 GATEWAY = (str(Path(sys.executable).with_name("mlpa")), "gateway")
 SERVICE_TYPES = """
 [[service_type]]
@@ -85,8 +86,8 @@ class Relay:
         times = self.ps.cpu_times()
         return float(times.user + times.system)
 
-    def ask(self, model: str, *, stream: bool = True) -> bytes:
-        return clients.request(model, self.token, stream=stream)
+    def ask(self, model: str, *, stream: bool = True, image: int = 0) -> bytes:
+        return clients.request(model, self.token, stream=stream, image=image)
 
 
 #: The gateway and the bare relay.
@@ -251,17 +252,25 @@ async def memory(relays: Relays) -> list[Row]:
     return [(f"added memory per open stream, {OPEN:,} open", more(mine, bare, "KiB", goal="at most +15 KiB"))]
 
 
-async def _per_stream(relay: Relay) -> float:
+async def images(relays: Relays) -> list[Row]:
+    """What uploads leave behind: bodies are let go of once they are sent, so it is not theirs to grow with."""
+    grown = [await _per_stream(relays[0], count=count, image=IMAGE) * count / 1024 for count in UPLOADS]
+    name = f"RSS taken by {' and '.join(map(str, UPLOADS))} open streams, each asked with an image of 2.8 MB"
+    return [(name, " and ".join(f"{one:.0f} MiB" for one in grown))]
+
+
+async def _per_stream(relay: Relay, count: int = OPEN, image: int = 0) -> float:
     """KiB. The process is a fresh one, since what was taken once isn't given back."""
     await relay.start()
     await clients.streams(relay.port, relay.ask("burst-10"), 50)
     before: int = relay.ps.memory_info().rss
-    running = asyncio.create_task(clients.streams(relay.port, relay.ask("paced-500-10"), OPEN, spread=2))
+    ask = relay.ask("paced-500-10", image=image)
+    running = asyncio.create_task(clients.streams(relay.port, ask, count, spread=2))
     await asyncio.sleep(4)
     taken: int = relay.ps.memory_info().rss - before
     if (await running).errors:
         raise RuntimeError(f"{relay.name}: streams failed")
-    return taken / OPEN / 1024
+    return taken / count / 1024
 
 
 async def many(relays: Relays) -> list[Row]:
@@ -281,7 +290,15 @@ async def flat(relays: Relays, thousands: int = 100) -> list[Row]:
     return [(f"RSS in MiB over {thousands},000 streams", " ".join(seen))]
 
 
-PARTS = {"paced": paced, "first": first, "unpaced": unpaced, "answers": answers, "memory": memory, "many": many}
+PARTS = {
+    "paced": paced,
+    "first": first,
+    "unpaced": unpaced,
+    "answers": answers,
+    "memory": memory,
+    "images": images,
+    "many": many,
+}
 
 
 async def run(parts: list[str] | None = None) -> list[Row]:

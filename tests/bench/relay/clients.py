@@ -25,14 +25,18 @@ class Load:
         print(f"failed: {why!r}", file=sys.stderr)
 
 
-def request(model: str, token: str, *, stream: bool) -> bytes:
+def request(model: str, token: str, *, stream: bool, image: int = 0) -> bytes:
+    """The bytes of a chat, with an image of so many bytes of base64 where there is to be one."""
+    text = "Tell me something about proxies. " * 5
+    url = f"data:image/png;base64,{'A' * (image // 4 * 4)}"
+    content = [{"type": "text", "text": text}, {"type": "image_url", "image_url": {"url": url}}] if image else text
     body = json.dumps(
         {
             "model": model,
             "stream": stream,
             "messages": [
                 {"role": "system", "content": "You are a helpful assistant. " * 10},
-                {"role": "user", "content": "Tell me something about proxies. " * 5},
+                {"role": "user", "content": content},
             ],
             "max_completion_tokens": 100,
         }
