@@ -11,12 +11,12 @@ Members that cost money without showing in the usage are not forwarded: ``cache_
 import binascii
 import re
 from collections.abc import Sized
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypedDict
 
 import msgspec
 
 from services.gateway.chat.prompt import text_bytes, utf8_length
-from services.gateway.chat.raw_json import Elements, Members, Shape, separators, starts, strip
+from services.gateway.chat.raw_json import separators, starts
 from services.gateway.errors import InvalidRequest, RequestTooLarge
 
 MAX_MESSAGES, MAX_PARTS, MAX_TOOLS = 4096, 256, 256
@@ -113,26 +113,73 @@ def _decoders(*, strict: bool) -> dict[str, msgspec.json.Decoder[Any]]:
 _STRICT, _LENIENT = _decoders(strict=True), _decoders(strict=False)
 
 
-def _kept(names: str, /, **shapes: Shape) -> Members:
-    return Members({**dict.fromkeys(names.split()), **shapes})
+def _kept(names: str, /, **nested: Any) -> Any:
+    """The type of an object's forwarded members, whose bytes are kept. Decoding it skips all others."""
+    typed_dict: Any = TypedDict  # a type checker wants literals
+    return typed_dict("Kept", {**dict.fromkeys(names.split(), msgspec.Raw), **nested}, total=False)
 
 
-_SIGNATURES = Members(dict.fromkeys(("thought_signature", "thought_signatures")), or_nothing=True)
-_CALLED = _kept("name arguments", provider_specific_fields=_SIGNATURES)
-_SHAPES: dict[str, Shape] = {
-    "messages": Elements(
-        _kept(
-            "role name tool_call_id refusal reasoning_content",
-            content=Elements(_kept("type text refusal", image_url=_kept("url detail"))),
-            tool_calls=Elements(_kept("id type index", function=_CALLED, provider_specific_fields=_SIGNATURES)),
-            function_call=_CALLED,
-            thinking_blocks=Elements(_kept("type thinking signature data")),
-            provider_specific_fields=_SIGNATURES,
-        )
-    ),
-    "tools": Elements(_kept("type", function=_kept("name description parameters strict"))),
-    "response_format": _kept("type", json_schema=_kept("name schema description strict")),
+def _list(of: Any) -> Any:
+    return list[of]
+
+
+# A decoded object has its members in the order in which they came, and is encoded in that order. A member that may be
+# a text as well as an object or a list is kept whole, and looked at by itself.
+_PROVIDER = "provider_specific_fields"
+_CALLED = _kept(f"name arguments {_PROVIDER}")
+_TOOL_CALL = _kept(f"id type index {_PROVIDER}", function=_CALLED)
+_MESSAGE = _kept(
+    f"role content name tool_call_id refusal reasoning_content {_PROVIDER}",
+    tool_calls=_list(_TOOL_CALL) | None,
+    function_call=_CALLED | None,
+    thinking_blocks=_list(_kept("type thinking signature data")) | None,
+)
+_TOOL = _kept("type", function=_kept("name description parameters strict"))
+_FORWARDED: dict[str, msgspec.json.Decoder[Any]] = {
+    "messages": msgspec.json.Decoder(_list(_MESSAGE)),
+    "tools": msgspec.json.Decoder(_list(_TOOL)),
+    "response_format": msgspec.json.Decoder(_kept("type", json_schema=_kept("name schema description strict") | None)),
 }
+_parts = msgspec.json.Decoder(_list(_kept("type text refusal image_url")))
+_image = msgspec.json.Decoder(_kept("url detail"))
+_signatures = msgspec.json.Decoder(_kept("thought_signature thought_signatures"))
+
+
+def _leave_out(name: str, raw: msgspec.Raw) -> msgspec.Raw:
+    """The bytes of a field without the members that are not forwarded."""
+    value = _FORWARDED[name].decode(raw)
+    if name == "messages":
+        for message in value:
+            _leave_out_of_message(message)
+    return msgspec.Raw(msgspec.json.encode(value))
+
+
+def _leave_out_of_message(message: dict[str, Any]) -> None:
+    if (content := message.get("content")) is not None and starts(content, "["):
+        message["content"] = parts = _parts.decode(content)
+        for part in parts:
+            if (image := part.get("image_url")) is not None and starts(image, "{"):
+                part["image_url"] = _image.decode(image)
+    if _PROVIDER in message:
+        _leave_out_of_provider(message)
+    for call in message.get("tool_calls") or ():
+        if _PROVIDER in call:
+            _leave_out_of_provider(call)
+        if _PROVIDER in call["function"]:
+            _leave_out_of_provider(call["function"])
+    if (called := message.get("function_call")) is not None and _PROVIDER in called:
+        _leave_out_of_provider(called)
+
+
+def _leave_out_of_provider(owner: dict[str, Any]) -> None:
+    """Keep the signatures. If the object had only other members, the owner loses it."""
+    sent = owner[_PROVIDER]
+    if starts(sent, "n"):
+        return
+    if signatures := _signatures.decode(sent):
+        owner[_PROVIDER] = signatures
+    elif bytes(sent)[1:-1].strip():
+        del owner[_PROVIDER]
 
 
 def decode(name: str, raw: msgspec.Raw) -> tuple[Any, msgspec.Raw]:
@@ -145,7 +192,7 @@ def decode(name: str, raw: msgspec.Raw) -> tuple[Any, msgspec.Raw]:
         return _STRICT[name].decode(raw), raw
     except msgspec.ValidationError:
         value = _LENIENT[name].decode(raw)
-        return value, strip(raw, _SHAPES[name]) or _NULL
+        return value, _leave_out(name, raw)
 
 
 def decode_schema(name: str, raw: msgspec.Raw) -> msgspec.Raw | None:

@@ -1,12 +1,9 @@
-"""Work on JSON as bytes: counting items, mending halves of characters, and leaving members out."""
+"""Work on JSON as bytes: counting items, and mending halves of characters."""
 
 from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import TypeAlias
 
 import msgspec
 
@@ -84,65 +81,6 @@ def _show(data: bytes) -> bytes:
     return data.replace(b"\0\0", b"\\\\")
 
 
-@dataclass(frozen=True, slots=True)
-class Members:
-    """The members of an object that are kept, with the shape of each.
-
-    ``or_nothing``: an object without any kept member is left out.
-    """
-
-    kept: Mapping[str, Shape]
-    or_nothing: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Elements:
-    """A list, with the shape of its elements."""
-
-    each: Shape
-
-
-#: The part of a value that is kept: None for all of it.
-Shape: TypeAlias = Members | Elements | None
-
-_DROPPED = Members({})
-_members = msgspec.json.Decoder(dict[str, msgspec.Raw])
-_elements = msgspec.json.Decoder(list[msgspec.Raw])
-
-
 def starts(value: msgspec.Raw, start: str) -> bool:
     """Whether a value begins with this byte: ``{`` an object, ``[`` a list, ``n`` null."""
     return memoryview(value)[0] == ord(start)
-
-
-def strip(value: msgspec.Raw, shape: Shape) -> msgspec.Raw | None:
-    """The value without the members that its shape does not name; kept bytes are unchanged.
-
-    The same object if nothing has to go, None if nothing is left.
-    """
-    if isinstance(shape, Members) and starts(value, "{"):
-        return _strip_object(value, shape)
-    if isinstance(shape, Elements) and starts(value, "["):
-        elements = _elements.decode(value)
-        stripped = [strip(element, shape.each) for element in elements]
-        if any(new is not old for new, old in zip(stripped, elements, strict=True)):
-            return msgspec.Raw(b"[%b]" % b",".join(element for element in stripped if element is not None))
-    return value
-
-
-def _strip_object(value: msgspec.Raw, shape: Members) -> msgspec.Raw | None:
-    members = _members.decode(value)
-    kept: dict[str, msgspec.Raw] = {}
-    changed = False
-    for name, old in members.items():
-        inner = shape.kept.get(name, _DROPPED)
-        new = old if inner is None else None if inner is _DROPPED else strip(old, inner)
-        if new is not None:
-            kept[name] = new
-        if new is not old:
-            changed = True
-    if not changed:
-        return value
-    if not kept and shape.or_nothing:
-        return None
-    return msgspec.Raw(b"{%b}" % b",".join(b'"%b":%b' % (name.encode(), kept[name]) for name in kept))
