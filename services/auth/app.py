@@ -38,6 +38,7 @@ from services.auth.tokens import views as token_views
 from services.auth.tokens.issuer import Issuer
 from services.auth.tokens.key_ring import KEY_RING, KeyRing, ensure_key
 from services.auth.tokens.revocation import REVOCATION, Revocation
+from services.auth.usage.age import LedgerAge
 from services.auth.users.entry import Users
 from shared.domain.service_types import ConfigurationError, ServiceTypes
 from shared.service.app import Apps, ServiceDescription, build_apps
@@ -188,6 +189,7 @@ async def _open(stack: AsyncExitStack, apps: Apps, settings: AuthSettings, prepa
         await stack.enter_async_context(provisioner.running())
     await stack.enter_async_context(changes.running())
     await stack.enter_async_context(prepared.key_ring.running(registry))
+    await stack.enter_async_context(LedgerAge(database, registry).running())
     credentials: list[CredentialVerifier] = [
         FxACredential(fxa),
         AppAttestCredential(database, challenges, prepared.policy, settings.mlpa_issuer, metrics),

@@ -121,6 +121,8 @@ async def _open(
     await stack.enter_async_context(background.running(registry, key_set=key_set.keep_fresh))
 
     open_requests = OpenRequests(settings.max_open_requests)
+    limit = registry.gauge("open_requests_limit", "Requests that may be open in this process; 0 for no limit.")
+    limit.set(settings.max_open_requests)
     metrics = ChatMetrics(registry)
 
     def make_series() -> None:

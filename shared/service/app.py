@@ -20,6 +20,7 @@ from shared.telemetry.lines import stdout
 from shared.telemetry.logs import UserDigest
 from shared.telemetry.metrics import Page, Registry
 from shared.telemetry.openapi import Answer, Operation, add_routes, document
+from shared.telemetry.process import loop_lag, process_metrics
 from shared.telemetry.tracing import Tracing
 
 _T = TypeVar("_T")
@@ -104,6 +105,8 @@ def build_apps(
     for app in apps.all:
         app.on_response_prepare.append(end_connection)
     ops.build_info(registry, service.name)
+    process_metrics(registry)
+    main.cleanup_ctx.append(loop_lag(registry))
     registry.read(registry.counter("log_lines_lost_total", "Log lines that could not be written."), lambda: stdout.lost)
     apps.put(ops.METRICS, Page(registry))
     proxy_metrics = ProxyMetrics(registry)

@@ -44,6 +44,9 @@ STATUSES = (
     *(CLIENT_CLOSED, 500, 502, 503, 504),
 )
 
+#: How an answer ended: below 400, refused with 4xx, failed with 5xx, or the client left before the end.
+OUTCOMES = ("success", "refused", "failure", "abort")
+
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 
 SECURITY_HEADERS = {
@@ -74,6 +77,12 @@ class HttpMetrics:
         self.dependency_errors = registry.counter(
             "dependency_errors_total", "Answers that failed for a dependency.", ("dependency",)
         )
+        self.answers = registry.counter(
+            "answers_total",
+            "Answers, by how they ended. A stream that broke off counts as it began.",
+            ("endpoint", "outcome"),
+        )
+        self.answers.preset_all([*endpoints, "unmatched"], OUTCOMES)
         for dependency in ("redis", "postgres", "fxa", "litellm", "auth", "signing_key"):
             self.dependency_errors.preset(dependency)
         self.in_progress.preset_all([*endpoints, "unmatched"])
@@ -158,6 +167,7 @@ class Frame:
             metrics.in_progress.dec(endpoint)
             metrics.requests.inc(method, endpoint, request.get(SERVICE_TYPE, "none"))
             metrics.statuses.inc(str(status))
+            metrics.answers.inc(endpoint, outcome_of(status))
             metrics.latency.observe(seconds, method, endpoint)
             user = request.get(USER_ID)
             _log.info(
@@ -203,6 +213,7 @@ class Frame:
         )
         self._metrics.requests.inc("other", "unmatched", "none")
         self._metrics.statuses.inc(str(response.status))
+        self._metrics.answers.inc("unmatched", outcome_of(response.status))
         _log.warning("unreadable_request", status=response.status, reason=reason)
         return response
 
@@ -214,6 +225,15 @@ class Frame:
 def _is_encoded(request: web.Request) -> bool:
     codings = (coding for value in request.headers.getall("Content-Encoding") for coding in value.split(","))
     return any(coding.strip().lower() not in ("", "identity") for coding in codings)
+
+
+def outcome_of(status: int) -> str:
+    """One of ``OUTCOMES``."""
+    if status == CLIENT_CLOSED:
+        return "abort"
+    if status < HTTPStatus.BAD_REQUEST:
+        return "success"
+    return "refused" if status < HTTPStatus.INTERNAL_SERVER_ERROR else "failure"
 
 
 def from_http(error: web.HTTPException) -> ServiceError:

@@ -116,6 +116,10 @@ class _Number(_Metric):
     def _lines(self, starts: str, series: Any) -> list[str]:
         return [f"{starts}{self._collector.values.store[series]}"]
 
+    def take(self, total: float) -> None:
+        """For a metric without labels: what has been counted elsewhere."""
+        self._collector.values.store[self._series[()]] = total
+
     def value(self, *values: str) -> float:
         """What is exposed for these label values; 0 for a series that isn't there."""
         key = self._series.get(values)
@@ -125,10 +129,6 @@ class _Number(_Metric):
 class Counter(_Number):
     def inc(self, *values: str, by: float = 1) -> None:
         self._add(values, by)
-
-    def take(self, total: float) -> None:
-        """For a counter without labels: what has been counted elsewhere."""
-        self._collector.values.store[self._series[()]] = total
 
 
 class Gauge(_Number):
@@ -185,7 +185,7 @@ class Registry:
     def __init__(self) -> None:
         self._registry = collectors.Registry()
         self._metrics: dict[str, _Metric] = {}
-        self._sources: list[tuple[Counter, Callable[[], float]]] = []
+        self._sources: list[tuple[Counter | Gauge, Callable[[], float]]] = []
 
     def counter(self, name: str, doc: str, labels: Sequence[str] = ()) -> Counter:
         return self._add(Counter(collectors.Counter(name, doc, registry=self._registry), labels), labels)
@@ -205,9 +205,9 @@ class Registry:
         self._metrics[metric.name] = metric
         return metric
 
-    def read(self, counter: Counter, source: Callable[[], float]) -> None:
-        """A counter without labels that is counted elsewhere, and asked for when the page is made."""
-        self._sources.append((counter, source))
+    def read(self, metric: Counter | Gauge, source: Callable[[], float]) -> None:
+        """A metric without labels that is counted elsewhere, and asked for when the page is made."""
+        self._sources.append((metric, source))
 
     @cached_property
     def background_failures(self) -> Counter:
@@ -216,13 +216,13 @@ class Registry:
 
     def slices(self) -> Iterator[bytes]:
         """The Prometheus text format 0.0.4, UTF-8, in parts that take well under a millisecond each to make."""
-        for counter, source in self._sources:
-            counter.take(source())
+        for metric, source in self._sources:
+            metric.take(source())
         lines: list[str] = []
         for name in sorted(self._metrics):
-            metric = self._metrics[name]
-            lines += metric.head()
-            for sample in metric.samples():
+            declared = self._metrics[name]
+            lines += declared.head()
+            for sample in declared.samples():
                 lines += sample
                 if len(lines) >= SLICE_LINES:
                     yield _joined(lines)

@@ -19,20 +19,32 @@ DOCUMENT = ROOT / "deploy" / "METRICS.md"
 Started = dict[str, tuple[RecordingRegistry, str]]
 
 #: Metrics whose labels have values that are known only once they happen.
-LATE = {"model_refused", "app_attest_rejections_total"}
+LATE = {"model_refused"}
 #: The background loops of each service. A new one belongs here: it shows that it runs supervised.
 LOOPS = {
     "auth": {
         "audit_refusals",
         "fxa_key_set",
         "last_seen",
+        "ledger_age",
+        "loop_lag",
         "provisioning",
         "provisioning_sweep",
         "redis_changes",
         "signing_keys",
         "usage",
     },
-    "gateway": {"key_set", "ledger", "litellm_health", "models", "reaper", "renewals", "settlements", "totals"},
+    "gateway": {
+        "key_set",
+        "ledger",
+        "litellm_health",
+        "loop_lag",
+        "models",
+        "reaper",
+        "renewals",
+        "settlements",
+        "totals",
+    },
 }
 #: Series that must be there before the first request.
 AT_START = [

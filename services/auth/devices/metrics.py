@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from services.auth.appattest import AppAttestError, Assertion, Attestation
+from services.auth.appattest.errors import Step
 from shared.telemetry.metrics import Registry
 
 RESULTS = ("success", "invalid", "unavailable")
@@ -24,7 +25,7 @@ class DeviceMetrics:
         self._steps = registry.counter(
             "app_attest_rejections_total", "App Attest objects rejected, by the step that caught them.", ("step",)
         )
-
+        self._steps.preset_all([str(step) for step in Step])
         self._extensions = registry.counter(
             "app_attest_extensions_ignored_total",
             "Extensions of genuine App Attest objects that are not known, and objects that lack one of the two known.",

@@ -77,6 +77,11 @@ class Served:
     def has(self, series: str) -> bool:
         return series in self.registry.render().decode().splitlines()
 
+    async def until(self, series: str) -> None:
+        async with asyncio.timeout(5):
+            while not self.has(series):  # noqa: ASYNC110 - it changes with the connection
+                await asyncio.sleep(0.01)
+
 
 @pytest.fixture
 async def served() -> AsyncIterator[Served]:
@@ -119,6 +124,35 @@ async def test_a_refusal_has_the_services_shape_and_nothing_of_its_cause(
     assert CANARY not in text + str(headers)
     assert SECURITY_HEADERS.items() <= dict(headers).items()
     assert served.has(f'response_status_codes_total{{status_code="{status}"}} 1')
+
+
+@pytest.mark.parametrize(
+    ("path", "endpoint", "outcome"),
+    [
+        ("/fine", "/{what}", "success"),
+        ("/refused", "/{what}", "refused"),
+        ("/no/such", "unmatched", "refused"),
+        ("/broken", "/{what}", "failure"),
+        ("/unavailable", "/{what}", "failure"),
+    ],
+)
+async def test_an_answer_counts_by_how_it_ended(served: Served, path: str, endpoint: str, outcome: str) -> None:
+    await served.ask(path)
+    assert served.has(f'answers_total{{endpoint="{endpoint}",outcome="{outcome}"}} 1')
+
+
+async def test_a_request_that_a_drain_refuses_counts_as_a_failure(served: Served) -> None:
+    served.frame.refuse_new()
+    await served.ask("/fine")
+    assert served.has('answers_total{endpoint="/{what}",outcome="failure"} 1')
+
+
+async def test_a_client_that_leaves_before_its_answer_counts_as_one(served: Served) -> None:
+    _, writer = await asyncio.open_connection("127.0.0.1", served.port)
+    writer.write(b"POST /fine HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\n")
+    await served.until('in_progress_requests{endpoint="/{what}"} 1')
+    writer.close()
+    await served.until('answers_total{endpoint="/{what}",outcome="abort"} 1')
 
 
 @pytest.mark.parametrize("path", ["/fine", "/refused", "/broken", "/no/such"])

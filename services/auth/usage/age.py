@@ -1,0 +1,52 @@
+"""The age of the ledger's oldest row, which shows that nobody prunes it."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from datetime import datetime
+
+from shared.errors import DependencyUnavailable
+from shared.service import background
+from shared.stores.postgres import Database, Query
+from shared.telemetry.metrics import Registry
+
+#: Seconds between two readings.
+_EVERY = 3600.0
+#: Seconds until it is read again when PostgreSQL does not answer.
+_AGAIN = 60.0
+_OLDEST = Query.text("select min(admitted_at) as oldest from ledger")
+
+
+class LedgerAge:
+    """A gauge of the age, read from the index once an hour."""
+
+    def __init__(
+        self, database: Database, registry: Registry, *, clock: Callable[[], float] = time.time, every: float = _EVERY
+    ) -> None:
+        self._database = database
+        self._registry = registry
+        self._every = every
+        self._clock = clock
+        self._age = registry.gauge("ledger_oldest_seconds", "Age of the ledger's oldest row; 0 without rows.")
+
+    async def read(self) -> None:
+        """:raises DependencyUnavailable: PostgreSQL could not be asked."""
+        oldest: datetime | None = (await self._database.fetch(_OLDEST))[0]["oldest"]
+        self._age.set(max(0.0, self._clock() - oldest.timestamp()) if oldest else 0)
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        async with background.running(self._registry, ledger_age=self._keep_reading):
+            yield
+
+    async def _keep_reading(self) -> None:
+        while True:
+            try:
+                await self.read()
+            except DependencyUnavailable:
+                await asyncio.sleep(min(_AGAIN, self._every))
+            else:
+                await asyncio.sleep(self._every)
