@@ -98,6 +98,16 @@ class Protocol(web.RequestHandler):
         return self._request_in_progress
 
     def data_received(self, data: bytes) -> None:
+        self._parse(data)
+        while self._upgraded and not self._refused:
+            # No service changes the protocol: what follows the request is the next one, and held to the same bounds
+            tail, self._message_tail, self._upgraded = self._message_tail, b"", False
+            if self._parser is not None:
+                self._parser.set_upgraded(False)
+            if tail:
+                self._parse(tail)
+
+    def _parse(self, data: bytes) -> None:
         if self._refused:
             self._throw_away(len(data))
             return

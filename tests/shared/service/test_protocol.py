@@ -133,6 +133,9 @@ def head(*fields: bytes, method: bytes = b"POST", path: bytes = b"/a", end: byte
     return b"\r\n".join((b"%b %b HTTP/1.1" % (method, path), b"Host: a", *fields)) + end
 
 
+UPGRADE = head(b"Upgrade: websocket", b"Connection: upgrade", method=b"GET")
+
+
 def statuses(answers: bytes) -> list[int]:
     return [int(status) for status in re.findall(rb"HTTP/1\.\d (\d{3}) ", answers)]
 
@@ -336,6 +339,13 @@ async def test_many_requests_in_one_piece_are_all_answered(served: Served) -> No
     assert answers == [200] * 200 + [431]
 
 
+@pytest.mark.parametrize(("tail", "status"), [(head(*fields(4700)), 431), (b"\0", 400)])
+async def test_what_follows_an_upgrade_is_held_to_the_same_bounds(served: Served, tail: bytes, status: int) -> None:
+    client = await served.connect()
+    client.send(UPGRADE * 3 + tail)
+    assert statuses(await client.rest()) == [200] * 3 + [status]
+
+
 class TestAnyBytes:
     @given(
         parts=st.lists(
@@ -350,7 +360,7 @@ class TestAnyBytes:
                         head(b"Content-Encoding: gzip", b"Content-Length: 3") + b"abc",
                         head(*fields(5000)),
                         head(*fields(2000), end=b""),
-                        head(b"Upgrade: websocket", b"Connection: upgrade", method=b"GET"),
+                        UPGRADE,
                         b"\r\n",
                     ]
                 ),
