@@ -8,24 +8,25 @@ from contextlib import AsyncExitStack
 import aiohttp
 from aiohttp import web
 
-from services.gateway import errors, keys
+from services.gateway import dialects, keys
 from services.gateway.budget import views as budget_views
 from services.gateway.budget.services import Budgets
 from services.gateway.catalogue import views as model_views
 from services.gateway.catalogue.services import Catalogue
-from services.gateway.chat import operations as chat_operations
-from services.gateway.chat.bodies import Bodies
-from services.gateway.chat.config import ChatConfig
-from services.gateway.chat.connection import RelaySite
-from services.gateway.chat.keys import CHAT, Chat
-from services.gateway.chat.metrics import ChatMetrics
-from services.gateway.chat.open import OpenRequests
+from services.gateway.chat.operation import CHAT
+from services.gateway.dialects import DIALECTS, OPENAI
 from services.gateway.health import health, upstream_config
 from services.gateway.openapi import ErrorBody
+from services.gateway.relay.bodies import Bodies
+from services.gateway.relay.collaborators import COLLABORATORS, Collaborators
+from services.gateway.relay.config import RelayConfig
+from services.gateway.relay.connection import RelaySite
+from services.gateway.relay.metrics import RelayMetrics
+from services.gateway.relay.open import OpenRequests
 from services.gateway.settings import GatewaySettings
 from services.gateway.tokens import keyset
+from services.gateway.tokens.bearer import VERIFIER
 from services.gateway.tokens.verifier import TokenVerifier
-from services.gateway.tokens.views import VERIFIER, authenticate
 from services.gateway.upstream.client import LiteLLM
 from shared.domain.service_types import ServiceTypes
 from shared.errors import NotFound, ServiceError
@@ -40,13 +41,15 @@ from shared.telemetry.openapi import Answer
 
 _log = logs.logger("gateway")
 
-_OPERATIONS = [*chat_operations.OPERATIONS, *model_views.OPERATIONS, *budget_views.OPERATIONS]
+#: The operations that are charged.
+_PAID = [CHAT]
+_OPERATIONS = [*(one.route for one in _PAID), *model_views.OPERATIONS, *budget_views.OPERATIONS]
 #: In words that no client takes for "there is no such model".
 _SERVED = f"Unknown path. This gateway serves {', '.join(f'{one.method} {one.path}' for one in _OPERATIONS)}."
 
 
-def _render_error(_request: web.Request | None, error: ServiceError) -> web.Response:
-    return errors.error_response(NotFound(_SERVED) if isinstance(error, NotFound) else error)
+def _render_error(request: web.Request | None, error: ServiceError) -> web.Response:
+    return dialects.of(request).error_response(NotFound(_SERVED) if isinstance(error, NotFound) else error)
 
 
 DESCRIPTION = ServiceDescription(
@@ -98,6 +101,7 @@ def build_app(settings: GatewaySettings, *, registry: Registry | None = None) ->
             yield
 
     apps.main.cleanup_ctx.append(resources)
+    apps.put(DIALECTS, (OPENAI,))
     return apps
 
 
@@ -123,10 +127,14 @@ async def _open(
     open_requests = OpenRequests(settings.max_open_requests)
     limit = registry.gauge("open_requests_limit", "Requests that may be open in this process; 0 for no limit.")
     limit.set(settings.max_open_requests)
-    metrics = ChatMetrics(registry)
+    metrics = RelayMetrics(registry)
+    operations = {one.route.path: one.make(settings, registry) for one in _PAID}
 
     def make_series() -> None:
-        metrics.preset(catalogue.names(), service_types.rows.values())
+        names, rows = catalogue.names(), service_types.rows.values()
+        metrics.preset(names, rows)
+        for operation in operations.values():
+            operation.metrics.preset(names, rows)
 
     make_series()
     catalogue.on_change = make_series
@@ -134,22 +142,14 @@ async def _open(
     apps.put(VERIFIER, verifier)
     apps.put(keys.BUDGETS, budgets)
     apps.put(keys.CATALOGUE, catalogue)
-    config = _chat(settings)
-    chat = Chat(config, authenticate, catalogue, budgets, litellm, metrics, open_requests, Bodies(config))
-    apps.put(CHAT, chat)
-    apps.put(HEALTH, health(budgets, database, key_set, litellm))
-
-
-def _chat(settings: GatewaySettings) -> ChatConfig:
-    return ChatConfig(
+    config = RelayConfig(
         max_body_bytes=settings.max_request_size_bytes,
-        temperature=settings.temperature,
-        top_p=settings.top_p,
-        max_completion_tokens=settings.max_completion_tokens,
-        image_url_hosts=frozenset(settings.image_url_hosts),
         idle_timeout=settings.streaming_timeout_seconds,
-        total_timeout=settings.total_timeout_seconds,
         keepalive=settings.keepalive_seconds,
         slow_client=settings.slow_client_seconds,
-        max_open_requests=settings.max_open_requests,
     )
+    apps.put(
+        COLLABORATORS,
+        Collaborators(operations, config, catalogue, budgets, litellm, metrics, open_requests, Bodies(config)),
+    )
+    apps.put(HEALTH, health(budgets, database, key_set, litellm))

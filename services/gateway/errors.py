@@ -10,6 +10,7 @@
         ├── UpstreamRateLimited       429  upstream_rate_limited   5
         ├── InvalidModel              400  invalid_model           8
         ├── InvalidRequest            400  invalid_request         9
+        │   └── Malformed
         ├── ModelNotFound             404  model_not_found
         ├── UnknownPath               404  not_found
         ├── WrongMethod               405  method_not_allowed
@@ -196,6 +197,12 @@ class InvalidRequest(GatewayError, ours=False):
     message = "The request is malformed."
     type = "invalid_request_error"
     mlpa_code = 9
+
+
+class Malformed(InvalidRequest):
+    """The body is not JSON; a lone surrogate may be the reason."""
+
+    message = "The body is not valid JSON."
 
 
 class UnknownPath(GatewayError, ours=False, counted_as=InvalidRequest.code):

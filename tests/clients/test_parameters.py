@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
-from services.gateway.chat import operations
+from services.gateway.chat.operation import CHAT
 from tests.clients.conftest import BEDROCK, CLAUDE, DEEPSEEK, GEMINI, GPT, GPT5, MODELS, NOVA, SHIPPED, Providers
 from tests.system.clients import Caller
 
@@ -241,9 +241,8 @@ NESTED = ("generationConfig", "inferenceConfig", "additionalModelRequestFields")
 
 
 def test_every_parameter_of_the_document_is_in_the_table() -> None:
-    (operation,) = operations.OPERATIONS
-    assert operation.body is not None
-    assert operation.body.schema["properties"].keys() <= {*TABLE, "model", "messages"}
+    assert CHAT.route.body is not None
+    assert CHAT.route.body.schema["properties"].keys() <= {*TABLE, "model", "messages"}
 
 
 async def arriving(caller: Caller, token: str, providers: Providers, model: str, **given: Any) -> dict[str, Any]:

@@ -21,8 +21,9 @@ Where it differs on purpose:
     - any key will do; a model has no prices but those of ``model_row``, and few of the members of its row
     - usage is constant, and no answer is compressed
 
-A real aiohttp server. What a chat request gets is scripted by its model's name (``LiteLLMDouble.script``, or
-``POST /double/script`` from another process); it notes what it was asked, what it delivered, and what is open.
+A real aiohttp server. What a request gets is scripted by its model's name, or where it has none by its path
+(``LiteLLMDouble.script``, or ``POST /double/script`` from another process); it notes what it was asked, what it
+delivered, and what is open.
 
     python -m tests.doubles.litellm --port 4000        the same in a process of its own, to be killed or stopped
 """
@@ -217,7 +218,7 @@ class LiteLLMDouble:
 
     async def __aenter__(self) -> LiteLLMDouble:
         app = web.Application(client_max_size=2**26)
-        app.router.add_post("/v1/chat/completions", self._chat)
+        app.router.add_post("/v1/{path:.+}", self._ask)
         app.router.add_get("/health/liveliness", self._liveliness)
         app.router.add_get("/model/info", self._model_info)
         app.router.add_post("/double/script", self._set_script)
@@ -270,13 +271,13 @@ class LiteLLMDouble:
             }
         )
 
-    async def _chat(self, request: web.Request) -> web.StreamResponse:
+    async def _ask(self, request: web.Request) -> web.StreamResponse:
         raw = await request.read()
         asked = Asked(json.loads(raw), raw, dict(request.headers))
         self.asked.append(asked)
         async with self._came:
             self._came.notify_all()
-        script = self.scripts.get(asked.body["model"]) or _ordinary(asked.body)
+        script = self.scripts.get(asked.body.get("model", request.path)) or _ordinary(asked.body)
         try:
             response = await self._play(request, asked, script)
         except (asyncio.CancelledError, ConnectionError):

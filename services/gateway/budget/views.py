@@ -7,9 +7,9 @@ from datetime import UTC, datetime
 import msgspec
 from aiohttp import web
 
+from services.gateway.dialects import authenticate
 from services.gateway.keys import BUDGETS
 from services.gateway.openapi import ErrorBody
-from services.gateway.tokens.views import authenticate
 from shared.domain.money import nano_to_usd
 from shared.telemetry.openapi import Answer, Operation
 

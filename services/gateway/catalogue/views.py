@@ -8,9 +8,9 @@ import msgspec
 from aiohttp import web
 
 from services.gateway import keys
+from services.gateway.dialects import authenticate
 from services.gateway.errors import ModelNotFound
 from services.gateway.openapi import ErrorBody
-from services.gateway.tokens.views import authenticate
 from shared.errors import DependencyUnavailable
 from shared.telemetry.openapi import Answer, Operation, Parameter
 

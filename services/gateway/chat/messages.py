@@ -15,9 +15,9 @@ from typing import Annotated, Any, Literal, TypedDict
 
 import msgspec
 
-from services.gateway.chat.prompt import text_bytes, utf8_length
-from services.gateway.chat.raw_json import separators, starts
 from services.gateway.errors import InvalidRequest, RequestTooLarge
+from services.gateway.relay.prompt import text_bytes, utf8_length
+from services.gateway.relay.raw_json import separators, starts
 
 MAX_MESSAGES, MAX_PARTS, MAX_TOOLS = 4096, 256, 256
 #: Messages, parts, tool calls and thinking blocks of one request, all of which are walked.

@@ -1,27 +1,19 @@
-"""The metrics of chat. No label takes a value that a client can invent."""
+"""The metrics of chat alone. No label takes a value that a client can invent."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
-from services.gateway.errors import KEY_REFUSALS, GatewayError, UpstreamKeyRefused, kind_of, kinds
-from services.gateway.upstream.facts import RoutingMetrics
+from services.gateway.chat.tally import Tally
+from services.gateway.relay.metrics import Labels
 from shared.domain.service_types import ServiceType
-from shared.errors import ServiceError
 from shared.telemetry.metrics import STREAM_BUCKETS, Registry
 
 RESULTS = ("success", "error", "abort")
 FINISH_REASONS = ("stop", "length", "tool_calls", "content_filter", "function_call", "other")
 TOKEN_BUCKETS = (10, 50, 100, 250, 500, 1000, 2500, 5000, 10000, 25000, 50000, 100000)
-OVERHEAD_BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0)
-
-#: The metric reasons of all errors, each with whether the failure is ours.
-REASONS = {kind.counted_as: kind.ours for kind in kinds()}
 #: The two sides of a request's tokens.
 KINDS = ("prompt", "completion")
-
-Labels = tuple[str, str, str]
-"""Model (an exact name of the catalogue, or ``other``), service type, purpose."""
 
 
 class ChatMetrics:
@@ -39,43 +31,9 @@ class ChatMetrics:
         )
         self._tool_calls = registry.counter("chat_tool_calls_total", "Tool calls.", ("model", "service_type"))
         self._finish = registry.counter("chat_finish_reasons_total", "Choices, by their end.", ("reason", "model"))
-        self._rejections = registry.counter(
-            "chat_request_rejections_total", "Requests answered with an error.", ("reason", "model", "service_type")
-        )
-        self._availability = registry.counter(
-            "chat_availability_total", "Requests, by whether the service did its part.", ("outcome", "reason")
-        )
-        self._overhead = registry.histogram(
-            "gateway_overhead_seconds", "Time that the gateway adds to a request.", (), OVERHEAD_BUCKETS
-        )
-        self._upstream_refusals = registry.counter(
-            "litellm_refusals_total", "Users refused by LiteLLM's own budgets and limits.", ("code",)
-        )
-        self._key_refusals = registry.counter(
-            "litellm_key_refusals_total",
-            "Requests that LiteLLM refused for the gateway's own key: the key itself, or its budget.",
-            ("reason",),
-        )
-        self.routing = RoutingMetrics(registry)
-        self._slow = registry.counter("chat_slow_clients_total", "Clients dropped for taking nothing.")
-        self._availability.preset("success", "none")
-        self._availability.preset("excluded", "abort")
-        for reason, ours in REASONS.items():
-            self._availability.preset("failure" if ours else "excluded", reason)
-        for code in ("budget_exceeded", "rate_limit_exceeded"):
-            self._upstream_refusals.preset(code)
-        for reason in KEY_REFUSALS:
-            self._key_refusals.preset(reason)
 
     def preset(self, models: Iterable[str], rows: Iterable[ServiceType]) -> None:
-        """Make series of known values, so that queries have a sum before the first request of a kind.
-
-        Every value of every label is there, but not every combination: 30 models, 10 service types and 6 purposes
-        would be 100,000 lines. Combinations come with their first request. May be called again when the catalogue has
-        grown.
-        """
         models, rows = tuple(models), tuple(rows)
-        self.routing.preset((*models, "other"))
         for model in (*models, "other"):
             self._ttft.preset(model)
             for reason in FINISH_REASONS:
@@ -91,48 +49,20 @@ class ChatMetrics:
             self._tool_calls.preset("other", row.name)
             for model in filter(row.allows_model, models):
                 self._tool_calls.preset(model, row.name)
-        for service_type in (*(row.name for row in rows), "none"):
-            for reason in REASONS:
-                self._rejections.preset(reason, "other", service_type)
 
-    def rejected(self, error: ServiceError, model: str, service_type: str) -> None:
-        """A request was answered with an error, or its stream ended with one."""
-        kind = kind_of(error)
-        self._rejections.inc(kind.counted_as, model, service_type)
-        self._availability.inc("failure" if kind.ours else "excluded", kind.counted_as)
-
-    def refused_upstream(self, error: GatewayError) -> None:
-        """LiteLLM answered an error, and the client gets this one."""
-        if isinstance(error, UpstreamKeyRefused):
-            self._key_refusals.inc(error.reason)
-        elif error.code in ("budget_exceeded", "rate_limit_exceeded"):
-            self._upstream_refusals.inc(error.code)
-
-    def finished(self, result: str, seconds: float, labels: Labels) -> None:
-        """An admitted request is over: one of ``RESULTS``."""
-        self._latency.observe(seconds, result, *labels)
-        if result == "success":
-            self._availability.inc("success", "none")
-        elif result == "abort":
-            self._availability.inc("excluded", "abort")
-
-    def tokens(self, prompt: int, completion: int, labels: Labels) -> None:
-        for kind, number in (("prompt", prompt), ("completion", completion)):
-            self._tokens.inc(kind, *labels, by=number)
-            self._per_request.observe(number, kind, labels[0])
-
-    def first_event(self, seconds: float, model: str) -> None:
+    def begun(self, seconds: float, model: str) -> None:
         self._ttft.observe(seconds, model)
 
-    def overhead(self, seconds: float) -> None:
-        self._overhead.observe(seconds)
-
-    def ended(self, tool_calls: int, reasons: Iterable[str], labels: Labels) -> None:
-        """An answer ended with these tool calls and finish reasons."""
-        if tool_calls:
-            self._tool_calls.inc(labels[0], labels[1], by=tool_calls)
-        for reason in reasons:
-            self._finish.inc(reason if reason in FINISH_REASONS else "other", labels[0])
-
-    def slow_client(self) -> None:
-        self._slow.inc()
+    def ended(self, result: str, seconds: float, labels: Labels, tally: Tally) -> None:
+        """:param result: one of ``RESULTS``."""
+        self._latency.observe(seconds, result, *labels)
+        model, service_type, _ = labels
+        usage = tally.usage
+        if usage is not None:
+            for kind, number in (("prompt", usage.prompt_tokens), ("completion", usage.completion_tokens)):
+                self._tokens.inc(kind, *labels, by=number)
+                self._per_request.observe(number, kind, model)
+        if tally.tools:
+            self._tool_calls.inc(model, service_type, by=len(tally.tools))
+        for reason in tally.finished.values():
+            self._finish.inc(reason if reason in FINISH_REASONS else "other", model)

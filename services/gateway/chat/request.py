@@ -13,9 +13,9 @@ from msgspec import Meta
 
 from services.gateway.chat import messages
 from services.gateway.chat.config import ChatConfig
-from services.gateway.chat.prompt import Prompt
-from services.gateway.chat.raw_json import separators, starts
-from services.gateway.errors import InvalidModel, InvalidRequest
+from services.gateway.errors import InvalidModel, InvalidRequest, Malformed
+from services.gateway.relay.prompt import Prompt
+from services.gateway.relay.raw_json import separators, starts
 from shared.domain.service_types import MAX_MODEL_NAME, is_model_name
 
 MAX_CHOICES = 8
@@ -73,12 +73,6 @@ _decoder = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _encoder = msgspec.json.Encoder()
 _NULL = msgspec.Raw(b"null")
 _NO_DEFAULTS: Mapping[str, float] = MappingProxyType({})
-
-
-class Malformed(InvalidRequest):
-    """The body is not JSON; a lone surrogate may be the reason."""
-
-    message = "The body is not valid JSON."
 
 
 class ChatRequest:

@@ -13,8 +13,9 @@ from typing import Any
 import msgspec
 
 from services.gateway.budget.models import Usage
-from services.gateway.chat import sse
-from services.gateway.chat.prompt import text_bytes, utf8_length
+from services.gateway.errors import UpstreamError
+from services.gateway.relay import sse
+from services.gateway.relay.prompt import text_bytes, utf8_length
 from services.gateway.upstream.facts import cost_of
 
 
@@ -159,13 +160,18 @@ class Tally:
             return b""
         return self.read(rest + (b"\n" if rest.endswith((b"\n", b"\r")) else b"\n\n"))
 
-    def read_answer(self, body: bytes) -> None:
-        """Read a whole answer that is not a stream."""
+    def read_answer(self, body: bytes) -> bytes:
+        """Read a whole answer that is not a stream. Returns the body for the client.
+
+        :raises UpstreamError: it is not a JSON object.
+        """
         chunk = _decode(body)
+        if chunk is _OPAQUE:
+            raise UpstreamError("The model's answer is not JSON.")
         self._count_all(chunk)
         self._read_usage(chunk.usage)
         self.error = chunk.error
-        self.started = chunk is not _OPAQUE
+        return body
 
     def _read_each(self, block: bytes) -> bytes:
         kept = []

@@ -1,4 +1,4 @@
-"""The client of LiteLLM: one pool of connections, and one ``Call`` per chat request."""
+"""The client of LiteLLM: one pool of connections, and one ``Call`` per paid request."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ class LiteLLM:
     def healthy(self) -> bool:
         """Whether an instance is healthy:
 
-        False after two failed health checks of each, until one passes or a chat is answered.
+        False after two failed health checks of each, until one passes or a request is answered.
         """
         return self.balancer.healthy
 
@@ -97,7 +97,7 @@ class LiteLLM:
         return self.balancer.accepts
 
     def call(self) -> Call:
-        """A new chat request: ``async with litellm.call() as call``."""
+        """A new request: ``async with litellm.call() as call``."""
         return Call(self._session, self._fresh, self.balancer, self._headers)
 
     async def check(self, instance: Instance) -> bool:
@@ -193,7 +193,7 @@ class Call:
                 response.close()
         self._leave()
 
-    async def post(self, body: bytes, headers: Mapping[str, str]) -> aiohttp.ClientResponse:
+    async def post(self, path: str, body: bytes, headers: Mapping[str, str]) -> aiohttp.ClientResponse:
         """Send the request; returns when the answer's headers have arrived.
 
         If the connection fails, nothing was sent, and the next instance is asked. If a kept connection closes before
@@ -213,7 +213,7 @@ class Call:
         while (instance := self._balancer.pick(tried)) is not None:
             self._enter(instance)
             try:
-                response = await self._send(instance, payload, sent_headers)
+                response = await self._send(instance.at(path), payload, sent_headers)
             except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
                 failure = error
                 instance.connect_failed()
@@ -234,16 +234,16 @@ class Call:
             raise UpstreamTimeout from failure
         raise UpstreamError from failure
 
-    async def _send(self, instance: Instance, payload: Body, headers: CIMultiDict[str]) -> aiohttp.ClientResponse:
+    async def _send(self, url: URL, payload: Body, headers: CIMultiDict[str]) -> aiohttp.ClientResponse:
         """:raises aiohttp.ClientError: the connection failed."""
         try:
-            return await self._session.post(instance.chat_url, data=payload, headers=headers, allow_redirects=False)
+            return await self._session.post(url, data=payload, headers=headers, allow_redirects=False)
         except (aiohttp.ClientConnectorError, aiohttp.ServerTimeoutError):
             raise
         except aiohttp.ClientConnectionError:
             if self._wire.written or not self._wire.reused:
                 raise
-        return await self._fresh.post(instance.chat_url, data=payload, headers=headers, allow_redirects=False)
+        return await self._fresh.post(url, data=payload, headers=headers, allow_redirects=False)
 
     def _watch_connection(self, response: aiohttp.ClientResponse) -> None:
         """End the reading of an answer whose connection aiohttp closes for broken framing.

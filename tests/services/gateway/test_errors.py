@@ -10,8 +10,8 @@ import pytest
 
 from services.gateway import app as gateway
 from services.gateway.budget.refusals import LABELS, Refusal, Word, label
-from services.gateway.chat.metrics import ChatMetrics
 from services.gateway.errors import GatewayError, InvalidToken, envelope, error_headers, kind_of
+from services.gateway.relay.metrics import RelayMetrics
 from shared.errors import BadRequest, NotFound, ServiceError
 from shared.telemetry.metrics import Registry
 from tests.deploy.declarations import ROOT
@@ -44,7 +44,7 @@ def made(kind: type[ServiceError]) -> ServiceError:
 
 def test_the_reasons_of_chats_metrics_are_these() -> None:
     registry = Registry()
-    ChatMetrics(registry).preset((), ())
+    RelayMetrics(registry).preset((), ())
     page = registry.render().decode()
     rejected = set(re.findall(r'^chat_request_rejections_total\{.*?reason="(\w+)"', page, re.MULTILINE))
     assert rejected == PINNED["failure"] | PINNED["excluded"]
@@ -78,7 +78,7 @@ def test_every_error_has_its_status_code_and_reason_and_is_documented(kind: type
     side = "failure" if table.ours else "excluded"
     assert table.counted_as in PINNED[side]
     registry = Registry()
-    ChatMetrics(registry).rejected(error, "other", "none")
+    RelayMetrics(registry).rejected(error, "other", "none")
     page = registry.render().decode()
     assert f'chat_availability_total{{outcome="{side}",reason="{table.counted_as}"}} 1' in page
     assert re.search(rf'^chat_request_rejections_total\{{.*reason="{table.counted_as}".*\}} 1', page, re.MULTILINE)

@@ -18,8 +18,9 @@ from services.gateway import keys
 from services.gateway.app import _render_error
 from services.gateway.catalogue.services import Catalogue
 from services.gateway.catalogue.views import OPERATIONS
+from services.gateway.dialects import DIALECTS, OPENAI
+from services.gateway.tokens.bearer import VERIFIER
 from services.gateway.tokens.models import Principal
-from services.gateway.tokens.views import VERIFIER
 from shared.domain import service_types
 from shared.service.web import Frame
 from shared.telemetry.logs import UserDigest
@@ -48,6 +49,7 @@ async def url() -> AsyncIterator[str]:
     frame.install(app)
     body = json.dumps({"data": entries}).encode()
     async with Catalogue.open(lambda: answered(body), {}, registry) as catalogue:
+        app[DIALECTS] = (OPENAI,)
         app[VERIFIER] = SimpleNamespace(verify=lambda _token: answered(principal))  # type: ignore[assignment]
         app[keys.BUDGETS] = SimpleNamespace(check=lambda _principal: answered(None))  # type: ignore[assignment]
         app[keys.CATALOGUE] = catalogue

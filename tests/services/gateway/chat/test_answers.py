@@ -10,13 +10,12 @@ from typing import Any
 import pytest
 
 from services.gateway.budget.models import Usage
-from services.gateway.chat.config import ChatConfig
 from services.gateway.errors import KEY_REFUSALS, BudgetReserved
 from services.gateway.upstream.balance import MAX_TRIED
 from services.gateway.upstream.client import UpstreamConfig
 from shared.errors import DependencyUnavailable
 from tests.doubles.litellm import LiteLLMDouble, Script, answer, error_body
-from tests.services.gateway.chat.conftest import Gateway, until
+from tests.services.gateway.conftest import Gateway, until
 
 
 async def test_half_a_character_in_an_answer_becomes_the_replacement_character(gateway: Gateway) -> None:
@@ -183,7 +182,7 @@ async def test_a_dependency_that_is_down_counts_as_unavailable(gateway: Gateway,
 
 async def test_nothing_is_charged_when_litellm_cannot_be_reached(double: LiteLLMDouble, unused_port: int) -> None:
     upstream = UpstreamConfig((f"http://127.0.0.1:{unused_port}",))
-    async with Gateway(double, ChatConfig(), upstream).running() as gateway:
+    async with Gateway(double, upstream).running() as gateway:
         status, _, headers = await gateway.read()
         assert status == 502
         assert "x-should-retry" not in headers
@@ -205,7 +204,7 @@ class TestHealth:
     @pytest.fixture
     async def gateway(self, double: Any) -> Any:
         upstream = UpstreamConfig((double.url,), health_interval=0.02, health_timeout=0.5)
-        async with Gateway(double, ChatConfig(), upstream).running() as gateway:
+        async with Gateway(double, upstream).running() as gateway:
             yield gateway
 
     @pytest.fixture
@@ -234,7 +233,7 @@ class TestHealth:
     ) -> None:
         late = Script([("send", json.dumps(answer()).encode())], first=[("gate", "go")])
         upstream = UpstreamConfig((double.url, second.url), health_interval=0.02)
-        async with Gateway(double, ChatConfig(), upstream).running() as gateway:
+        async with Gateway(double, upstream).running() as gateway:
             for one in (double, second):
                 one.healthy = False
                 one.script("double", late)

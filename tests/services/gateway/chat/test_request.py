@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from services.gateway.chat.config import ChatConfig
-from services.gateway.chat.prompt import Prompt
 from services.gateway.chat.request import ChatRequest, parse
 from services.gateway.errors import GatewayError
-from tests.services.gateway.chat.conftest import Gateway, Model, RawClient, request_body
+from services.gateway.relay.prompt import Prompt
+from tests.services.gateway.conftest import Gateway, Model, RawClient, request_body
 
 CONFIG = ChatConfig(image_url_hosts=frozenset({"img.example"}))
 LIMIT = "max_completion_tokens"

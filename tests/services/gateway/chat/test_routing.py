@@ -7,7 +7,7 @@ from decimal import Decimal
 import pytest
 
 from tests.doubles.litellm import Script, answer, stream_of
-from tests.services.gateway.chat.conftest import Gateway
+from tests.services.gateway.conftest import Gateway
 
 FALLBACK = {"x-litellm-attempted-fallbacks": "1", "x-litellm-model-api-base": "https://other.example.com/v1"}
 

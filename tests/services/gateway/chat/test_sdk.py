@@ -11,7 +11,7 @@ import pytest
 
 from services.gateway.errors import BudgetExceeded, BudgetReserved, RateLimited, UserBlocked
 from tests.doubles.litellm import DONE, Script, answer, chunk, error_body, event, stream_of
-from tests.services.gateway.chat.conftest import TOKEN, Gateway
+from tests.services.gateway.conftest import TOKEN, Gateway
 
 HI: Any = [{"role": "user", "content": "Hi"}]
 TOOLS: Any = [{"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}]

@@ -14,13 +14,13 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from services.gateway.chat.config import ChatConfig
+from services.gateway.relay.config import RelayConfig
 from services.gateway.upstream import connector
 from services.gateway.upstream.client import LiteLLM, UpstreamConfig
 from shared.errors import DependencyUnavailable
 from shared.telemetry.metrics import Registry
 from tests.doubles.litellm import LiteLLMDouble, Script, answer, chunk, event
-from tests.services.gateway.chat.conftest import Gateway, until
+from tests.services.gateway.conftest import Gateway, until
 
 
 @pytest.fixture
@@ -30,7 +30,7 @@ async def double() -> AsyncIterator[LiteLLMDouble]:
 
 
 async def test_connections_are_kept_and_used_again(double: LiteLLMDouble) -> None:
-    async with Gateway(double, ChatConfig(), UpstreamConfig((double.url,))).running() as gateway:
+    async with Gateway(double, UpstreamConfig((double.url,))).running() as gateway:
         for stream in (False, True) * 5:
             assert (await gateway.read({"stream": stream}))[0] == 200
         assert double.connections <= 2  # the requests', and the health checks'
@@ -39,7 +39,7 @@ async def test_connections_are_kept_and_used_again(double: LiteLLMDouble) -> Non
 async def test_sockets_to_litellm_are_small_and_notice_a_vanished_host(double: LiteLLMDouble) -> None:
     double.script("double", Script([("send", event(chunk("a"))), ("hang", None)]))
     async with LiteLLM.open(UpstreamConfig((double.url,)), Registry()) as litellm, litellm.call() as call:
-        response = await call.post(b'{"model":"double","stream":true}', {})
+        response = await call.post("v1/chat/completions", b'{"model":"double","stream":true}', {})
         assert response.connection is not None
         assert response.connection.transport is not None
         sock = response.connection.transport.get_extra_info("socket")
@@ -49,7 +49,7 @@ async def test_sockets_to_litellm_are_small_and_notice_a_vanished_host(double: L
 
 async def test_the_next_instance_is_asked_when_one_cannot_be_reached(double: LiteLLMDouble, unused_port: int) -> None:
     upstream = UpstreamConfig((f"http://127.0.0.1:{unused_port}", double.url))
-    async with Gateway(double, ChatConfig(), upstream).running() as gateway:
+    async with Gateway(double, upstream).running() as gateway:
         for _ in range(6):
             assert (await gateway.read())[0] == 200
         assert len(double.asked) == 6
@@ -59,7 +59,7 @@ async def test_the_next_instance_is_asked_when_one_cannot_be_reached(double: Lit
 async def test_a_request_that_went_out_is_never_sent_twice(double: LiteLLMDouble) -> None:
     double.script("double", Script(first=[("reset", None)]))
     upstream = UpstreamConfig((double.url, double.url))
-    async with Gateway(double, ChatConfig(), upstream).running() as gateway:
+    async with Gateway(double, upstream).running() as gateway:
         status, _, headers = await gateway.read()
         assert (status, headers["x-should-retry"]) == (502, "false")
         assert len(double.asked) == 1
@@ -134,7 +134,7 @@ async def test_a_kept_connection_that_closes_while_a_request_is_written_is_repla
 ) -> None:
     """LiteLLM closed it just then; it can't have acted on a part of a request."""
     stub = Stub(1, 1, reads=10_000)
-    async with stub.running() as url, Gateway(double, ChatConfig(), UpstreamConfig((url,))).running() as gateway:
+    async with stub.running() as url, Gateway(double, UpstreamConfig((url,))).running() as gateway:
         assert (await gateway.read())[0] == 200
         assert (await gateway.read(BIG))[0] == 200
         assert (stub.heads, stub.whole, stub.connections) == (3, 2, 2)
@@ -150,7 +150,7 @@ async def test_a_connection_that_a_health_check_left_is_a_kept_one() -> None:
             assert await litellm.check(litellm.balancer.instances[0])
             connections = stub.connections
             async with litellm.call() as call:
-                response = await call.post(json.dumps(BIG).encode(), {})
+                response = await call.post("v1/chat/completions", json.dumps(BIG).encode(), {})
                 assert response.status == 200
                 assert await call.read_answer(lambda: None)
             assert (connections, stub.connections, stub.whole) == (0, 2, 1)
@@ -158,7 +158,7 @@ async def test_a_connection_that_a_health_check_left_is_a_kept_one() -> None:
 
 async def test_a_new_connection_that_closes_while_a_request_is_written_is_an_error(double: LiteLLMDouble) -> None:
     stub = Stub(0, reads=10_000)
-    async with stub.running() as url, Gateway(double, ChatConfig(), UpstreamConfig((url,))).running() as gateway:
+    async with stub.running() as url, Gateway(double, UpstreamConfig((url,))).running() as gateway:
         assert (await gateway.read(BIG))[0] == 502
         assert (stub.heads, stub.connections) == (1, 1)
         assert (await gateway.budgets.wait_settled()).sent
@@ -166,7 +166,7 @@ async def test_a_new_connection_that_closes_while_a_request_is_written_is_an_err
 
 async def test_the_second_connection_is_the_last_that_is_tried(double: LiteLLMDouble) -> None:
     stub = Stub(1, 0, reads=10_000)
-    async with stub.running() as url, Gateway(double, ChatConfig(), UpstreamConfig((url,))).running() as gateway:
+    async with stub.running() as url, Gateway(double, UpstreamConfig((url,))).running() as gateway:
         assert (await gateway.read())[0] == 200
         assert (await gateway.read(BIG))[0] == 502
         assert (stub.heads, stub.connections) == (3, 2)
@@ -175,7 +175,7 @@ async def test_the_second_connection_is_the_last_that_is_tried(double: LiteLLMDo
 async def test_a_kept_connection_that_closes_with_a_whole_request_is_an_error(double: LiteLLMDouble) -> None:
     """LiteLLM may have acted on it: it is not sent twice, and is charged."""
     stub = Stub(1, 1, reads=0)
-    async with stub.running() as url, Gateway(double, ChatConfig(), UpstreamConfig((url,))).running() as gateway:
+    async with stub.running() as url, Gateway(double, UpstreamConfig((url,))).running() as gateway:
         assert (await gateway.read())[0] == 200
         status, _, headers = await gateway.read()
         assert (status, headers["x-should-retry"]) == (502, "false")
@@ -205,7 +205,7 @@ class TestDeath:
     """LiteLLM in a process of its own."""
 
     @asynccontextmanager
-    async def _running(self, config: ChatConfig) -> AsyncIterator[tuple[Gateway, int]]:
+    async def _running(self, config: RelayConfig) -> AsyncIterator[tuple[Gateway, int]]:
         process = await asyncio.create_subprocess_exec(
             sys.executable, "-m", "tests.doubles.litellm", stdout=asyncio.subprocess.PIPE
         )
@@ -213,7 +213,7 @@ class TestDeath:
             assert process.stdout is not None
             port = int(await process.stdout.readline())
             upstream = UpstreamConfig((f"http://127.0.0.1:{port}",), health_interval=0.05, health_timeout=0.3)
-            async with Gateway(LiteLLMDouble(), config, upstream).running() as gateway:
+            async with Gateway(LiteLLMDouble(), upstream, config).running() as gateway:
                 yield gateway, process.pid
         finally:
             if process.returncode is None:
@@ -222,7 +222,7 @@ class TestDeath:
 
     async def test_a_killed_litellm_ends_streams_with_an_error_and_costs_nothing_more(self) -> None:
         async with (
-            self._running(ChatConfig()) as (gateway, pid),
+            self._running(RelayConfig()) as (gateway, pid),
             gateway.post({"model": "slow", "stream": True}) as got,
         ):
             await got.content.readuntil(b"\n\n")
@@ -236,7 +236,7 @@ class TestDeath:
             assert not (await gateway.budgets.wait_settled(2)).sent
 
     async def test_a_stopped_litellm_is_a_timeout_and_comes_back(self) -> None:
-        config = ChatConfig(idle_timeout=0.5, keepalive=0.2)
+        config = RelayConfig(idle_timeout=0.5, keepalive=0.2)
         async with self._running(config) as (gateway, pid):
             async with gateway.post({"model": "slow", "stream": True}) as got:
                 await got.content.readuntil(b"\n\n")

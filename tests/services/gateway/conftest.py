@@ -1,4 +1,4 @@
-"""A gateway of the chat views alone: real sockets, a LiteLLM double behind it, budgets that note what they are told."""
+"""A gateway of chat alone: real sockets, a LiteLLM double behind it, budgets that note what they are told."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import contextlib
 import json
 import socket
 import struct
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -16,15 +16,20 @@ import aiohttp
 import pytest
 from aiohttp import web
 
+from services.gateway import dialects
 from services.gateway.budget.models import Ask, Delivery, RateLimits, Reservation
-from services.gateway.chat.bodies import Bodies
 from services.gateway.chat.config import ChatConfig
-from services.gateway.chat.connection import RelaySite
-from services.gateway.chat.keys import CHAT, Chat
-from services.gateway.chat.metrics import ChatMetrics
-from services.gateway.chat.open import OpenRequests
-from services.gateway.chat.views import chat_completions
-from services.gateway.errors import InvalidToken, error_response
+from services.gateway.chat.operation import CHAT, Chat
+from services.gateway.dialects import DIALECTS, OPENAI, Dialect
+from services.gateway.errors import InvalidToken
+from services.gateway.relay.bodies import Bodies
+from services.gateway.relay.collaborators import COLLABORATORS, Collaborators
+from services.gateway.relay.config import RelayConfig
+from services.gateway.relay.connection import RelaySite
+from services.gateway.relay.metrics import RelayMetrics
+from services.gateway.relay.open import OpenRequests
+from services.gateway.relay.views import Paid
+from services.gateway.settings import GatewaySettings
 from services.gateway.tokens.models import Principal
 from services.gateway.upstream.client import LiteLLM, UpstreamConfig
 from shared.domain import service_types
@@ -33,6 +38,7 @@ from shared.service.serve import listen
 from shared.service.web import Frame
 from shared.telemetry.logs import UserDigest
 from shared.telemetry.metrics import Registry
+from shared.telemetry.openapi import add_routes
 from tests.doubles.litellm import LiteLLMDouble
 
 TOKEN = "good-token"
@@ -97,14 +103,31 @@ class Models(dict[str, Model]):
 class Gateway:
     """A running gateway, and a client of it."""
 
-    def __init__(self, double: LiteLLMDouble, config: ChatConfig, upstream: UpstreamConfig) -> None:
+    def __init__(
+        self,
+        double: LiteLLMDouble,
+        upstream: UpstreamConfig,
+        config: RelayConfig | None = None,
+        chat: ChatConfig | None = None,
+        *,
+        max_open_requests: int = 2500,
+        dialects: Sequence[Dialect] = (),
+        paid: Sequence[Paid] = (),
+    ) -> None:
+        """
+        :param dialects: those beside OpenAI's.
+        :param paid: operations beside chat; they are made without settings.
+        """
         self.double = double
-        self.config = config
+        self.config = config or RelayConfig()
+        self.chat = chat or ChatConfig()
         self.upstream = upstream
         self.budgets = NotingBudgets()
         self.models = Models()
         self.registry = Registry()
-        self.open_requests = OpenRequests(config.max_open_requests)
+        self.open_requests = OpenRequests(max_open_requests)
+        self._dialects = dialects
+        self._paid = paid
         self.litellm: LiteLLM
         self.port = 0
 
@@ -129,22 +152,24 @@ class Gateway:
             return Principal("uid:ai", "uid", row, "jti", 2e9, "client", ("fxa",))
 
         app = web.Application()
-        app.router.add_post("/v1/chat/completions", chat_completions)
+        app[DIALECTS] = (*self._dialects, replace(OPENAI, authenticate=authenticate))
+        add_routes(app, [one.route for one in (CHAT, *self._paid)])
         frame = Frame(
             self.registry,
-            lambda _request, error: error_response(error),
+            lambda request, error: dialects.of(request).error_response(error),
             endpoints=["/v1/chat/completions"],
             user_digest=UserDigest(None),
         )
         frame.install(app)
         async with LiteLLM.open(self.upstream, self.registry) as self.litellm, aiohttp.ClientSession() as self.session:
-            app[CHAT] = Chat(
+            made = {one.route.path: one.make(GatewaySettings(), self.registry) for one in self._paid}
+            app[COLLABORATORS] = Collaborators(
+                {CHAT.route.path: Chat(self.chat, self.registry), **made},
                 self.config,
-                authenticate,
                 self.models,
                 self.budgets,
                 self.litellm,
-                ChatMetrics(self.registry),
+                RelayMetrics(self.registry),
                 self.open_requests,
                 Bodies(self.config),
             )
@@ -244,12 +269,17 @@ async def double() -> AsyncIterator[LiteLLMDouble]:
 
 
 @pytest.fixture
-def config() -> ChatConfig:
+def config() -> RelayConfig:
+    return RelayConfig()
+
+
+@pytest.fixture
+def chat() -> ChatConfig:
     return ChatConfig()
 
 
 @pytest.fixture
-async def gateway(double: LiteLLMDouble, config: ChatConfig) -> AsyncIterator[Gateway]:
+async def gateway(double: LiteLLMDouble, config: RelayConfig, chat: ChatConfig) -> AsyncIterator[Gateway]:
     upstream = UpstreamConfig((double.url,), virtual_key="sk-virtual")
-    async with Gateway(double, config, upstream).running() as gateway:
+    async with Gateway(double, upstream, config, chat).running() as gateway:
         yield gateway

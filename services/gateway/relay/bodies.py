@@ -1,19 +1,19 @@
-"""Reading and validating the bodies of chat requests, within limits per user and for all users together."""
+"""Reading and validating the bodies of requests, within limits per user and for all users together."""
 
 from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from typing import TypeVar
 
 from aiohttp import ClientPayloadError, web
 
-from services.gateway.chat.config import ChatConfig
-from services.gateway.chat.door import Door
-from services.gateway.chat.raw_json import check_items, has_halves, mend_request
-from services.gateway.chat.request import ChatRequest, Malformed, parse
-from services.gateway.errors import InvalidRequest, RequestTooLarge, Unavailable
+from services.gateway.errors import InvalidRequest, Malformed, RequestTooLarge, Unavailable
+from services.gateway.relay.config import RelayConfig
+from services.gateway.relay.door import Door
+from services.gateway.relay.raw_json import check_items, has_halves, mend_request
 
 #: Concurrent body reads per user. Further ones queue, so that a slow sender delays only itself.
 AT_ONCE = 16
@@ -24,18 +24,21 @@ _ONE_GO = 256 * 1024
 #: Bytes of unfinished bodies in this process.
 MOST_BYTES = 256 * 1024 * 1024
 
+Asked = TypeVar("Asked")
+
 
 class Bodies:
-    def __init__(self, config: ChatConfig) -> None:
+    def __init__(self, config: RelayConfig) -> None:
         self._config = config
         self._reading, self._parsing = _Places(AT_ONCE), _Places(PARSED_AT_ONCE)
         self._held = 0
         self.door = Door()
 
-    async def parse(self, body: bytes, user: str) -> ChatRequest:
+    async def parse(self, body: bytes, user: str, parse: Callable[[bytes], Asked]) -> Asked:
         """Validate a body, taking turns with other work if it is large.
 
-        :raises RequestTooLarge, InvalidRequest, InvalidModel: as ``request.parse``.
+        :param parse: the operation's validation; raises ``Malformed`` for what is not JSON.
+        :raises RequestTooLarge, InvalidRequest, InvalidModel: as ``parse``.
         :raises RateLimited: the door has closed while this body waited for its turn.
         """
         async with self._parsing.place(user):
@@ -43,14 +46,14 @@ class Bodies:
             await check_items(body)
             await _turn(body)
             try:
-                return parse(body, self._config)
+                return parse(body)
             except Malformed:
                 if not has_halves(body):
                     raise
             await _turn(body)
             body = await mend_request(body)
             await _turn(body)
-            return parse(body, self._config)
+            return parse(body)
 
     async def read(self, request: web.Request, user: str) -> bytes:
         """The request's body.

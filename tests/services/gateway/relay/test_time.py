@@ -11,17 +11,18 @@ import pytest
 
 from services.gateway.chat.config import ChatConfig
 from services.gateway.errors import UserBlocked
+from services.gateway.relay.config import RelayConfig
 from services.gateway.upstream.client import UpstreamConfig
 from tests.doubles.litellm import DONE, LiteLLMDouble, Script, chunk, event, stream_of
-from tests.services.gateway.chat.conftest import Gateway
+from tests.services.gateway.conftest import Gateway
 
 COMMENT = b": keep-alive\n\n"
 STREAM = {"stream": True}
 
 
 @pytest.fixture
-def config() -> ChatConfig:
-    return ChatConfig(idle_timeout=0.6, keepalive=0.1)
+def config() -> RelayConfig:
+    return RelayConfig(idle_timeout=0.6, keepalive=0.1)
 
 
 def error_code(body: bytes) -> str:
@@ -114,7 +115,7 @@ async def test_a_block_before_the_first_event_is_a_plain_403(gateway: Gateway) -
 
 class TestTotal:
     @pytest.fixture
-    def config(self) -> ChatConfig:
+    def chat(self) -> ChatConfig:
         return ChatConfig(total_timeout=0.3)
 
     async def test_a_request_may_be_limited_however_busy_it_is(self, gateway: Gateway) -> None:
@@ -125,8 +126,8 @@ class TestTotal:
 
 class TestDrain:
     @pytest.fixture
-    def config(self) -> ChatConfig:
-        return ChatConfig()
+    def config(self) -> RelayConfig:
+        return RelayConfig()
 
     async def test_streams_may_finish_and_new_requests_are_refused(self, gateway: Gateway) -> None:
         gateway.double.script("double", Script([("send", event(chunk("a"))), ("gate", "go"), ("send", DONE)]))
@@ -155,7 +156,7 @@ class TestDrain:
 class TestLimit:
     @pytest.fixture
     async def gateway(self, double: LiteLLMDouble) -> AsyncIterator[Gateway]:
-        async with Gateway(double, ChatConfig(max_open_requests=2), UpstreamConfig((double.url,))).running() as gateway:
+        async with Gateway(double, UpstreamConfig((double.url,)), max_open_requests=2).running() as gateway:
             yield gateway
 
     async def test_one_request_too_many_is_a_503(self, gateway: Gateway) -> None:

@@ -9,14 +9,14 @@ from typing import Any
 import aiohttp
 from aiohttp import HttpVersion11, web
 
-from services.gateway.chat.sse import EventTooLong, Framer, parse
-from services.gateway.chat.sse import events as split
-from services.gateway.chat.tally import Tally
-from services.gateway.chat.watch import Watch
-from services.gateway.errors import UpstreamError, error_event
+from services.gateway.dialects import Dialect
+from services.gateway.errors import UpstreamError
+from services.gateway.relay.operation import StreamTally
+from services.gateway.relay.sse import EventTooLong, Framer, parse
+from services.gateway.relay.sse import events as split
+from services.gateway.relay.watch import Watch
 from shared.errors import ServiceError
 
-COMMENT = b": keep-alive\n\n"
 #: Bytes that may wait for a client in this process before reading from LiteLLM pauses.
 WRITE_BUFFER = 32 * 1024
 #: Limit of the comments held back before the first event.
@@ -45,6 +45,7 @@ class StreamRelay:
     __slots__ = (
         "_chunked",
         "_commit",
+        "_dialect",
         "_ended",
         "_framer",
         "_held",
@@ -58,11 +59,17 @@ class StreamRelay:
     )
 
     def __init__(
-        self, request: web.Request, response: web.StreamResponse, tally: Tally, on_begin: Callable[[], None]
+        self,
+        request: web.Request,
+        response: web.StreamResponse,
+        tally: StreamTally,
+        dialect: Dialect,
+        on_begin: Callable[[], None],
     ) -> None:
         self._request = request
         self.response = response
         self._tally = tally
+        self._dialect = dialect
         self._on_begin = on_begin
         self._protocol = request.protocol
         self._chunked = request.version >= HttpVersion11
@@ -76,6 +83,11 @@ class StreamRelay:
         self.complete = False
 
     @property
+    def comments(self) -> bool:
+        """Whether silence is filled with comments."""
+        return bool(self._dialect.comment)
+
+    @property
     def committed(self) -> bool:
         return self.response.prepared
 
@@ -86,7 +98,7 @@ class StreamRelay:
         :raises UpstreamError: it ended badly in another way.
         :raises ConnectionError: the client has left.
         """
-        read, push, tally = content.readany, self._framer.push, self._tally
+        read, push, tally, rewrite = content.readany, self._framer.push, self._tally, self._dialect.events
         now = asyncio.get_running_loop().time
         while True:
             try:
@@ -103,7 +115,7 @@ class StreamRelay:
                 raise UpstreamError("The model's answer has an event without an end.") from error
             if events.startswith(b"data: ") or self._has_data(events):
                 watch.seen = now()
-            block = tally.read(events)
+            block = rewrite(tally.read(events))
             if tally.over:
                 watch.writing = True
                 await self._finish(block)
@@ -179,7 +191,7 @@ class StreamRelay:
         """LiteLLM has ended the stream, or the connection broke."""
         tally = self._tally
         watch.writing = True
-        block = tally.read_last(self._framer.rest())
+        block = self._dialect.events(tally.read_last(self._framer.rest()))
         if tally.over:
             await self._finish(block)
             return
@@ -200,7 +212,7 @@ class StreamRelay:
             if self._ended:
                 return
             held, self._held = self._held, b""
-            self._write(held + COMMENT)
+            self._write(held + self._dialect.comment)
         except ConnectionError:
             pass  # the request notices that itself
 
@@ -210,7 +222,7 @@ class StreamRelay:
         self._ended = True
         try:
             async with asyncio.timeout(FAREWELL):
-                await self.response.write_eof(error_event(error))
+                await self.response.write_eof(self._dialect.error_event(error))
         except TimeoutError:
             transport = self._request.transport
             if transport is not None:

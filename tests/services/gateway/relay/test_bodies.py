@@ -9,19 +9,19 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from services.gateway.chat.bodies import AT_ONCE
-from services.gateway.chat.config import ChatConfig
+from services.gateway.relay.bodies import AT_ONCE
+from services.gateway.relay.config import RelayConfig
 from services.gateway.upstream.client import UpstreamConfig
 from tests.doubles.litellm import LiteLLMDouble
-from tests.services.gateway.chat.conftest import TOKEN, Gateway, request_body
+from tests.services.gateway.conftest import TOKEN, Gateway, request_body
 
 Connection = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 
 @pytest.fixture
 async def gateway(double: LiteLLMDouble) -> AsyncIterator[Gateway]:
-    config = ChatConfig(max_open_requests=2, body_timeout=0.5)
-    async with Gateway(double, config, UpstreamConfig((double.url,))).running() as one:
+    config = RelayConfig(body_timeout=0.5)
+    async with Gateway(double, UpstreamConfig((double.url,)), config, max_open_requests=2).running() as one:
         yield one
 
 

@@ -1,4 +1,4 @@
-"""The open chat requests of this process: their limit, and their end when the process drains."""
+"""The open requests of this process: their limit, and their end when the process drains."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from services.gateway.chat.watch import Watch
 from services.gateway.errors import Unavailable
+from services.gateway.relay.watch import Watch
 
 #: Seconds that ended requests have to answer their clients and settle.
 LAST_WORDS = 5.0

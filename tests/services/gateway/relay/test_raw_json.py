@@ -12,8 +12,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.gateway.chat.raw_json import MAX_HALVES, MAX_ITEMS, check_items, has_halves, mend_request, mend_surrogates
 from services.gateway.errors import InvalidRequest, RequestTooLarge
+from services.gateway.relay.raw_json import (
+    MAX_HALVES,
+    MAX_ITEMS,
+    check_items,
+    has_halves,
+    mend_request,
+    mend_surrogates,
+)
 
 #: What escapes of strings are made of, and what looks like one.
 ESCAPED = st.lists(

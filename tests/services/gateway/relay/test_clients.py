@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 
-from services.gateway.chat.config import ChatConfig
-from services.gateway.chat.connection import SEND_BUFFER, RelayProtocol
+from services.gateway.relay.config import RelayConfig
+from services.gateway.relay.connection import SEND_BUFFER, RelayProtocol
 from services.gateway.upstream.client import UpstreamConfig
 from shared.service.serve import USER_TIMEOUT_MS
 from tests.doubles.litellm import LiteLLMDouble, Script, answer, chunk, event, stream_of
-from tests.services.gateway.chat.conftest import Gateway, RawClient, request_body, until
+from tests.services.gateway.conftest import Gateway, RawClient, request_body, until
 
 WITHIN = 0.1
 
@@ -166,8 +166,8 @@ async def test_hundreds_of_clients_that_vanish_leave_nothing(gateway: Gateway) -
 class TestSlow:
     @pytest.fixture
     async def gateway(self, double: LiteLLMDouble) -> AsyncIterator[Gateway]:
-        config = ChatConfig(slow_client=0.4, idle_timeout=5)
-        async with Gateway(double, config, UpstreamConfig((double.url,))).running() as gateway:
+        config = RelayConfig(slow_client=0.4, idle_timeout=5)
+        async with Gateway(double, UpstreamConfig((double.url,)), config).running() as gateway:
             yield gateway
 
     async def test_a_client_that_takes_nothing_holds_litellm_back_and_is_dropped(self, gateway: Gateway) -> None:

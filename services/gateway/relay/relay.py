@@ -1,4 +1,4 @@
-"""The relay of an admitted chat request: asks LiteLLM, streams to the client, settles exactly once."""
+"""The relay of an admitted request: asks LiteLLM, answers the client, settles exactly once."""
 
 from __future__ import annotations
 
@@ -6,20 +6,20 @@ import asyncio
 import time
 from collections.abc import Mapping
 from decimal import Decimal
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import aiohttp
 from aiohttp import web
 
 from services.gateway.budget.models import Delivery
-from services.gateway.chat.keys import Chat
-from services.gateway.chat.metrics import Labels
-from services.gateway.chat.raw_json import has_halves, mend_surrogates
-from services.gateway.chat.request import ChatRequest
-from services.gateway.chat.stream import WRITE_BUFFER, StreamFailed, StreamRelay
-from services.gateway.chat.tally import Tally
-from services.gateway.chat.watch import Watch
+from services.gateway.dialects import of as dialect_of
 from services.gateway.errors import UpstreamError, UpstreamTimeout
+from services.gateway.relay.collaborators import Collaborators
+from services.gateway.relay.metrics import Labels
+from services.gateway.relay.operation import PaidOperation
+from services.gateway.relay.raw_json import has_halves, mend_surrogates
+from services.gateway.relay.stream import WRITE_BUFFER, StreamFailed, StreamRelay
+from services.gateway.relay.watch import Watch
 from services.gateway.upstream.classify import KNOWN_WORDS, UpstreamFailure, classify, read_event_failure, read_failure
 from services.gateway.upstream.facts import RoutingFacts
 from shared.errors import ServiceError
@@ -38,41 +38,45 @@ STREAM_HEADERS = {
 }
 
 
-class Exchange:
+class Relay:
     """One admitted request, from its forwarding to its settlement.
 
+    :param asked: the valid request, as ``operation`` parsed it.
     :param headers: for LiteLLM, beside the pool's own.
+    :param wanted: the completion limit that the client gave, or 0.
     :param started: ``time.perf_counter()`` when the request arrived.
     """
 
     def __init__(
         self,
         request: web.Request,
-        chat: Chat,
-        asked: ChatRequest,
+        shared: Collaborators,
+        operation: PaidOperation[Any, Any],
+        asked: Any,
         reservation: Reservation,
         headers: Mapping[str, str],
         labels: Labels,
+        wanted: int,
         started: float,
     ) -> None:
         self._request = request
-        self._chat = chat
+        self._shared = shared
+        self._operation = operation
         self._reservation = reservation
-        self._asked: ChatRequest | None = asked
-        self._wanted = asked.limit or 0
+        self._asked = asked
+        self._wanted = wanted
         self._upstream_headers = headers
         self._labels = labels
         self._started = started
-        self._call = chat.litellm.call()
-        self._tally = Tally(show_usage=asked.wants_usage, choices=asked.n)
+        self._call = shared.litellm.call()
+        self._tally = operation.tally(asked)
         self._stream: StreamRelay | None = None
         if asked.stream:
             response = web.StreamResponse(headers={**STREAM_HEADERS, **self._limits()})
-            self._stream = StreamRelay(request, response, self._tally, self._begun)
+            self._stream = StreamRelay(request, response, self._tally, dialect_of(request), self._begun)
         self._outcome = "error"
         self._refused = False
         self._facts: RoutingFacts | None = None
-        self._overhead = 0.0
         self._asked_at = 0.0
 
     async def run(self) -> web.StreamResponse:
@@ -83,13 +87,14 @@ class Exchange:
         """
         stream = self._stream
         watch = Watch(
-            self._chat.config,
-            on_quiet=stream.keep_alive if stream else None,
+            self._shared.config,
+            deadline=self._operation.deadline,
+            on_quiet=stream.keep_alive if stream and stream.comments else None,
             backlog=self._backlog,
             drop=self._drop,
             revoked=self._reservation.revoked,
         )
-        self._chat.open_requests.watch(watch)
+        self._shared.open_requests.watch(watch)
         failure: ServiceError | None = None
         try:
             async with self._call:
@@ -104,9 +109,9 @@ class Exchange:
             failure = error
         finally:
             watch.stop()
-            self._chat.open_requests.unwatch(watch)
+            self._shared.open_requests.unwatch(watch)
             if watch.dropped:
-                self._chat.metrics.slow_client()
+                self._shared.metrics.slow_client()
             if isinstance(failure, UpstreamTimeout):
                 self._outcome = "timeout"
             charged = self._settle()
@@ -133,33 +138,24 @@ class Exchange:
         if has_halves(body):
             body = mend_surrogates(body)
         now = time.perf_counter()
-        self._tally.read_answer(body)
+        body = self._tally.read_answer(body)
         if self._tally.error is not None:
             self._refused = True
             raise self._classify(read_event_failure(self._tally.error), upstream)
-        if not self._tally.started:
-            raise UpstreamError("The model's answer is not JSON.")
         response = web.Response(
             body=body,
             headers={"Content-Type": "application/json", **self._limits()},
         )
-        self._chat.metrics.overhead(self._asked_at - self._started + time.perf_counter() - now)
+        self._shared.metrics.overhead(self._asked_at - self._started + time.perf_counter() - now)
         return response
 
     async def _post(self) -> aiohttp.ClientResponse:
         """:raises ServiceError: LiteLLM did not answer 200."""
         asked, self._asked = self._asked, None  # a stream is long, and its request may be large
-        assert asked is not None
-        ask = self._reservation.ask
+        operation = self._operation
         # The body is not kept here: the call releases it once it is sent
         request = self._call.post(
-            asked.encode(
-                ask.principal.user_id,
-                self._reservation.grant,
-                ask.model.limit_name,
-                self._chat.config.sampling(ask.principal.service_type),
-            ),
-            self._upstream_headers,
+            operation.path(asked), operation.encode(asked, self._reservation), self._upstream_headers
         )
         del asked
         self._asked_at = time.perf_counter()
@@ -168,7 +164,7 @@ class Exchange:
             self._refused = True
             raise self._classify(read_failure(upstream.status, await self._call.read_error()), upstream)
         self._facts = RoutingFacts.of(upstream.headers)
-        self._chat.metrics.routing.answered(self._facts, self._labels[0])
+        self._shared.metrics.routing.answered(self._facts, self._labels[0])
         return upstream
 
     def _told_cost(self) -> Decimal | None:
@@ -185,7 +181,7 @@ class Exchange:
         reservation = self._reservation
         period_end = (reservation.period_index + 1) * reservation.period_seconds
         error = classify(failure, upstream.headers, seconds_to_reset=max(1.0, period_end - time.time()))
-        self._chat.metrics.refused_upstream(error)
+        self._shared.metrics.refused_upstream(error)
         _log.warning(
             "litellm_refused",
             status=failure.status,
@@ -198,7 +194,7 @@ class Exchange:
     async def _fail(self, error: ServiceError, charged: int) -> web.StreamResponse:
         stream = self._stream
         if stream is not None and stream.committed:
-            self._chat.metrics.rejected(error, self._labels[0], self._labels[1])
+            self._shared.metrics.rejected(error, self._labels[0], self._labels[1])
             await stream.fail(error)
             return stream.response
         if charged and isinstance(error, UpstreamError | UpstreamTimeout):
@@ -215,31 +211,29 @@ class Exchange:
     def _begun(self) -> None:
         """The first event has gone out."""
         seconds = time.perf_counter() - self._started
-        self._chat.metrics.first_event(seconds, self._labels[0])
-        self._chat.metrics.overhead(self._asked_at - self._started)
+        self._operation.metrics.begun(seconds, self._labels[0])
+        self._shared.metrics.overhead(self._asked_at - self._started)
 
     def _settle(self) -> int:
-        tally, metrics = self._tally, self._chat.metrics
-        usage, told = tally.usage, self._told_cost()
-        charged = self._chat.budgets.settle(
+        tally, metrics = self._tally, self._shared.metrics
+        told = self._told_cost()
+        charged = self._shared.budgets.settle(
             self._reservation,
             Delivery(
                 outcome=self._outcome,
                 sent=self._call.sent,
                 refused=self._refused,
-                usage=usage,
+                usage=tally.usage,
                 response_cost=told,
                 relayed_bytes=tally.text,
                 stream=self._stream is not None,
             ),
         )
         result = "error" if self._outcome == "timeout" else self._outcome
-        metrics.finished(result, time.perf_counter() - self._started, self._labels)
-        if usage is not None:
-            metrics.tokens(usage.prompt_tokens, usage.completion_tokens, self._labels)
+        metrics.ended(result)
+        self._operation.metrics.ended(result, time.perf_counter() - self._started, self._labels, tally)
         if (reported := told or tally.cost) is not None:
             metrics.routing.cost(reported, self._labels[0])
-        metrics.ended(len(tally.tools), tally.finished.values(), self._labels)
         return charged
 
     def _backlog(self) -> int:

@@ -11,8 +11,8 @@ import asyncio
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from services.gateway.chat.config import ChatConfig
 from services.gateway.errors import UpstreamTimeout
+from services.gateway.relay.config import RelayConfig
 from shared.errors import ServiceError
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ _NEVER = float("inf")
 class Watch:
     """The watch of one running request.
 
+    :param deadline: seconds that the request may take; 0 for no limit.
     :param on_quiet: called after each ``keepalive`` seconds of silence; the coroutine runs as a task.
     :param backlog: returns the bytes that wait for the client in this process.
     :param drop: drops the client's connection, which cancels the request.
@@ -52,8 +53,9 @@ class Watch:
 
     def __init__(
         self,
-        config: ChatConfig,
+        config: RelayConfig,
         *,
+        deadline: float,
         on_quiet: Callable[[], Coroutine[None, None, None]] | None,
         backlog: Callable[[], int],
         drop: Callable[[], None],
@@ -67,7 +69,7 @@ class Watch:
         self._drop = drop
         #: Loop time of the last data, set by reads and finished writes.
         self.seen = self._spoke = self._loop.time()
-        self._deadline = self.seen + config.total_timeout if config.total_timeout else _NEVER
+        self._deadline = self.seen + deadline if deadline else _NEVER
         #: A write to the client is under way, which may wait for the client.
         self.writing = False
         self._stuck = -1

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.gateway.budget.models import Usage
-from services.gateway.chat import sse
 from services.gateway.chat.tally import Tally
+from services.gateway.relay import sse
 from tests.doubles.litellm import DONE, chunk, event, stream_of, usage_chunk
 
 ENDS = [b"\n\n", b"\r\n\r\n", b"\r\r", b"\n\r\n", b"\r\n\n", b"\n\r", b"\r\n\r"]

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from services.gateway.chat import views
+from services.gateway.relay import views
 from tests.doubles.litellm import Script, chunk, event
-from tests.services.gateway.chat.conftest import Gateway, until
+from tests.services.gateway.conftest import Gateway, until
 
 OPEN = 10
 BODY = 500_000

@@ -9,7 +9,7 @@ import pytest
 
 from services.gateway.budget.models import Usage
 from tests.doubles.litellm import DONE, Script, chunk, error_body, event, stream_of, usage_chunk
-from tests.services.gateway.chat.conftest import Gateway, Model
+from tests.services.gateway.conftest import Gateway, Model
 
 STREAM = {"stream": True}
 

@@ -1,0 +1,133 @@
+"""POST /v1/chat/completions: what chat has of its own as a paid operation, and its documentation."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from services.gateway.budget.models import Reservation
+from services.gateway.catalogue.prices import PricedModel
+from services.gateway.chat.config import ChatConfig
+from services.gateway.chat.metrics import ChatMetrics
+from services.gateway.chat.request import MAX_CHOICES, ChatRequest, parse
+from services.gateway.chat.tally import Tally
+from services.gateway.errors import RequestTooLarge
+from services.gateway.relay.operation import Models, Size, permitted
+from services.gateway.relay.views import paid
+from services.gateway.settings import GatewaySettings
+from shared.domain.service_types import MAX_MODEL_NAME, ServiceType
+from shared.telemetry.metrics import Registry
+from shared.telemetry.openapi import Answer, Body
+
+_PATH = "v1/chat/completions"
+
+
+class Chat:
+    """Chat completions, streamed or whole."""
+
+    def __init__(self, config: ChatConfig, registry: Registry) -> None:
+        self._config = config
+        self.metrics = ChatMetrics(registry)
+        self.deadline = config.total_timeout
+
+    @classmethod
+    def of(cls, settings: GatewaySettings, registry: Registry) -> Chat:
+        config = ChatConfig(
+            temperature=settings.temperature,
+            top_p=settings.top_p,
+            max_completion_tokens=settings.max_completion_tokens,
+            image_url_hosts=frozenset(settings.image_url_hosts),
+            total_timeout=settings.total_timeout_seconds,
+        )
+        return cls(config, registry)
+
+    def parse(self, body: bytes, row: ServiceType) -> ChatRequest:
+        return parse(body, self._config)
+
+    def model(self, asked: ChatRequest, row: ServiceType, models: Models) -> PricedModel:
+        return permitted(asked.model, row, models)
+
+    def size(self, asked: ChatRequest, model: PricedModel) -> Size:
+        """The estimate decides what fits the window: by its bound, prompts would get a fourth of most windows."""
+        window, prompt = model.context_window, asked.prompt
+        if window is not None and prompt.estimate > window:
+            raise RequestTooLarge("The prompt is larger than the model's context window.", param="messages")
+        limit = asked.limit or self._config.max_completion_tokens
+        limit = min(limit, model.max_output_tokens or limit)
+        return Size(prompt.bound(model), prompt.estimate, limit, asked.n, asked.limit or 0)
+
+    def path(self, asked: ChatRequest) -> str:
+        return _PATH
+
+    def encode(self, asked: ChatRequest, reservation: Reservation) -> bytes:
+        ask = reservation.ask
+        principal = ask.principal
+        defaults = self._config.sampling(principal.service_type)
+        return asked.encode(principal.user_id, reservation.grant, ask.model.limit_name, defaults)
+
+    def tally(self, asked: ChatRequest) -> Tally:
+        return Tally(show_usage=asked.wants_usage, choices=asked.n)
+
+
+_REQUEST: dict[str, Any] = {
+    "type": "object",
+    "required": ["model", "messages"],
+    "description": "Other parameters are dropped silently.",
+    "properties": {
+        "model": {"type": "string", "minLength": 1, "maxLength": MAX_MODEL_NAME},
+        "messages": {
+            "type": "array",
+            "minItems": 1,
+            "items": {
+                "type": "object",
+                "required": ["role"],
+                "properties": {
+                    "role": {"enum": ["system", "developer", "user", "assistant", "tool"]},
+                    "content": {
+                        "description": "Text, or parts: `text`, or `image_url` as a `data:` URL.",
+                        "anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "object"}}, {"type": "null"}],
+                    },
+                },
+            },
+        },
+        "stream": {"type": "boolean", "default": False},
+        "stream_options": {"type": "object", "properties": {"include_usage": {"type": "boolean"}}},
+        "temperature": {"type": "number", "minimum": 0, "maximum": 2},
+        "top_p": {"type": "number", "minimum": 0, "maximum": 1},
+        "n": {"type": "integer", "minimum": 1, "maximum": MAX_CHOICES},
+        "stop": {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}, "maxItems": 16}]},
+        "max_tokens": {"type": "integer", "minimum": 1, "deprecated": True},
+        "max_completion_tokens": {"type": "integer", "minimum": 1},
+        "presence_penalty": {"type": "number", "minimum": -2, "maximum": 2},
+        "frequency_penalty": {"type": "number", "minimum": -2, "maximum": 2},
+        "logit_bias": {"type": "object", "additionalProperties": {"type": "number"}},
+        "logprobs": {"type": "boolean"},
+        "top_logprobs": {"type": "integer", "minimum": 0, "maximum": 20},
+        "response_format": {"type": "object"},
+        "seed": {"type": "integer"},
+        "tools": {"type": "array", "items": {"type": "object"}},
+        "tool_choice": {"anyOf": [{"enum": ["none", "auto", "required"]}, {"type": "object"}]},
+        "parallel_tool_calls": {"type": "boolean"},
+        "reasoning_effort": {"type": "string"},
+    },
+}
+
+_EXAMPLE = {
+    "model": "openai/gpt-4o",
+    "messages": [{"role": "user", "content": "Say hello."}],
+    "max_completion_tokens": 100,
+}
+_EVENTS = {"type": "string", "description": "Each event is `data: ` and a chunk as JSON; the last is `data: [DONE]`."}
+
+CHAT = paid(
+    Chat.of,
+    f"/{_PATH}",
+    "Chat completions, streaming and not",
+    Answer(
+        "OpenAI's completion object; with `stream: true` server-sent events of completion chunks. A limit that "
+        "the budget lowered shows as `x-mlpa-max-completion-tokens`.",
+        {"type": "object"},
+        headers=["x-mlpa-max-completion-tokens"],
+        also={"text/event-stream": _EVENTS},
+    ),
+    Body(_REQUEST, _EXAMPLE),
+)

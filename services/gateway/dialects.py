@@ -1,0 +1,68 @@
+"""Dialects: what differs between kinds of clients, so that no operation has to know of it."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+
+from aiohttp import web
+
+from services.gateway.errors import error_event, error_response
+from services.gateway.tokens.bearer import bearer
+from services.gateway.tokens.models import Principal
+from shared.errors import ServiceError
+from shared.service.web import SERVICE_TYPE, USER_ID
+
+
+@dataclass(frozen=True, slots=True)
+class Dialect:
+    """How one kind of client is recognised and authenticated, and how answers are written for it."""
+
+    #: Whether a request comes from such a client.
+    speaks: Callable[[web.Request], bool]
+    #: Returns the bearer of the request's credential; raises InvalidToken or DependencyUnavailable.
+    authenticate: Callable[[web.Request], Awaitable[Principal]]
+    #: The plain answer for an error.
+    error_response: Callable[[ServiceError], web.Response]
+    #: The event that ends a stream which had begun.
+    error_event: Callable[[ServiceError], bytes]
+    #: Rewrites whole events of a stream.
+    events: Callable[[bytes], bytes]
+    #: What is sent while a stream is silent; empty for nothing.
+    comment: bytes
+
+
+def _unchanged(events: bytes) -> bytes:
+    return events
+
+
+OPENAI = Dialect(
+    speaks=lambda _request: True,
+    authenticate=bearer,
+    error_response=error_response,
+    error_event=error_event,
+    events=_unchanged,
+    comment=b": keep-alive\n\n",
+)
+
+#: The dialects of an app. The first that speaks for a request is the request's; the last speaks for all.
+DIALECTS = web.AppKey("dialects", Sequence[Dialect])
+
+
+def of(request: web.Request | None) -> Dialect:
+    """The dialect of a request; OpenAI's for bytes that are no request."""
+    if request is None:
+        return OPENAI
+    return next(dialect for dialect in request.app[DIALECTS] if dialect.speaks(request))
+
+
+async def authenticate(request: web.Request) -> Principal:
+    """The request's user, who goes to the metrics and the log line.
+
+    :raises InvalidToken: the credential is missing or not good.
+    :raises DependencyUnavailable: it could not be checked.
+    """
+    principal = await of(request).authenticate(request)
+    request[SERVICE_TYPE] = principal.service_type.name
+    request[USER_ID] = principal.user_id
+    return principal

@@ -1,0 +1,50 @@
+"""What serving a paid operation needs, set by the app."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+from aiohttp import web
+
+from services.gateway.relay.bodies import Bodies
+from services.gateway.relay.config import RelayConfig
+from services.gateway.relay.metrics import RelayMetrics
+from services.gateway.relay.open import OpenRequests
+from services.gateway.relay.operation import Models, PaidOperation
+from services.gateway.upstream.client import LiteLLM
+
+if TYPE_CHECKING:
+    from services.gateway.budget.models import Ask, Delivery, Reservation
+
+
+class Budgets(Protocol):
+    """The budgets, as the relay uses them."""
+
+    async def admit(self, ask: Ask) -> Reservation:
+        """Reserve the worst case.
+
+        :raises BudgetExceeded, BudgetReserved, RateLimited, UserBlocked, InvalidToken: it is refused.
+        :raises DependencyUnavailable: it could not be decided.
+        """
+
+    def settle(self, reservation: Reservation, delivery: Delivery) -> int:
+        """Charge what was consumed, exactly once. Returns the charge in nano-dollars; never raises or waits."""
+
+
+@dataclass(frozen=True, slots=True)
+class Collaborators:
+    """What all paid operations share. ``operations`` are they themselves, by their paths."""
+
+    operations: Mapping[str, PaidOperation[Any, Any]]
+    config: RelayConfig
+    models: Models
+    budgets: Budgets
+    litellm: LiteLLM
+    metrics: RelayMetrics
+    open_requests: OpenRequests
+    bodies: Bodies
+
+
+COLLABORATORS = web.AppKey("collaborators", Collaborators)

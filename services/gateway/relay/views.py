@@ -1,0 +1,150 @@
+"""The steps of every paid operation, and its declaration: one line of the app."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+from aiohttp import web
+
+from services.gateway.budget.models import Ask
+from services.gateway.catalogue.prices import PricedModel
+from services.gateway.dialects import authenticate
+from services.gateway.openapi import ErrorBody
+from services.gateway.relay.collaborators import COLLABORATORS, Collaborators
+from services.gateway.relay.operation import PaidOperation, Size
+from services.gateway.relay.relay import Relay
+from services.gateway.settings import GatewaySettings
+from services.gateway.tokens.models import Principal
+from shared.errors import DependencyUnavailable, ServiceError
+from shared.service.web import REQUEST_ID, SERVICE_TYPE
+from shared.telemetry.metrics import Registry
+from shared.telemetry.openapi import Answer, Body, Operation, Parameter
+from shared.telemetry.tracing import traceparent
+
+#: The model of a request that may have it, for the metrics of a refusal.
+MODEL = web.RequestKey("model", str)
+
+_RATES = [f"x-ratelimit-{which}-{of}" for of in ("requests", "tokens") for which in ("limit", "remaining", "reset")]
+#: The answers of every paid operation, beside its own 200.
+_ANSWERS = {
+    400: Answer("`invalid_request` (`param` names the field) or `invalid_model`", ErrorBody),
+    401: Answer("`invalid_token`", ErrorBody, headers=["WWW-Authenticate"]),
+    403: Answer("`user_blocked`", ErrorBody),
+    413: Answer("`request_too_large`: the body, or the prompt for the model", ErrorBody),
+    429: Answer(
+        "`budget_exceeded`, `budget_reserved`, `rate_limit_exceeded` or `upstream_rate_limited`",
+        ErrorBody,
+        headers=["Retry-After", "x-should-retry", *_RATES],
+    ),
+    502: Answer("`upstream_error`", ErrorBody, headers=["x-should-retry"]),
+    503: Answer("`unavailable`", ErrorBody, headers=["Retry-After"]),
+    504: Answer("`upstream_timeout`", ErrorBody),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Paid:
+    """The declaration of a paid operation: its route, and how it is made when the service starts."""
+
+    route: Operation
+    make: Callable[[GatewaySettings, Registry], PaidOperation[Any, Any]]
+
+
+def paid(
+    make: Callable[[GatewaySettings, Registry], PaidOperation[Any, Any]],
+    path: str,
+    summary: str,
+    answer: Answer,
+    body: Body,
+    *,
+    parameters: Sequence[Parameter] = (),
+) -> Paid:
+    """Declare a paid operation.
+
+    :param answer: that of 200, beside the headers of rates.
+    """
+
+    async def handle(request: web.Request) -> web.StreamResponse:
+        shared = request.app[COLLABORATORS]
+        return await serve(request, shared, shared.operations[path])
+
+    answers = {200: replace(answer, headers=[*_RATES, *answer.headers]), **_ANSWERS}
+    purpose = Parameter("purpose", "What the request is for: a label of the metrics.", where="header")
+    route = Operation(
+        "POST",
+        path,
+        handle,
+        summary,
+        answers,
+        tag="OpenAI",
+        parameters=[purpose, *parameters],
+        body=body,
+        security="access_token",
+    )
+    return Paid(route, make)
+
+
+async def serve(request: web.Request, shared: Collaborators, operation: PaidOperation[Any, Any]) -> web.StreamResponse:
+    """Authenticate, validate, admit, relay. Errors are raised as ServiceError until a stream has begun."""
+    started = time.perf_counter()
+    door = shared.bodies.door
+    try:
+        shared.open_requests.check()
+        principal = await authenticate(request)
+        user, row = principal.user_id, principal.service_type
+        door.check(user)
+        body = await shared.bodies.read(request, user)
+        with door.passing(user):
+            asked = await shared.bodies.parse(body, user, partial(operation.parse, row=row))
+            model = operation.model(asked, row, shared.models)
+            request[MODEL] = model.name
+            if not shared.litellm.accepts:
+                raise DependencyUnavailable("litellm")
+            size = operation.size(asked, model)
+        with shared.open_requests.place():  # checked again, since the body may have taken 30 s
+            relay = await _admit(request, shared, operation, principal, asked, model, size, started)
+            del body, asked  # a stream is long, and its request may be large
+            return await relay.run()
+    except ServiceError as error:
+        shared.metrics.rejected(error, request.get(MODEL, "other"), request.get(SERVICE_TYPE, "none"))
+        raise
+
+
+async def _admit(
+    request: web.Request,
+    shared: Collaborators,
+    operation: PaidOperation[Any, Any],
+    principal: Principal,
+    asked: Any,
+    model: PricedModel,
+    size: Size,
+    started: float,
+) -> Relay:
+    """Admit a request. Nothing is reserved if this raises."""
+    row = principal.service_type
+    request_id = request.get(REQUEST_ID) or uuid.uuid4().hex
+    purpose = row.purpose(request.headers.get("purpose"))
+    reservation = await shared.budgets.admit(
+        Ask(
+            id=uuid.uuid4().hex,
+            request_id=request_id,
+            principal=principal,
+            model=model,
+            purpose=purpose,
+            prompt_bound=size.prompt_bound,
+            estimated_prompt_tokens=size.estimate,
+            limit=size.limit,
+            n=size.n,
+        )
+    )
+    headers = {"X-Request-ID": request_id}
+    trace = traceparent(request)
+    if trace:
+        headers["traceparent"] = trace
+    labels = (model.name, row.name, purpose)
+    return Relay(request, shared, operation, asked, reservation, headers, labels, size.wanted, started)
