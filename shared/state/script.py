@@ -7,6 +7,11 @@ A script is a file whose head declares what it works with:
     --@ args id amount# room#? its arguments, likewise; # makes a number of it, #? of an empty text nil
     --@ each keys token        keys and arguments of as many items as a call has:
     --@ each args seconds#     ``for at, item in each() do ... item.token, item.seconds``
+    --@ flags allow-oom        what Redis should let it do: ``allow-oom`` for one that ends or keeps what was admitted,
+                               ``no-writes`` for one that only reads
+
+Every script has a ``#!lua`` line, so that Redis (7 or later) or Valkey decides before its first command whether it can
+run at all: a server that is full, or takes no writes, leaves nothing half done.
 
 A name in capitals is a constant of ``shared.state.layout``, and stands for its value. ``epoch``, always the first
 argument, is not for a caller to give: it is the run id of the server, which the connection knows.
@@ -28,7 +33,7 @@ from shared.state import layout
 #: The keys and the arguments of an item.
 Item = tuple[Sequence[str], Sequence[str]]
 
-_DIRECTIVE = re.compile(r"^--@ (use|keys|args|each keys|each args|needs|include) (.+)$", re.MULTILINE)
+_DIRECTIVE = re.compile(r"^--@ (use|keys|args|each keys|each args|needs|include|flags) (.+)$", re.MULTILINE)
 _CODE = re.compile(r"--[^\n]*|'[^'\n]*'")
 _CONSTANT = re.compile(rf"{_CODE.pattern}|\b[A-Z][A-Z_]+\b")
 _NAME = re.compile(r"(?<![.\w])[A-Za-z_]\w*")
@@ -111,13 +116,15 @@ class _Head(NamedTuple):
     each_keys: list[str]
     each_args: list[str]
     needs: list[str]
+    flags: list[str]
 
     @classmethod
     def of(cls, text: str) -> _Head:
         found: dict[str, list[str]] = {}
         for kind, names in _DIRECTIVE.findall(text):
             found.setdefault(kind, []).extend(names.split())
-        return cls(*(found.get(kind, []) for kind in ("use", "keys", "args", "each keys", "each args", "needs")))
+        kinds = ("use", "keys", "args", "each keys", "each args", "needs", "flags")
+        return cls(*(found.get(kind, []) for kind in kinds))
 
 
 def _read(name: str) -> str:
@@ -130,7 +137,7 @@ def assemble(name: str, text: str) -> str:
     :raises ValueError: it names something that isn't declared, or declares something that it never uses.
     """
     head = _Head.of(text)
-    unread = re.findall(r"^--@(?! (?:use|keys|args|each keys|each args|needs|include) ).*$", text, re.MULTILINE)
+    unread = re.findall(r"^--@(?! (?:use|keys|args|each keys|each args|needs|include|flags) ).*$", text, re.MULTILINE)
     if unread:
         raise ValueError(f"{name}.lua: not a directive: {unread[0]}")
 
@@ -144,6 +151,7 @@ def assemble(name: str, text: str) -> str:
     words = set(_NAME.findall(code))
     _check(name, head, body, code, words)
     parts = [
+        f"#!lua flags={','.join(head.flags)}\n" if head.flags else "#!lua\n",
         chunks,
         _locals(head.keys, [f"unpack(KEYS, 1, {len(head.keys)})"]),
         _locals(list(map(_plain, head.args)), [f"unpack(ARGV, 1, {len(head.args)})"]),

@@ -67,15 +67,7 @@ UNMIGRATED = _postgres(
 )
 POOLER = _postgres("PgBouncer killed", ".*Connection refused.*")
 READONLY = _redis("READONLY", r".*\(READONLY\)")
-#: Redis lets a script write on in full memory once it has freed something, so that a known account's chat may pass.
-OOM = State(
-    "OOM",
-    "redis",
-    r".*\(OOM\)",
-    expected={"chat": {200, 503}, "enrol": {503}},
-    ready={"gateway-1": 503},
-    metric={"auth-1": 'dependency_errors_total{dependency="redis"}'},
-)
+OOM = _redis("OOM", r".*\(OOM\)")
 NODE = _redis("cluster node killed", r".*\(CLUSTERDOWN\)|no answer in time")
 SLOW_CHECKS = State("slow liveliness", "litellm")
 REFUSED_KEY = State(

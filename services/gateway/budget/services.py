@@ -22,7 +22,7 @@ from services.gateway.ledger.rebuild import Rebuilder
 from services.gateway.ledger.renewal import Renewals
 from services.gateway.ledger.storage import LedgerStorage
 from services.gateway.redis import server_check
-from services.gateway.redis.executor import Executor, NotSent
+from services.gateway.redis.executor import Executor, NotRun
 from services.gateway.redis.wire import Link
 from services.gateway.tokens.models import Principal
 from shared.domain.money import NANO
@@ -135,6 +135,8 @@ class Budgets:
 
     async def _admit(self, ask: Ask) -> Reservation:
         principal = ask.principal
+        if self._queue.full:
+            raise DependencyUnavailable("redis")
         for _ in range(_TRIES):
             name, tier = self._tier(principal)
             limits = bounds(ask, tier.max_budget_nano)
@@ -145,7 +147,7 @@ class Budgets:
                 raise
             try:
                 answer = await self._scripts.admit(ask, name, tier, limits, room)
-            except NotSent:
+            except NotRun:
                 raise
             except (asyncio.CancelledError, DependencyUnavailable):
                 self._withdraw(ask, tier)

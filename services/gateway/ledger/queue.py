@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from typing import Any
 
 from msgspec.structs import replace
@@ -40,9 +40,10 @@ class _Settled:
 class LedgerQueue:
     """The rows of this process that PostgreSQL has not got yet, in two stages.
 
-    A row is sent to Redis at once, and again until Redis has settled it. Then it waits for the next batch that goes to
-    PostgreSQL, and is acknowledged to Redis, whose outbox has it too: memory is bounded, for beyond ``room`` rows are
-    left there, and the sweep brings them when PostgreSQL is back.
+    A row is sent to Redis at once, and again until Redis has settled it; while ``room`` rows wait for that, the queue
+    is ``full`` and nothing more should be admitted. Then it waits for the next batch that goes to PostgreSQL, and is
+    acknowledged to Redis, whose outbox has it too: beyond ``room`` rows are left there, and the sweep brings them when
+    PostgreSQL is back.
     """
 
     def __init__(
@@ -57,7 +58,9 @@ class LedgerQueue:
         self._scripts, self._storage, self._metrics = scripts, storage, metrics
         self._every, self._room = every, room
         self._sent: set[str] = set()
-        self._unsettled: dict[str, LedgerRow] = {}
+        self._waiting = 0
+        self._unsettled: dict[int, dict[str, LedgerRow]] = {}  # by shard
+        self._retried: set[int] = set()  # shards that settle again at the moment
         self._some_unsettled = asyncio.Event()
         self._all_settled = asyncio.Event()
         self._all_settled.set()
@@ -65,6 +68,11 @@ class LedgerQueue:
         self._some_settled = asyncio.Event()
         self._flushing = asyncio.Lock()
         self._down = False
+
+    @property
+    def full(self) -> bool:
+        """Whether Redis has left so many settlements waiting that no more should come."""
+        return self._waiting >= self._room
 
     # --- to Redis -------------------------------------------------------------------------------------------------
 
@@ -75,7 +83,7 @@ class LedgerQueue:
         epoch = executor.epoch(number)
         future = executor.submit(number, call)
         if future is None:
-            self._keep(row)
+            self._keep(number, row)
             return
         self._sent.add(row.id)
         self._count_unsettled()
@@ -84,7 +92,7 @@ class LedgerQueue:
             self._sent.discard(row.id)
             failure = None if done.cancelled() else done.exception()
             if done.cancelled() or isinstance(failure, ConnectionError | ScriptFailed):
-                self._keep(row)
+                self._keep(number, row)
             else:
                 self._take(row, done.result(), epoch)
             self._count_unsettled()
@@ -92,18 +100,30 @@ class LedgerQueue:
         future.add_done_callback(answered)
 
     async def settle_again(self) -> None:
-        """Send again what Redis did not take, as long as it takes."""
-        pause = _LEAST_PAUSE
-        while True:
-            await self._some_unsettled.wait()
-            batch = list(self._unsettled.values())[:_SETTLED_AT_ONCE]
-            if all(await asyncio.gather(*map(self._settle_again, batch))):
+        """Send again what Redis did not take, as long as it takes. No shard waits for the server of another one."""
+        self._retried.clear()
+        self._some_unsettled.set()
+        async with asyncio.TaskGroup() as group:
+            while True:
+                await self._some_unsettled.wait()
+                self._some_unsettled.clear()
+                for number in self._unsettled.keys() - self._retried:
+                    self._retried.add(number)
+                    group.create_task(self._settle_shard(number))
+
+    async def _settle_shard(self, number: int) -> None:
+        rows, pause = self._unsettled[number], _LEAST_PAUSE
+        while rows:
+            # One shows whether the server takes any; if not, another one is the first to be tried next
+            first, *others = islice(rows.values(), _SETTLED_AT_ONCE)
+            taken = await self._settle_again(number, first)
+            if taken and all(await asyncio.gather(*(self._settle_again(number, row) for row in others))):
                 pause = _LEAST_PAUSE
             else:
                 await asyncio.sleep(pause)
                 pause = min(2 * pause, _MOST_PAUSE)
-            if not self._unsettled:
-                self._some_unsettled.clear()
+        del self._unsettled[number]
+        self._retried.remove(number)
 
     async def all_settled(self, timeout: float) -> bool:
         """Wait until Redis has taken everything; False when it has not in time."""
@@ -114,22 +134,23 @@ class LedgerQueue:
             return False
         return True
 
-    async def _settle_again(self, row: LedgerRow) -> bool:
-        number, call = self._scripts.settle_call(row)
-        executor = self._scripts.executor
+    async def _settle_again(self, number: int, row: LedgerRow) -> bool:
+        _, call = self._scripts.settle_call(row)
+        executor, rows = self._scripts.executor, self._unsettled[number]
         before = executor.epoch(number)
         try:
             reply = await executor.run(number, call)
         except DependencyUnavailable:
+            rows[row.id] = rows.pop(row.id)
             return False
-        self._unsettled.pop(row.id, None)
+        del rows[row.id]
         # Empty when the server changed meanwhile: nobody knows which of the two took it
         self._take(row, reply, before if before == executor.epoch(number) else "")
         self._count_unsettled()
         return True
 
-    def _keep(self, row: LedgerRow) -> None:
-        self._unsettled[row.id] = row
+    def _keep(self, number: int, row: LedgerRow) -> None:
+        self._unsettled.setdefault(number, {})[row.id] = row
         self._some_unsettled.set()
         self._count_unsettled()
 
@@ -144,9 +165,9 @@ class LedgerQueue:
         self.add(replace(row, lowers=lowers, settled_ms=int(settled_ms)), epoch)
 
     def _count_unsettled(self) -> None:
-        left = len(self._unsettled) + len(self._sent)
-        self._metrics.unsettled.set(left)
-        if left:
+        self._waiting = len(self._sent) + sum(map(len, self._unsettled.values()))
+        self._metrics.unsettled.set(self._waiting)
+        if self._waiting:
             self._all_settled.clear()
         else:
             self._all_settled.set()
@@ -191,7 +212,7 @@ class LedgerQueue:
         """
         if not await self.all_settled(timeout):
             now_ms = int(time.time() * 1000)
-            for row in self._unsettled.values():
+            for row in chain.from_iterable(rows.values() for rows in self._unsettled.values()):
                 if row.admitted:
                     self.add(replace(row, settled_ms=now_ms))
         try:
@@ -238,11 +259,15 @@ class LedgerQueue:
         return ready
 
     async def _acknowledge(self, rows: Sequence[LedgerRow]) -> None:
-        """Have Redis forget them; if it can't be reached, the sweep finds them and acknowledges them again."""
+        """Have Redis forget them; if it can't be reached, the sweep finds them and acknowledges them again.
+
+        A server that is gone is not waited for: rows of other servers are next.
+        """
         shards: dict[int, list[LedgerRow]] = {}
         for row in rows:
             shards.setdefault(layout.of_user(row.user_id).number, []).append(row)
-        calls = [self._scripts.acknowledge(number, some) for number, some in shards.items()]
+        reached = {number: some for number, some in shards.items() if self._scripts.executor.epoch(number)}
+        calls = [self._scripts.acknowledge(number, some) for number, some in reached.items()]
         for result in await asyncio.gather(*calls, return_exceptions=True):
             if isinstance(result, BaseException) and not isinstance(result, DependencyUnavailable):
                 raise result

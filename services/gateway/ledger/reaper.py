@@ -30,8 +30,9 @@ class Reaper:
         orphan: float,
         grace: float,
     ) -> None:
-        """:param grace: seconds after a connection was made in which nothing is reaped: when Redis was away for all,
-        the living renew first what ended meanwhile.
+        """:param grace: seconds after a connection was made, or the server last ran no scripts, in which nothing is
+        reaped: when Redis was out for all, the living renew first what ended meanwhile. The sweep itself goes on, and
+        so finds out that the server runs none.
         """
         self._scripts, self._queue, self._metrics = scripts, queue, metrics
         self._who, self._every, self._orphan, self._grace = who, every, orphan, grace
@@ -48,14 +49,14 @@ class Reaper:
         """Look after one shard, unless another gateway does or Redis is away."""
         executor = self._scripts.executor
         try:
-            if await executor.connected_for(number) < self._grace:
-                return
+            steady = await executor.steady_for(number)
             found = await self._scripts.sweep(number, self._who, 0.9 * self._every, self._orphan, self._cursors[number])
             if found is None:
                 self._ages[number] = 0
                 return
-            for at in range(0, len(found.expired), _BATCH):
-                rows = await self._scripts.reap(number, found.expired[at : at + _BATCH])
+            expired = found.expired if steady >= self._grace else []
+            for at in range(0, len(expired), _BATCH):
+                rows = await self._scripts.reap(number, expired[at : at + _BATCH])
                 for row in rows:
                     self._metrics.reaped.inc()
                     self._metrics.reaped_usd.inc(by=row.cost_nano / NANO)

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 from redis.asyncio.connection import BlockingConnectionPool, ConnectionPool
 from redis.crc import key_slot
 
-from services.gateway.redis.wire import Link, Node, ScriptFailed, pack, pack_script
+from services.gateway.redis.wire import Link, Node, ScriptFailed, observe, pack, pack_script
 from shared.domain.identity import SHARDS, shard_tag
 from shared.errors import DependencyUnavailable
 from shared.state.script import Script, ScriptCall
@@ -22,16 +22,24 @@ from shared.telemetry import logs
 _log = logs.logger("budget")
 
 Address = tuple[str, int]
-#: A cluster that is changing shape: worth asking again, after a look at where the slots are.
-_MOVING = frozenset(("MOVED", "ASK", "TRYAGAIN", "CLUSTERDOWN", "READONLY", "LOADING", "MASTERDOWN"))
+#: The script did not run, and may run at once or in a moment: where it was sent next, or with its source.
+_AGAIN_SOON = frozenset(("NOSCRIPT", "MOVED", "ASK", "TRYAGAIN", "READONLY"))
+#: The server runs no scripts for now, or not this one for want of memory: it did not run.
+_STATES = frozenset(
+    ("OOM", "MISCONF", "BUSY", "NOREPLICAS", "READONLY", "LOADING", "MASTERDOWN", "CLUSTERDOWN", "NOAUTH", "NOPERM")
+)
+#: In an error that a command of a running script caused: what the script did before it is done.
+_FROM_WITHIN = "script: "
 _PAUSE = 0.05
+#: Seconds that a connection to a replica must have lasted before another one is tried in its place.
+_RECONNECT = 1.0
 #: Seconds of one try of readiness, and between two.
 _TRY, _AGAIN = 0.7, 0.5
 _SLOTS = tuple(key_slot(shard_tag(shard).encode()) for shard in range(SHARDS))
 
 
-class NotSent(DependencyUnavailable):
-    """Redis could not be reached: the script did certainly not run."""
+class NotRun(DependencyUnavailable):
+    """Redis could not be reached, or refused to begin: the script did certainly not run."""
 
 
 class Executor:
@@ -77,21 +85,23 @@ class Executor:
         link = self._owners[shard].link if self._owners else None
         return link.epoch if link is not None else ""
 
-    async def connected_for(self, shard: int) -> float:
-        """Seconds since the connection to a shard's server was made, which it is now if there's none.
+    async def steady_for(self, shard: int) -> float:
+        """Seconds for which a shard's server has been connected and has not said that it runs no scripts.
 
-        :raises NotSent: it could not be made.
+        It is connected now if it isn't.
+
+        :raises NotRun: it could not be.
         """
         try:
             async with asyncio.timeout(self._timeout):
-                return (await self._connected(shard)).age
+                return (await self._connected(shard)).steady_for
         except (ConnectionError, TimeoutError) as error:
-            raise NotSent("redis") from error
+            raise NotRun("redis") from error
 
     async def can_write(self) -> None:
         """Write a key that expires over the connections that scripts use. One server that takes it suffices.
 
-        :raises NotSent: none took it within two tries.
+        :raises NotRun: none took it within two tries.
         """
         for attempt in (1, 2):
             if await self._written():
@@ -99,7 +109,7 @@ class Executor:
                 return
             if attempt == 1:
                 await asyncio.sleep(_AGAIN)
-        raise NotSent("redis", reason=self.state.reason or "no answer in time")
+        raise NotRun("redis", reason=self.state.reason or "no answer in time")
 
     async def _written(self) -> bool:
         with contextlib.suppress(ConnectionError, TimeoutError):
@@ -135,16 +145,16 @@ class Executor:
     async def run(self, shard: int, call: ScriptCall) -> Any:
         """The script's reply. The epoch that it gets is that of the server that runs it.
 
-        :raises NotSent: not connected.
-        :raises DependencyUnavailable: no answer in time, or Redis refused. Whether the script ran is unknown.
+        :raises NotRun: not connected, or Redis refused to begin.
+        :raises DependencyUnavailable: no answer in time, or the script failed. What it did is unknown.
         """
-        future = self.submit(shard, call)
-        if future is not None:
+        link = self._owners[shard].link if self._owners else None
+        if link is not None:
             try:
-                return await future
+                return await link.send(pack_script(call, link.epoch))
             except ScriptFailed as failure:
-                if failure.code != "NOSCRIPT" and failure.code not in _MOVING:
-                    raise self._refused(call.script, failure) from failure
+                if failure.code not in _AGAIN_SOON:
+                    raise self._refused(call.script, failure, link) from failure
             except ConnectionError as error:
                 raise DependencyUnavailable("redis") from error
         return await self._run_slowly(shard, call)
@@ -152,35 +162,51 @@ class Executor:
     async def _run_slowly(self, shard: int, call: ScriptCall) -> Any:
         """Connect, load or look for the shard's new place first, as long as time is left. Nothing ran so far."""
         sent = False
+        moving: Node | None = None  # where a slot is being moved to that has left its owner in part
         try:
             async with asyncio.timeout(self._timeout):
                 while True:
-                    link = await self._connected(shard)
+                    link = await (moving.connect() if moving is not None else self._connected(shard))
                     sent = True
                     try:
+                        if moving is not None:
+                            link.send(pack("ASKING")).add_done_callback(observe)
                         return await link.send(pack_script(call, link.epoch))
                     except ScriptFailed as failure:
                         sent = False
-                        await self._clear(failure, call.script, link)
+                        if failure.code == "NOSCRIPT":
+                            await link.send(pack("SCRIPT", "LOAD", call.script.source))
+                        elif failure.code == "ASK":
+                            moving = self._node(_address(failure, link))
+                        else:
+                            moving = None
+                            await self._clear(failure, call.script, link)
         except (ConnectionError, TimeoutError) as error:
-            raise (DependencyUnavailable if sent else NotSent)("redis") from error
+            raise (DependencyUnavailable if sent else NotRun)("redis") from error
 
     async def _clear(self, failure: ScriptFailed, script: Script, link: Link) -> None:
         """Out of the way with what kept a script from running.
 
         :raises ConnectionError, DependencyUnavailable: it can't be.
         """
-        if failure.code == "NOSCRIPT":
-            await link.send(pack("SCRIPT", "LOAD", script.source))
-        elif failure.code == "READONLY" and not self._cluster:
-            link.close(failure)  # a demoted primary: its name may lead to the new one
-        elif failure.code in _MOVING:
+        if failure.code == "READONLY" and not self._cluster and link.age > _RECONNECT:
+            link.retire()  # a demoted primary: its name may lead to the new one
+        elif failure.code == "TRYAGAIN":
+            await asyncio.sleep(_PAUSE)
+        elif failure.code == "MOVED":
             await asyncio.sleep(_PAUSE)
             await self._map()
         else:
-            raise self._refused(script, failure) from failure
+            raise self._refused(script, failure, link) from failure
 
-    def _refused(self, script: Script, failure: ScriptFailed) -> DependencyUnavailable:
+    def _refused(self, script: Script, failure: ScriptFailed, link: Link) -> DependencyUnavailable:
+        if failure.code in _STATES:
+            reason = answer_reason(failure.code)
+            self.state.failed(reason)
+            if failure.code != "OOM":  # those scripts go on that end or keep what was admitted
+                link.unsteady()
+            if _FROM_WITHIN not in str(failure):
+                return NotRun("redis", reason=reason)
         _log.error("redis_refused", script=script.name, error=str(failure)[:200])
         return DependencyUnavailable("redis")
 
@@ -206,8 +232,9 @@ class Executor:
 
     async def _look(self) -> None:
         failure: Exception = ConnectionError("no node of the cluster answers")
-        known = [*self._nodes, self._seed]
-        for address in dict.fromkeys(known):
+        # Those that answer first: one that is gone without a word takes a second to find out
+        known = sorted(self._nodes, key=lambda address: self._nodes[address].link is None)
+        for address in dict.fromkeys([*known, self._seed]):
             try:
                 link = await self._node(address).connect()
                 self._take(await link.send(pack("CLUSTER", "SLOTS")), address)
@@ -251,3 +278,9 @@ class Executor:
         shards = [shard for shard, owner in enumerate(self._owners) if owner is node]
         for listener in self._listeners:
             listener(shards)
+
+
+def _address(failure: ScriptFailed, link: Link) -> Address:
+    """Where ``ASK <slot> <host>:<port>`` leads; without a host, to another port of the server that said so."""
+    host, _, port = str(failure).split(" ")[2].rpartition(":")
+    return host or link.host, int(port)

@@ -59,10 +59,11 @@ class Link(asyncio.Protocol):
     def __init__(self, connection: AbstractConnection, epoch: str, timeout: float) -> None:
         self.epoch = epoch
         self.closed = False
+        self.retired = False
         self._connection = connection
         self._timeout = timeout
         self._loop = asyncio.get_running_loop()
-        self._made_at = self._loop.time()
+        self._made_at = self._steady_since = self._loop.time()
         self._reader = hiredis.Reader(notEnoughData=_MORE)
         self._out: list[bytes] = []
         self._pending: deque[tuple[asyncio.Future[Any], float]] = deque()
@@ -92,13 +93,34 @@ class Link(asyncio.Protocol):
             raise
         for script in scripts:
             loaded = link.send(pack("SCRIPT", "LOAD", script.source))
-            loaded.add_done_callback(_observe)
+            loaded.add_done_callback(observe)
         return link
 
     @property
     def age(self) -> float:
         """Seconds since it was made."""
         return self._loop.time() - self._made_at
+
+    @property
+    def steady_for(self) -> float:
+        """Seconds since the server last said that it runs no scripts, or since the link was made."""
+        return self._loop.time() - self._steady_since
+
+    def unsteady(self) -> None:
+        """The server answered that it runs no scripts for now."""
+        self._steady_since = self._loop.time()
+
+    def retire(self) -> None:
+        """Take no more calls, and close when those that are pending were answered."""
+        self.retired = True
+        if not self._pending:
+            self.close()
+
+    @property
+    def host(self) -> str:
+        """The server's, as this connection found it."""
+        host: str = getattr(self._connection, "host", "")
+        return host
 
     def send(self, command: bytes) -> asyncio.Future[Any]:
         """The future reply. Fails with ``ScriptFailed``, or ``ConnectionError`` when the outcome is unknown."""
@@ -141,6 +163,8 @@ class Link(asyncio.Protocol):
                     future.set_exception(ScriptFailed(str(reply)))
                 else:
                     future.set_result(reply)
+            if self.retired and not pending:
+                self.close()
         except (hiredis.ProtocolError, IndexError) as error:
             self.close(error)
 
@@ -165,7 +189,7 @@ class Link(asyncio.Protocol):
         self._pending.clear()
 
 
-def _observe(future: asyncio.Future[Any]) -> None:
+def observe(future: asyncio.Future[Any]) -> None:
     """A failure here shows again, and is handled, at the first use."""
     if not future.cancelled():
         future.exception()
@@ -186,7 +210,7 @@ class Node:
     def link(self) -> Link | None:
         """The open link, if there is one."""
         link = self._link
-        return link if link is not None and not link.closed else None
+        return link if link is not None and not (link.closed or link.retired) else None
 
     async def connect(self) -> Link:
         """The open link, made if need be.

@@ -1,4 +1,5 @@
 -- Forgets rows that are in the ledger now.
+--@ flags allow-oom
 --@ keys outbox
 --@ each keys user
 --@ each args id start

@@ -1,4 +1,5 @@
 -- What Redis has of an identity, for auth.
+--@ flags no-writes
 --@ use run_id
 --@ keys identity
 --@ args known_user

@@ -1,4 +1,5 @@
 -- Charges requests whole whose gateway let their lease end.
+--@ flags allow-oom
 --@ use clock reservation totals
 --@ keys leases outbox totals
 --@ each keys user tombstone

@@ -1,4 +1,5 @@
 -- What a request of a user would be refused for at this moment: decides as admit.lua does, and changes nothing.
+--@ flags no-writes
 --@ use clock reservation windows rebuild run_id
 --@ keys user identity requests_window tokens_window
 --@ args tier duration# budget# rpm# tpm# max_streams# least# empty# room#? recorded_standing recorded_spent#

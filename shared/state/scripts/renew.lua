@@ -1,4 +1,5 @@
 -- Prolongs the leases of open requests, and registers again what an emptied Redis forgot.
+--@ flags allow-oom
 --@ use clock reservation totals
 --@ keys leases totals
 --@ args lease#

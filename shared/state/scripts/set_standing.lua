@@ -1,4 +1,5 @@
 -- Decides about an identity. One that no gateway has seen yet gets the decision alone, and goes again when it's idle.
+--@ flags allow-oom
 --@ keys identity
 --@ args standing version
 -- version: the one that this is bound to; empty for any

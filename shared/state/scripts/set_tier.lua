@@ -1,4 +1,5 @@
 -- Gives a user the money and rates of a service type. A state that no gateway has built yet gets a version alone.
+--@ flags allow-oom
 --@ keys user
 --@ args tier
 redis.call('HINCRBY', user, VERSION, 1)

@@ -1,4 +1,5 @@
 -- Takes a reservation out and its cost in, exactly once, and puts the ledger row into the outbox.
+--@ flags allow-oom
 --@ use clock reservation totals
 --@ keys user tokens_window leases outbox tombstone totals
 --@ args id user_id cost# rate_tokens# write admitted# total row_end

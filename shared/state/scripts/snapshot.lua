@@ -1,4 +1,5 @@
 -- What a rebuild starts from.
+--@ flags no-writes
 --@ use clock
 --@ keys user identity
 -- Reply {version of the user, version of the identity, now, id, "COST|ADMITTED_MS", ...}: the rows that may not be in

@@ -1,4 +1,5 @@
 -- What a user spent and reserved in the period of its state.
+--@ flags no-writes
 --@ use run_id
 --@ keys user
 -- Reply nil when the state was not built under this server's life: PostgreSQL knows; else {tier, seconds, period, spent,

@@ -1,4 +1,5 @@
 -- Looks for what dead gateways left in a shard. One gateway per interval does it.
+--@ flags allow-oom
 --@ use clock
 --@ keys leases outbox claim
 --@ args gateway interval orphan# cursor

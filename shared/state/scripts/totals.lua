@@ -1,4 +1,5 @@
 -- What the users of a shard spent and reserved together, per service type with a total budget.
+--@ flags no-writes
 --@ use clock run_id
 --@ keys totals
 --@ args epoch

@@ -20,6 +20,11 @@ end}
 """
 
 
+def _clocked(source: str) -> str:
+    head, _, body = source.partition("\n")  # the line for Redis must stay the first
+    return f"{head}{_CLOCK}{body}"
+
+
 class ClockedExecutor:
     """Stands where ``Executor`` does, for one server. ``epoch`` and ``now_ms`` are the test's to change."""
 
@@ -51,7 +56,7 @@ class ClockedExecutor:
 
     async def run(self, shard: int, call: ScriptCall) -> Any:
         args = call.argv(self.current_epoch)
-        return self.client.eval(_CLOCK + call.script.source, len(call.keys), *call.keys, *args)
+        return self.client.eval(_clocked(call.script.source), len(call.keys), *call.keys, *args)
 
 
 class ClockedClient:
@@ -61,4 +66,4 @@ class ClockedClient:
         self._client = client
 
     async def eval(self, source: str, numkeys: int, *args: str) -> Any:
-        return self._client.eval(_CLOCK + source, numkeys, *args)
+        return self._client.eval(_clocked(source), numkeys, *args)

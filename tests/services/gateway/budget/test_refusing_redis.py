@@ -1,0 +1,237 @@
+"""A Redis that answers errors: nothing ran, so nothing is taken back, nobody is charged whole, and it passes."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import pytest
+import redis as sync_redis
+
+from services.gateway.budget.services import Budgets
+from services.gateway.redis.executor import NotRun
+from services.local.process import free_port
+from services.local.valkey import ValkeyServer
+from shared.errors import DependencyUnavailable
+from tests.services.gateway.budget.support import FAST, ask, delivered, opened, principal, row, rows, total, until
+
+#: A shard is swept long before a request's lease is renewed, or its settlement sent, again.
+SWEPT_FIRST = dataclasses.replace(FAST, lease=1.5, renew=0.8, sweep=0.05)
+
+
+@contextmanager
+def _full(server: ValkeyServer) -> Iterator[None]:
+    with server.client() as client:
+        client.config_set("maxmemory", 1)
+        yield
+        client.config_set("maxmemory", 0)
+
+
+@contextmanager
+def _read_only(server: ValkeyServer) -> Iterator[None]:
+    with server.client() as client:
+        client.replicaof("127.0.0.1", str(free_port()))  # type: ignore[no-untyped-call]
+        yield
+        client.replicaof("NO", "ONE")  # type: ignore[no-untyped-call]
+
+
+@contextmanager
+def _too_few_replicas(server: ValkeyServer) -> Iterator[None]:
+    with server.client() as client:
+        client.config_set("min-replicas-to-write", 1)
+        yield
+        client.config_set("min-replicas-to-write", 0)
+
+
+@contextmanager
+def _cannot_save(server: ValkeyServer) -> Iterator[None]:
+    with server.client() as client:
+        client.config_set("save", "3600 1000000")
+        shutil.rmtree(server.data)
+        client.bgsave()
+        while client.info("persistence")["rdb_last_bgsave_status"] == "ok":
+            time.sleep(0.01)
+        yield
+        client.config_set("stop-writes-on-bgsave-error", "no")
+        server.data.mkdir()
+
+
+@contextmanager
+def _busy(server: ValkeyServer) -> Iterator[None]:
+    with server.client() as client, server.client(timeout=0.2) as other:
+        client.config_set("busy-reply-threshold", 1)
+        with suppress(sync_redis.TimeoutError):
+            other.eval("while true do end", 0)
+        yield
+        client.script_kill()
+
+
+STATES = {
+    "OOM": _full,
+    "READONLY": _read_only,
+    "NOREPLICAS": _too_few_replicas,
+    "MISCONF": _cannot_save,
+    "BUSY": _busy,
+}
+
+
+async def _refused(budgets: Budgets, state: str) -> None:
+    """Until an answer of Redis's own refuses an admission, which takes no time."""
+
+    async def refused_by_an_answer() -> bool:
+        began = time.monotonic()
+        try:
+            budgets.settle(await budgets.admit(ask()), delivered(0, 0))
+        except NotRun as refusal:
+            return f"({state})" in refusal.reason and time.monotonic() - began < 0.3
+        except DependencyUnavailable:  # was on its way when it began
+            pass
+        return False
+
+    await until(refused_by_an_answer)
+
+
+@pytest.mark.parametrize("state", STATES)
+async def test_a_redis_that_refuses_to_run_scripts_charges_nobody_whole_and_queues_nothing(
+    state: str, own_valkey: ValkeyServer, postgres_url: str
+) -> None:
+    """For longer than a lease, and before the eyes of a gateway that has no request of its own to renew."""
+    cause: Callable[[ValkeyServer], object] = STATES[state]
+    kinds = rows(row(rpm=1000))
+    async with (
+        opened(own_valkey.url, postgres_url, kinds, SWEPT_FIRST) as (budgets, database, registry),
+        opened(own_valkey.url, postgres_url, kinds, SWEPT_FIRST) as (other, _, other_registry),
+    ):
+        held, late = await budgets.admit(ask()), await budgets.admit(ask())
+        await other.state(principal())
+        with cause(own_valkey):  # type: ignore[attr-defined]
+            await _refused(budgets, state)
+            began = time.monotonic()
+            answers = await asyncio.gather(*(budgets.admit(ask()) for _ in range(50)), return_exceptions=True)
+            assert {type(answer) for answer in answers} == {NotRun}
+            assert time.monotonic() - began < 0.8
+            assert b"budget_unsettled 0\n" in registry.render()
+            budgets.settle(held, delivered())
+            await asyncio.sleep(2 * SWEPT_FIRST.lease)
+            if state == "OOM":
+                assert (await budgets.state(principal())).spent_nano == 50_000, "settled all the same"
+
+        async def admitted() -> bool:
+            try:
+                budgets.settle(await budgets.admit(ask()), delivered(0, 0))
+            except DependencyUnavailable:
+                return False
+            return True
+
+        await until(admitted)
+        await asyncio.sleep(2 * SWEPT_FIRST.renew + 3 * SWEPT_FIRST.sweep)
+        for one in (registry, other_registry):
+            assert b"budget_reaped_total 0\n" in one.render()
+        budgets.settle(late, delivered())
+
+        async def written() -> bool:
+            return (await total(database))[1] == 100_000
+
+        await until(written)
+        state_now = await budgets.state(principal())
+        assert (state_now.spent_nano, state_now.reserved_nano) == (100_000, 0)
+
+
+async def test_a_redis_that_loads_its_data_is_answered_for_at_once(tmp_path: Path, postgres_url: str) -> None:
+    options = {"key-load-delay": "2000", "loading-process-events-interval-bytes": "1024", "enable-debug-command": "yes"}
+    with ValkeyServer(tmp_path / "valkey", free_port(), options={**options, "save": "3600 1000000"}) as server:
+        async with opened(server.url, postgres_url) as (budgets, _, registry):
+            with server.client() as client:
+                client.mset({f"other:{number}": "x" * 100 for number in range(1500)})
+                client.save()
+            budgets.settle(await budgets.admit(ask()), delivered())
+            assert await budgets._queue.all_settled(5)
+            await asyncio.to_thread(server.process.kill)
+            server.process.start()
+            await _refused(budgets, "LOADING")
+            assert b"budget_unsettled 0\n" in registry.render()
+
+            async def counted() -> bool:
+                try:
+                    return (await budgets.state(principal())).spent_nano == 50_000
+                except DependencyUnavailable:
+                    return False
+
+            await until(counted)
+
+
+async def test_a_replica_behind_the_name_of_its_primary_is_left_for_the_new_one(
+    own_valkey: ValkeyServer, tmp_path: Path, postgres_url: str
+) -> None:
+    """As when a name, or a proxy, leads to another server after a failover while old connections live on."""
+    with ValkeyServer(tmp_path / "new", free_port()) as new:
+        address: list[int] = [own_valkey.port]
+
+        async def pass_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            far_reader, far_writer = await asyncio.open_connection("127.0.0.1", address[0])
+
+            async def copy(source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
+                with suppress(ConnectionError):
+                    while data := await source.read(65_536):
+                        target.write(data)
+                        await target.drain()
+                target.close()
+
+            await asyncio.gather(copy(reader, far_writer), copy(far_reader, writer))
+
+        async with await asyncio.start_server(pass_on, "127.0.0.1", 0) as proxy:
+            port = proxy.sockets[0].getsockname()[1]
+            async with opened(f"redis://127.0.0.1:{port}", postgres_url) as (budgets, database, registry):
+                await asyncio.sleep(1.1)  # the connection is no longer a new one
+                budgets.settle(await budgets.admit(ask()), delivered())
+                held = await budgets.admit(ask())
+                with own_valkey.client() as old:
+                    old.replicaof("127.0.0.1", str(new.port))  # type: ignore[no-untyped-call]
+                    address[0] = new.port
+
+                    async def served() -> bool:
+                        try:
+                            budgets.settle(await budgets.admit(ask()), delivered())
+                        except DependencyUnavailable:
+                            return False
+                        return True
+
+                    await until(served, 3)
+                budgets.settle(held, delivered())
+
+                async def written() -> bool:
+                    return await total(database) == (3, 150_000)
+
+                await until(written)
+                assert (await budgets.state(principal())).reserved_nano == 0
+                assert b"budget_reaped_total 0\n" in registry.render()
+
+
+async def test_a_gateway_whose_settlements_wait_admits_no_more_than_it_has_room_for(
+    own_valkey: ValkeyServer, postgres_url: str
+) -> None:
+    """Each admission that Redis leaves without an answer is to be taken back later: a number that must end."""
+    async with opened(own_valkey.url, postgres_url) as (budgets, _, registry):
+        budgets.settle(await budgets.admit(ask()), delivered())
+        assert await budgets._queue.all_settled(5)
+        budgets._queue._room = 30
+        await asyncio.to_thread(own_valkey.process.pause)
+        await asyncio.gather(*(budgets.admit(ask()) for _ in range(30)), return_exceptions=True)
+        began = time.monotonic()
+        for _ in range(100):
+            with pytest.raises(DependencyUnavailable):
+                await budgets.admit(ask())
+        assert time.monotonic() - began < 0.5
+        assert b"budget_unsettled 30\n" in registry.render()
+        await asyncio.to_thread(own_valkey.process.resume)
+
+        async def taken_back() -> bool:
+            return b"budget_unsettled 0\n" in registry.render()
+
+        await until(taken_back)
+        budgets.settle(await budgets.admit(ask()), delivered())
