@@ -23,8 +23,8 @@ GRANTS: dict[str, dict[str, tuple[str, ...]]] = {
         AUTH: (
             "select",
             "insert",
-            "update (counter, environment, bundle_id, bundle_version, validation_category, receipt, last_used_at, "
-            "revoked_at, revoked_reason)",
+            "update (counter, counters_taken, environment, bundle_id, bundle_version, validation_category, receipt, "
+            "last_used_at, revoked_at, revoked_reason)",
         ),
         GATEWAY: ("select (key_id, revoked_at)",),
     },
@@ -37,6 +37,7 @@ GRANTS: dict[str, dict[str, tuple[str, ...]]] = {
         GATEWAY: ("select (user_id, budget_tier)",),
     },
     "capacity": {AUTH: ("select", "insert", "update (users)")},
+    "pools": {AUTH: ("select", "insert", "update (service_types, users)")},
     "revocations": {
         AUTH: ("select", "insert", "delete"),
         GATEWAY: ("select (jti, user_id, expires_at)",),

@@ -22,7 +22,10 @@ from services.auth.devices.metrics import DeviceMetrics
 from services.auth.error_body import ErrorBody
 from services.auth.exchange import views as exchange_views
 from services.auth.exchange.credentials.app_attest import AppAttestCredential
+from services.auth.exchange.credentials.app_attest_request import AppAttestRequestCredential
+from services.auth.exchange.credentials.assertions import Assertions
 from services.auth.exchange.credentials.fxa import FxACredential
+from services.auth.exchange.gateways import KNOWN_GATEWAYS, KnownGateways
 from services.auth.exchange.models import CredentialVerifier
 from services.auth.exchange.services import EXCHANGE, TokenExchange
 from services.auth.fxa.models import FxAConfig
@@ -190,13 +193,16 @@ async def _open(stack: AsyncExitStack, apps: Apps, settings: AuthSettings, prepa
     await stack.enter_async_context(changes.running())
     await stack.enter_async_context(prepared.key_ring.running(registry))
     await stack.enter_async_context(LedgerAge(database, registry).running())
+    assertions = Assertions(database, challenges, prepared.policy, metrics)
     credentials: list[CredentialVerifier] = [
         FxACredential(fxa),
-        AppAttestCredential(database, challenges, prepared.policy, settings.mlpa_issuer, metrics),
+        AppAttestCredential(assertions, settings.mlpa_issuer),
+        AppAttestRequestCredential(assertions),
     ]
     apps.put(CHALLENGES, challenges)
     apps.put(LIMITS, limits)
     apps.put(ENROLMENT, Enrolment(database, challenges, prepared.policy, metrics, limits))
+    apps.put(KNOWN_GATEWAYS, KnownGateways(settings.exchange_keys()))
     apps.put(EXCHANGE, TokenExchange(credentials, prepared.service_types, users, issuer, limits, registry))
     apps.put(REVOCATION, Revocation(issuer, database, changes))
     readiness = health(prepared.key_ring, opened, fxa)

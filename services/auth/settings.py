@@ -10,13 +10,14 @@ from pydantic import Field, SecretStr
 
 from shared.domain.service_types import ServiceTypes
 from shared.service import start_rules
-from shared.service.settings import CommaSeparated, Limit, Settings
+from shared.service.settings import CommaSeparated, Limit, Settings, secret_parts
 from shared.service.start_rules import Rule
 from shared.service.strength import AdminSecret, Secret, SecretList
 
 
 class AuthSettings(Settings):
     development: ClassVar[dict[str, str]] = {
+        **Settings.development,
         "mlpa_signing_keys_dir": ".mlpa/keys",
         "challenge_secret": "development-challenge-secret",
         "fxa_cache_secret": "development-fxa-cache-secret",
@@ -89,8 +90,7 @@ class AuthSettings(Settings):
         return needed
 
     def challenge_secrets(self) -> list[bytes]:
-        assert self.challenge_secret is not None
-        return [part.strip().encode() for part in self.challenge_secret.get_secret_value().split(",") if part.strip()]
+        return secret_parts(self.challenge_secret)
 
 
 SETTINGS = web.AppKey("settings", AuthSettings)

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 from pydantic import Field, SecretStr
 
 from shared.service.settings import CommaSeparated, Limit, Settings
 
 
 class GatewaySettings(Settings):
-    development: ClassVar[dict[str, str]] = {}
-
     port: int = Field(8080, ge=0, le=65535, description="Port of the gateway.")
     mlpa_jwks_url: str | None = Field(
         None, description="Auth's key set; found through the issuer's metadata if not set."

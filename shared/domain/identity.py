@@ -19,12 +19,13 @@ MAX_USER_ID = 64
 class Credential(StrEnum):
     """The kinds of credential, by their names in rows of service types and in ``amr``.
 
-    A new kind is a member here, a file in ``services/auth/exchange/credentials``, and a line in the list there.
+    A new kind is a member here, a file in ``services/auth/exchange/credentials``, and a line in the list there. Kinds
+    that prove the same identities have the same pattern; otherwise patterns don't overlap.
     """
 
     #: RFC 8693's name of a credential of this kind.
     subject_token_type: str
-    #: The identities that it proves, each of ``identity_length`` characters. No other kind has such identities.
+    #: The identities that it proves, each of ``identity_length`` characters.
     identity: re.Pattern[str]
     identity_length: int
 
@@ -33,6 +34,12 @@ class Credential(StrEnum):
         "app_attest",
         "urn:mozilla:params:oauth:token-type:app-attest-assertion",
         r"[A-Za-z0-9+/]{43}=",  # standard base64, padded
+        44,
+    )
+    APP_ATTEST_REQUEST = (
+        "app_attest_request",
+        "urn:mozilla:params:oauth:token-type:app-attest-request",
+        r"[A-Za-z0-9+/]{43}=",
         44,
     )
 
@@ -46,7 +53,7 @@ class Credential(StrEnum):
 
     @classmethod
     def of(cls, identity: str) -> Self | None:
-        """The kind of credential that proves an identity; None for what is not an identity."""
+        """The first kind of credential that proves an identity; None for what is not an identity."""
         return next((kind for kind in cls if kind.identity.fullmatch(identity)), None)
 
 

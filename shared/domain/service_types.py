@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from fnmatch import fnmatchcase
 from importlib.resources import files
@@ -48,6 +48,11 @@ class _ServiceTypeRow(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     total_budget: str = "0"
     temperature: str | None = None
     top_p: str | None = None
+    purposes_required: bool = False
+    client_key: _Name | None = None
+    exclusive_models: list[str] = []
+    pool: _Name | None = None
+    aliases: list[_Name] = []
 
 
 class _ModelRow(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
@@ -85,9 +90,20 @@ class ServiceType:
     total_budget_nano: int
     temperature: float | None = None
     top_p: float | None = None
+    purposes_required: bool = False
+    client_key: str | None = None
+    exclusive_models: tuple[str, ...] = ()
+    pool: str | None = None
+    aliases: tuple[str, ...] = ()
+    #: Models that rows, this one or others, name as exclusive.
+    reserved_models: frozenset[str] = frozenset()
+    #: The names of the pool's rows, in order.
+    pool_members: tuple[str, ...] = ()
 
     def allows_model(self, model: str) -> bool:
-        return model in self.models or any(fnmatchcase(model, pattern) for pattern in self.models)
+        if model in self.models or model in self.exclusive_models:
+            return True
+        return model not in self.reserved_models and any(fnmatchcase(model, pattern) for pattern in self.models)
 
     def purpose(self, given: str | None) -> str:
         """The metrics label of a ``purpose`` header: a value of the row, ``other``, or ``none``."""
@@ -168,7 +184,31 @@ def load(path: Path | None, *, debug: bool) -> ServiceTypes:
                     f"SERVICE_TYPES: {shown}: service type {row.name!r}: fxa_scopes is empty; "
                     "a token made for another service would be accepted"
                 )
-    return ServiceTypes({row.name: row for row in rows}, {model.name: model for model in models})
+    for row in rows:
+        if row.purposes_required and not row.purposes:
+            raise ConfigurationError(
+                f"SERVICE_TYPES: {shown}: service type {row.name!r}: purposes_required without purposes"
+            )
+    reserved = frozenset(model for row in rows for model in row.exclusive_models)
+    pools: dict[str, list[ServiceType]] = {}
+    for row in rows:
+        if row.pool is not None:
+            pools.setdefault(row.pool, []).append(row)
+    for pool, members in pools.items():
+        if len({row.max_users for row in members}) > 1:
+            shared_by = " and ".join(repr(row.name) for row in members)
+            raise ConfigurationError(f"SERVICE_TYPES: {shown}: pool {pool!r}: {shared_by} differ in max_users")
+    return ServiceTypes(
+        {
+            row.name: replace(
+                row,
+                reserved_models=reserved,
+                pool_members=tuple(sorted(member.name for member in pools[row.pool])) if row.pool else (),
+            )
+            for row in rows
+        },
+        {model.name: model for model in models},
+    )
 
 
 def _service_type(row: _ServiceTypeRow) -> ServiceType:

@@ -15,6 +15,9 @@ import msgspec
 from shared import strict_json
 
 AUDIENCE = "mlpa-gateway"
+#: Header fields with which a gateway makes itself known to auth, and tells it whose credential it exchanges.
+EXCHANGE_KEY_HEADER = "X-MLPA-Exchange-Key"
+CLIENT_HEADER = "X-MLPA-Client"
 #: The names of RFC 8693 for the exchange, and for a token that it gives.
 GRANT_TYPE = "urn:ietf:params:oauth:grant-type:token-exchange"
 ACCESS_TOKEN_TYPE = "urn:ietf:params:oauth:token-type:access_token"  # noqa: S105  a name, not a secret
@@ -42,7 +45,10 @@ class Header(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Claims(msgspec.Struct, frozen=True):
-    """The claims of a token, of the right types; the reader checks their values."""
+    """The claims of a token, of the right types; the reader checks their values.
+
+    ``body_sha256``: hex digest of the one request body that the token is good for.
+    """
 
     iss: str
     aud: str
@@ -53,6 +59,7 @@ class Claims(msgspec.Struct, frozen=True):
     jti: str
     scope: str
     amr: tuple[str, ...]
+    body_sha256: str | None = None
 
 
 def header_of(token: str) -> Header:

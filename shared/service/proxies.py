@@ -97,7 +97,7 @@ class Proxies:
             self._ignore("short", peer=peer)
             return peer
         address = _without_port(hops[-self._hops])
-        if not _is_address(address):
+        if not is_address(address):
             self._ignore("malformed", peer=peer)
             return peer
         if len(hops) > self._hops:
@@ -150,7 +150,7 @@ def client_address(request: web.Request) -> str:
     return request.app[PROXIES].client(request)
 
 
-def _is_address(text: str) -> bool:
+def is_address(text: str) -> bool:
     try:
         ipaddress.ip_address(text)
     except ValueError:

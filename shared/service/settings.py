@@ -21,7 +21,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from shared.domain.service_types import ConfigurationError, ServiceTypes, load
 from shared.service import proxies, start_rules
 from shared.service.start_rules import Rule
-from shared.service.strength import Secret
+from shared.service.strength import Secret, SecretList
 from shared.stores import postgres_places, redis
 
 
@@ -68,7 +68,7 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(extra="ignore", frozen=True, env_ignore_empty=True, hide_input_in_errors=True)
 
     #: Settings that production must give, and what development uses instead.
-    development: ClassVar[dict[str, str]] = {"service_types": ""}
+    development: ClassVar[dict[str, str]] = {"service_types": "", "exchange_key": "development-exchange-key"}
     #: Rules that refuse a start.
     rules: ClassVar[tuple[Rule, ...]] = (
         start_rules.issuer,
@@ -111,6 +111,14 @@ class Settings(BaseSettings):
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="Least severe level logged.")
     log_user_secret: Secret = Field(
         None, description="HMAC key of user names in logs; each process makes its own when not set."
+    )
+    firefox_clients: bool = Field(
+        False, description="Serve shipped Firefox for desktop, iOS and Android, which send their credential each time."
+    )
+    exchange_key: SecretList = Field(
+        None,
+        description="Secret that makes the gateway known to auth, needed with FIREFOX_CLIENTS; a comma-separated list: "
+        "the gateway sends the first, auth accepts all.",
     )
     drain_delay_seconds: float = Field(
         0, ge=0, le=600, description="After SIGTERM, how long new requests are still served."
@@ -169,11 +177,21 @@ class Settings(BaseSettings):
 
     def needed(self) -> list[str]:
         """Names of the settings that production must give."""
-        return ["service_types"]
+        return ["service_types", *(["exchange_key"] if self.firefox_clients else [])]
+
+    def exchange_keys(self) -> list[bytes]:
+        """The secrets by which auth knows gateways, the first being the one that gateways send; none if not used."""
+        return secret_parts(self.exchange_key) if self.firefox_clients else []
 
     def load_service_types(self) -> ServiceTypes:
         """:raises ConfigurationError: the file is not usable."""
         return load(self.service_types, debug=self.mlpa_debug)
+
+
+def secret_parts(secret: SecretStr | None) -> list[bytes]:
+    """The parts of a ``SecretList``."""
+    text = secret.get_secret_value() if secret is not None else ""
+    return [part.strip().encode() for part in text.split(",") if part.strip()]
 
 
 def _is_empty(value: Any) -> bool:

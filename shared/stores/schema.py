@@ -21,6 +21,13 @@ devices = sa.Table(
     sa.Column("key_id", Id, primary_key=True, comment="canonical: standard base64, padded"),
     sa.Column("public_key", BYTEA, nullable=False, comment="X9.62 point, 65 bytes"),
     sa.Column("counter", sa.BigInteger, nullable=False, server_default="0"),
+    sa.Column(
+        "counters_taken",
+        sa.BigInteger,
+        nullable=False,
+        server_default="-1",
+        comment="64 bits: whether the counter that is so much lower was used",
+    ),
     sa.Column("environment", sa.Text, comment="production or development; null until an imported key is used"),
     sa.Column("bundle_id", sa.Text),
     sa.Column("bundle_version", sa.Text),
@@ -65,6 +72,15 @@ capacity = sa.Table(
     "capacity",
     metadata,
     sa.Column("service_type", sa.Text, primary_key=True),
+    sa.Column("users", sa.BigInteger, nullable=False, server_default="0"),
+)
+
+#: Identities in any of the service types of a pool. They are counted again when other service types are in it.
+pools = sa.Table(
+    "pools",
+    metadata,
+    sa.Column("pool", Id, primary_key=True),
+    sa.Column("service_types", sa.Text, nullable=False, server_default="", comment="sorted, comma-separated"),
     sa.Column("users", sa.BigInteger, nullable=False, server_default="0"),
 )
 

@@ -43,6 +43,8 @@ class Stored(Enum):
 
 
 _MAX_INTEGER = 2**31 - 1
+#: How far below the highest counter one may be that arrives late: the bits of ``counters_taken``.
+LATE_COUNTERS = 64
 
 _ENROL = Query.text(
     """
@@ -66,13 +68,23 @@ _FIND = Query.text(
 _ADVANCE = Query.text(
     """
     update devices set
-        counter = :counter,
+        counter = greatest(counter, :counter),
+        counters_taken = case
+            when :counter >= counter + 64 then 1
+            when :counter > counter then (counters_taken << cast(:counter - counter as integer)) | 1
+            else counters_taken | (cast(1 as bigint) << cast(counter - :counter as integer))
+        end,
         last_used_at = now(),
         bundle_id = coalesce(bundle_id, :bundle_id),
         environment = coalesce(environment, :environment),
         bundle_version = coalesce(:bundle_version, bundle_version),
         validation_category = coalesce(:validation_category, validation_category)
-    where key_id = :key_id and counter < :counter and revoked_at is null
+    where key_id = :key_id and revoked_at is null and case
+        when :counter > counter then true
+        when :counter > counter - :window
+            then counters_taken & (cast(1 as bigint) << cast(counter - :counter as integer)) = 0
+        else false
+      end
     returning key_id
     """
 )
@@ -84,6 +96,8 @@ _IMPORT = Query.text(
                          cast(:environments as text[]), cast(:bundle_ids as text[]))
     on conflict (key_id) do update set
         counter = greatest(devices.counter, excluded.counter),
+        counters_taken = case
+            when excluded.counter > devices.counter then -1 else devices.counters_taken end,
         environment = coalesce(devices.environment, excluded.environment),
         bundle_id = coalesce(devices.bundle_id, excluded.bundle_id)
     """
@@ -123,17 +137,20 @@ async def find(database: Database, key_id: str) -> Device | None:
 
 
 async def advance_counter(
-    database: Database | Transaction, key_id: str, assertion: Assertion, environment: str
+    database: Database | Transaction, key_id: str, assertion: Assertion, environment: str, *, window: int = 0
 ) -> bool:
-    """Advance the counter, by one conditional update that decides between racing assertions.
+    """Take the counter, by one conditional update that decides between racing assertions.
 
-    :returns: False when the counter was not greater, or the key was revoked meanwhile.
+    :param window: a counter that is not the highest may be taken once while it is above the highest minus this, at most
+        ``LATE_COUNTERS``; 0 for none.
+    :returns: False when the counter was too low or taken, or the key was revoked meanwhile.
     :raises DatabaseUnavailable: PostgreSQL could not be asked.
     """
     row = await database.fetch_one(
         _ADVANCE,
         key_id=key_id,
         counter=assertion.counter,
+        window=window,
         bundle_id=assertion.bundle_id,
         environment=environment,
         bundle_version=assertion.bundle_version,

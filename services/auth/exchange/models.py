@@ -23,6 +23,10 @@ class Subject:
     client_id: str
     expires_at: float | None = None
     use_up: Callable[[], Awaitable[None]] | None = None
+    #: The life of the access token in seconds; None for the usual one.
+    token_ttl: int | None = None
+    #: Hex of SHA-256 of the one request body that the access token is good for; None for any.
+    body_sha256: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +47,8 @@ class CredentialVerifier(Protocol):
 
     kind: ClassVar[Credential]
     words: ClassVar[Words]
+    #: Whether only a gateway may exchange it, which has seen the request that it belongs to.
+    from_gateways: ClassVar[bool]
 
     async def verify(self, subject_token: str, row: ServiceType, source: str) -> Subject:
         """Verify the credential and the row's policy on it, and use nothing up.

@@ -25,6 +25,7 @@ class ExchangeRequest:
     subject_token_type: str
     scope: str
     source: str
+    from_gateway: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +67,8 @@ class TokenExchange:
             credential = self._credentials.get(request.subject_token_type)
             if credential is None:
                 raise InvalidRequest("subject_token_type is not one that can be exchanged.")
+            if credential.from_gateways and not request.from_gateway:
+                raise InvalidRequest("Only a gateway can exchange this kind of credential.")
             row = self._rows.get(request.scope)
             if row is None or credential.kind not in row.credentials:
                 raise InvalidScope
@@ -80,6 +83,8 @@ class TokenExchange:
             scope=row.name,
             amr=credential.kind,
             not_after=subject.expires_at,
+            ttl=subject.token_ttl,
+            body_sha256=subject.body_sha256,
         )
         if subject.use_up is not None:
             async with self._limits.failures("exchange", request.source):

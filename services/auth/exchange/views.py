@@ -10,12 +10,12 @@ from aiohttp import web
 from services.auth.error_body import ErrorBody
 from services.auth.errors import InvalidRequest, InvalidScope, InvalidTarget, UnsupportedGrantType
 from services.auth.exchange.credentials import KINDS
+from services.auth.exchange.gateways import KNOWN_GATEWAYS
 from services.auth.exchange.services import EXCHANGE, ExchangeRequest
 from services.auth.forms import FORM, read_form
 from services.auth.limits.services import LIMITS
 from shared.domain.identity import Credential
 from shared.domain.tokens import ACCESS_TOKEN_TYPE, AUDIENCE, GRANT_TYPE
-from shared.service.proxies import client_address
 from shared.service.web import SERVICE_TYPE, USER_ID
 from shared.telemetry.openapi import Answer, Body, Operation
 
@@ -29,9 +29,10 @@ class TokenResponse(msgspec.Struct, frozen=True):
 
 
 async def token(request: web.Request) -> web.Response:
-    source = client_address(request)
+    gateways = request.app[KNOWN_GATEWAYS]
+    source = gateways.source(request)
     async with request.app[LIMITS].failures("exchange", source):
-        asked = parse_exchange(await read_form(request), source)
+        asked = parse_exchange(await read_form(request), source, from_gateway=gateways.sent(request))
     exchanged = await request.app[EXCHANGE].exchange(asked)
     request[SERVICE_TYPE] = exchanged.scope
     request[USER_ID] = exchanged.user_id
@@ -47,9 +48,10 @@ async def token(request: web.Request) -> web.Response:
     )
 
 
-def parse_exchange(form: dict[str, list[str]], source: str) -> ExchangeRequest:
+def parse_exchange(form: dict[str, list[str]], source: str, *, from_gateway: bool = False) -> ExchangeRequest:
     """
-    :param source: the address that the form came from.
+    :param source: the client's address.
+    :param from_gateway: a gateway sent the form, for its client.
     :raises InvalidRequest, UnsupportedGrantType, InvalidTarget, InvalidScope:
     """
     one = {name: values[0] for name, values in form.items()}
@@ -69,7 +71,7 @@ def parse_exchange(form: dict[str, list[str]], source: str) -> ExchangeRequest:
     scopes = one.get("scope", "").split(" ")
     if len(scopes) != 1 or not scopes[0]:
         raise InvalidScope
-    return ExchangeRequest(one["subject_token"], one["subject_token_type"], scopes[0], source)
+    return ExchangeRequest(one["subject_token"], one["subject_token_type"], scopes[0], source, from_gateway)
 
 
 OPERATIONS = [

@@ -46,24 +46,34 @@ class Issuer:
         self._clock = clock
 
     def issue(
-        self, *, user_id: str, client_id: str, scope: str, amr: str, not_after: float | None = None
+        self,
+        *,
+        user_id: str,
+        client_id: str,
+        scope: str,
+        amr: str,
+        not_after: float | None = None,
+        ttl: int | None = None,
+        body_sha256: str | None = None,
     ) -> AccessToken:
         """A token for the user of a verified credential.
 
         :param scope: the service type.
         :param amr: how the user was authenticated (RFC 8176).
         :param not_after: when the credential itself expires, which the token does not outlive.
+        :param ttl: seconds; None for the issuer's.
+        :param body_sha256: hex digest of the one request body that the token is good for.
         :raises InvalidSubjectToken: the credential has no whole second left.
         :raises DependencyUnavailable: there is no signing key.
         """
         now = int(self._clock())
-        expires_in = self.ttl
+        expires_in = ttl or self.ttl
         if not_after is not None:
             expires_in = min(expires_in, int(not_after) - now)
             if expires_in <= 0:
                 raise InvalidSubjectToken
         key = self._keys.signing_key()
-        claims = {
+        claims: dict[str, str | int | list[str]] = {
             "iss": self.issuer,
             "aud": AUDIENCE,
             "sub": user_id,
@@ -74,6 +84,8 @@ class Issuer:
             "scope": scope,
             "amr": [amr],
         }
+        if body_sha256 is not None:
+            claims["body_sha256"] = body_sha256
         token: str = jwt.encode(claims, key.private, algorithm="ES256", headers={"typ": TYPE, "kid": key.kid})
         return AccessToken(token, expires_in)
 

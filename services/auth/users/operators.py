@@ -20,6 +20,7 @@ from services.auth.pagination import Page
 from services.auth.standing import storage as standing
 from services.auth.standing.changes import Changes
 from services.auth.users import operators_storage as storage
+from services.auth.users import pools
 from services.auth.users.operators_storage import LedgerRow, Sort, UserRow
 from services.auth.users.spending import Spending, Spent
 from shared.domain.service_types import ServiceTypes
@@ -111,6 +112,13 @@ class UserAdmin:
         """
         return dict.fromkeys(self._rows, 0) | await storage.counts(self._database)
 
+    async def pools(self) -> list[tuple[str, int, int]]:
+        """Name, users and capacity of each pool.
+
+        :raises DependencyUnavailable: a dependency could not be asked.
+        """
+        return await pools.status(self._database, self._rows.values())
+
     async def ledger(self, user_id: str, *, limit: int, cursor: str | None = None) -> LedgerPage:
         """Requests, newest first; a deleted user's too.
 
@@ -175,7 +183,7 @@ class UserAdmin:
         :raises DependencyUnavailable: as ``block``.
         """
         async with self._change(user_id, "deleted", {"deleted": user_id}) as (transaction, row):
-            await storage.delete(transaction, user_id, row.service_type)
+            await storage.delete(transaction, row, self._rows.get(row.service_type))
             old = {"service_type": row.service_type, "budget_tier": row.budget_tier, **_standing(row)}
             await audit.record(transaction, actor, "user.delete", user_id, old=old)
 

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal
 
+from services.auth.users import pools
+from shared.domain.service_types import ServiceType
 from shared.stores.postgres import Database, Query, Row, Transaction
 
 Sort = Literal["id", "created"]
@@ -204,10 +206,13 @@ async def lock(transaction: Transaction, user_id: str, identity: str) -> UserRow
     return next(iter(await by_ids(transaction, [user_id])), None)
 
 
-async def delete(transaction: Transaction, user_id: str, service_type: str) -> None:
+async def delete(transaction: Transaction, user: UserRow, row: ServiceType | None) -> None:
     """Delete a user and free its place.
 
+    :param row: its service type, if there still is one.
     :raises DatabaseUnavailable: PostgreSQL could not be asked.
     """
-    if await transaction.execute(_DELETE, user_id=user_id):
-        await transaction.execute(_MAKE_ROOM, service_type=service_type)
+    if await transaction.execute(_DELETE, user_id=user.user_id):
+        await transaction.execute(_MAKE_ROOM, service_type=user.service_type)
+        if row is not None and row.pool is not None:
+            await pools.leave(transaction, user.identity, row)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from services.auth.users import pools
 from shared.domain.service_types import ServiceType
 from shared.stores.postgres import Database, Query
 
@@ -46,14 +47,20 @@ async def enter(database: Database, user_id: str, identity: str, row: ServiceTyp
     found = (await database.fetch(_KNOWN, user_id=user_id, service_type=row.name))[0]
     if found["known"]:
         return True
-    if 0 < row.max_users <= found["users"]:
+    if row.pool is not None:
+        if await pools.is_full(database, user_id, identity, row):
+            return False
+    elif 0 < row.max_users <= found["users"]:
         return False  # while the service type is full, newcomers cost a read each, and no lock
     try:
         async with database.transaction() as transaction:
             inserted = await transaction.fetch_one(_INSERT, user_id=user_id, identity=identity, service_type=row.name)
             if inserted is None:
                 return True
-            if await transaction.fetch_one(_ROOM, service_type=row.name, max_users=row.max_users) is None:
+            own = row.max_users if row.pool is None else 0
+            if await transaction.fetch_one(_ROOM, service_type=row.name, max_users=own) is None:
+                raise _Full
+            if row.pool is not None and not await pools.take_place(transaction, user_id, identity, row):
                 raise _Full
     except _Full:
         return False

@@ -58,6 +58,10 @@ def test_a_row_is_read_whole(tmp_path: Path) -> None:
         ("rpm = 40", "rpm = 40\ntemperature = 1.0", "temperature"),
         ("rpm = 40", 'rpm = 40\ntop_p = "1.01"', "top_p"),
         ("rpm = 40", 'rpm = 40\ntop_p = "nan"', "top_p"),
+        ('purposes = ["chat"]', "purposes_required = true", "purposes_required"),
+        ("rpm = 40", 'rpm = 40\nclient_key = "Not A Name"', "client_key"),
+        ("rpm = 40", 'rpm = 40\npool = ""', "pool"),
+        ("rpm = 40", 'rpm = 40\naliases = ["a b"]', "aliases"),
         (ROW, ROW + ROW, "is repeated"),
         (ROW, ROW + '[[model]]\nname = "a b"\n', "printable"),
         (ROW, ROW + '[[model]]\nname = ""\n', "printable"),
@@ -88,6 +92,33 @@ def test_a_row_may_say_how_its_requests_are_sampled(tmp_path: Path) -> None:
     assert (row.temperature, row.top_p) == (0.7, 1.0)
     assert load(tmp_path, ROW).rows["ai"].temperature is None
     assert load(tmp_path, ROW + '[[model]]\nname = "vertex_ai/x@2025#+[1]"\n').models["vertex_ai/x@2025#+[1]"]
+
+
+def test_an_exclusive_model_is_for_the_rows_that_name_it(tmp_path: Path) -> None:
+    def row(name: str, models: str) -> str:
+        return ROW.replace('"ai"', f'"{name}"').replace('models = ["openai/*"]', models)
+
+    rows = load(
+        tmp_path,
+        row("ai", 'models = ["*"]')
+        + row("answer", 'models = ["gpt"]\nexclusive_models = ["exa"]')
+        + row("named", 'models = ["exa", "*"]'),
+    ).rows
+    allowed = {
+        name: [model for model in ("exa", "gpt", "exa2") if row.allows_model(model)] for name, row in rows.items()
+    }
+    assert allowed == {"ai": ["gpt", "exa2"], "answer": ["exa", "gpt"], "named": ["exa", "gpt", "exa2"]}
+
+
+def test_rows_of_a_pool_have_one_capacity(tmp_path: Path) -> None:
+    def row(name: str, more: str) -> str:
+        return ROW.replace('"ai"', f'"{name}"').replace("rpm = 40", f"rpm = 40\n{more}")
+
+    pooled = 'pool = "signed-in"\nmax_users = {}'
+    rows = load(tmp_path, row("b", pooled.format(5)) + row("a", pooled.format(5)) + row("c", "max_users = 7")).rows
+    assert (rows["a"].pool_members, rows["b"].pool_members, rows["c"].pool_members) == (("a", "b"), ("a", "b"), ())
+    with pytest.raises(ConfigurationError, match="pool 'signed-in': 'b' and 'a' differ in max_users"):
+        load(tmp_path, row("b", pooled.format(5)) + row("a", pooled.format(6)))
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:

@@ -13,16 +13,19 @@ from services.auth.audit.storage import Actor
 from services.auth.errors import Forbidden, Unauthorized
 from shared.service.proxies import client_address
 
+#: Header fields that a key may come in. The last two are those of the single-process MLPA, whose operators' tools use
+#: them; proxies drop such names unless they are told not to.
+_FIELDS = ("Authorization", "master_key", "mlpa_ui_access_key")
 _REALM = 'Bearer realm="mlpa"'
 
 
 async def by_key(request: web.Request) -> AdminKey:
-    """The key in the Authorization header.
+    """The key in the Authorization header, or in one of its aliases.
 
     :raises Unauthorized: no key, or a wrong one.
     :raises SlowDown: a wrong key from an address that has sent too many.
     """
-    given = request.headers.getall("Authorization", [])
+    given = next((values for field in _FIELDS if (values := request.headers.getall(field, []))), [])
     if not given:
         raise Unauthorized(headers={"WWW-Authenticate": _REALM})
     scheme, _, secret = given[0].partition(" ")

@@ -41,6 +41,13 @@ async def counts(request: web.Request) -> web.Response:
     return _answer(await _users(request).counts())
 
 
+async def pools(request: web.Request) -> web.Response:
+    await callers.by_key(request)
+    return _answer(
+        [{"pool": name, "users": number, "max_users": most} for name, number, most in await _users(request).pools()]
+    )
+
+
 async def get_user(request: web.Request) -> web.Response:
     await callers.by_key(request)
     return await _user(request)
@@ -170,7 +177,20 @@ def _operation(
     return Operation(method, path, handler, summary, answers, tag=_TAG, security=_KEY, **more)
 
 
-#: ``/user/counts-by-service-type`` stands before ``/user/{user_id}``, which would match it too.
+_POOLS = {
+    "type": "array",
+    "items": {
+        "type": "object",
+        "required": ["pool", "users", "max_users"],
+        "properties": {
+            "pool": {"type": "string"},
+            "users": {"type": "integer", "description": "A person that uses several of its service types counts once."},
+            "max_users": {"type": "integer", "description": "0: no limit."},
+        },
+    },
+}
+
+#: Fixed paths stand before ``/user/{user_id}``, which would match them too.
 OPERATIONS = [
     _operation(
         "GET",
@@ -194,6 +214,13 @@ OPERATIONS = [
             200: Answer("Users by service type", {"type": "object", "additionalProperties": {"type": "integer"}}),
             **_COMMON,
         },
+    ),
+    _operation(
+        "GET",
+        "/user/signup-cap-status",
+        pools,
+        "How full each pool of service types is",
+        {200: Answer("The pools, by name", _POOLS), **_COMMON},
     ),
     _operation(
         "GET",

@@ -38,7 +38,7 @@ async def users(request: web.Request, session: Session) -> web.StreamResponse:
         section="users",
         page=found,
         total=total,
-        kinds=[kind.words for kind in KINDS],
+        kinds=list({kind.words.identity: kind.words for kind in KINDS}.values()),
         q=q,
         sort=sort,
         order="desc" if descending else "asc",

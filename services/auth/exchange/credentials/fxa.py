@@ -17,6 +17,7 @@ from shared.domain.service_types import ServiceType
 class FxACredential:
     kind: ClassVar = Credential.FXA
     words: ClassVar = Words("an FxA access token", "a Firefox account", "FxA uid", "32 hex characters")
+    from_gateways: ClassVar = False
 
     def __init__(self, verifier: FxAVerifier) -> None:
         self._verifier = verifier

@@ -183,6 +183,39 @@ async def test_counts_win_over_a_user_of_that_name(admin_auth: Auth, rows: Rows)
     assert (status, body) == (200, {"ai": 2, "memories": 1, "s2s": 0})
 
 
+@pytest.mark.parametrize("field", ["Authorization", "master_key", "mlpa_ui_access_key", "MASTER_KEY"])
+async def test_a_key_may_come_in_the_fields_of_the_single_process_mlpa(admin_auth: Auth, field: str) -> None:
+    for key, status in ((ADMIN, 200), (VIEWER, 200), ("wrong", 401)):
+        assert (await admin_auth.ask("GET", "/user", headers={field: f"Bearer {key}"}))[0] == status
+    assert (await admin_auth.ask("GET", "/user", headers={field: ADMIN}))[0] == 401
+    status, _, _ = await admin_auth.ask("POST", at(USER, "/block"), headers={field: f"Bearer {VIEWER}"})
+    assert status == 403
+
+
+async def test_a_right_key_does_not_make_up_for_a_wrong_authorization(admin_auth: Auth) -> None:
+    headers = {"Authorization": "Bearer wrong", "master_key": f"Bearer {ADMIN}"}
+    assert (await admin_auth.ask("GET", "/user", headers=headers))[0] == 401
+
+
+async def test_it_shows_how_full_each_pool_is(start_auth: StartAuth, rows: Rows, tmp_path: Any) -> None:
+    row = (
+        '[[service_type]]\nname="{}"\nmax_budget="1"\nduration="1d"\nrpm=1\ntpm=1\nmodels=["*"]\n'
+        'credentials=["fxa"]\nfxa_scopes=["profile:uid"]\nfxa_client_ids=["*"]\nmax_users=2\npool="signed-in"\n'
+    )
+    table = tmp_path / "types.toml"
+    table.write_text(row.format("ai") + row.format("memories"))
+    auth = await start_auth(**ADMIN_SETTINGS, service_types=table)
+    for scope in ("ai", "memories"):
+        assert (await auth.exchange(auth.fxa_token(UID), scope=scope))[0] == 200
+    status, body, _ = await ask(auth, "GET", "/user/signup-cap-status", VIEWER)
+    assert (status, body) == (200, [{"pool": "signed-in", "users": 1, "max_users": 2}])
+    assert (await auth.exchange(auth.fxa_token("1" * 32), scope="memories"))[0] == 200
+    status, body = await auth.exchange(auth.fxa_token("2" * 32), scope="ai")
+    assert (status, body["error"]) == (403, "max_users_reached")
+    assert (await ask(auth, "DELETE", at(f"{'1' * 32}:memories")))[0] == 204
+    assert (await auth.exchange(auth.fxa_token("2" * 32), scope="ai"))[0] == 200
+
+
 @pytest.mark.parametrize("user_id", ["nobody", "a/b", "<script>", "é", "\x00", "%", "..", "counts"])
 async def test_who_is_not_there_is_a_404(admin_auth: Auth, user_id: str) -> None:
     for method, rest in [("GET", ""), ("GET", "/ledger"), ("POST", "/block"), ("POST", "/unblock"), ("DELETE", "")]:

@@ -1,0 +1,186 @@
+"""Assertions of App Attest, whatever it is that they sign.
+
+Order: parse, challenge's MAC and time, device, signature and all checks; at the very end of the exchange, consume the
+challenge and take the counter.
+"""
+
+from __future__ import annotations
+
+import base64
+import re
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Annotated, TypeVar
+
+import msgspec
+
+from services.auth.appattest import (
+    MAX_ASSERTION_BYTES,
+    MAX_CLIENT_DATA_BYTES,
+    AppAttestError,
+    Assertion,
+    Policy,
+    canonical_key_id,
+    decode_base64,
+    verify_assertion,
+)
+from services.auth.challenge.services import Challenges
+from services.auth.devices import storage
+from services.auth.devices.metrics import DeviceMetrics
+from services.auth.errors import (
+    AccessDenied,
+    AuthError,
+    InvalidChallenge,
+    InvalidScope,
+    InvalidSubjectToken,
+    UnknownKey,
+)
+from services.auth.exchange.models import Subject
+from shared import strict_json
+from shared.domain.service_types import ServiceType
+from shared.stores.postgres import Database
+
+_BASE64URL = re.compile(r"[A-Za-z0-9_-]+={0,2}")
+
+Text = Annotated[str, msgspec.Meta(max_length=2 * max(MAX_ASSERTION_BYTES, MAX_CLIENT_DATA_BYTES))]
+_Token = TypeVar("_Token")
+
+
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """An assertion as a client sent it. ``client_data_hash`` is what it signs.
+
+    ``late_counters``: the window of ``storage.advance_counter``. The last two are the subject's.
+    """
+
+    key_id_b64: str
+    assertion_obj_b64: str
+    bundle_id: str
+    challenge: str
+    client_data_hash: bytes
+    late_counters: int = 0
+    token_ttl: int | None = None
+    body_sha256: str | None = None
+
+
+class Assertions:
+    """The verifier of assertions."""
+
+    def __init__(self, database: Database, challenges: Challenges, policy: Policy, metrics: DeviceMetrics) -> None:
+        self._database = database
+        self._challenges = challenges
+        self._policy = policy
+        self._metrics = metrics
+
+    async def verify(self, read: Callable[[], Sent], row: ServiceType) -> Subject:
+        """Verify an assertion and the row's policy on it. Its challenge and counter are used up by the subject's
+        ``use_up``.
+
+        :param read: parses the subject token.
+        :raises AuthError, DependencyUnavailable: as ``CredentialVerifier.verify``.
+        """
+        started = time.perf_counter()
+        result = "unavailable"
+        try:
+            subject = await self._verify(read, row)
+            result = "success"
+        except AuthError:
+            result = "invalid"
+            raise
+        finally:
+            self._metrics.assertion.observe(time.perf_counter() - started, result)
+        return subject
+
+    async def _verify(self, read: Callable[[], Sent], row: ServiceType) -> Subject:
+        try:
+            sent = read()
+            key_id = canonical_key_id(sent.key_id_b64)
+            assertion_obj = decode_base64(sent.assertion_obj_b64, max_bytes=MAX_ASSERTION_BYTES)
+        except AppAttestError as error:
+            raise InvalidSubjectToken from error
+        self._check_challenge(sent.challenge, key_id)
+
+        device = await storage.find(self._database, key_id)
+        if device is None:
+            raise UnknownKey
+        # an imported device may lack both until its first assertion
+        if device.bundle_id not in (None, sent.bundle_id) or device.environment not in (
+            None,
+            self._policy.environment,
+        ):
+            raise InvalidSubjectToken
+        try:
+            assertion = verify_assertion(
+                assertion_obj,
+                client_data_hash=sent.client_data_hash,
+                public_key_x962=device.public_key,
+                last_counter=max(0, device.counter - sent.late_counters),
+                bundle_id=sent.bundle_id,
+                policy=self._policy,
+            )
+        except AppAttestError as error:
+            self._metrics.rejected(error)
+            raise InvalidSubjectToken from error
+        self._metrics.verified(assertion)
+        if row.bundle_ids is not None and sent.bundle_id not in row.bundle_ids:
+            raise InvalidScope
+        if device.revoked:
+            raise AccessDenied
+        return Subject(
+            identity=key_id,
+            client_id=sent.bundle_id,
+            use_up=partial(
+                self._use_up,
+                sent.challenge,
+                key_id,
+                assertion,
+                sent.late_counters,
+                (assertion_obj, sent.client_data_hash, sent.bundle_id.encode()),
+            ),
+            token_ttl=sent.token_ttl,
+            body_sha256=sent.body_sha256,
+        )
+
+    async def _use_up(
+        self, challenge: str, key_id: str, assertion: Assertion, late_counters: int, sent: tuple[bytes, ...]
+    ) -> None:
+        """Consume the challenge and take the counter: of attempts that share one of them, one gets through."""
+        try:
+            async with self._challenges.consumed(challenge, key_id, *sent) as use:
+                taken = await storage.advance_counter(
+                    self._database, key_id, assertion, self._policy.environment, window=late_counters
+                )
+                if not taken:
+                    raise InvalidSubjectToken
+                use.decided = True  # a counter is taken once
+        except InvalidChallenge as error:
+            raise InvalidSubjectToken from error
+
+    def _check_challenge(self, challenge: str, key_id: str) -> None:
+        started = time.perf_counter()
+        result = "invalid"
+        try:
+            self._challenges.check(challenge, key_id)
+            result = "success"
+        except InvalidChallenge as error:
+            raise InvalidSubjectToken from error
+        finally:
+            self._metrics.challenge.observe(time.perf_counter() - started, result)
+
+
+def decode_subject_token(subject_token: str, kind: type[_Token]) -> _Token:
+    """A subject token that is base64url of a JSON object.
+
+    :raises InvalidSubjectToken: it is malformed.
+    """
+    if not _BASE64URL.fullmatch(subject_token):
+        raise InvalidSubjectToken
+    try:
+        raw = base64.b64decode(
+            subject_token.rstrip("=") + "=" * (-len(subject_token.rstrip("=")) % 4), b"-_", validate=True
+        )
+        return strict_json.decode(raw, kind)
+    except ValueError as error:  # binascii.Error is one too
+        raise InvalidSubjectToken from error

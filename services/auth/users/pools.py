@@ -1,0 +1,108 @@
+"""Pools: service types that share their capacity, in which an identity takes one place however many of them it uses.
+
+The number of a pool is advanced under the lock of its row. It is counted from the users when the pool is new, or has
+got other service types.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from shared.domain.service_types import ServiceType
+from shared.stores.postgres import Database, Query, Transaction
+
+_LOCK = Query.text(
+    "insert into pools (pool) values (:pool) on conflict (pool) do update set pool = excluded.pool "
+    "returning service_types"
+)
+_COUNT = Query.text(
+    """
+    update pools set service_types = :of, users =
+        (select count(distinct identity) from users
+         where service_type = any(cast(:members as text[])) and user_id <> :user_id)
+    where pool = :pool
+    """
+)
+_HAS_PLACE = Query.text(
+    "select exists(select 1 from users where identity = :identity "
+    "and service_type = any(cast(:members as text[])) and user_id <> :user_id) as has_place"
+)
+_TAKE = Query.text(
+    "update pools set users = users + 1 where pool = :pool and (:max_users = 0 or users < :max_users) returning users"
+)
+_FULL = Query.text("select users from pools where pool = :pool and service_types = :of and users >= :max_users")
+_LEAVE = Query.text(
+    """
+    update pools set users = greatest(users - 1, 0)
+    where pool = :pool and service_types = :of and not exists
+        (select 1 from users where identity = :identity and service_type = any(cast(:members as text[])))
+    """
+)
+_STATUS = Query.text(
+    """
+    select coalesce(
+        (select users from pools where pool = :pool and service_types = :of),
+        (select count(distinct identity) from users where service_type = any(cast(:members as text[])))) as users
+    """
+)
+
+
+async def is_full(database: Database, user_id: str, identity: str, row: ServiceType) -> bool:
+    """Whether a newcomer would find no place; it takes no lock, so that newcomers cost little while there is none.
+
+    :raises DatabaseUnavailable: PostgreSQL could not be asked.
+    """
+    if not row.max_users or not await database.fetch(_FULL, pool=row.pool, of=_of(row), max_users=row.max_users):
+        return False
+    return not (await database.fetch(_HAS_PLACE, identity=identity, members=_members(row), user_id=user_id))[0][
+        "has_place"
+    ]
+
+
+async def take_place(transaction: Transaction, user_id: str, identity: str, row: ServiceType) -> bool:
+    """Give a new user, whose row is written, a place, unless its identity has one.
+
+    :returns: False when there is none.
+    :raises DatabaseUnavailable: PostgreSQL could not be asked.
+    """
+    pool, members = row.pool, _members(row)
+    locked = await transaction.fetch_one(_LOCK, pool=pool)
+    if locked is None or locked["service_types"] != _of(row):
+        await transaction.execute(_COUNT, pool=pool, of=_of(row), members=members, user_id=user_id)
+    found = (await transaction.fetch(_HAS_PLACE, identity=identity, members=members, user_id=user_id))[0]
+    if found["has_place"]:
+        return True
+    return await transaction.fetch_one(_TAKE, pool=pool, max_users=row.max_users) is not None
+
+
+async def leave(transaction: Transaction, identity: str, row: ServiceType) -> None:
+    """Free the place of an identity whose user was deleted, unless it has another user in the pool.
+
+    :raises DatabaseUnavailable: PostgreSQL could not be asked.
+    """
+    await transaction.fetch_one(_LOCK, pool=row.pool)
+    await transaction.execute(_LEAVE, pool=row.pool, of=_of(row), identity=identity, members=_members(row))
+
+
+async def status(database: Database, rows: Iterable[ServiceType]) -> list[tuple[str, int, int]]:
+    """Name, users and capacity of each pool.
+
+    :raises DatabaseUnavailable: PostgreSQL could not be asked.
+    """
+    pools = {row.pool: row for row in rows if row.pool is not None}
+    return [
+        (
+            pool,
+            (await database.fetch(_STATUS, pool=pool, of=_of(row), members=_members(row)))[0]["users"],
+            row.max_users,
+        )
+        for pool, row in sorted(pools.items())
+    ]
+
+
+def _members(row: ServiceType) -> list[str]:
+    return list(row.pool_members)
+
+
+def _of(row: ServiceType) -> str:
+    return ",".join(row.pool_members)

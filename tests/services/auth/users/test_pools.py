@@ -1,0 +1,125 @@
+"""Places that several service types share: a person takes one, and their number is exact."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import replace
+
+import pytest
+
+from services.auth.errors import MaxUsersReached
+from services.auth.users import operators_storage, pools, storage
+from services.auth.users.entry import Users
+from shared.domain.identity import user_id
+from shared.domain.service_types import ServiceType, load
+from shared.stores.postgres import Database
+from shared.stores.redis import connect
+from shared.telemetry.metrics import Registry
+
+ROWS = load(None, debug=True).rows
+
+
+def pooled(max_users: int, *names: str) -> dict[str, ServiceType]:
+    return {
+        name: replace(ROWS[name], pool="signed-in", pool_members=tuple(sorted(names)), max_users=max_users)
+        for name in names
+    }
+
+
+def uid(number: int) -> str:
+    return f"{number:032x}"
+
+
+@pytest.fixture
+async def database(postgres_url: str) -> AsyncIterator[Database]:
+    async with Database.connect(postgres_url, max_size=10, timeout=10) as database:
+        yield database
+
+
+async def enter(database: Database, number: int, row: ServiceType) -> bool:
+    return await storage.enter(database, user_id(uid(number), row.name), uid(number), row)
+
+
+async def leave(database: Database, number: int, row: ServiceType) -> None:
+    async with database.transaction() as transaction:
+        user = await operators_storage.lock(transaction, user_id(uid(number), row.name), uid(number))
+        assert user is not None
+        await operators_storage.delete(transaction, user, row)
+
+
+async def users(database: Database, rows: dict[str, ServiceType]) -> int:
+    ((name, number, _),) = await pools.status(database, rows.values())
+    assert name == "signed-in"
+    return number
+
+
+async def test_a_person_that_uses_both_counts_once(database: Database) -> None:
+    rows = pooled(2, "ai", "memories")
+    assert await users(database, rows) == 0
+    assert await enter(database, 1, rows["ai"])
+    assert await enter(database, 1, rows["memories"])
+    assert await users(database, rows) == 1
+    assert await enter(database, 2, rows["memories"])
+    assert not await enter(database, 3, rows["ai"])
+    assert await enter(database, 2, rows["ai"]), "it has a place, although there is none left"
+    assert await enter(database, 2, rows["ai"]), "it is known"
+    assert await users(database, rows) == 2
+
+
+async def test_a_place_is_free_again_when_the_last_user_of_a_person_is_deleted(database: Database) -> None:
+    rows = pooled(1, "ai", "memories")
+    assert await enter(database, 1, rows["ai"])
+    assert await enter(database, 1, rows["memories"])
+    await leave(database, 1, rows["ai"])
+    assert not await enter(database, 2, rows["ai"])
+    await leave(database, 1, rows["memories"])
+    assert await users(database, rows) == 0
+    assert await enter(database, 2, rows["ai"])
+
+
+async def test_of_persons_that_race_through_both_doors_exactly_as_many_enter_as_there_are_places(
+    database: Database, redis_url: str
+) -> None:
+    rows, redis = pooled(10, "ai", "memories"), connect(redis_url)
+    entry = Users(database, redis, Registry())
+
+    async def one(number: int, row: ServiceType) -> bool:
+        try:
+            await entry.enter(uid(number), row)
+        except MaxUsersReached:
+            return False
+        return True
+
+    asked = [(number, row) for number in range(40) for row in rows.values()]
+    entered = await asyncio.gather(*(one(number, row) for number, row in asked))
+    persons = {number for (number, _), got_in in zip(asked, entered, strict=True) if got_in}
+    assert len(persons) == await users(database, rows) == 10
+    assert sum(entered) == 20, "who has a place has it at both doors"
+    await redis.aclose()
+
+
+async def test_a_pool_counts_who_came_before_it_was_one(database: Database) -> None:
+    for number in range(3):
+        assert await enter(database, number, ROWS["ai"])
+    assert await enter(database, 0, ROWS["memories"])
+    rows = pooled(4, "ai", "memories")
+    assert await users(database, rows) == 3
+    assert await enter(database, 7, rows["memories"])
+    assert not await enter(database, 8, rows["memories"])
+    wider = pooled(5, "ai", "memories", "s2s")
+    assert await enter(database, 9, wider["s2s"])
+    assert not await enter(database, 10, wider["s2s"])
+    assert not await enter(database, 10, rows["ai"]), "counted again for those two alone"
+    assert (await users(database, rows), await users(database, wider)) == (4, 5)
+
+
+async def test_deleting_and_entering_at_once_keeps_the_number_exact(database: Database) -> None:
+    rows = pooled(0, "ai", "memories")
+    for number in range(10):
+        assert await enter(database, number, rows["ai"])
+    await asyncio.gather(
+        *(leave(database, number, rows["ai"]) for number in range(10)),
+        *(enter(database, number, rows["memories"]) for number in range(10)),
+    )
+    assert await users(database, rows) == 10
