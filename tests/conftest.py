@@ -5,17 +5,21 @@ from __future__ import annotations
 import itertools
 import secrets
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from services.local import litellm
+from services.local.fxa import SigningKey
 from services.local.litellm import LiteLLMServer
 from services.local.postgres import PostgresServer
 from services.local.process import free_port
 from services.local.valkey import ValkeyServer
 from shared.stores import migrate
+from shared.stores.postgres import Database
+from shared.stores.redis import Client, connect
+from tests.support.clock import Clock
 
 TEMPLATE = "mlpa_template"
 _numbers = itertools.count(1)
@@ -116,3 +120,26 @@ def unused_port() -> int:
 def unused_ports() -> Callable[[], int]:
     """Gives another such port at each call."""
     return free_port
+
+
+@pytest.fixture
+async def redis(redis_url: str) -> AsyncIterator[Client]:
+    async with connect(redis_url) as client:
+        yield client
+
+
+@pytest.fixture
+async def database(postgres_url: str) -> AsyncIterator[Database]:
+    async with Database.connect(postgres_url) as database:
+        yield database
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture(scope="session")
+def fxa_keys() -> list[SigningKey]:
+    """FxA's keys, made once, since making them is slow."""
+    return [SigningKey.generate() for _ in range(3)]

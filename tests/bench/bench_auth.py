@@ -29,13 +29,13 @@ from services.local.pki import Pki
 from services.local.postgres import PostgresServer
 from services.local.process import free_port
 from services.local.valkey import ValkeyServer
-from shared.domain.service_types import load
 from shared.service.keyset import KeySet
 from shared.stores import migrate
 from shared.telemetry.metrics import Registry
 from tests.bench.bench_fxa import ServerThread
 from tests.bench.figures import Row, beside, spread
-from tests.services.auth.fxa.harness import serve
+from tests.support.service_types import development
+from tests.support.serving import serve
 
 ISSUER, TEAM, BUNDLE = "http://127.0.0.1:8081", "DEVELOPMNT", "org.mozilla.ios.Fennec"
 AT_ONCE, ROUNDS, EACH = 8, 7, 25
@@ -170,7 +170,7 @@ async def _token_checks(folder: Path) -> list[Row]:
     cold, warm = [], []
     async with _key_set(ring) as keys:
         for _ in range(CHECKS):
-            verifier = TokenVerifier(keys, load(None, debug=True), Registry(), issuer=ISSUER)
+            verifier = TokenVerifier(keys, development(), Registry(), issuer=ISSUER)
             cold.append(await _check(verifier, tokens))
             warm.append(await _check(verifier, tokens))
     figure = beside(warm, cold, "us CPU", 1e6, goal="at most 0.1x")

@@ -24,7 +24,9 @@ from services.local.process import free_port
 from services.local.valkey import ValkeyServer
 from shared.stores.redis import Client, connect
 from tests.bench.figures import ROUNDS, Row, beside, spread, turns
-from tests.services.auth.fxa.harness import ISSUER, Clock, Rig, serve
+from tests.services.auth.fxa.harness import ISSUER, Rig
+from tests.support.clock import Clock
+from tests.support.serving import serve
 
 REQUESTS, AT_ONCE = 200, 8
 GOAL = "at most 1.5x"

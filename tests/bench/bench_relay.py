@@ -32,23 +32,13 @@ from services.local.valkey import ValkeyServer
 from shared.stores import migrate
 from tests.bench.figures import Row, beside, more, spread, turns
 from tests.bench.relay import clients
+from tests.support.service_types import toml
 
 ISSUER = "http://127.0.0.1:1"
 OPEN = 1000  # streams, when memory is measured
 UPLOADS, IMAGE = (100, 400), 2_800_000  # streams whose request is an image, and its bytes
 GATEWAY = (str(Path(sys.executable).with_name("mlpa")), "gateway")
-SERVICE_TYPES = """
-[[service_type]]
-name = "ai"
-max_budget = "100000"
-duration = "1d"
-rpm = 0
-tpm = 0
-models = ["*"]
-credentials = ["fxa"]
-fxa_scopes = ["profile:uid"]
-fxa_client_ids = ["*"]
-"""
+SERVICE_TYPES = toml(max_budget="100000", rpm=0, tpm=0)
 _T = TypeVar("_T")
 
 

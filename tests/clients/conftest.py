@@ -5,7 +5,6 @@ LiteLLM has the settings of the shipped configuration; only its models differ, s
 
 from __future__ import annotations
 
-import asyncio
 import json
 import secrets
 from collections.abc import AsyncIterator, Iterator
@@ -24,6 +23,7 @@ from tests.doubles.providers.bedrock import BedrockDouble
 from tests.doubles.providers.gemini import GeminiDouble
 from tests.doubles.providers.openai import OpenAIDouble
 from tests.doubles.providers.server import ProviderDouble
+from tests.support.waiting import until
 from tests.system.clients import Caller
 from tests.system.harness import ROOT, System, make_template, running_system
 
@@ -133,10 +133,10 @@ async def token(caller: Caller) -> str:
 
 async def wait_for_models(caller: Caller, token: str) -> None:
     """The gateway reads the models when LiteLLM answers, which starts at the same time."""
-    async with asyncio.timeout(30):
-        while True:
-            url = f"{caller.system.gateway_url}/v1/models"
-            seen = await caller.ask("GET", url, headers={"Authorization": f"Bearer {token}"})
-            if seen.status == 200 and {model["id"] for model in seen.json()["data"]} >= set(MODELS):
-                return
-            await asyncio.sleep(0.1)
+
+    async def known() -> bool:
+        url = f"{caller.system.gateway_url}/v1/models"
+        seen = await caller.ask("GET", url, headers={"Authorization": f"Bearer {token}"})
+        return seen.status == 200 and {model["id"] for model in seen.json()["data"]} >= set(MODELS)
+
+    await until(known, 30, pause=0.1)

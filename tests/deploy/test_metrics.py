@@ -14,6 +14,9 @@ import pytest
 from shared.telemetry.metrics import Page
 from tests.deploy.declarations import ROOT, Declared, RecordingRegistry, both_started, log_events
 from tests.doubles.litellm import LiteLLMDouble, model_row
+from tests.support.exposition import series
+from tests.support.service_types import toml
+from tests.support.waiting import until
 
 DOCUMENT = ROOT / "deploy" / "METRICS.md"
 Started = dict[str, tuple[RecordingRegistry, str]]
@@ -101,53 +104,32 @@ def declared(started: Started) -> dict[str, tuple[Declared, str]]:
     return found
 
 
-async def series(url: str) -> set[str]:
-    """Every series that a service exposes, labels in the order of their names."""
+async def exposed(url: str) -> set[str]:
+    """Every series that a service exposes."""
     async with aiohttp.ClientSession() as session, session.get(f"{url}/metrics") as response:
-        lines = [line.rpartition(" ")[0] for line in (await response.text()).splitlines() if not line.startswith("#")]
-    found = set()
-    for line in lines:
-        name, _, labels = line.partition("{")
-        pairs = sorted(re.findall(r'[a-z_]+="(?:[^"\\]|\\.)*"', labels))
-        found.add(f"{name}{{{','.join(pairs)}}}" if pairs else name)
-    return found
+        return series(await response.read())
 
 
 @pytest.fixture
 async def large(tmp_path: Path, postgres_url: str, redis_url: str) -> AsyncIterator[tuple[RecordingRegistry, str]]:
     """A gateway with 30 models and 10 service types, each of which may use all of them for 6 purposes."""
     rows = tmp_path / "service_types.toml"
-    rows.write_text("".join(_ROW.format(name=f"type-{number}") for number in range(10)))
+    rows.write_text("".join(toml(f"type-{number}", purposes=_PURPOSES) for number in range(10)))
     async with LiteLLMDouble() as double:
         double.models = [model_row(f"provider/model-{number}") for number in range(30)]
         options = {"service_types": rows, "litellm_api_base": double.url, "model_info_seconds": 1}
         async with both_started(tmp_path, postgres_url, redis_url, **options) as services:
             registry, url = services["gateway"]
-            for _ in range(400):  # the catalogue is read in the background
-                if b'model="provider/model-29"' in registry.render():
-                    break
-                await asyncio.sleep(0.05)
+            await until(lambda: b'model="provider/model-29"' in registry.render(), 20)  # read in the background
             yield registry, url
 
 
-_ROW = """
-[[service_type]]
-name = "{name}"
-max_budget = "1"
-duration = "1d"
-rpm = 40
-tpm = 2000
-models = ["*"]
-purposes = ["chat", "summary", "search", "title", "translation", "tabs"]
-credentials = ["fxa"]
-fxa_scopes = ["profile:uid"]
-fxa_client_ids = ["*"]
-"""
+_PURPOSES = ["chat", "summary", "search", "title", "translation", "tabs"]
 
 
 async def test_the_page_of_a_large_gateway_stays_small(large: tuple[RecordingRegistry, str]) -> None:
     registry, url = large
-    size = len(await series(url))
+    size = len(await exposed(url))
     print(f"{size} series of a gateway with 30 models, 10 service types and 6 purposes")
     assert size < 3000
     page = registry.render().decode()  # which has every value of every label all the same
@@ -198,13 +180,13 @@ async def test_the_document_has_every_metric_as_it_is_declared(started: Started)
 async def test_every_metric_has_series_before_the_first_request(started: Started) -> None:
     empty = set()
     for registry, url in started.values():
-        seen = {re.sub(r"(_bucket|_sum|_count)?(\{.*)?$", "", line) for line in await series(url)}
+        seen = {re.sub(r"(_bucket|_sum|_count)?(\{.*)?$", "", line) for line in await exposed(url)}
         empty |= registry.declared.keys() - seen - LATE
     assert empty == set()
 
 
 async def test_series_of_known_values_are_there_before_the_first_request(started: Started) -> None:
-    seen = {name: await series(url) for name, (_, url) in started.items()}
+    seen = {name: await exposed(url) for name, (_, url) in started.items()}
     assert [(name, wanted) for name, wanted in AT_START if wanted not in seen[name]] == []
 
 

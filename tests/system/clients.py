@@ -215,6 +215,10 @@ class Caller:
     async def readiness(self, name: str) -> Seen:
         return await self.ask("GET", f"{self.system.url(name)}/health/readiness", patience=4)
 
+    async def metrics(self, name: str) -> bytes:
+        """What a service exposes to Prometheus."""
+        return (await self.ask("GET", f"{self.system.url(name)}/metrics")).body
+
     async def script(self, model: str, steps: list[tuple[str, Any]], **options: Any) -> None:
         """What LiteLLM answers requests for a model."""
         url = f"http://127.0.0.1:{self.system.listens['litellm']}/double/script"

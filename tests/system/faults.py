@@ -10,13 +10,14 @@ import contextlib
 import shutil
 import time
 import uuid
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from services.cli.client import ASSERTION
 from services.local.process import free_port
+from tests.support.waiting import happens
 from tests.system.clients import Caller, Seen, SeenStream
 from tests.system.harness import DATABASE, TEMPLATE, System, query
 from tests.system.proxy import Gate
@@ -205,7 +206,7 @@ async def run_row(system: System, caller: Caller, part: str, fault: str, breaker
     await caller.script("slow", PACED)
     work = Work(caller, ready, system.gateways[-1])
     in_flight = work.begin_stream(system.gateways[0])
-    await _until(lambda: work.in_flight.events >= 5, 10)
+    await happens(lambda: work.in_flight.events >= 5, 10)
     await breaker.apply(fault)
     began = time.monotonic()
     tasks = work.start()
@@ -288,22 +289,13 @@ async def _look_into_ledger(row: Row, system: System, work: Work) -> None:
         found = {name for (name,) in system.sql(statement, ids=list(expected.values()))}
         return [name for name, request_id in expected.items() if request_id not in found]
 
-    await _until(lambda: not missing(), 3)
+    await happens(lambda: not missing(), 3)
     absent = missing()
     died = row.part.startswith("gateway") and row.fault in DEADLY
     if died and "stream in flight" in absent:
         row.late = [work.in_flight.request_id]
         absent.remove("stream in flight")
     row.lost = absent
-
-
-async def _until(true: Callable[[], bool], seconds: float) -> bool:
-    deadline = time.monotonic() + seconds
-    while not true():
-        if time.monotonic() > deadline:
-            return False
-        await asyncio.sleep(0.05)
-    return True
 
 
 async def run_part(folder: Path, template: Path, part: str, faults: tuple[str, ...] = FAULTS) -> list[Row]:

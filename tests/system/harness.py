@@ -25,6 +25,7 @@ from services.local.postgres import PostgresServer
 from services.local.process import Process, ProcessError, Program, answers, free_port
 from services.local.valkey import ValkeyServer
 from shared.stores import migrate
+from tests.support.service_types import toml
 
 HOST = "127.0.0.1"
 DATABASE = "mlpa"
@@ -46,30 +47,8 @@ SECRETS = {
 DATABASE_PASSWORD = "canary-database-password-3ce9d1"
 REDIS_PASSWORD = "canary-redis-password-a6f250"
 
-SERVICE_TYPES = """
-[[service_type]]
-name = "ai"
-max_budget = "1000"
-duration = "1d"
-rpm = 100000
-tpm = 100000000
-models = ["*"]
-purposes = ["chat"]
-credentials = ["fxa", "app_attest"]
-fxa_scopes = ["profile:uid"]
-fxa_client_ids = ["*"]
-
-[[service_type]]
-name = "s2s"
-max_budget = "1000"
-duration = "1d"
-rpm = 100000
-tpm = 100000000
-models = ["*"]
-credentials = ["fxa", "app_attest"]
-fxa_scopes = ["profile:uid"]
-fxa_client_ids = ["*"]
-"""
+_PLENTY = {"max_budget": "1000", "rpm": 100_000, "tpm": 100_000_000, "credentials": ["fxa", "app_attest"]}
+SERVICE_TYPES = toml("ai", **_PLENTY, purposes=["chat"]) + toml("s2s", **_PLENTY)
 
 
 @dataclass(slots=True)

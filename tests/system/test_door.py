@@ -16,6 +16,7 @@ from yarl import URL
 
 from services.local.device import Device
 from tests.doubles.litellm import chunk, event
+from tests.support.waiting import until
 from tests.system.clients import Caller, Seen
 from tests.system.harness import System
 from tests.system.nginx import NGINX, Door
@@ -148,9 +149,11 @@ async def test_events_are_not_buffered(door: Door, caller: Caller) -> None:
         assert response.status == 200
         assert b"Hel" in await response.content.readuntil(b"\n\n")
         assert await still_open(caller) == 1
-    async with asyncio.timeout(5):
-        while await still_open(caller):  # noqa: ASYNC110
-            await asyncio.sleep(0.02)
+
+    async def closed() -> bool:
+        return await still_open(caller) == 0
+
+    await until(closed, 5)
 
 
 async def still_open(caller: Caller) -> Any:

@@ -15,6 +15,7 @@ from urllib.parse import urlencode
 import pytest
 
 from services.cli.client import ACCESS_TOKEN, GRANT_TYPE
+from tests.support.exposition import series
 from tests.system.clients import Caller
 from tests.system.conftest import FULL, TABLES
 from tests.system.harness import SECRETS, System
@@ -151,11 +152,6 @@ class _Size:
         return len(list((self._folder / "fd").iterdir()))
 
 
-async def _series(caller: Caller, url: str) -> set[str]:
-    lines = (await caller.ask("GET", f"{url}/metrics")).body.decode().splitlines()
-    return {line.rpartition(" ")[0] for line in lines if not line.startswith("#")}
-
-
 async def _know_all_series(caller: Caller, targets: list[Target]) -> None:
     """Methods and routes are what there is of them: have every series of theirs made."""
     for service in ("auth-1", "gateway-1"):
@@ -190,12 +186,12 @@ async def test_hostile_requests_are_refused_and_leave_nothing_behind(system: Sys
     _, token = await caller.account()
     targets = _targets(token, await caller.fxa_token())
     tokens = [token, SECRETS["MLPA_ADMIN_KEY"], await caller.fxa_token()]
-    services = {"auth-1": system.auth_url, "gateway-1": system.gateway_url}
+    services = ("auth-1", "gateway-1")
     await _know_all_series(caller, targets)
     complaints = await _attack(system, Generator(1, targets, tokens), 300)
     sizes = {name: _Size(system, name) for name in services}
     before = {name: (size.memory(), size.descriptors()) for name, size in sizes.items()}
-    series = {name: await _series(caller, url) for name, url in services.items()}
+    known = {name: series(await caller.metrics(name)) for name in services}
     complaints += await _attack(system, Generator(2, targets, tokens), COUNT)
     assert not complaints, "\n".join(f"{number} x {said}" for said, number in Counter(complaints).most_common(40))
     unhandled = [line[:1500] for name in services for line in system.logs()[name].splitlines() if "nhandled e" in line]
@@ -204,7 +200,7 @@ async def test_hostile_requests_are_refused_and_leave_nothing_behind(system: Sys
         memory, descriptors = before[name]
         assert size.memory() - memory < GROWTH
         assert size.descriptors() <= descriptors + 10
-        assert await _series(caller, services[name]) - series[name] == set()
+        assert series(await caller.metrics(name)) - known[name] == set()
 
 
 @pytest.mark.parametrize("service", ["auth-1", "gateway-1"])
@@ -247,10 +243,10 @@ async def test_invented_names_make_no_metric_series(system: System, caller: Call
             await caller.ask("POST", chat, json=body, headers={**bearer, "purpose": name})
 
     await asyncio.gather(*(ask(number) for number in range(10)))
-    before = [await _series(caller, url) for url in (system.auth_url, system.gateway_url)]
+    before = [series(await caller.metrics(name)) for name in ("auth-1", "gateway-1")]
     for start in range(0, INVENTED, AT_ONCE):
         await asyncio.gather(*(ask(start + number) for number in range(AT_ONCE)))
-    assert [await _series(caller, url) for url in (system.auth_url, system.gateway_url)] == before
+    assert [series(await caller.metrics(name)) for name in ("auth-1", "gateway-1")] == before
 
 
 async def test_a_body_over_the_limit_is_413_with_and_without_its_length(system: System, caller: Caller) -> None:

@@ -10,7 +10,7 @@ import asyncio
 import os
 import subprocess
 import uuid
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -25,6 +25,8 @@ from services.local import litellm as local_litellm
 from services.local.postgres import PostgresServer, binaries
 from services.local.process import Account, Process, Program, answers, free_port
 from shared.domain.money import NANO
+from tests.support.exposition import metric
+from tests.support.waiting import until
 from tests.system.clients import Caller
 from tests.system.conftest import FULL
 from tests.system.harness import ROOT, System
@@ -122,19 +124,6 @@ def real_system(
     whole.stop()
 
 
-async def until(found: Callable[[], Awaitable[Any]], seconds: float = 40) -> Any:
-    async with asyncio.timeout(seconds):
-        while not (value := await found()):  # noqa: ASYNC110 - it happens in other processes
-            await asyncio.sleep(0.1)
-        return value
-
-
-async def metric(caller: Caller, name: str, start: str) -> float:
-    """The sum of the series of a service that begin so."""
-    seen = await caller.ask("GET", f"{caller.system.url(name)}/metrics")
-    return sum(float(line.split()[-1]) for line in seen.body.decode().splitlines() if line.startswith(start))
-
-
 async def test_the_first_exchange_makes_budgets_and_customer_with_the_right_figures(
     real_system: System, litellm: RealLiteLLM
 ) -> None:
@@ -217,7 +206,7 @@ async def test_a_customer_over_litellms_own_budget_is_refused_as_budget_exceeded
         tiny = Budget("tiny", 10_000, "1d")
         await admin.put_budget(tiny, exists=False)
         await admin.put_customer(user, tiny.name, exists=True)
-        before = await metric(caller, "gateway-1", 'litellm_refusals_total{code="budget_exceeded"}')
+        before = metric(await caller.metrics("gateway-1"), "litellm_refusals_total", code="budget_exceeded")
 
         async def refused() -> Any:
             seen = await caller.chat(token, model=GPT)
@@ -228,7 +217,7 @@ async def test_a_customer_over_litellms_own_budget_is_refused_as_budget_exceeded
         assert (seen.status, seen.code) == (429, "budget_exceeded")
         assert seen.json()["error"]["mlpa_code"] == 1
         assert int(seen.headers["Retry-After"]) > 0
-        assert await metric(caller, "gateway-1", 'litellm_refusals_total{code="budget_exceeded"}') > before
+        assert metric(await caller.metrics("gateway-1"), "litellm_refusals_total", code="budget_exceeded") > before
         await admin.put_customer(user, "mlpa:ai", exists=True)
 
 
@@ -242,7 +231,7 @@ async def test_a_litellm_that_hangs_costs_no_exchange_anything_and_is_caught_up_
             seen = [await caller.exchange(token) for token in tokens]
             assert [each.status for each in seen] == [200] * 10
             assert max(each.seconds for each in seen) < 2
-            assert await metric(caller, "auth-1", "litellm_provisioning_pending") == 10
+            assert metric(await caller.metrics("auth-1"), "litellm_provisioning_pending") == 10
         finally:
             litellm.process.resume()
 

@@ -16,6 +16,7 @@ import pytest
 from services.cli.client import ASSERTION
 from tests.doubles.otlp import Collector
 from tests.doubles.sentry import Sentry
+from tests.support.waiting import until
 from tests.system.clients import Caller, Seen
 from tests.system.credentials import sign_in
 from tests.system.harness import DATABASE_PASSWORD, REDIS_PASSWORD, SECRETS, System
@@ -168,11 +169,7 @@ async def teller(tmp_path: Path, template: Path, collector: Collector, sentry: S
 
 async def _traces(collector: Collector, routes: set[str]) -> list[tuple[str, str]]:
     """Every batch of spans; once there is a span of each route."""
-    for _ in range(100):
-        if routes <= {span.name for span in collector.spans}:
-            break
-        await asyncio.sleep(0.05)
-    assert routes <= {span.name for span in collector.spans}
+    await until(lambda: routes <= {span.name for span in collector.spans})
     assert collector.services == {"mlpa-auth", "mlpa-gateway"}
     return [("traces", body.decode(errors="replace")) for body in collector.received]
 

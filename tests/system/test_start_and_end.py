@@ -18,6 +18,7 @@ import pytest
 from services.cli.client import ACCESS_TOKEN, GRANT_TYPE
 from services.cli.main import main
 from services.local.process import Process, answers, free_port
+from tests.support.waiting import until
 from tests.system.clients import Caller
 from tests.system.harness import HOST, Part, System
 
@@ -118,9 +119,7 @@ async def test_workers_drain_when_their_parent_is_killed(workers: Part) -> None:
     children, before = _children(parent), workers.process.log.read_text()
     assert len(children) == 2
     os.kill(parent, signal.SIGKILL)  # alone: `kill` of a part ends the whole process group
-    async with asyncio.timeout(10):
-        while any(map(_runs, children)):  # noqa: ASYNC110 - not our children any more
-            await asyncio.sleep(0.02)
+    await until(lambda: not any(map(_runs, children)))
     log = workers.process.log.read_text().removeprefix(before)
     assert log.count('"drain_begun"') == log.count('"stopped"') == 2
 

@@ -18,6 +18,8 @@ from services.local.process import free_port
 from services.local.valkey import ValkeyCluster
 from tests.doubles.litellm import error_body
 from tests.shared.stores.test_pgbouncer import PGBOUNCER, PgBouncer, readable
+from tests.support.exposition import metric
+from tests.support.waiting import happens
 from tests.system.clients import Caller, Seen
 from tests.system.conftest import TABLES
 from tests.system.faults import HEALTHY
@@ -104,10 +106,10 @@ async def run_state(caller: Caller, state: State, apply: Change, mend: Change) -
     token = str((await caller.exchange(jwt)).json()["access_token"])
     assert (await caller.chat(token)).status == 200  # the account's totals are known from now on
     before = {name: len(text) for name, text in system.logs().items()}
-    counted = {name: await _metric(caller, name, metric) for name, metric in state.metric.items()}
+    counted = {name: metric(await caller.metrics(name), series) for name, series in state.metric.items()}
     await apply()
     if state.reason:
-        await _until(lambda: _shown(caller, row), 10)
+        await happens(lambda: _shown(caller, row), 10)
     elif state is SLOW_CHECKS:
         await asyncio.sleep(2.5)  # two health checks
     newcomer = await caller.fxa_token()
@@ -117,11 +119,11 @@ async def run_state(caller: Caller, state: State, apply: Change, mend: Change) -
     row.seen = dict(zip(WORK, seen, strict=True))
 
     async def all_counted() -> bool:
-        for name, metric in state.metric.items():
-            row.counted[name] = await _metric(caller, name, metric) - counted[name]
+        for name, series in state.metric.items():
+            row.counted[name] = metric(await caller.metrics(name), series) - counted[name]
         return all(row.counted.values())
 
-    await _until(all_counted, 3)  # what /metrics answers is kept for a moment
+    await happens(all_counted, 3)  # what /metrics answers is kept for a moment
     await mend()
     mended = time.monotonic()
     if await _healthy(caller):
@@ -134,7 +136,7 @@ async def run_state(caller: Caller, state: State, apply: Change, mend: Change) -
         return all(told and told[-1] == "" for told in row.told.values())
 
     if state.reason:
-        await _until(all_back, 10)
+        await happens(all_back, 10)
     return row
 
 
@@ -165,22 +167,7 @@ async def _healthy(caller: Caller) -> bool:
         chat = await caller.chat(str(newcomer.json()["access_token"]))
         return chat.status == 200 and all(one.json()["status"] == "ready" for one in ready)
 
-    return await _until(well, 20)
-
-
-async def _metric(caller: Caller, name: str, metric: str) -> float:
-    """A counter's value, of all its labels together."""
-    text = (await caller.ask("GET", f"{caller.system.url(name)}/metrics")).body.decode()
-    return sum(float(line.split()[-1]) for line in text.splitlines() if line.startswith(metric))
-
-
-async def _until(true: Callable[[], Awaitable[bool]], seconds: float) -> bool:
-    deadline = time.monotonic() + seconds
-    while not await true():
-        if time.monotonic() > deadline:
-            return False
-        await asyncio.sleep(0.1)
-    return True
+    return await happens(well, 20)
 
 
 def _sql(system: System, *statements: str, database: str = DATABASE, cut: bool = False) -> Change:
@@ -297,7 +284,7 @@ async def cluster_and_pooler_rows(folder: Path, template: Path) -> list[Row]:
 
         async def restart_node() -> None:
             node.process.start()
-            await _until(lambda: asyncio.to_thread(lambda: all(map(cluster._whole, cluster.nodes))), 20)
+            await happens(lambda: asyncio.to_thread(lambda: all(map(cluster._whole, cluster.nodes))), 20)
 
         async def kill_node() -> None:
             node.process.kill()

@@ -13,6 +13,7 @@ from jose import jwt
 
 from services.auth.tokens.issuer import Issuer
 from services.auth.tokens.key_ring import KeyRing, create_key
+from tests.support.waiting import until
 from tests.system.clients import Caller, SeenStream
 from tests.system.credentials import revoke_device, sign_in
 from tests.system.harness import System, running_system
@@ -98,9 +99,7 @@ async def test_an_open_stream_ends_with_the_right_to_it(caller: Caller) -> None:
             (blocked, revoked, of_device), streams, (*caller.system.gateways, caller.system.gateways[0]), strict=True
         )
     ]
-    async with asyncio.timeout(20):
-        while not all(seen.events for seen in streams):  # noqa: ASYNC110 - the streams are read, and tell nobody
-            await asyncio.sleep(0.02)
+    await until(lambda: all(seen.events for seen in streams), 20)
     assert (await caller.block(user)).status == 200
     assert await revoke(caller, revoked) == 200
     await revoke_device(caller, device.key_id_b64, session)

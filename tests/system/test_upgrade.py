@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.service_types import toml
 from tests.system.clients import Caller, SeenStream
 from tests.system.conftest import FULL
 from tests.system.harness import ROOT, SERVICE_TYPES, System, running_system
@@ -23,18 +24,7 @@ PREVIOUS = "e86468d"
 #: "user" and "Hi" and 16 for the message, 16 tokens of an answer.
 COST, LEAST = 25_000, 22 * 1000 + 16 * 2000
 BUDGET = 2_000_000
-SMALL = f"""
-[[service_type]]
-name = "small"
-max_budget = "{BUDGET / 10**9:.9f}"
-duration = "30d"
-rpm = 0
-tpm = 0
-models = ["*"]
-credentials = ["fxa"]
-fxa_scopes = ["profile:uid"]
-fxa_client_ids = ["*"]
-"""
+SMALL = toml("small", max_budget=f"{BUDGET / 10**9:.9f}", duration="30d", rpm=0, tpm=0)
 
 
 @pytest.fixture(scope="module")

@@ -36,12 +36,6 @@ def pki() -> Pki:
     return Pki.create()
 
 
-@pytest.fixture(scope="session")
-def fxa_signing_keys() -> list[SigningKey]:
-    """Making RSA keys is slow."""
-    return [SigningKey.generate() for _ in range(3)]
-
-
 @dataclass
 class Auth:
     """A running auth, and a client of it."""
@@ -123,7 +117,7 @@ StartAuth = Callable[..., Awaitable[Auth]]
 
 @pytest.fixture
 async def start_auth(
-    postgres_url: str, redis_url: str, pki: Pki, fxa_signing_keys: list[SigningKey], tmp_path: Path
+    postgres_url: str, redis_url: str, pki: Pki, fxa_keys: list[SigningKey], tmp_path: Path
 ) -> AsyncIterator[StartAuth]:
     """Starts auth with settings of the test's choice beside those that it needs."""
     root = tmp_path / "root.pem"
@@ -131,7 +125,7 @@ async def start_auth(
     async with AsyncExitStack() as stack:
 
         async def start(**settings: Any) -> Auth:
-            fxa = StandIn("http://fxa.test", KeyRing(fxa_signing_keys))
+            fxa = StandIn("http://fxa.test", KeyRing(fxa_keys))
             fxa_server = TestServer(fxa.app())
             await fxa_server.start_server()
             stack.push_async_callback(fxa_server.close)

@@ -7,17 +7,12 @@ import asyncio
 import pytest
 
 from services.auth.breaker import Breaker, BreakerOpen, State
-from tests.services.auth.fxa.harness import Clock
+from tests.support.clock import Clock
 
 
 class Failure(Exception):
     def __init__(self, retry_after: float | None = None) -> None:
         self.retry_after = retry_after
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
 
 
 @pytest.fixture
@@ -65,9 +60,9 @@ def test_an_error_that_is_no_outage_counts_as_an_answer(breaker: Breaker) -> Non
 def test_after_its_time_one_probe_goes_through_and_closes_it(breaker: Breaker, clock: Clock) -> None:
     for _ in range(3):
         fail(breaker)
-    clock.advance(4.9)
+    clock.now += 4.9
     assert refused_for(breaker) == pytest.approx(0.1)
-    clock.advance(0.2)
+    clock.now += 0.2
     with breaker.call():
         assert breaker.state is State.HALF_OPEN
         assert refused_for(breaker) == 1
@@ -81,12 +76,12 @@ def test_each_failed_probe_doubles_the_wait_up_to_a_bound(breaker: Breaker, cloc
         fail(breaker)
     waits = []
     for _ in range(20):
-        clock.advance(refused_for(breaker))
+        clock.now += refused_for(breaker)
         fail(breaker)
         waits.append(refused_for(breaker))
     assert waits[:2] == [10, 12]
     assert set(waits[1:]) == {12}
-    clock.advance(12)
+    clock.now += 12
     succeed(breaker)
     for _ in range(3):
         fail(breaker)
@@ -96,7 +91,7 @@ def test_each_failed_probe_doubles_the_wait_up_to_a_bound(breaker: Breaker, cloc
 def test_a_wait_that_is_asked_for_opens_it_at_once_for_that_long(breaker: Breaker, clock: Clock) -> None:
     fail(breaker, Failure(retry_after=42))
     assert refused_for(breaker) == 42
-    clock.advance(42)
+    clock.now += 42
     fail(breaker, Failure(retry_after=1e9))
     assert refused_for(breaker) == 100
 
@@ -104,7 +99,7 @@ def test_a_wait_that_is_asked_for_opens_it_at_once_for_that_long(breaker: Breake
 def test_a_cancelled_probe_leaves_the_next_call_to_probe(breaker: Breaker, clock: Clock) -> None:
     for _ in range(3):
         fail(breaker)
-    clock.advance(5)
+    clock.now += 5
     fail(breaker, asyncio.CancelledError())
     assert breaker.state is State.OPEN
     succeed(breaker)
@@ -128,9 +123,9 @@ def test_every_change_is_told(clock: Clock) -> None:
     states: list[State] = []
     breaker = Breaker(failures=1, counts=(Failure,), clock=clock, on_change=states.append)
     fail(breaker)
-    clock.advance(5)
+    clock.now += 5
     fail(breaker)
-    clock.advance(10)
+    clock.now += 10
     succeed(breaker)
     succeed(breaker)
     assert states == [State.OPEN, State.HALF_OPEN, State.OPEN, State.HALF_OPEN, State.CLOSED]

@@ -20,7 +20,9 @@ from services.gateway.ledger.storage import LedgerStorage
 from shared.state.packed import Details, LedgerRow
 from shared.stores.postgres import Database, Query
 from shared.stores.redis import connect
-from tests.services.gateway.budget.support import ask, delivered, opened, principal, rows, until
+from tests.services.gateway.budget.support import ask, delivered, opened, principal, rows
+from tests.support.service_types import toml
+from tests.support.waiting import until
 
 DAY = 86_400
 
@@ -52,10 +54,7 @@ def test_prune_keeps_the_longest_period(
     tmp_path: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch, unused_port: int
 ) -> None:
     path = tmp_path / "types.toml"  # type: ignore[operator]
-    path.write_text(
-        '[[service_type]]\nname = "ai"\nmax_budget = "1"\nduration = "30d"\nrpm = 1\ntpm = 1\nmodels = ["*"]\n'
-        'credentials = ["app_attest"]\n'
-    )
+    path.write_text(toml(duration="30d"))
     monkeypatch.setenv("SERVICE_TYPES", str(path))
     result = run(f"postgresql://127.0.0.1:{unused_port}/x", "redis://127.0.0.1", "prune", "--older-than", "29")
     assert result.exit_code == 2

@@ -15,6 +15,7 @@ import pytest
 
 from services.cli.main import TERMINATED
 from services.local.process import answers, free_port
+from tests.support.waiting import wait_until
 
 ROOT = Path(__file__).parents[3]
 #: Runs a command as the first process of its own PID namespace.
@@ -71,13 +72,6 @@ class Running:
 
     def wait_ready(self) -> None:
         wait_until(lambda: answers(f"http://127.0.0.1:{self.port}/health/liveness"))
-
-
-def wait_until(condition: Callable[[], bool], seconds: float = 20) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it never came to that"
-        time.sleep(0.001)
 
 
 Start = Callable[..., Running]

@@ -19,20 +19,10 @@ from services.auth.tokens.key_ring import ensure_key
 from services.cli.main import main
 from services.gateway.settings import GatewaySettings
 from shared.domain.service_types import ConfigurationError
+from tests.support.service_types import toml
 
 SECRET = "0123456789abcdef" * 2
-ROW = """
-[[service_type]]
-name = "ai"
-max_budget = "1"
-duration = "1d"
-rpm = 1
-tpm = 1
-models = ["*"]
-credentials = ["fxa"]
-fxa_scopes = ["profile:uid"]
-fxa_client_ids = ["*"]
-"""
+ROW = toml()
 PRODUCTION = {
     "MLPA_ISSUER": "https://auth.example.org",
     "CHALLENGE_SECRET": f"{SECRET}1,{SECRET}2",

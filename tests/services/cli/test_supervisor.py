@@ -8,8 +8,7 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -19,6 +18,7 @@ from services.cli.console import Console
 from services.cli.supervisor import Part, RunningSystem, Supervisor
 from services.local.process import Process, ProcessError, Program, free_port
 from services.local.valkey import ValkeyServer
+from tests.support.waiting import until, wait_until
 
 IGNORE_SIGTERM = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN)"
 SLEEP = "import time; time.sleep(60)"
@@ -64,12 +64,6 @@ class Parts:
 @pytest.fixture
 def part(tmp_path: Path) -> Parts:
     return Parts(tmp_path)
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(10):
-        while not condition():  # noqa: ASYNC110 - it is about other processes
-            await asyncio.sleep(0.02)
 
 
 async def until_shown(console: Recorder, text: str) -> None:
@@ -276,8 +270,5 @@ def test_no_part_survives_a_supervisor_that_is_killed(tmp_path: Path) -> None:
         assert parent.stdout is not None
         pid = next(int(line.split()[1]) for line in parent.stdout if line.startswith("PID"))
         os.kill(parent.pid, signal.SIGKILL)
-    deadline = time.monotonic() + 10
     status = Path(f"/proc/{pid}/stat")
-    while status.exists() and " Z " not in status.read_text():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    wait_until(lambda: not status.exists() or " Z " in status.read_text())

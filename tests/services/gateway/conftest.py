@@ -7,7 +7,7 @@ import contextlib
 import json
 import socket
 import struct
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -32,7 +32,6 @@ from services.gateway.relay.views import Paid
 from services.gateway.settings import GatewaySettings
 from services.gateway.tokens.models import Principal
 from services.gateway.upstream.client import LiteLLM, UpstreamConfig
-from shared.domain import service_types
 from shared.errors import ServiceError
 from shared.service.serve import listen
 from shared.service.web import Frame
@@ -40,6 +39,8 @@ from shared.telemetry.logs import UserDigest
 from shared.telemetry.metrics import Registry
 from shared.telemetry.openapi import add_routes
 from tests.doubles.litellm import LiteLLMDouble
+from tests.support.exposition import metric
+from tests.support.service_types import service_type
 
 TOKEN = "good-token"
 
@@ -143,7 +144,7 @@ class Gateway:
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[Gateway]:
-        row = service_types.load(None, debug=True).rows["ai"]
+        row = service_type()
         row = replace(row, models=("*",), purposes=("chat",))
 
         async def authenticate(request: web.Request) -> Principal:
@@ -199,12 +200,8 @@ class Gateway:
         client.ask(request_body(**(body or {})))
         return client
 
-    def metric(self, line: str) -> float:
-        """The value of a line of the exposition that begins so."""
-        for text in self.registry.render().decode().splitlines():
-            if text.startswith(line):
-                return float(text.rsplit(" ", 1)[1])
-        return 0.0
+    def metric(self, name: str, **labels: str) -> float:
+        return metric(self.registry, name, **labels)
 
 
 class RawClient:
@@ -248,13 +245,6 @@ class RawClient:
         sock = self.writer.get_extra_info("socket")
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.writer.transport.abort()
-
-
-async def until(true: Callable[[], bool], seconds: float = 10) -> None:
-    """Wait for something that nobody announces."""
-    async with asyncio.timeout(seconds):
-        while not true():  # noqa: ASYNC110
-            await asyncio.sleep(0.005)
 
 
 def request_body(**changes: Any) -> dict[str, Any]:

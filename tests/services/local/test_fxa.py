@@ -13,20 +13,15 @@ from typing import Any
 
 import aiohttp
 import pytest
-from aiohttp import web
 from joserfc import jwt
 from joserfc.jwk import KeySet
 
 from services.local.fxa import DESKTOP_CLIENT_ID, KeyRing, SigningKey, StandIn
 from services.local.process import Process, Program, answers
+from tests.support.serving import serve
 
 UID = "0123456789abcdef0123456789abcdef"
 ISSUER = "https://accounts.firefox.test"
-
-
-@pytest.fixture(scope="session")
-def keys() -> list[SigningKey]:
-    return [SigningKey.generate() for _ in range(3)]
 
 
 class Client:
@@ -48,13 +43,12 @@ class Client:
 
 
 @pytest.fixture
-async def client(keys: list[SigningKey]) -> AsyncIterator[Client]:
-    runner = web.AppRunner(StandIn(ISSUER, KeyRing(keys)).app(), handler_cancellation=True, shutdown_timeout=0.1)
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0).start()
-    async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(5)) as session:
-        yield Client(session, f"http://127.0.0.1:{runner.addresses[0][1]}")
-    await runner.cleanup()
+async def client(fxa_keys: list[SigningKey]) -> AsyncIterator[Client]:
+    async with (
+        serve(StandIn(ISSUER, KeyRing(fxa_keys)).app()) as url,
+        aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(5)) as session,
+    ):
+        yield Client(session, url)
 
 
 async def test_three_rsa_keys_are_published_as_fxa_does(client: Client) -> None:

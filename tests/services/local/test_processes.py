@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -19,6 +18,7 @@ from sqlalchemy.pool import NullPool
 from services.local.postgres import PostgresServer
 from services.local.process import Process, ProcessError, Program, answers, free_port
 from services.local.valkey import CLUSTER_SLOTS, ValkeyCluster, ValkeyServer
+from tests.support.waiting import wait_until
 
 PYTHON = sys.executable
 
@@ -30,15 +30,6 @@ def query(url: str, statement: str) -> object:
     with engine.begin() as connection:
         result = connection.execute(text(statement))
         return result.scalar() if result.returns_rows else None
-
-
-def eventually(condition: Callable[[], bool], seconds: float = 10) -> bool:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.02)
-    return True
 
 
 def gone(pid: int) -> bool:
@@ -234,7 +225,7 @@ def test_nothing_survives_a_parent_that_is_killed(tmp_path: Path, state: str) ->
         assert len(pids) == 2
         assert len(family) > 4
         os.kill(parent.pid, signal.SIGKILL)
-    assert eventually(lambda: all(gone(pid) for pid in family)), "still there"
+    wait_until(lambda: all(gone(pid) for pid in family))
 
 
 def _descends(stat: Path, pids: list[int]) -> bool:

@@ -8,7 +8,7 @@ import gzip
 import json
 import re
 import tracemalloc
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +23,7 @@ from shared.service.serve import listen
 from shared.service.web import Frame
 from shared.telemetry.logs import UserDigest
 from shared.telemetry.metrics import Registry
+from tests.support.waiting import until
 
 MAX_BODY = 100_000
 MAX_HEAD = 4096
@@ -32,14 +33,6 @@ CANARY = b"canary-5d10b2"
 
 def render(_request: web.Request | None, error: ServiceError) -> web.Response:
     return web.json_response({"code": error.code}, status=error.status, headers=error.headers)
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    for _ in range(1000):
-        if condition():
-            return
-        await asyncio.sleep(0.005)
-    raise AssertionError("it never came to that")
 
 
 class Served:

@@ -16,15 +16,10 @@ from multidict import CIMultiDict
 
 from shared.service.proxies import PRIVATE_NETWORKS, PROXIES, Proxies, ProxyMetrics, client_address, parse_networks
 from shared.telemetry.metrics import Registry
+from tests.support.clock import Clock
+from tests.support.exposition import metric
 
 PEER = "127.0.0.1"
-
-
-class Clock:
-    now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 class Port:
@@ -56,14 +51,10 @@ class Port:
             return address, trusted
 
     def ignored(self, reason: str) -> float:
-        return self._value(f'forwarded_ignored_total{{reason="{reason}"}}')
+        return metric(self.registry, "forwarded_ignored_total", reason=reason)
 
     def too_few(self) -> float:
-        return self._value("trusted_proxies_too_few_total")
-
-    def _value(self, series: str) -> float:
-        (line,) = [line for line in self.registry.render().decode().splitlines() if line.startswith(f"{series} ")]
-        return float(line.rpartition(" ")[2])
+        return metric(self.registry, "trusted_proxies_too_few_total")
 
 
 @pytest.fixture

@@ -24,6 +24,7 @@ from shared.service.serve import listen
 from shared.service.web import SECURITY_HEADERS, Frame, from_http
 from shared.telemetry.logs import UserDigest
 from shared.telemetry.metrics import Registry
+from tests.support.waiting import until
 
 CANARY = "canary-3c1b7e"
 ERRORS: dict[str, Exception] = {
@@ -78,9 +79,7 @@ class Served:
         return series in self.registry.render().decode().splitlines()
 
     async def until(self, series: str) -> None:
-        async with asyncio.timeout(5):
-            while not self.has(series):  # noqa: ASYNC110 - it changes with the connection
-                await asyncio.sleep(0.01)
+        await until(lambda: self.has(series))
 
 
 @pytest.fixture

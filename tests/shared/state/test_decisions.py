@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 
 import pytest
 
@@ -23,18 +23,12 @@ from shared.errors import ServiceError
 from shared.state import decisions
 from shared.state.decisions import Outlook, Recorded
 from shared.state.layout import Standing
-from shared.stores.redis import Client, connect
-from tests.services.gateway.budget.support import ask, delivered, opened, principal, row, rows, until
+from shared.stores.redis import Client
+from tests.services.gateway.budget.support import ask, delivered, opened, principal, row, rows
+from tests.support.waiting import until
 
 #: What ``ask()`` has to reserve at the least.
 LEAST, EMPTY = 100 * 1000 + 16 * 2000, 16 * 2000
-
-
-@pytest.fixture
-async def redis(redis_url: str) -> AsyncIterator[Client]:
-    client = connect(redis_url, max_connections=2)
-    yield client
-    await client.aclose()
 
 
 async def outlook(client: Client, kind: ServiceType, recorded: Recorded | None = None) -> Outlook:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from shared.domain.service_types import load
 from shared.state import layout
 from shared.state.packed import Details, LedgerRow, Reserved, Unwritten, period_of, sum_field, total_name
+from tests.support.service_types import service_type
 
 UID = "00112233445566778899aabbccddeeff"
 USER = f"{UID}:ai"
@@ -72,7 +72,7 @@ def test_the_packed_values() -> None:
     entry = f"1|7|9|{USER}|1700000000123|10|20|success|{DETAILS_TEXT}"
     assert (row.start + f"9|{USER}|" + row.end, LedgerRow.parse("id", entry)) == (entry, row)
     assert Unwritten.parse("7|1700000000123") == (7, 1_700_000_000_123)
-    kind = load(None, debug=True).rows["ai"]
+    kind = service_type()
     name = total_name(kind) or "ai:86400"
     assert sum_field(layout.SUM_SPENT, name, period_of(1_700_000_000_123, 86_400)) == "s|ai:86400|19675"
 

@@ -16,6 +16,7 @@ from shared.errors import DependencyUnavailable
 from shared.stores import redis
 from shared.stores.dependency import SETTLED, Dependency
 from shared.stores.redis import Client, Place, can_write, connect
+from tests.support.waiting import until
 
 
 @asynccontextmanager
@@ -84,8 +85,7 @@ async def test_one_answer_in_two_tries_suffices(tmp_path: Path) -> None:
     server = ValkeyServer(tmp_path / "valkey", free_port())
     async with Executor.open(server.url, ()) as gateway:
         checking = asyncio.create_task(gateway.can_write())
-        while gateway.state.reason is None:  # noqa: ASYNC110 - the first try is over
-            await asyncio.sleep(0.001)
+        await until(lambda: gateway.state.reason)  # the first try is over
         await asyncio.to_thread(server.start)
         await checking
         server.stop()

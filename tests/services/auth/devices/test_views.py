@@ -14,6 +14,7 @@ from services.local.device import Device
 from services.local.pki import Pki
 from shared.stores.redis import connect
 from tests.services.auth.conftest import BUNDLE, TEAM, Auth, StartAuth, many
+from tests.support.clock import Clock
 
 KEY_ID = base64.b64encode(bytes([0xFB, 0xEF, 0xBE]) * 10 + b"\x00\x01").decode()  # full of + and /
 
@@ -198,14 +199,6 @@ async def test_behind_a_proxy_the_source_is_the_trusted_hops(start_auth: StartAu
     assert await ask("9.9.9.9, 1.1.1.1") == 200
     assert await ask("8.8.8.8, 1.1.1.1") == 429, "what the client wrote itself does not count"
     assert await ask("1.1.1.1, 2.2.2.2") == 200
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = 1_800_000_000.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 async def test_a_challenge_lives_as_long_as_it_says_and_is_bound_to_key_and_secret(redis_url: str) -> None:

@@ -16,6 +16,7 @@ from services.local.fxa import TokenOrder
 from shared.state.layout import Standing
 from shared.stores.postgres import Database, Query
 from tests.services.auth.conftest import BUNDLE, ISSUER, UID, Auth, StartAuth, many, subject_token
+from tests.support.service_types import toml
 
 _REVOKE_DEVICE = Query.text("update devices set revoked_at = now() where key_id = :key_id")
 _COUNTER = Query.text("select counter, revoked_at from devices where key_id = :key_id")
@@ -250,10 +251,7 @@ async def test_of_newcomers_that_race_exactly_max_users_enter(
     start_auth: StartAuth, tmp_path: Any, postgres_url: str
 ) -> None:
     table = tmp_path / "types.toml"
-    table.write_text(
-        '[[service_type]]\nname = "ai"\nmax_budget = "0.10"\nduration = "1d"\nrpm = 1\ntpm = 1\nmodels = ["*"]\n'
-        'credentials = ["fxa"]\nfxa_scopes = ["profile:uid"]\nfxa_client_ids = ["*"]\nmax_users = 20\n'
-    )
+    table.write_text(toml(max_users=20))
     auth = await start_auth(service_types=table, exchange_limit_per_source=0)
     tokens = [auth.fxa_token(uid=f"{index:032x}") for index in range(520)]
     answers = await many(520, lambda index: auth.exchange(tokens[index]))
@@ -269,10 +267,7 @@ async def test_of_newcomers_that_race_exactly_max_users_enter(
 
 async def test_a_row_takes_only_its_kinds_of_credential(start_auth: StartAuth, tmp_path: Any) -> None:
     table = tmp_path / "types.toml"
-    table.write_text(
-        '[[service_type]]\nname = "ai"\nmax_budget = "0.10"\nduration = "1d"\nrpm = 1\ntpm = 1\nmodels = ["*"]\n'
-        'credentials = ["app_attest"]\n'
-    )
+    table.write_text(toml(credentials=["app_attest"]))
     auth = await start_auth(service_types=table)
     status, body = await auth.exchange(auth.fxa_token())
     assert (status, body["error"]) == (400, "invalid_scope")

@@ -11,6 +11,7 @@ from services.auth.limits.services import source
 from services.cli.client import ACCESS_TOKEN, GRANT_TYPE
 from services.local.fxa import Fault
 from tests.services.auth.conftest import UID, Auth, StartAuth, many
+from tests.support.service_types import toml
 
 _TYPE = "application/x-www-form-urlencoded"
 _OTHER = "f" * 32
@@ -118,10 +119,7 @@ def test_what_is_no_address_is_its_own_source() -> None:
 
 async def test_deleting_a_user_frees_its_place(start_auth: StartAuth, tmp_path: Any) -> None:
     table = tmp_path / "types.toml"
-    table.write_text(
-        '[[service_type]]\nname = "ai"\nmax_budget = "0.10"\nduration = "1d"\nrpm = 1\ntpm = 1\nmodels = ["*"]\n'
-        'credentials = ["fxa"]\nfxa_scopes = ["profile:uid"]\nfxa_client_ids = ["*"]\nmax_users = 1\n'
-    )
+    table.write_text(toml(max_users=1))
     auth = await start_auth(service_types=table, mlpa_admin_key="admin-key")
     assert (await auth.exchange(auth.fxa_token()))[0] == 200
     status, body = await auth.exchange(auth.fxa_token(uid=_OTHER))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +20,7 @@ from shared.stores import migrate
 from shared.stores.postgres import Database, Query
 from shared.stores.redis import connect
 from tests.services.auth.conftest import Auth, StartAuth, many
+from tests.support.waiting import until
 
 _BLOCK = Query.text("insert into identities (identity, blocked_at) values (:identity, now())")
 _OTHER = "f" * 32
@@ -99,7 +100,7 @@ class Held:
         task = asyncio.ensure_future(work)
         watch = psycopg2.connect(self.url)
         watch.autocommit = True
-        await _until(lambda: _waits_for_a_lock(watch) or task.done())
+        await until(lambda: _waits_for_a_lock(watch) or task.done())
         assert not task.done(), task.result()
         self.server.kill()
         return await task
@@ -114,12 +115,6 @@ def _waits_for_a_lock(connection: Any) -> bool:
     with connection.cursor() as cursor:
         cursor.execute("select 1 from pg_stat_activity where wait_event_type = 'Lock' and application_name = 'mlpa'")
         return cursor.fetchone() is not None
-
-
-async def _until(holds: Callable[[], bool]) -> None:
-    async with asyncio.timeout(10):
-        while not holds():  # noqa: ASYNC110 - what happens is in another process
-            await asyncio.sleep(0.01)
 
 
 async def test_an_enrolment_whose_store_fails_is_a_503_and_can_be_sent_again(held: Held) -> None:

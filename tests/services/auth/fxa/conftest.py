@@ -1,4 +1,4 @@
-"""One set of RSA keys for the session, since making them is slow; everything else is new for each test."""
+"""An FxA stand-in and verifiers that ask it, new for each test."""
 
 from __future__ import annotations
 
@@ -7,22 +7,14 @@ from collections.abc import AsyncIterator
 import pytest
 
 from services.local.fxa import KeyRing, SigningKey, StandIn
-from tests.services.auth.fxa.harness import ISSUER, Clock, Rig, serve
-
-
-@pytest.fixture(scope="session")
-def signing_keys() -> list[SigningKey]:
-    return [SigningKey.generate() for _ in range(3)]
+from tests.services.auth.fxa.harness import ISSUER, Rig
+from tests.support.clock import Clock
+from tests.support.serving import serve
 
 
 @pytest.fixture
-def clock() -> Clock:
-    return Clock()
-
-
-@pytest.fixture
-def stand_in(signing_keys: list[SigningKey], clock: Clock) -> StandIn:
-    return StandIn(ISSUER, KeyRing(signing_keys), clock=clock)
+def stand_in(fxa_keys: list[SigningKey], clock: Clock) -> StandIn:
+    return StandIn(ISSUER, KeyRing(fxa_keys), clock=clock)
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import asyncio
 import dataclasses
 import hmac
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 
 import pytest
 
@@ -17,18 +17,13 @@ from services.auth.fxa.models import FxAIdentity
 from services.local.fxa import Fault
 from services.local.valkey import ValkeyServer
 from shared.errors import DependencyUnavailable
-from shared.stores.redis import Client, connect
+from shared.stores.redis import Client
 from shared.telemetry.metrics import Registry
-from tests.services.auth.fxa.harness import ISSUER, SECRET, UID, Rig, metric
+from tests.services.auth.fxa.harness import ISSUER, SECRET, UID, Rig
+from tests.support.exposition import metric
 
 TOKEN = "f" * 64
 IDENTITY = FxAIdentity(UID, "5882386c6d801776", ("profile:uid",), None, "remote")
-
-
-@pytest.fixture
-async def redis(redis_url: str) -> AsyncIterator[Client]:
-    async with connect(redis_url) as client:
-        yield client
 
 
 @pytest.fixture
@@ -120,7 +115,7 @@ async def test_an_entry_is_not_believed_beyond_its_time_though_redis_kept_it(
     await cache.put(key, IDENTITY)
     await redis.persist(key.name)
     assert await cache.get(key) == IDENTITY.found_in("cache")
-    rig.clock.advance(60)
+    rig.clock.now += 60
     assert await cache.get(key) is None
 
 
@@ -128,9 +123,9 @@ async def test_a_token_that_expires_while_it_is_remembered_is_not_found(rig: Rig
     key = cache.key(TOKEN)
     now = rig.clock()
     await redis.set(key.name, cache._seal(key, _Verified(now + 300, UID, "abc", (), expires_at=now + 10)))
-    rig.clock.advance(9)
+    rig.clock.now += 9
     assert await cache.get(key) is not None
-    rig.clock.advance(1)
+    rig.clock.now += 1
     assert await cache.get(key) is None
 
 
@@ -242,7 +237,7 @@ async def test_a_purge_also_reaches_what_is_being_verified(rig: Rig) -> None:
 async def test_the_index_of_a_user_keeps_no_entries_that_ended(rig: Rig, cache: Cache, redis: Client) -> None:
     for number in range(50):
         await cache.put(cache.key(f"{number:064x}"), IDENTITY)
-        rig.clock.advance(10)
+        rig.clock.now += 10
     [index] = await redis.keys("mlpa:fxa:uid:*")
     assert await redis.zcard(index) <= 7
     assert 0 < await redis.ttl(index) <= 330
@@ -266,7 +261,7 @@ async def test_without_redis_tokens_are_verified_directly_and_purge_says_so(rig:
         assert metric(registry, "fxa_cache_failures_total", reason="open") > 0
 
         own_valkey.start()
-        rig.clock.advance(1)
+        rig.clock.now += 1
         assert (await verifier.verify(jwt)).source == "local"
         assert (await verifier.verify(jwt)).source == "cache"
 
@@ -283,7 +278,7 @@ async def test_a_redis_that_hangs_slows_nobody_for_long(rig: Rig, own_valkey: Va
                 assert (await verifier.verify(rig.opaque())).source == "remote"
             assert time.monotonic() - started < 2
             # Many at once, all before anybody knows
-            rig.clock.advance(2)
+            rig.clock.now += 2
             started = time.monotonic()
             await asyncio.gather(*(verifier.verify(rig.jwt()) for _ in range(50)))
             assert time.monotonic() - started < 2

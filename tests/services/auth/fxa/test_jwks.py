@@ -19,7 +19,8 @@ from services.local.fxa import Fault, SigningKey, TokenOrder
 from shared.errors import DependencyUnavailable
 from shared.service.health import CheckFailed
 from shared.telemetry.metrics import Registry
-from tests.services.auth.fxa.harness import UID, Rig, metric
+from tests.services.auth.fxa.harness import UID, Rig
+from tests.support.exposition import metric
 
 
 def number(value: int) -> str:
@@ -30,9 +31,9 @@ def key_set(*keys: Any) -> bytes:
     return json.dumps({"keys": list(keys)}).encode()
 
 
-def test_usable_keys_are_taken_by_their_id(signing_keys: list[SigningKey]) -> None:
-    keys = parse_key_set(key_set(*(key.public() for key in signing_keys)))
-    assert list(keys) == [key.kid for key in signing_keys]
+def test_usable_keys_are_taken_by_their_id(fxa_keys: list[SigningKey]) -> None:
+    keys = parse_key_set(key_set(*(key.public() for key in fxa_keys)))
+    assert list(keys) == [key.kid for key in fxa_keys]
 
 
 @pytest.mark.parametrize(
@@ -60,8 +61,8 @@ def test_usable_keys_are_taken_by_their_id(signing_keys: list[SigningKey]) -> No
     ],
     ids=lambda change: str(change)[:40],
 )
-def test_a_key_that_is_not_for_this_is_passed_over(signing_keys: list[SigningKey], change: dict[str, Any]) -> None:
-    good, other = signing_keys[0].public(), signing_keys[1].public()
+def test_a_key_that_is_not_for_this_is_passed_over(fxa_keys: list[SigningKey], change: dict[str, Any]) -> None:
+    good, other = fxa_keys[0].public(), fxa_keys[1].public()
     assert list(parse_key_set(key_set({**other, **change}, good))) == [good["kid"]]
     with pytest.raises(ValueError, match="no usable key"):
         parse_key_set(key_set({**other, **change}))
@@ -74,13 +75,13 @@ def test_a_weak_rsa_key_is_passed_over() -> None:
         parse_key_set(key_set(weak))
 
 
-def test_the_private_part_of_a_key_is_not_taken(signing_keys: list[SigningKey]) -> None:
-    private = {**signing_keys[0].private.to_dict(), "kid": "k"}
+def test_the_private_part_of_a_key_is_not_taken(fxa_keys: list[SigningKey]) -> None:
+    private = {**fxa_keys[0].private.to_dict(), "kid": "k"}
     assert parse_key_set(key_set(private))["k"].is_public()
 
 
-def test_the_first_key_of_an_id_counts(signing_keys: list[SigningKey]) -> None:
-    first, second = signing_keys[0].public(), {**signing_keys[1].public(), "kid": signing_keys[0].kid}
+def test_the_first_key_of_an_id_counts(fxa_keys: list[SigningKey]) -> None:
+    first, second = fxa_keys[0].public(), {**fxa_keys[1].public(), "kid": fxa_keys[0].kid}
     keys = parse_key_set(key_set(first, second))
     assert keys[first["kid"]].to_dict()["n"] == first["n"]
 
@@ -95,8 +96,8 @@ def test_what_is_no_key_set_is_refused(body: bytes) -> None:
         parse_key_set(body)
 
 
-def test_a_set_of_too_many_keys_is_refused(signing_keys: list[SigningKey]) -> None:
-    key = signing_keys[0].public()
+def test_a_set_of_too_many_keys_is_refused(fxa_keys: list[SigningKey]) -> None:
+    key = fxa_keys[0].public()
     with pytest.raises(ValueError):
         parse_key_set(key_set(*({**key, "kid": str(number)} for number in range(33))))
 
@@ -123,10 +124,10 @@ async def test_it_is_fetched_at_the_start_and_again_before_it_is_too_old(rig: Ri
     async with rig.verifier() as verifier:
         await verifier.verify(rig.jwt())
         before = rig.calls("jwks")
-        rig.clock.advance(200)
+        rig.clock.now += 200
         await verifier.keys.tick()
         assert rig.calls("jwks") == before
-        rig.clock.advance(41)
+        rig.clock.now += 41
         await verifier.keys.tick()
         assert rig.calls("jwks") == before + 1
 
@@ -151,10 +152,10 @@ async def test_many_tokens_with_unknown_key_ids_make_one_fetch_in_ten_seconds(ri
         for _ in range(3):
             await asyncio.gather(*(refused(verifier, number) for number in range(300)))
         assert rig.calls("jwks") == before + 1
-        rig.clock.advance(9.9)
+        rig.clock.now += 9.9
         await refused(verifier, 1)
         assert rig.calls("jwks") == before + 1
-        rig.clock.advance(0.1)
+        rig.clock.now += 0.1
         await asyncio.gather(*(refused(verifier, number) for number in range(300)))
         assert rig.calls("jwks") == before + 2
 
@@ -209,12 +210,12 @@ async def test_a_broken_key_set_never_replaces_a_good_one(rig: Rig, fault: Fault
     async with rig.verifier(registry, timeout=0.2) as verifier:
         rig.fxa.set_fault(fault)
         for _ in range(5):
-            rig.clock.advance(3600)
+            rig.clock.now += 3600
             await verifier.keys.tick()
         assert (await verifier.verify(rig.jwt())).source == "local"
         assert metric(registry, "fxa_jwks_age_seconds") == 5 * 3600
         rig.fxa.clear_faults()
-        rig.clock.advance(61)
+        rig.clock.now += 61
         await verifier.keys.tick()
         assert metric(registry, "fxa_jwks_age_seconds") == 0
 
@@ -223,9 +224,9 @@ async def test_a_key_set_that_cannot_be_fetched_again_is_kept_for_a_day_at_most(
     registry = Registry()
     async with rig.verifier(registry) as verifier:
         rig.fxa.set_fault(Fault("jwks", "respond", status=500))
-        rig.clock.advance(24 * 3600)
+        rig.clock.now += 24 * 3600
         assert (await verifier.verify(rig.jwt())).source == "local"
-        rig.clock.advance(1)
+        rig.clock.now += 1
         with pytest.raises(DependencyUnavailable):
             await verifier.verify(rig.jwt())
         with pytest.raises(CheckFailed):
@@ -233,7 +234,7 @@ async def test_a_key_set_that_cannot_be_fetched_again_is_kept_for_a_day_at_most(
         await verifier.keys.tick()
         assert metric(registry, "fxa_jwks_age_seconds") == -1
         rig.fxa.clear_faults()
-        rig.clock.advance(61)
+        rig.clock.now += 61
         await verifier.keys.tick()
         assert (await verifier.verify(rig.jwt())).source == "local"
 
@@ -245,7 +246,7 @@ async def test_a_key_used_at_once_is_found_ten_seconds_after_another_unknown_one
             await verifier.verify(rig.fxa.sign(claims, {"kid": "unknown"}))
         for _ in range(3):
             rig.fxa.ring.rotate()
-        rig.clock.advance(10)
+        rig.clock.now += 10
         assert (await verifier.verify(rig.jwt())).source == "local"
 
 
@@ -262,7 +263,7 @@ async def test_an_unknown_key_id_in_an_outage_is_not_called_invalid(rig: Rig) ->
             assert 1 <= (caught.value.retry_after or 0) <= 10
         assert rig.calls("jwks") == before + 1
         rig.fxa.clear_faults()
-        rig.clock.advance(10)
+        rig.clock.now += 10
         assert (await verifier.verify(token)).source == "local"
         with pytest.raises(InvalidFxAToken, match="unknown key id"):
             await verifier.verify(rig.fxa.sign(rig.fxa.claims(TokenOrder(uid=UID)), {"kid": "unknown"}))
@@ -276,11 +277,11 @@ async def test_fxa_is_not_asked_for_keys_again_before_it_wants_to_be(rig: Rig) -
         for _ in range(19):
             with pytest.raises(DependencyUnavailable):
                 await verifier.verify(token)
-            rig.clock.advance(10)
+            rig.clock.now += 10
             await verifier.keys.tick()
         assert rig.calls("jwks") == before + 1
         rig.fxa.clear_faults()
-        rig.clock.advance(10)
+        rig.clock.now += 10
         await verifier.keys.tick()
         assert rig.calls("jwks") == before + 2
 
@@ -294,7 +295,7 @@ async def test_without_any_key_set_a_jwt_is_unavailable_until_there_is_one(rig: 
         failed = rig.calls("jwks")
         assert failed == 1
         rig.fxa.clear_faults()
-        rig.clock.advance(1)
+        rig.clock.now += 1
         await verifier.keys.tick()
         assert (await verifier.verify(rig.jwt())).source == "local"
 
@@ -303,7 +304,7 @@ async def test_fetches_without_success_come_less_and_less_often(rig: Rig) -> Non
     rig.fxa.set_fault(Fault("jwks", "respond", status=500))
     async with rig.verifier() as verifier:
         for _ in range(600):
-            rig.clock.advance(1)
+            rig.clock.now += 1
             await verifier.keys.tick()
         assert 10 <= rig.calls("jwks") <= 17
 

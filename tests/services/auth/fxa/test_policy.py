@@ -12,14 +12,14 @@ from services.auth.fxa.errors import ClientNotAllowed, ScopeNotAllowed
 from services.auth.fxa.models import FxAIdentity
 from shared.domain.service_types import ConfigurationError, ServiceType, load
 from tests.services.auth.fxa.harness import UID
+from tests.support.service_types import service_type, toml
 
 IDENTITY = FxAIdentity(UID, "5882386c6d801776", ("profile",), None, "remote")
 
 
 @pytest.fixture
 def row() -> ServiceType:
-    row = load(None, debug=True).rows["ai"]
-    return dataclasses.replace(row, fxa_scopes=("profile:uid",), fxa_client_ids=("5882386c6d801776",))
+    return service_type(fxa_scopes=("profile:uid",), fxa_client_ids=("5882386c6d801776",))
 
 
 def test_a_named_client_with_the_scopes_may(row: ServiceType) -> None:
@@ -44,9 +44,7 @@ def test_every_scope_of_the_row_is_needed(row: ServiceType) -> None:
 
 def test_a_row_that_names_no_client_stops_the_start_outside_of_debug(tmp_path: Path) -> None:
     table = tmp_path / "types.toml"
-    table.write_text(
-        '[[service_type]]\nname="ai"\nmax_budget="1"\nduration="1d"\nrpm=1\ntpm=1\nmodels=["*"]\ncredentials=["fxa"]\n'
-    )
+    table.write_text(toml(fxa_client_ids=[]))
     with pytest.raises(ConfigurationError, match="fxa_client_ids"):
         load(table, debug=False)
     load(table, debug=True)

@@ -18,7 +18,8 @@ from services.local.fxa import Fault
 from shared.errors import DependencyUnavailable
 from shared.service.fetch import Answer, NoAnswer
 from shared.telemetry.metrics import Registry
-from tests.services.auth.fxa.harness import UID, Rig, metric
+from tests.services.auth.fxa.harness import UID, Rig
+from tests.support.exposition import metric
 
 TOKEN = "f" * 64
 GOOD = {"user": UID, "client_id": "5882386c6d801776", "scope": ["profile:uid"]}
@@ -63,7 +64,7 @@ async def test_a_token_that_fxa_does_not_know_or_that_expired_is_refused(rig: Ri
         with pytest.raises(InvalidFxAToken, match="unknown"):
             await verifier.verify(TOKEN)
         token = rig.opaque(ttl=10)
-        rig.clock.advance(10.5)
+        rig.clock.now += 10.5
         with pytest.raises(InvalidFxAToken, match="expired"):
             await verifier.verify(token)
 
@@ -116,7 +117,7 @@ async def test_any_other_answer_says_nothing_of_the_token_and_is_forgotten(rig: 
         assert caught.value.status == 503
         assert int(caught.value.headers["Retry-After"]) >= 1
         rig.fxa.clear_faults()
-        rig.clock.advance(600)
+        rig.clock.now += 600
         assert (await verifier.verify(token)).source == "remote"
 
 
@@ -145,13 +146,13 @@ async def test_an_outage_opens_the_breaker_and_its_end_closes_it(rig: Rig) -> No
         assert metric(registry, "fxa_request_failures_total", endpoint="verify", reason="status") == 5
         assert (await verifier.verify(rig.jwt())).source == "local"
 
-        rig.clock.advance(5)
+        rig.clock.now += 5
         with pytest.raises(DependencyUnavailable):
             await verifier.verify(TOKEN)
         assert rig.calls("verify") == 6
 
         rig.fxa.clear_faults()
-        rig.clock.advance(10)
+        rig.clock.now += 10
         assert (await verifier.verify(rig.opaque())).source == "remote"
         assert metric(registry, "fxa_breaker_state") == 0
 
@@ -174,12 +175,12 @@ async def test_fxa_is_not_asked_again_before_it_wants_to_be(rig: Rig, form: str)
             await verifier.verify(TOKEN)
         assert caught.value.headers["Retry-After"] == "90"
         rig.fxa.clear_faults()
-        rig.clock.advance(50)
+        rig.clock.now += 50
         with pytest.raises(DependencyUnavailable) as caught:
             await verifier.verify(rig.opaque())
         assert caught.value.headers["Retry-After"] == "40"
         assert rig.calls("verify") == 1
-        rig.clock.advance(40)
+        rig.clock.now += 40
         assert (await verifier.verify(rig.opaque())).source == "remote"
 
 
@@ -256,10 +257,10 @@ async def test_many_429s_at_once_halve_once_and_many_in_a_row_stop_it(rig: Rig) 
             await verifier.verify(TOKEN)
         assert metric(registry, "fxa_breaker_state") == 2, "nothing is left to halve"
         rig.fxa.clear_faults()
-        rig.clock.advance(89)
+        rig.clock.now += 89
         with pytest.raises(DependencyUnavailable):
             await verifier.verify(rig.opaque())
-        rig.clock.advance(1)
+        rig.clock.now += 1
         assert (await verifier.verify(rig.opaque())).source == "remote"
 
 

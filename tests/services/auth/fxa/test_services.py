@@ -19,12 +19,13 @@ from services.auth.fxa.parse import JwtToken
 from services.auth.fxa.services import FxAVerifier
 from services.local.fxa import Fault, TokenOrder
 from services.local.valkey import ValkeyCluster, ValkeyServer
-from shared.domain.service_types import load
 from shared.errors import DependencyUnavailable
 from shared.service.health import CheckFailed
 from shared.stores.redis import connect
 from shared.telemetry.metrics import Registry
-from tests.services.auth.fxa.harness import ISSUER, UID, Rig, metric
+from tests.services.auth.fxa.harness import ISSUER, UID, Rig
+from tests.support.exposition import metric
+from tests.support.service_types import service_type
 
 FULL = bool(os.environ.get("MLPA_TEST_FULL"))
 OUTAGE = Fault("verify", "respond", status=503)
@@ -232,17 +233,17 @@ async def test_a_token_that_expires_while_it_is_remembered_is_refused(rig: Rig) 
     async with rig.verifier() as verifier:
         token = rig.jwt(ttl=100)
         await verifier.verify(token)
-        rig.clock.advance(60)
+        rig.clock.now += 60
         assert (await verifier.verify(token)).source == "cache"
-        rig.clock.advance(20)
+        rig.clock.now += 20
         assert (await verifier.verify(token)).source == "local"
-        rig.clock.advance(50)
+        rig.clock.now += 50
         with pytest.raises(InvalidFxAToken, match="expired"):
             await verifier.verify(token)
 
 
 async def test_a_policy_that_changed_is_applied_to_what_was_remembered_before(rig: Rig) -> None:
-    row = load(None, debug=True).rows["ai"]
+    row = service_type()
     smart = "https://identity.mozilla.com/apps/smartwindow"
     async with rig.verifier() as verifier:
         token = rig.opaque(scopes=("profile:uid", smart), client_id="abc")
@@ -262,7 +263,7 @@ async def test_an_opaque_token_that_fxa_destroyed_is_refused_after_a_minute_at_t
         await verifier.verify(token)
         rig.fxa.destroy(token)
         assert (await verifier.verify(token)).source == "cache"
-        rig.clock.advance(60)
+        rig.clock.now += 60
         with pytest.raises(InvalidFxAToken):
             await verifier.verify(token)
 
@@ -278,7 +279,7 @@ async def test_in_an_outage_remembered_users_and_jwts_go_on_and_nobody_is_called
             assert (await verifier.verify(jwt)).uid == UID
             with pytest.raises(DependencyUnavailable):
                 await verifier.verify(new)
-        rig.clock.advance(24 * 3600)
+        rig.clock.now += 24 * 3600
         await verifier.keys.tick()
         assert (await verifier.verify(rig.jwt())).source == "local"
 
@@ -303,7 +304,7 @@ async def test_a_rotation_under_load_fails_no_exchange(rig: Rig) -> None:
                 await asyncio.sleep(0)
                 await verifier.verify(rig.jwt())
             await verifier.verify(old)
-            rig.clock.advance(250)
+            rig.clock.now += 250
             await asyncio.gather(verifier.keys.tick(), other.keys.tick())
         stop.set()
         await asyncio.gather(*workers)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 
 import pytest
 
@@ -12,21 +11,9 @@ from services.auth.limits.services import WINDOW, Limits
 from shared.errors import DependencyUnavailable
 from shared.stores.redis import Client, connect
 from shared.telemetry.metrics import Registry
+from tests.support.clock import Clock
 
 KINDS = {"few": 5, "any": 0}
-
-
-class Clock:
-    now = 1_000_000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-@pytest.fixture
-async def redis(redis_url: str) -> AsyncIterator[Client]:
-    async with connect(redis_url) as client:
-        yield client
 
 
 async def taken(limits: Limits, kind: str, subject: str, times: int) -> int:
@@ -54,7 +41,7 @@ async def test_redis_learns_no_subject_and_forgets_each(redis: Client) -> None:
 
 
 async def test_a_full_window_is_remembered_so_that_a_flood_costs_redis_nothing(redis: Client) -> None:
-    clock = Clock()
+    clock = Clock(1_000_000.0)
     limits = Limits(redis, Registry(), kinds=KINDS, clock=clock)
     assert await taken(limits, "few", "a", 20) == 5
     calls = (await redis.info("stats"))["total_commands_processed"]
@@ -89,7 +76,7 @@ async def test_refusals_fill_a_window_of_their_own_and_only_those_of_the_client(
 
 
 async def test_without_redis_a_process_counts_by_itself_and_by_the_minute(unused_port: int) -> None:
-    clock = Clock()
+    clock = Clock(1_000_000.0)
     async with connect(f"redis://127.0.0.1:{unused_port}/0") as nobody:
         limits = Limits(nobody, Registry(), kinds=KINDS, clock=clock)
         assert await taken(limits, "few", "a", 20) == 5

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from shared.domain.service_types import ServiceType, load
 from shared.stores.postgres import Database, Query
 from shared.telemetry.metrics import Registry
 from tests.doubles.litellm_admin import MASTER_KEY, LiteLLMAdminDouble
+from tests.support.service_types import development, toml
 
 #: Without waiting for people: the sweep comes only when a test calls it.
 QUICK = Pace(first_delay=0.01, max_delay=0.02, sweep_every=3600)
@@ -79,7 +79,7 @@ async def world(postgres_url: str) -> AsyncIterator[World]:
             await stack.enter_async_context(Database.connect(postgres_url)),
             await stack.enter_async_context(LiteLLMAdminDouble().running()),
             await stack.enter_async_context(aiohttp.ClientSession()),
-            load(None, debug=True).rows,
+            development().rows,
         )
 
 
@@ -92,19 +92,9 @@ def service_types(tmp_path: Path) -> Callable[[str], dict[str, ServiceType]]:
         for part in text.split():
             name, _, figures = part.partition("=")
             amount, _, duration = figures.partition("/")
-            rows.append(
-                f'[[service_type]]\nname = "{name}"\nmax_budget = "{amount}"\nduration = "{duration}"\n'
-                'rpm = 7\ntpm = 7\nmodels = ["*"]\ncredentials = ["app_attest"]\n'
-            )
+            rows.append(toml(name, max_budget=amount, duration=duration))
         path = tmp_path / "service_types.toml"
         path.write_text("\n".join(rows))
         return load(path, debug=True).rows
 
     return make
-
-
-async def until(true: Callable[[], Awaitable[Any]], seconds: float = 10) -> None:
-    """Wait for something that will be so soon."""
-    async with asyncio.timeout(seconds):
-        while not await true():  # noqa: ASYNC110 - what it waits for has no event
-            await asyncio.sleep(0.005)

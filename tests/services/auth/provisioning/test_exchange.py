@@ -10,7 +10,7 @@ import pytest
 
 from tests.doubles.litellm_admin import MASTER_KEY, Fault, LiteLLMAdminDouble, broken, busy, hang, html
 from tests.services.auth.conftest import UID, StartAuth
-from tests.services.auth.provisioning.conftest import until
+from tests.support.waiting import until
 
 
 def settings(litellm: LiteLLMAdminDouble, **more: Any) -> dict[str, Any]:
@@ -23,11 +23,7 @@ async def test_the_first_exchange_makes_the_customer_with_the_budget_of_its_row(
         for _ in range(3):
             status, _ = await auth.exchange(auth.fxa_token())
             assert status == 200
-
-        async def made() -> bool:
-            return litellm.budget_of(f"{UID}:ai") == "mlpa:ai"
-
-        await until(made)
+        await until(lambda: litellm.budget_of(f"{UID}:ai") == "mlpa:ai")
         assert litellm.budgets["mlpa:ai"]["max_budget"] == 0.3
         assert litellm.calls["/customer/new"] == 1
 

@@ -17,20 +17,17 @@ from shared.stores import migrate
 from shared.stores.postgres import Database
 from shared.telemetry.metrics import Registry
 from tests.doubles.litellm_admin import Fault, broken, busy, hang, html
-from tests.services.auth.provisioning.conftest import QUICK, World, until
+from tests.services.auth.provisioning.conftest import QUICK, World
+from tests.support.exposition import metric
+from tests.support.waiting import until
 
 Rows = Callable[[str], dict[str, ServiceType]]
 NUMBER = 1000 if os.environ.get("MLPA_TEST_FULL") else 120
 
 
-def value(registry: Registry, series: str) -> float:
-    lines = [line for line in registry.render().decode().splitlines() if line.startswith(series + " ")]
-    return float(lines[0].split()[-1])
-
-
 async def test_budgets_stand_before_anybody_enters(world: World) -> None:
     async with world.provisioner().running():
-        await until(lambda: _true(len(world.litellm.budgets) == 3))
+        await until(lambda: len(world.litellm.budgets) == 3)
     assert {(b["budget_id"], b["max_budget"], b["budget_duration"]) for b in world.litellm.budgets.values()} == {
         ("mlpa:ai", 0.2, "1d"),
         ("mlpa:s2s", 0.2, "1d"),
@@ -53,32 +50,32 @@ async def test_a_user_who_enters_becomes_a_customer_once(world: World) -> None:
         for _ in range(5):
             provisioner.entered("u:ai")
         await until(lambda: _is(world.remembered("u:ai"), "mlpa:ai"))
-        await until(lambda: _true(value(registry, "litellm_provisioning_pending") == 0))
+        await until(lambda: metric(registry, "litellm_provisioning_pending") == 0)
         for _ in range(5):
             provisioner.entered("u:ai")
-        assert value(registry, "litellm_provisioning_pending") == 0
+        assert metric(registry, "litellm_provisioning_pending") == 0
     assert world.litellm.budget_of("u:ai") == "mlpa:ai"
     assert world.litellm.calls["/customer/new"] == 1
-    assert value(registry, 'litellm_provisioning_total{result="success"}') == 1
+    assert metric(registry, "litellm_provisioning_total", result="success") == 1
 
 
 async def test_a_user_done_before_costs_litellm_nothing_after_a_restart(world: World) -> None:
     async with world.provisioner().running():
-        await until(lambda: _true(len(world.litellm.budgets) == 3))
+        await until(lambda: len(world.litellm.budgets) == 3)
     await world.add("u:ai", budget="mlpa:ai")
     registry = Registry()
     provisioner = world.provisioner(registry=registry)
     async with provisioner.running():
         provisioner.entered("u:ai")
-        await until(lambda: _true(value(registry, "litellm_provisioning_pending") == 0))
+        await until(lambda: metric(registry, "litellm_provisioning_pending") == 0)
     assert world.litellm.calls["/customer/new"] == world.litellm.calls["/customer/update"] == 0
 
 
 async def test_a_changed_row_updates_its_budget_and_no_other(world: World, service_types: Rows) -> None:
     async with world.provisioner(rows=service_types("ai=0.10/1d pro=5/30d")).running():
-        await until(lambda: _true(len(world.litellm.budgets) == 2))
+        await until(lambda: len(world.litellm.budgets) == 2)
     async with world.provisioner(rows=service_types("ai=0.30/7d pro=5/30d"), factor=1.5).running():
-        await until(lambda: _true(world.litellm.budgets["mlpa:pro"]["max_budget"] == 7.5))
+        await until(lambda: world.litellm.budgets["mlpa:pro"]["max_budget"] == 7.5)
     assert world.litellm.budgets["mlpa:ai"]["max_budget"] == 0.45
     assert world.litellm.budgets["mlpa:ai"]["budget_duration"] == "7d"
     calls = world.litellm.calls.copy()
@@ -112,13 +109,13 @@ async def test_a_litellm_gone_wrong_costs_a_metric_and_is_caught_up_with(world: 
     provisioner = world.provisioner(registry=registry, pace=replace(QUICK, attempts=10**6))
     async with provisioner.running():
         provisioner.entered("u:ai")
-        await until(lambda: _true(value(registry, 'litellm_provisioning_total{result="failure"}') > 3))
-        assert value(registry, "litellm_provisioning_pending") == 1
-        assert value(registry, "litellm_provisioning_up") == 0
+        await until(lambda: metric(registry, "litellm_provisioning_total", result="failure") > 3)
+        assert metric(registry, "litellm_provisioning_pending") == 1
+        assert metric(registry, "litellm_provisioning_up") == 0
         world.litellm.fault = None
         await until(lambda: _is(world.remembered("u:ai"), "mlpa:ai"))
-        assert value(registry, "litellm_provisioning_up") == 1
-        assert value(registry, "litellm_provisioning_pending") == 0
+        assert metric(registry, "litellm_provisioning_up") == 1
+        assert metric(registry, "litellm_provisioning_pending") == 0
 
 
 async def test_a_hanging_litellm_holds_up_nobody_and_the_queue_stays_bounded(world: World) -> None:
@@ -127,13 +124,13 @@ async def test_a_hanging_litellm_holds_up_nobody_and_the_queue_stays_bounded(wor
     pace = replace(QUICK, batch=10, max_pending=100)
     provisioner = world.provisioner(world.admin(timeout=30), registry=registry, pace=pace)
     async with provisioner.running():
-        await until(lambda: _true(world.litellm.calls.total() == 1))  # the sweep hangs
+        await until(lambda: world.litellm.calls.total() == 1)  # the sweep hangs
         started = time.perf_counter()
         for number in range(10_000):
             provisioner.entered(f"{number}:ai")
         assert (time.perf_counter() - started) / 10_000 < 0.0005
-        assert value(registry, "litellm_provisioning_pending") <= 110
-        assert value(registry, 'litellm_provisioning_total{result="dropped"}') == 10_000 - 100
+        assert metric(registry, "litellm_provisioning_pending") <= 110
+        assert metric(registry, "litellm_provisioning_total", result="dropped") == 10_000 - 100
         started = time.perf_counter()
     assert time.perf_counter() - started < 1  # nor does it hold up the end
 
@@ -158,7 +155,7 @@ async def test_one_user_whom_litellm_refuses_is_given_up_for_now_and_stops_no_ot
         for user in ("bad:ai", "u:ai", "v:ai"):
             provisioner.entered(user)
         await until(lambda: _is(world.missing(), 1))
-        await until(lambda: _true(value(registry, "litellm_provisioning_pending") == 0))
+        await until(lambda: metric(registry, "litellm_provisioning_pending") == 0)
         world.litellm.fault = None
         await provisioner.sweep()
         await until(lambda: _is(world.missing(), 0))
@@ -204,7 +201,7 @@ async def test_a_litellm_that_lost_its_database_gets_all_customers_again(world: 
         world.litellm.budgets.clear()
         world.litellm.customers.clear()
         await provisioner.sweep()
-        await until(lambda: _true(len(world.litellm.customers) == 20))
+        await until(lambda: len(world.litellm.customers) == 20)
         await until(lambda: _is(world.missing(), 0))
 
 
@@ -225,12 +222,8 @@ async def test_a_user_who_is_deleted_meanwhile_is_forgotten(world: World) -> Non
     provisioner = world.provisioner(registry=registry)
     async with provisioner.running():
         provisioner.entered("nobody:ai")
-        await until(lambda: _true(value(registry, "litellm_provisioning_pending") == 0))
+        await until(lambda: metric(registry, "litellm_provisioning_pending") == 0)
     assert not world.litellm.customers
-
-
-async def _true(value: bool) -> bool:
-    return value
 
 
 async def _is(found: object, wanted: object) -> bool:
@@ -249,15 +242,7 @@ async def test_users_are_made_customers_though_auth_started_before_the_migration
         world.database = database
         pace = replace(QUICK, sweep_every=0.05)
         async with world.provisioner(registry=Registry(), pace=pace).running():
-            await until(lambda: _is_out(database))
+            await until(lambda: database.state.reason)
             await asyncio.to_thread(migrate.upgrade, empty_postgres_url)
             await world.add("a:ai")
-            await until(lambda: _has_no_missing(world))
-
-
-async def _is_out(database: Database) -> bool:
-    return database.state.reason is not None
-
-
-async def _has_no_missing(world: World) -> bool:
-    return await world.missing() == 0
+            await until(lambda: _is(world.missing(), 0))

@@ -14,7 +14,7 @@ from services.auth.errors import AccessDenied
 from services.auth.standing import storage
 from services.auth.standing.changes import Changes, NotInRedisYet
 from services.auth.users.entry import Users
-from shared.domain.service_types import ServiceType, load
+from shared.domain.service_types import ServiceType
 from shared.errors import DependencyUnavailable
 from shared.state import decisions, layout
 from shared.state.layout import Standing
@@ -22,6 +22,8 @@ from shared.stores import migrate
 from shared.stores.postgres import Database, DatabaseUnavailable, Query
 from shared.stores.redis import Client, connect
 from shared.telemetry.metrics import Registry
+from tests.support.service_types import service_type
+from tests.support.waiting import until
 
 UID, OTHER = "00112233445566778899aabbccddeeff", "f" * 32
 _BLOCK = Query.text("insert into identities (identity, blocked_at) values (:identity, now())")
@@ -58,7 +60,7 @@ async def parts(postgres_url: str, redis_url: str) -> AsyncIterator[Parts]:
     async with Database.connect(postgres_url, timeout=10) as database, connect(redis_url) as redis:
         registry = Registry()
         users, changes = Users(database, redis, registry), Changes(database, redis, registry)
-        yield Parts(database, redis, users, changes, load(None, debug=True).rows["ai"])
+        yield Parts(database, redis, users, changes, service_type())
 
 
 async def test_what_another_server_remembers_is_not_believed(parts: Parts) -> None:
@@ -161,15 +163,15 @@ async def test_a_database_without_tables_does_not_end_the_background_work(
     registry = Registry()
     async with Database.connect(empty_postgres_url) as database, connect(redis_url) as redis:
         changes = Changes(database, redis, registry, every=0.01)
-        async with asyncio.timeout(20), changes.running():
-            while database.state.reason is None:  # noqa: ASYNC110
-                await asyncio.sleep(0.01)
+        async with changes.running():
+            await until(lambda: database.state.reason)
             await asyncio.to_thread(migrate.upgrade, empty_postgres_url)
-            await Parts(
-                database, redis, Users(database, redis, registry), changes, load(None, debug=True).rows["ai"]
-            ).decide(UID)
-            while await changes.waiting(UID):  # noqa: ASYNC110
-                await asyncio.sleep(0.01)
+            await Parts(database, redis, Users(database, redis, registry), changes, service_type()).decide(UID)
+
+            async def applied() -> bool:
+                return not await changes.waiting(UID)
+
+            await until(applied)
 
 
 async def test_users_seen_before_the_migration_are_not_forgotten(empty_postgres_url: str, redis_url: str) -> None:

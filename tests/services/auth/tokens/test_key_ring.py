@@ -15,16 +15,9 @@ from joserfc.jwk import ECKey
 from services.auth.tokens.key_ring import KeyFault, KeyRing, activation, create_key, ensure_key, load_key, prunable
 from services.cli.keys import keys as keys_command
 from shared.errors import DependencyUnavailable
+from tests.support.clock import Clock
 
 NOW = 1_800_000_000.0
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = NOW
-
-    def __call__(self) -> float:
-        return self.now
 
 
 def test_the_newest_key_past_its_activation_signs_and_all_are_published(tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import time
 from contextlib import closing
@@ -18,6 +17,7 @@ from shared.state.layout import identity_key, token_key
 from shared.stores.postgres import Database, Query
 from shared.stores.redis import connect
 from tests.services.auth.conftest import ISSUER, UID, Auth, StartAuth, many
+from tests.support.waiting import until
 
 _REVOKED = Query.text("select jti from revocations")
 _PENDING = Query.text("select count(*) as n from redis_changes")
@@ -57,9 +57,14 @@ async def test_without_any_signing_key_nothing_is_issued_and_readiness_fails(aut
     _, answer = await auth.exchange(auth.fxa_token())
     for path in (tmp_path / "keys").glob("*.pem"):
         path.unlink()
-    async with asyncio.timeout(15):
-        while (await auth.ask("GET", "/health/readiness"))[0] != 503:  # noqa: ASYNC110 - the folder is looked at every 5 s
-            await asyncio.sleep(0.2)
+
+    async def unready() -> bool:
+        return (await auth.ask("GET", "/health/readiness"))[0] == 503
+
+    async def issued() -> bool:
+        return (await auth.exchange(auth.fxa_token()))[0] == 200
+
+    await until(unready, 15)  # the folder is read every 5 s
     _, ready, _ = await auth.ask("GET", "/health/readiness")
     assert ready["checks"]["signing_key"]["status"] == "failed"
     status, body = await auth.exchange(auth.fxa_token())
@@ -67,9 +72,7 @@ async def test_without_any_signing_key_nothing_is_issued_and_readiness_fails(aut
     assert (await auth.ask("GET", "/.well-known/jwks.json"))[0] == 503
     assert (await revoke(auth, token=answer["access_token"]))[0] == 503, "nothing can be said of its signature"
     create_key(tmp_path / "keys", activate_at=time.time())
-    async with asyncio.timeout(15):
-        while (await auth.exchange(auth.fxa_token()))[0] != 200:  # noqa: ASYNC110
-            await asyncio.sleep(0.2)
+    await until(issued, 15, pause=0.2)
 
 
 async def test_a_revoked_token_is_in_postgresql_and_redis(auth: Auth, redis_url: str, postgres_url: str) -> None:

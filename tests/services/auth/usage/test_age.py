@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from datetime import UTC, datetime, timedelta
 
 from services.auth.usage.age import LedgerAge
@@ -12,6 +11,7 @@ from shared.stores.postgres import Database
 from shared.telemetry.metrics import Registry
 from tests.services.auth.admin.conftest import Rows
 from tests.services.auth.usage.test_usage import NOON, request
+from tests.support.waiting import until
 
 
 def shown(registry: Registry) -> float:
@@ -43,7 +43,5 @@ async def test_the_age_is_read_again_after_an_outage(own_postgres: PostgresServe
         own_postgres.stop()
         async with LedgerAge(database, registry, every=0.1).running():
             own_postgres.start()
-            async with asyncio.timeout(20):
-                while shown(registry) < 86400:  # noqa: ASYNC110 - a server starts
-                    await asyncio.sleep(0.05)
+            await until(lambda: shown(registry) >= 86400, 20)
     assert registry.background_failures.value("ledger_age") == 0

@@ -13,12 +13,13 @@ from services.auth.standing.changes import Changes
 from services.auth.usage.services import Usage
 from services.auth.users.operators import UserAdmin
 from services.auth.users.spending import Spending
-from shared.domain.service_types import load
 from shared.stores import migrate
 from shared.stores.postgres import Database, Query
 from shared.stores.redis import connect
 from shared.telemetry.metrics import Registry
 from tests.services.auth.admin.conftest import Rows
+from tests.support.service_types import development
+from tests.support.waiting import until
 
 NOON = datetime(2026, 3, 1, 12, 30, tzinfo=UTC)
 _ROW = (
@@ -34,7 +35,7 @@ def rows(postgres_url: str) -> Rows:
 
 @pytest.fixture
 async def usage(postgres_url: str, redis_url: str) -> AsyncIterator[Usage]:
-    redis, types = connect(redis_url), load(None, debug=True)
+    redis, types = connect(redis_url), development()
     async with AsyncExitStack() as stack:
         stack.push_async_callback(redis.aclose)
         database = await stack.enter_async_context(Database.connect(postgres_url, timeout=10))
@@ -75,19 +76,17 @@ async def test_hours_and_days_are_the_ledger_summed_up(usage: Usage, rows: Rows)
 async def test_auth_that_started_before_the_migration_sums_up_when_it_ran(
     empty_postgres_url: str, redis_url: str
 ) -> None:
-    registry, types = Registry(), load(None, debug=True)
+    registry, types = Registry(), development()
     async with Database.connect(empty_postgres_url) as database, connect(redis_url) as redis:
         users = UserAdmin(
             database, Spending(database, redis, types), Changes(database, redis, registry), types, clock=NOON.timestamp
         )
         usage = Usage(database, database, users, clock=NOON.timestamp, every=0.01)
-        async with asyncio.timeout(30), usage.running(registry):
-            while database.state.reason is None:  # noqa: ASYNC110 - nobody announces it
-                await asyncio.sleep(0.01)
+        async with usage.running(registry):
+            await until(lambda: database.state.reason)
             await asyncio.to_thread(migrate.upgrade, empty_postgres_url)
             request(Rows(empty_postgres_url), "a", NOON)
-            while not await usage.hours(24):  # noqa: ASYNC110
-                await asyncio.sleep(0.01)
+            await until(lambda: usage.hours(24))
 
 
 async def test_what_comes_late_or_is_lowered_is_counted_again(usage: Usage, rows: Rows) -> None:

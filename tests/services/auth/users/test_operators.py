@@ -15,13 +15,14 @@ from services.auth.standing.changes import Changes
 from services.auth.users.entry import Users
 from services.auth.users.operators import UserAdmin
 from services.auth.users.spending import Spending
-from shared.domain.service_types import ServiceType, ServiceTypes, load
+from shared.domain.service_types import ServiceType, ServiceTypes
 from shared.errors import NotFound
 from shared.state import decisions, layout
 from shared.state.layout import Standing
 from shared.stores.postgres import Database, Query
 from shared.stores.redis import Client, connect
 from shared.telemetry.metrics import Registry
+from tests.support.service_types import development, service_type
 
 UID = "00112233445566778899aabbccddeeff"
 USER = f"{UID}:ai"
@@ -47,7 +48,7 @@ class Parts:
 
 @pytest.fixture
 async def parts(postgres_url: str, redis_url: str) -> AsyncIterator[Parts]:
-    registry, redis, types = Registry(), connect(redis_url), load(None, debug=True)
+    registry, redis, types = Registry(), connect(redis_url), development()
     async with Database.connect(postgres_url, max_size=10, timeout=10) as database:
         changes = Changes(database, redis, registry)
         admin = UserAdmin(database, Spending(database, redis, types), changes, types)
@@ -56,7 +57,7 @@ async def parts(postgres_url: str, redis_url: str) -> AsyncIterator[Parts]:
 
 
 async def test_places_stay_exact_while_users_come_and_are_deleted_at_once(parts: Parts) -> None:
-    row = ServiceType(**{**{name: getattr(parts.ai, name) for name in parts.ai.__slots__}, "max_users": 5})
+    row = service_type(max_users=5)
     uids = [f"{number:032x}" for number in range(30)]
 
     async def come_and_go(uid: str) -> None:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import time
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from decimal import Decimal
 from typing import Any
 
@@ -17,6 +16,7 @@ from services.gateway.tokens.models import Principal
 from shared.domain.service_types import ServiceType, ServiceTypes
 from shared.stores.postgres import Database, Query
 from shared.telemetry.metrics import Registry
+from tests.support.service_types import service_type
 
 FAST = Timings(lease=1.0, renew=0.2, flush=0.02, sweep=0.2, orphan=0.4, totals=0.1, drain=5)
 #: 1000 nano-dollars per prompt token, 2000 per completion token.
@@ -26,22 +26,13 @@ MODEL = PricedModel("model", Decimal("0.000001"), Decimal("0.000002"))
 def row(name: str = "ai", **changes: Any) -> ServiceType:
     """A service type without rate limits, of 0.10 USD a day."""
     values: dict[str, Any] = {
-        "name": name,
         "max_budget_nano": 100_000_000,
-        "duration_seconds": 86_400,
         "rpm": 0,
         "tpm": 0,
-        "models": ("*",),
-        "purposes": ("chat",),
-        "credentials": ("fxa",),
-        "fxa_scopes": (),
-        "fxa_client_ids": ("*",),
-        "bundle_ids": None,
         "max_streams": 0,
-        "max_users": 0,
-        "total_budget_nano": 0,
+        "purposes": ("chat",),
     }
-    return ServiceType(**{**values, **changes})
+    return service_type(name, **{**values, **changes})
 
 
 def rows(*service_types: ServiceType) -> ServiceTypes:
@@ -94,13 +85,3 @@ async def total(database: Database) -> tuple[int, int]:
     """(rows, nano-dollars) of the whole ledger."""
     found = await database.fetch(Query.text("select count(*) as n, coalesce(sum(cost_nano), 0) as cost from ledger"))
     return int(found[0]["n"]), int(found[0]["cost"])
-
-
-async def until(condition: Callable[[], Awaitable[Any]], timeout: float = 10) -> Any:
-    """Poll until something true comes back."""
-    deadline = time.monotonic() + timeout
-    while not (value := await condition()):
-        if time.monotonic() > deadline:
-            raise AssertionError("it did not happen in time")
-        await asyncio.sleep(0.01)
-    return value

@@ -26,18 +26,8 @@ from shared.state import decisions, layout
 from shared.state.layout import Standing
 from shared.stores.postgres import Query
 from shared.stores.redis import connect
-from tests.services.gateway.budget.support import (
-    FAST,
-    ask,
-    delivered,
-    ledger,
-    opened,
-    principal,
-    row,
-    rows,
-    total,
-    until,
-)
+from tests.services.gateway.budget.support import FAST, ask, delivered, ledger, opened, principal, row, rows, total
+from tests.support.waiting import until
 
 
 async def idle(url: str) -> None:

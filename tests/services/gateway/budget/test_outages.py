@@ -20,7 +20,8 @@ from shared.state import layout
 from shared.stores import migrate
 from shared.stores.postgres import Database
 from shared.stores.redis import connect
-from tests.services.gateway.budget.support import FAST, ask, delivered, opened, principal, row, rows, total, until
+from tests.services.gateway.budget.support import FAST, ask, delivered, opened, principal, row, rows, total
+from tests.support.waiting import until
 
 
 async def unavailable(budgets: object, dependency: str) -> float:

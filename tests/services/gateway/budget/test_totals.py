@@ -15,18 +15,8 @@ from services.gateway.budget.services import Budgets
 from services.gateway.errors import BudgetExceeded, BudgetReserved
 from shared.errors import DependencyUnavailable, ServiceError
 from shared.stores.redis import connect
-from tests.services.gateway.budget.support import (
-    FAST,
-    MODEL,
-    ask,
-    delivered,
-    ledger,
-    opened,
-    principal,
-    row,
-    rows,
-    until,
-)
+from tests.services.gateway.budget.support import FAST, MODEL, ask, delivered, ledger, opened, principal, row, rows
+from tests.support.waiting import until
 
 TOTAL = 20 * 2_100_000
 KIND = row(total_budget_nano=TOTAL, max_budget_nano=10**12, rpm=1000)

@@ -22,7 +22,8 @@ from services.gateway.catalogue.services import Catalogue
 from shared.domain.service_types import ModelRow
 from shared.errors import DependencyUnavailable
 from shared.telemetry.metrics import Registry
-from tests.services.gateway.budget.support import ask, until
+from tests.services.gateway.budget.support import ask
+from tests.support.waiting import until
 
 SONNET = {
     "input_cost_per_token": "3e-06",

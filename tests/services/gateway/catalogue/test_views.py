@@ -21,11 +21,11 @@ from services.gateway.catalogue.views import OPERATIONS
 from services.gateway.dialects import DIALECTS, OPENAI
 from services.gateway.tokens.bearer import VERIFIER
 from services.gateway.tokens.models import Principal
-from shared.domain import service_types
 from shared.service.web import Frame
 from shared.telemetry.logs import UserDigest
 from shared.telemetry.metrics import Registry
 from shared.telemetry.openapi import add_routes
+from tests.support.service_types import service_type
 
 NAMES = ["gpt", "vertex_ai/x@20250929", "a#b", "a+b", "a?b=c&d", "50%", "a%2Fb", "é/ü", "a/b/c", "a[1]", "x" * 256]
 FORBIDDEN = "exa/search"
@@ -37,7 +37,7 @@ async def answered(value: Any) -> Any:
 
 @pytest.fixture
 async def url() -> AsyncIterator[str]:
-    row = service_types.load(None, debug=True).rows["ai"]
+    row = service_type()
     row = replace(row, models=tuple(NAMES))
     prices = {"input_cost_per_token": 1e-6, "output_cost_per_token": 1e-6}
     entries = [{"model_name": name, "litellm_params": {}, "model_info": prices} for name in (*NAMES, FORBIDDEN)]

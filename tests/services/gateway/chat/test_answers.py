@@ -15,7 +15,8 @@ from services.gateway.upstream.balance import MAX_TRIED
 from services.gateway.upstream.client import UpstreamConfig
 from shared.errors import DependencyUnavailable
 from tests.doubles.litellm import LiteLLMDouble, Script, answer, error_body
-from tests.services.gateway.conftest import Gateway, until
+from tests.services.gateway.conftest import Gateway
+from tests.support.waiting import until
 
 
 async def test_half_a_character_in_an_answer_becomes_the_replacement_character(gateway: Gateway) -> None:
@@ -36,9 +37,9 @@ async def test_an_answer_is_relayed_unchanged_and_settled_with_litellms_cost(gat
     assert delivery.usage == Usage(9, 3)
     assert delivery.response_cost == Decimal("0.00123")
     assert (delivery.outcome, delivery.stream, delivery.relayed_bytes) == ("success", False, 5)
-    labels = 'model="double",purpose="none",service_type="ai"'
-    assert gateway.metric(f'chat_tokens_total{{{labels},type="prompt"}}') == 9
-    assert gateway.metric(f"chat_completion_latency_seconds_count{{{labels.replace('purpose', 'purpose')},result") == 0
+    labels = {"model": "double", "purpose": "none", "service_type": "ai"}
+    assert gateway.metric("chat_tokens_total", **labels, type="prompt") == 9
+    assert gateway.metric("chat_completion_latency_seconds_count", **labels, result="success") == 1
 
 
 async def test_usage_is_read_with_its_details(gateway: Gateway) -> None:
@@ -134,7 +135,7 @@ async def test_an_error_of_litellm_is_mapped_and_costs_nothing(
         assert response.get("Retry-After") == ("31" if headers.get("retry-after") else None)
     if code == "unavailable":
         assert (response["Retry-After"], error["mlpa_code"]) == ("300", 10)
-        assert sum(gateway.metric(f'litellm_key_refusals_total{{reason="{reason}"}}') for reason in KEY_REFUSALS) == 1
+        assert sum(gateway.metric("litellm_key_refusals_total", reason=reason) for reason in KEY_REFUSALS) == 1
     if code == "rate_limit_exceeded":
         assert response["Retry-After"] == "17"
     if code == "budget_exceeded":
@@ -167,7 +168,7 @@ async def test_a_refused_admission_asks_nobody(gateway: Gateway) -> None:
     assert (status, json.loads(body)["error"]["mlpa_code"], headers["Retry-After"]) == (429, 2, "1")
     assert headers["x-ratelimit-limit-requests"] == "40"
     assert gateway.double.asked == []
-    assert gateway.metric('chat_request_rejections_total{model="double",reason="budget_reserved"') == 1
+    assert gateway.metric("chat_request_rejections_total", model="double", reason="budget_reserved") == 1
 
 
 @pytest.mark.parametrize("dependency", ["redis", "postgres"])
@@ -175,9 +176,9 @@ async def test_a_dependency_that_is_down_counts_as_unavailable(gateway: Gateway,
     gateway.budgets.refuse = DependencyUnavailable(dependency)
     status, body, _ = await gateway.read()
     assert (status, json.loads(body)["error"]["code"]) == (503, "unavailable")
-    assert gateway.metric('chat_request_rejections_total{model="double",reason="unavailable"') == 1
-    assert gateway.metric('chat_availability_total{outcome="failure",reason="unavailable"}') == 1
-    assert gateway.metric('chat_availability_total{outcome="failure",reason="server_error"}') == 0
+    assert gateway.metric("chat_request_rejections_total", model="double", reason="unavailable") == 1
+    assert gateway.metric("chat_availability_total", outcome="failure", reason="unavailable") == 1
+    assert gateway.metric("chat_availability_total", outcome="failure", reason="server_error") == 0
 
 
 async def test_nothing_is_charged_when_litellm_cannot_be_reached(double: LiteLLMDouble, unused_port: int) -> None:

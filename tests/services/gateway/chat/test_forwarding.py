@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,7 +12,7 @@ from hypothesis import strategies as st
 from services.gateway.chat.config import ChatConfig
 from services.gateway.chat.request import parse
 from services.gateway.errors import GatewayError
-from shared.domain import service_types
+from tests.support.service_types import service_type
 
 CONFIG = ChatConfig()
 MODEL = '"model":"m","messages":[{"role":"user","content":"x"}]'
@@ -314,5 +313,5 @@ def test_only_an_assistants_message_has_refusals() -> None:
 def test_a_service_types_row_comes_before_the_settings(
     row: dict[str, float], config: dict[str, float], sampling: dict[str, float]
 ) -> None:
-    ai = replace(service_types.load(None, debug=True).rows["ai"], **row)  # type: ignore[arg-type]
+    ai = service_type(**row)  # type: ignore[arg-type]
     assert ChatConfig(**config).sampling(ai) == sampling  # type: ignore[arg-type]

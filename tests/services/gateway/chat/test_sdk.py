@@ -124,7 +124,7 @@ async def test_a_spent_budget_is_not_asked_again(gateway: Gateway) -> None:
     async with openai.AsyncOpenAI(base_url=f"{gateway.url}/v1", api_key=TOKEN, max_retries=3) as client:
         with pytest.raises(openai.RateLimitError):
             await client.chat.completions.create(model="double", messages=HI)
-    assert gateway.metric('chat_request_rejections_total{model="double",reason="budget_exceeded"') == 1
+    assert gateway.metric("chat_request_rejections_total", model="double", reason="budget_exceeded") == 1
 
 
 async def test_a_wrong_token_is_an_authentication_error(gateway: Gateway) -> None:

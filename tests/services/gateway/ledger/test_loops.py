@@ -7,7 +7,8 @@ import time
 from shared.domain.identity import shard
 from shared.state.layout import SHARD_KEYS
 from shared.stores.redis import connect
-from tests.services.gateway.budget.support import opened, principal, until
+from tests.services.gateway.budget.support import opened, principal
+from tests.support.waiting import until
 
 
 async def test_an_unreadable_row_in_an_outbox_does_not_end_the_reaper(redis_url: str, postgres_url: str) -> None:

@@ -11,7 +11,8 @@ import pytest
 from services.gateway.budget.models import Delivery
 from services.local.valkey import ValkeyCluster
 from shared.errors import DependencyUnavailable
-from tests.services.gateway.budget.support import ask, delivered, opened, principal, row, rows, total, until
+from tests.services.gateway.budget.support import ask, delivered, opened, principal, row, rows, total
+from tests.support.waiting import until
 
 
 @pytest.fixture

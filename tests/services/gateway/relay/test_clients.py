@@ -16,7 +16,8 @@ from services.gateway.relay.connection import SEND_BUFFER, RelayProtocol
 from services.gateway.upstream.client import UpstreamConfig
 from shared.service.serve import USER_TIMEOUT_MS
 from tests.doubles.litellm import LiteLLMDouble, Script, answer, chunk, event, stream_of
-from tests.services.gateway.conftest import Gateway, RawClient, request_body, until
+from tests.services.gateway.conftest import Gateway, RawClient, request_body
+from tests.support.waiting import until
 
 WITHIN = 0.1
 

@@ -15,13 +15,7 @@ from services.gateway.relay.config import RelayConfig
 from services.gateway.relay.door import MOST_REFUSALS, SECONDS, Door
 from shared.errors import ServiceError
 from tests.services.gateway.conftest import Gateway
-
-
-class Clock:
-    now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
+from tests.support.clock import Clock
 
 
 def knock(door: Door, refusal: ServiceError | None = None, user: str = "u") -> None:

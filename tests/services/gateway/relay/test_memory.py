@@ -11,7 +11,8 @@ import pytest
 
 from services.gateway.relay import views
 from tests.doubles.litellm import Script, chunk, event
-from tests.services.gateway.conftest import Gateway, until
+from tests.services.gateway.conftest import Gateway
+from tests.support.waiting import until
 
 OPEN = 10
 BODY = 500_000

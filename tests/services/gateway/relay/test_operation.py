@@ -22,11 +22,11 @@ from services.gateway.relay.operation import Models, Size
 from services.gateway.relay.views import paid
 from services.gateway.tokens.models import Principal
 from services.gateway.upstream.client import UpstreamConfig
-from shared.domain import service_types
 from shared.domain.service_types import ServiceType
 from shared.telemetry.openapi import Answer, Body
 from tests.doubles.litellm import DONE, LiteLLMDouble, Script, chunk, event
 from tests.services.gateway.conftest import TOKEN, Gateway
+from tests.support.service_types import service_type
 
 #: The path of the operation at LiteLLM.
 AT = "/v1/translate/any one"
@@ -128,7 +128,7 @@ async def test_an_operation_is_admitted_relayed_and_settled_as_it_says(gateway: 
     delivery = await gateway.budgets.wait_settled()
     assert (delivery.usage, delivery.response_cost, delivery.stream) == (Usage(0, 0), Decimal("0.002"), False)
     assert translate.metrics.results == [("success", ("translator", "ai", "none"))]
-    assert gateway.metric('chat_availability_total{outcome="success",reason="none"}') == 1
+    assert gateway.metric("chat_availability_total", outcome="success", reason="none") == 1
 
 
 @pytest.mark.parametrize(
@@ -144,7 +144,7 @@ async def test_an_operation_fails_like_every_other(gateway: Gateway, script: Scr
     gateway.double.script(AT, script)
     got, body = await ask(gateway, {"text": "Hello"})
     assert (got, body["error"]["code"]) == (status, code)
-    assert gateway.metric(f'chat_request_rejections_total{{model="translator",reason="{code}"') == 1
+    assert gateway.metric("chat_request_rejections_total", model="translator", reason=code) == 1
     await gateway.budgets.wait_settled()
 
 
@@ -160,7 +160,7 @@ def shout(events: bytes) -> bytes:
 
 
 async def by_name(request: web.Request) -> Principal:
-    row = replace(service_types.load(None, debug=True).rows["ai"], models=("*",))
+    row = service_type()
     return Principal(f"{request.headers['x-name']}:ai", request.headers["x-name"], row, "jti", 2e9, "client", ("x",))
 
 

@@ -199,7 +199,7 @@ async def test_a_stream_that_breaks_ends_with_an_error_event(gateway: Gateway, e
     assert b"[DONE]" not in body
     delivery = await gateway.budgets.wait_settled()
     assert (delivery.outcome, delivery.usage, delivery.relayed_bytes) == ("error", None, 3)
-    assert gateway.metric('chat_availability_total{outcome="failure",reason="upstream_error"}') == 1
+    assert gateway.metric("chat_availability_total", outcome="failure", reason="upstream_error") == 1
 
 
 async def test_an_error_event_after_data_becomes_our_envelope(gateway: Gateway) -> None:
@@ -286,8 +286,8 @@ async def test_tool_calls_and_finish_reasons_are_counted(gateway: Gateway) -> No
     await gateway.read(STREAM)
     delivery = await gateway.budgets.wait_settled()
     assert delivery.relayed_bytes == len('{"x":1}{}')
-    assert gateway.metric('chat_tool_calls_total{model="double",service_type="ai"}') == 2
-    assert gateway.metric('chat_finish_reasons_total{model="double",reason="tool_calls"}') == 1
+    assert gateway.metric("chat_tool_calls_total", model="double", service_type="ai") == 2
+    assert gateway.metric("chat_finish_reasons_total", model="double", reason="tool_calls") == 1
 
 
 async def test_a_lowered_grant_goes_upstream_under_the_models_name_for_it(gateway: Gateway) -> None:

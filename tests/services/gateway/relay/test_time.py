@@ -56,7 +56,7 @@ async def test_a_comment_is_no_data_for_the_idle_timeout(gateway: Gateway) -> No
     assert error_code(body) == "upstream_timeout"
     delivery = await gateway.budgets.wait_settled()
     assert (delivery.outcome, delivery.relayed_bytes) == ("timeout", 3)
-    assert gateway.metric('chat_availability_total{outcome="failure",reason="upstream_timeout"}') == 1
+    assert gateway.metric("chat_availability_total", outcome="failure", reason="upstream_timeout") == 1
 
 
 PINGS = [("send", b": ping\n\n"), ("sleep", 0.04)] * 40

@@ -6,7 +6,6 @@ import base64
 import hashlib
 import hmac
 import json
-import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -27,21 +26,14 @@ from services.auth.tokens.key_ring import KeyRing, create_key
 from services.gateway.errors import InvalidToken
 from services.gateway.tokens.keyset import key_set
 from services.gateway.tokens.verifier import TokenVerifier
-from shared.domain.service_types import load
 from shared.errors import DependencyUnavailable
 from shared.service.keyset import KeySet
 from shared.telemetry.metrics import Registry
+from tests.support.clock import Clock
+from tests.support.service_types import development
 
 ISSUER = "http://auth.test"
 USER = "0123456789abcdef0123456789abcdef:ai"
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = time.time()
-
-    def __call__(self) -> float:
-        return self.now
 
 
 @dataclass
@@ -119,7 +111,7 @@ async def a_rig(tmp_path: Path, **options: Any) -> AsyncIterator[Rig]:
         clock, registry = Clock(), Registry()
         url = str(server.make_url("")).rstrip("/")
         keys = key_set(session, registry, clock=clock, **{"issuer": url, "jwks_url": None, **options})
-        verifier = TokenVerifier(keys, load(None, debug=True), registry, issuer=ISSUER, clock=clock)
+        verifier = TokenVerifier(keys, development(), registry, issuer=ISSUER, clock=clock)
         yield Rig(auth, keys, verifier, clock, tmp_path, registry)
 
 
@@ -244,7 +236,7 @@ async def test_no_text_is_anything_but_an_invalid_token(text: str) -> None:
         async def get(self, kid: str) -> None:
             return None
 
-    verifier = TokenVerifier(NoKeys(), load(None, debug=True), Registry(), issuer=ISSUER)  # type: ignore[arg-type]
+    verifier = TokenVerifier(NoKeys(), development(), Registry(), issuer=ISSUER)  # type: ignore[arg-type]
     with pytest.raises(InvalidToken):
         await verifier.verify(text)
 

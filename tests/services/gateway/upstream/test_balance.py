@@ -7,14 +7,7 @@ from collections import Counter
 from yarl import URL
 
 from services.gateway.upstream.balance import MAX_TRIED, Balancer, Instance
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
+from tests.support.clock import Clock
 
 
 def balancer(count: int) -> tuple[Balancer, Clock]:

@@ -20,7 +20,8 @@ from services.gateway.upstream.client import LiteLLM, UpstreamConfig
 from shared.errors import DependencyUnavailable
 from shared.telemetry.metrics import Registry
 from tests.doubles.litellm import LiteLLMDouble, Script, answer, chunk, event
-from tests.services.gateway.conftest import Gateway, until
+from tests.services.gateway.conftest import Gateway
+from tests.support.waiting import until
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import AsyncIterator
 
 import msgspec
 import pytest
@@ -11,29 +10,12 @@ import pytest
 from services.auth.admin.access.admin_keys import AdminKey, AdminKeys
 from services.auth.admin.access.sessions import ABSOLUTE_SECONDS, Flash, Session, Sessions
 from shared.domain.tokens import CLOCK_SKEW
-from shared.stores.redis import Client, connect
+from shared.stores.redis import Client
+from tests.support.clock import Clock
 
 ALICE = AdminKey("alice", "admin", hashlib.sha256(b"alice").digest())
 BOB = AdminKey("bob", "viewer", hashlib.sha256(b"bob").digest())
 SECRETS = [b"new", b"old"]
-
-
-class Clock:
-    now = 1_000_000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-@pytest.fixture
-async def redis(redis_url: str) -> AsyncIterator[Client]:
-    async with connect(redis_url) as client:
-        yield client
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
 
 
 @pytest.fixture

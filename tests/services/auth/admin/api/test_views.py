@@ -14,6 +14,7 @@ from shared.state.layout import Standing
 from shared.stores.redis import connect
 from tests.services.auth.admin.conftest import ADMIN, ADMIN_SETTINGS, NAMED, UID, USER, VIEWER, Rows, bearer
 from tests.services.auth.conftest import Auth, StartAuth
+from tests.support.service_types import toml
 
 KEY_ID = "+/" + "A" * 41 + "="
 DEVICE_USER = f"{KEY_ID}:ai"
@@ -262,11 +263,8 @@ async def test_a_blocked_user_is_told_so_at_the_exchange(admin_auth: Auth) -> No
 
 
 async def test_a_tier_gives_the_money_of_its_row(start_auth: StartAuth, rows: Rows, tmp_path: Any) -> None:
-    row = (
-        '[[service_type]]\nname="{}"\nmax_budget="{}"\nduration="{}"\nrpm=1\ntpm=1\nmodels=["*"]\ncredentials=["fxa"]\n'
-    )
     table = tmp_path / "types.toml"
-    table.write_text(row.format("ai", "0.10", "1d") + row.format("gold", "5", "30d"))
+    table.write_text(toml("ai") + toml("gold", max_budget="5", duration="30d"))
     auth = await start_auth(**ADMIN_SETTINGS, service_types=table)
     rows.user()
     rows.request("old", cost=400_000_000, ago="12 hours")

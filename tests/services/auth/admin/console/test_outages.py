@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
 from urllib.parse import quote
 
 from services.local.postgres import PostgresServer
@@ -15,14 +14,9 @@ from shared.stores.redis import connect
 from tests.services.auth.admin.api.test_views import ask, at
 from tests.services.auth.admin.conftest import ADMIN_SETTINGS, UID, USER, People, Person, Rows, bearer
 from tests.services.auth.conftest import StartAuth
+from tests.support.waiting import until
 
 HERE = f"/admin/users/{quote(USER, safe='')}"
-
-
-async def until(holds: Callable[[], Awaitable[bool]]) -> None:
-    async with asyncio.timeout(15):
-        while not await holds():  # noqa: ASYNC110 - what happens is in another process
-            await asyncio.sleep(0.05)
 
 
 async def test_without_redis_a_change_is_a_503_and_applied_when_it_is_back(

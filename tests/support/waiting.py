@@ -1,0 +1,46 @@
+"""Waiting for what nobody announces: a condition is asked again and again, until a deadline."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from inspect import isawaitable
+from typing import Any
+
+_PAUSE = 0.005
+
+
+async def until(condition: Callable[[], Any], seconds: float = 10, *, pause: float = _PAUSE) -> Any:
+    """The first true answer of ``condition``, which may be a coroutine function.
+
+    :raises AssertionError: there was none in time.
+    """
+    deadline = time.monotonic() + seconds
+    while True:
+        answer = condition()
+        if value := await answer if isawaitable(answer) else answer:
+            return value
+        assert time.monotonic() < deadline, f"not true within {seconds:g} s"
+        await asyncio.sleep(pause)
+
+
+async def happens(condition: Callable[[], Any], seconds: float) -> bool:
+    """Whether ``condition`` becomes true in time."""
+    try:
+        await until(condition, seconds, pause=0.05)
+    except AssertionError:
+        return False
+    return True
+
+
+def wait_until(condition: Callable[[], Any], seconds: float = 10) -> Any:
+    """``until`` for tests without an event loop.
+
+    :raises AssertionError: there was no true answer in time.
+    """
+    deadline = time.monotonic() + seconds
+    while not (value := condition()):
+        assert time.monotonic() < deadline, f"not true within {seconds:g} s"
+        time.sleep(_PAUSE)
+    return value
