@@ -84,7 +84,9 @@ class PostgresServer(Server):
 
     def create_database(self, name: str, *, template: str = "template0") -> str:
         """Makes a database and returns its URL. With a template it is a copy of that one."""
-        self._administer(f'CREATE DATABASE "{name}" TEMPLATE "{template}"')
+        # copying files needs a checkpoint, which is cheap without syncs, and then a fifth of the CPU time of the log
+        strategy = "WAL_LOG" if self.durable else "FILE_COPY"
+        self._administer(f'CREATE DATABASE "{name}" TEMPLATE "{template}" STRATEGY {strategy}')
         return self.url(name)
 
     def ensure_database(self, name: str) -> str:
