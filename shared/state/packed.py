@@ -52,9 +52,10 @@ class Reserved(NamedTuple):
 class LedgerRow(msgspec.Struct, frozen=True):
     """A request's row on its way to the ledger: to Redis with its settlement, from there to PostgreSQL.
 
-    ``settled_ms`` is 0 until Redis has settled it. ``lowers``: it corrects, downwards, what the reaper charged. What
-    follows ``settled_ms`` only the process knows that settles: what was reserved, the tokens that TPM counts, the name
-    of the total, and whether it was admitted (False: it never went out, if admitted at all).
+    ``settled_ms`` is 0 until Redis has settled it. ``lowers``: it corrects, downwards, what the reaper charged.
+    ``outcome`` is an ``Outcome``, or a word of a later release. Only the process that settles knows what follows
+    ``settled_ms``: the amount reserved, the tokens that TPM counts, the name of the total, and whether it was admitted
+    (False: it never went out, if admitted at all).
     """
 
     id: str

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+from shared.domain.outcome import Outcome
 from shared.state import layout
 from tests.deploy.declarations import ROOT
 
@@ -51,6 +52,11 @@ def test_it_has_every_key_of_a_users_state() -> None:
     found |= {"requests_window": shard.requests_window("<user id>"), "tokens_window": shard.tokens_window("<user id>")}
     found["tombstone"] = shard.tombstone("<request>")
     assert shown == {name: key.removeprefix(shard.prefix) for name, key in found.items()}
+
+
+def test_it_has_every_outcome_of_a_request() -> None:
+    (row,) = re.findall(r"^\| \*\*outcome\*\* \|.*$", TEXT, re.MULTILINE)
+    assert set(re.findall(r"`(\w+)`", row)) == set(Outcome)
 
 
 def test_it_has_every_field_of_a_users_state() -> None:

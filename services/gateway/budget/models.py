@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from shared.domain.outcome import Outcome
 from shared.errors import ServiceError
 from shared.state.packed import Details, LedgerRow, Reserved
 
@@ -134,7 +135,7 @@ class Reservation(msgspec.Struct, frozen=True, eq=False):
             ask.details(self.period_seconds),
         ).pack()
 
-    def row(self, charge: Charge, outcome: str) -> LedgerRow:
+    def row(self, charge: Charge, outcome: Outcome) -> LedgerRow:
         """Its row of the ledger."""
         return LedgerRow(
             self.id,
@@ -175,7 +176,7 @@ class Delivery:
     and tool arguments that were relayed.
     """
 
-    outcome: str
+    outcome: Outcome
     sent: bool
     refused: bool = False
     usage: Usage | None = None

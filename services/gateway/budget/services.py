@@ -26,6 +26,7 @@ from services.gateway.redis.executor import Executor, NotRun
 from services.gateway.redis.wire import Link
 from services.gateway.tokens.models import Principal
 from shared.domain.money import NANO
+from shared.domain.outcome import Outcome
 from shared.domain.service_types import ServiceType, ServiceTypes
 from shared.errors import DependencyUnavailable, ServiceError
 from shared.service import background
@@ -213,7 +214,7 @@ class Budgets:
         """Nobody knows whether the request was admitted. It will not go out: if it was, take that back."""
         now_ms, details = int(time.time() * 1000), ask.details(tier.duration_seconds)
         user_id = ask.principal.user_id
-        self._queue.settle(LedgerRow(ask.id, user_id, 0, now_ms, 0, 0, "abort", details, admitted=False))
+        self._queue.settle(LedgerRow(ask.id, user_id, 0, now_ms, 0, 0, Outcome.ABORT, details, admitted=False))
 
     def _tier(self, principal: Principal) -> tuple[str, ServiceType]:
         """The tier that a user is expected to have, with its row; the service type's own if that tier has none."""

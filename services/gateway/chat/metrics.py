@@ -6,10 +6,11 @@ from collections.abc import Iterable
 
 from services.gateway.chat.tally import Tally
 from services.gateway.relay.metrics import Labels
+from shared.domain.outcome import Outcome
 from shared.domain.service_types import ServiceType
 from shared.telemetry.metrics import STREAM_BUCKETS, Registry
 
-RESULTS = ("success", "error", "abort")
+RESULTS = (Outcome.SUCCESS, Outcome.ERROR, Outcome.ABORT)
 FINISH_REASONS = ("stop", "length", "tool_calls", "content_filter", "function_call", "other")
 TOKEN_BUCKETS = (10, 50, 100, 250, 500, 1000, 2500, 5000, 10000, 25000, 50000, 100000)
 #: The two sides of a request's tokens.
@@ -53,7 +54,7 @@ class ChatMetrics:
     def begun(self, seconds: float, model: str) -> None:
         self._ttft.observe(seconds, model)
 
-    def ended(self, result: str, seconds: float, labels: Labels, tally: Tally) -> None:
+    def ended(self, result: Outcome, seconds: float, labels: Labels, tally: Tally) -> None:
         """:param result: one of ``RESULTS``."""
         self._latency.observe(seconds, result, *labels)
         model, service_type, _ = labels

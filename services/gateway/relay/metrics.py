@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 from services.gateway.errors import KEY_REFUSALS, GatewayError, UpstreamKeyRefused, kind_of, kinds
 from services.gateway.upstream.facts import RoutingMetrics
+from shared.domain.outcome import Outcome
 from shared.domain.service_types import ServiceType
 from shared.errors import ServiceError
 from shared.telemetry.metrics import Registry
@@ -42,8 +43,8 @@ class RelayMetrics:
         )
         self.routing = RoutingMetrics(registry)
         self._slow = registry.counter("chat_slow_clients_total", "Clients dropped for taking nothing.")
-        self._availability.preset("success", "none")
-        self._availability.preset("excluded", "abort")
+        self._availability.preset(Outcome.SUCCESS, "none")
+        self._availability.preset("excluded", Outcome.ABORT)
         for reason, ours in REASONS.items():
             self._availability.preset("failure" if ours else "excluded", reason)
         for code in ("budget_exceeded", "rate_limit_exceeded"):
@@ -76,12 +77,12 @@ class RelayMetrics:
         elif error.code in ("budget_exceeded", "rate_limit_exceeded"):
             self._upstream_refusals.inc(error.code)
 
-    def ended(self, result: str) -> None:
+    def ended(self, result: Outcome) -> None:
         """An admitted request is over; one that ended with an error is also ``rejected``."""
-        if result == "success":
-            self._availability.inc("success", "none")
-        elif result == "abort":
-            self._availability.inc("excluded", "abort")
+        if result is Outcome.SUCCESS:
+            self._availability.inc(Outcome.SUCCESS, "none")
+        elif result is Outcome.ABORT:
+            self._availability.inc("excluded", Outcome.ABORT)
 
     def overhead(self, seconds: float) -> None:
         self._overhead.observe(seconds)

@@ -10,6 +10,7 @@ from services.gateway.budget.models import Reservation, Usage
 from services.gateway.catalogue.prices import PricedModel
 from services.gateway.errors import InvalidModel
 from services.gateway.relay.metrics import Labels
+from shared.domain.outcome import Outcome
 from shared.domain.service_types import ServiceType
 from shared.errors import DependencyUnavailable
 
@@ -112,8 +113,8 @@ class OperationMetrics(Protocol[T_contra]):
     def begun(self, seconds: float, model: str) -> None:
         """The first event of a stream has gone out."""
 
-    def ended(self, result: str, seconds: float, labels: Labels, tally: T_contra) -> None:
-        """An admitted request is over."""
+    def ended(self, result: Outcome, seconds: float, labels: Labels, tally: T_contra) -> None:
+        """An admitted request is over: a success, an error (a timeout is one) or an abort."""
 
 
 class PaidOperation(Protocol[A, T]):

@@ -22,6 +22,7 @@ from services.gateway.relay.stream import WRITE_BUFFER, StreamFailed, StreamRela
 from services.gateway.relay.watch import Watch
 from services.gateway.upstream.classify import KNOWN_WORDS, UpstreamFailure, classify, read_event_failure, read_failure
 from services.gateway.upstream.facts import RoutingFacts
+from shared.domain.outcome import Outcome
 from shared.errors import ServiceError
 from shared.telemetry import logs
 
@@ -74,7 +75,7 @@ class Relay:
         if asked.stream:
             response = web.StreamResponse(headers={**STREAM_HEADERS, **self._limits()})
             self._stream = StreamRelay(request, response, self._tally, dialect_of(request), self._begun)
-        self._outcome = "error"
+        self._outcome = Outcome.ERROR
         self._refused = False
         self._facts: RoutingFacts | None = None
         self._asked_at = 0.0
@@ -99,11 +100,11 @@ class Relay:
         try:
             async with self._call:
                 response = await (self._relay(stream, watch) if stream else self._answer(watch))
-            self._outcome = "success"
+            self._outcome = Outcome.SUCCESS
         except (asyncio.CancelledError, ConnectionError) as left:
             failure = watch.caught() if isinstance(left, asyncio.CancelledError) else None
             if failure is None:
-                self._outcome = "success" if stream and stream.complete else "abort"
+                self._outcome = Outcome.SUCCESS if stream and stream.complete else Outcome.ABORT
                 raise
         except ServiceError as error:
             failure = error
@@ -113,7 +114,7 @@ class Relay:
             if watch.dropped:
                 self._shared.metrics.slow_client()
             if isinstance(failure, UpstreamTimeout):
-                self._outcome = "timeout"
+                self._outcome = Outcome.TIMEOUT
             charged = self._settle()
         return response if failure is None else await self._fail(failure, charged)
 
@@ -229,7 +230,7 @@ class Relay:
                 stream=self._stream is not None,
             ),
         )
-        result = "error" if self._outcome == "timeout" else self._outcome
+        result = Outcome.ERROR if self._outcome is Outcome.TIMEOUT else self._outcome
         metrics.ended(result)
         self._operation.metrics.ended(result, time.perf_counter() - self._started, self._labels, tally)
         if (reported := told or tally.cost) is not None:

@@ -9,6 +9,7 @@ from urllib.parse import quote
 
 from services.auth.admin.times import rfc3339
 from shared.domain.money import NANO
+from shared.domain.outcome import Outcome
 
 _THOUSAND = 1000
 
@@ -75,6 +76,11 @@ def path(value: str) -> str:
     return quote(value, safe="")
 
 
+def outcome_tone(outcome: str) -> str:
+    """The tone of a request's badge."""
+    return {Outcome.SUCCESS.value: "good", Outcome.ABORT.value: "plain"}.get(outcome, "bad")
+
+
 FILTERS: dict[str, Any] = {
     "usd": usd,
     "number": number,
@@ -86,4 +92,5 @@ FILTERS: dict[str, Any] = {
     "duration": duration,
     "period": period,
     "path": path,
+    "outcome_tone": outcome_tone,
 }

@@ -16,6 +16,7 @@ from services.auth.admin.console.plots import Plot
 from services.auth.usage.services import NearLimit, Usage
 from services.auth.usage.storage import Hour
 from services.auth.users.operators import UserAdmin
+from shared.domain.outcome import Outcome
 from shared.errors import DependencyUnavailable
 from shared.service.health import Health
 
@@ -108,6 +109,6 @@ def _traffic(times: Sequence[datetime], found: Sequence[Hour], *, long: str, sho
 
 
 def _outcome(outcome: str) -> str:
-    if outcome == "success":
+    if outcome == Outcome.SUCCESS:
         return _OUTCOMES[0]
-    return _OUTCOMES[2] if outcome == "abort" else _OUTCOMES[1]
+    return _OUTCOMES[2] if outcome == Outcome.ABORT else _OUTCOMES[1]
