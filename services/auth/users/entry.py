@@ -43,7 +43,7 @@ class Users:
         self._registry = registry
         self._seen: set[str] = set()
         self._fallbacks = registry.counter(
-            "exchange_fallbacks_total", "Exchanges decided without a dependency.", ("without",)
+            "exchange_fallbacks_total", "Exchanges decided without a dependency.", ("dependency",)
         )
         self._fallbacks.preset("redis")
         self._on_entry = on_entry
