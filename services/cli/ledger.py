@@ -5,9 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Mapping, Sequence
-from datetime import date
-from decimal import Decimal
 
 import click
 
@@ -98,10 +95,6 @@ async def _reconcile(settings: AuthSettings) -> list[Difference]:
                 return await differences(database, redis, service_types, None, now=time.time)
             key = settings.master_key.get_secret_value()
             async with LiteLLMAdmin.open(settings.litellm_api_base, key) as admin:
-
-                async def spend(users: Sequence[str], start: date, end: date) -> Mapping[str, Decimal]:
-                    return {user: one.usd for user, one in (await admin.spend(users, start, end)).items()}
-
-                return await differences(database, redis, service_types, spend, now=time.time)
+                return await differences(database, redis, service_types, admin.spend, now=time.time)
     finally:
         await redis.aclose()

@@ -122,13 +122,6 @@ class FxAVerifier:
         self._answered(started, "success", identity.source)
         return identity
 
-    async def purge(self, uid: str) -> int:
-        """Drop the cached verifications of an account; returns how many there were.
-
-        :raises DependencyUnavailable: Redis is down.
-        """
-        return await self._cache.purge(uid)
-
     async def ready(self) -> None:
         """The readiness check ``fxa``.
 

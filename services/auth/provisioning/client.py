@@ -25,7 +25,7 @@ from typing import Any
 import aiohttp
 from yarl import URL
 
-from services.auth.provisioning.models import Budget, Spend
+from services.auth.provisioning.models import Budget
 from shared.domain.money import NANO
 from shared.service import fetch
 from shared.service.fetch import NoAnswer
@@ -159,14 +159,14 @@ class LiteLLMAdmin:
         if not _done(answer):
             raise answer.refused(second)
 
-    async def spend(self, users: Sequence[str], start: date, end: date) -> dict[str, Spend]:
-        """The spend of users on the days (UTC) from ``start`` to ``end``, both included, as LiteLLM counted it.
+    async def spend(self, users: Sequence[str], start: date, end: date) -> dict[str, Decimal]:
+        """What users spent in USD on the days (UTC) from ``start`` to ``end``, both included, by LiteLLM's count.
 
-        Users without spend are absent.
+        LiteLLM counts only requests that it saw to the end, some 15 s late. Users without spend are absent.
 
         :raises LiteLLMError: it can't be read.
         """
-        total: dict[str, Spend] = {}
+        total: dict[str, Decimal] = {}
         for begin in range(0, len(users), _USERS_PER_QUERY):
             batch = users[begin : begin + _USERS_PER_QUERY]
             page, more = 1, True
@@ -176,7 +176,7 @@ class LiteLLMAdmin:
         return total
 
     async def _add_spend(
-        self, total: dict[str, Spend], users: frozenset[str], start: date, end: date, page: int
+        self, total: dict[str, Decimal], users: frozenset[str], start: date, end: date, page: int
     ) -> bool:
         """Add one page. Returns whether there are more."""
         answer = await self._ask(
@@ -196,7 +196,7 @@ class LiteLLMAdmin:
             for day in answer.body["results"]:
                 for user, entity in day["breakdown"]["entities"].items():
                     if user in users:
-                        total[user] = total.get(user, Spend()) + _spend(entity["metrics"])
+                        total[user] = total.get(user, Decimal(0)) + Decimal(entity["metrics"]["spend"])
             return bool(answer.body["metadata"]["has_more"])
         except (KeyError, TypeError, AttributeError, ValueError, InvalidOperation) as error:
             raise LiteLLMUnavailable("LiteLLM's spend has an unknown shape") from error
@@ -310,12 +310,3 @@ def _budget(row: Any) -> Budget | None:
         return None
     exact = round(amount * NANO) if isinstance(amount, int | Decimal) else -1
     return Budget(name, exact, duration if isinstance(duration, str) else "")
-
-
-def _spend(metrics: Mapping[str, Any]) -> Spend:
-    return Spend(
-        usd=Decimal(metrics["spend"]),
-        requests=int(metrics["api_requests"]),
-        prompt_tokens=int(metrics["prompt_tokens"]),
-        completion_tokens=int(metrics["completion_tokens"]),
-    )

@@ -39,21 +39,3 @@ class Budget:
 def budget_name(service_type: str) -> str:
     """LiteLLM's id of the budget that users of a service type (a tier) have."""
     return _PREFIX + service_type
-
-
-@dataclass(frozen=True, slots=True)
-class Spend:
-    """The spend of one user as LiteLLM counted it: only requests that it saw to the end, some 15 s late."""
-
-    usd: Decimal = Decimal(0)
-    requests: int = 0
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-
-    def __add__(self, other: Spend) -> Spend:
-        return Spend(
-            self.usd + other.usd,
-            self.requests + other.requests,
-            self.prompt_tokens + other.prompt_tokens,
-            self.completion_tokens + other.completion_tokens,
-        )

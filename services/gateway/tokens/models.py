@@ -16,5 +16,3 @@ class Principal:
     service_type: ServiceType
     jti: str
     expires_at: float
-    client_id: str
-    amr: tuple[str, ...]

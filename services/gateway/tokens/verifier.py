@@ -117,7 +117,7 @@ class TokenVerifier:
             raise InvalidToken from error
         if service_type != row.name:
             raise InvalidToken
-        principal = Principal(claims.sub, identity, row, claims.jti, float(claims.exp), claims.client_id, claims.amr)
+        principal = Principal(claims.sub, identity, row, claims.jti, float(claims.exp))
         return _Verified(principal, kid)
 
     def _forget_keys(self, kids: frozenset[str]) -> None:

@@ -150,7 +150,7 @@ class Gateway:
         async def authenticate(request: web.Request) -> Principal:
             if request.headers.get("Authorization") != f"Bearer {TOKEN}":
                 raise InvalidToken(missing=True)
-            return Principal("uid:ai", "uid", row, "jti", 2e9, "client", ("fxa",))
+            return Principal("uid:ai", "uid", row, "jti", 2e9)
 
         app = web.Application()
         app[DIALECTS] = (*self._dialects, replace(OPENAI, authenticate=authenticate))

@@ -202,7 +202,7 @@ async def test_a_redis_cluster_does_as_well(rig: Rig, tmp_path: Path) -> None:
             for source in ("remote", "cache"):
                 assert {(await verifier.verify(token)).source for token in tokens[:5]} == {source}
             assert [(await verifier.verify(tokens[5])).source for _ in range(2)] == ["local", "cache"]
-            assert await verifier.purge(UID) == 6
+            assert await verifier._cache.purge(UID) == 6
             assert {(await verifier.verify(token)).source for token in tokens} == {"remote", "local"}
 
 

@@ -42,7 +42,7 @@ def rows(*service_types: ServiceType) -> ServiceTypes:
 def principal(service_type: ServiceType | None = None, user: int = 1, jti: str = "jti") -> Principal:
     service_type = service_type or row()
     identity = f"{user:032x}"
-    return Principal(f"{identity}:{service_type.name}", identity, service_type, jti, time.time() + 300, "c", ("fxa",))
+    return Principal(f"{identity}:{service_type.name}", identity, service_type, jti, time.time() + 300)
 
 
 def ask(who: Principal | None = None, **changes: Any) -> Ask:

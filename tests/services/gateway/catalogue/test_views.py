@@ -41,7 +41,7 @@ async def url() -> AsyncIterator[str]:
     row = replace(row, models=tuple(NAMES))
     prices = {"input_cost_per_token": 1e-6, "output_cost_per_token": 1e-6}
     entries = [{"model_name": name, "litellm_params": {}, "model_info": prices} for name in (*NAMES, FORBIDDEN)]
-    principal = Principal("uid:ai", "uid", row, "jti", 2e9, "client", ("fxa",))
+    principal = Principal("uid:ai", "uid", row, "jti", 2e9)
     app = web.Application()
     add_routes(app, OPERATIONS)
     registry = Registry()

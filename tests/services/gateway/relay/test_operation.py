@@ -161,7 +161,7 @@ def shout(events: bytes) -> bytes:
 
 async def by_name(request: web.Request) -> Principal:
     row = service_type()
-    return Principal(f"{request.headers['x-name']}:ai", request.headers["x-name"], row, "jti", 2e9, "client", ("x",))
+    return Principal(f"{request.headers['x-name']}:ai", request.headers["x-name"], row, "jti", 2e9)
 
 
 NAMED = replace(
