@@ -53,6 +53,10 @@ GRANTS: dict[str, dict[str, tuple[str, ...]]] = {
             "update (prompt_tokens, completion_tokens, cost_nano, outcome, settled_at)",
         ),
     },
+    # The ledger's triggers write these, with the rights of the owner
+    "user_spend": {AUTH: ("select",), GATEWAY: ("select",)},
+    "ledger_totals": {GATEWAY: ("select",)},
+    "ledger_hours": {AUTH: ("select",)},
     "usage_hours": {AUTH: ("select", "insert", "delete")},
     "redis_changes": {AUTH: ("select", "insert", "delete")},
 }

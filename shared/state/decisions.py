@@ -215,13 +215,14 @@ async def _total(client: Client, row: ServiceType | None, least: int, empty: int
         return {}, ""
     calls = [_TOTALS.call(totals=shard.totals, each=[_TOTALS.item(total=name)]) for shard in SHARD_KEYS]
     replies = await _eval_all(client, calls)
-    if not all(replies):
+    found = [list(map(int, reply)) for reply in replies]
+    total = add_up([name], found).get(name)
+    if total is None:
         return {"total_unknown": 1}, ""
-    total = add_up([name], [list(map(int, reply)) for reply in replies])[name]
     refusal = total.refusal(row, least, empty)
     if refusal is None:
         return {}, total.room(row)
-    ends = (total.period_index + 1) * row.duration_seconds - time.time()
+    ends = (total.period_index + 1) * row.duration_seconds - max(reply[0] for reply in found) / 1000
     return {f"total_{refusal}": {"exceeded": ends, "large": 0.0, "reserved": 1.0}[refusal]}, ""
 
 

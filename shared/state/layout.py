@@ -34,14 +34,17 @@ KNOWN_USER = "u:"  # + service type: the run id of the server to which auth wrot
 # --- the hash of a shard's totals (fields of sums: packed.sum_field) --------------------------------------------
 SUM_SPENT = "s|"
 SUM_RESERVED = "r|"
-BUILDING = "building"  # "ms id": since when, and by whom the sums are being built
+BUILT = "b|"  # + total: its sums are built under EPOCH
+BUILDING = "building"  # "ms id": since when, and by whom sums are being built
+
+# --- the hash of the sums of all shards (fields of sums: the total's name) ----------------------------------------
+READING = "reading"  # ms: when a gateway last took it upon itself to read the shards
 
 # --- expiries and windows ---------------------------------------------------------------------------------------
 WINDOW = 60_000  # of RPM and TPM, milliseconds
 IDLE = 172_800  # seconds that an unused user's or identity's state is kept; it's rebuilt from PostgreSQL
 SETTLED = 600  # seconds that a settled request is remembered
 REAPED = 86_400  # seconds in which a late settlement may still lower what the reaper charged
-BUILD = 2000  # milliseconds after which a build of the totals counts as given up
 
 
 class Standing(enum.StrEnum):
@@ -62,7 +65,7 @@ GOOD = Standing.GOOD.value
 class Shard:
     """The keys of one shard."""
 
-    __slots__ = ("claim", "leases", "number", "outbox", "prefix", "totals")
+    __slots__ = ("claim", "leases", "number", "outbox", "prefix", "sums", "totals")
 
     def __init__(self, number: int) -> None:
         self.number = number
@@ -73,6 +76,8 @@ class Shard:
         self.outbox = f"{self.prefix}outbox"
         #: HASH of what users spent and reserved together, per service type with a total budget.
         self.totals = f"{self.prefix}totals"
+        #: HASH of what the totals of all shards add up to; of the first shard alone.
+        self.sums = f"{self.prefix}sums"
         #: STRING, the gateway that looks after this shard at the moment.
         self.claim = f"{self.prefix}claim"
 

@@ -32,11 +32,21 @@ class Total:
 
 
 def add_up(names: Sequence[str], shards: Sequence[Sequence[int]]) -> dict[str, Total]:
-    """The totals of these names, from what ``totals.lua`` replied for every shard."""
+    """The totals of these names, from what ``totals.lua`` replied for every shard; without those that one has lost."""
     found = {}
     for at, name in enumerate(names):
-        parts = [reply[_WIDTH * at : _WIDTH * (at + 1)] for reply in shards]
-        period = max(part[0] for part in parts)
-        current = [part for part in parts if part[0] == period]  # a shard may be a moment behind
-        found[name] = Total(period, sum(part[1] for part in current), sum(part[2] for part in current))
+        parts = [_part(reply, at) for reply in shards]
+        if all(part[0] >= 0 for part in parts):
+            period = max(part[0] for part in parts)
+            current = [part for part in parts if part[0] == period]  # a shard may be a moment behind
+            found[name] = Total(period, sum(part[1] for part in current), sum(part[2] for part in current))
     return found
+
+
+def lost(names: Sequence[str], reply: Sequence[int]) -> list[str]:
+    """The names whose sums a shard has to be given, from what ``totals.lua`` replied for it."""
+    return [name for at, name in enumerate(names) if _part(reply, at)[0] < 0]
+
+
+def _part(reply: Sequence[int], at: int) -> Sequence[int]:
+    return reply[1 + _WIDTH * at : 1 + _WIDTH * (at + 1)]

@@ -134,7 +134,49 @@ ledger = sa.Table(
     sa.Index("ledger_admitted", "admitted_at"),
 )
 
-#: The ledger summed up by hour of admission, for the console. Auth keeps it; it outlives the ledger's rows.
+#: The sums below are kept by triggers, in the statement that writes the ledger's rows (migration 0005).
+
+#: What a user spent on a UTC day: budgets are rebuilt from it.
+user_spend = sa.Table(
+    "user_spend",
+    metadata,
+    sa.Column("user_id", Id, primary_key=True),
+    sa.Column("day", sa.Date, primary_key=True, comment="of admission, UTC"),
+    sa.Column("spent_nano", sa.BigInteger, nullable=False, comment="nano-dollars"),
+    postgresql_with={"fillfactor": 70},
+)
+
+#: What all users of a service type spent in an hour, by shard: total budgets are rebuilt from it.
+ledger_totals = sa.Table(
+    "ledger_totals",
+    metadata,
+    sa.Column("service_type", sa.Text, primary_key=True),
+    sa.Column("hour", Time, primary_key=True, comment="of admission"),
+    sa.Column("shard", sa.SmallInteger, primary_key=True, autoincrement=False),
+    sa.Column("lane", sa.SmallInteger, primary_key=True, autoincrement=False, comment="a sum is that of its lanes"),
+    sa.Column("spent_nano", sa.BigInteger, nullable=False, comment="nano-dollars"),
+    postgresql_with={"fillfactor": 70},
+)
+
+#: The ledger by hour, for the console and for reports; it outlives the ledger's rows.
+ledger_hours = sa.Table(
+    "ledger_hours",
+    metadata,
+    sa.Column("hour", Time, primary_key=True, comment="of admission"),
+    sa.Column("service_type", sa.Text, primary_key=True),
+    sa.Column("model", sa.Text, primary_key=True),
+    sa.Column("purpose", sa.Text, primary_key=True),
+    sa.Column("credential", sa.Text, primary_key=True),
+    sa.Column("outcome", sa.Text, primary_key=True),
+    sa.Column("lane", sa.SmallInteger, primary_key=True, autoincrement=False, comment="a sum is that of its lanes"),
+    sa.Column("requests", sa.BigInteger, nullable=False),
+    sa.Column("cost_nano", sa.BigInteger, nullable=False, comment="nano-dollars"),
+    sa.Column("prompt_tokens", sa.BigInteger, nullable=False),
+    sa.Column("completion_tokens", sa.BigInteger, nullable=False),
+    postgresql_with={"fillfactor": 70},
+)
+
+#: What ``ledger_hours`` replaced: auth of the release before keeps it. The next release drops it.
 usage_hours = sa.Table(
     "usage_hours",
     metadata,

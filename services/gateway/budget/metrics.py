@@ -26,5 +26,17 @@ class BudgetMetrics:
             "budget_outbox_oldest_seconds",
             "Age of the oldest ledger row in Redis, of the shards that this process sweeps",
         )
+        self.total_limit = registry.gauge(
+            "budget_total_limit_usd", "The total budget of a service type", ("service_type",)
+        )
+        self.total_spent = registry.gauge(
+            "budget_total_spent_usd", "USD settled in this period by all users of it together", ("service_type",)
+        )
+        self.total_reserved = registry.gauge(
+            "budget_total_reserved_usd", "USD that their open requests may still cost", ("service_type",)
+        )
+        self.total_known = registry.gauge(
+            "budget_total_known", "1 while these are known; else chats of the service type are 503", ("service_type",)
+        )
         self.spend.preset_all(names)
         self.refusals.preset_all(LABELS, names)

@@ -16,16 +16,19 @@ from shared.state import layout
 from shared.state.layout import SHARD_KEYS
 from shared.state.packed import LedgerRow, Unwritten, parse_outbox, total_name
 from shared.state.script import Script, ScriptCall
+from shared.state.totals import Total
 
 _ADMIT, _SETTLE, _RENEW, _REAP, _ACK = map(Script, ("admit", "settle", "renew", "reap", "ack"))
 _SNAPSHOT, _LOAD, _STATE, _SWEEP = map(Script, ("snapshot", "load", "state", "sweep"))
 _TOTALS, _TOTALS_BEGIN, _TOTALS_LOAD = map(Script, ("totals", "totals_begin", "totals_load"))
+_SUMS, _SUMS_TELL = map(Script, ("sums", "sums_tell"))
 SCRIPTS = (
     *(_ADMIT, _SETTLE, _RENEW, _REAP, _ACK),
     *(_SNAPSHOT, _LOAD, _STATE, _SWEEP),
-    *(_TOTALS, _TOTALS_BEGIN, _TOTALS_LOAD),
+    *(_TOTALS, _TOTALS_BEGIN, _TOTALS_LOAD, _SUMS, _SUMS_TELL),
 )
 
+_FIRST = SHARD_KEYS[0]
 _LIMIT = 10**12  # of completion tokens: still exact in Lua, and more than any model makes
 
 
@@ -81,10 +84,18 @@ class OpenAmount(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
+class Sums:
+    """The totals as some gateway read them, each with the time of that; ``mine``: this gateway is to read them now."""
+
+    now_ms: int
+    mine: bool
+    known: dict[str, tuple[int, Total]]
+
+
+@dataclass(frozen=True, slots=True)
 class TotalsBegun:
     """A shard when its sums were emptied."""
 
-    now_ms: int
     open: list[OpenAmount]
     rows: list[LedgerRow]
 
@@ -279,29 +290,54 @@ class BudgetScripts:
         reply: bytes = await self.executor.run(keys.number, call)
         return reply.split()
 
+    async def sums(self, names: Sequence[str], every: float) -> Sums:
+        """What all shards spent and reserved together. One gateway is asked to read them, every so many seconds."""
+        call = _SUMS.call(sums=_FIRST.sums, every=int(every * 1000), each=[_SUMS.item(total=name) for name in names])
+        now, mine, *texts = await self.executor.run(_FIRST.number, call)
+        known = {}
+        for name, text in zip(names, texts, strict=True):
+            if text:
+                read_at, *total = map(int, text.split())
+                known[name] = read_at, Total(*total)
+        return Sums(int(now), bool(mine), known)
+
+    async def tell_sums(self, read_at_ms: int, sums: Mapping[str, Total]) -> None:
+        each = [
+            _SUMS_TELL.item(total=name, period=total.period_index, spent=total.spent_nano, reserved=total.reserved_nano)
+            for name, total in sums.items()
+        ]
+        await self.executor.run(_FIRST.number, _SUMS_TELL.call(sums=_FIRST.sums, read_at=read_at_ms, each=each))
+
     async def totals(self, number: int, names: Sequence[str]) -> list[int]:
-        """Per name of a total: period, spent, reserved; nothing when a shard's sums are not built."""
+        """A shard's clock in ms, then per name of a total: period (-1: the sums are not built), spent, reserved."""
         call = _TOTALS.call(totals=SHARD_KEYS[number].totals, each=[_TOTALS.item(total=name) for name in names])
         return list(map(int, await self.executor.run(number, call)))
 
-    async def begin_totals(self, number: int, builder: str) -> TotalsBegun | None:
-        """Empty the sums of a shard, in order to build them; None while another gateway builds them."""
+    async def begin_totals(self, number: int, builder: str, names: Sequence[str], most: int) -> TotalsBegun | None:
+        """Empty sums of a shard, in order to build them; None while more than ``most`` rows wait in its outbox."""
         keys = SHARD_KEYS[number]
         call = _TOTALS_BEGIN.call(
-            totals=keys.totals, leases=keys.leases, outbox=keys.outbox, builder=builder, users=keys.users
+            totals=keys.totals,
+            leases=keys.leases,
+            outbox=keys.outbox,
+            builder=builder,
+            users=keys.users,
+            most=most,
+            each=[_TOTALS_BEGIN.item(total=name) for name in names],
         )
         reply = await self.executor.run(number, call)
         if not reply:
             return None
-        now, found, rows = reply
+        found, rows = reply
         texts = [item.decode() for item in found]
         amounts = zip(texts[::3], texts[1::3], texts[2::3], strict=True)
         open_ = [OpenAmount(total, int(admitted), int(amount)) for total, admitted, amount in amounts]
-        return TotalsBegun(int(now), open_, parse_outbox(rows))
+        return TotalsBegun(open_, parse_outbox(rows))
 
-    async def load_totals(self, number: int, builder: str, sums: Mapping[str, int]) -> None:
+    async def load_totals(self, number: int, builder: str, names: Sequence[str], sums: Mapping[str, int]) -> None:
         """Add to the sums of a shard what was there before they were emptied, by field."""
-        each = [_TOTALS_LOAD.item(field=field, amount=amount) for field, amount in sums.items()]
+        fields = {**{f"{layout.BUILT}{name}": 1 for name in names}, **sums}
+        each = [_TOTALS_LOAD.item(field=field, amount=amount) for field, amount in fields.items()]
         await self.executor.run(number, _TOTALS_LOAD.call(totals=SHARD_KEYS[number].totals, builder=builder, each=each))
 
 

@@ -67,7 +67,7 @@ class Budgets:
             orphan=timings.orphan,
             grace=2 * timings.renew,
         )
-        self._totals = Totals(self._scripts, storage, service_types, who=who, every=timings.totals)
+        self._totals = Totals(self._scripts, storage, service_types, self._metrics, who=who, every=timings.totals)
         self._checks: set[asyncio.Task[None]] = set()
         executor.on_epoch(self._check_servers)
         # Users whose tier is another than their service type's: known from the last answer, right or told again

@@ -5,35 +5,62 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from services.gateway.budget.charging import Bounds
+from services.gateway.budget.metrics import BudgetMetrics
 from services.gateway.budget.models import Ask
-from services.gateway.budget.scripts import BudgetScripts
+from services.gateway.budget.scripts import BudgetScripts, TotalsBegun
 from services.gateway.errors import BudgetExceeded, BudgetReserved, MayCostTooMuch
 from services.gateway.ledger.storage import LedgerStorage
 from shared.domain.identity import SHARDS
+from shared.domain.money import NANO
 from shared.domain.service_types import ServiceTypes
 from shared.errors import DependencyUnavailable
 from shared.state.layout import SUM_RESERVED, SUM_SPENT
 from shared.state.packed import period_of, sum_field, total_name
-from shared.state.totals import Total, add_up
+from shared.state.totals import Total, add_up, lost
 from shared.telemetry import logs
 
 _log = logs.logger("budget")
 #: Sums that could not be read for so long are not known: nobody is admitted on them.
 _STALE_SECONDS = 3.0
+#: Rows of a shard's outbox beyond which its sums are not built: they are written to the ledger first.
+_MOST_WAITING = 500
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """A total, and when it was read, by this process's clock."""
+
+    total: Total
+    read_at: float
 
 
 class Totals:
-    """Asks nothing of Redis unless a row has a ``total_budget``."""
+    """Asks nothing of Redis unless a row has a ``total_budget``.
+
+    One gateway at a time reads the sums of the shards, and tells the others through Redis.
+    """
 
     def __init__(
-        self, scripts: BudgetScripts, storage: LedgerStorage, service_types: ServiceTypes, *, who: str, every: float
+        self,
+        scripts: BudgetScripts,
+        storage: LedgerStorage,
+        service_types: ServiceTypes,
+        metrics: BudgetMetrics,
+        *,
+        who: str,
+        every: float,
     ) -> None:
         self._scripts, self._storage, self._who, self._every = scripts, storage, who, every
         self._rows = {name: row for row in service_types.rows.values() if (name := total_name(row))}
-        self._sums: dict[str, Total] = {}
-        self._read_at = 0.0
+        self._metrics = metrics
+        for gauge in (metrics.total_limit, metrics.total_spent, metrics.total_reserved, metrics.total_known):
+            gauge.preset_all([row.name for row in self._rows.values()])
+        self._known: dict[str, _Known] = {}
+        self._clock = 0.0  # Redis's, less this process's
 
     def check(self, ask: Ask, bounds: Bounds) -> int | None:
         """What all users of the service type together leave, in nano-dollars, at least ``least``; None for no limit.
@@ -47,8 +74,8 @@ class Totals:
             return None
         if not self._is_known(name):
             raise DependencyUnavailable("redis")
-        known = self._sums[name]
-        now = time.time()
+        known = self._known[name].total
+        now = time.monotonic() + self._clock
         if int(now) // row.duration_seconds > known.period_index:
             return row.total_budget_nano
         refusal = known.refusal(row, bounds.least, bounds.empty)
@@ -64,61 +91,112 @@ class Totals:
         return [row.name for name, row in self._rows.items() if not self._is_known(name)]
 
     def _is_known(self, name: str) -> bool:
-        return name in self._sums and time.monotonic() - self._read_at <= _STALE_SECONDS
+        known = self._known.get(name)
+        return known is not None and time.monotonic() - known.read_at <= _STALE_SECONDS
 
     async def run(self) -> None:
         while self._rows:
             await self.refresh()
+            self._show()
             await asyncio.sleep(self._every)
 
     async def refresh(self) -> None:
-        """Read the sums of all shards, and build those that Redis lost."""
+        """Learn the sums: from another gateway, or from the shards, and then build those that Redis lost."""
         names = tuple(self._rows)
-        calls = [self._scripts.totals(number, names) for number in range(SHARDS)]
-        replies = await asyncio.gather(*calls, return_exceptions=True)
-        for reply in replies:
-            if isinstance(reply, DependencyUnavailable):
-                return
-            if isinstance(reply, BaseException):
-                raise reply
-        lost = [number for number, reply in enumerate(replies) if not reply]
-        if lost:
-            try:
-                await self._build(lost)
-            except DependencyUnavailable as failure:
+        try:
+            asked_at = time.monotonic()
+            sums = await self._scripts.sums(names, self._every)
+            self._clock = sums.now_ms / 1000 - asked_at
+            for name, (read_at_ms, total) in sums.known.items():
+                self._learn(name, total, read_at_ms / 1000 - self._clock)
+            if sums.mine:
+                await self._read(names, sums.now_ms)
+        except DependencyUnavailable as failure:
+            if failure.dependency != "redis":
                 _log.warning("totals_not_built", dependency=failure.dependency)
-            return
-        self._sums = add_up(names, [reply for reply in replies if not isinstance(reply, BaseException)])
-        self._read_at = time.monotonic()
 
-    async def _build(self, lost: list[int]) -> None:
-        """Empty the sums of these shards, then add what was before: from the outbox, the leases and the ledger.
+    async def _read(self, names: Sequence[str], now_ms: int) -> None:
+        """Read the shards for all gateways.
 
         :raises DependencyUnavailable:
         """
-        begun = {
-            number: found
-            for number in lost
-            if (found := await self._scripts.begin_totals(number, self._who)) is not None
-        }
-        sums: dict[int, Counter[str]] = {number: Counter() for number in begun}
-        names = {row.name: name for name, row in self._rows.items()}
-        for number, shard in begun.items():
-            for total, admitted_ms, amount in shard.open:
-                seconds = int(total.rpartition(":")[2])
-                sums[number][sum_field(SUM_RESERVED, total, period_of(admitted_ms, seconds))] += amount
-            for row in shard.rows:
-                if (total := names.get(row.details.service_type, "")) in self._rows:
-                    period = period_of(row.admitted_ms, self._rows[total].duration_seconds)
-                    sums[number][sum_field(SUM_SPENT, total, period)] += row.cost_nano
-        if begun:
-            moments = {number: shard.now_ms for number, shard in begun.items()}
-            pending = [row.id for shard in begun.values() for row in shard.rows]
-            for total, kind in self._rows.items():
-                period = period_of(max(moments.values()), kind.duration_seconds)
-                start = period * kind.duration_seconds
-                spent = await self._storage.totals(kind.name, start, start + kind.duration_seconds, moments, pending)
-                for number, amount in spent.items():
-                    sums[number][sum_field(SUM_SPENT, total, period)] += amount
-        for number, fields in sums.items():
-            await self._scripts.load_totals(number, self._who, fields)
+        replies = await asyncio.gather(*(self._scripts.totals(number, names) for number in range(SHARDS)))
+        found = add_up(names, replies)
+        for name, total in found.items():
+            self._learn(name, total, now_ms / 1000 - self._clock)
+        if found:
+            await self._scripts.tell_sums(now_ms, found)
+        if missing := {number: names_ for number, reply in enumerate(replies) if (names_ := lost(names, reply))}:
+            await self._build(missing)
+
+    def _learn(self, name: str, total: Total, read_at: float) -> None:
+        known = self._known.get(name)
+        if known is None or read_at >= known.read_at:
+            self._known[name] = _Known(total, read_at)
+
+    def _show(self) -> None:
+        for name, row in self._rows.items():
+            self._metrics.total_limit.set(row.total_budget_nano / NANO, row.name)
+            self._metrics.total_known.set(int(self._is_known(name)), row.name)
+            if known := self._known.get(name):
+                self._metrics.total_spent.set(known.total.spent_nano / NANO, row.name)
+                self._metrics.total_reserved.set(known.total.reserved_nano / NANO, row.name)
+
+    async def _build(self, missing: Mapping[int, Sequence[str]]) -> None:
+        """Empty the sums of these shards, then add what was before: from the outbox, the leases and the ledger.
+
+        Meanwhile nobody writes to the ledger. So what was settled before the sums were emptied is in the ledger or in
+        the outbox (or in both, which is asked), and what is settled after that adds to the sums itself and is not in
+        the ledger yet.
+
+        :param missing: names of totals by shard.
+        :raises DependencyUnavailable:
+        """
+        async with self._storage.standing_still() as ledger:
+            if ledger is None:
+                return
+            begun = await self._begin(missing)
+            rows = [row for shard in begun.values() for row in shard.rows]
+            written = await ledger.written(rows) if rows else {}
+            spent: dict[str, dict[int, int]] = {}
+            periods: dict[str, int] = {}
+            now_ms = int((time.monotonic() + self._clock) * 1000)
+            for name in {name for number in begun for name in missing[number]}:
+                seconds = self._rows[name].duration_seconds
+                periods[name] = period = period_of(now_ms, seconds)
+                spent[name] = await ledger.spent(self._rows[name].name, period * seconds, (period + 1) * seconds)
+            for number, shard in begun.items():
+                fields = _reserved(shard)
+                self._add_waiting(fields, missing[number], shard, written)
+                for name in missing[number]:
+                    fields[sum_field(SUM_SPENT, name, periods[name])] += spent[name].get(number, 0)
+                await self._scripts.load_totals(number, self._who, missing[number], fields)
+        _log.info("totals_built", shards=len(begun))
+
+    async def _begin(self, missing: Mapping[int, Sequence[str]]) -> dict[int, TotalsBegun]:
+        calls = [
+            self._scripts.begin_totals(number, self._who, names, _MOST_WAITING) for number, names in missing.items()
+        ]
+        begun = dict(zip(missing, await asyncio.gather(*calls), strict=True))
+        if waiting := sum(shard is None for shard in begun.values()):
+            _log.warning("totals_wait_for_outbox", shards=waiting)
+        return {number: shard for number, shard in begun.items() if shard is not None}
+
+    def _add_waiting(
+        self, fields: Counter[str], names: Sequence[str], shard: TotalsBegun, written: Mapping[str, int]
+    ) -> None:
+        """Add what rows of the outbox will add to the ledger: one that is there already is only ever lowered."""
+        of_type = {self._rows[name].name: name for name in names}
+        for row in shard.rows:
+            if name := of_type.get(row.details.service_type):
+                period = period_of(row.admitted_ms, self._rows[name].duration_seconds)
+                known = written.get(row.id)
+                change = row.cost_nano if known is None else min(0, row.cost_nano - known) if row.lowers else 0
+                fields[sum_field(SUM_SPENT, name, period)] += change
+
+
+def _reserved(shard: TotalsBegun) -> Counter[str]:
+    fields: Counter[str] = Counter()
+    for name, admitted_ms, amount in shard.open:
+        fields[sum_field(SUM_RESERVED, name, period_of(admitted_ms, int(name.rpartition(":")[2])))] += amount
+    return fields

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,29 +11,34 @@ import msgspec
 
 from shared.state.layout import Standing
 from shared.state.packed import LedgerRow, period_of
-from shared.stores.postgres import Database, Query
+from shared.stores.postgres import Database, Query, Transaction
 
 _ROWS = """
     select id, request_id, user_id, service_type, model, purpose, prompt_tokens, completion_tokens, cost_nano,
-           period_seconds, period_index, outcome, to_timestamp(admitted_ms / 1000.0), to_timestamp(settled_ms / 1000.0)
+           period_seconds, period_index, outcome, to_timestamp(admitted_ms / 1000.0) as admitted_at,
+           to_timestamp(settled_ms / 1000.0) as settled_at
     from jsonb_to_recordset(cast(:rows as jsonb)) as row (
         id text, request_id text, user_id text, service_type text, model text, purpose text, prompt_tokens bigint,
         completion_tokens bigint, cost_nano bigint, period_seconds int, period_index bigint, outcome text,
         admitted_ms bigint, settled_ms bigint)
 """
-_INSERT = f"""
+# All writers lock rows in one order, here and in the triggers, so that no two wait for each other
+_WRITE = Query.text(
+    f"""
     insert into ledger (id, request_id, user_id, service_type, model, purpose, prompt_tokens, completion_tokens,
         cost_nano, period_seconds, period_index, outcome, admitted_at, settled_at)
-    {_ROWS} on conflict (id) do
-"""
-_WRITE = Query.text(_INSERT + "nothing")
-_LOWER = Query.text(
-    _INSERT
-    + """
-    update set prompt_tokens = excluded.prompt_tokens, completion_tokens = excluded.completion_tokens,
-        cost_nano = excluded.cost_nano, outcome = excluded.outcome, settled_at = excluded.settled_at
-    where ledger.cost_nano > excluded.cost_nano
+    {_ROWS} order by id on conflict (id) do nothing
     """
+)
+_LOWER = Query.text(
+    f"""
+    with new as materialized ({_ROWS}),
+    held as materialized (select ledger.id from ledger join new on ledger.id = new.id order by 1 for update of ledger)
+    update ledger set prompt_tokens = new.prompt_tokens, completion_tokens = new.completion_tokens,
+        cost_nano = new.cost_nano, outcome = new.outcome, settled_at = new.settled_at
+    from new join held on held.id = new.id
+    where ledger.id = new.id and ledger.cost_nano > new.cost_nano
+    """  # noqa: S608  ours
 )
 _USER = Query.text(
     """
@@ -57,20 +63,17 @@ _USER = Query.text(
     from period
     """
 )
+_WRITTEN = Query.text("select id, cost_nano from ledger where id = any(:ids)")
 _TOTALS = Query.text(
     """
-    select shard, sum(cost_nano) as spent from (
-        select get_byte(sha256(convert_to(left(user_id, length(user_id) - length(service_type) - 1), 'UTF8')), 0) % 64
-            as shard, cost_nano, settled_at
-        from ledger
-        where service_type = :service_type and id <> all(cast(:pending as text[]))
-            and admitted_at >= to_timestamp(:start) and admitted_at < to_timestamp(:end)
-    ) as rows
-    join unnest(cast(:shards as int[]), cast(:begun as bigint[])) as build (shard, begun) using (shard)
-    where settled_at <= to_timestamp(begun / 1000.0)
+    select shard, sum(spent_nano) as spent from ledger_totals
+    where service_type = :service_type and hour >= to_timestamp(:start) and hour < to_timestamp(:end)
     group by shard
     """
 )
+# Any fixed numbers. Writers of the ledger share the second lock (migration 0005)
+_BUILD_ALONE = Query.text("select pg_try_advisory_xact_lock(1296846933) as alone")
+_HOLD_WRITERS = Query.text("select pg_advisory_xact_lock(1296846935)")
 _PRUNE = Query.text(
     """
     delete from ledger where id in (
@@ -112,12 +115,12 @@ class LedgerStorage:
         self._database = database
 
     async def write(self, rows: Sequence[LedgerRow]) -> None:
-        """Rows into the ledger, each at most once; a row that lowers changes one that is there, downwards only."""
-        new = [row for row in rows if not row.lowers]
-        lower = [row for row in rows if row.lowers]
-        if new:
-            await self._database.execute(_WRITE, rows=_encode(new))
-        if lower:
+        """Rows into the ledger, each at most once; a row that lowers changes one that is there, downwards only.
+
+        In a statement that inserts some and changes others, the triggers would lock sums in no order.
+        """
+        await self._database.execute(_WRITE, rows=_encode(rows))
+        if lower := [row for row in rows if row.lowers]:
             await self._database.execute(_LOWER, rows=_encode(lower))
 
     async def user(
@@ -156,24 +159,43 @@ class LedgerStorage:
             revoked_tokens=tokens,
         )
 
-    async def totals(
-        self, service_type: str, start: int, end: int, begun: Mapping[int, int], pending: Sequence[str]
-    ) -> dict[int, int]:
-        """Nano-dollars spent per shard by requests admitted from ``start`` to ``end``, settled before ``begun`` ms."""
-        rows = await self._database.fetch(
-            _TOTALS,
-            service_type=service_type,
-            start=start,
-            end=end,
-            shards=list(begun),
-            begun=list(begun.values()),
-            pending=list(pending),
-        )
-        return {row["shard"]: int(row["spent"]) for row in rows}
+    @contextlib.asynccontextmanager
+    async def standing_still(self) -> AsyncIterator[StillLedger | None]:
+        """The ledger, to which nobody writes meanwhile; None while another process has it so.
+
+        For moments only: every writer of rows waits.
+        """
+        async with self._database.transaction() as transaction:
+            alone = await transaction.fetch_one(_BUILD_ALONE)
+            if alone is None or not alone["alone"]:
+                yield None
+                return
+            await transaction.execute(_HOLD_WRITERS)
+            yield StillLedger(transaction)
 
     async def prune(self, before: float, batch: int) -> int:
         """Delete up to ``batch`` of the oldest rows admitted before a time; how many there were."""
         return await self._database.execute(_PRUNE, before=before, batch=batch)
+
+
+class StillLedger:
+    """What can be asked while nobody writes. Every method raises ``DatabaseUnavailable``."""
+
+    def __init__(self, transaction: Transaction) -> None:
+        self._transaction = transaction
+
+    async def spent(self, service_type: str, start: int, end: int) -> dict[int, int]:
+        """Nano-dollars per shard that requests admitted between two whole hours cost, in Unix time, the end excluded.
+
+        They come from the sums that the ledger keeps: it is a read of hours, not of requests.
+        """
+        rows = await self._transaction.fetch(_TOTALS, service_type=service_type, start=start, end=end)
+        return {row["shard"]: int(row["spent"]) for row in rows}
+
+    async def written(self, rows: Sequence[LedgerRow]) -> dict[str, int]:
+        """The cost of those rows that are in the ledger, by id."""
+        found = await self._transaction.fetch(_WRITTEN, ids=[row.id for row in rows])
+        return {row["id"]: int(row["cost_nano"]) for row in found}
 
 
 def _encode(rows: Sequence[LedgerRow]) -> str:

@@ -5,17 +5,18 @@
 --@ args epoch
 --@ each args total
 -- epoch: empty from those who don't know it; total: "type:seconds"
--- Reply {} when the sums are not built under this epoch; else per type: period, spent, reserved
+-- Reply {now, then per type: period, spent, reserved}; the period is -1 where the sums are not built under this epoch
 if epoch == '' then
   epoch = run_id()
 end
-if redis.call('HGET', totals, EPOCH) ~= epoch then return {} end
-local reply = {}
+local lasts = redis.call('HGET', totals, EPOCH) == epoch
+local reply = {int(now)}
 for _, item in each() do
   local period = int(period_of(now, tonumber(string.match(item.total, '%d+$'))))
   local field = item.total .. '|' .. period
-  local spent, reserved = unpack(redis.call('HMGET', totals, SUM_SPENT .. field, SUM_RESERVED .. field))
-  reply[#reply + 1] = period
+  local built, spent, reserved = unpack(
+    redis.call('HMGET', totals, BUILT .. item.total, SUM_SPENT .. field, SUM_RESERVED .. field))
+  reply[#reply + 1] = lasts and built and period or '-1'
   reply[#reply + 1] = spent or '0'
   reply[#reply + 1] = reserved or '0'
 end

@@ -1,13 +1,26 @@
--- Begins to build the sums of a shard: from here on every change adds to empty sums, and what was there before is in
--- the reply, to be added by totals_load.lua. The users' keys are made here from the leases; they're on this shard's slot.
+-- Begins to build sums of a shard: from here on every change adds to empty sums, and what was there before is in the
+-- reply, to be added by totals_load.lua. The users' keys are made here from the leases; they're on this shard's slot.
 --@ use clock reservation
 --@ keys totals leases outbox
---@ args builder users
--- users: what the key of a user begins with
--- Reply {} while another one builds; else {now, {"type:seconds", admitted ms, amount...}, {id, outbox entry...}}
-local building = redis.call('HGET', totals, BUILDING)
-if building and now - tonumber(string.match(building, '^%d+')) < BUILD then return {} end
-redis.call('DEL', totals)
+--@ args epoch builder users most#
+--@ each args total
+-- users: what the key of a user begins with; most: rows of the outbox, beyond which nothing begins
+-- Reply {} while more rows than that wait; else {{"type:seconds", admitted ms, amount...}, {id, outbox entry...}}
+if redis.call('HLEN', outbox) > most then return {} end
+local wanted = {}
+for _, item in each() do
+  wanted[item.total] = true
+end
+if redis.call('HGET', totals, EPOCH) ~= epoch then
+  redis.call('DEL', totals)
+end
+for _, field in ipairs(redis.call('HKEYS', totals)) do
+  -- BUILT has the total alone, the sums have its periods too
+  local total = string.match(field, '^%a|([^|]+)')
+  if total and wanted[total] then
+    redis.call('HDEL', totals, field)
+  end
+end
 redis.call('HSET', totals, BUILDING, int(now) .. ' ' .. builder)
 local open = {}
 for _, member in ipairs(redis.call('ZRANGE', leases, 0, -1)) do
@@ -15,11 +28,11 @@ for _, member in ipairs(redis.call('ZRANGE', leases, 0, -1)) do
   local held = redis.call('HGET', users .. user, RESERVATION .. id)
   if held then
     local amount, admitted, _, _, _, total = reservation(held)
-    if total ~= '' then
+    if wanted[total] then
       open[#open + 1] = total
       open[#open + 1] = int(admitted)
       open[#open + 1] = int(amount)
     end
   end
 end
-return {int(now), open, redis.call('HGETALL', outbox)}
+return {open, redis.call('HGETALL', outbox)}

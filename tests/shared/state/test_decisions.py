@@ -157,7 +157,7 @@ async def test_what_all_users_together_are_refused_for_is_known_beforehand(
     async with opened(redis_url, postgres_url, rows(kind)) as (budgets, _, _):
 
         async def known() -> bool:
-            return bool(budgets._totals._sums)
+            return bool(budgets._totals._known)
 
         await until(known)
         assert (await outlook(redis, kind)).refusals == {}

@@ -18,10 +18,11 @@ DETAILS_TEXT = '["r|\\"1\\"","ai","gpt","chat",86400]'
 def test_the_keys_of_a_user_and_of_a_shard() -> None:
     keys = layout.of_user(USER)
     tag = f"mlpa:{{s{keys.number:02d}}}:"
-    assert (keys.leases, keys.outbox, keys.totals, keys.claim) == (
+    assert (keys.leases, keys.outbox, keys.totals, keys.sums, keys.claim) == (
         f"{tag}leases",
         f"{tag}outbox",
         f"{tag}totals",
+        f"{tag}sums",
         f"{tag}claim",
     )
     assert (keys.user(USER), keys.users + USER) == (f"{tag}u:{USER}", f"{tag}u:{USER}")
@@ -54,12 +55,13 @@ def test_the_fields_and_expiries() -> None:
         "KNOWN_USER": "u:",
         "SUM_SPENT": "s|",
         "SUM_RESERVED": "r|",
+        "BUILT": "b|",
         "BUILDING": "building",
+        "READING": "reading",
         "WINDOW": 60_000,
         "IDLE": 172_800,
         "SETTLED": 600,
         "REAPED": 86_400,
-        "BUILD": 2000,
     }
     assert [standing.value for standing in layout.Standing] == ["0", "blocked", "revoked"]
 
@@ -80,11 +82,12 @@ def test_the_packed_values() -> None:
 def test_the_architecture_page_has_every_field_and_key_by_its_name() -> None:
     text = (Path(__file__).parents[3] / "services" / "README.md").read_text()
     rows = dict(re.findall(r"^\| `(\w+:?)(?:<[^>]*>)?` \| `([A-Z_]+)` \|", text, re.MULTILINE))
+    of_totals = ("GOOD", "SUM_SPENT", "SUM_RESERVED", "BUILT", "BUILDING", "READING")
     assert {name: field for field, name in rows.items()} == {
         name: value
         for name, value in vars(layout).items()
-        if name.isupper() and isinstance(value, str) and name not in ("GOOD", "SUM_SPENT", "SUM_RESERVED", "BUILDING")
+        if name.isupper() and isinstance(value, str) and name not in of_totals
     }
     keys = re.findall(r"^\| `[\w:<> ]+` \| `([a-z_]+)` \| [A-Z]+ \|", text, re.MULTILINE)
-    assert len(keys) == 10
+    assert len(keys) == 11
     assert all(hasattr(layout.SHARD_KEYS[0], name) for name in keys)

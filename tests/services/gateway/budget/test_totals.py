@@ -3,24 +3,52 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
+import os
 import time
 from decimal import Decimal
+from typing import Any
 
+import psycopg2
 import pytest
+import redis
+from msgspec.structs import replace
 
 from services.gateway.budget.charging import bounds
+from services.gateway.budget.metrics import BudgetMetrics
 from services.gateway.budget.models import Delivery
+from services.gateway.budget.scripts import BudgetScripts, Expired
 from services.gateway.budget.services import Budgets
+from services.gateway.budget.totals import Totals
 from services.gateway.errors import BudgetExceeded, BudgetReserved
+from services.gateway.ledger.storage import LedgerStorage
+from shared.domain.identity import SHARDS
 from shared.errors import DependencyUnavailable, ServiceError
+from shared.state import layout
+from shared.stores.postgres import Database
 from shared.stores.redis import connect
-from tests.services.gateway.budget.support import FAST, MODEL, ask, delivered, ledger, opened, principal, row, rows
+from shared.telemetry.metrics import Registry
+from tests.services.gateway.budget.clocked import ClockedExecutor
+from tests.services.gateway.budget.support import (
+    FAST,
+    MODEL,
+    ask,
+    delivered,
+    ledger,
+    opened,
+    principal,
+    row,
+    rows,
+    total,
+)
 from tests.support.waiting import until
 
 TOTAL = 20 * 2_100_000
 KIND = row(total_budget_nano=TOTAL, max_budget_nano=10**12, rpm=1000)
 KINDS = rows(KIND, row("other"))
+#: Of the day in the ledger when Redis is lost.
+ROWS = 1_000_000 if os.environ.get("MLPA_TEST_FULL") else 100_000
 
 
 async def known(budgets: Budgets) -> None:
@@ -154,17 +182,210 @@ async def test_reservations_registered_again_are_in_the_sums(redis_url: str, pos
         await client.aclose()
 
         async def counted() -> bool:
-            return sum(one.reserved_nano for one in budgets._totals._sums.values()) == 0
+            return sum(one.total.reserved_nano for one in budgets._totals._known.values()) == 0
 
         await until(counted)
 
         async def registered() -> bool:
-            return sum(one.reserved_nano for one in budgets._totals._sums.values()) == TOTAL
+            return sum(one.total.reserved_nano for one in budgets._totals._known.values()) == TOTAL
 
         await until(registered)
         for reservation in held:
             budgets.settle(reservation, Delivery("abort", sent=False))
         await until(counted)
+
+
+async def spent(budgets: Budgets) -> int:
+    return sum(one.total.spent_nano for one in budgets._totals._known.values() if budgets._totals._is_known("ai:86400"))
+
+
+async def lose_totals(redis_url: str) -> None:
+    client = connect(redis_url, max_connections=1)
+    for key in [*[key async for key in client.scan_iter("*:totals")], "mlpa:{s00}:sums"]:
+        await client.delete(key)
+    await client.aclose()
+
+
+async def test_a_build_counts_each_row_once_wherever_it_is(redis_url: str, postgres_url: str) -> None:
+    """In the outbox alone, in the outbox and the ledger, in the ledger alone; reaped whole, and lowered since."""
+    silent = dataclasses.replace(FAST, flush=3600, sweep=3600)
+    async with opened(redis_url, postgres_url, KINDS, silent) as (budgets, database, _):
+        await known(budgets)
+        held = [await budgets.admit(ask(principal(KIND, user=user))) for user in range(20)]
+        for reservation in held[:15]:
+            budgets.settle(reservation, delivered())
+        assert await budgets._queue.all_settled(5)
+        storage, rows_ = budgets._queue._storage, [one.row for one in budgets._queue._settled.values()]
+        await storage.write(rows_[:10])
+        await budgets._queue._acknowledge(rows_[:5])
+        for reservation in held[15:]:
+            budgets._renewals.remove(reservation)
+        executor = budgets._scripts.executor
+        reaped = []
+        for user_id in {one.ask.principal.user_id for one in held[15:]}:
+            number = layout.of_user(user_id).number
+            expired = [Expired(one.id, user_id) for one in held[15:] if one.ask.principal.user_id == user_id]
+            client = connect(redis_url, max_connections=1)
+            for one in expired:
+                await client.zadd(layout.SHARD_KEYS[number].leases, {f"{one.id} {user_id}": 1})
+            await client.aclose()
+            reaped += await budgets._scripts.reap(number, expired)
+        assert len(reaped) == 5
+        # the drain of a dying gateway wrote the true cost of one; of two others the reaper's row was written
+        await storage.write([replace(reaped[0], cost_nano=7, outcome="success")])
+        await storage.write(reaped[1:3])
+        for row_ in (reaped[2], reaped[3]):
+            number, call = budgets._scripts.settle_call(replace(row_, cost_nano=11, outcome="success"))
+            assert (await executor.run(number, call)).startswith(b"1 ")
+        await lose_totals(redis_url)
+        budgets._totals._known.clear()
+        expected = 15 * 50_000 + 7 + 2_100_000 + 11 + 11 + 2_100_000
+
+        async def counted() -> bool:
+            return await spent(budgets) == expected
+
+        await until(counted, 5)
+        # all is swept into the ledger, which has the same then
+        outboxes = [await budgets._scripts.begin_totals(shard, "none", (), 500) for shard in range(SHARDS)]
+        await storage.write([one for begun in outboxes if begun for one in begun.rows])
+        assert (await total(database))[1] == expected
+
+
+async def test_builds_under_load_lose_nothing_and_count_nothing_twice(redis_url: str, postgres_url: str) -> None:
+    """The sums are lost again and again while two gateways settle, write and acknowledge."""
+    large = rows(dataclasses.replace(KIND, total_budget_nano=10**12))
+    async with (
+        opened(redis_url, postgres_url, large) as (one, database, _),
+        opened(redis_url, postgres_url, large) as (two, _, _),
+    ):
+        ends = time.monotonic() + 3
+
+        async def chat(number: int) -> None:
+            budgets, turn = (one, two)[number % 2], 0
+            while time.monotonic() < ends:
+                turn += 1
+                try:
+                    reservation = await budgets.admit(ask(principal(large.rows["ai"], user=number * 7 + turn % 50)))
+                except DependencyUnavailable:
+                    await asyncio.sleep(0.01)
+                    continue
+                await asyncio.sleep(0.001 * (number % 5))
+                budgets.settle(reservation, delivered(10, turn))
+
+        async def lose() -> None:
+            while time.monotonic() < ends:
+                await lose_totals(redis_url)
+                await asyncio.sleep(0.25)
+
+        await asyncio.gather(lose(), *(chat(number) for number in range(16)))
+
+        async def agree() -> bool:
+            cost = (await total(database))[1]
+            return cost > 0 and await spent(one) == cost == await spent(two)
+
+        await until(agree, 20)
+
+
+async def test_a_total_is_known_two_seconds_after_redis_lost_a_large_day(redis_url: str, postgres_url: str) -> None:
+    async with opened(redis_url, postgres_url, KINDS) as (budgets, _, _):
+        await known(budgets)
+        connection = psycopg2.connect(postgres_url)
+        with connection, connection.cursor() as cursor:
+            cursor.execute(
+                "insert into ledger select md5(n::text), 'r', lpad(to_hex(n % 50000), 32, '0') || ':ai', 'ai', 'm',"
+                " 'chat', 1, 1, 3, 86400, floor(extract(epoch from now()) / 86400), 'success', now(), now()"
+                f" from generate_series(1, {ROWS}) n"
+            )
+        connection.close()
+        client = connect(redis_url, max_connections=1)
+        await client.flushall()
+        await client.aclose()
+        began = time.monotonic()
+
+        async def counted() -> bool:
+            return await spent(budgets) == 3 * ROWS
+
+        await until(counted)
+        assert time.monotonic() - began < 2
+
+
+async def test_a_total_budget_that_is_set_within_a_period_counts_what_was_spent(
+    redis_url: str, postgres_url: str
+) -> None:
+    async with opened(redis_url, postgres_url, rows(dataclasses.replace(KIND, total_budget_nano=0))) as (budgets, _, _):
+        budgets.settle(await budgets.admit(ask(principal(budgets._rows["ai"]))), delivered())
+    two = rows(KIND, row("other", total_budget_nano=10**12))
+    async with opened(redis_url, postgres_url, rows(two.rows["other"])) as (budgets, _, _):
+
+        async def built() -> bool:
+            return "other:86400" in budgets._totals._known
+
+        await until(built)
+    async with opened(redis_url, postgres_url, two) as (budgets, _, _):
+        await known(budgets)
+        assert await spent(budgets) == 50_000
+
+
+async def test_one_gateway_reads_the_shards_for_all(redis_url: str, postgres_url: str) -> None:
+    calm = dataclasses.replace(FAST, totals=0.2, sweep=3600, renew=3600)
+    async with contextlib.AsyncExitStack() as stack:
+        gateways = [
+            (await stack.enter_async_context(opened(redis_url, postgres_url, KINDS, calm)))[0] for _ in range(4)
+        ]
+        for budgets in gateways:
+            await known(budgets)
+        client = connect(redis_url, max_connections=1)
+        before = (await client.info("commandstats"))["cmdstat_evalsha"]["calls"]
+        await asyncio.sleep(2)
+        calls = (await client.info("commandstats"))["cmdstat_evalsha"]["calls"] - before
+        await client.aclose()
+        assert calls < 11 * (64 + 1 + 4)
+        assert all(not budgets._totals.unknown() for budgets in gateways)
+
+
+async def test_the_end_of_a_period_is_that_of_redis_clock(redis_url: str, postgres_url: str) -> None:
+    """A gateway whose clock is years ahead admits nobody, and says when the period of Redis ends."""
+    end = 1_700_006_400_000
+    client = redis.Redis.from_url(redis_url)
+    executor: Any = ClockedExecutor(client, end - 5_000)
+    async with Database.connect(postgres_url) as database:
+        totals = Totals(
+            BudgetScripts(executor, 30), LedgerStorage(database), KINDS, BudgetMetrics(Registry(), KINDS),
+            who="w", every=0.3,
+        )  # fmt: skip
+        wanted = ask(principal(KIND))
+        limits = bounds(wanted, KIND.max_budget_nano)
+        await totals.refresh()
+        client.hincrby(layout.SHARD_KEYS[3].totals, f"s|ai:86400|{end // 86_400_000 - 1}", TOTAL)
+        executor.now_ms += 1_000
+        await totals.refresh()
+        with pytest.raises(BudgetExceeded) as caught:
+            totals.check(wanted, limits)
+        assert caught.value.retry_after == pytest.approx(4, abs=0.5)
+        executor.now_ms = end
+        await totals.refresh()
+        assert totals.check(wanted, limits) == TOTAL
+    client.close()
+
+
+async def test_the_totals_are_in_the_metrics(redis_url: str, postgres_url: str) -> None:
+    async with opened(redis_url, postgres_url, KINDS) as (budgets, _, registry):
+        await known(budgets)
+        held = await budgets.admit(ask(principal(KIND)))
+        budgets.settle(await budgets.admit(ask(principal(KIND))), delivered())
+        expected = {
+            'budget_total_known{service_type="ai"} 1',
+            'budget_total_limit_usd{service_type="ai"} 0.042',
+            'budget_total_spent_usd{service_type="ai"} 5e-05',
+            'budget_total_reserved_usd{service_type="ai"} 0.0021',
+        }
+
+        async def shown() -> bool:
+            lines = {line.replace(" 1.0", " 1") for line in registry.render().decode().splitlines()}
+            return expected <= lines
+
+        await until(shown)
+        budgets.settle(held, delivered())
 
 
 async def test_sums_that_cannot_be_read_admit_nobody(unused_port: int, redis_url: str, postgres_url: str) -> None:
