@@ -1,1 +1,1 @@
-"""A user's state in Redis: where it is, how it's written, and every script that reads or changes it."""
+"""A user's state in Redis: its keys, its formats, and every script that reads or changes it."""

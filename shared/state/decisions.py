@@ -1,8 +1,8 @@
-"""What auth may do to a user's state, and what it may ask.
+"""The changes that auth may make to a user's state, and the questions it may ask.
 
-The gateway's scripts own the state. Auth changes three things of it (an identity's standing, a user's tier, revoked
-tokens) and remembers in it which users there are, so that they get in while PostgreSQL is down. A change bumps a
-version, so that a gateway that rebuilds the user from PostgreSQL at that moment starts again.
+The gateway's scripts own the state. Auth changes three parts of it (an identity's standing, a user's tier, revoked
+tokens) and records which users exist, so that they get in while PostgreSQL is down. Each change raises a version, so
+that a gateway that is rebuilding the user from PostgreSQL at that moment starts again.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class UserState:
 
 @dataclass(frozen=True, slots=True)
 class Recorded:
-    """What PostgreSQL has of a user: for a decision about one whose state would be built first."""
+    """A user as PostgreSQL knows it, for a decision about a user whose state is not in Redis yet."""
 
     tier: str
     standing: Standing
@@ -50,12 +50,12 @@ class Recorded:
 
 @dataclass(frozen=True, slots=True)
 class Outlook:
-    """What a request would be refused for at this moment, and the last minute of its user.
+    """The reasons that would refuse a request now, and the user's requests and tokens of the last minute.
 
-    ``refusals`` has the seconds after which it may be over (0: time changes nothing), by reason: ``blocked``,
-    ``revoked`` (the device), ``token`` (those alone that are revoked), ``streams``, ``rpm``, ``tpm``, ``exceeded``,
-    ``large`` (a smaller prompt would fit), ``reserved``; of all users together ``total_exceeded``, ``total_large``,
-    ``total_reserved``, and ``total_unknown``.
+    ``refusals`` maps each reason to the seconds after which it may no longer hold (0: time changes nothing):
+    ``blocked``, ``revoked`` (the device), ``token`` (only the revoked ones), ``streams``, ``rpm``, ``tpm``,
+    ``exceeded``, ``large`` (a smaller prompt would fit), ``reserved``; for all users together ``total_exceeded``,
+    ``total_large``, ``total_reserved`` and ``total_unknown``.
     """
 
     refusals: dict[str, float]
@@ -66,9 +66,9 @@ class Outlook:
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """What Redis has: the standing, if any, whether it knows of a user row, and the version that this was read at.
+    """An identity as Redis knows it: its standing, if any, whether it has a user row, and the version of both.
 
-    The standing may be out of date unless ``user``.
+    Unless ``user`` is true, the standing may be out of date.
     """
 
     standing: Standing | None
@@ -77,7 +77,7 @@ class Known:
 
 
 async def standing_version(client: Client, identity: str) -> str:
-    """What a ``set_standing`` can be bound to; each one changes it.
+    """The version that ``set_standing`` can require; each call changes it.
 
     :raises RedisError:
     """
@@ -89,9 +89,9 @@ async def standing_version(client: Client, identity: str) -> str:
 async def set_standing(client: Client, identity: str, standing: Standing, *, version: str = "") -> bool:
     """Block (or admit again) an identity in all its service types, or revoke its device.
 
-    :param version: of ``standing_version``. Redis may run a call that was given up after a later one; bound to a
-        version, that does nothing.
-    :returns: whether it is set; False when another call came between.
+    :param version: the answer of ``standing_version``. Redis may run an abandoned call after a later one; with an
+        outdated version such a call does nothing.
+    :returns: False when another call came in between, and nothing was set.
     :raises RedisError: not known to be applied.
     """
     return bool(
@@ -118,9 +118,9 @@ async def revoke_token(client: Client, identity: str, jti: str, expires_at: floa
 
 
 async def read_users(client: Client, user_ids: Sequence[str]) -> list[UserState | None]:
-    """What users spent and reserved in the current period; None for one whose state no gateway has built in Redis.
+    """The spent and reserved amounts of users in the current period; None for a user without state in Redis.
 
-    Then nothing is reserved, and the ledger has all that was spent.
+    Such a user has nothing reserved, and the ledger has everything that it spent.
 
     :raises RedisError:
     """
@@ -143,7 +143,7 @@ async def known(client: Client, identity: str, service_type: str) -> Known:
 
 
 async def remember(client: Client, identity: str, service_type: str, standing: Standing, version: str) -> None:
-    """Keep what PostgreSQL said after ``version`` was read; nothing when something was decided since.
+    """Store what PostgreSQL answered after ``version`` was read, unless the standing has changed since.
 
     :raises RedisError:
     """
@@ -168,10 +168,10 @@ async def forget_others(client: Client, identity: str, users: Sequence[str]) -> 
 async def outlook(
     client: Client, user_id: str, rows: Mapping[str, ServiceType], recorded: Recorded, *, least: int, empty: int
 ) -> Outlook | None:
-    """What a request of a user is refused for that has to reserve ``least`` nano-dollars, by the code that admits.
+    """The reasons that refuse a user's request for ``least`` nano-dollars, found by the code that admits requests.
 
-    :param empty: what it would have to reserve without its prompt.
-    :param rows: the service types by their name.
+    :param empty: the amount that the request would reserve without its prompt.
+    :param rows: the service types by name.
     :returns: None when neither the user's tier nor its service type is among them.
     :raises RedisError:
     """
@@ -203,13 +203,13 @@ async def outlook(
         found, *usage = await _eval(client, call)
         if found != b"tier":
             break
-        tier = usage[0].decode()  # Redis has not been told of a change yet, or was told meanwhile
+        tier = usage[0].decode()  # the tier was changed in PostgreSQL or Redis in the meantime
     reasons = {reason.decode(): int(wait) / 1000 for reason, wait in zip(found[::2], found[1::2], strict=True)}
     return Outlook({**reasons, **refusals}, *map(int, usage))
 
 
 async def _total(client: Client, row: ServiceType | None, least: int, empty: int) -> tuple[dict[str, float], int | str]:
-    """What the total budget of a service type refuses, or leaves; empty where it has none to say."""
+    """The part of an answer that the service type's total budget decides; empty without such a budget."""
     name = total_name(row) if row is not None else ""
     if row is None or not name:
         return {}, ""

@@ -1,4 +1,4 @@
-"""Where a user's state is in Redis: every key, every hash field, every expiry.
+"""The layout of a user's state in Redis: every key, every hash field, every expiry.
 
 All keys of an identity carry the hash tag of its shard, so that a script touches one slot of a Redis Cluster. The
 scripts know the constants of this module by the same names (see ``script``).
@@ -35,10 +35,10 @@ KNOWN_USER = "u:"  # + service type: the run id of the server to which auth wrot
 SUM_SPENT = "s|"
 SUM_RESERVED = "r|"
 BUILT = "b|"  # + total: its sums are built under EPOCH
-BUILDING = "building"  # "ms id": since when, and by whom sums are being built
+BUILDING = "building"  # "ms id": the time at which a build of sums began, and its gateway
 
 # --- the hash of the sums of all shards (fields of sums: the total's name) ----------------------------------------
-READING = "reading"  # ms: when a gateway last took it upon itself to read the shards
+READING = "reading"  # ms: the last time at which a gateway began to read the shards
 
 # --- expiries and windows ---------------------------------------------------------------------------------------
 WINDOW = 60_000  # of RPM and TPM, milliseconds
@@ -48,7 +48,7 @@ REAPED = 86_400  # seconds in which a late settlement may still lower what the r
 
 
 class Standing(enum.StrEnum):
-    """What is decided about an identity, in all its service types."""
+    """The decision about an identity, in all its service types."""
 
     GOOD = "0"
     BLOCKED = "blocked"
@@ -83,7 +83,7 @@ class Shard:
 
     @property
     def users(self) -> str:
-        """What the key of a user begins with."""
+        """The beginning of the keys of this shard's users."""
         return f"{self.prefix}u:"
 
     def user(self, user_id: str) -> str:
@@ -91,7 +91,7 @@ class Shard:
         return f"{self.prefix}u:{user_id}"
 
     def identity(self, identity: str) -> str:
-        """HASH, what holds for an identity in all its service types."""
+        """HASH, the state of an identity in all its service types."""
         return f"{self.prefix}i:{identity}"
 
     def token(self, jti: str) -> str:
@@ -107,7 +107,7 @@ class Shard:
         return f"{self.prefix}t:{user_id}"
 
     def tombstone(self, request: str) -> str:
-        """STRING, present for a while after a request was settled or reaped: how."""
+        """STRING, how a request ended; present for a while after it was settled or reaped."""
         return f"{self.prefix}d:{request}"
 
 

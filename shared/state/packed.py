@@ -1,9 +1,9 @@
-"""What stands in one value of Redis: an open reservation, a ledger row, the field of a sum.
+"""Values of Redis that have several parts: an open reservation, a ledger row, the field of a sum.
 
 A reservation in the user's hash:  ``amount|admitted ms|estimated|prompt bound|granted tokens|total|details``
 A row in the outbox:               ``lowers|cost|settled ms|user id|admitted ms|prompt|completion|outcome|details``
 ``details`` is JSON: request id, service type, model, purpose, seconds of the period. It comes last, so that nothing in
-it can be taken for a separator. The scripts read and write the same with the chunks ``reservation`` and ``totals``.
+it can be taken for a separator. The scripts read and write these formats in the chunks ``reservation`` and ``totals``.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ class LedgerRow(msgspec.Struct, frozen=True):
 
     @property
     def start(self) -> str:
-        """The beginning of its entry, by which an acknowledgement knows it."""
+        """The beginning of its entry, by which an acknowledgement recognises it."""
         return f"{int(self.lowers)}|{self.cost_nano}|"
 
     @property
@@ -120,7 +120,7 @@ class Unwritten(NamedTuple):
 
 
 def total_name(service_type: ServiceType) -> str:
-    """How the sums of a service type are named: ``type:seconds``; empty when it has no total budget."""
+    """The name of a service type's sums, ``type:seconds``; empty when it has no total budget."""
     return f"{service_type.name}:{service_type.duration_seconds}" if service_type.total_budget_nano else ""
 
 
@@ -133,5 +133,5 @@ def sum_field(kind: str, total: str, period: int) -> str:
 
 
 def period_of(ms: int, seconds: int) -> int:
-    """The number of the period, of so many seconds, that a time is in."""
+    """The number of the period of ``seconds`` that contains a time."""
     return ms // 1000 // seconds

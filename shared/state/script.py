@@ -13,10 +13,10 @@ A script is a file whose head declares what it works with:
 Every script has a ``#!lua`` line, so that Redis (7 or later) or Valkey decides before its first command whether it can
 run at all: a server that is full, or takes no writes, leaves nothing half done.
 
-A name in capitals is a constant of ``shared.state.layout``, and stands for its value. ``epoch``, always the first
-argument, is not for a caller to give: it is the run id of the server, which the connection knows.
+A name in capitals is a constant of ``shared.state.layout``; the loader replaces it with its value. ``epoch``, always
+the first argument, is not given by the caller: it is the run id of the server, which the connection knows.
 
-A line ``--@ include decide`` puts a chunk just there; the chunk says with ``--@ needs`` which locals it reads.
+A line ``--@ include decide`` inserts a chunk at that place; its ``--@ needs`` names the locals that it reads.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ _OF_REDIS = {"KEYS", "ARGV"}
 
 
 class ScriptCall(NamedTuple):
-    """What goes to Redis, without the epoch."""
+    """The call as it goes to Redis, without the epoch."""
 
     script: Script
     keys: Sequence[str]
@@ -56,8 +56,8 @@ class ScriptCall(NamedTuple):
 class Script:
     """A Lua script of ``shared/state/scripts``.
 
-    ``call`` takes its keys and arguments by name, as text or numbers, and those of its items as ``each``, a list of
-    what ``item`` makes of theirs. A name that is missing or unknown is a ``TypeError``.
+    ``call`` takes its keys and arguments by name, as text or numbers, and its items as ``each``, a list of results of
+    ``item``. A name that is missing or unknown is a ``TypeError``.
     """
 
     def __init__(self, name: str) -> None:
@@ -79,8 +79,8 @@ class Script:
 def _functions(script: Script, head: _Head) -> tuple[Callable[..., ScriptCall], Callable[..., Item]]:
     """``call`` and ``item`` of a script.
 
-    They are made as functions of just these names, as dataclasses make theirs: every request makes two calls of up to
-    thirty values, and sorting those by name at each of them costs more than all else that it does with Redis.
+    They are generated as functions with exactly these names, like the ``__init__`` of a dataclass: every request makes
+    two calls of up to thirty values, and sorting values by name would cost more than the rest of its work with Redis.
     """
     args = [_plain(one) for one in head.args if one != "epoch"]
     each_args = list(map(_plain, head.each_args))
@@ -108,7 +108,7 @@ def _texts(names: Sequence[str]) -> str:
 
 
 class _Head(NamedTuple):
-    """What a file declares."""
+    """The declarations of a script's file."""
 
     use: list[str]
     keys: list[str]

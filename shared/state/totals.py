@@ -13,14 +13,14 @@ _WIDTH = 3  # period, spent, reserved
 
 @dataclass(frozen=True, slots=True)
 class Total:
-    """What all users of a service type spent and reserved in a period, in nano-dollars."""
+    """The amounts that all users of a service type spent and reserved in a period, in nano-dollars."""
 
     period_index: int
     spent_nano: int
     reserved_nano: int
 
     def room(self, row: ServiceType) -> int:
-        """What they leave."""
+        """The rest of a total budget."""
         return row.total_budget_nano - self.spent_nano - self.reserved_nano
 
     def refusal(self, row: ServiceType, least: int, empty: int) -> Literal["exceeded", "large", "reserved"] | None:

@@ -1,15 +1,15 @@
--- Forgets rows that are in the ledger now.
+-- Removes rows from the outbox that are in the ledger now.
 --@ flags allow-oom
 --@ keys outbox
 --@ each keys user
 --@ each args id start
--- start: of the row, "FLAG|COST|"; a row that was lowered meanwhile must stay
+-- start: the beginning of the row, "FLAG|COST|"; a row that was lowered in the meantime must stay
 for _, item in each() do
   local row = redis.call('HGET', outbox, item.id)
   if row and string.sub(row, 1, #item.start) == item.start then
     redis.call('HDEL', outbox, item.id)
     if string.find(row, '^%d+|%d+|%d+|[^|]*|%d+|%d+|%d+|expired|') then
-      -- It may have been in the ledger already, at its true cost: the user's state is built from there
+      -- The ledger may have had the row already, with its true cost: rebuild the user's state from the ledger
       redis.call('HDEL', item.user, EPOCH)
     end
     if redis.call('HDEL', item.user, UNWRITTEN .. item.id) == 1 then

@@ -4,10 +4,10 @@
 --@ args epoch tier duration# budget# rpm# tpm# max_streams#
 --@ args id user_id full# least# empty# limit# least_grant# prompt_units# unit_price# scale# estimate# choices#
 --@ args total prompt_bound details lease# room#?
--- tier, duration, budget, rpm, tpm, max_streams: of the row of the tier that the user is expected to have
--- full, least, empty: cost of the limit asked for, of the least grant, and of that without a prompt
+-- tier, duration, budget, rpm, tpm, max_streams: the row of the tier that the caller expects the user to have
+-- full, least, empty: the cost of the limit asked for, of the least grant, and of the least grant without a prompt
 -- prompt_units, unit_price (of a completion token of every choice): in 1/scale nano-dollars
--- total: "type:seconds" or empty; room: what the total leaves, empty for all
+-- total: "type:seconds" or empty; room: the rest of the total budget, empty when there is no limit
 -- Reply "load" | "tier NAME" | "settled" | "blocked|revoked|token 0 RATES"
 --       | "ok GRANT AMOUNT NOW RATES" | "streams|rpm|tpm|exceeded|large|reserved RETRY_MS RATES"
 --       RATES: requests used, ms to their reset, tokens used, ms to their reset
@@ -22,7 +22,7 @@ if tonumber(user_duration) ~= duration then return 'load' end
 spent, reserved, open, estimated = tonumber(spent), tonumber(reserved), tonumber(open), tonumber(estimated)
 local current = period_of(now, duration)
 if current ~= tonumber(period) then
-  -- A clock that went back leads to a period that may have been spent in before: the ledger knows
+  -- After the clock went back, the user may have spent in this period before: only the ledger knows
   if current <= tonumber(newest) then return 'load' end
   spent, reserved = 0, 0
   redis.call('HSET', user, PERIOD, current, NEWEST, current, SPENT, 0, RESERVED, 0)

@@ -1,9 +1,9 @@
--- What Redis has of an identity, for auth.
+-- Reads an identity's standing for auth.
 --@ flags no-writes
 --@ use run_id
 --@ keys identity
 --@ args known_user
 -- known_user: the field of the service type
--- Reply {standing, 1 when there is a user row for certain, what the answer was read at}
+-- Reply {standing, 1 when the user row is known to exist, the version of both}
 local standing, known, version = unpack(redis.call('HMGET', identity, STANDING, known_user, VERSION))
 return {standing, known == run_id() and 1 or 0, run_id() .. ':' .. (version or '')}

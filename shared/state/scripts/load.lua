@@ -1,4 +1,4 @@
--- Sets a user's state as PostgreSQL has it, unless something happened since the snapshot.
+-- Builds a user's state from PostgreSQL's answers, unless it has changed since the snapshot.
 --@ use clock reservation windows rebuild
 --@ keys user identity requests_window tokens_window
 --@ args epoch user_version identity_version tier duration# period# spent newest# standing
@@ -13,11 +13,11 @@ if period_of(now, duration) ~= period then return 'again' end
 local reserved, open, estimated, newest_open = open_requests(user, duration, period)
 newest = math.max(newest, newest_open)
 if newest > period then
-  -- The clock went back: nothing in the windows is where it was
+  -- The clock went back, so the times in the windows are wrong
   redis.call('DEL', requests_window, tokens_window)
 end
 
--- A first version unlike any before, should this key have been lost and made anew
+-- A first version that differs from all earlier ones, in case this key was lost and is created again
 redis.call('HSETNX', user, VERSION, int(now))
 redis.call('HSET', user, EPOCH, epoch, TIER, tier, DURATION, int(duration), PERIOD, period, NEWEST, newest,
   SPENT, spent, RESERVED, int(reserved), OPEN, open, ESTIMATED, int(estimated), USED_TOKENS, int(sum_of(tokens_window)))

@@ -1,10 +1,10 @@
--- Charges requests whole whose gateway let their lease end.
+-- Charges the whole reservation of requests whose lease has ended.
 --@ flags allow-oom
 --@ use clock reservation totals
 --@ keys leases outbox totals
 --@ each keys user tombstone
 --@ each args id user_id
--- Reply the outbox rows made: {id, row, ...}
+-- Reply the new rows of the outbox: {id, row, ...}
 local rows = {}
 for _, item in each() do
   local id, user, member = item.id, item.user, item.id .. ' ' .. item.user_id

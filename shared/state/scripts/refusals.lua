@@ -1,13 +1,13 @@
--- What a request of a user would be refused for at this moment: decides as admit.lua does, and changes nothing.
+-- Forecasts the reasons that would refuse a user's request now: decides as admit.lua does, and changes nothing.
 --@ flags no-writes
 --@ use clock reservation windows rebuild run_id
 --@ keys user identity requests_window tokens_window
 --@ args tier duration# budget# rpm# tpm# max_streams# least# empty# room#? recorded_standing recorded_spent#
 --@ each keys token
--- tier, duration, budget, rpm, tpm, max_streams: of the row of the tier that the user is expected to have
--- least: what the request has to reserve, and empty: without its prompt; room: what the total budget leaves, empty for all
--- recorded_standing, recorded_spent: as PostgreSQL has them, for a user whose state would be built first
--- tokens: those of the user that are revoked
+-- tier, duration, budget, rpm, tpm, max_streams: the row of the tier that the caller expects the user to have
+-- least, empty: the amount to reserve with and without a prompt; room: the rest of the total budget, empty for all
+-- recorded_standing, recorded_spent: from PostgreSQL, for a user without state in Redis
+-- tokens: the user's revoked tokens
 -- Reply {"tier", NAME} | {{REASON, RETRY_MS, ...}, requests and tokens of the last minute, open requests}
 local epoch = run_id()
 local user_epoch, user_tier, user_duration, period, spent, reserved, open, estimated, used_tokens, newest = unpack(

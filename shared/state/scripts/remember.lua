@@ -1,8 +1,8 @@
--- Keeps what PostgreSQL said of an identity, unless something was decided since.
+-- Stores PostgreSQL's answer about an identity, unless its standing has changed since.
 --@ use run_id
 --@ keys identity
 --@ args version standing known_user
--- version: what known.lua said; known_user: the field of the service type that has a user row, or empty
+-- version: from known.lua; known_user: the field of the service type that has a user row, or empty
 -- Reply 1 | 0
 local run = run_id()
 if run .. ':' .. (redis.call('HGET', identity, VERSION) or '') ~= version then return 0 end

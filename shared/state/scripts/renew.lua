@@ -1,4 +1,4 @@
--- Prolongs the leases of open requests, and registers again what an emptied Redis forgot.
+-- Renews the leases of open requests, and registers requests again that an emptied Redis has lost.
 --@ flags allow-oom
 --@ use clock reservation totals
 --@ keys leases totals
@@ -23,7 +23,7 @@ for at, item in each() do
         if admitted_in == tonumber(period) then
           redis.call('HSET', user, RESERVED, tonumber(reserved) + amount)
         elseif admitted_in > tonumber(newest) then
-          -- The clock went back since: that period begins with a rebuild, not with nothing
+          -- The clock went back since the admission: the sums of that period come from a rebuild, not from zero
           redis.call('HSET', user, NEWEST, admitted_in)
         end
       end

@@ -1,4 +1,4 @@
--- Gives a user the money and rates of a service type. A state that no gateway has built yet gets a version alone.
+-- Gives a user the money and rates of a service type. A user without state in Redis gets only a version.
 --@ flags allow-oom
 --@ keys user
 --@ args tier

@@ -1,10 +1,10 @@
--- Takes a reservation out and its cost in, exactly once, and puts the ledger row into the outbox.
+-- Replaces a reservation with its cost, exactly once, and puts the ledger row into the outbox.
 --@ flags allow-oom
 --@ use clock reservation totals
 --@ keys user tokens_window leases outbox tombstone totals
 --@ args id user_id cost# rate_tokens# write admitted# total row_end
 -- write: "row" | "none" (never admitted as far as the gateway knows: no ledger row)
--- total: where no reservation tells it
+-- total: used when the reservation is lost
 -- Reply "FLAG SETTLED_MS" of the ledger row: flag 0 for a new row, 1 for one that lowers what the reaper charged;
 --       "-" when there is nothing to write
 local over = redis.call('GET', tombstone)
@@ -41,17 +41,17 @@ if admitted_in and admitted_in == tonumber(period) then
   if write and (held or reaped > 0) then
     change(SPENT, tonumber(spent) + cost - reaped)
   elseif write then
-    -- The reservation was lost, or this was settled before and nobody remembers: the ledger knows which
+    -- The reservation was lost, or the request was settled long ago and its tombstone is gone: the ledger knows
     redis.call('HDEL', user, EPOCH)
   end
 elseif admitted_in and write and admitted_in > tonumber(newest) then
-  -- The clock went back since, and the reservation was lost: that period begins with a rebuild, not with nothing
+  -- The clock went back and the reservation was lost: the sums of that period come from a rebuild, not from zero
   change(NEWEST, int(admitted_in))
 end
 
 if write then
   if rate_tokens > 0 then
-    -- The sum is that of the window's members, which go by themselves after a minute without a request
+    -- The sum covers the window's members, which expire after a minute without a request
     local tokens = redis.call('EXISTS', tokens_window) == 1 and tonumber(used_tokens) or 0
     redis.call('ZADD', tokens_window, now, id .. ' ' .. int(rate_tokens))
     redis.call('PEXPIRE', tokens_window, WINDOW)

@@ -1,4 +1,4 @@
--- What a rebuild starts from.
+-- Reads what a rebuild needs from Redis before it asks PostgreSQL.
 --@ flags no-writes
 --@ use clock
 --@ keys user identity

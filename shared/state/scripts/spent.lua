@@ -1,8 +1,8 @@
--- What a user spent and reserved in the period of its state.
+-- Reads the amounts that a user spent and reserved in the period of its state.
 --@ flags no-writes
 --@ use run_id
 --@ keys user
--- Reply nil when the state was not built under this server's life: PostgreSQL knows; else {tier, seconds, period, spent,
+-- Reply nil when the state was built under another epoch: only PostgreSQL knows; else {tier, seconds, period, spent,
 --       reserved, now in seconds}
 local epoch, tier, duration, period, spent, reserved = unpack(
   redis.call('HMGET', user, EPOCH, TIER, DURATION, PERIOD, SPENT, RESERVED))

@@ -1,4 +1,4 @@
--- What a user has in the current period. Changes nothing.
+-- Reads a user's state in the current period. Changes nothing.
 --@ flags no-writes
 --@ use clock windows
 --@ keys user identity token requests_window tokens_window

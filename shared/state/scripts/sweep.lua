@@ -1,10 +1,10 @@
--- Looks for what dead gateways left in a shard. One gateway per interval does it.
+-- Finds expired leases and old rows of a shard that dead gateways left. One gateway per interval claims the shard.
 --@ flags allow-oom
 --@ use clock
 --@ keys leases outbox claim
 --@ args gateway interval orphan# cursor
 -- interval: ms for which the shard is claimed; orphan: ms after which a row counts as left; cursor: in the outbox
--- Reply {} for a shard that another one claimed; else {cursor, age of the oldest row, ms, expired lease..., id, row...}
+-- Reply {} when another gateway has the claim; else {cursor, age of the oldest row, ms, expired lease..., id, row...}
 if not redis.call('SET', claim, gateway, 'NX', 'PX', interval) then return {} end
 local expired = redis.call('ZRANGE', leases, '-inf', now, 'BYSCORE', 'LIMIT', 0, 200)
 local page = redis.call('HSCAN', outbox, cursor, 'COUNT', 500)

@@ -1,10 +1,10 @@
--- What the users of a shard spent and reserved together, per service type with a total budget.
+-- Reads the sums that the users of a shard spent and reserved, per service type with a total budget.
 --@ flags no-writes
 --@ use clock run_id
 --@ keys totals
 --@ args epoch
 --@ each args total
--- epoch: empty from those who don't know it; total: "type:seconds"
+-- epoch: empty from callers that don't know it; total: "type:seconds"
 -- Reply {now, then per type: period, spent, reserved}; the period is -1 where the sums are not built under this epoch
 if epoch == '' then
   epoch = run_id()

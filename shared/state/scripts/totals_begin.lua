@@ -1,11 +1,11 @@
--- Begins to build sums of a shard: from here on every change adds to empty sums, and what was there before is in the
--- reply, to be added by totals_load.lua. The users' keys are made here from the leases; they're on this shard's slot.
+-- Begins to build sums of a shard: from now on every change adds to empty sums; the earlier amounts are in the reply,
+-- and totals_load.lua adds them. The users' keys, made here from the leases, are in this shard's slot.
 --@ use clock reservation
 --@ keys totals leases outbox
 --@ args epoch builder users most#
 --@ each args total
--- users: what the key of a user begins with; most: rows of the outbox, beyond which nothing begins
--- Reply {} while more rows than that wait; else {{"type:seconds", admitted ms, amount...}, {id, outbox entry...}}
+-- users: the beginning of the users' keys; most: the build does not begin with more rows than this in the outbox
+-- Reply {} while the outbox has too many rows; else {{"type:seconds", admitted ms, amount...}, {id, outbox entry...}}
 if redis.call('HLEN', outbox) > most then return {} end
 local wanted = {}
 for _, item in each() do

@@ -1,4 +1,4 @@
--- Ends what totals_begin.lua began.
+-- Ends the build that totals_begin.lua began.
 --@ keys totals
 --@ args epoch builder
 --@ each args field amount

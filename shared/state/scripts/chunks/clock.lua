@@ -8,7 +8,7 @@ local function int(number)
   return string.format('%.0f', number)
 end
 
--- The number of the period, of so many seconds, that a time is in.
+-- The number of the period of `seconds` that contains a time.
 local function period_of(ms, seconds)
   return math.floor(math.floor(ms / 1000) / seconds)
 end

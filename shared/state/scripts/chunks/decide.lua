@@ -1,6 +1,6 @@
--- What keeps a request from being admitted: `reason`, and `wait`, ms after which it may be over; nil when it may come in.
--- The one place that decides, for admission and for those who ask beforehand. `skipped` has the reasons that the latter
--- have seen. No function, since one that reads so many locals costs a twentieth of an admission.
+-- The reason that refuses a request, `reason`, and the ms after which it may no longer hold, `wait`; both nil when the
+-- request may be admitted. Only this chunk decides, for admissions and for forecasts; a forecast names in `skipped` the
+-- reasons that it has found already. It is no function: one that reads so many locals costs 5 % of an admission.
 --@ needs standing revoked open requests requests_window tokens tokens_window rpm tpm max_streams
 --@ needs budget spent available least empty period duration skipped
 local reason, wait
@@ -14,7 +14,7 @@ elseif rpm > 0 and requests >= rpm and not skipped.rpm then
   local leaves = redis.call('ZRANGE', requests_window, -rpm, -rpm, 'WITHSCORES')[2]
   reason, wait = 'rpm', tonumber(leaves) + WINDOW - now
 elseif tpm > 0 and tokens >= tpm and not skipped.tpm then
-  -- When enough has left the window; if what is open stands in the way, nobody knows
+  -- The time at which enough has left the window; unknown if the estimates of open requests alone are too much
   reason, wait = 'tpm', 1000
   local left, window = tokens, redis.call('ZRANGE', tokens_window, now - WINDOW + 1, '+inf', 'BYSCORE', 'WITHSCORES')
   for at = 1, #window, 2 do

@@ -1,4 +1,4 @@
--- What Redis itself knows of a user whose state is to be built: the open reservations, and the tokens of the window.
+-- Reads the parts of a state to be rebuilt that only Redis has: open reservations, and the tokens of the window.
 local function open_requests(user, duration, period)
   local reserved, open, estimated, newest = 0, 0, 0, 0
   local fields = redis.call('HGETALL', user)

@@ -1,4 +1,4 @@
--- An open reservation as the user's hash has it (packed.Reserved): amount, admitted ms, estimated tokens, prompt bound,
+-- Reads an open reservation from the user's hash (packed.Reserved): amount, admitted ms, estimated tokens, prompt bound,
 -- granted tokens, total, details. The first five are numbers.
 local function reservation(text)
   local amount, admitted, guess, bound, granted, total, details =

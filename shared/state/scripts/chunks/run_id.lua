@@ -1,4 +1,4 @@
--- The run id of this server: the epoch, for those whose connection doesn't know it.
+-- The run id of this server, which is the epoch, for callers whose connection doesn't know it.
 local function run_id()
   return string.match(redis.call('INFO', 'server'), 'run_id:(%w+)')
 end

@@ -1,6 +1,6 @@
--- The last minute of a user, read without changing it. Entries that have left it may still stand in the windows.
+-- Reads a user's last minute without changing it. The windows may still have older entries.
 
--- Milliseconds until nothing counts any more.
+-- Milliseconds until no entry counts any more.
 local function reset_of(window)
   local last = redis.call('ZRANGE', window, -1, -1, 'WITHSCORES')[2]
   return last and math.max(0, tonumber(last) + WINDOW - now) or 0
@@ -14,7 +14,7 @@ local function tokens_of(member)
   return tonumber(string.match(member, '%d+$'))
 end
 
--- Tokens that count, and how many entries have left. `sum`: of all that the window had when it was last looked at.
+-- The tokens that count, and the number of expired entries. `sum`: all tokens of the window at its last update.
 local function tokens_in(window, sum)
   local past = redis.call('ZRANGE', window, '-inf', now - WINDOW, 'BYSCORE')
   for _, member in ipairs(past) do
