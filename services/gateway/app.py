@@ -23,6 +23,7 @@ from services.gateway.relay.config import RelayConfig
 from services.gateway.relay.connection import RelaySite
 from services.gateway.relay.metrics import RelayMetrics
 from services.gateway.relay.open import OpenRequests
+from services.gateway.relay.views import count_refusal
 from services.gateway.settings import GatewaySettings
 from services.gateway.tokens import keyset
 from services.gateway.tokens.bearer import VERIFIER
@@ -74,6 +75,7 @@ DESCRIPTION = ServiceDescription(
         }
     },
     render_error=_render_error,
+    on_refusal=count_refusal,
     make_site=lambda runner, sock, frame, settings: RelaySite(
         runner, sock, frame, max_body=settings.max_request_size_bytes
     ),

@@ -15,7 +15,7 @@ from shared.service.protocol import ServiceSite
 from shared.service.proxies import PROXIES, Proxies, ProxyMetrics
 from shared.service.serve import DRAIN, Drain, SiteFactory, end_connection
 from shared.service.settings import Settings
-from shared.service.web import ErrorRenderer, Frame
+from shared.service.web import ErrorRenderer, Frame, OnRefusal
 from shared.telemetry.lines import stdout
 from shared.telemetry.logs import UserDigest
 from shared.telemetry.metrics import Page, Registry
@@ -59,6 +59,8 @@ class ServiceDescription:
     security_schemes: Mapping[str, Any]
     render_error: ErrorRenderer
     make_site: Callable[[web.AppRunner, socket.socket, Frame, Any], ServiceSite]
+    #: Called for each request that is answered with an error.
+    on_refusal: OnRefusal | None = None
 
 
 def build_apps(
@@ -88,6 +90,7 @@ def build_apps(
         user_digest=digest,
         service_types=service_types,
         probes=[op.path for op in (*ops.OPERATIONS, ops.METRICS_OPERATION)],
+        on_refusal=service.on_refusal,
     )
     apps = Apps(
         main,

@@ -62,6 +62,7 @@ HTML_POLICY = (
 _log = logs.logger("http")
 
 ErrorRenderer = Callable[[web.Request | None, ServiceError], web.Response]
+OnRefusal = Callable[[web.Request, ServiceError], None]
 
 
 class HttpMetrics:
@@ -107,16 +108,19 @@ class Frame:
         user_digest: logs.UserDigest,
         service_types: Iterable[str] = (),
         probes: Iterable[str] = (),
+        on_refusal: OnRefusal | None = None,
     ) -> None:
         """
         :param endpoints: the route templates: the values of the label ``endpoint``, beside ``unmatched``.
         :param service_types: the values of the label ``service_type``, beside ``none``.
         :param probes: those of the endpoints that are served to the end.
+        :param on_refusal: called for each request that is answered with an error, by a handler or before one.
         """
         self._probes = frozenset(probes)
         self._draining = False
         self._service_types = tuple(service_types)
         self._render_error = render_error
+        self._on_refusal = on_refusal
         self._digest = user_digest
         self._metrics = HttpMetrics(registry, endpoints)
 
@@ -219,6 +223,8 @@ class Frame:
 
     def _refuse(self, request: web.Request, error: ServiceError) -> web.Response:
         request[ERROR] = error.dependency if isinstance(error, DependencyUnavailable) else error.code
+        if self._on_refusal is not None:
+            self._on_refusal(request, error)
         return self._render_error(request, error)
 
 

@@ -15,6 +15,7 @@ import pytest
 import yaml  # type: ignore[import-untyped]
 
 from services.gateway.errors import kinds
+from services.gateway.relay.metrics import ABORT_BEFORE_ANSWER
 from tests.deploy.declarations import both_started
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
@@ -138,7 +139,7 @@ async def test_a_failure_is_the_same_to_the_objective_and_to_the_classes_of_erro
 
 
 #: Failures that are no error of a class: the client gave up.
-ABORTS: set[str] = set()
+ABORTS = {ABORT_BEFORE_ANSWER}
 
 
 def _document() -> str:

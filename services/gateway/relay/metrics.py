@@ -16,6 +16,9 @@ OVERHEAD_BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 
 #: The metric reasons of all errors, each with whether the failure is ours.
 REASONS = {kind.counted_as: kind.ours for kind in kinds()}
 
+#: The metric reason of a client that left before any of the answer had come.
+ABORT_BEFORE_ANSWER = "abort_before_answer"
+
 Labels = tuple[str, str, str]
 """Model (an exact name of the catalogue, or ``other``), service type, purpose."""
 
@@ -45,6 +48,7 @@ class RelayMetrics:
         self._slow = registry.counter("chat_slow_clients_total", "Clients dropped for taking nothing.")
         self._availability.preset(Outcome.SUCCESS, "none")
         self._availability.preset("excluded", Outcome.ABORT)
+        self._availability.preset("failure", ABORT_BEFORE_ANSWER)
         for reason, ours in REASONS.items():
             self._availability.preset("failure" if ours else "excluded", reason)
         for code in ("budget_exceeded", "rate_limit_exceeded"):
@@ -77,11 +81,17 @@ class RelayMetrics:
         elif error.code in ("budget_exceeded", "rate_limit_exceeded"):
             self._upstream_refusals.inc(error.code)
 
-    def ended(self, result: Outcome) -> None:
-        """An admitted request is over; one that ended with an error is also ``rejected``."""
-        if result is Outcome.SUCCESS:
-            self._availability.inc(Outcome.SUCCESS, "none")
-        elif result is Outcome.ABORT:
+    def succeeded(self) -> None:
+        self._availability.inc(Outcome.SUCCESS, "none")
+
+    def left(self, *, waiting: bool) -> None:
+        """The client has left.
+
+        :param waiting: it had sent its request and got nothing of an answer, which may have taken too long.
+        """
+        if waiting:
+            self._availability.inc("failure", ABORT_BEFORE_ANSWER)
+        else:
             self._availability.inc("excluded", Outcome.ABORT)
 
     def overhead(self, seconds: float) -> None:

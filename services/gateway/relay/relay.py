@@ -115,7 +115,7 @@ class Relay:
                 self._shared.metrics.slow_client()
             if isinstance(failure, UpstreamTimeout):
                 self._outcome = Outcome.TIMEOUT
-            charged = self._settle()
+            charged = self._settle(dropped=watch.dropped)
         return response if failure is None else await self._fail(failure, charged)
 
     async def _relay(self, stream: StreamRelay, watch: Watch) -> web.StreamResponse:
@@ -215,7 +215,8 @@ class Relay:
         self._operation.metrics.begun(seconds, self._labels[0])
         self._shared.metrics.overhead(self._asked_at - self._started)
 
-    def _settle(self) -> int:
+    def _settle(self, *, dropped: bool) -> int:
+        """:param dropped: the client was dropped because it took nothing."""
         tally, metrics = self._tally, self._shared.metrics
         told = self._told_cost()
         charged = self._shared.budgets.settle(
@@ -231,7 +232,10 @@ class Relay:
             ),
         )
         result = Outcome.ERROR if self._outcome is Outcome.TIMEOUT else self._outcome
-        metrics.ended(result)
+        if result is Outcome.SUCCESS:
+            metrics.succeeded()
+        elif result is Outcome.ABORT:
+            metrics.left(waiting=not (dropped or (self._stream is not None and self._stream.begun)))
         self._operation.metrics.ended(result, time.perf_counter() - self._started, self._labels, tally)
         if (reported := told or tally.cost) is not None:
             metrics.routing.cost(reported, self._labels[0])

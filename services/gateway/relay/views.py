@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 import uuid
 from collections.abc import Callable, Sequence
@@ -93,12 +94,15 @@ async def serve(request: web.Request, shared: Collaborators, operation: PaidOper
     """Authenticate, validate, admit, relay. Errors are raised as ServiceError until a stream has begun."""
     started = time.perf_counter()
     door = shared.bodies.door
+    arrived = False
+    relay: Relay | None = None
     try:
         shared.open_requests.check()
         principal = await authenticate(request)
         user, row = principal.user_id, principal.service_type
         door.check(user)
         body = await shared.bodies.read(request, user)
+        arrived = True
         with door.passing(user):
             asked = await shared.bodies.parse(body, user, partial(operation.parse, row=row))
             model = operation.model(asked, row, shared.models)
@@ -110,9 +114,17 @@ async def serve(request: web.Request, shared: Collaborators, operation: PaidOper
             relay = await _admit(request, shared, operation, principal, asked, model, size, started)
             del body, asked  # a stream is long, and its request may be large
             return await relay.run()
-    except ServiceError as error:
-        shared.metrics.rejected(error, request.get(MODEL, "other"), request.get(SERVICE_TYPE, "none"))
+    except asyncio.CancelledError:
+        if relay is None:  # otherwise the relay has counted it
+            shared.metrics.left(waiting=arrived)
         raise
+
+
+def count_refusal(request: web.Request, error: ServiceError) -> None:
+    """Count a request of a paid operation that is answered with an error, whatever refused it."""
+    resource = request.match_info.route.resource
+    if resource is not None and resource.canonical in (shared := request.app[COLLABORATORS]).operations:
+        shared.metrics.rejected(error, request.get(MODEL, "other"), request.get(SERVICE_TYPE, "none"))
 
 
 async def _admit(

@@ -28,11 +28,10 @@ from services.gateway.relay.config import RelayConfig
 from services.gateway.relay.connection import RelaySite
 from services.gateway.relay.metrics import RelayMetrics
 from services.gateway.relay.open import OpenRequests
-from services.gateway.relay.views import Paid
+from services.gateway.relay.views import Paid, count_refusal
 from services.gateway.settings import GatewaySettings
 from services.gateway.tokens.models import Principal
 from services.gateway.upstream.client import LiteLLM, UpstreamConfig
-from shared.errors import ServiceError
 from shared.service.serve import listen
 from shared.service.web import Frame
 from shared.telemetry.logs import UserDigest
@@ -62,14 +61,22 @@ class NotingBudgets:
     """Admits everything up to ``grant``; notes each settlement."""
 
     grant: int = 100_000
-    refuse: ServiceError | None = None
+    refuse: Exception | None = None
     charge: int = 7
     asks: list[Ask] = field(default_factory=list)
     open: dict[str, Reservation] = field(default_factory=dict)
     settled: list[tuple[Reservation, Delivery]] = field(default_factory=list)
     changed: asyncio.Event = field(default_factory=asyncio.Event)
+    #: Somebody has asked to be admitted, and may be answered.
+    came: asyncio.Event = field(default_factory=asyncio.Event)
+    answering: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def __post_init__(self) -> None:
+        self.answering.set()
 
     async def admit(self, ask: Ask) -> Reservation:
+        self.came.set()
+        await self.answering.wait()
         if self.refuse is not None:
             raise self.refuse
         self.asks.append(ask)
@@ -155,11 +162,12 @@ class Gateway:
         app = web.Application()
         app[DIALECTS] = (*self._dialects, replace(OPENAI, authenticate=authenticate))
         add_routes(app, [one.route for one in (CHAT, *self._paid)])
-        frame = Frame(
+        frame = self.frame = Frame(
             self.registry,
             lambda request, error: dialects.of(request).error_response(error),
             endpoints=["/v1/chat/completions"],
             user_digest=UserDigest(None),
+            on_refusal=count_refusal,
         )
         frame.install(app)
         async with LiteLLM.open(self.upstream, self.registry) as self.litellm, aiohttp.ClientSession() as self.session:

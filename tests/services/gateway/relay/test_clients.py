@@ -66,6 +66,9 @@ async def test_a_client_that_leaves_ends_the_upstream_request_at_once(gateway: G
         assert len(gateway.open_requests) == 0
         client.close()
     assert sorted(times)[1] < WITHIN, times
+    side, reason = ("excluded", "abort") if begun else ("failure", "abort_before_answer")
+    assert gateway.metric("chat_availability_total", outcome=side, reason=reason) == 3
+    assert gateway.metric("chat_availability_total") == 3
 
 
 async def test_a_client_that_leaves_behind_a_pipelined_body_is_seen_leaving(gateway: Gateway) -> None:
