@@ -1,8 +1,8 @@
 """Import of devices that another deployment has enrolled, since clients never attest again.
 
-A file is CSV with a header, or JSON lines, of ``key_id_b64``, ``public_key_pem``, ``counter``, and ``environment`` and
-``bundle_id``. Production needs the last two, since otherwise any key, development's included, would pass for one of
-production; elsewhere the first valid assertion fills in missing values. It is read row by row and stored in batches.
+A file is CSV with a header, or JSON lines, with ``key_id_b64``, ``public_key_pem``, ``counter``, ``environment`` and
+``bundle_id``. Production requires the last two, since otherwise a development key could pass for a production key;
+elsewhere the first valid assertion fills in missing values. The file is read row by row and stored in batches.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class RowRefused(Exception):
 def read_rows(file: TextIO, *, production: bool) -> Iterator[ImportedDevice | RowRefused]:
     """The devices of a file, and its refused rows.
 
-    :param production: the deployment accepts only production's keys, so each row must say that it is one.
+    :param production: the deployment accepts only production keys, so each row must say that its key is one.
     :raises ValueError: neither CSV with the columns nor JSON lines.
     """
     needed = _COLUMNS + (_PRODUCTION_COLUMNS if production else ())

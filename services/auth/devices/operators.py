@@ -1,4 +1,4 @@
-"""Operations of operators on devices. A revocation is final: a key in wrong hands stays there."""
+"""Operations of operators on devices. A revocation is final, since a stolen key remains stolen."""
 
 from __future__ import annotations
 

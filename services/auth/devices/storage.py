@@ -43,7 +43,7 @@ class Stored(Enum):
 
 
 _MAX_INTEGER = 2**31 - 1
-#: How far below the highest counter one may be that arrives late: the bits of ``counters_taken``.
+#: The distance below the highest counter at which a late one is still accepted: the bits of ``counters_taken``.
 LATE_COUNTERS = 64
 
 _ENROL = Query.text(
@@ -105,7 +105,7 @@ _IMPORT = Query.text(
 
 
 def _category(number: int | None) -> int | None:
-    """The category if the column can hold it: Apple's are small, a device's four bytes may not be."""
+    """The category if the column can hold it: Apple's values are small, but a device may send any four bytes."""
     return number if number is None or number <= _MAX_INTEGER else None
 
 

@@ -14,7 +14,7 @@ from shared.service.proxies import client_address, is_address
 class KnownGateways:
     """The gateways that auth knows.
 
-    :param keys: all are accepted, so that one can be replaced; none: there are no such gateways.
+    :param keys: the accepted secrets: several, so that one can be replaced; none, when no gateway may exchange.
     """
 
     def __init__(self, keys: Sequence[bytes]) -> None:
@@ -26,11 +26,11 @@ class KnownGateways:
         if len(given) != 1:
             return False
         key = given[0].encode("utf-8", "surrogateescape")
-        good = [hmac.compare_digest(key, one) for one in self._keys]  # each is tried: the time shows nothing
+        good = [hmac.compare_digest(key, one) for one in self._keys]  # all, so that the time shows nothing
         return any(good)
 
     def source(self, request: web.Request) -> str:
-        """The address of the client that a request is made for."""
+        """The address of the client for which a request is made."""
         if self.sent(request):
             given = request.headers.getall(CLIENT_HEADER, [])
             if len(given) == 1 and is_address(given[0]):

@@ -1,4 +1,4 @@
-"""Values of a token exchange, and what a credential kind implements."""
+"""Values of a token exchange, and the protocol of a credential kind."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ class Subject:
 
 @dataclass(frozen=True, slots=True)
 class Words:
-    """How people read of a kind of credential: in the API's documentation and in the console."""
+    """The words for a kind of credential in the API's documentation and in the console."""
 
-    #: What the ``subject_token`` is: "An FxA access token".
+    #: A description of the ``subject_token``: "An FxA access token".
     subject_token: str
-    #: What a user signs in with: "a Firefox account".
+    #: The thing with which a user signs in: "a Firefox account".
     sign_in: str
-    #: What an identity is, and its form: "FxA uid" and "32 hex characters".
+    #: The kind of an identity and its form: "FxA uid" and "32 hex characters".
     identity: str
     form: str
 

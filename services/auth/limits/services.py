@@ -3,9 +3,8 @@
 The window slides over two counters: this minute's, plus the part of the last minute's that is still within sixty
 seconds. A count takes one round trip. Names in Redis are digests.
 
-A source has two windows at each door: one for what succeeded, counted once the credential has verified, and one for
-what was refused. Garbage fills only the second, so that it never locks out good credentials from the same address:
-those are still verified.
+A source has two windows at each door: one counts successes, once the credential is verified, and one counts refusals.
+Garbage fills only the second, so it never locks out good credentials from the same address: those are still verified.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ from shared.telemetry import logs
 from shared.telemetry.metrics import Registry
 
 WINDOW = 60
-#: Seconds that a limit waits for Redis, and for which Redis is not asked after a failure.
+#: Seconds that a limit waits for Redis, and seconds after a failure in which Redis is not asked.
 _PATIENCE, _PAUSE = 0.5, 1.0
 #: Number of subjects that this process counts itself while Redis is down, and of full windows that it remembers.
 _LOCAL_SUBJECTS = 50_000
@@ -81,7 +80,7 @@ class Limits:
     ) -> None:
         """
         :param kinds: the limit per minute of each kind; 0 = no limit.
-        :param doors: kinds that have a second window of the same size, for what ``failures`` counts.
+        :param doors: kinds with a second window of the same size, for the refusals that ``failures`` counts.
         """
         doors = doors or {}
         kinds = {**kinds, **doors, **{f"{name}{_REFUSED}": limit for name, limit in doors.items()}}
@@ -102,7 +101,7 @@ class Limits:
 
     @asynccontextmanager
     async def failures(self, door: str, address: str) -> AsyncIterator[None]:
-        """Count refusals that the block raises: of bad requests and credentials, not of limits.
+        """Count the refusals of bad requests and credentials, but not of limits, that the block raises.
 
         :raises SlowDown: instead of the refusal, once the address has had too many.
         """

@@ -1,7 +1,7 @@
 """Decisions on their way from PostgreSQL to Redis: applied at once, or as soon as Redis is back.
 
-A change and its row in ``redis_changes`` are written in one transaction. Applying it reads the truth of the identity
-again and writes that, under an advisory lock, so that the order in which changes are applied doesn't matter.
+A change and its row in ``redis_changes`` are written in one transaction. Applying it reads all decisions about the
+identity again and writes them to Redis, under an advisory lock, so that the order of changes doesn't matter.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _log = logs.logger("changes")
 
 
 class NotInRedisYet(DependencyUnavailable):
-    """The decision is in PostgreSQL and not in Redis yet."""
+    """A decision is in PostgreSQL but not in Redis yet."""
 
     def __init__(self) -> None:
         super().__init__("redis")
@@ -47,10 +47,10 @@ class Changes:
     async def record(
         self, transaction: Transaction, identity: str, kind: str, payload: Mapping[str, str] | None = None
     ) -> None:
-        """Within the transaction of the change itself.
+        """Record a change, within its own transaction.
 
-        :param kind: for people who read the table.
-        :param payload: ``{"deleted": user_id}`` when a user was deleted, which no row tells any more.
+        :param kind: a name for people who read the table.
+        :param payload: ``{"deleted": user_id}`` when a user was deleted, since no row shows that any more.
         """
         await storage.record(transaction, identity, kind, payload or {})
 
@@ -62,10 +62,12 @@ class Changes:
         return await storage.waiting(self._database, identity)
 
     async def apply(self, identity: str) -> None:
-        """Write PostgreSQL's truth about an identity to Redis: its standing, tiers and revoked tokens.
+        """Write all decisions about an identity from PostgreSQL to Redis: its standing, tiers and revoked tokens.
 
-        :raises NotInRedisYet: tried again in the background.
-        :raises DatabaseUnavailable: so is this.
+        After either error a background loop tries again.
+
+        :raises NotInRedisYet: Redis did not take them.
+        :raises DatabaseUnavailable: PostgreSQL could not be asked.
         """
         async with self._database.transaction() as transaction:
             decided = await storage.take(transaction, identity)
@@ -82,7 +84,7 @@ class Changes:
         """
         version = await decisions.standing_version(self._redis, identity)
         if not await decisions.set_standing(self._redis, identity, decided.standing, version=version):
-            raise NotInRedisYet  # an abandoned call came between: once more
+            raise NotInRedisYet  # an abandoned call came in between: try again
         async with self._redis.pipeline(transaction=False) as pipeline:  # a user may have revoked thousands
             for jti, expires_at in decided.revoked_tokens.items():
                 await decisions.revoke_token(pipeline, identity, jti, expires_at)
@@ -119,7 +121,7 @@ class Changes:
                 await self.apply(identity)
             except DependencyUnavailable as error:
                 failed = error
-                await self._ping()  # one identity's trouble should not hold up the others
+                await self._ping()  # a failure for one identity must not hold up the others
         self._pending.set(await storage.count_pending(self._database))
         if failed is not None:
             raise failed

@@ -1,6 +1,6 @@
-"""The SQL of decisions about identities, and of those that Redis may not know yet.
+"""The SQL of decisions about identities, and of the decisions that Redis may lack.
 
-A decision is written in a transaction together with its row in ``redis_changes``.
+A decision and its row in ``redis_changes`` are written in one transaction.
 """
 
 from __future__ import annotations
@@ -62,10 +62,10 @@ _COUNT = Query.text("select count(*) as pending from redis_changes")
 
 @dataclass(frozen=True, slots=True)
 class Decided:
-    """All that is decided about an identity. ``change`` is the newest change that this takes in.
+    """All decisions about an identity, up to the change with the number ``change``.
 
-    ``tiers`` are those of its users, by user id; ``deleted`` are users that no longer exist, and that begin again with
-    the tier of their service type. ``revoked_tokens`` is when each of its revoked tokens expires, by token id.
+    ``tiers`` maps the identity's user ids to tiers. ``deleted`` are users that no longer exist; should they come back,
+    they begin with the tier of their service type. ``revoked_tokens`` maps token ids to the times of their expiry.
     """
 
     standing: Standing
@@ -98,7 +98,7 @@ async def revoke_device(transaction: Transaction, key_id: str, reason: str | Non
 
 async def revoke_token(transaction: Transaction, jti: str, user_id: str, expires_at: datetime) -> bool:
     """
-    :returns: whether it was not revoked before.
+    :returns: False if it was revoked before.
     :raises DatabaseUnavailable: PostgreSQL could not be asked.
     """
     return (await transaction.fetch_one(_REVOKE_TOKEN, jti=jti, user_id=user_id, expires_at=expires_at)) is not None
@@ -110,7 +110,7 @@ async def set_tier(transaction: Transaction, user_id: str, tier: str) -> None:
 
 
 async def knows_revoked(database: Database, identity: str, jti: str) -> bool:
-    """Whether a token is revoked, and Redis knows all that is decided about its identity.
+    """Whether a token is revoked, and Redis knows all decisions about its identity.
 
     :raises DatabaseUnavailable: PostgreSQL could not be asked.
     """
@@ -119,7 +119,7 @@ async def knows_revoked(database: Database, identity: str, jti: str) -> bool:
 
 
 async def record(transaction: Transaction, identity: str, kind: str, payload: Mapping[str, str]) -> None:
-    """Record that Redis has to learn of the decision in this transaction.
+    """Record that the decision of this transaction must be written to Redis.
 
     :raises DatabaseUnavailable: PostgreSQL could not be asked.
     """

@@ -26,7 +26,7 @@ class AccessToken:
 
 @dataclass(frozen=True, slots=True)
 class IssuedToken:
-    """One of our own tokens, its signature verified; it may have expired."""
+    """A token that auth issued, with a verified signature; it may have expired."""
 
     jti: str
     user_id: str

@@ -80,7 +80,7 @@ class KeyRing:
     def signing_key(self) -> SigningKey:
         """The key that signs now.
 
-        :raises DependencyUnavailable: there is none any more.
+        :raises DependencyUnavailable: there is no key any more.
         """
         self._need_keys()
         now = self._clock()
@@ -109,7 +109,7 @@ class KeyRing:
 
     @asynccontextmanager
     async def running(self, registry: Registry) -> AsyncIterator[None]:
-        """Reads the folder every few seconds, so that a new key needs no restart."""
+        """Read the folder every few seconds, so that a new key needs no restart."""
         age = registry.gauge("signing_key_age_seconds", "For how long the key that signs has been doing so.")
         async with background.running(registry, signing_keys=lambda: self._keep_looking(age)):
             yield
@@ -200,7 +200,7 @@ def _fingerprint(folder: Path) -> object:
 def _status(path: Path) -> tuple[int, ...] | None:
     try:
         status = path.stat()
-    except OSError:  # a link to nothing: ``load_key`` says so
+    except OSError:  # a dangling link: ``load_key`` reports it
         return None
     return status.st_ctime_ns, status.st_mtime_ns, status.st_ino, status.st_size
 

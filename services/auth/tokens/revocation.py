@@ -53,5 +53,5 @@ REVOCATION = web.AppKey("revocation", Revocation)
 
 
 def _until(token: IssuedToken) -> float:
-    """The time until which it may be valid by the clock of a slow gateway."""
+    """The time until which a gateway with a slow clock may accept it."""
     return token.expires_at + CLOCK_SKEW

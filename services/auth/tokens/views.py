@@ -109,7 +109,7 @@ OPERATIONS = [
         revoke,
         "Revoke an access token (RFC 7009)",
         {
-            200: Answer("It is revoked, or it wasn't one of ours, or it had expired"),
+            200: Answer("The token is revoked now, or was not issued here, or had expired"),
             400: Answer("`invalid_request`", ErrorBody),
             429: Answer(
                 "`slow_down`: too many from one source; tokens that aren't ours are counted apart",

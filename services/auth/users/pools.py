@@ -1,7 +1,7 @@
-"""Pools: service types that share their capacity, in which an identity takes one place however many of them it uses.
+"""Pools: service types that share their capacity. An identity takes one place in a pool, however many of them it uses.
 
-The number of a pool is advanced under the lock of its row. It is counted from the users when the pool is new, or has
-got other service types.
+The number of a pool changes under the lock of its row. When the pool is new, or its service types have changed, the
+number is counted from the users.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ _STATUS = Query.text(
 
 
 async def is_full(database: Database, user_id: str, identity: str, row: ServiceType) -> bool:
-    """Whether a newcomer would find no place; it takes no lock, so that newcomers cost little while there is none.
+    """Whether a pool is full. The check takes no lock, so that newcomers cost little while it is.
 
     :raises DatabaseUnavailable: PostgreSQL could not be asked.
     """

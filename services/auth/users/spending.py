@@ -1,4 +1,4 @@
-"""What users have spent in their current period, and what their next request would meet."""
+"""The spending of users in their current period, and the forecast of their next request."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ class Spent:
 
     @property
     def share(self) -> float:
-        """What is spent of the budget: 1 = all of it."""
+        """The spent part of the budget; 1 = all of it."""
         if self.max_budget_nano:
             return self.spent_nano / self.max_budget_nano
         return 1.0 if self.spent_nano else 0.0
 
 
 class Spending:
-    """Redis speaks for users whom a gateway has seen since Redis began; for others the ledger has all there is."""
+    """The spending of users: from Redis, or from the ledger for users without state in Redis."""
 
     def __init__(self, database: Database, redis: Client, service_types: ServiceTypes) -> None:
         self._database = database
@@ -50,8 +50,8 @@ class Spending:
         self._rows = service_types.rows
 
     def row(self, user_id: str, tier: str) -> ServiceType | None:
-        """The row whose money and rates hold for a user: as the gateways see it, a tier that is no more is the
-        user's own service type."""
+        """The row whose money and rates hold for a user. As in the gateways, a tier without a row counts as the user's
+        own service type."""
         return self._rows.get(tier) or self._rows.get(user_id.rpartition(":")[2])
 
     async def of(self, tiers: Mapping[str, str], now: float) -> dict[str, Spent]:
@@ -80,7 +80,7 @@ class Spending:
         return found
 
     async def _states(self, user_ids: list[str]) -> dict[str, UserState | None]:
-        known = [user_id for user_id in user_ids if is_user(user_id)]  # what a token can carry: others have no state
+        known = [user_id for user_id in user_ids if is_user(user_id)]  # tokens carry no others
         if not known:
             return {}
         try:
@@ -89,7 +89,7 @@ class Spending:
             return {}  # the ledger has it
 
     async def outlook(self, user: storage.UserRow, spent: Spent, *, least: int) -> Outlook | None:
-        """What a request is refused for that has to reserve ``least`` nano-dollars, and next to nothing but its prompt.
+        """The reasons that refuse a user's request which reserves ``least`` nano-dollars, mostly for its prompt.
 
         :returns: None when Redis can't tell, or no row holds for the user.
         :raises DatabaseUnavailable:

@@ -39,7 +39,7 @@ class _Full(Exception):
 
 
 async def enter(database: Database, user_id: str, identity: str, row: ServiceType) -> bool:
-    """Make a user row. Of newcomers that race for the last places, exactly as many get in as there are places.
+    """Make a user row. When newcomers race for the last places, exactly as many get in as there are places.
 
     :returns: False when a newcomer found no place.
     :raises DatabaseUnavailable: PostgreSQL could not be asked.
@@ -51,7 +51,7 @@ async def enter(database: Database, user_id: str, identity: str, row: ServiceTyp
         if await pools.is_full(database, user_id, identity, row):
             return False
     elif 0 < row.max_users <= found["users"]:
-        return False  # while the service type is full, newcomers cost a read each, and no lock
+        return False  # while the service type is full, each newcomer costs one read and no lock
     try:
         async with database.transaction() as transaction:
             inserted = await transaction.fetch_one(_INSERT, user_id=user_id, identity=identity, service_type=row.name)

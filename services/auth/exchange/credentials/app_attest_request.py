@@ -1,9 +1,9 @@
-"""An App Attest assertion over the body of one request to a gateway, as shipped Firefox for iOS makes it.
+"""An App Attest assertion over the body of one request to a gateway, as released versions of Firefox for iOS make it.
 
-The challenge is not signed: it only comes with the assertion. What keeps a second use out is the counter, which is
-signed and taken once. Requests that are made at the same time arrive in any order, so a counter may be taken while it
-is close to the highest one. The body's digest comes from the gateway, which has seen the body; so the access token is
-for that body alone.
+The challenge is not signed: it only comes with the assertion. The counter, which is signed and accepted once, prevents
+a second use. Requests that are made at the same time arrive in any order, so a counter is accepted while it is close to
+the highest one. The body's digest comes from the gateway, which has seen the body; so the access token is good for that
+body alone.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Assertions of App Attest, whatever it is that they sign.
+"""App Attest assertions: the verification that all credential kinds with an assertion share.
 
 Order: parse, challenge's MAC and time, device, signature and all checks; at the very end of the exchange, consume the
 challenge and take the counter.
@@ -50,9 +50,9 @@ _Token = TypeVar("_Token")
 
 @dataclass(frozen=True, slots=True)
 class Sent:
-    """An assertion as a client sent it. ``client_data_hash`` is what it signs.
+    """An assertion as a client sent it. It signs ``client_data_hash``.
 
-    ``late_counters``: the window of ``storage.advance_counter``. The last two are the subject's.
+    ``late_counters`` is the window of ``storage.advance_counter``. The last two fields are copied to the subject.
     """
 
     key_id_b64: str
