@@ -1,4 +1,4 @@
-"""The auth service, put together."""
+"""The assembly of the auth service."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ DESCRIPTION = ServiceDescription(
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """What is read and checked before anything is opened, so that a bad file stops the start."""
+    """The files that are read and checked before a connection opens, so that a bad file stops the start."""
 
     service_types: ServiceTypes
     key_ring: KeyRing

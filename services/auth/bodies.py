@@ -1,4 +1,4 @@
-"""Request bodies: small here, and so read whole before anything else is done, in bounded time."""
+"""Request bodies. They are small in auth, and are read whole, in bounded time, before the handlers run."""
 
 from __future__ import annotations
 

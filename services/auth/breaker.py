@@ -1,4 +1,4 @@
-"""A circuit breaker: after failures in a row it lets nothing through for a while, then one call, to find out.
+"""A circuit breaker: after consecutive failures it rejects all calls for a while, then lets one through as a probe.
 
 closed ── failures in a row, or a wait that was asked for ──▶ open ── time ──▶ half-open (one probe)
    ▲                                                             ▲                    │
@@ -19,7 +19,7 @@ class State(IntEnum):
 
 
 class BreakerOpen(Exception):
-    """The call was not let through.
+    """The breaker rejected a call.
 
     :param retry_after: seconds after which it is worth trying again.
     """
@@ -31,10 +31,10 @@ class BreakerOpen(Exception):
 
 class Breaker:
     """
-    :param failures: how many in a row open it.
+    :param failures: the number of consecutive failures that opens it.
     :param counts: the exceptions that are failures; one with a ``retry_after`` (seconds) opens it at once, for that
-        long but ``longest_asked`` at most. All others say that the dependency is well.
-    :param first, longest: seconds that it stays open: the first, then doubled at each failed probe, up to the longest.
+        long but ``longest_asked`` at most. All other exceptions show that the dependency works.
+    :param first, longest: the seconds for which it stays open: first, then doubled at each failed probe up to longest.
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class Breaker:
     def call(self) -> Iterator[None]:
         """One call to the dependency.
 
-        :raises BreakerOpen: it was not let through.
+        :raises BreakerOpen: the call was rejected.
         """
         self.check()
         probing = self._state is State.OPEN

@@ -1,4 +1,4 @@
-"""What all of auth's answers may be."""
+"""The body of auth's error answers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What auth answers when it refuses.
+"""The errors of auth.
 
     ServiceError
     └── AuthError                      rendered as {"error", "error_description"} (RFC 6749 section 5.2)

@@ -1,4 +1,4 @@
-"""What auth depends on: checked by readiness while it runs, and by ``mlpa check auth`` before it starts."""
+"""Checks of auth's dependencies: by readiness while it runs, and by ``mlpa check auth`` before it starts."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def health(key_ring: KeyRing, opened: Opened, fxa: FxAVerifier) -> Health:
 
 @asynccontextmanager
 async def before_start(settings: AuthSettings, key_ring: KeyRing) -> AsyncIterator[Health]:
-    """What can be tried without starting auth."""
+    """The checks that work without a running auth."""
     registry = Registry()
     async with AsyncExitStack() as stack:
         opened = await stack.enter_async_context(connections(settings, registry))

@@ -37,7 +37,7 @@ class Page(Generic[_T]):
 def place(cursor: str | None, parts: int) -> Place:
     """
     :param parts: how many values the key of a row has.
-    :raises InvalidRequest: the cursor is not one of ours.
+    :raises InvalidRequest: the cursor was not issued here.
     """
     if not cursor:
         return Place(None)
@@ -72,7 +72,7 @@ def decode(cursor: str, parts: int) -> Sequence[str]:
     """The key of a cursor.
 
     :param parts: how many values such a key has.
-    :raises InvalidRequest: it isn't one of ours.
+    :raises InvalidRequest: it was not issued here.
     """
     try:
         if len(cursor) > _MAX or not cursor.isascii():

@@ -1,4 +1,4 @@
-"""User management and the console, put together; only where there are admin keys."""
+"""The assembly of user management and the console; a deployment without admin keys has neither."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from shared.stores.postgres import Database
 
 OPERATIONS = [*api.OPERATIONS, *views.OPERATIONS]
 
-#: Sums over the ledger run on connections of their own, and may take longer than a request.
+#: Sums over the ledger have their own connections and may take longer than a request.
 _REPORT_CONNECTIONS, _REPORT_SECONDS = 2, 30.0
 
 

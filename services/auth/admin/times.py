@@ -1,4 +1,4 @@
-"""How the API and the pages write a time."""
+"""The format of times in the API and on the pages."""
 
 from __future__ import annotations
 

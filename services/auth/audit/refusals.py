@@ -52,7 +52,7 @@ class Refusals:
     def add(self, actor: Actor, action: str, subject: str, tried: str) -> bool:
         """Count one refusal. Returns whether it is the first since the last row of its kind.
 
-        :param tried: what was refused; the row counts by it. Of few values.
+        :param tried: the refused action, of few values; the row counts by it.
         """
         subject = _shown(subject)
         name = (actor.name, action, subject, actor.source)

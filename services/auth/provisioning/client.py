@@ -51,7 +51,7 @@ _KEY = re.compile(r"[A-Za-z0-9._-]{16,256}")
 
 
 class LiteLLMError(Exception):
-    """LiteLLM did not do what it was asked to."""
+    """LiteLLM did not fulfil a request."""
 
 
 class LiteLLMUnavailable(LiteLLMError):
@@ -115,7 +115,7 @@ class LiteLLMAdmin:
     async def budgets(self, names: Sequence[str]) -> dict[str, Budget]:
         """Those of the named budgets that exist.
 
-        :raises LiteLLMError: they can't be read. they can't be read.
+        :raises LiteLLMError: they can't be read.
         """
         answer = await self._ask("POST", "/budget/info", {"budgets": list(names)})
         if not answer.ok or not isinstance(answer.body, list):
@@ -126,7 +126,7 @@ class LiteLLMAdmin:
     async def put_budget(self, budget: Budget, *, exists: bool) -> None:
         """Make a budget, or update it.
 
-        :param exists: as last seen; a change meanwhile does no harm.
+        :param exists: as last seen; a change in the meantime does no harm.
         :raises LiteLLMError: it was not done.
         """
         body = {
@@ -302,7 +302,7 @@ def _type(body: Any) -> str | None:
 
 
 def _budget(row: Any) -> Budget | None:
-    """A row of /budget/info; None if it isn't ours, or its limit was removed."""
+    """A budget from a row of /budget/info; None for a row without a name."""
     if not isinstance(row, dict):
         return None
     name, amount, duration = row.get("budget_id"), row.get("max_budget"), row.get("budget_duration")

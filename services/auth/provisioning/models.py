@@ -16,8 +16,8 @@ _DURATIONS = {seconds: name for name, seconds in DURATIONS.items()}
 class Budget:
     """A budget of LiteLLM. It limits money only: the gateway limits requests and tokens per minute.
 
-    LiteLLM's period is a calendar day, week (from Monday), month or hour of UTC, ours a multiple of ``duration``
-    since 1970. One of theirs overlaps at most two of ours, so a factor of 2 never limits a user within our budget.
+    LiteLLM's period is a calendar day, week (from Monday), month or hour of UTC; MLPA's is a multiple of ``duration``
+    since 1970. One of LiteLLM's overlaps at most two of MLPA's, so a factor of 2 never limits a user within the budget.
     """
 
     name: str
@@ -26,7 +26,7 @@ class Budget:
 
     @classmethod
     def of(cls, row: ServiceType, factor: float) -> Budget:
-        """The budget of a service type's users: ``factor`` times ours, to whole nano-dollars."""
+        """The budget of a service type's users: ``factor`` times that of the row, to whole nano-dollars."""
         amount = (row.max_budget_nano * Decimal(str(factor))).to_integral_value(ROUND_HALF_EVEN)
         return cls(budget_name(row.name), int(amount), _DURATIONS[row.duration_seconds])
 

@@ -58,7 +58,7 @@ class Provisioner:
     ) -> None:
         """
         :param rows: the service types, by name.
-        :param factor: LiteLLM's budget of a user, times ours.
+        :param factor: LiteLLM's budget of a user as a multiple of the row's.
         """
         self._admin = admin
         self._database = database
@@ -233,7 +233,7 @@ class Provisioner:
         """Log a fault once, not for each user that meets it."""
         self._metrics.results.inc("failure")
         self._metrics.up.set(0)
-        fault = str(error) if isinstance(error, LiteLLMError) else "PostgreSQL is away"
+        fault = str(error) if isinstance(error, LiteLLMError) else "PostgreSQL is down"
         if fault != self._fault:
             self._fault = fault
             _log.warning("provisioning_failed", error=fault)
@@ -246,7 +246,7 @@ class Provisioner:
 
 
 class _Recent:
-    """The users that were queued last."""
+    """The set of the most recently queued users."""
 
     def __init__(self, size: int) -> None:
         self._size = size

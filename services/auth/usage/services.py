@@ -1,4 +1,4 @@
-"""Figures of the overview, kept ready so that no page sums up the ledger.
+"""The figures of the overview, computed in advance so that no page sums up the ledger.
 
 The hours are summed up in the background by one process for all: the newest ones often, and once an hour the last
 day again, for rows that came late (PostgreSQL was down, a request whose gateway died). The users who spent most are

@@ -1,1 +1,1 @@
-"""Who may manage users: keys, sessions of the console, and what is counted of those refused."""
+"""Access to user management: admin keys, sessions of the console, and the count of wrong keys."""

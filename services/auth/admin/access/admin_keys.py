@@ -1,4 +1,4 @@
-"""Who may use the API of user management and the console: named keys with roles, known by their digests."""
+"""The admin keys, which open the API of user management and the console: named, with roles, known by their digests."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def _today() -> date:
 
 @dataclass(frozen=True, slots=True)
 class AdminKey:
-    """``digest`` is SHA-256 of the key; the key itself is kept nowhere. ``until`` is its last day, in UTC."""
+    """A named key. ``digest`` is its SHA-256; the key itself is kept nowhere. ``until`` is its last day, in UTC."""
 
     name: str
     role: Role
@@ -96,7 +96,7 @@ class AdminKeys:
         return bool(self._keys)
 
     def find(self, secret: str) -> AdminKey | None:
-        """The key that somebody presents; takes the same time whether and wherever it is found. Nothing is no key."""
+        """The key that a caller presents, if it is one of these. The time taken doesn't depend on the result."""
         digest = hashlib.sha256(secret.encode(errors="surrogatepass")).digest()
         found = None
         for key in self._keys:

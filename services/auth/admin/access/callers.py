@@ -1,4 +1,4 @@
-"""Who calls: the holder of a key in a header, or of a session in a cookie; and whether they may change something."""
+"""The caller of a request: the holder of a key in a header, or of a session in a cookie; and its right to changes."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from services.auth.audit.storage import Actor
 from services.auth.errors import Forbidden, Unauthorized
 from shared.service.proxies import client_address
 
-#: Header fields that a key may come in. The last two are those of the single-process MLPA, whose operators' tools use
-#: them; proxies drop such names unless they are told not to.
+#: Header fields that may carry a key. The last two come from the single-process MLPA and its operators' tools; most
+#: proxies drop names with underscores unless configured otherwise.
 _FIELDS = ("Authorization", "master_key", "mlpa_ui_access_key")
 _REALM = 'Bearer realm="mlpa"'
 
@@ -50,7 +50,7 @@ def actor(request: web.Request, key: AdminKey) -> Actor:
 
 
 def changing(request: web.Request, key: AdminKey) -> Actor:
-    """The holder of a key, who is about to change something.
+    """The holder of a key that permits changes.
 
     :raises Forbidden: it is a viewer's key. The audit log counts the attempt.
     """

@@ -13,12 +13,12 @@ SIGN_IN = "mlpa_sign_in"
 
 
 def read(request: web.Request, cookie: str) -> str:
-    """What the browser sent; empty without it."""
+    """The cookie's value; empty when the browser sent none."""
     return request.cookies.get(name(request, cookie), "")
 
 
 def put(request: web.Request, response: web.Response, cookie: str, value: str, max_age: int | None = None) -> None:
-    """Have the browser keep a cookie, for a session of its own unless ``max_age`` says how many seconds."""
+    """Set a cookie, for ``max_age`` seconds or else until the browser closes."""
     response.set_cookie(name(request, cookie), value, max_age=max_age, **_attributes(request))
 
 
@@ -32,7 +32,7 @@ def name(request: web.Request, cookie: str) -> str:
 
 
 def _secure(request: web.Request) -> bool:
-    """Whether cookies go over TLS alone; development has none."""
+    """Whether cookies are sent over TLS only; development has no TLS."""
     return not request.app[SETTINGS].mlpa_debug
 
 

@@ -1,4 +1,4 @@
-"""Against forms that another site submits: a token in every form, and the browser's own word on who asks."""
+"""Protection against forms that another site submits: a token in every form, and the browser's ``Sec-Fetch-Site``."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class ForeignForm(Forbidden):
 
 
 def sign_in_token(request: web.Request) -> str:
-    """The token of a browser that has no session yet: what its cookie holds, or a new one."""
+    """The token of a browser without a session: from its cookie, or a new one."""
     held = cookies.read(request, cookies.SIGN_IN)
     return held if len(held) == _LENGTH and held.isascii() else secrets.token_urlsafe(32)
 

@@ -1,6 +1,7 @@
 """Sessions of the console, in Redis under a digest of their id, and signed.
 
-Who reads Redis can't take one over, and who writes to it can't make one, nor make one last or belong to another key.
+An attacker who reads Redis can't take a session over; one who writes to it can't make a session, prolong one, or give
+one to another key.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ ABSOLUTE_SECONDS = 12 * 3600
 
 _MAC_BYTES = 32
 
-#: Only where the session still is: after a sign-out in another tab it would be kept for ever.
+#: Writes only to an existing session: after a sign-out in another tab the entry would never expire.
 _SAY = """
 if redis.call('EXISTS', KEYS[1]) == 0 then return 0 end
 redis.call('HSET', KEYS[1], 'flash', ARGV[1])
@@ -37,14 +38,14 @@ Tone = Literal["success", "warning"]
 
 
 class Flash(msgspec.Struct, frozen=True):
-    """What the page after a change says."""
+    """The message on the page after a change."""
 
     text: str
     tone: Tone = "success"
 
 
 class _Held(msgspec.Struct, array_like=True, forbid_unknown_fields=True, frozen=True):
-    """What Redis keeps, behind its MAC. The role is not in it: that is the configuration's to say, at every request."""
+    """A session's value in Redis, behind its MAC. It has no role: the configuration decides that at every request."""
 
     name: str
     born: int
@@ -53,7 +54,7 @@ class _Held(msgspec.Struct, array_like=True, forbid_unknown_fields=True, frozen=
 
 @dataclass(frozen=True, slots=True)
 class Session:
-    """``csrf`` is the token that every form of this session carries."""
+    """A signed-in browser. ``csrf`` is the token in every form of this session."""
 
     id: str
     key: AdminKey
@@ -62,7 +63,7 @@ class Session:
 
 
 class Sessions:
-    """A session ends 30 minutes after its last request, 12 hours after sign-in, and when its key is no more.
+    """The sessions. One ends 30 minutes after its last request, 12 hours after sign-in, and when its key is removed.
 
     Every method raises ``DependencyUnavailable`` when Redis can't be asked.
     """
@@ -75,7 +76,7 @@ class Sessions:
         *,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        """:param challenge_secrets: sessions are signed with a key made of the first; those of all are good."""
+        """:param challenge_secrets: a key made from the first signs sessions; signatures of all are accepted."""
         self._redis = redis
         self._say: Any = redis.register_script(_SAY)
         self._keys = admin_keys
@@ -97,9 +98,9 @@ class Sessions:
         return session
 
     async def find(self, session_id: str, *, take_flash: bool) -> Session | None:
-        """The session of an id, kept alive by this.
+        """The session with an id; finding it prolongs it.
 
-        :param take_flash: hand out what is to be said, once.
+        :param take_flash: take its message, which is shown once.
         """
         name = _name(session_id)
         try:
@@ -136,7 +137,7 @@ class Sessions:
         return Session(session_id, key, held.csrf, flash)
 
     async def say(self, session: Session, flash: Flash) -> None:
-        """Have the next page say something; nothing happens to a session that is over."""
+        """Show a message on the next page; does nothing when the session has ended."""
         try:
             await self._say(keys=[_name(session.id)], args=[msgspec.json.encode(flash), IDLE_SECONDS])
         except RedisError as error:
@@ -157,7 +158,7 @@ def _name(session_id: str) -> str:
 
 
 def _mac(secret: bytes, session_id: str, key: AdminKey, held: bytes) -> bytes:
-    """Bound to the id, so that a copy under another is none, and to the key, so that a new one of its name ends it."""
+    """The MAC covers the id, so that a copy under another id is invalid, and the key, so that a new key ends it."""
     return hmac.digest(secret, _digest(session_id) + key.digest + held, "sha256")
 
 

@@ -1,4 +1,4 @@
-"""What the API of user management takes and answers."""
+"""The bodies of requests and answers of the API of user management."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class LedgerBody(msgspec.Struct, frozen=True):
     rows: list[LedgerRowBody]
 
 
-#: What a person may write; PostgreSQL stores no NUL.
+#: Free text of a person; PostgreSQL stores no NUL.
 Reason = Annotated[str, msgspec.Meta(max_length=500, pattern=r"^[^\x00-\x08\x0b-\x1f\x7f]*$")]
 
 

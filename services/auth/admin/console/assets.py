@@ -32,7 +32,7 @@ class Assets:
             self._assets[path.name] = _Asset(body, kind, hashlib.sha256(body).hexdigest()[:12])
 
     def url(self, name: str) -> str:
-        """The path of a file; another one when its content is another."""
+        """The path of a file, which changes with its content."""
         return f"/admin/static/{name}?v={self._assets[name].version}"
 
     def response(self, request: web.Request) -> web.Response:

@@ -1,4 +1,4 @@
-"""How the pages write money, times and numbers."""
+"""The formats of money, times and numbers on the pages."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _THOUSAND = 1000
 
 
 def usd(nano: float) -> str:
-    """``$1,234.50``; below a dollar as many decimals as say something, at least two."""
+    """``$1,234.50``; below a dollar with two significant digits, and at least two decimals."""
     amount = Decimal(nano) / NANO
     if not nano:
         return "$0"
@@ -66,7 +66,7 @@ def duration(seconds: float) -> str:
 
 
 def period(seconds: int) -> str:
-    """What a budget is for: ``hour``, ``day``, ``7 days``."""
+    """The period of a budget: ``hour``, ``day``, ``7 days``."""
     count, unit = next((seconds // size, unit) for unit, size in (("day", 86400), ("hour", 3600)) if seconds >= size)
     return unit if count == 1 else f"{count} {unit}s"
 

@@ -1,7 +1,7 @@
-"""What the gateways say of themselves: readiness, and what they refused.
+"""The state of the gateways by their own report: readiness, and counts of refusals.
 
-A gateway may have been taken over, or something else answers at its address: no redirect is followed, and nothing is
-read, kept or shown beyond its bounds.
+A gateway may have been taken over, or another server may answer at its address: no redirect is followed, and
+everything that is read, kept or shown has bounds.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class GatewayReport:
 
 
 class Gateways:
-    """Asked at most every few seconds, once for all who want to know."""
+    """The gateways, asked at most every few seconds, once for all concurrent callers."""
 
     def __init__(self, session: aiohttp.ClientSession, url: str, metrics_urls: Sequence[str]) -> None:
         self._session = session
@@ -79,7 +79,7 @@ class Gateways:
             answer = await fetch.ask(self._session, "GET", url, limit=_MAX_READINESS, timeout=_TIMEOUT)
             told = _readiness.decode(answer.body)
         except (fetch.NoAnswer, ValueError, RecursionError):
-            return "unreachable", {}  # nothing there, or something else than a gateway
+            return "unreachable", {}  # no server, or not a gateway
         if answer.status not in (200, 503):
             return "unreachable", {}
         return told.status, {name: msgspec.structs.asdict(check) for name, check in told.checks.items()}

@@ -1,4 +1,4 @@
-"""The figures of the overview. Each part says for itself when it can't be had, so that the page tells of an outage."""
+"""The figures of the overview. Each part can be unavailable on its own, so that the page shows an outage."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Traffic:
 
 @dataclass(frozen=True, slots=True)
 class Overview:
-    """None where the figures can't be had."""
+    """The overview; a part is None when its figures are unavailable."""
 
     auth: tuple[str, dict[str, Any]]
     gateway: GatewayReport

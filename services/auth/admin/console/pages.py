@@ -1,4 +1,4 @@
-"""What the pages of the console have in common: who is signed in, rendering, forms, errors."""
+"""Shared parts of the console's pages: sign-in, rendering, forms, errors."""
 
 from __future__ import annotations
 
@@ -40,14 +40,14 @@ POLICY = (
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """A change that a form asks for, and who asks."""
+    """A change that a form asks for, with its session."""
 
     actor: Actor
     form: Mapping[str, str]
 
     @property
     def reason(self) -> str | None:
-        """What was written as a reason, on one line.
+        """The reason that the form gives, on one line.
 
         :raises InvalidRequest: too long.
         """
@@ -62,7 +62,7 @@ PageHandler = Callable[[web.Request, Session], Awaitable[web.StreamResponse]]
 
 
 def install(app: web.Application) -> None:
-    """Templates: escaped, and strict about what isn't there."""
+    """Templates that escape values and fail on undefined names."""
     aiohttp_jinja2.setup(
         app,
         loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
@@ -75,7 +75,7 @@ def install(app: web.Application) -> None:
 
 
 def page(handler: PageHandler) -> Handler:
-    """A page for those who are signed in; others are sent to sign in."""
+    """A page that requires a session; without one the browser is sent to the sign-in page."""
 
     @wraps(handler)
     async def signed_in(request: web.Request) -> web.StreamResponse:
@@ -90,7 +90,7 @@ def page(handler: PageHandler) -> Handler:
 
 
 def action(handler: Callable[[web.Request, Session, Change], Awaitable[web.StreamResponse]]) -> Handler:
-    """What a form of an admin's page does. The handler gets the form's fields, and who changes something."""
+    """The handler of a form that changes something. It gets the form's fields and the caller."""
 
     async def checked(request: web.Request, session: Session) -> web.StreamResponse:
         form = await fields(request)
@@ -113,9 +113,9 @@ def redirect(path: str) -> web.Response:
 
 
 async def done(request: web.Request, session: Session, path: str, text: str, tone: Tone = "success") -> web.Response:
-    """After a change: the page that shows it (Post/Redirect/Get), and what it says.
+    """Redirect to the page that shows a change (Post/Redirect/Get), with a message.
 
-    Without Redis that is left unsaid; the change has happened all the same.
+    Without Redis the message is lost; the change has happened nevertheless.
     """
     with contextlib.suppress(DependencyUnavailable):
         await request.app[SESSIONS].say(session, Flash(text, tone))
@@ -156,7 +156,7 @@ _TITLES = {
 
 
 def render_error(request: web.Request | None, error: ServiceError) -> web.Response:
-    """Any error of auth: a page for a browser in the console, else auth's envelope (None: no request could be read)."""
+    """An error as a page for a browser in the console, else in auth's envelope (None: no request could be read)."""
     if request is None:
         return errors.render(None, error)
     html = "text/html" in request.headers.get("Accept", "")

@@ -13,7 +13,7 @@ _GAP = 0.22
 
 @dataclass(frozen=True, slots=True)
 class Bar:
-    """One part of a stacked bar; ``series`` is the index of what it stands for, ``value`` the figure."""
+    """One part of a stacked bar; ``series`` is the index of its series, ``value`` the figure."""
 
     x: float
     y: float

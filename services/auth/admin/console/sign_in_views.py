@@ -17,7 +17,7 @@ async def form(request: web.Request) -> web.StreamResponse:
         if await callers.by_session(request, take_flash=False) is not None:
             return pages.redirect(sign_in.destination(request))
     except DependencyUnavailable:
-        pass  # the form can be shown all the same
+        pass  # the form needs no session
     return _form(request)
 
 
@@ -27,7 +27,7 @@ async def begin(request: web.Request) -> web.StreamResponse:
     session = await sign_in.begin(request, fields.get("key", ""))
     if session is None:
         response = _form(request, "This is not one of the admin keys.", status=401)
-        response.headers["WWW-Authenticate"] = 'Form realm="mlpa"'  # a 401 needs one; no browser asks because of it
+        response.headers["WWW-Authenticate"] = 'Form realm="mlpa"'  # a 401 needs it; no dialog appears
         return response
     response = pages.redirect(sign_in.destination(request))
     cookies.put(request, response, cookies.SESSION, session.id)

@@ -1,4 +1,4 @@
-"""The answer to a support ticket: what a request of a user would be refused for at this moment."""
+"""The answer to a support ticket: the reasons that would refuse a user's request now."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from shared.state.layout import Standing
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """``code`` is what the client gets to see."""
+    """One reason. ``code`` is the code that the client receives."""
 
     code: str
     text: str
 
 
 def refusals(user: User, tier: ServiceType | None, outlook: Outlook | None, least: int) -> list[Refusal]:
-    """What the scripts say that admit requests, in words.
+    """The forecast of the admission scripts, in words.
 
     :param tier: the row whose money and rates hold.
-    :param outlook: None when Redis can't tell; then no more is said than what PostgreSQL knows.
-    :param least: what the request costs that the outlook is of.
+    :param outlook: None when Redis can't be asked; then the answer has only the reasons that PostgreSQL knows.
+    :param least: the cost of the request that the outlook is about.
     """
     standing = Standing.of(blocked=user.row.blocked_at, revoked=user.row.device_revoked_at)
     found = dict.fromkeys([standing.value] if standing is not Standing.GOOD else [], 0.0)
@@ -41,7 +41,7 @@ def refusals(user: User, tier: ServiceType | None, outlook: Outlook | None, leas
 def _in_words(
     reason: str, wait: float, user: User, tier: ServiceType | None, outlook: Outlook | None, least: int
 ) -> tuple[str, str]:
-    """The code that the client gets, and what there is to say about it."""
+    """The code that the client receives, and an explanation."""
     spent, soon = user.spent, f"A place comes free in {duration(wait)}."
     everyone = f"all users of {user.row.service_type} together"
     match reason:

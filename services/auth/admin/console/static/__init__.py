@@ -1,1 +1,1 @@
-"""What the pages of the console load."""
+"""The files that the console's pages load."""
