@@ -47,6 +47,7 @@ from shared.domain.service_types import ConfigurationError, ServiceTypes
 from shared.service.app import Apps, ServiceDescription, build_apps
 from shared.service.ops import HEALTH
 from shared.service.protocol import ServiceSite
+from shared.service.service_types_file import SERVICE_TYPES_FILE
 from shared.telemetry import logs
 from shared.telemetry.metrics import Registry
 from shared.telemetry.openapi import Answer
@@ -135,7 +136,7 @@ def build_app(settings: AuthSettings, *, registry: Registry | None = None) -> Ap
         registry,
         service,
         max_body=settings.max_auth_request_size_bytes,
-        service_types=prepared.service_types.rows,
+        service_types=prepared.service_types,
     )
     if prepared.admin_keys:
         admin.install(apps, prepared.admin_keys)
@@ -181,7 +182,7 @@ async def _open(stack: AsyncExitStack, apps: Apps, settings: AuthSettings, prepa
         provisioner = Provisioner(
             LiteLLMAdmin(session, settings.litellm_api_base, settings.master_key.get_secret_value()),
             database,
-            prepared.service_types.rows,
+            prepared.service_types,
             registry,
             factor=settings.litellm_budget_factor,
         )
@@ -205,7 +206,7 @@ async def _open(stack: AsyncExitStack, apps: Apps, settings: AuthSettings, prepa
     apps.put(KNOWN_GATEWAYS, KnownGateways(settings.exchange_keys()))
     apps.put(EXCHANGE, TokenExchange(credentials, prepared.service_types, users, issuer, limits, registry))
     apps.put(REVOCATION, Revocation(issuer, database, changes))
-    readiness = health(prepared.key_ring, opened, fxa)
+    readiness = health(prepared.key_ring, opened, fxa, apps.main[SERVICE_TYPES_FILE])
     apps.put(HEALTH, readiness)
     if prepared.admin_keys:
         on_tier = provisioner.changed if provisioner else None

@@ -16,6 +16,7 @@
         ├── Forbidden                  403 forbidden (a viewer changing something)
         ├── UnknownTier                422 unknown_service_type
         └── SlowDown                   429 slow_down
+    SwitchedOff                        503 temporarily_unavailable
     DependencyUnavailable (shared)     503 temporarily_unavailable
 
 "Bad credential" (400, 401, 403) and "could not check it" (503) are never mixed up.
@@ -114,6 +115,17 @@ class SlowDown(AuthError):
 
     def __init__(self, retry_after: float) -> None:
         super().__init__(retry_after=retry_after)
+
+
+class SwitchedOff(ServiceError):
+    """An operator has switched the service type off."""
+
+    status = 503
+    code = "temporarily_unavailable"
+    message = "The service is switched off at the moment."
+
+    def __init__(self) -> None:
+        super().__init__(retry_after=30)
 
 
 def render(_request: web.Request | None, error: ServiceError) -> web.Response:

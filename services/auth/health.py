@@ -18,12 +18,13 @@ from services.auth.tokens.key_ring import KeyRing
 from services.auth.users.storage import can_write
 from shared.service.health import Check, CheckFailed, Health
 from shared.service.keyset import KeySet
+from shared.service.service_types_file import ServiceTypesFile
 from shared.stores.redis import can_write as redis_can_write
 from shared.stores.schema_check import PostgresCheck
 from shared.telemetry.metrics import Registry
 
 
-def health(key_ring: KeyRing, opened: Opened, fxa: FxAVerifier) -> Health:
+def health(key_ring: KeyRing, opened: Opened, fxa: FxAVerifier, file: ServiceTypesFile) -> Health:
     """The readiness of a running auth."""
     return Health(
         [
@@ -31,6 +32,7 @@ def health(key_ring: KeyRing, opened: Opened, fxa: FxAVerifier) -> Health:
             Check("postgres", PostgresCheck(opened.database, can_write), required=False),
             Check("redis", lambda: redis_can_write(opened.redis, opened.redis_state), required=False),
             Check("fxa", fxa.ready, required=False),
+            *file.checks(),
         ],
         one_of={"store": ("postgres", "redis")},
     )

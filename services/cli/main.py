@@ -13,6 +13,8 @@ TERMINATED = 128 + signal.SIGTERM
 def main() -> None:
     # The first process of a container has no default actions: an unhandled SIGTERM is lost.
     signal.signal(signal.SIGTERM, _terminated)
+    if sys.argv[1:2] in (["auth"], ["gateway"]):  # where SIGHUP ends nothing, not even a start: it waits until then
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
     from services.cli.commands import run
 
     run()

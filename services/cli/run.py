@@ -18,6 +18,7 @@ from services.cli.main import TERMINATED
 from shared.service.app import Apps
 from shared.service.misspelt import misspelt
 from shared.service.serve import Site, serve
+from shared.service.service_types_file import SERVICE_TYPES_FILE
 from shared.service.settings import Settings, given_names
 from shared.stores import migrate as migration
 from shared.telemetry import logs
@@ -128,7 +129,16 @@ def _run(name: str, settings: Settings, port: int, build: Callable[[], Apps], co
         else None
     )
     try:
-        served = uvloop.run(serve(main, ops, host=settings.host, name=name, reuse_port=workers.is_worker()))
+        served = uvloop.run(
+            serve(
+                main,
+                ops,
+                host=settings.host,
+                name=name,
+                hang_up=apps.main[SERVICE_TYPES_FILE].read_soon,
+                reuse_port=workers.is_worker(),
+            )
+        )
     except OSError as error:
         raise click.ClickException(f"{settings.host}:{port}: {error.strerror or error}") from None
     if not served:

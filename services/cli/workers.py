@@ -30,7 +30,7 @@ def index() -> int:
 
 
 def run(name: str, count: int) -> int:
-    """Start workers and keep them running until a signal; forwards it, and waits for their drain.
+    """Start workers and keep them running until a signal; forwards it, and waits for their drain. SIGHUP is passed on.
 
     :returns: 0, or the first exit code of a worker that could not end well.
     """
@@ -41,19 +41,26 @@ def run(name: str, count: int) -> int:
         # Guarded: a worker drains when this process is gone, whatever became of it
         argv = (sys.executable, "-P", "-m", "services.cli.main", name)
         command = Program(name, argv, death_signal=signal.SIGTERM).guarded()
+        # The worker inherits that SIGHUP is blocked, so that one which comes before it can take it waits
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
         child = subprocess.Popen(command, env={**os.environ, _INDEX: str(number)})  # noqa: S603  our own command
         children[number] = (child, time.monotonic())
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})
         if stopping:  # the signal came while it was being started
             _signal(child, signal.SIGTERM)
 
     def forward(received: int, _frame: FrameType | None) -> None:
         nonlocal stopping
         stopping = True
+        pass_on(received, None)
+
+    def pass_on(received: int, _frame: FrameType | None) -> None:
         for child, _ in children.values():
             _signal(child, received)
 
     for received in (signal.SIGTERM, signal.SIGINT):
         signal.signal(received, forward)
+    signal.signal(signal.SIGHUP, pass_on)
     for number in range(count):
         if not stopping:
             start(number)

@@ -35,6 +35,7 @@ from shared.service import background
 from shared.service.app import Apps, ServiceDescription, build_apps
 from shared.service.ops import HEALTH
 from shared.service.serve import DRAIN
+from shared.service.service_types_file import SERVICE_TYPES_FILE
 from shared.stores.postgres import Database
 from shared.telemetry import logs
 from shared.telemetry.metrics import Registry
@@ -94,7 +95,7 @@ def build_app(settings: GatewaySettings, *, registry: Registry | None = None) ->
         registry,
         DESCRIPTION,
         max_body=settings.max_request_size_bytes,
-        service_types=service_types.rows,
+        service_types=service_types,
     )
 
     async def resources(_app: web.Application) -> AsyncIterator[None]:
@@ -115,7 +116,7 @@ async def _open(
     )
     litellm = await stack.enter_async_context(LiteLLM.open(upstream_config(settings), registry))
     catalogue = await stack.enter_async_context(
-        Catalogue.open(litellm.model_info, service_types.models, registry, every=settings.model_info_seconds)
+        Catalogue.open(litellm.model_info, service_types, registry, every=settings.model_info_seconds)
     )
     budgets = await stack.enter_async_context(
         Budgets.open(settings.redis_url.get_secret_value(), database, service_types, registry)
@@ -140,6 +141,7 @@ async def _open(
 
     make_series()
     catalogue.on_change = make_series
+    service_types.on_change(make_series)
     apps.main[DRAIN].finish = open_requests.finish
     apps.put(VERIFIER, verifier)
     apps.put(keys.BUDGETS, budgets)
@@ -154,4 +156,4 @@ async def _open(
         COLLABORATORS,
         Collaborators(operations, config, catalogue, budgets, litellm, metrics, open_requests, Bodies(config)),
     )
-    apps.put(HEALTH, health(budgets, database, key_set, litellm))
+    apps.put(HEALTH, health(budgets, database, key_set, litellm, apps.main[SERVICE_TYPES_FILE]))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from aiohttp import web
 
-from services.gateway.errors import error_event, error_response
+from services.gateway.errors import SwitchedOff, error_event, error_response
 from services.gateway.tokens.bearer import bearer
 from services.gateway.tokens.models import Principal
 from shared.errors import ServiceError
@@ -61,8 +61,11 @@ async def authenticate(request: web.Request) -> Principal:
 
     :raises InvalidToken: the credential is missing or not good.
     :raises DependencyUnavailable: it could not be checked.
+    :raises SwitchedOff: the service type is.
     """
     principal = await of(request).authenticate(request)
     request[SERVICE_TYPE] = principal.service_type.name
     request[USER_ID] = principal.user_id
+    if not principal.service_type.enabled:
+        raise SwitchedOff
     return principal

@@ -19,6 +19,7 @@
         ├── UserBlocked               403  user_blocked
         ├── UpstreamError             502  upstream_error
         ├── Unavailable               503  unavailable
+        │   ├── SwitchedOff
         │   └── UpstreamKeyRefused    503  unavailable            10
         └── UpstreamTimeout           504  upstream_timeout
     Each shared error is answered and counted as the class that `kind_of` finds for it.
@@ -46,6 +47,8 @@ from shared.errors import (
 
 #: `Retry-After` while LiteLLM refuses the gateway itself.
 KEY_REFUSED_SECONDS = 300
+#: `Retry-After` while a service type is switched off.
+SWITCHED_OFF_SECONDS = 30
 #: Why LiteLLM refuses the gateway itself: its key, or the budget of that key.
 KEY_REFUSALS = ("key", "budget")
 
@@ -280,6 +283,15 @@ class Unavailable(GatewayError, ours=True):
         self, message: str | None = None, *, retry_after: float = 1, headers: dict[str, str] | None = None
     ) -> None:
         super().__init__(message, retry_after=retry_after, headers=headers)
+
+
+class SwitchedOff(Unavailable, ours=False, counted_as="switched_off"):
+    """An operator has switched the service type off."""
+
+    message = "The service is switched off at the moment."
+
+    def __init__(self) -> None:
+        super().__init__(retry_after=SWITCHED_OFF_SECONDS)
 
 
 class UpstreamKeyRefused(Unavailable):

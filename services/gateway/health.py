@@ -16,6 +16,7 @@ from services.gateway.upstream.client import KeyRefused, LiteLLM, UpstreamConfig
 from shared.errors import ServiceError
 from shared.service.health import Check, CheckFailed, Health
 from shared.service.keyset import KeySet
+from shared.service.service_types_file import ServiceTypesFile
 from shared.stores.postgres import Database
 from shared.stores.schema_check import PostgresCheck
 from shared.telemetry import logs
@@ -24,7 +25,7 @@ from shared.telemetry.metrics import Registry
 _log = logs.logger("health")
 
 
-def health(budgets: Budgets, database: Database, keys: KeySet, litellm: LiteLLM) -> Health:
+def health(budgets: Budgets, database: Database, keys: KeySet, litellm: LiteLLM, file: ServiceTypesFile) -> Health:
     """The readiness of a running gateway."""
 
     async def keys_known() -> None:
@@ -44,6 +45,7 @@ def health(budgets: Budgets, database: Database, keys: KeySet, litellm: LiteLLM)
             Check("postgres", PostgresCheck(database, can_write), required=False),
             Check("auth", lambda: _auth_answers(keys), required=False),
             Check("totals", budgets.totals_known, required=False),
+            *file.checks(),
         ]
     )
 

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import re
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import datetime
 from decimal import Decimal
 from fnmatch import fnmatchcase
 from importlib.resources import files
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -23,6 +27,8 @@ MAX_MODEL_NAME = 256
 #: Least completion tokens of a grant, unless a row says otherwise. With less, a reasoning model can't answer after
 #: its reasoning.
 LEAST_COMPLETION, REASONING_LEAST_COMPLETION = 16, 1024
+#: The longest time, in seconds, for which a row's budget and rates can be set not to refuse anybody.
+LONGEST_UNENFORCED = 30 * 86_400
 #: Parameters of requests that a row may set, with the largest value of each.
 _SAMPLING = {"temperature": 2, "top_p": 1}
 
@@ -53,6 +59,9 @@ class _ServiceTypeRow(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     exclusive_models: list[str] = []
     pool: _Name | None = None
     aliases: list[_Name] = []
+    enabled: bool = True
+    enforce: bool = True
+    enforce_until: Annotated[datetime, msgspec.Meta(tz=True)] | None = None
 
 
 class _ModelRow(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
@@ -63,6 +72,7 @@ class _ModelRow(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     prompt_bytes_per_token: Annotated[int, msgspec.Meta(ge=1, le=16)] = 1
     max_tokens_per_image: Annotated[int, msgspec.Meta(ge=1, le=10**6)] = 8192
     reasoning: bool = False
+    enabled: bool = True
 
 
 class _File(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
@@ -70,9 +80,20 @@ class _File(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     model: list[_ModelRow] = []
 
 
+class _Fault(ValueError):
+    """What is wrong with a row: the number of its table in the file, from 0, and the field, as far as there is one."""
+
+    def __init__(self, message: str, number: int, field: str = "name", *, kind: str = "service_type") -> None:
+        self.kind, self.number, self.field = kind, number, field
+        super().__init__(message)
+
+
 @dataclass(frozen=True, slots=True)
 class ServiceType:
-    """One row: the accepted credentials, and the limits of its users. 0 means no limit, except for the budget."""
+    """One row: the accepted credentials, and the limits of its users. 0 means no limit, except for the budget.
+
+    ``enforce_until`` is Unix time: when the budget and the rates refuse again whatever ``enforce`` says.
+    """
 
     name: str
     max_budget_nano: int
@@ -99,6 +120,13 @@ class ServiceType:
     reserved_models: frozenset[str] = frozenset()
     #: The names of the pool's rows, in order.
     pool_members: tuple[str, ...] = ()
+    enabled: bool = True
+    enforce: bool = True
+    enforce_until: float = 0.0
+
+    def enforces(self, now: float) -> bool:
+        """Whether the budget and the rates refuse requests; otherwise they only count."""
+        return self.enforce or now >= self.enforce_until
 
     def allows_model(self, model: str) -> bool:
         if model in self.models or model in self.exclusive_models:
@@ -123,112 +151,190 @@ class ModelRow:
     prompt_bytes_per_token: int = 1
     max_tokens_per_image: int = 8192
     reasoning: bool = False
+    enabled: bool = True
 
     def least_completion(self, *, reasoning: bool) -> int:
         """The least completion tokens of a grant, for a model that reasons or doesn't."""
         return self.min_completion_tokens or (REASONING_LEAST_COMPLETION if reasoning else LEAST_COMPLETION)
 
 
-@dataclass(frozen=True, slots=True)
 class ServiceTypes:
-    rows: dict[str, ServiceType]
-    models: dict[str, ModelRow]
+    """The rows that hold at the moment, by name. A process has one, shared by all who need a row.
 
-    def purposes(self) -> tuple[str, ...]:
-        """Every value that the label ``purpose`` can take."""
-        named = {purpose for row in self.rows.values() for purpose in row.purposes}
-        return ("none", "other", *sorted(named))
+    ``rows`` and ``models`` are views of the newest table: who keeps one of them looks a row up at each use. Who derives
+    something from the rows does so again ``on_change``.
+    """
+
+    def __init__(self, rows: Mapping[str, ServiceType], models: Mapping[str, ModelRow]) -> None:
+        self._rows, self._models = dict(rows), dict(models)
+        self.rows: Mapping[str, ServiceType] = MappingProxyType(self._rows)
+        self.models: Mapping[str, ModelRow] = MappingProxyType(self._models)
+        self._listeners: list[Callable[[], None]] = []
+
+    def on_change(self, listener: Callable[[], None]) -> None:
+        """Have a function called whenever another table has been taken."""
+        self._listeners.append(listener)
+
+    def take(self, table: ServiceTypes) -> bool:
+        """Take the rows of a table that was loaded ``after`` this one; whether they are others than before."""
+        if (self._rows, self._models) == (table._rows, table._models):
+            return False
+        self._rows.clear()
+        self._rows.update(table._rows)
+        self._models.clear()
+        self._models.update(table._models)
+        for listener in self._listeners:
+            listener()
+        return True
+
+    def unenforced(self, now: float) -> list[ServiceType]:
+        """The rows whose budget and rates refuse nobody."""
+        return [row for row in self._rows.values() if not row.enforces(now)]
 
 
-def load(path: Path | None, *, debug: bool) -> ServiceTypes:
+def load(path: Path | None, *, debug: bool, after: ServiceTypes | None = None) -> ServiceTypes:
     """The rows of a file; of the development table in the package when ``path`` is None.
 
     :param debug: otherwise a row that accepts FxA accounts must name scopes, and relying parties or ``["*"]``.
-    :raises ConfigurationError: the file is not usable; the message names file, row and field.
+    :param after: the table that a running process has. It can't lose a row, nor change the length of a period.
+    :raises ConfigurationError: the file is not usable; the message names file, row, field and line.
+    """
+    return parse(read(path), path, debug=debug, after=after)
+
+
+def read(path: Path | None) -> bytes:
+    """:raises ConfigurationError: the file can't be read."""
+    try:
+        return path.read_bytes() if path else files("shared.domain").joinpath("development.toml").read_bytes()
+    except OSError as error:
+        raise ConfigurationError(f"SERVICE_TYPES: {path}: {error.strerror}") from error
+
+
+def parse(raw: bytes, path: Path | None, *, debug: bool, after: ServiceTypes | None = None) -> ServiceTypes:
+    """What ``load`` makes of a file's content.
+
+    :raises ConfigurationError:
     """
     shown = str(path) if path else "the development table"
     try:
-        raw = path.read_bytes() if path else files("shared.domain").joinpath("development.toml").read_bytes()
-    except OSError as error:
-        raise ConfigurationError(f"SERVICE_TYPES: {shown}: {error.strerror}") from error
-    try:
         file = msgspec.toml.decode(raw, type=_File)
-        rows = [_service_type(row) for row in file.service_type]
-        models = [_model(row) for row in file.model]
+        rows = [_service_type(number, row) for number, row in enumerate(file.service_type)]
+        models = [_model(number, model) for number, model in enumerate(file.model)]
+        for kind, names in (("service_type", [row.name for row in rows]), ("model", [model.name for model in models])):
+            for number, name in enumerate(names):
+                if name in names[:number]:
+                    raise _Fault(f"{kind.replace('_', ' ')} {name!r} is repeated", number, kind=kind)
+        _check_pools(rows)
+        for number, row in enumerate(rows):
+            _check(number, row, debug=debug, before=after.rows.get(row.name) if after else None)
     except (msgspec.DecodeError, ValueError) as error:
-        raise ConfigurationError(f"SERVICE_TYPES: {shown}: {error}") from error
-    for kind, names in (
-        ("service type", [row.name for row in rows]),
-        ("model", [model.name for model in models]),
-    ):
-        twice = sorted({name for name in names if names.count(name) > 1})
-        if twice:
-            raise ConfigurationError(f"SERVICE_TYPES: {shown}: {kind} {twice[0]!r} is repeated")
-    for row in rows:
-        kinds = [kind for kind in row.credentials if len(row.name) > longest_service_type(kind)]
-        if kinds:
-            most, kind = min((longest_service_type(kind), kind) for kind in kinds)
-            raise ConfigurationError(
-                f"SERVICE_TYPES: {shown}: service type {row.name!r}: name: has {len(row.name)} characters; "
-                f"a row that takes {kind} has at most {most}, so that a user id has at most {MAX_USER_ID}"
+        raise ConfigurationError(f"SERVICE_TYPES: {shown}: {error}{_line(raw, error)}") from error
+    table = ServiceTypes({row.name: row for row in _related(rows)}, {model.name: model for model in models})
+    if after is not None and (lost := sorted(after.rows.keys() - table.rows.keys())):
+        raise ConfigurationError(f"SERVICE_TYPES: {shown}: service type {lost[0]!r} is missing: that needs a restart")
+    return table
+
+
+def _check(number: int, row: ServiceType, *, debug: bool, before: ServiceType | None) -> None:
+    """:raises _Fault: the row can't be used."""
+    kinds = [kind for kind in row.credentials if len(row.name) > longest_service_type(kind)]
+    if kinds:
+        most, kind = min((longest_service_type(kind), kind) for kind in kinds)
+        raise _Fault(
+            f"service type {row.name!r}: name: has {len(row.name)} characters; "
+            f"a row that takes {kind} has at most {most}, so that a user id has at most {MAX_USER_ID}",
+            number,
+        )
+    if not row.enforce:
+        if not row.enforce_until:
+            raise _Fault(f"service type {row.name!r}: enforce: false needs enforce_until", number, "enforce")
+        if row.enforce_until > time.time() + LONGEST_UNENFORCED:
+            raise _Fault(f"service type {row.name!r}: enforce_until: over 30 days ahead", number, "enforce_until")
+    if not debug and Credential.FXA in row.credentials:
+        if not row.fxa_client_ids:
+            raise _Fault(
+                f'service type {row.name!r}: fxa_client_ids is empty; write ["*"] for any relying party',
+                number,
+                "fxa_client_ids",
             )
-    if not debug:
-        for row in rows:
-            if Credential.FXA in row.credentials and not row.fxa_client_ids:
-                raise ConfigurationError(
-                    f"SERVICE_TYPES: {shown}: service type {row.name!r}: fxa_client_ids is empty; "
-                    'write ["*"] for any relying party'
-                )
-            if Credential.FXA in row.credentials and not row.fxa_scopes:
-                raise ConfigurationError(
-                    f"SERVICE_TYPES: {shown}: service type {row.name!r}: fxa_scopes is empty; "
-                    "a token made for another service would be accepted"
-                )
-    for row in rows:
-        if row.purposes_required and not row.purposes:
-            raise ConfigurationError(
-                f"SERVICE_TYPES: {shown}: service type {row.name!r}: purposes_required without purposes"
+        if not row.fxa_scopes:
+            raise _Fault(
+                f"service type {row.name!r}: fxa_scopes is empty; a token made for another service would be accepted",
+                number,
+                "fxa_scopes",
             )
+    if row.purposes_required and not row.purposes:
+        raise _Fault(f"service type {row.name!r}: purposes_required without purposes", number, "purposes_required")
+    if before is not None and row.duration_seconds != before.duration_seconds:
+        raise _Fault(f"service type {row.name!r}: duration: another one needs a restart", number, "duration")
+
+
+def _check_pools(rows: Sequence[ServiceType]) -> None:
+    """:raises _Fault: the rows of a pool differ in its size."""
+    first: dict[str, ServiceType] = {}
+    for number, row in enumerate(rows):
+        if row.pool is not None and row.max_users != (other := first.setdefault(row.pool, row)).max_users:
+            raise _Fault(f"pool {row.pool!r}: {other.name!r} and {row.name!r} differ in max_users", number, "max_users")
+
+
+def _related(rows: Sequence[ServiceType]) -> Iterator[ServiceType]:
+    """The rows, each with what the others say of it."""
     reserved = frozenset(model for row in rows for model in row.exclusive_models)
-    pools: dict[str, list[ServiceType]] = {}
     for row in rows:
-        if row.pool is not None:
-            pools.setdefault(row.pool, []).append(row)
-    for pool, members in pools.items():
-        if len({row.max_users for row in members}) > 1:
-            shared_by = " and ".join(repr(row.name) for row in members)
-            raise ConfigurationError(f"SERVICE_TYPES: {shown}: pool {pool!r}: {shared_by} differ in max_users")
-    return ServiceTypes(
-        {
-            row.name: replace(
-                row,
-                reserved_models=reserved,
-                pool_members=tuple(sorted(member.name for member in pools[row.pool])) if row.pool else (),
-            )
-            for row in rows
-        },
-        {model.name: model for model in models},
-    )
+        members = sorted(other.name for other in rows if other.pool == row.pool) if row.pool else ()
+        yield replace(row, reserved_models=reserved, pool_members=tuple(members))
 
 
-def _service_type(row: _ServiceTypeRow) -> ServiceType:
+#: Where msgspec says that something is wrong.
+_PLACE = re.compile(r"\$\.(?P<kind>service_type|model)\[(?P<number>\d+)\](?:\.(?P<field>\w+))?")
+_NAMED = re.compile(r"field `(\w+)`")
+
+
+def _line(raw: bytes, error: Exception) -> str:
+    """Where in the file a row's fault is, as text to append; empty where that is not known, or said already."""
+    lines = raw.decode(errors="replace").splitlines()
+    if isinstance(error, _Fault):
+        kind, number, field = error.kind, error.number, error.field
+    elif place := _PLACE.search(str(error)):
+        named = _NAMED.search(str(error))
+        kind, number = place["kind"], int(place["number"])
+        field = place["field"] or (named[1] if named else "name")
+    else:  # a syntax error has its line in its own words, but for one
+        return f" (line {len(lines)})" if "at end of document" in str(error) else ""
+    found, seen = 0, -1
+    for line, text in enumerate(lines, 1):
+        if re.match(rf"\s*\[\[\s*{kind}\s*\]\]", text):
+            seen += 1
+            found = line if seen == number else found
+        elif re.match(r"\s*\[\[", text):
+            seen += seen == number  # the tables of another kind may stand between
+        elif seen == number and re.match(rf"\s*{field}\s*=", text):
+            found = line
+    return f" (line {found})" if found else ""
+
+
+def _service_type(number: int, row: _ServiceTypeRow) -> ServiceType:
     values: dict[str, Any] = {
         name: tuple(value) if isinstance(value := getattr(row, name), list) else value
         for name in row.__struct_fields__
-        if name not in ("max_budget", "total_budget", "duration", *_SAMPLING)
+        if name not in ("max_budget", "total_budget", "duration", "enforce_until", *_SAMPLING)
     }
     for field in ("max_budget", "total_budget"):
         try:
             values[f"{field}_nano"] = usd_to_nano(getattr(row, field))
         except ValueError as error:
-            raise ValueError(f"service type {row.name!r}: {field}: {error}") from error
+            raise _Fault(f"service type {row.name!r}: {field}: {error}", number, field) from error
         if values[f"{field}_nano"] >= 2**52:
-            raise ValueError(f"service type {row.name!r}: {field}: more than can be counted exactly (4.5 million USD)")
+            raise _Fault(
+                f"service type {row.name!r}: {field}: more than can be counted exactly (4.5 million USD)", number, field
+            )
     for field, most in _SAMPLING.items():
         text: str | None = getattr(row, field)
         if text is not None and not (re.fullmatch(r"\d(\.\d{1,6})?", text) and float(text) <= most):
-            raise ValueError(f"service type {row.name!r}: {field}: not a number from 0 to {most}")
+            raise _Fault(f"service type {row.name!r}: {field}: not a number from 0 to {most}", number, field)
         values[field] = None if text is None else float(text)
+    if row.enforce_until is not None:
+        values["enforce_until"] = row.enforce_until.timestamp()
     return ServiceType(duration_seconds=DURATIONS[row.duration], **values)
 
 
@@ -237,24 +343,29 @@ def is_model_name(name: str) -> bool:
     return 0 < len(name) <= MAX_MODEL_NAME and name.isprintable() and " " not in name
 
 
-def _model(row: _ModelRow) -> ModelRow:
+def _model(number: int, row: _ModelRow) -> ModelRow:
     if not is_model_name(row.name):
-        raise ValueError(f"model {row.name!r}: not a name of 1 to {MAX_MODEL_NAME} printable characters without spaces")
+        raise _Fault(
+            f"model {row.name!r}: not a name of 1 to {MAX_MODEL_NAME} printable characters without spaces",
+            number,
+            kind="model",
+        )
     return ModelRow(
         row.name,
-        _price(row, "input_cost_per_token"),
-        _price(row, "output_cost_per_token"),
+        _price(number, row, "input_cost_per_token"),
+        _price(number, row, "output_cost_per_token"),
         row.min_completion_tokens,
         row.prompt_bytes_per_token,
         row.max_tokens_per_image,
         row.reasoning,
+        row.enabled,
     )
 
 
-def _price(row: _ModelRow, field: str) -> Decimal | None:
+def _price(number: int, row: _ModelRow, field: str) -> Decimal | None:
     text: str | None = getattr(row, field)
     if text is None:
         return None
     if not re.fullmatch(r"\d{1,6}(\.\d{1,30})?([eE]-?\d{1,2})?", text):
-        raise ValueError(f"model {row.name!r}: {field}: not a price")
+        raise _Fault(f"model {row.name!r}: {field}: not a price", number, field, kind="model")
     return Decimal(text)

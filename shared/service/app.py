@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import msgspec
 from aiohttp import web
 
-from shared.service import ops
+from shared.domain.service_types import ServiceTypes
+from shared.service import background, ops
 from shared.service.protocol import ServiceSite
 from shared.service.proxies import PROXIES, Proxies, ProxyMetrics
 from shared.service.serve import DRAIN, Drain, SiteFactory, end_connection
+from shared.service.service_types_file import SERVICE_TYPES_FILE, ServiceTypesFile
 from shared.service.settings import Settings
 from shared.service.web import ErrorRenderer, Frame, OnRefusal
 from shared.telemetry.lines import stdout
@@ -69,11 +71,11 @@ def build_apps(
     service: ServiceDescription,
     *,
     max_body: int,
-    service_types: Iterable[str] = (),
+    service_types: ServiceTypes,
 ) -> Apps:
     """Routes, middleware, probes, metrics, docs. Opens nothing.
 
-    :param service_types: names of the rows, for the metrics.
+    :param service_types: kept as their file has them for as long as the main app runs.
     :raises ConfigurationError: tracing is asked for and can't be had.
     """
     secret = settings.log_user_secret.get_secret_value() if settings.log_user_secret else None
@@ -88,7 +90,7 @@ def build_apps(
         service.render_error,
         endpoints=sorted({op.path for op in everything}),
         user_digest=digest,
-        service_types=service_types,
+        service_types=service_types.rows,
         probes=[op.path for op in (*ops.OPERATIONS, ops.METRICS_OPERATION)],
         on_refusal=service.on_refusal,
     )
@@ -105,6 +107,15 @@ def build_apps(
         add_routes(apps.ops, [*ops.OPERATIONS, *internal])
         frame.install(apps.ops)
     frame.install(main)
+    service_types.on_change(frame.make_series)
+    file = ServiceTypesFile(settings.service_types, service_types, registry, debug=settings.mlpa_debug)
+    apps.put(SERVICE_TYPES_FILE, file)
+
+    async def watch_file(_app: web.Application) -> AsyncIterator[None]:
+        async with background.running(registry, service_types=file.run):
+            yield
+
+    main.cleanup_ctx.append(watch_file)
     for app in apps.all:
         app.on_response_prepare.append(end_connection)
     ops.build_info(registry, service.name)

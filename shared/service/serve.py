@@ -89,10 +89,19 @@ class Site:
     make: SiteFactory
 
 
-async def serve(main: Site, ops: Site | None, *, host: str, name: str, reuse_port: bool = False) -> bool:
+async def serve(
+    main: Site,
+    ops: Site | None,
+    *,
+    host: str,
+    name: str,
+    hang_up: Callable[[], object],
+    reuse_port: bool = False,
+) -> bool:
     """Serve until a signal, then drain. Returns when all is closed.
 
     :param ops: an app for the ops port, served beside the main one.
+    :param hang_up: called at SIGHUP, also at one that came while it was blocked.
     :returns: whether it ever served: False if the signal came before.
     :raises OSError: a port is taken.
     """
@@ -114,6 +123,8 @@ async def serve(main: Site, ops: Site | None, *, host: str, name: str, reuse_por
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, begin)
+    loop.add_signal_handler(signal.SIGHUP, hang_up)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})
     try:
         await asyncio.wait([starting])
         if not starting.cancelled():

@@ -98,7 +98,9 @@ class Settings(BaseSettings):
         None, description="File of more settings; `.env` of the working directory if not set, none if empty."
     )
     mlpa_issuer: str = Field("http://127.0.0.1:8081", description="Auth's base URL, the `iss` of every token.")
-    service_types: Path | None = Field(None, description="TOML file of service types and models.")
+    service_types: Path | None = Field(
+        None, description="TOML file of service types and models, read again on SIGHUP and when it has changed."
+    )
     litellm_api_base: CommaSeparated = Field(
         ("http://localhost:4000",), description="LiteLLM's base URL, or several, comma-separated."
     )

@@ -112,13 +112,14 @@ class Frame:
     ) -> None:
         """
         :param endpoints: the route templates: the values of the label ``endpoint``, beside ``unmatched``.
-        :param service_types: the values of the label ``service_type``, beside ``none``.
+        :param service_types: the values of the label ``service_type``, beside ``none``; others after ``make_series``.
         :param probes: those of the endpoints that are served to the end.
         :param on_refusal: called for each request that is answered with an error, by a handler or before one.
         """
         self._probes = frozenset(probes)
         self._draining = False
-        self._service_types = tuple(service_types)
+        self._service_types = service_types
+        self._routes: list[tuple[str, str]] = []
         self._render_error = render_error
         self._on_refusal = on_refusal
         self._digest = user_digest
@@ -128,12 +129,17 @@ class Frame:
         """Call after the app's routes have been added."""
         for route in app.router.routes():
             if route.method in METHODS and route.method != "HEAD" and route.resource is not None:
-                endpoint = route.resource.canonical
-                self._metrics.preset(route.method, endpoint, () if endpoint in self._probes else self._service_types)
-        for method in (*METHODS, "other"):
-            self._metrics.preset(method, "unmatched", ())
+                self._routes.append((route.method, route.resource.canonical))
+        self.make_series()
         app.middlewares.append(self._middleware)
         app.on_response_prepare.append(self._add_headers)
+
+    def make_series(self) -> None:
+        """Make the series of known values, so that queries have a sum before the first request."""
+        for method, endpoint in self._routes:
+            self._metrics.preset(method, endpoint, () if endpoint in self._probes else self._service_types)
+        for method in (*METHODS, "other"):
+            self._metrics.preset(method, "unmatched", ())
 
     def refuse_new(self) -> None:
         """From now on requests are answered with ``Draining``, those of probes apart."""

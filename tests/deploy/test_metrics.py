@@ -26,6 +26,7 @@ LATE = {"model_refused"} | {f"budget_total_{name}" for name in ("known", "limit_
 #: The background loops of each service. A new one belongs here: it shows that it runs supervised.
 LOOPS = {
     "auth": {
+        "service_types",
         "audit_refusals",
         "fxa_key_set",
         "last_seen",
@@ -38,6 +39,7 @@ LOOPS = {
         "usage",
     },
     "gateway": {
+        "service_types",
         "key_set",
         "ledger",
         "litellm_health",

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from aiohttp import web
 
-from services.auth.errors import InvalidRequest, InvalidScope
+from services.auth.errors import InvalidRequest, InvalidScope, SwitchedOff
 from services.auth.exchange.models import CredentialVerifier
 from services.auth.limits.services import Limits
 from services.auth.tokens.issuer import Issuer
@@ -52,12 +52,18 @@ class TokenExchange:
         self._issuer = issuer
         self._limits = limits
         self._issued = registry.counter("tokens_issued_total", "Access tokens issued.", ("amr", "service_type"))
-        self._issued.preset_all([credential.kind for credential in credentials], list(self._rows))
+        self._kinds = [credential.kind for credential in credentials]
+        self._make_series()
+        service_types.on_change(self._make_series)
+
+    def _make_series(self) -> None:
+        self._issued.preset_all(self._kinds, list(self._rows))
 
     async def exchange(self, request: ExchangeRequest) -> Exchanged:
         """
         :raises InvalidRequest: unknown subject_token_type, or a credential that is not good.
         :raises InvalidScope: no such service type, or not for this credential.
+        :raises SwitchedOff: the service type is.
         :raises AccessDenied: blocked or revoked; answered only after the credential is verified.
         :raises MaxUsersReached: the service type is full.
         :raises SlowDown: a limit is reached.
@@ -72,6 +78,8 @@ class TokenExchange:
             row = self._rows.get(request.scope)
             if row is None or credential.kind not in row.credentials:
                 raise InvalidScope
+            if not row.enabled:
+                raise SwitchedOff
             subject = await credential.verify(request.subject_token, row, request.source)
         await self._limits.take_source("exchange", request.source)
         await self._limits.take("identity", subject.identity)

@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import random
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
 from services.auth.provisioning import storage
@@ -19,7 +19,7 @@ from services.auth.provisioning.client import LiteLLMAdmin, LiteLLMError, LiteLL
 from services.auth.provisioning.metrics import ProvisioningMetrics
 from services.auth.provisioning.models import Budget
 from services.auth.provisioning.storage import Customer
-from shared.domain.service_types import ServiceType
+from shared.domain.service_types import ServiceTypes
 from shared.errors import DependencyUnavailable
 from shared.service import background
 from shared.stores.postgres import Database
@@ -50,20 +50,20 @@ class Provisioner:
         self,
         admin: LiteLLMAdmin,
         database: Database,
-        rows: Mapping[str, ServiceType],
+        service_types: ServiceTypes,
         registry: Registry,
         *,
         factor: float,
         pace: Pace | None = None,
     ) -> None:
         """
-        :param rows: the service types, by name.
         :param factor: LiteLLM's budget of a user as a multiple of the row's.
         """
         self._admin = admin
         self._database = database
-        self._budgets = [Budget.of(row, factor) for row in rows.values()]
-        self._tiers = list(rows)
+        self._rows, self._factor = service_types.rows, factor
+        self._table_changed = asyncio.Event()
+        service_types.on_change(self._take_table)
         self._pace = pace or Pace()
         self._registry = registry
         self._metrics = ProvisioningMetrics(registry)
@@ -97,6 +97,11 @@ class Provisioner:
             self._registry, provisioning=self._keep_working, provisioning_sweep=self._keep_sweeping
         ):
             yield
+
+    def _take_table(self) -> None:
+        """Make the budgets of the new rows without waiting for the next sweep."""
+        self._budgets_stand = False
+        self._table_changed.set()
 
     def _queue(self, user_id: str) -> None:
         if len(self._waiting) >= self._pace.max_pending:
@@ -140,7 +145,7 @@ class Provisioner:
         :raises DependencyUnavailable: PostgreSQL is down.
         """
         found = await storage.to_provision(self._database, users)
-        customers = [customer for customer in found if customer.tier in self._tiers]
+        customers = [customer for customer in found if customer.tier in self._rows]
         for user in set(users) - {customer.user_id for customer in customers}:
             self._done.add(user)
         if not customers:
@@ -187,8 +192,10 @@ class Provisioner:
         :raises DependencyUnavailable: PostgreSQL is down.
         """
         async with self._ensuring:
-            there = await self._admin.budgets([budget.name for budget in self._budgets])
-            for budget in self._budgets:
+            self._table_changed.clear()
+            budgets = [Budget.of(row, self._factor) for row in self._rows.values()]
+            there = await self._admin.budgets([budget.name for budget in budgets])
+            for budget in budgets:
                 found = there.get(budget.name)
                 if found is None:
                     # LiteLLM lost it or never had it, so no customer has it, whatever PostgreSQL says
@@ -197,7 +204,7 @@ class Provisioner:
                 if found != budget:
                     await self._admin.put_budget(budget, exists=found is not None)
                     _log.info("litellm_budget_set", budget=budget.name, usd=budget.max_budget_usd)
-            self._budgets_stand = True
+            self._budgets_stand = not self._table_changed.is_set()
         self._worked()
 
     async def _keep_sweeping(self) -> None:
@@ -208,7 +215,9 @@ class Provisioner:
             except (LiteLLMError, DependencyUnavailable) as error:
                 self._failed(error)
             every = self._pace.first_delay if more else self._pace.sweep_every
-            await asyncio.sleep(every * random.uniform(0.8, 1.2))  # noqa: S311 - jitter
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(every * random.uniform(0.8, 1.2)):  # noqa: S311 - jitter
+                    await self._table_changed.wait()
 
     async def sweep(self) -> bool:
         """Make the budgets, and queue some of the missing users. Returns whether there may be more.
@@ -220,7 +229,7 @@ class Provisioner:
         if self._waiting or self._in_work:
             return bool(self._swept_to)
         limit = self._pace.sweep_batch
-        users = await storage.find_to_provision(self._database, self._tiers, after=self._swept_to, limit=limit)
+        users = await storage.find_to_provision(self._database, list(self._rows), after=self._swept_to, limit=limit)
         self._swept_to = users[-1] if len(users) == limit else ""
         for user in random.sample(users, len(users)):  # so that replicas don't all take the same ones
             self.changed(user)

@@ -9,7 +9,6 @@ from shared.telemetry.metrics import Registry
 
 class BudgetMetrics:
     def __init__(self, registry: Registry, service_types: ServiceTypes) -> None:
-        names = tuple(service_types.rows)
         self.spend = registry.counter("budget_spend_usd_total", "USD settled", ("service_type",))
         self.overrun = registry.counter("budget_overrun_usd_total", "USD settled above what was reserved")
         self.refusals = registry.counter("budget_refusals_total", "Requests not admitted", ("reason", "service_type"))
@@ -38,5 +37,11 @@ class BudgetMetrics:
         self.total_known = registry.gauge(
             "budget_total_known", "1 while these are known; else chats of the service type are 503", ("service_type",)
         )
+        self._rows = service_types.rows
+        self._make_series()
+        service_types.on_change(self._make_series)
+
+    def _make_series(self) -> None:
+        names = tuple(self._rows)
         self.spend.preset_all(names)
         self.refusals.preset_all(LABELS, names)

@@ -16,7 +16,7 @@ from services.gateway.errors import BudgetExceeded, BudgetReserved, MayCostTooMu
 from services.gateway.ledger.storage import LedgerStorage
 from shared.domain.identity import SHARDS
 from shared.domain.money import NANO
-from shared.domain.service_types import ServiceTypes
+from shared.domain.service_types import ServiceType, ServiceTypes
 from shared.errors import DependencyUnavailable
 from shared.state.layout import SUM_RESERVED, SUM_SPENT
 from shared.state.packed import period_of, sum_field, total_name
@@ -55,12 +55,24 @@ class Totals:
         every: float,
     ) -> None:
         self._scripts, self._storage, self._who, self._every = scripts, storage, who, every
-        self._rows = {name: row for row in service_types.rows.values() if (name := total_name(row))}
+        self._service_types = service_types
         self._metrics = metrics
-        for gauge in (metrics.total_limit, metrics.total_spent, metrics.total_reserved, metrics.total_known):
-            gauge.preset_all([row.name for row in self._rows.values()])
+        self._rows: dict[str, ServiceType] = {}
         self._known: dict[str, _Known] = {}
         self._clock = 0.0  # Redis's, less this process's
+        self._take_table()
+
+    def _take_table(self) -> None:
+        """Take the rows that have a total budget now. Only between two readings, which know them by name."""
+        rows = {name: row for row in self._service_types.rows.values() if (name := total_name(row))}
+        metrics = self._metrics
+        for gauge in (metrics.total_limit, metrics.total_spent, metrics.total_reserved, metrics.total_known):
+            gauge.preset_all([row.name for row in rows.values()])
+        for row in [row for name, row in self._rows.items() if name not in rows]:
+            for gauge in (metrics.total_limit, metrics.total_spent, metrics.total_reserved):
+                gauge.set(0, row.name)
+            metrics.total_known.set(1, row.name)
+        self._rows = rows
 
     def check(self, ask: Ask, bounds: Bounds) -> int | None:
         """What all users of the service type together leave, in nano-dollars, at least ``least``; None for no limit.
@@ -95,9 +107,11 @@ class Totals:
         return known is not None and time.monotonic() - known.read_at <= _STALE_SECONDS
 
     async def run(self) -> None:
-        while self._rows:
-            await self.refresh()
-            self._show()
+        while True:
+            self._take_table()
+            if self._rows:
+                await self.refresh()
+                self._show()
             await asyncio.sleep(self._every)
 
     async def refresh(self) -> None:

@@ -105,7 +105,8 @@ def price_all(
     """``(models by name, why each of the others is refused)``.
 
     A name with several deployments costs what the dearest costs, and is refused if one of them is. A row's prices
-    replace LiteLLM's; a row with both names a model that LiteLLM serves by a wildcard.
+    replace LiteLLM's; a row with both names a model that LiteLLM serves by a wildcard. A model that its row switches
+    off is in neither.
 
     :param unreadable: why further entries, by name, can't be read.
     """
@@ -122,7 +123,7 @@ def price_all(
     models: dict[str, PricedModel] = {}
     refused: dict[str, str] = dict(unreadable or {})
     for name, served in deployments.items():
-        if name in wildcards or name in refused:
+        if name in wildcards or name in refused or not rows.get(name, _MODEL_DEFAULTS).enabled:
             continue
         if not is_model_name(name):
             refused[name] = "not a name of 1 to 256 printable characters without spaces"

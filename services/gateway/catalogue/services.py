@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from typing import Any
 
 from services.gateway.catalogue import model_info
 from services.gateway.catalogue.metrics import CatalogueMetrics
 from services.gateway.catalogue.prices import PricedModel, price_all
-from shared.domain.service_types import ModelRow
+from shared.domain.service_types import ServiceTypes
 from shared.errors import ServiceError
 from shared.service import background
 from shared.telemetry import logs
@@ -24,23 +25,26 @@ class Catalogue:
     def __init__(
         self,
         fetch: Callable[[], Awaitable[bytes]],
-        rows: Mapping[str, ModelRow],
+        service_types: ServiceTypes,
         metrics: CatalogueMetrics,
     ) -> None:
         """:param fetch: the body of LiteLLM's ``/model/info``; raises ``ServiceError`` or ``OSError``."""
-        self._fetch, self._rows, self._metrics = fetch, rows, metrics
+        self._fetch, self._rows, self._metrics = fetch, service_types.models, metrics
+        self._entries: Sequence[Mapping[str, Any]] = ()
+        self._unreadable: Mapping[str, str] = {}
         self._models: dict[str, PricedModel] = {}
         self._refused: dict[str, str] = {}
         self.loaded = False
         #: Called when there are other models than before.
         self.on_change: Callable[[], None] | None = None
+        service_types.on_change(self._price)
 
     @classmethod
     @contextlib.asynccontextmanager
     async def open(
         cls,
         fetch: Callable[[], Awaitable[bytes]],
-        rows: Mapping[str, ModelRow],
+        service_types: ServiceTypes,
         registry: Registry,
         *,
         every: float = 60,
@@ -50,7 +54,7 @@ class Catalogue:
 
         :param retry: seconds between two tries until it was read for the first time.
         """
-        catalogue = cls(fetch, rows, CatalogueMetrics(registry))
+        catalogue = cls(fetch, service_types, CatalogueMetrics(registry))
         await catalogue.refresh()
         async with background.running(registry, models=lambda: catalogue._keep(every, retry)):
             yield catalogue
@@ -71,17 +75,22 @@ class Catalogue:
     async def refresh(self) -> bool:
         """Read now; False, and nothing changes, when LiteLLM could not be asked or made no sense."""
         try:
-            entries, unreadable = model_info.read(await self._fetch())
+            self._entries, self._unreadable = model_info.read(await self._fetch())
         except (ServiceError, OSError, TimeoutError, ValueError) as error:
             _log.warning("models_not_read", error=f"{type(error).__name__}: {error}"[:200])
             return False
-        models, refused = price_all(entries, self._rows, unreadable)
+        self.loaded = True
+        self._price()
+        return True
+
+    def _price(self) -> None:
+        """Price the models that were read last by the rows that hold now."""
+        models, refused = price_all(self._entries, self._rows, self._unreadable)
         for name, reason in refused.items():
             if self._refused.get(name) != reason:
                 _log.warning("model_refused", model=name[:256], reason=reason[:256])
         changed = models.keys() != self._models.keys()
-        self._models, self._refused, self.loaded = models, refused, True
+        self._models, self._refused = models, refused
         self._metrics.show(len(models), refused)
         if changed and self.on_change is not None:
             self.on_change()
-        return True

@@ -21,7 +21,7 @@ class Rebuilder:
         self, scripts: BudgetScripts, storage: LedgerStorage, service_types: ServiceTypes, metrics: BudgetMetrics
     ) -> None:
         self._scripts, self._storage, self._metrics = scripts, storage, metrics
-        self._durations = {name: row.duration_seconds for name, row in service_types.rows.items()}
+        self._rows = service_types.rows
         self._running: dict[str, asyncio.Task[None]] = {}
 
     async def build(self, user_id: str, service_type: ServiceType) -> None:
@@ -52,7 +52,7 @@ class Rebuilder:
                 split_user(user_id)[0],
                 service_type.name,
                 service_type.duration_seconds,
-                durations=self._durations,
+                durations={name: row.duration_seconds for name, row in self._rows.items()},
                 now=snapshot.now_ms // 1000,
                 pending=list(snapshot.rows),
             )

@@ -6,6 +6,7 @@ import hashlib
 import time
 from collections import OrderedDict
 from collections.abc import Callable
+from dataclasses import replace
 from typing import NamedTuple
 
 from jose import JOSEError, jws
@@ -74,6 +75,10 @@ class TokenVerifier:
                 if verified.principal.expires_at <= self._clock():
                     del self._cache[digest]
                     raise InvalidToken("The access token has expired.")
+                row = self._rows[verified.principal.service_type.name]
+                if row is not verified.principal.service_type:  # another table was taken since
+                    verified = verified._replace(principal=replace(verified.principal, service_type=row))
+                    self._cache[digest] = verified
             else:
                 verified = await self._verify(token)
                 self._cache[digest] = verified

@@ -29,6 +29,7 @@ PINNED = {
         "invalid_request",
         "invalid_token",
         "user_blocked",
+        "switched_off",
     },
 }
 METRICS = (ROOT / "deploy" / "METRICS.md").read_text()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from datetime import UTC, datetime
 from typing import Any
 
 from aiohttp import web
@@ -50,7 +52,15 @@ async def service_types(request: web.Request, session: Session) -> web.StreamRes
     except DependencyUnavailable:
         counts = None
     types = request.app[SERVICE_TYPES]
-    return pages.render(request, "service_types.html", section="service-types", types=types, counts=counts)
+    unenforced = {row.name: datetime.fromtimestamp(row.enforce_until, UTC) for row in types.unenforced(time.time())}
+    return pages.render(
+        request,
+        "service_types.html",
+        section="service-types",
+        types=types,
+        unenforced=unenforced,
+        counts=counts,
+    )
 
 
 async def asset(request: web.Request) -> web.StreamResponse:

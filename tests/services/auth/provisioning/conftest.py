@@ -13,7 +13,7 @@ import pytest
 
 from services.auth.provisioning.client import LiteLLMAdmin
 from services.auth.provisioning.services import Pace, Provisioner
-from shared.domain.service_types import ServiceType, load
+from shared.domain.service_types import ServiceTypes, load
 from shared.stores.postgres import Database, Query
 from shared.telemetry.metrics import Registry
 from tests.doubles.litellm_admin import MASTER_KEY, LiteLLMAdminDouble
@@ -38,7 +38,7 @@ class World:
     database: Database
     litellm: LiteLLMAdminDouble
     session: aiohttp.ClientSession
-    rows: dict[str, ServiceType]
+    rows: ServiceTypes
 
     def admin(self, *urls: str, key: str = MASTER_KEY, timeout: float = 5) -> LiteLLMAdmin:
         return LiteLLMAdmin(self.session, urls or (self.litellm.url,), key, timeout=timeout)
@@ -47,7 +47,7 @@ class World:
         self,
         admin: LiteLLMAdmin | None = None,
         *,
-        rows: dict[str, ServiceType] | None = None,
+        rows: ServiceTypes | None = None,
         factor: float = 2,
         pace: Pace = QUICK,
         registry: Registry | None = None,
@@ -79,15 +79,15 @@ async def world(postgres_url: str) -> AsyncIterator[World]:
             await stack.enter_async_context(Database.connect(postgres_url)),
             await stack.enter_async_context(LiteLLMAdminDouble().running()),
             await stack.enter_async_context(aiohttp.ClientSession()),
-            development().rows,
+            development(),
         )
 
 
 @pytest.fixture
-def service_types(tmp_path: Path) -> Callable[[str], dict[str, ServiceType]]:
+def service_types(tmp_path: Path) -> Callable[[str], ServiceTypes]:
     """Rows with the budgets that a test wants: ``ai=0.10/1d pro=5/30d``."""
 
-    def make(text: str) -> dict[str, ServiceType]:
+    def make(text: str) -> ServiceTypes:
         rows = []
         for part in text.split():
             name, _, figures = part.partition("=")
@@ -95,6 +95,6 @@ def service_types(tmp_path: Path) -> Callable[[str], dict[str, ServiceType]]:
             rows.append(toml(name, max_budget=amount, duration=duration))
         path = tmp_path / "service_types.toml"
         path.write_text("\n".join(rows))
-        return load(path, debug=True).rows
+        return load(path, debug=True)
 
     return make

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from services.auth.provisioning.models import Budget
-from shared.domain.service_types import ServiceType
+from shared.domain.service_types import ServiceTypes
 
 
 @pytest.mark.parametrize(
@@ -21,8 +21,8 @@ from shared.domain.service_types import ServiceType
     ],
 )
 def test_a_budget_is_the_rows_times_the_factor_in_whole_nano_dollars(
-    service_types: Callable[[str], dict[str, ServiceType]], figures: str, factor: float, nano: int, duration: str
+    service_types: Callable[[str], ServiceTypes], figures: str, factor: float, nano: int, duration: str
 ) -> None:
-    budget = Budget.of(service_types(figures)["ai"], factor)
+    budget = Budget.of(service_types(figures).rows["ai"], factor)
     assert budget == Budget("mlpa:ai", nano, duration)
     assert round(budget.max_budget_usd * 10**9) == nano

@@ -12,7 +12,7 @@ import pytest
 
 from services.auth.provisioning import storage
 from services.auth.provisioning.storage import Customer
-from shared.domain.service_types import ServiceType
+from shared.domain.service_types import ServiceTypes
 from shared.stores import migrate
 from shared.stores.postgres import Database
 from shared.telemetry.metrics import Registry
@@ -21,7 +21,7 @@ from tests.services.auth.provisioning.conftest import QUICK, World
 from tests.support.exposition import metric
 from tests.support.waiting import until
 
-Rows = Callable[[str], dict[str, ServiceType]]
+Rows = Callable[[str], ServiceTypes]
 NUMBER = 1000 if os.environ.get("MLPA_TEST_FULL") else 120
 
 

@@ -19,7 +19,7 @@ from services.gateway.catalogue.metrics import CatalogueMetrics
 from services.gateway.catalogue.price_fields import Unpriced, read
 from services.gateway.catalogue.prices import PricedModel, price_all
 from services.gateway.catalogue.services import Catalogue
-from shared.domain.service_types import ModelRow
+from shared.domain.service_types import ModelRow, ServiceTypes
 from shared.errors import DependencyUnavailable
 from shared.telemetry.metrics import Registry
 from tests.services.gateway.budget.support import ask
@@ -409,7 +409,7 @@ async def test_the_catalogue_is_read_again_and_keeps_what_it_has() -> None:
     second = body("free text", odd, entry("b", input_cost_per_token=1e-6, output_cost_per_token=1e-6))
     source = Source(DependencyUnavailable("litellm"), first, OSError("gone"), b"<html>", b"[]", RuntimeError(), second)
     registry = Registry()
-    async with Catalogue.open(source.fetch, {}, registry, every=0.01, retry=0.01) as catalogue:
+    async with Catalogue.open(source.fetch, ServiceTypes({}, {}), registry, every=0.01, retry=0.01) as catalogue:
         assert not catalogue.loaded
         assert catalogue.get("a") is None
 

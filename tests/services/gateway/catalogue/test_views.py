@@ -21,6 +21,7 @@ from services.gateway.catalogue.views import OPERATIONS
 from services.gateway.dialects import DIALECTS, OPENAI
 from services.gateway.tokens.bearer import VERIFIER
 from services.gateway.tokens.models import Principal
+from shared.domain.service_types import ServiceTypes
 from shared.service.web import Frame
 from shared.telemetry.logs import UserDigest
 from shared.telemetry.metrics import Registry
@@ -48,7 +49,7 @@ async def url() -> AsyncIterator[str]:
     frame = Frame(registry, _render_error, endpoints=[one.path for one in OPERATIONS], user_digest=UserDigest(None))
     frame.install(app)
     body = json.dumps({"data": entries}).encode()
-    async with Catalogue.open(lambda: answered(body), {}, registry) as catalogue:
+    async with Catalogue.open(lambda: answered(body), ServiceTypes({}, {}), registry) as catalogue:
         app[DIALECTS] = (OPENAI,)
         app[VERIFIER] = SimpleNamespace(verify=lambda _token: answered(principal))  # type: ignore[assignment]
         app[keys.BUDGETS] = SimpleNamespace(check=lambda _principal: answered(None))  # type: ignore[assignment]
