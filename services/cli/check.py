@@ -15,7 +15,7 @@ from shared.telemetry import logs
 @click.group()
 def check() -> None:
     """Try what a service needs: settings, files and dependencies. Starts nothing; exit code 1 if something is wrong."""
-    logs.configure(json=False, level="CRITICAL")  # what fails is printed
+    logs.configure(form="text", level="CRITICAL")  # what fails is printed
 
 
 @check.command()

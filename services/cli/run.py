@@ -113,7 +113,7 @@ def up(demo: bool, port_base: int | None, data: Path) -> None:
 
 
 def _run(name: str, settings: Settings, port: int, build: Callable[[], Apps], count: int) -> None:
-    logs.configure(json=settings.log_json, level=settings.log_level)
+    logs.configure(form=settings.form_of_logs, level=settings.log_level)
     if not workers.is_worker():
         _warn(settings)
     if count > 1:

@@ -23,6 +23,7 @@ from shared.service import proxies, start_rules
 from shared.service.start_rules import Rule
 from shared.service.strength import Secret, SecretList
 from shared.stores import postgres_places, redis
+from shared.telemetry import logs
 
 
 def _split(value: Any) -> Any:
@@ -109,7 +110,10 @@ class Settings(BaseSettings):
         proxies.PRIVATE_NETWORKS,
         description="Peers whose forwarded headers count, when TRUSTED_PROXIES > 0; loopback and private ranges.",
     )
-    log_json: bool = Field(False, description="Log lines as JSON.")
+    log_format: logs.Format = Field(
+        "text", description="Of log lines: `text`, `json`, `mozlog` (Mozilla's), `gcp` (Google's Cloud Logging)."
+    )
+    log_json: bool = Field(False, description="The same as `LOG_FORMAT=json`, where that is not set.")
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="Least severe level logged.")
     log_user_secret: Secret = Field(
         None, description="HMAC key of user names in logs; each process makes its own when not set."
@@ -184,6 +188,10 @@ class Settings(BaseSettings):
     def exchange_keys(self) -> list[bytes]:
         """The secrets by which auth knows gateways, the first being the one that gateways send; none if not used."""
         return secret_parts(self.exchange_key) if self.firefox_clients else []
+
+    @property
+    def form_of_logs(self) -> logs.Format:
+        return "json" if self.log_json and "log_format" not in self.model_fields_set else self.log_format
 
     def load_service_types(self) -> ServiceTypes:
         """:raises ConfigurationError: the file is not usable."""

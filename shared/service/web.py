@@ -11,6 +11,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterable
 from http import HTTPStatus
+from typing import Any
 
 import sentry_sdk
 from aiohttp import web
@@ -34,6 +35,8 @@ SERVICE_TYPE = web.RequestKey("service_type", str)
 USER_ID = web.RequestKey("user_id", str)
 #: The error in the log line: an error's code, or the dependency that failed.
 ERROR = web.RequestKey("error", str)
+#: More fields of the request's log line.
+LOGGED = web.RequestKey("logged", dict[str, Any])
 
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 #: nginx's status for a client that left before the answer; only in metrics and logs.
@@ -187,7 +190,9 @@ class Frame:
                 status=status,
                 duration_ms=round(seconds * 1000, 2),
                 user=self._digest(user) if user else None,
+                service_type=request.get(SERVICE_TYPE),
                 error=request.get(ERROR),
+                **request.get(LOGGED, {}),
             )
             logs.request_id.reset(token)
 
@@ -228,10 +233,15 @@ class Frame:
         return response
 
     def _refuse(self, request: web.Request, error: ServiceError) -> web.Response:
-        request[ERROR] = error.dependency if isinstance(error, DependencyUnavailable) else error.code
+        request[ERROR] = error_name(error)
         if self._on_refusal is not None:
             self._on_refusal(request, error)
         return self._render_error(request, error)
+
+
+def error_name(error: ServiceError) -> str:
+    """An error in the log line: the dependency that failed, or the error's code."""
+    return error.dependency if isinstance(error, DependencyUnavailable) else error.code
 
 
 def _is_encoded(request: web.Request) -> bool:

@@ -12,12 +12,15 @@ import asyncio
 import hashlib
 import hmac
 import logging
+import os
 import secrets
+import socket
 import sys
+import time
 import traceback
 from contextvars import ContextVar
 from types import TracebackType
-from typing import Any, TextIO, cast
+from typing import Any, Literal, TextIO, cast
 
 import msgspec
 import structlog
@@ -29,7 +32,13 @@ from shared.telemetry import lines
 request_id: ContextVar[str] = ContextVar("request_id")
 
 
-def configure(*, json: bool, level: str) -> None:
+Format = Literal["text", "json", "mozlog", "gcp"]
+
+#: Levels as numbers of syslog, which mozlog has (mozilla-services/python-dockerflow, src/dockerflow/logging.py).
+_SYSLOG = {"critical": 2, "error": 3, "warning": 4, "info": 6, "debug": 7}
+
+
+def configure(*, form: Format, level: str) -> None:
     """Set up logging for this process, of what nobody catches too; call once, at start."""
     output = cast(TextIO, lines.stdout)
     shared: list[Processor] = [
@@ -38,13 +47,13 @@ def configure(*, json: bool, level: str) -> None:
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         structlog.processors.ExceptionRenderer(_stack),
     ]
-    renderer: Processor = (
-        structlog.processors.JSONRenderer(serializer=_to_json)
-        if json
-        else structlog.dev.ConsoleRenderer(colors=sys.stdout.isatty())
-    )
+    if form == "text":
+        renderers: list[Processor] = [structlog.dev.ConsoleRenderer(colors=sys.stdout.isatty())]
+    else:
+        shapes: dict[str, list[Processor]] = {"json": [], "mozlog": [_mozlog(socket.gethostname())], "gcp": [_gcp]}
+        renderers = [*shapes[form], structlog.processors.JSONRenderer(serializer=_to_json)]
     structlog.configure(
-        processors=[*shared, renderer],
+        processors=[*shared, *renderers],
         wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelName(level)),
         logger_factory=structlog.WriteLoggerFactory(output),
         cache_logger_on_first_use=True,
@@ -53,7 +62,7 @@ def configure(*, json: bool, level: str) -> None:
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=shared,
-            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, renderer],
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *renderers],
         )
     )
     logging.basicConfig(handlers=[handler], level=max(logging.getLevelName(level), logging.INFO), force=True)
@@ -81,6 +90,34 @@ def _add_request_id(_logger: Any, _method: str, event: Any) -> Any:
     current = request_id.get(None)
     if current is not None and "request_id" not in event:
         event["request_id"] = current
+    return event
+
+
+def _mozlog(host: str) -> Processor:
+    """MozLog 2.0 (https://wiki.mozilla.org/Firefox/Services/Logging): the event is the type, all else are fields."""
+    process = os.getpid()
+
+    def shaped(_logger: Any, _method: str, event: Any) -> Any:
+        del event["timestamp"]
+        return {
+            "Timestamp": time.time_ns(),
+            "Type": event.pop("event"),
+            "Logger": "mlpa",
+            "Hostname": host,
+            "EnvVersion": "2.0",
+            "Severity": _SYSLOG.get(event.pop("level"), 7),
+            "Pid": process,
+            "Fields": event,
+        }
+
+    return shaped
+
+
+def _gcp(_logger: Any, _method: str, event: Any) -> Any:
+    """Google's Cloud Logging takes these three for its own (https://cloud.google.com/logging/docs/structured-logging)."""
+    event["severity"] = event.pop("level").upper()
+    event["message"] = event.pop("event")
+    event["time"] = event.pop("timestamp")
     return event
 
 

@@ -88,7 +88,7 @@ def _run(module: str) -> list[Row]:
             return rows
 
     with contextlib.redirect_stdout(sys.stderr):  # what it logs is not part of the page
-        logs.configure(json=False, level="WARNING")
+        logs.configure(form="text", level="WARNING")
         return uvloop.run(limited())  # as the services run
 
 

@@ -121,7 +121,7 @@ async def rig() -> AsyncIterator[Relays]:
             "MLPA_JWKS_URL": f"{url}/jwks",
             "MLPA_VIRTUAL_KEY": "sk-bench",
             "LITELLM_API_BASE": url,
-            "LOG_JSON": "true",
+            "LOG_FORMAT": "json",
             "MAX_OPEN_REQUESTS": "4000",
         }
         log = folder / "log"

@@ -198,7 +198,7 @@ class System:
         return {
             **SECRETS,
             "LOG_LEVEL": "DEBUG",
-            "LOG_JSON": "true",
+            "LOG_FORMAT": "json",
             "MLPA_ISSUER": f"http://{HOST}:{port[self.auths[0]]}",
             "MLPA_SIGNING_KEYS_DIR": str(self.folder / "keys"),
             "DATABASE_URL": f"postgresql://mlpa:{DATABASE_PASSWORD}@{HOST}:{port['postgres']}/{DATABASE}",

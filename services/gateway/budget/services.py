@@ -9,7 +9,7 @@ import uuid
 from collections import OrderedDict
 from collections.abc import AsyncIterator
 
-from services.gateway.budget.charging import bounds, charge
+from services.gateway.budget.charging import Charge, bounds, charge
 from services.gateway.budget.metrics import BudgetMetrics
 from services.gateway.budget.models import Ask, BudgetState, Delivery, Reservation, Timings
 from services.gateway.budget.refusals import Refusal, Word, label
@@ -163,16 +163,16 @@ class Budgets:
                 raise answer.error()
         raise DependencyUnavailable("redis")
 
-    def settle(self, reservation: Reservation, delivery: Delivery) -> int:
-        """Settle a request, once; the charge in nano-dollars. Never waits, never fails: the work goes on by itself."""
+    def settle(self, reservation: Reservation, delivery: Delivery) -> Charge:
+        """Settle a request, once. Never waits, never fails: the work goes on by itself."""
         cost = charge(reservation.ask, reservation.grant, delivery)
         if not self._renewals.remove(reservation):
-            return cost.cost_nano
+            return cost
         self._metrics.spend.inc(reservation.ask.principal.service_type.name, by=cost.cost_nano / NANO)
         if cost.cost_nano > reservation.amount_nano:
             self._metrics.overrun.inc(by=(cost.cost_nano - reservation.amount_nano) / NANO)
         self._queue.settle(reservation.row(cost, delivery.outcome))
-        return cost.cost_nano
+        return cost
 
     async def state(self, principal: Principal) -> BudgetState:
         """What a user has left in the current period.

@@ -16,6 +16,7 @@ from services.gateway.relay.operation import Models, PaidOperation
 from services.gateway.upstream.client import LiteLLM
 
 if TYPE_CHECKING:
+    from services.gateway.budget.charging import Charge
     from services.gateway.budget.models import Ask, Delivery, Reservation
 
 
@@ -29,8 +30,8 @@ class Budgets(Protocol):
         :raises DependencyUnavailable: it could not be decided.
         """
 
-    def settle(self, reservation: Reservation, delivery: Delivery) -> int:
-        """Charge what was consumed, exactly once. Returns the charge in nano-dollars; never raises or waits."""
+    def settle(self, reservation: Reservation, delivery: Delivery) -> Charge:
+        """Charge what was consumed, exactly once; never raises or waits."""
 
 
 @dataclass(frozen=True, slots=True)

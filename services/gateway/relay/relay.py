@@ -21,12 +21,15 @@ from services.gateway.relay.raw_json import has_halves, mend_surrogates
 from services.gateway.relay.stream import WRITE_BUFFER, StreamFailed, StreamRelay
 from services.gateway.relay.watch import Watch
 from services.gateway.upstream.classify import KNOWN_WORDS, UpstreamFailure, classify, read_event_failure, read_failure
-from services.gateway.upstream.facts import RoutingFacts
+from services.gateway.upstream.facts import RoutingFacts, call_id
+from shared.domain.money import nano_to_usd
 from shared.domain.outcome import Outcome
 from shared.errors import ServiceError
+from shared.service.web import ERROR, LOGGED, error_name
 from shared.telemetry import logs
 
 if TYPE_CHECKING:
+    from services.gateway.budget.charging import Charge
     from services.gateway.budget.models import Reservation
 
 _log = logs.logger("relay")
@@ -79,6 +82,8 @@ class Relay:
         self._refused = False
         self._facts: RoutingFacts | None = None
         self._asked_at = 0.0
+        self._first_after: float | None = None
+        self._call_id: str | None = None
 
     async def run(self) -> web.StreamResponse:
         """Relay the request. Returns the response: whole, or a finished stream (with an error event if it broke).
@@ -161,6 +166,7 @@ class Relay:
         del asked
         self._asked_at = time.perf_counter()
         upstream = await request
+        self._call_id = call_id(upstream.headers)
         if upstream.status != 200:
             self._refused = True
             raise self._classify(read_failure(upstream.status, await self._call.read_error()), upstream)
@@ -192,13 +198,14 @@ class Relay:
         )
         return error
 
-    async def _fail(self, error: ServiceError, charged: int) -> web.StreamResponse:
+    async def _fail(self, error: ServiceError, charged: Charge) -> web.StreamResponse:
         stream = self._stream
         if stream is not None and stream.committed:
             self._shared.metrics.rejected(error, self._labels[0], self._labels[1])
+            self._request[ERROR] = error_name(error)
             await stream.fail(error)
             return stream.response
-        if charged and isinstance(error, UpstreamError | UpstreamTimeout):
+        if charged.cost_nano and isinstance(error, UpstreamError | UpstreamTimeout):
             error.should_retry = False
         error.headers.update(self._limits())
         raise error
@@ -211,11 +218,11 @@ class Relay:
 
     def _begun(self) -> None:
         """The first event has gone out."""
-        seconds = time.perf_counter() - self._started
+        seconds = self._first_after = time.perf_counter() - self._started
         self._operation.metrics.begun(seconds, self._labels[0])
         self._shared.metrics.overhead(self._asked_at - self._started)
 
-    def _settle(self, *, dropped: bool) -> int:
+    def _settle(self, *, dropped: bool) -> Charge:
         """:param dropped: the client was dropped because it took nothing."""
         tally, metrics = self._tally, self._shared.metrics
         told = self._told_cost()
@@ -239,6 +246,15 @@ class Relay:
         self._operation.metrics.ended(result, time.perf_counter() - self._started, self._labels, tally)
         if (reported := told or tally.cost) is not None:
             metrics.routing.cost(reported, self._labels[0])
+        self._request[LOGGED] = {
+            "model": self._labels[0],
+            "outcome": self._outcome,
+            "prompt_tokens": charged.prompt_tokens,
+            "completion_tokens": charged.completion_tokens,
+            "cost_usd": nano_to_usd(charged.cost_nano),
+            "ttft_ms": None if self._first_after is None else round(self._first_after * 1000, 2),
+            "litellm_call_id": self._call_id,
+        }
         return charged
 
     def _backlog(self) -> int:

@@ -21,8 +21,9 @@ from services.gateway.relay.operation import PaidOperation, Size
 from services.gateway.relay.relay import Relay
 from services.gateway.settings import GatewaySettings
 from services.gateway.tokens.models import Principal
+from shared.domain.outcome import Outcome
 from shared.errors import DependencyUnavailable, ServiceError
-from shared.service.web import REQUEST_ID, SERVICE_TYPE
+from shared.service.web import LOGGED, REQUEST_ID, SERVICE_TYPE
 from shared.telemetry.metrics import Registry
 from shared.telemetry.openapi import Answer, Body, Operation, Parameter
 from shared.telemetry.tracing import traceparent
@@ -117,6 +118,7 @@ async def serve(request: web.Request, shared: Collaborators, operation: PaidOper
     except asyncio.CancelledError:
         if relay is None:  # otherwise the relay has counted it
             shared.metrics.left(waiting=arrived)
+            request[LOGGED] = {"model": request.get(MODEL), "outcome": Outcome.ABORT}
         raise
 
 
@@ -125,6 +127,8 @@ def count_refusal(request: web.Request, error: ServiceError) -> None:
     resource = request.match_info.route.resource
     if resource is not None and resource.canonical in (shared := request.app[COLLABORATORS]).operations:
         shared.metrics.rejected(error, request.get(MODEL, "other"), request.get(SERVICE_TYPE, "none"))
+        if LOGGED not in request:  # otherwise the relay has said how it ended
+            request[LOGGED] = {"model": request.get(MODEL), "outcome": "refused"}
 
 
 async def _admit(

@@ -19,6 +19,7 @@ MAX_BACKENDS = 20
 _MAX_COUNT = 100
 _MAX_SECONDS = 3600.0
 _MAX_USD = Decimal(1000)
+_CALL_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _HOST = re.compile(r"[a-z0-9.-]{1,100}")
 
 
@@ -45,6 +46,12 @@ class RoutingFacts:
             None if milliseconds is None else min(milliseconds / 1000, _MAX_SECONDS),
             cost_of(headers.get("x-litellm-response-cost")),
         )
+
+
+def call_id(headers: Mapping[str, str]) -> str | None:
+    """LiteLLM's id of the call, under which its logs and its spend logs have it; None if it isn't a plain one."""
+    given = headers.get("x-litellm-call-id", "")
+    return given if _CALL_ID.fullmatch(given) else None
 
 
 def cost_of(value: object) -> Decimal | None:

@@ -247,7 +247,9 @@ def test_an_env_file_of_somebody_else_is_read_only_when_named(refused: Start) ->
 def test_variables_that_are_nearly_settings_are_warned_of(environment: dict[str, str]) -> None:
     argv, given = program("gateway", environment)
     Path(".env").write_text("MAX_OPEN_REQUEST=canary\nCHALENGE_SECRTE=canary\nPOSTGRES_PASSWORD=canary\n")
-    running = subprocess.Popen(argv, env={**given, "PORT": "0", "LOG_JSON": "true"}, stdout=subprocess.PIPE, text=True)
+    running = subprocess.Popen(
+        argv, env={**given, "PORT": "0", "LOG_FORMAT": "json"}, stdout=subprocess.PIPE, text=True
+    )
     assert running.stdout is not None
     said = [running.stdout.readline() for _ in range(2)]
     running.send_signal(signal.SIGKILL)

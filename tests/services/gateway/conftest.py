@@ -7,7 +7,7 @@ import contextlib
 import json
 import socket
 import struct
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -17,7 +17,8 @@ import pytest
 from aiohttp import web
 
 from services.gateway import dialects
-from services.gateway.budget.models import Ask, Delivery, RateLimits, Reservation
+from services.gateway.budget.charging import NOTHING, Charge
+from services.gateway.budget.models import Ask, Delivery, RateLimits, Reservation, Usage
 from services.gateway.chat.config import ChatConfig
 from services.gateway.chat.operation import CHAT, Chat
 from services.gateway.dialects import DIALECTS, OPENAI, Dialect
@@ -33,7 +34,7 @@ from services.gateway.settings import GatewaySettings
 from services.gateway.tokens.models import Principal
 from services.gateway.upstream.client import LiteLLM, UpstreamConfig
 from shared.service.serve import listen
-from shared.service.web import Frame
+from shared.service.web import SERVICE_TYPE, USER_ID, Frame
 from shared.telemetry.logs import UserDigest
 from shared.telemetry.metrics import Registry
 from shared.telemetry.openapi import add_routes
@@ -85,11 +86,14 @@ class NotingBudgets:
         self.open[reservation.id] = reservation
         return reservation
 
-    def settle(self, reservation: Reservation, delivery: Delivery) -> int:
+    def settle(self, reservation: Reservation, delivery: Delivery) -> Charge:
         del self.open[reservation.id]  # a second settlement fails here
         self.settled.append((reservation, delivery))
         self.changed.set()
-        return self.charge if delivery.sent and not delivery.refused else 0
+        if not delivery.sent or delivery.refused:
+            return NOTHING
+        usage = delivery.usage or Usage(3, delivery.relayed_bytes)
+        return Charge(self.charge, usage.prompt_tokens, usage.completion_tokens, 0)
 
     async def wait_settled(self, number: int = 1) -> Delivery:
         async with asyncio.timeout(10):
@@ -157,6 +161,7 @@ class Gateway:
         async def authenticate(request: web.Request) -> Principal:
             if request.headers.get("Authorization") != f"Bearer {TOKEN}":
                 raise InvalidToken(missing=True)
+            request[SERVICE_TYPE], request[USER_ID] = row.name, "uid:ai"
             return Principal("uid:ai", "uid", row, "jti", 2e9)
 
         app = web.Application()
@@ -207,6 +212,12 @@ class Gateway:
         client = await RawClient.open(self.port, receive_buffer)
         client.ask(request_body(**(body or {})))
         return client
+
+    async def until_logged(self, lines: Sequence[Mapping[str, Any]]) -> None:
+        """Wait until a request has its log line."""
+        async with asyncio.timeout(5):
+            while all(line["event"] != "request" for line in lines):  # noqa: ASYNC110 - the client may be ahead
+                await asyncio.sleep(0.01)
 
     def metric(self, name: str, **labels: str) -> float:
         return metric(self.registry, name, **labels)

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 import subprocess
 import sys
+import time
 from typing import Any
 
 import pytest
 
+from shared.service.settings import Settings
 from shared.telemetry import logs
 
 #: Errors as they come: of our code, of a library's, of the event loop. Each one's words quote what nobody may read.
@@ -17,7 +20,7 @@ PROGRAM = """
 import asyncio, logging
 from shared.telemetry import logs
 
-logs.configure(json=True, level="DEBUG")
+logs.configure(form="json", level="DEBUG")
 canary = "-".join(["canary", "4b81ce"])
 
 def fail():
@@ -77,7 +80,7 @@ def test_an_error_is_logged_by_its_kind_and_stack_without_its_words() -> None:
 FAILING = """
 from shared.telemetry import logs
 
-logs.configure(json=True, level="ERROR")
+logs.configure(form="json", level="ERROR")
 canary = "-".join(["canary", "4b81ce"])
 try:
     int(canary)
@@ -114,3 +117,55 @@ def test_of_the_event_loops_messages_only_known_words_are_logged(
     assert said in out
     assert "canary" not in out
     assert "canceling" not in out
+
+
+#: One line of ours and one of a library, in a form that is given.
+FORMED = """
+import logging, sys
+from shared.telemetry import logs
+
+logs.configure(form=sys.argv[1], level="INFO")
+logs.logger("test").warning("things_happened", number=3)
+logging.getLogger("library").error("of a library")
+"""
+
+
+def formed(form: str) -> list[str]:
+    done = subprocess.run([sys.executable, "-c", FORMED, form], capture_output=True, text=True, check=True)
+    assert done.stderr == ""
+    return done.stdout.splitlines()
+
+
+def test_lines_of_mozlog_have_their_event_as_the_type_and_the_rest_as_fields() -> None:
+    line, library = map(json.loads, formed("mozlog"))
+    assert abs(line.pop("Timestamp") / 1e9 - time.time()) < 60
+    assert (line.pop("Hostname"), line.pop("Pid") > 0) == (socket.gethostname(), True)
+    assert line == {
+        "Type": "things_happened",
+        "Logger": "mlpa",
+        "EnvVersion": "2.0",
+        "Severity": 4,
+        "Fields": {"number": 3, "source": "test"},
+    }
+    assert (library["Type"], library["Severity"]) == ("of a library", 3)
+
+
+def test_lines_for_google_have_severity_message_and_time() -> None:
+    line, library = map(json.loads, formed("gcp"))
+    assert line.pop("time").endswith("Z")
+    assert line == {"severity": "WARNING", "message": "things_happened", "number": 3, "source": "test"}
+    assert (library["severity"], library["message"]) == ("ERROR", "of a library")
+
+
+def test_lines_of_text_are_for_people() -> None:
+    line, _ = formed("text")
+    assert "things_happened" in line
+    assert not line.startswith("{")
+
+
+@pytest.mark.parametrize(
+    ("given", "form"),
+    [({}, "text"), ({"log_json": True}, "json"), ({"log_json": True, "log_format": "gcp"}, "gcp")],
+)
+def test_the_older_setting_counts_where_the_newer_one_is_not_set(given: dict[str, Any], form: str) -> None:
+    assert Settings(_env_file=None, **given).form_of_logs == form
