@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import builtins
+from collections.abc import Coroutine
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 from urllib.parse import parse_qsl, unquote, urlencode, urlsplit, urlunsplit
 
 from redis.asyncio import BlockingConnectionPool, Redis, RedisCluster
+from redis.asyncio.cluster import ClusterPipeline
 from redis.asyncio.connection import AbstractConnection, ConnectionPool, parse_url
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
@@ -23,8 +25,10 @@ from redis.exceptions import (
     NoPermissionError,
     OutOfMemoryError,
     ReadOnlyError,
+    RedisClusterException,
     RedisError,
     ResponseError,
+    SlotNotCoveredError,
     TimeoutError,
 )
 
@@ -136,12 +140,13 @@ def connect(url: str, *, timeout: float = 1.0, max_connections: int = 64, state:
     place = Place.of(url)
     state = state or Dependency("redis")
     if place.clustered:
-        cluster: Any = RedisCluster.from_url(
+        cluster: Any = _Cluster.from_url(
             place.url,
             socket_timeout=timeout,
             socket_connect_timeout=timeout,
             max_connections=max_connections,
             credential_provider=place.credentials,
+            retry=Retry(NoBackoff(), 1),
         )
         return cluster  # type: ignore[no-any-return]  # same commands, no common base class
     pool = BlockingConnectionPool.from_url(
@@ -156,6 +161,44 @@ def connect(url: str, *, timeout: float = 1.0, max_connections: int = 64, state:
         health_check_interval=0,
     )
     return Redis(connection_pool=harden(pool, state))
+
+
+class _Cluster(RedisCluster):
+    """A cluster's client that raises ``RedisError`` for every fault, in time, with the reason that Redis gave.
+
+    A node that can't be reached is tried once more, after a look at who holds its slots now. What a node answers is
+    passed on: redis-py would repeat CLUSTERDOWN and timeouts, for seconds.
+    """
+
+    ERRORS_ALLOW_RETRY = (ConnectionError, SlotNotCoveredError)  # type: ignore[assignment]  # of four, in redis-py
+
+    async def execute_command(self, *args: Any, **kwargs: Any) -> Any:
+        return await _in_time(self, super().execute_command(*args, **kwargs))
+
+    def pipeline(self, transaction: Any = None, shard_hint: Any = None) -> ClusterPipeline:
+        return _Pipeline(self, transaction)  # type: ignore[abstract]
+
+
+class _Pipeline(ClusterPipeline):
+    async def execute(self, *args: Any, **kwargs: Any) -> list[Any]:
+        done: list[Any] = await _in_time(self.cluster_client, super().execute(*args, **kwargs))
+        return done
+
+
+async def _in_time(cluster: RedisCluster, call: Coroutine[Any, Any, Any]) -> Any:
+    """:raises RedisError:"""
+    try:
+        async with asyncio.timeout(cluster.connection_kwargs["socket_timeout"]):
+            return await call
+    except builtins.TimeoutError as error:
+        raise TimeoutError("no answer in time") from error
+    except RuntimeError as error:  # uvloop's, as in _Hardened
+        raise ConnectionError("the connection is closed") from error
+    except RedisClusterException as error:
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, (ConnectionError, TimeoutError, *_STATES)):
+            cause = cause.__cause__ or cause.__context__
+        raise cause or ConnectionError(str(error)) from error
 
 
 def harden(pool: ConnectionPool, state: Dependency) -> ConnectionPool:

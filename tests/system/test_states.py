@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import random
 import re
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
@@ -70,12 +71,13 @@ UNMIGRATED = _postgres(
 POOLER = _postgres("PgBouncer killed", ".*Connection refused.*")
 READONLY = _redis("READONLY", r".*\(READONLY\)")
 OOM = _redis("OOM", r".*\(OOM\)")
-NODE = _redis("cluster node killed", r".*\(CLUSTERDOWN\)|no answer in time")
+LOADING = _redis("LOADING", r".*\(LOADING\)")
+NODE = _redis("cluster node killed", r".*\(CLUSTERDOWN\)|.*Connect call failed.*")
 SLOW_CHECKS = State("slow liveliness", "litellm")
 REFUSED_KEY = State(
     "refused key", "litellm", expected={"chat": {503}}, metric={"gateway-1": "litellm_key_refusals_total"}
 )
-STATES = (READ_ONLY, NO_RIGHTS, UNMIGRATED, POOLER, READONLY, OOM, NODE, SLOW_CHECKS, REFUSED_KEY)
+STATES = (READ_ONLY, NO_RIGHTS, UNMIGRATED, POOLER, READONLY, OOM, LOADING, NODE, SLOW_CHECKS, REFUSED_KEY)
 
 
 @dataclass(slots=True)
@@ -241,6 +243,25 @@ async def redis_and_litellm_rows(folder: Path, template: Path) -> list[Row]:
 
         return run
 
+    usual = dict(system.valkey.options)
+
+    async def load_slowly() -> None:
+        """Restart Valkey from a dump of five hundred keys of a kilobyte, after each of which it answers clients."""
+        with system.valkey.client() as client:
+            for number in range(500):
+                client.set(f"loaded:{number}", random.randbytes(1100))
+            client.execute_command("SAVE")
+        system.valkey.process.kill()
+        slow = {"appendonly": "no", "key-load-delay": "20000", "loading-process-events-interval-bytes": "1024"}
+        system.valkey.options = {**usual, **slow}
+        system.valkey.initialise()
+        system.valkey.process.start()
+
+    async def load_quickly() -> None:
+        system.valkey.process.kill()
+        system.valkey.options = usual
+        await asyncio.to_thread(system.valkey.start)
+
     def liveliness(seconds: float) -> Change:
         url = f"http://{HOST}:{system.listens['litellm']}/double/liveliness"
 
@@ -266,6 +287,7 @@ async def redis_and_litellm_rows(folder: Path, template: Path) -> list[Row]:
         [
             (READONLY, valkey("REPLICAOF", HOST, str(free_port())), valkey("REPLICAOF", "NO", "ONE")),
             (OOM, valkey("CONFIG", "SET", "maxmemory", "1"), valkey("CONFIG", "SET", "maxmemory", "0")),
+            (LOADING, load_slowly, load_quickly),
             (SLOW_CHECKS, liveliness(1), liveliness(0)),
             (REFUSED_KEY, refuse_key, take_key),
         ],
@@ -380,6 +402,11 @@ def test_readiness_and_log_name_the_state(rows: dict[str, Row], state: State) ->
 @pytest.mark.parametrize("state", STATES, ids=lambda state: state.name)
 def test_all_is_well_soon_after_a_state(rows: dict[str, Row], state: State) -> None:
     assert 0 <= _row(rows, state).healthy <= HEALTHY
+
+
+@pytest.mark.parametrize("state", [LOADING, NODE], ids=lambda state: state.name)
+def test_a_chat_does_not_wait_for_what_redis_says_it_can_not_do(rows: dict[str, Row], state: State) -> None:
+    assert rows[state.name].seen["chat"].seconds < 0.9
 
 
 def test_a_refused_key_is_told_apart_from_an_outage(rows: dict[str, Row]) -> None:

@@ -6,4 +6,5 @@
 -- known_user: the field of the service type
 -- Reply {standing, 1 when the user row is known to exist, the version of both}
 local standing, known, version = unpack(redis.call('HMGET', identity, STANDING, known_user, VERSION))
-return {standing, known == run_id() and 1 or 0, run_id() .. ':' .. (version or '')}
+local run = run_id()
+return {standing, known == run and 1 or 0, run .. ':' .. (version or '')}

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+import re
+import time
+from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -15,7 +17,7 @@ from services.local.valkey import ValkeyCluster, ValkeyServer
 from shared.errors import DependencyUnavailable
 from shared.stores import redis
 from shared.stores.dependency import SETTLED, Dependency
-from shared.stores.redis import Client, Place, can_write, connect
+from shared.stores.redis import Client, Place, RedisError, can_write, connect
 from tests.support.waiting import until
 
 
@@ -97,6 +99,65 @@ async def test_a_dead_node_of_a_cluster_leaves_the_others_ready(tmp_path: Path) 
             await gateway.can_write()
             cluster.nodes[1].kill()
             await gateway.can_write()
+
+
+#: A node that is gone, as its client sees it: at first, and once the others have noticed.
+GONE = r".*Connect call failed.*|the cluster has no owner for some slots \(CLUSTERDOWN\)"
+
+
+async def test_the_loss_of_a_node_is_told_at_once_and_over_when_it_is_back(tmp_path: Path) -> None:
+    """Every command and pipeline fails as one of a single server does, in time, until the node is back."""
+    state = Dependency("redis")
+    with ValkeyCluster(tmp_path) as cluster:
+        async with client(cluster.url, state) as auth:
+            keys = [f"{{{number}}}" for number in range(30)]
+            for key in keys:
+                await auth.set(key, "1")
+            cluster.nodes[1].kill()
+            reasons = set()
+            while not any("CLUSTERDOWN" in reason for reason in reasons):
+                for key in keys:
+                    reasons.add(await failure(auth.set(key, "2")))
+                    await failure(auth.pipeline().set(key, "2").execute())
+            reasons -= {"", "no answer in time"}  # the latter on a machine that is busy with other things
+            assert all(re.fullmatch(GONE, reason) for reason in reasons), reasons
+            with pytest.raises(DependencyUnavailable) as caught:
+                await can_write(auth, state)
+            assert re.fullmatch(GONE, caught.value.reason)
+            await asyncio.to_thread(cluster.nodes[1].start)
+            async with asyncio.timeout(10):
+                while any([await failure(auth.set(key, "3")) for key in keys]):
+                    pass
+
+
+async def test_a_cluster_that_is_gone_is_told_as_what_it_is(tmp_path: Path) -> None:
+    state = Dependency("redis")
+    with ValkeyCluster(tmp_path) as cluster:
+        async with client(cluster.url, state) as auth:
+            await auth.set("key", "1")
+            for node in cluster.nodes:
+                node.kill()
+            for _ in range(3):
+                assert "Connect call failed" in await failure(auth.set("key", "2"))
+                assert "Connect call failed" in await failure(auth.pipeline().set("key", "2").execute())
+
+
+async def test_a_server_that_is_no_cluster_is_told_as_that(tmp_path: Path) -> None:
+    with ValkeyServer(tmp_path / "valkey", free_port()) as server:
+        async with client(server.url.replace("redis:", "redis+cluster:"), Dependency("redis")) as auth:
+            assert "Cluster mode is not enabled" in await failure(auth.get("key"))
+
+
+async def failure(call: Awaitable[object]) -> str:
+    """The reason why a call failed, which it does in time; empty if it didn't."""
+    began = time.monotonic()
+    try:
+        await call
+    except RedisError as error:
+        return redis.reason(error)
+    finally:
+        assert time.monotonic() - began < 3
+    return ""
 
 
 async def test_a_password_that_rotates_is_read_for_each_connection(tmp_path: Path) -> None:
