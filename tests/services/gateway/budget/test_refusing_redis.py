@@ -18,7 +18,8 @@ from services.gateway.redis.executor import NotRun
 from services.local.process import free_port
 from services.local.valkey import ValkeyServer
 from shared.errors import DependencyUnavailable
-from tests.services.gateway.budget.support import FAST, ask, delivered, opened, principal, row, rows, total, until
+from tests.services.gateway.budget.support import FAST, ask, delivered, opened, principal, row, rows, total
+from tests.support.waiting import until
 
 #: A shard is swept long before a request's lease is renewed, or its settlement sent, again.
 SWEPT_FIRST = dataclasses.replace(FAST, lease=1.5, renew=0.8, sweep=0.05)
