@@ -35,7 +35,7 @@ _EXIT_UNREADABLE = 2
 
 
 class Vector(msgspec.Struct, frozen=True, forbid_unknown_fields=False):
-    """One captured object and what it's to be verified with.
+    """One captured object, and the values to verify it with.
 
     An attestation needs ``attestation_b64``, ``key_id_b64`` and one of ``challenge_b64`` (hashed here) and
     ``client_data_hash_b64`` (used as it is); ``valid_at`` is the clock to use, default now. An assertion needs
@@ -59,7 +59,7 @@ class Vector(msgspec.Struct, frozen=True, forbid_unknown_fields=False):
 
 
 class UnreadableFile(Exception):
-    """A file that holds no vectors; ``str()`` of it is one line that says where and why."""
+    """A file without usable vectors; ``str()`` of it is one line that says where and why."""
 
 
 @click.group("app-attest")
@@ -152,7 +152,7 @@ def _client_data_hash(vector: Vector, *, hashed: str) -> bytes:
 
 
 def _decoded(vector: Vector, member: str) -> bytes:
-    # An object over the verifier's own limit still gets there, to be told so.
+    # An object over the verifier's limit must reach the verifier, which reports that
     return decode_base64(_member(vector, member), max_bytes=4 * MAX_ATTESTATION_BYTES)
 
 

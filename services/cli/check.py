@@ -1,4 +1,4 @@
-"""``mlpa check``: try all that a service needs, before it starts."""
+"""``mlpa check``: tests everything that a service needs, before it starts."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from shared.telemetry import logs
 
 @click.group()
 def check() -> None:
-    """Try what a service needs: settings, files and dependencies. Starts nothing; exit code 1 if something is wrong."""
+    """Test what a service needs: settings, files and dependencies. Starts nothing; exit code 1 on a failure."""
     logs.configure(form="text", level="CRITICAL")  # what fails is printed
 
 

@@ -18,11 +18,11 @@ ACCESS_TOKEN, ASSERTION = Credential.FXA.subject_token_type, Credential.APP_ATTE
 
 
 class RequestFailed(Exception):
-    """A service refused; the message is its own."""
+    """A service refused a request; the message is the service's."""
 
 
 class Client:
-    """Talks to auth and the gateway over HTTP."""
+    """A client of auth and the gateway over HTTP."""
 
     def __init__(self, session: aiohttp.ClientSession, *, auth_url: str, gateway_url: str) -> None:
         self._session = session

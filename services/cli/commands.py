@@ -22,7 +22,7 @@ from shared.service.ops import VERSION
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(VERSION, prog_name="mlpa")
 def cli() -> None:
-    """MLPA: proves who is asking, and relays chat completions under a budget per user."""
+    """MLPA: verifies users, and relays their chat completions under a budget per user."""
 
 
 for command in (up, auth, gateway, check, migrate, keys, device, fxa, app_attest, virtual_key, ledger, settings):

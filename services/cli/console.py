@@ -15,7 +15,7 @@ NAME_WIDTH = 12
 
 
 class Step:
-    """A step that is awaited. Without ``done`` it has failed, and the exception says why."""
+    """A step in progress. Without ``done`` it has failed, and the exception says why."""
 
     def __init__(self, console: Console, name: str, doing: str) -> None:
         self._console = console
@@ -54,7 +54,7 @@ class Step:
 
 
 class Console:
-    """Lines to stdout. Nothing is parsed as markup, so that the end of a log shows unchanged.
+    """The lines on stdout. Nothing is parsed as markup, so that the end of a log shows unchanged.
 
     ``plain_interval`` is the time in seconds between two lines of a long step where there is no terminal.
     """
@@ -105,5 +105,5 @@ class Console:
         self.line("!", name, text, style="yellow")
 
     def error(self, text: str) -> None:
-        """Why it ends; may have several lines."""
+        """Show the reason for the end; it may have several lines."""
         self.out.print(Text.assemble(("\n  ✘ ", "red"), text))

@@ -1,4 +1,4 @@
-"""``mlpa ledger``: old rows, and whether ledger, counters and LiteLLM agree."""
+"""``mlpa ledger``: deletes old rows, and compares the ledger with Redis and LiteLLM."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ def ledger() -> None:
 def prune(days: int) -> None:
     """Delete rows of requests that were admitted more than so many days ago.
 
-    The rows of the current periods are what budgets are rebuilt from, so the longest period of a service type is the
-    least that can be kept.
+    Budgets are rebuilt from the rows of the current periods, so at least the longest period of a service type
+    must be kept.
     """
     settings = AuthSettings.lenient()
     longest = max(row.duration_seconds for row in settings.load_service_types().rows.values())

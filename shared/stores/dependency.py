@@ -9,13 +9,13 @@ from shared.telemetry import logs
 
 _log = logs.logger("dependency")
 
-#: Seconds without a failure after which an answer counts as a return. One that fails now and then stays out, so that
-#: it does not fill the log with pairs of lines.
+#: Seconds without a failure after which an answer counts as recovery. A dependency that fails now and then counts as
+#: out, so that it does not fill the log with pairs of lines.
 SETTLED = 2.0
 
 
 class Dependency:
-    """Whether a dependency answers, as the log and readiness tell it.
+    """The state of a dependency, for the log and readiness: whether it answers, and otherwise why not.
 
     :param name: ``postgres``, ``redis``, ``litellm``, ``fxa`` or ``auth``.
     """

@@ -50,7 +50,7 @@ def revisions() -> list[str]:
 
 
 def upgrade(url: str, revision: str = "head", *, wait: float = LOCK_SECONDS) -> None:
-    """Upgrade. Any number of processes may do so at once: one does the work, the others find it done.
+    """Upgrade. Any number of processes may do so at once: one does the work, and the others wait for it.
 
     :param wait: seconds to wait for the others.
     :raises psycopg2.Error, sqlalchemy.exc.DBAPIError: the database could not be asked, or refused.
@@ -109,7 +109,7 @@ def locked(url: str, wait: float) -> Iterator[None]:
     while True:
         with _session(url) as cursor:
             cursor.execute("set local idle_in_transaction_session_timeout = 0")
-            # tried, not waited for: a statement that waits holds a snapshot, for which the index would wait
+            # polled: a waiting statement would hold a snapshot, and the index would wait for that
             cursor.execute("select pg_try_advisory_xact_lock(%s)", (LOCK,))
             if cursor.fetchone() == (True,):
                 yield

@@ -28,8 +28,8 @@ from shared.stores.postgres_faults import CONNECTION_FAULTS
 Row = dict[str, Any]
 
 _dialect: sa.engine.Dialect = PGDialect_psycopg2(paramstyle="pyformat")  # type: ignore[no-untyped-call]
-#: The longest that a statement of a request may take, in seconds. ``ALTER ROLE`` tells the server (deploy/roles.sql);
-#: pools that wait longer tell it with each transaction.
+#: The longest that a statement of a request may take, in seconds. ``ALTER ROLE`` sets it at the server
+#: (deploy/roles.sql); pools that wait longer set it in each transaction.
 REQUEST_SECONDS = 2.0
 
 
@@ -68,7 +68,7 @@ class Query:
     def __init__(self, statement: sa.sql.expression.ClauseElement) -> None:
         compiled: Any = statement.compile(dialect=_dialect, compile_kwargs={"render_postcompile": True})
         self._compiled: SQLCompiler = compiled
-        self._processors = self._compiled._bind_processors  # JSONB and the like want theirs run
+        self._processors = self._compiled._bind_processors  # types such as JSONB have processors that must run
         self.sql = str(self._compiled)
 
     @classmethod
@@ -88,13 +88,13 @@ class Query:
 
 
 class Statements:
-    """The statements that a database and a transaction both take."""
+    """Running statements, in a transaction or each on its own."""
 
     async def _run(self, query: Query, params: dict[str, Any], take: Callable[[aiopg.Cursor], Any], read: bool) -> Any:
         raise TypeError("use Database or Transaction")
 
     async def fetch(self, query: Query, **params: Any) -> list[Row]:
-        """All rows. A read: asked once more when the connection turns out to be dead.
+        """All rows of a read, which is repeated once when the connection turns out to be dead.
 
         :raises DatabaseUnavailable: PostgreSQL could not be asked.
         """
@@ -232,7 +232,7 @@ class Database(Statements):
             connect_timeout=max(2, int(self._timeout)),
             application_name="mlpa",
             keepalives_idle=30,
-            tcp_user_timeout=5000,  # a server that vanished without a word, in milliseconds
+            tcp_user_timeout=5000,  # milliseconds until a silent server counts as lost
         )
         return pool
 

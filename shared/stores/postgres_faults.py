@@ -1,4 +1,4 @@
-"""The meaning of an error of PostgreSQL or its driver: the server's state, or a fault of our statement.
+"""The meaning of an error of PostgreSQL or its driver: the server's state, or a fault in MLPA's statement.
 
 Errors are told apart by SQLSTATE (PostgreSQL's manual, appendix A), since psycopg2's classes mix the two: a read-only
 server is an ``InternalError``, a missing right a ``ProgrammingError``.
@@ -12,7 +12,7 @@ from psycopg2 import errorcodes
 #: The driver's own words for a connection that could not be made or was lost.
 CONNECTION_FAULTS = (psycopg2.OperationalError, psycopg2.InterfaceError, AssertionError, OSError, TimeoutError)
 
-#: Classes of SQLSTATE that speak of the server, whatever was asked of it.
+#: Classes of SQLSTATE that describe the server, whatever the statement.
 _SERVER_CLASSES = frozenset(
     (
         "08",  # connection exception
@@ -51,14 +51,14 @@ _ELSEWHERE = (errorcodes.READ_ONLY_SQL_TRANSACTION, *("57P01", "57P02", "57P03")
 
 
 def is_unavailability(error: BaseException) -> bool:
-    """Whether the server, or the way to it, is to blame; otherwise it is our statement."""
+    """Whether the server or the connection is at fault; otherwise the statement is."""
     if isinstance(error, psycopg2.Error) and error.pgcode:
         return error.pgcode[:2] in _SERVER_CLASSES or error.pgcode in _SERVER_STATES
     return isinstance(error, CONNECTION_FAULTS)
 
 
 def wants_new_connection(error: BaseException) -> bool:
-    """Whether connections to this server are of no use any more. A slow answer does not say so."""
+    """Whether connections to this server have become useless. A slow answer does not show that."""
     if isinstance(error, psycopg2.Error) and error.pgcode:
         return error.pgcode in _ELSEWHERE
     return isinstance(error, CONNECTION_FAULTS) and not isinstance(error, TimeoutError)

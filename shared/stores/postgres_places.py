@@ -16,7 +16,7 @@ import psycopg2
 from psycopg2.extensions import make_dsn, parse_dsn
 
 SCHEMES = ("postgresql://", "postgres://")
-#: What a session must be; each request writes.
+#: The state that a session must have, since each request writes.
 _SESSIONS = ("any", "read-write", "primary")
 DEFAULT_PORT = "5432"
 

@@ -135,7 +135,7 @@ def connect(url: str, *, timeout: float = 1.0, max_connections: int = 64, state:
     """A client that answers, or raises ``RedisError``, within ``timeout`` seconds; opens connections as needed.
 
     :param url: see ``Place.of``.
-    :param state: hears of connections that fail or are made, and of answers that show a state of the server.
+    :param state: informed of connections that fail or are made, and of answers that show a state of the server.
     """
     place = Place.of(url)
     state = state or Dependency("redis")
@@ -238,7 +238,7 @@ class _Hardened(AbstractConnection):
 
 
 def reason(error: RedisError) -> str:
-    """One line for the log and readiness. Of an answer only its kind: the server's words may quote a key."""
+    """One line for the log and readiness. Of an answer only its kind, since its text may quote a key."""
     if isinstance(error, AuthenticationError) and any(words in str(error) for words in _NOAUTH):
         return _ANSWERS["NOAUTH"]
     for kind, code in _STATES.items():
@@ -252,7 +252,7 @@ def reason(error: RedisError) -> str:
 
 
 def answer_reason(code: str) -> str:
-    """What an error that the server answered says of it.
+    """The state of the server that an error answer shows.
 
     :param code: its first word.
     """

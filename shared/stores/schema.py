@@ -39,7 +39,7 @@ devices = sa.Table(
     sa.Column("revoked_reason", sa.Text),
 )
 
-#: What holds for an identity in all its service types. A row exists once something was decided about it.
+#: Decisions about an identity, in all its service types. A row exists after the first decision.
 identities = sa.Table(
     "identities",
     metadata,

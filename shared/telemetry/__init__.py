@@ -1,1 +1,1 @@
-"""What a service says about itself: logs, metrics, traces, reports of errors, its API's description."""
+"""The telemetry of a service: logs, metrics, traces, reports of errors, its API's description."""

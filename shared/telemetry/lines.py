@@ -1,7 +1,7 @@
 """Standard output for log lines: a line that can't be written is lost and counted, and never fails or waits.
 
-Python's own stream raises at a full disk or at a pipe whose reader has gone, and waits at one whose reader stands
-still; whoever logs would fail or wait with it: a request, or the drain of the process.
+Python's own stream raises when the disk is full or the pipe's reader has gone, and waits when the reader is stuck; the
+code that logs would fail or wait with it: a request, or the drain of the process.
 """
 
 from __future__ import annotations
@@ -12,16 +12,16 @@ import select
 import threading
 from collections import deque
 
-#: Bytes that wait at most for a reader that is slow.
+#: The most bytes that are kept for a slow reader.
 MAX_WAITING = 1024 * 1024
-#: What a pipe that is ready takes at least without waiting (POSIX: PIPE_BUF, 4096 on Linux).
+#: The bytes that a ready pipe accepts at least without waiting (POSIX: PIPE_BUF, 4096 on Linux).
 _PIECE = select.PIPE_BUF
-#: Milliseconds that the end of the process waits for the reader of what is left.
+#: Milliseconds that the process waits at its end for the reader to take the rest.
 _LAST_PATIENCE = 1000
 
 
 class Lines:
-    """Writes lines to a file descriptor; as much of a text stream as structlog and logging use."""
+    """A text stream over a file descriptor, with the methods that structlog and logging use."""
 
     def __init__(self, descriptor: int) -> None:
         self.lost = 0
@@ -47,7 +47,7 @@ class Lines:
         """Each line is written at once, if it can be."""
 
     def close(self) -> None:
-        """Write what is left, if its reader takes it soon."""
+        """Write the rest, if the reader takes it soon."""
         with self._lock:
             self._send(_LAST_PATIENCE)
 
@@ -59,7 +59,7 @@ class Lines:
                 self._size -= written
                 if written < len(line):
                     self._waiting.appendleft(line[written:])
-        except BlockingIOError:  # another process has filled it meanwhile
+        except BlockingIOError:  # another process has filled the pipe
             self._waiting.appendleft(line)
         except OSError:
             self.lost += 1 + len(self._waiting)

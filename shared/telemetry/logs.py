@@ -1,9 +1,9 @@
 """Structured log lines on standard output, one event each; other libraries' lines go through the same renderer.
 
-A line that can't be written is lost and counted, and disturbs nobody (``Lines``).
+A line that can't be written is lost and counted, and holds up nothing (``Lines``).
 
-Never logged: credentials, tokens, messages. A user appears as an HMAC (``UserDigest``), and an error by its kind and
-stack without its own words, since libraries put what they could not read into them.
+Never logged: credentials, tokens, messages. A user appears as an HMAC (``UserDigest``). An error appears by its kind
+and stack without its message, since libraries quote input in messages.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from structlog.typing import Processor
 
 from shared.telemetry import lines
 
-#: The id of the request being served, added to every line that is logged while it is.
+#: The id of the current request, added to every line that is logged during it.
 request_id: ContextVar[str] = ContextVar("request_id")
 
 
@@ -39,7 +39,7 @@ _SYSLOG = {"critical": 2, "error": 3, "warning": 4, "info": 6, "debug": 7}
 
 
 def configure(*, form: Format, level: str) -> None:
-    """Set up logging for this process, of what nobody catches too; call once, at start."""
+    """Set up logging for this process, including uncaught errors; call once, at start."""
     output = cast(TextIO, lines.stdout)
     shared: list[Processor] = [
         _add_request_id,
@@ -70,7 +70,7 @@ def configure(*, form: Format, level: str) -> None:
 
 
 def _stack(exc_info: tuple[type[BaseException], BaseException, Any]) -> str:
-    """As Python prints an error and those behind it, the first one first, but for their words."""
+    """The traceback of an error and its causes as Python prints it, the first cause first, without their messages."""
     chain: list[BaseException] = []
     behind: BaseException | None = exc_info[1]
     while behind is not None and behind not in chain:
@@ -126,7 +126,7 @@ def _to_json(event: Any, **_options: Any) -> str:
 
 
 class UserDigest:
-    """A user's name in logs: the same within one secret's life, and worth nothing without it."""
+    """The digest of a user for logs: constant as long as the secret is, and useless without it."""
 
     def __init__(self, secret: str | None) -> None:
         """:param secret: None for one of this process's own, which dies with it."""
@@ -145,7 +145,7 @@ _log = logger("process")
 
 
 def _uncaught(_kind: type[BaseException], error: BaseException, _trace: TracebackType | None) -> None:
-    """Python's own hook writes an error's words."""
+    """Replaces Python's own hook, which writes an error's message."""
     _log.critical("uncaught_error", exc_info=error)
 
 
@@ -173,7 +173,7 @@ _LOOP_MESSAGES = (
 
 
 def loop_error(_loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-    """The event loop's exception handler: its own one writes an error's words, and the arguments of a callback."""
+    """The event loop's exception handler. The default one writes an error's message and a callback's arguments."""
     said = context.get("message") or ""
     said = next((known for known in _LOOP_MESSAGES if said.startswith(known)), "other")
     _log.error("event_loop_error", said=said, exc_info=context.get("exception"))

@@ -32,7 +32,7 @@ _M = TypeVar("_M", bound="_Metric")
 
 
 class _Start(TextFormatter):
-    """What stands before a sample's value: its name and its labels, whose values are escaped here."""
+    """Formats the beginning of a sample's line: its name and its labels, whose values are escaped here."""
 
     def of(self, name: str, labels: Mapping[str, str]) -> str:
         escaped = {key: _escape(text) for key, text in labels.items()}
@@ -48,7 +48,7 @@ def _escape(text: str) -> str:
 
 
 class _Metric:
-    """Label values to the collector's own key, remembered, since aioprometheus serialises labels at each call."""
+    """A metric that caches the collector's key for label values, since aioprometheus serialises labels at each call."""
 
     def __init__(self, collector: collectors.Collector, labels: Sequence[str]) -> None:
         self._collector = collector
@@ -117,11 +117,11 @@ class _Number(_Metric):
         return [f"{starts}{self._collector.values.store[series]}"]
 
     def take(self, total: float) -> None:
-        """For a metric without labels: what has been counted elsewhere."""
+        """Take over a value that is counted elsewhere, for a metric without labels."""
         self._collector.values.store[self._series[()]] = total
 
     def value(self, *values: str) -> float:
-        """What is exposed for these label values; 0 for a series that isn't there."""
+        """The exposed value for these label values; 0 for a missing series."""
         key = self._series.get(values)
         return 0.0 if key is None else float(self._collector.values.store[key])
 
@@ -174,7 +174,7 @@ class Histogram(_Metric):
         return [f"{start}{float(value)}" for start, value in zip(starts, values, strict=True)]
 
     def count(self, *values: str) -> int:
-        """How many observations these label values have."""
+        """The number of observations with these label values."""
         series = self._series.get(values)
         return 0 if series is None else int(series.observations)
 
@@ -206,7 +206,7 @@ class Registry:
         return metric
 
     def read(self, metric: Counter | Gauge, source: Callable[[], float]) -> None:
-        """A metric without labels that is counted elsewhere, and asked for when the page is made."""
+        """A metric without labels whose value is read elsewhere when the page is made."""
         self._sources.append((metric, source))
 
     @cached_property

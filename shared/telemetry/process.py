@@ -1,4 +1,4 @@
-"""The process itself: memory, processor, descriptors, and how long its event loop keeps others waiting.
+"""Metrics of the process itself: memory, processor, descriptors, and the lag of its event loop.
 
 Each worker of ``--workers`` is a process of its own, and shows its own figures at its own ops port.
 Prometheus' client libraries have the same names (prometheus/client_python, prometheus_client/process_collector.py).
@@ -18,14 +18,14 @@ from aiohttp import web
 from shared.service import background
 from shared.telemetry.metrics import Histogram, Registry
 
-#: Seconds between two looks at the loop. A stall is seen by whatever of it is left when the next look is due.
+#: Seconds between two measurements. Of a stall, the part after the next measurement was due is seen.
 LAG_EVERY = 0.25
 LAG_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
 _PROC = Path("/proc/self")
 
 
 def process_metrics(registry: Registry) -> None:
-    """Declare what is read when the page is made; of another system than Linux there is less."""
+    """Declare the metrics that are read when the page is made; systems other than Linux have fewer."""
     cpu = registry.counter("process_cpu_seconds_total", "Processor time of this process, of users and system.")
     start = registry.gauge("process_start_time_seconds", "Unix time at which this process was made ready.")
     most = registry.gauge("process_max_fds", "Limit of open descriptors.")

@@ -1,6 +1,6 @@
-"""Error reports to Sentry: the kind of an error and where in the code it happened, and nothing that a client sent.
+"""Error reports to Sentry: the kind of an error and its place in the code, and nothing that a client sent.
 
-An error's own words are left out too, as in the log, since libraries put what they could not read into them.
+As in the log, an error's message is left out too, since libraries quote input in messages.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import sentry_sdk
 
 from shared.service.ops import VERSION
 
-#: What a report keeps of an event, of an exception in it, and of a frame of its stack. All else is dropped.
+#: The fields that a report keeps of an event, of an exception in it, and of a frame of its stack.
 _EVENT = ("event_id", "timestamp", "platform", "level", "release", "environment", "server_name", "sdk")
 _EXCEPTION = ("type", "module", "mechanism")
 _CODE = ("pre_context", "context_line", "post_context")
@@ -19,7 +19,7 @@ _FRAME = ("filename", "abs_path", "function", "module", "lineno", "in_app", *_CO
 
 
 def report_errors(dsn: str, service: str) -> None:
-    """Begin: what ``sentry_sdk.capture_exception`` is given goes to ``dsn``.
+    """Send the errors given to ``sentry_sdk.capture_exception`` to ``dsn`` from now on.
 
     :param service: the name of the service, in the release.
     """

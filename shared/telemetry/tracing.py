@@ -1,8 +1,8 @@
 """Tracing: an OpenTelemetry span of every request, sent by OTLP over HTTP. Off unless an endpoint is set.
 
-The packages are the extra ``tracing``. Off, no part of a request runs through here but ``traceparent``, which passes a
-client's own trace on. What the SDK reads from the environment itself (``OTEL_TRACES_SAMPLER``,
-``OTEL_EXPORTER_OTLP_HEADERS``, ``OTEL_RESOURCE_ATTRIBUTES``, ``OTEL_BSP_*``) works as its documentation says.
+The packages are the extra ``tracing``. When tracing is off, only ``traceparent`` runs, which passes a client's own
+trace on. The environment variables of the SDK itself (``OTEL_TRACES_SAMPLER``, ``OTEL_EXPORTER_OTLP_HEADERS``,
+``OTEL_RESOURCE_ATTRIBUTES``, ``OTEL_BSP_*``) work as its documentation says.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ if TYPE_CHECKING:
 _OWN = web.RequestKey("traceparent", str)
 #: W3C Trace Context, version 00.
 _TRACEPARENT = re.compile(r"00-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})")
-#: Seconds that a collector gets to take a batch of spans, and, at the end, all that are left.
+#: Seconds that a collector has to accept a batch of spans and, at the end of the process, all remaining ones.
 _TIMEOUT = 5
 
 
 def traceparent(request: web.Request) -> str | None:
-    """The ``traceparent`` to send on: that of this request's span, or else the client's, when it is well-formed."""
+    """The ``traceparent`` to send on: of this request's span, or else the client's if it is well-formed."""
     if _OWN in request:
         return request[_OWN]
     given = request.headers.get("traceparent")
@@ -43,8 +43,8 @@ def traceparent(request: web.Request) -> str | None:
 
 
 class Tracing:
-    """The spans of one app. A span has the route's template, never the path, and nothing that a client wrote but the
-    ids of its trace and request.
+    """The spans of one app. A span has the route's template, never the path; from the client it has only the ids of its
+    trace and request.
     """
 
     def __init__(self, endpoint: str, service: str) -> None:
