@@ -24,6 +24,7 @@ from shared.telemetry.metrics import Registry
 from shared.telemetry.openapi import Answer, Operation
 from shared.telemetry.tracing import Tracing, traceparent
 from tests.doubles.otlp import Collector
+from tests.support.service_types import development
 
 TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 GIVEN = f"00-{TRACE}-{PARENT}-01"
@@ -58,7 +59,7 @@ def description() -> ServiceDescription:
 @asynccontextmanager
 async def service(endpoint: str | None) -> AsyncIterator[TestClient[Any, Any]]:
     settings = Settings(_env_file=None, otel_exporter_otlp_endpoint=endpoint)
-    apps = build_apps(settings, Registry(), description(), max_body=1000)
+    apps = build_apps(settings, Registry(), description(), max_body=1000, service_types=development())
     async with TestClient(TestServer(apps.main)) as client:
         yield client
 
@@ -141,7 +142,7 @@ async def test_a_collector_that_is_away_delays_neither_answers_nor_the_end(unuse
 
 async def test_off_there_is_no_middleware_and_a_good_traceparent_still_passes() -> None:
     settings = Settings(_env_file=None)
-    apps = build_apps(settings, Registry(), description(), max_body=1000)
+    apps = build_apps(settings, Registry(), description(), max_body=1000, service_types=development())
     assert len(apps.main.middlewares) == 1  # the frame
     async with service(None) as client:
         assert await ask(client, "x", traceparent=GIVEN) == (200, GIVEN)
