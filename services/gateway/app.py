@@ -115,8 +115,19 @@ async def _open(
         Database.connect(settings.database_url.get_secret_value(), max_size=settings.database_pool_size)
     )
     litellm = await stack.enter_async_context(LiteLLM.open(upstream_config(settings), registry))
+    metrics = RelayMetrics(registry)
+    operations = {one.route.path: one.make(settings, registry) for one in _PAID}
+
+    def make_series(models: tuple[str, ...]) -> None:
+        rows = service_types.rows.values()
+        metrics.preset(models, rows)
+        for operation in operations.values():
+            operation.metrics.preset(models, rows)
+
+    make_series(())  # LiteLLM may be away
+    every = settings.model_info_seconds
     catalogue = await stack.enter_async_context(
-        Catalogue.open(litellm.model_info, service_types, registry, every=settings.model_info_seconds)
+        Catalogue.open(litellm.model_info, service_types, registry, every=every, on_change=make_series)
     )
     budgets = await stack.enter_async_context(
         Budgets.open(settings.redis_url.get_secret_value(), database, service_types, registry)
@@ -130,18 +141,7 @@ async def _open(
     open_requests = OpenRequests(settings.max_open_requests)
     limit = registry.gauge("open_requests_limit", "Requests that may be open in this process; 0 for no limit.")
     limit.set(settings.max_open_requests)
-    metrics = RelayMetrics(registry)
-    operations = {one.route.path: one.make(settings, registry) for one in _PAID}
-
-    def make_series() -> None:
-        names, rows = catalogue.names(), service_types.rows.values()
-        metrics.preset(names, rows)
-        for operation in operations.values():
-            operation.metrics.preset(names, rows)
-
-    make_series()
-    catalogue.on_change = make_series
-    service_types.on_change(make_series)
+    service_types.on_change(lambda: make_series(catalogue.names()))
     apps.main[DRAIN].finish = open_requests.finish
     apps.put(VERIFIER, verifier)
     apps.put(keys.BUDGETS, budgets)

@@ -89,13 +89,10 @@ class GatewayError(ServiceError):
         param: str | None = None,
         retry_after: float | None = None,
         headers: dict[str, str] | None = None,
-        should_retry: bool | None = None,
     ) -> None:
         super().__init__(message, retry_after=retry_after, headers=headers)
         if param is not None:
             self.param = param
-        if should_retry is not None:
-            self.should_retry = should_retry
 
 
 class BudgetExceeded(GatewayError, ours=False):
@@ -263,7 +260,7 @@ class UserBlocked(GatewayError, ours=False):
 
 
 class UpstreamError(GatewayError, ours=True):
-    """LiteLLM failed or cut the answer short. `should_retry=False` when the request was charged."""
+    """LiteLLM failed or cut the answer short. `should_retry` is False when the request was charged."""
 
     status = 502
     code = "upstream_error"

@@ -18,6 +18,8 @@ from shared.telemetry.metrics import Registry
 
 _log = logs.logger("budget")
 
+OnChange = Callable[[tuple[str, ...]], None]
+
 
 class Catalogue:
     """The models of LiteLLM, read again in the background; what was read last holds while LiteLLM is away."""
@@ -27,16 +29,18 @@ class Catalogue:
         fetch: Callable[[], Awaitable[bytes]],
         service_types: ServiceTypes,
         metrics: CatalogueMetrics,
+        on_change: OnChange,
     ) -> None:
-        """:param fetch: the body of LiteLLM's ``/model/info``; raises ``ServiceError`` or ``OSError``."""
-        self._fetch, self._rows, self._metrics = fetch, service_types.models, metrics
+        """
+        :param fetch: the body of LiteLLM's ``/model/info``; raises ``ServiceError`` or ``OSError``.
+        :param on_change: called with the names when there are other models than before.
+        """
+        self._fetch, self._rows, self._metrics, self._on_change = fetch, service_types.models, metrics, on_change
         self._entries: Sequence[Mapping[str, Any]] = ()
         self._unreadable: Mapping[str, str] = {}
         self._models: dict[str, PricedModel] = {}
         self._refused: dict[str, str] = {}
         self.loaded = False
-        #: Called when there are other models than before.
-        self.on_change: Callable[[], None] | None = None
         service_types.on_change(self._price)
 
     @classmethod
@@ -49,12 +53,13 @@ class Catalogue:
         *,
         every: float = 60,
         retry: float = 1,
+        on_change: OnChange = lambda _names: None,
     ) -> AsyncIterator[Catalogue]:
         """A catalogue that was read once if LiteLLM answered, and is read again ``every`` seconds.
 
         :param retry: seconds between two tries until it was read for the first time.
         """
-        catalogue = cls(fetch, service_types, CatalogueMetrics(registry))
+        catalogue = cls(fetch, service_types, CatalogueMetrics(registry), on_change)
         await catalogue.refresh()
         async with background.running(registry, models=lambda: catalogue._keep(every, retry)):
             yield catalogue
@@ -92,5 +97,5 @@ class Catalogue:
         changed = models.keys() != self._models.keys()
         self._models, self._refused = models, refused
         self._metrics.show(len(models), refused)
-        if changed and self.on_change is not None:
-            self.on_change()
+        if changed:
+            self._on_change(self.names())

@@ -8,7 +8,7 @@ from services.gateway.budget.models import Reservation
 from services.gateway.catalogue.prices import PricedModel
 from services.gateway.chat.config import ChatConfig
 from services.gateway.chat.metrics import ChatMetrics
-from services.gateway.chat.request import MAX_CHOICES, ChatRequest, parse
+from services.gateway.chat.request import ChatRequest, parse, schemas
 from services.gateway.chat.tally import Tally
 from services.gateway.errors import RequestTooLarge
 from services.gateway.relay.operation import Models, Size, permitted
@@ -68,6 +68,8 @@ class Chat:
         return Tally(show_usage=asked.wants_usage, choices=asked.n)
 
 
+_PARAMETERS = schemas()
+_PARAMETERS["max_tokens"]["deprecated"] = True
 _REQUEST: dict[str, Any] = {
     "type": "object",
     "required": ["model", "messages"],
@@ -89,25 +91,9 @@ _REQUEST: dict[str, Any] = {
                 },
             },
         },
-        "stream": {"type": "boolean", "default": False},
-        "stream_options": {"type": "object", "properties": {"include_usage": {"type": "boolean"}}},
-        "temperature": {"type": "number", "minimum": 0, "maximum": 2},
-        "top_p": {"type": "number", "minimum": 0, "maximum": 1},
-        "n": {"type": "integer", "minimum": 1, "maximum": MAX_CHOICES},
-        "stop": {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}, "maxItems": 16}]},
-        "max_tokens": {"type": "integer", "minimum": 1, "deprecated": True},
-        "max_completion_tokens": {"type": "integer", "minimum": 1},
-        "presence_penalty": {"type": "number", "minimum": -2, "maximum": 2},
-        "frequency_penalty": {"type": "number", "minimum": -2, "maximum": 2},
-        "logit_bias": {"type": "object", "additionalProperties": {"type": "number"}},
-        "logprobs": {"type": "boolean"},
-        "top_logprobs": {"type": "integer", "minimum": 0, "maximum": 20},
-        "response_format": {"type": "object"},
-        "seed": {"type": "integer"},
         "tools": {"type": "array", "items": {"type": "object"}},
-        "tool_choice": {"anyOf": [{"enum": ["none", "auto", "required"]}, {"type": "object"}]},
-        "parallel_tool_calls": {"type": "boolean"},
-        "reasoning_effort": {"type": "string"},
+        "response_format": {"type": "object"},
+        **_PARAMETERS,
     },
 }
 

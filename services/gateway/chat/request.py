@@ -59,6 +59,24 @@ _TYPES: dict[str, Any] = {
     "parallel_tool_calls": bool,
     "reasoning_effort": Annotated[str, Meta(pattern=r"^[a-z]{1,16}$")],
 }
+
+
+def schemas() -> dict[str, Any]:
+    """The JSON Schemas of these parameters, for the documentation; each is whole."""
+    found, parts = msgspec.json.schema_components(_TYPES.values(), ref_template="{name}")
+
+    def whole(schema: Any) -> Any:
+        if isinstance(schema, list):
+            return [whole(each) for each in schema]
+        if not isinstance(schema, dict):
+            return schema
+        if "$ref" in schema:
+            schema = {name: value for name, value in parts[schema["$ref"]].items() if name != "title"}
+        return {name: whole(value) for name, value in schema.items()}
+
+    return {name: whole(schema) for name, schema in zip(_TYPES, found, strict=True)}
+
+
 #: Parameters that the gateway sets itself.
 _OURS = ("stream", "stream_options", "max_tokens", "max_completion_tokens")
 #: Providers refuse these without tools.

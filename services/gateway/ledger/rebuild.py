@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
-
 from services.gateway.budget.metrics import BudgetMetrics
 from services.gateway.budget.scripts import BudgetScripts, Snapshot, UserBuild
 from services.gateway.ledger.storage import LedgerStorage, UserRecord
 from shared.domain.identity import split_user
 from shared.domain.service_types import ServiceType, ServiceTypes
 from shared.errors import DependencyUnavailable
-from shared.service import background
+from shared.service.flight import Flight
 from shared.state.packed import period_of
 
 _TRIES = 20
@@ -22,26 +20,12 @@ class Rebuilder:
     ) -> None:
         self._scripts, self._storage, self._metrics = scripts, storage, metrics
         self._rows = service_types.rows
-        self._running: dict[str, asyncio.Task[None]] = {}
-
-    async def build(self, user_id: str, service_type: ServiceType) -> None:
-        """Once, whoever asks while it runs. The build goes on when a caller is cancelled.
-
-        :raises DependencyUnavailable:
-        """
-        task = self._running.get(user_id)
-        if task is None:
-            task = self._running[user_id] = asyncio.create_task(self._build(user_id, service_type))
-            task.add_done_callback(lambda done: self._finished(user_id, done))
-        await asyncio.shield(task)
-
-    def _finished(self, user_id: str, task: asyncio.Task[None]) -> None:
-        del self._running[user_id]
-        if not task.cancelled():
-            task.exception()  # every waiter that is left has been told
+        #: Builds a user's state, given the user and its service type, once for all who ask while it runs. Raises
+        #: DependencyUnavailable.
+        self.build = Flight(self._build)
 
     async def close(self) -> None:
-        await background.end(*self._running.values())
+        await self.build.close()
 
     async def _build(self, user_id: str, service_type: ServiceType) -> None:
         """Start anew when a settlement, an acknowledgement or an operator changed something in between."""

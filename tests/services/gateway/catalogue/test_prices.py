@@ -409,7 +409,11 @@ async def test_the_catalogue_is_read_again_and_keeps_what_it_has() -> None:
     second = body("free text", odd, entry("b", input_cost_per_token=1e-6, output_cost_per_token=1e-6))
     source = Source(DependencyUnavailable("litellm"), first, OSError("gone"), b"<html>", b"[]", RuntimeError(), second)
     registry = Registry()
-    async with Catalogue.open(source.fetch, ServiceTypes({}, {}), registry, every=0.01, retry=0.01) as catalogue:
+    changes: list[tuple[str, ...]] = []
+    opened = Catalogue.open(
+        source.fetch, ServiceTypes({}, {}), registry, every=0.01, retry=0.01, on_change=changes.append
+    )
+    async with opened as catalogue:
         assert not catalogue.loaded
         assert catalogue.get("a") is None
 
@@ -424,4 +428,5 @@ async def test_the_catalogue_is_read_again_and_keeps_what_it_has() -> None:
         assert catalogue.names() == ("b",)
         assert b'model_refused{model="b"} 0' in registry.render()
         assert len(source.answers) == 1
+        assert changes == [("a",), ("b",)]
         await asyncio.sleep(0)
