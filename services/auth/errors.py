@@ -12,6 +12,7 @@
         ├── Unauthorized               401 unauthorized (admin key)
         ├── AttestationRejected        403 attestation_rejected
         ├── AccessDenied               403 access_denied
+        │   └── UserBlocked
         ├── MaxUsersReached            403 max_users_reached
         ├── Forbidden                  403 forbidden (a viewer changing something)
         ├── UnknownTier                422 unknown_service_type
@@ -26,6 +27,7 @@ from __future__ import annotations
 
 from aiohttp import web
 
+from shared.domain.tokens import BLOCKED
 from shared.errors import ServiceError
 
 
@@ -88,6 +90,10 @@ class AccessDenied(AuthError):
     status = 403
     code = "access_denied"
     message = "This user or device may not use the service."
+
+
+class UserBlocked(AccessDenied):
+    message = BLOCKED
 
 
 class MaxUsersReached(AuthError):

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, asynccontextmanager
 
 import aiohttp
 from aiohttp import web
 
-from services.gateway import dialects, keys
+from services.gateway import client_metrics, dialects, keys
 from services.gateway.budget import views as budget_views
 from services.gateway.budget.services import Budgets
 from services.gateway.catalogue import views as model_views
 from services.gateway.catalogue.services import Catalogue
 from services.gateway.chat.operation import CHAT
+from services.gateway.client_keys import CLIENT_KEYS, ClientKeys
 from services.gateway.dialects import DIALECTS, OPENAI
+from services.gateway.firefox import metrics as firefox_metrics
+from services.gateway.firefox.credentials import CREDENTIALS, UNVERIFIED_BYTES, Credentials
+from services.gateway.firefox.dialect import FIREFOX
+from services.gateway.firefox.exchanges import Exchanges
 from services.gateway.health import health, upstream_config
 from services.gateway.openapi import ErrorBody
 from services.gateway.relay.bodies import Bodies
@@ -104,7 +109,14 @@ def build_app(settings: GatewaySettings, *, registry: Registry | None = None) ->
             yield
 
     apps.main.cleanup_ctx.append(resources)
-    apps.put(DIALECTS, (OPENAI,))
+    apps.put(DIALECTS, (FIREFOX, OPENAI) if settings.firefox_clients else (OPENAI,))
+    client_keys = settings.client_keys.get_secret_value() if settings.client_keys else ""
+    apps.put(CLIENT_KEYS, ClientKeys.parse(client_keys, service_types.rows.values(), debug=settings.mlpa_debug))
+    if settings.firefox_clients:
+        apps.main.middlewares.append(firefox_metrics.counting(registry))
+    if settings.client_metrics:
+        paths = [one.route.path for one in _PAID]
+        apps.main.middlewares.append(client_metrics.counting(registry, paths, settings.client_metrics_series))
     return apps
 
 
@@ -156,4 +168,21 @@ async def _open(
         COLLABORATORS,
         Collaborators(operations, config, catalogue, budgets, litellm, metrics, open_requests, Bodies(config)),
     )
+    if settings.firefox_clients:
+        exchanges = await stack.enter_async_context(_exchanges(settings, registry))
+        bodies = Bodies(config, UNVERIFIED_BYTES)
+        apps.put(CREDENTIALS, Credentials(exchanges, service_types, bodies, issuer=settings.mlpa_issuer))
     apps.put(HEALTH, health(budgets, database, key_set, litellm, apps.main[SERVICE_TYPES_FILE]))
+
+
+@asynccontextmanager
+async def _exchanges(settings: GatewaySettings, registry: Registry) -> AsyncIterator[Exchanges]:
+    async with aiohttp.ClientSession(cookie_jar=aiohttp.DummyCookieJar()) as session:
+        exchanges = Exchanges(
+            session,
+            registry,
+            auth_url=settings.auth_url or settings.mlpa_issuer,
+            key=settings.exchange_keys()[0],
+        )
+        yield exchanges
+        await exchanges.close()

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from aiohttp import web
 
-from services.gateway.errors import SwitchedOff, error_event, error_response
+from services.gateway.client_keys import CLIENT_KEYS
+from services.gateway.errors import InvalidToken, SwitchedOff, error_event, error_response
 from services.gateway.tokens.bearer import bearer
 from services.gateway.tokens.models import Principal
 from shared.errors import ServiceError
@@ -20,7 +21,7 @@ class Dialect:
 
     #: Whether a request comes from such a client.
     speaks: Callable[[web.Request], bool]
-    #: Returns the bearer of the request's credential; raises InvalidToken or DependencyUnavailable.
+    #: Returns the bearer of the request's credential; raises a GatewayError or DependencyUnavailable.
     authenticate: Callable[[web.Request], Awaitable[Principal]]
     #: The plain answer for an error.
     error_response: Callable[[ServiceError], web.Response]
@@ -56,14 +57,20 @@ def of(request: web.Request | None) -> Dialect:
     return next(dialect for dialect in request.app[DIALECTS] if dialect.speaks(request))
 
 
-async def authenticate(request: web.Request) -> Principal:
+async def authenticate(request: web.Request, *, checks_body: bool = False) -> Principal:
     """The request's user, who goes to the metrics and the log line.
 
+    :param checks_body: the caller compares the body with the principal's ``body_sha256``.
     :raises InvalidToken: the credential is missing or not good.
+    :raises Forbidden: the service type needs a client key beside it.
     :raises DependencyUnavailable: it could not be checked.
     :raises SwitchedOff: the service type is.
     """
     principal = await of(request).authenticate(request)
+    if principal.body_sha256 is not None and not checks_body:
+        raise InvalidToken("The access token is for one request alone.")
+    if principal.service_type.client_key is not None:
+        request.app[CLIENT_KEYS].check(request, principal.service_type.client_key)
     request[SERVICE_TYPE] = principal.service_type.name
     request[USER_ID] = principal.user_id
     if not principal.service_type.enabled:

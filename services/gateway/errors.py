@@ -17,6 +17,8 @@
         ├── InvalidToken              401  invalid_token
         │   └── TokenRevoked
         ├── UserBlocked               403  user_blocked
+        ├── MaxUsersReached           403  max_users_reached       4
+        ├── Forbidden                 403  forbidden
         ├── UpstreamError             502  upstream_error
         ├── Unavailable               503  unavailable
         │   ├── SwitchedOff
@@ -255,6 +257,27 @@ class UserBlocked(GatewayError, ours=False):
     status = 403
     code = "user_blocked"
     message = "This user is blocked."
+    type = "permission_error"
+    should_retry = False
+
+
+class MaxUsersReached(GatewayError, ours=False):
+    """The service type has no place for a new user. Auth decides that, at the exchange."""
+
+    status = 403
+    code = "max_users_reached"
+    message = "The service type has no room for new users."
+    type = "permission_error"
+    mlpa_code = 4
+    should_retry = False
+
+
+class Forbidden(GatewayError, ours=False):
+    """The credential is good, but not for this request: another service type, or a key beside it is missing."""
+
+    status = 403
+    code = "forbidden"
+    message = "This credential may not be used for this request."
     type = "permission_error"
     should_retry = False
 

@@ -12,6 +12,16 @@ class GatewaySettings(Settings):
     mlpa_jwks_url: str | None = Field(
         None, description="Auth's key set; found through the issuer's metadata if not set."
     )
+    auth_url: str | None = Field(
+        None, description="Where credentials are exchanged with FIREFOX_CLIENTS; MLPA_ISSUER if not set."
+    )
+    client_keys: SecretStr | None = Field(
+        None, description="Keys that service types need in x-dev-authorization: name:sha256hex, comma-separated."
+    )
+    client_metrics: bool = Field(
+        False, description="Count requests by country (X-Geo-Country of a trusted proxy) and version of Firefox."
+    )
+    client_metrics_series: int = Field(5000, ge=1, description="Most series of that metric; further ones are `other`.")
     mlpa_virtual_key: SecretStr | None = Field(None, description="LiteLLM's virtual key.")
     temperature: float | None = Field(
         None, ge=0, le=2, description="`temperature` of a request that has neither it nor `top_p`; not sent if not set."

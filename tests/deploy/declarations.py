@@ -75,6 +75,8 @@ async def both_started(
         "master_key": "sk-master-key-of-a-test",
         "mlpa_virtual_key": "sk-test",
         "mlpa_jwks_url": f"{nobody}/jwks",
+        "firefox_clients": True,
+        "client_metrics": True,
         **environment,
     }
     builders: dict[str, Callable[[Registry], Apps]] = {

@@ -22,7 +22,9 @@ DOCUMENT = ROOT / "deploy" / "METRICS.md"
 Started = dict[str, tuple[RecordingRegistry, str]]
 
 #: Metrics whose labels have values that are known only once they happen, or of service types with a total budget alone.
-LATE = {"model_refused"} | {f"budget_total_{name}" for name in ("known", "limit_usd", "reserved_usd", "spent_usd")}
+LATE = {"client_requests_total", "model_refused"} | {
+    f"budget_total_{name}" for name in ("known", "limit_usd", "reserved_usd", "spent_usd")
+}
 #: The background loops of each service. A new one belongs here: it shows that it runs supervised.
 LOOPS = {
     "auth": {

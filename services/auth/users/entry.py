@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable
 
-from services.auth.errors import AccessDenied, MaxUsersReached
+from services.auth.errors import AccessDenied, MaxUsersReached, UserBlocked
 from services.auth.standing import storage as decided
 from services.auth.users import storage
 from shared.domain.identity import user_id
@@ -64,6 +64,8 @@ class Users:
             if remembered is not None:
                 with contextlib.suppress(RedisError):
                     await decisions.remember(self._redis, identity, row.name, standing, remembered.version)
+        if standing is Standing.BLOCKED:
+            raise UserBlocked
         if standing is not Standing.GOOD:
             raise AccessDenied
         if len(self._seen) < _SEEN_AT_MOST:

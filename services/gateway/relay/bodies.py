@@ -24,12 +24,17 @@ _ONE_GO = 256 * 1024
 #: Bytes of unfinished bodies in this process.
 MOST_BYTES = 256 * 1024 * 1024
 
+#: The body of a request that had to be read before its user was known.
+BODY = web.RequestKey("body", bytes)
+
 Asked = TypeVar("Asked")
 
 
 class Bodies:
-    def __init__(self, config: RelayConfig) -> None:
+    def __init__(self, config: RelayConfig, most_bytes: int = MOST_BYTES) -> None:
+        """:param most_bytes: of unfinished bodies, together."""
         self._config = config
+        self._most_bytes = most_bytes
         self._reading, self._parsing = _Places(AT_ONCE), _Places(PARSED_AT_ONCE)
         self._held = 0
         self.door = Door()
@@ -56,12 +61,15 @@ class Bodies:
             return parse(body)
 
     async def read(self, request: web.Request, user: str) -> bytes:
-        """The request's body.
+        """The request's body, once.
 
         :raises RequestTooLarge: it is over the limit, by its length or while it is read; the rest is not kept.
         :raises InvalidRequest: not JSON by its content type, cut short, or too slow.
         :raises Unavailable: too many bodies are under way.
         """
+        before: bytes | None = request.pop(BODY, None)
+        if before is not None:
+            return before
         body = await self._read(request, user)  # first, since "too large" does not depend on the type
         _check_type(request)
         return body
@@ -92,7 +100,7 @@ class Bodies:
                 self._held += len(part)
                 if size > limit:
                     raise RequestTooLarge(f"The body is over {limit} bytes.")
-                if self._held > MOST_BYTES:
+                if self._held > self._most_bytes:
                     raise Unavailable("Too many requests are being sent.")
                 parts.append(part)
             return b"".join(parts)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import time
 import uuid
 from collections.abc import Callable, Sequence
@@ -15,6 +16,7 @@ from aiohttp import web
 from services.gateway.budget.models import Ask
 from services.gateway.catalogue.prices import PricedModel
 from services.gateway.dialects import authenticate
+from services.gateway.errors import InvalidRequest, InvalidToken
 from services.gateway.openapi import ErrorBody
 from services.gateway.relay.collaborators import COLLABORATORS, Collaborators
 from services.gateway.relay.operation import PaidOperation, Size
@@ -22,6 +24,7 @@ from services.gateway.relay.relay import Relay
 from services.gateway.settings import GatewaySettings
 from services.gateway.tokens.models import Principal
 from shared.domain.outcome import Outcome
+from shared.domain.service_types import ServiceType
 from shared.errors import DependencyUnavailable, ServiceError
 from shared.service.web import LOGGED, REQUEST_ID, SERVICE_TYPE
 from shared.telemetry.metrics import Registry
@@ -36,7 +39,11 @@ _RATES = [f"x-ratelimit-{which}-{of}" for of in ("requests", "tokens") for which
 _ANSWERS = {
     400: Answer("`invalid_request` (`param` names the field) or `invalid_model`", ErrorBody),
     401: Answer("`invalid_token`", ErrorBody, headers=["WWW-Authenticate"]),
-    403: Answer("`user_blocked`", ErrorBody),
+    403: Answer(
+        "`user_blocked`; `forbidden`: the service type needs a client key, or another credential; `max_users_reached`: "
+        "it is full, for shipped Firefox clients",
+        ErrorBody,
+    ),
     413: Answer("`request_too_large`: the body, or the prompt for the model", ErrorBody),
     429: Answer(
         "`budget_exceeded`, `budget_reserved`, `rate_limit_exceeded` or `upstream_rate_limited`",
@@ -99,11 +106,13 @@ async def serve(request: web.Request, shared: Collaborators, operation: PaidOper
     relay: Relay | None = None
     try:
         shared.open_requests.check()
-        principal = await authenticate(request)
+        principal = await authenticate(request, checks_body=True)
         user, row = principal.user_id, principal.service_type
         door.check(user)
         body = await shared.bodies.read(request, user)
         arrived = True
+        if principal.body_sha256 is not None and hashlib.sha256(body).hexdigest() != principal.body_sha256:
+            raise InvalidToken("The access token is for another request.")
         with door.passing(user):
             asked = await shared.bodies.parse(body, user, partial(operation.parse, row=row))
             model = operation.model(asked, row, shared.models)
@@ -111,8 +120,9 @@ async def serve(request: web.Request, shared: Collaborators, operation: PaidOper
             if not shared.litellm.accepts:
                 raise DependencyUnavailable("litellm")
             size = operation.size(asked, model)
+            purpose = _purpose(request, row)
         with shared.open_requests.place():  # checked again, since the body may have taken 30 s
-            relay = await _admit(request, shared, operation, principal, asked, model, size, started)
+            relay = await _admit(request, shared, operation, principal, asked, model, size, purpose, started)
             del body, asked  # a stream is long, and its request may be large
             return await relay.run()
     except asyncio.CancelledError:
@@ -120,6 +130,14 @@ async def serve(request: web.Request, shared: Collaborators, operation: PaidOper
             shared.metrics.left(waiting=arrived)
             request[LOGGED] = {"model": request.get(MODEL), "outcome": Outcome.ABORT}
         raise
+
+
+def _purpose(request: web.Request, row: ServiceType) -> str:
+    """:raises InvalidRequest: the row demands one of its own purposes."""
+    given = request.headers.get("purpose")
+    if row.purposes_required and given not in row.purposes:
+        raise InvalidRequest(f"purpose must be one of: {', '.join(row.purposes)}.", param="purpose")
+    return row.purpose(given)
 
 
 def count_refusal(request: web.Request, error: ServiceError) -> None:
@@ -139,12 +157,12 @@ async def _admit(
     asked: Any,
     model: PricedModel,
     size: Size,
+    purpose: str,
     started: float,
 ) -> Relay:
     """Admit a request. Nothing is reserved if this raises."""
     row = principal.service_type
     request_id = request.get(REQUEST_ID) or uuid.uuid4().hex
-    purpose = row.purpose(request.headers.get("purpose"))
     reservation = await shared.budgets.admit(
         Ask(
             id=uuid.uuid4().hex,

@@ -17,10 +17,18 @@ async def bearer(request: web.Request) -> Principal:
     :raises InvalidToken: the token is missing or not good.
     :raises DependencyUnavailable: it could not be checked.
     """
+    return await request.app[VERIFIER].verify(bearer_token(request))
+
+
+def bearer_token(request: web.Request) -> str:
+    """The token in the request's Authorization field.
+
+    :raises InvalidToken: there is none, or more than one.
+    """
     values = request.headers.getall("Authorization", [])
     scheme, _, token = values[0].partition(" ") if values else ("", "", "")
     if scheme.lower() != "bearer":
         raise InvalidToken("The access token is missing.", missing=True)
     if len(values) != 1 or not token:
         raise InvalidToken
-    return await request.app[VERIFIER].verify(token.strip())
+    return token.strip()

@@ -9,10 +9,14 @@ from shared.domain.service_types import ServiceType
 
 @dataclass(frozen=True, slots=True)
 class Principal:
-    """The bearer of a verified access token. ``user_id`` is its ``sub``, ``expires_at`` in Unix time."""
+    """The bearer of a verified access token. ``user_id`` is its ``sub``, ``expires_at`` in Unix time.
+
+    ``body_sha256``: hex digest of the one request body that the token is good for; None for any.
+    """
 
     user_id: str
     identity: str
     service_type: ServiceType
     jti: str
     expires_at: float
+    body_sha256: str | None = None

@@ -122,7 +122,7 @@ class TokenVerifier:
             raise InvalidToken from error
         if service_type != row.name:
             raise InvalidToken
-        principal = Principal(claims.sub, identity, row, claims.jti, float(claims.exp))
+        principal = Principal(claims.sub, identity, row, claims.jti, float(claims.exp), claims.body_sha256)
         return _Verified(principal, kid)
 
     def _forget_keys(self, kids: frozenset[str]) -> None:

@@ -30,6 +30,8 @@ PINNED = {
         "invalid_token",
         "user_blocked",
         "switched_off",
+        "max_users_reached",
+        "forbidden",
     },
 }
 METRICS = (ROOT / "deploy" / "METRICS.md").read_text()

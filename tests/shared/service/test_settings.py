@@ -140,7 +140,15 @@ def test_networks_are_addresses_too_and_replace_the_private_ranges() -> None:
 @pytest.mark.parametrize("kind", [AuthSettings, GatewaySettings])
 def test_every_secret_of_our_own_declares_how_strong_it_must_be(kind: Any) -> None:
     """A secret that comes from elsewhere is in the list here; a new one of ours declares ``Secret``."""
-    elsewhere = {"master_key", "mlpa_virtual_key", "sentry_dsn", "database_url", "redis_url", "mlpa_admin_keys"}
+    elsewhere = {
+        "master_key",
+        "mlpa_virtual_key",
+        "sentry_dsn",
+        "database_url",
+        "redis_url",
+        "mlpa_admin_keys",
+        "client_keys",
+    }
     for name, field in kind.model_fields.items():
         if "Secret" in str(field.annotation) and name not in elsewhere:
             assert any(isinstance(each, Strength) for each in field.metadata), name

@@ -1,0 +1,181 @@
+"""Exchanges at auth of the credentials that clients send, and the memory of those that are good for many requests."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import secrets
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from http import HTTPStatus
+from typing import NamedTuple
+
+import aiohttp
+import msgspec
+
+from services.gateway.errors import Forbidden, InvalidToken, MaxUsersReached, RateLimited, UserBlocked
+from shared.domain.identity import Credential
+from shared.domain.tokens import BLOCKED, CLIENT_HEADER, EXCHANGE_KEY_HEADER, GRANT_TYPE
+from shared.errors import DependencyUnavailable, ServiceError
+from shared.service import fetch, proxies
+from shared.service.fetch import Answer, NoAnswer
+from shared.service.flight import Flight
+from shared.telemetry import logs
+from shared.telemetry.metrics import Registry
+
+#: Seconds for an exchange, in which auth may have to ask FxA.
+_TIMEOUT = 5.0
+_MAX_BYTES = 16 * 1024
+#: Seconds for which an access token is remembered, at most, and what is left of its life then.
+REMEMBERED, LEFT = 240.0, 30.0
+#: Seconds for which a definite refusal is remembered.
+REFUSED = 5.0
+MOST = 100_000
+_RESULTS = ("granted", "refused", "unavailable")
+
+_log = logs.logger("firefox")
+
+
+class _Granted(msgspec.Struct, frozen=True):
+    access_token: str
+    expires_in: int
+
+
+class _Refused(msgspec.Struct, frozen=True):
+    error: str
+    error_description: str = ""
+
+
+class _Kept(NamedTuple):
+    """An access token until a time, or the refusal of a credential."""
+
+    until: float
+    token: str
+    refusal: Callable[[], ServiceError] | None
+
+
+class Exchanges:
+    """The exchange of credentials at one auth.
+
+    :param key: makes this gateway known to auth.
+    """
+
+    def __init__(
+        self,
+        session: aiohttp.ClientSession,
+        registry: Registry,
+        *,
+        auth_url: str,
+        key: bytes,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._session = session
+        self._url = f"{auth_url.rstrip('/')}/token"
+        self._headers = {EXCHANGE_KEY_HEADER: key.decode()}
+        self._clock = clock
+        self._secret = secrets.token_bytes(32)
+        self._kept: OrderedDict[bytes, _Kept] = OrderedDict()
+        self._asked: dict[bytes, tuple[Credential, str, str, str]] = {}
+        self._flight = Flight(self._exchange_and_keep)
+        self._exchanges = registry.counter(
+            "firefox_exchanges_total", "Exchanges at auth for shipped Firefox clients.", ("credential", "result")
+        )
+        self._exchanges.preset_all([Credential.FXA, Credential.APP_ATTEST_REQUEST], _RESULTS)
+
+    async def close(self) -> None:
+        await self._flight.close()
+
+    async def once(self, kind: Credential, subject_token: str, service_type: str, source: str) -> str:
+        """An access token for a credential that is good for one request.
+
+        :raises InvalidToken, Forbidden, UserBlocked, MaxUsersReached, RateLimited: auth refuses it.
+        :raises DependencyUnavailable: auth could not be asked, or could not check it.
+        """
+        kept = await self._exchange(kind, subject_token, service_type, source)
+        if kept.refusal is not None:
+            raise kept.refusal()
+        return kept.token
+
+    async def remembered(
+        self, kind: Credential, subject_token: str, service_type: str, source: str, *, anew: bool = False
+    ) -> str:
+        """An access token for a credential that is good for many requests: concurrent and later ones share it.
+
+        :param anew: the remembered one is no longer good.
+        :raises: as ``once``.
+        """
+        digest = hmac.digest(self._secret, f"{service_type}\0{subject_token}".encode(), hashlib.sha256)
+        kept = None if anew else self._kept.get(digest)
+        if kept is None or kept.until <= self._clock():
+            self._asked[digest] = (kind, subject_token, service_type, source)
+            kept = await self._flight(digest)
+        if kept.refusal is not None:
+            raise kept.refusal()
+        return kept.token
+
+    async def _exchange_and_keep(self, digest: bytes) -> _Kept:
+        kept = await self._exchange(*self._asked.pop(digest))
+        self._kept.pop(digest, None)
+        if kept.until > self._clock():
+            self._kept[digest] = kept
+            if len(self._kept) > MOST:
+                self._kept.popitem(last=False)
+        return kept
+
+    async def _exchange(self, kind: Credential, subject_token: str, service_type: str, source: str) -> _Kept:
+        result = "unavailable"
+        try:
+            kept = await self._ask(kind, subject_token, service_type, source)
+            result = "granted" if kept.refusal is None else "refused"
+        finally:
+            self._exchanges.inc(kind, result)
+        return kept
+
+    async def _ask(self, kind: Credential, subject_token: str, service_type: str, source: str) -> _Kept:
+        form = {
+            "grant_type": GRANT_TYPE,
+            "subject_token": subject_token,
+            "subject_token_type": kind.subject_token_type,
+            "scope": service_type,
+        }
+        client = {} if source == proxies.UNKNOWN else {CLIENT_HEADER: source}
+        try:
+            answer = await fetch.ask(
+                self._session,
+                "POST",
+                self._url,
+                form=form,
+                headers={**self._headers, **client},
+                limit=_MAX_BYTES,
+                timeout=_TIMEOUT,
+                again=True,
+            )
+            return self._read(answer)
+        except NoAnswer as error:
+            _log.warning("exchange_not_answered", reason=error.reason)
+            raise DependencyUnavailable("auth", retry_after=error.retry_after or 1, reason=error.reason) from error
+
+    def _read(self, answer: Answer) -> _Kept:
+        """:raises NoAnswer: it says neither yes nor no."""
+        now = self._clock()
+        try:
+            if answer.status == HTTPStatus.OK:
+                granted = msgspec.json.decode(answer.body, type=_Granted)
+                return _Kept(now + min(REMEMBERED, granted.expires_in - LEFT), granted.access_token, None)
+            refused = msgspec.json.decode(answer.body, type=_Refused)
+        except msgspec.DecodeError:
+            raise NoAnswer("malformed") from None
+        unexpected = answer.unexpected()
+        match answer.status, refused.error:
+            case HTTPStatus.TOO_MANY_REQUESTS, "slow_down":
+                return _Kept(now, "", lambda: RateLimited(reason="exchange", retry_after=unexpected.retry_after or 1))
+            case HTTPStatus.FORBIDDEN, "access_denied" if refused.error_description == BLOCKED:
+                return _Kept(now + REFUSED, "", UserBlocked)
+            case HTTPStatus.FORBIDDEN, "max_users_reached":
+                return _Kept(now + REFUSED, "", MaxUsersReached)
+            case (HTTPStatus.FORBIDDEN, "access_denied") | (HTTPStatus.BAD_REQUEST, "invalid_scope"):
+                return _Kept(now + REFUSED, "", Forbidden)
+            case HTTPStatus.BAD_REQUEST, "invalid_request":
+                return _Kept(now + REFUSED, "", InvalidToken)
+        raise unexpected

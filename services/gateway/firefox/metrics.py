@@ -1,0 +1,47 @@
+"""Who still needs the dialect: requests by client and credential."""
+
+from __future__ import annotations
+
+from aiohttp import web
+from aiohttp.typedefs import Handler, Middleware
+
+from services.gateway.firefox.credentials import KIND, KINDS
+from services.gateway.firefox.dialect import speaks
+from shared.errors import ServiceError
+from shared.service.web import ERROR, OUTCOMES, outcome_of
+from shared.telemetry.metrics import Registry
+
+
+def counting(registry: Registry) -> Middleware:
+    """The middleware that counts requests of shipped Firefox clients."""
+    requests = registry.counter(
+        "firefox_requests_total",
+        "Requests of shipped Firefox clients, which send their credential each time.",
+        ("client", "credential", "outcome"),
+    )
+    for kind, client in KINDS.items():
+        for outcome in OUTCOMES:
+            requests.preset(client, kind, outcome)
+
+    @web.middleware
+    async def count(request: web.Request, handler: Handler) -> web.StreamResponse:
+        if not speaks(request):
+            return await handler(request)
+        outcome = "abort"
+        try:
+            response = await handler(request)
+        except ServiceError as error:
+            outcome = outcome_of(error.status)
+            raise
+        except Exception:
+            outcome = "failure"
+            raise
+        else:
+            outcome = "failure" if ERROR in request else "success"  # of a stream that broke
+            return response
+        finally:
+            kind = request.get(KIND)
+            if kind is not None:
+                requests.inc(KINDS[kind], kind, outcome)
+
+    return count

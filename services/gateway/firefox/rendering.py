@@ -1,0 +1,62 @@
+"""Errors and streams as shipped Firefox clients read them.
+
+They look for an integer ``error``: desktop and Android at the top of the body, the single-process MLPA wrote it below
+``detail``. A 401 has no ``error``: desktop knows one by the text that OpenAI's SDK makes of a body without it, and then
+gets a new FxA token. Streams have nothing but ``data: `` and empty lines: Android takes six characters off every line,
+iOS drops events that begin otherwise.
+"""
+
+from __future__ import annotations
+
+import re
+from http import HTTPStatus
+
+import msgspec
+from aiohttp import web
+
+from services.gateway.errors import UserBlocked, error_headers, kind_of
+from services.gateway.relay.sse import events, parse
+from shared.errors import ServiceError
+
+_BLOCKED = "User is blocked."
+_PLAIN = re.compile(rb"(?>data: [^\r\n]+\n\n)*+")
+
+
+def error_response(error: ServiceError) -> web.Response:
+    """The plain answer for an error."""
+    told = _told(error)
+    body: dict[str, object] = {"error": told, "detail": {"error": told}}
+    if error.status == HTTPStatus.UNAUTHORIZED:
+        body = {"detail": error.message}
+    elif kind_of(error) is UserBlocked:
+        body = {"detail": {"error": _BLOCKED}}
+    return web.Response(
+        status=error.status,
+        body=msgspec.json.encode(body),
+        headers=error_headers(error),
+        content_type="application/json",
+    )
+
+
+def error_event(error: ServiceError) -> bytes:
+    """The event that ends a stream which had begun."""
+    return b"data: " + msgspec.json.encode({"error": _told(error)}) + b"\n\n"
+
+
+def data_lines(block: bytes) -> bytes:
+    """Whole events with their data alone, in one line each."""
+    if _PLAIN.fullmatch(block):  # as LiteLLM writes them
+        return block
+    lines = []
+    for event in events(block):
+        data = parse(event)[1]
+        if data is not None and data.strip():
+            lines.append(b"data: %b\n\n" % data.replace(b"\n", b" "))
+    return b"".join(lines)
+
+
+def _told(error: ServiceError) -> int | str:
+    kind = kind_of(error)
+    if kind is UserBlocked:
+        return _BLOCKED
+    return kind.mlpa_code if kind.mlpa_code is not None else error.message
