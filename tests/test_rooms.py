@@ -29,7 +29,7 @@ AUTH = [
     "forms",
     "pagination",
     "breaker",
-    "opened",
+    "connections",
     "appattest",
     "limits",
     "challenge",

@@ -16,6 +16,7 @@ from services.auth.admin.access.admin_keys import AdminKeys
 from services.auth.admin.console.pages import render_error
 from services.auth.appattest import Policy, apple_root_pem, load_roots
 from services.auth.challenge.services import CHALLENGES, Challenges
+from services.auth.connections import Connections, open_connections
 from services.auth.devices import views as device_views
 from services.auth.devices.enrolment import ENROLMENT, Enrolment
 from services.auth.devices.metrics import DeviceMetrics
@@ -32,7 +33,6 @@ from services.auth.fxa.models import FxAConfig
 from services.auth.fxa.services import FxAVerifier
 from services.auth.health import health
 from services.auth.limits.services import LIMITS, Limits
-from services.auth.opened import Opened, connections
 from services.auth.provisioning.client import LiteLLMAdmin
 from services.auth.provisioning.services import Provisioner
 from services.auth.settings import SERVICE_TYPES, SETTINGS, AuthSettings
@@ -147,16 +147,23 @@ def build_app(settings: AuthSettings, *, registry: Registry | None = None) -> Ap
     apps.put(SERVICE_TYPES, prepared.service_types)
 
     async def resources(_app: web.Application) -> AsyncIterator[None]:
-        async with connections(settings, registry) as opened, AsyncExitStack() as stack:
-            await _open(stack, apps, settings, prepared, opened)
+        async with open_connections(settings, registry) as connections, AsyncExitStack() as stack:
+            await _open(stack, apps, settings, prepared, connections)
             yield
 
     apps.main.cleanup_ctx.append(resources)
     return apps
 
 
-async def _open(stack: AsyncExitStack, apps: Apps, settings: AuthSettings, prepared: Prepared, opened: Opened) -> None:
-    database, redis, session, registry = opened.database, opened.redis, opened.session, opened.registry
+async def _open(
+    stack: AsyncExitStack, apps: Apps, settings: AuthSettings, prepared: Prepared, connections: Connections
+) -> None:
+    database, redis, session, registry = (
+        connections.database,
+        connections.redis,
+        connections.session,
+        connections.registry,
+    )
     fxa = await stack.enter_async_context(
         FxAVerifier.open(FxAConfig.from_settings(settings), redis=redis, session=session, registry=registry)
     )
@@ -206,14 +213,14 @@ async def _open(stack: AsyncExitStack, apps: Apps, settings: AuthSettings, prepa
     apps.put(KNOWN_GATEWAYS, KnownGateways(settings.exchange_keys()))
     apps.put(EXCHANGE, TokenExchange(credentials, prepared.service_types, users, issuer, limits, registry))
     apps.put(REVOCATION, Revocation(issuer, database, changes))
-    readiness = health(prepared.key_ring, opened, fxa, apps.main[SERVICE_TYPES_FILE])
+    readiness = health(prepared.key_ring, connections, fxa, apps.main[SERVICE_TYPES_FILE])
     apps.put(HEALTH, readiness)
     if prepared.admin_keys:
         on_tier = provisioner.changed if provisioner else None
         await admin.open_admin(
             stack,
             apps,
-            opened,
+            connections,
             changes=changes,
             health=readiness,
             limits=limits,

@@ -6,12 +6,12 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 
+from services.auth.connections import Connections, open_connections
 from services.auth.fxa.http import FxAClient
 from services.auth.fxa.jwks import key_set
 from services.auth.fxa.metrics import FxAMetrics
 from services.auth.fxa.models import FxAConfig
 from services.auth.fxa.services import FxAVerifier
-from services.auth.opened import Opened, connections
 from services.auth.provisioning.client import LiteLLMAdmin, LiteLLMError
 from services.auth.settings import AuthSettings
 from services.auth.tokens.key_ring import KeyRing
@@ -24,13 +24,13 @@ from shared.stores.schema_check import PostgresCheck
 from shared.telemetry.metrics import Registry
 
 
-def health(key_ring: KeyRing, opened: Opened, fxa: FxAVerifier, file: ServiceTypesFile) -> Health:
+def health(key_ring: KeyRing, connections: Connections, fxa: FxAVerifier, file: ServiceTypesFile) -> Health:
     """The readiness of a running auth."""
     return Health(
         [
             Check("signing_key", _signing_key(key_ring), required=True),
-            Check("postgres", PostgresCheck(opened.database, can_write), required=False),
-            Check("redis", lambda: redis_can_write(opened.redis, opened.redis_state), required=False),
+            Check("postgres", PostgresCheck(connections.database, can_write), required=False),
+            Check("redis", lambda: redis_can_write(connections.redis, connections.redis_state), required=False),
             Check("fxa", fxa.ready, required=False),
             *file.checks(),
         ],
@@ -43,19 +43,19 @@ async def before_start(settings: AuthSettings, key_ring: KeyRing) -> AsyncIterat
     """The checks that work without a running auth."""
     registry = Registry()
     async with AsyncExitStack() as stack:
-        opened = await stack.enter_async_context(connections(settings, registry))
+        connections = await stack.enter_async_context(open_connections(settings, registry))
         config = FxAConfig.from_settings(settings)
-        client = FxAClient(opened.session, config.base_url, timeout=config.timeout, clock=time.time)
+        client = FxAClient(connections.session, config.base_url, timeout=config.timeout, clock=time.time)
         keys = key_set(client, config, clock=time.time, metrics=FxAMetrics(registry))
         stack.push_async_callback(keys.close)
         checks = [
             Check("signing_key", _signing_key(key_ring), required=True),
-            Check("postgres", PostgresCheck(opened.database, can_write), required=True),
-            Check("redis", lambda: redis_can_write(opened.redis, opened.redis_state), required=True),
+            Check("postgres", PostgresCheck(connections.database, can_write), required=True),
+            Check("redis", lambda: redis_can_write(connections.redis, connections.redis_state), required=True),
             Check("fxa", lambda: _fxa_answers(keys), required=True),
         ]
         if settings.litellm_provision_users and settings.master_key is not None:
-            admin = LiteLLMAdmin(opened.session, settings.litellm_api_base, settings.master_key.get_secret_value())
+            admin = LiteLLMAdmin(connections.session, settings.litellm_api_base, settings.master_key.get_secret_value())
             checks.append(Check("litellm", lambda: _litellm_takes_customers(admin), required=True))
         yield Health(checks)
 

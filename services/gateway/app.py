@@ -27,7 +27,7 @@ from services.gateway.relay.collaborators import COLLABORATORS, Collaborators
 from services.gateway.relay.config import RelayConfig
 from services.gateway.relay.connection import RelaySite
 from services.gateway.relay.metrics import RelayMetrics
-from services.gateway.relay.open import OpenRequests
+from services.gateway.relay.open_requests import OpenRequests
 from services.gateway.relay.views import count_refusal
 from services.gateway.settings import GatewaySettings
 from services.gateway.tokens import keyset

@@ -15,9 +15,9 @@ from services.auth.admin.console.gateways import Gateways
 from services.auth.admin.console.overview import OVERVIEWS, Overviews
 from services.auth.audit.log import AUDIT_LOG, AuditLog
 from services.auth.audit.refusals import REFUSALS, Refusals
+from services.auth.connections import Connections
 from services.auth.devices.operators import DEVICE_ADMIN, DeviceAdmin
 from services.auth.limits.services import Limits
-from services.auth.opened import Opened
 from services.auth.settings import SERVICE_TYPES, SETTINGS
 from services.auth.standing.changes import Changes
 from services.auth.usage.services import USAGE, Usage
@@ -44,7 +44,7 @@ def install(apps: Apps, admin_keys: AdminKeys) -> None:
 async def open_admin(
     stack: AsyncExitStack,
     apps: Apps,
-    opened: Opened,
+    connections: Connections,
     *,
     changes: Changes,
     health: Health,
@@ -56,7 +56,7 @@ async def open_admin(
     :param on_tier: called with the id of each user whose tier has changed.
     """
     settings, service_types, admin_keys = apps.main[SETTINGS], apps.main[SERVICE_TYPES], apps.main[ADMIN_KEYS]
-    database, redis, registry = opened.database, opened.redis, opened.registry
+    database, redis, registry = connections.database, connections.redis, connections.registry
     reports = await stack.enter_async_context(
         Database.connect(
             settings.database_url.get_secret_value(),
@@ -68,7 +68,7 @@ async def open_admin(
     spending = Spending(database, redis, service_types)
     users = UserAdmin(database, spending, changes, service_types, on_tier=on_tier)
     usage = Usage(database, reports, users)
-    gateways = Gateways(opened.session, settings.gateway_url, settings.gateway_metrics_urls)
+    gateways = Gateways(connections.session, settings.gateway_url, settings.gateway_metrics_urls)
     refusals = Refusals(database)
     await stack.enter_async_context(usage.running(registry))
     await stack.enter_async_context(refusals.running(registry))

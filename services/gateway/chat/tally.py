@@ -16,7 +16,7 @@ from services.gateway.budget.models import Usage
 from services.gateway.errors import UpstreamError
 from services.gateway.relay import sse
 from services.gateway.relay.prompt import text_bytes, utf8_length
-from services.gateway.upstream.facts import cost_of
+from services.gateway.upstream.routing import cost_of
 
 
 class _Function(msgspec.Struct, gc=False):

@@ -11,7 +11,7 @@ from aiohttp import web
 from services.gateway.relay.bodies import Bodies
 from services.gateway.relay.config import RelayConfig
 from services.gateway.relay.metrics import RelayMetrics
-from services.gateway.relay.open import OpenRequests
+from services.gateway.relay.open_requests import OpenRequests
 from services.gateway.relay.operation import Models, PaidOperation
 from services.gateway.upstream.client import LiteLLM
 

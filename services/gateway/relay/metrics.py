@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from services.gateway.errors import KEY_REFUSALS, GatewayError, UpstreamKeyRefused, kind_of, kinds
-from services.gateway.upstream.facts import RoutingMetrics
+from services.gateway.upstream.routing import RoutingMetrics
 from shared.domain.outcome import Outcome
 from shared.domain.service_types import ServiceType
 from shared.errors import ServiceError

@@ -21,7 +21,7 @@ from services.gateway.relay.raw_json import has_halves, mend_surrogates
 from services.gateway.relay.stream import WRITE_BUFFER, StreamFailed, StreamRelay
 from services.gateway.relay.watch import Watch
 from services.gateway.upstream.classify import KNOWN_WORDS, UpstreamFailure, classify, read_event_failure, read_failure
-from services.gateway.upstream.facts import RoutingFacts, call_id
+from services.gateway.upstream.routing import RoutingFacts, call_id
 from shared.domain.money import nano_to_usd
 from shared.domain.outcome import Outcome
 from shared.errors import ServiceError

@@ -11,7 +11,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from services.gateway.errors import BudgetExceeded
-from services.gateway.upstream.facts import call_id
+from services.gateway.upstream.routing import call_id
 from tests.doubles.litellm import Script, answer, chunk, error_body, event, stream_of
 from tests.services.gateway.conftest import Gateway, RawClient, request_body
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.gateway.upstream.facts import MAX_BACKENDS, RoutingFacts, RoutingMetrics, cost_of
+from services.gateway.upstream.routing import MAX_BACKENDS, RoutingFacts, RoutingMetrics, cost_of
 from shared.telemetry.metrics import Registry
 
 HEADERS = {

@@ -16,7 +16,9 @@ from shared.telemetry.metrics import Registry
 
 
 @dataclass(frozen=True, slots=True)
-class Opened:
+class Connections:
+    """PostgreSQL, Redis and HTTP, shared by all rooms."""
+
     database: Database
     redis: Client
     redis_state: Dependency
@@ -25,8 +27,8 @@ class Opened:
 
 
 @asynccontextmanager
-async def connections(settings: AuthSettings, registry: Registry) -> AsyncIterator[Opened]:
-    """Open as long as the context lasts."""
+async def open_connections(settings: AuthSettings, registry: Registry) -> AsyncIterator[Connections]:
+    """The connections, open as long as the context lasts."""
     async with AsyncExitStack() as stack:
         state = Dependency("redis")
         redis = connect(settings.redis_url.get_secret_value(), state=state)
@@ -35,4 +37,4 @@ async def connections(settings: AuthSettings, registry: Registry) -> AsyncIterat
             Database.connect(settings.database_url.get_secret_value(), max_size=settings.database_pool_size)
         )
         session = await stack.enter_async_context(aiohttp.ClientSession(cookie_jar=aiohttp.DummyCookieJar()))
-        yield Opened(database, redis, state, session, registry)
+        yield Connections(database, redis, state, session, registry)
