@@ -51,13 +51,17 @@ _ESTIMATE = Query.text(f"explain (format json) select 1 from users where {_PREFI
 _COUNTED = 10_000
 
 _CAPACITY = Query.text("select service_type, users from capacity")
+# Periods of whole days are summed up from the days that the ledger keeps, as the gateways do
 _SPENT = Query.text(
     """
-    select s.user_id, coalesce(l.spent, 0) as spent
+    select user_id, coalesce(case when (until - start) % 86400 = 0
+        then (select sum(spent_nano) from user_spend where user_id = s.user_id
+            and day >= date '1970-01-01' + cast(start / 86400 as int)
+            and day < date '1970-01-01' + cast(until / 86400 as int))
+        else (select sum(cost_nano) from ledger where user_id = s.user_id
+            and admitted_at >= to_timestamp(start) and admitted_at < to_timestamp(until))
+        end, 0) as spent
     from unnest(cast(:users as text[]), cast(:starts as bigint[]), cast(:ends as bigint[])) as s (user_id, start, until)
-    cross join lateral (
-        select sum(cost_nano) as spent from ledger
-        where user_id = s.user_id and admitted_at >= to_timestamp(s.start) and admitted_at < to_timestamp(s.until)) l
     """
 )
 _REVOKED_TOKENS = Query.text(

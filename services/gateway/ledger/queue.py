@@ -22,7 +22,8 @@ from shared.state.packed import LedgerRow
 from shared.telemetry import logs
 
 _log = logs.logger("budget")
-_SETTLED_AT_ONCE, _WRITTEN_AT_ONCE = 200, 500
+_SETTLED_AT_ONCE = 200
+_LEAST_WRITTEN, _MOST_WRITTEN = 10, 500  # rows of a batch
 _LEAST_PAUSE, _MOST_PAUSE, _MOST_PAUSE_OF_WRITES = 0.05, 1.0, 2.0
 
 
@@ -68,6 +69,12 @@ class LedgerQueue:
         self._some_settled = asyncio.Event()
         self._flushing = asyncio.Lock()
         self._down = False
+        self._at_once = _MOST_WRITTEN
+
+    @property
+    def down(self) -> bool:
+        """Whether PostgreSQL took no rows the last time: who brings more only makes them wait here."""
+        return self._down
 
     @property
     def full(self) -> bool:
@@ -224,7 +231,7 @@ class LedgerQueue:
 
     async def _flush(self) -> bool:
         while self._settled:
-            batch = self._current(list(islice(self._settled.values(), _WRITTEN_AT_ONCE)))
+            batch = self._current(list(islice(self._settled.values(), self._at_once)))
             if not batch:
                 return True  # all of it is being settled again, and comes back
             rows = [entry.row for entry in batch]
@@ -233,8 +240,12 @@ class LedgerQueue:
                 self._log_outage(False)
                 await self._acknowledge(rows)
             except DependencyUnavailable as failure:
+                if failure.dependency == "postgres":
+                    # Perhaps it is only slow, and would never take so many in time
+                    self._at_once = max(_LEAST_WRITTEN, self._at_once // 2)
                 self._log_outage(failure.dependency == "postgres")
                 return False
+            self._at_once = min(_MOST_WRITTEN, 2 * self._at_once)
             self._metrics.ledger_rows.inc(by=len(rows))
             for entry in batch:
                 if self._settled.get(entry.row.id) is entry:

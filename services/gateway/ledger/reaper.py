@@ -14,6 +14,7 @@ from shared.telemetry import logs
 
 _log = logs.logger("budget")
 _BATCH = 50
+_NEVER = 1e9  # seconds: rows are not fetched from the outbox while PostgreSQL takes none
 
 
 class Reaper:
@@ -50,7 +51,8 @@ class Reaper:
         executor = self._scripts.executor
         try:
             steady = await executor.steady_for(number)
-            found = await self._scripts.sweep(number, self._who, 0.9 * self._every, self._orphan, self._cursors[number])
+            orphan = _NEVER if self._queue.down else self._orphan
+            found = await self._scripts.sweep(number, self._who, 0.9 * self._every, orphan, self._cursors[number])
             if found is None:
                 self._ages[number] = 0
                 return

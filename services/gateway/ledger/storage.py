@@ -40,6 +40,7 @@ _LOWER = Query.text(
     where ledger.id = new.id and ledger.cost_nano > new.cost_nano
     """  # noqa: S608  ours
 )
+# Periods of whole days are summed up from the days that the ledger keeps; the rows of an hour are few, and there
 _USER = Query.text(
     """
     with tier as (
@@ -52,11 +53,17 @@ _USER = Query.text(
     select period.name as tier, period.seconds, period.index,
         (select blocked_at is not null from identities where identity = :identity) as blocked,
         (select revoked_at is not null from devices where key_id = :identity) as revoked,
-        (select coalesce(sum(cost_nano), 0) from ledger where user_id = :user_id
-            and admitted_at >= to_timestamp(period.index * period.seconds)
-            and admitted_at < to_timestamp((period.index + 1) * period.seconds)) as spent,
+        case when period.seconds % 86400 = 0
+            then (select coalesce(sum(spent_nano), 0) from user_spend where user_id = :user_id
+                and day >= date '1970-01-01' + cast(period.index * (period.seconds / 86400) as int)
+                and day < date '1970-01-01' + cast((period.index + 1) * (period.seconds / 86400) as int))
+            else (select coalesce(sum(cost_nano), 0) from ledger where user_id = :user_id
+                and admitted_at >= to_timestamp(period.index * period.seconds)
+                and admitted_at < to_timestamp((period.index + 1) * period.seconds))
+            end as spent,
         greatest(period.index, (select cast(floor(extract(epoch from max(admitted_at)) / period.seconds) as bigint)
-            from ledger where user_id = :user_id)) as newest,
+            from ledger where user_id = :user_id
+            and admitted_at >= to_timestamp(period.index * period.seconds))) as newest,
         (select jsonb_object_agg(id, cost_nano) from ledger where id = any(:pending)) as written,
         (select jsonb_object_agg(jti, ceil(extract(epoch from expires_at - now()))) from revocations
             where user_id = :user_id and expires_at > now()) as revoked_tokens

@@ -76,6 +76,7 @@ redis.call('HSET', user, RESERVED, reserved + amount, OPEN, open + 1, ESTIMATED,
   RESERVATION .. id, table.concat(
     {int(amount), int(now), int(estimate), prompt_bound, int(grant * choices), total, details}, '|'))
 redis.call('EXPIRE', user, IDLE)
+redis.call('EXPIRE', identity, IDLE)
 redis.call('ZADD', leases, now + lease, id .. ' ' .. user_id)
 if rpm > 0 then
   redis.call('ZADD', requests_window, now, id)
