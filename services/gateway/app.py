@@ -16,12 +16,12 @@ from services.gateway.catalogue.services import Catalogue
 from services.gateway.chat.operation import CHAT
 from services.gateway.client_keys import CLIENT_KEYS, ClientKeys
 from services.gateway.dialects import DIALECTS, OPENAI
+from services.gateway.error_body import ErrorBody
 from services.gateway.firefox import metrics as firefox_metrics
 from services.gateway.firefox.credentials import CREDENTIALS, UNVERIFIED_BYTES, Credentials
 from services.gateway.firefox.dialect import FIREFOX
 from services.gateway.firefox.exchanges import Exchanges
 from services.gateway.health import health, upstream_config
-from services.gateway.openapi import ErrorBody
 from services.gateway.relay.bodies import Bodies
 from services.gateway.relay.collaborators import COLLABORATORS, Collaborators
 from services.gateway.relay.config import RelayConfig

@@ -8,8 +8,8 @@ import msgspec
 from aiohttp import web
 
 from services.gateway.dialects import authenticate
+from services.gateway.error_body import ErrorBody
 from services.gateway.keys import BUDGETS
-from services.gateway.openapi import ErrorBody
 from shared.domain.money import nano_to_usd
 from shared.telemetry.openapi import Answer, Operation
 

@@ -9,8 +9,8 @@ from aiohttp import web
 
 from services.gateway import keys
 from services.gateway.dialects import authenticate
+from services.gateway.error_body import ErrorBody
 from services.gateway.errors import ModelNotFound
-from services.gateway.openapi import ErrorBody
 from shared.errors import DependencyUnavailable
 from shared.telemetry.openapi import Answer, Operation, Parameter
 

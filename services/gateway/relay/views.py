@@ -16,8 +16,8 @@ from aiohttp import web
 from services.gateway.budget.models import Ask
 from services.gateway.catalogue.prices import PricedModel
 from services.gateway.dialects import authenticate
+from services.gateway.error_body import ErrorBody
 from services.gateway.errors import InvalidRequest, InvalidToken
-from services.gateway.openapi import ErrorBody
 from services.gateway.relay.collaborators import COLLABORATORS, Collaborators
 from services.gateway.relay.operation import PaidOperation, Size
 from services.gateway.relay.relay import Relay

@@ -1,4 +1,4 @@
-"""What all of the gateway's answers may be."""
+"""The body of the gateway's error answers, in the shape of OpenAI's."""
 
 from __future__ import annotations
 
