@@ -10,6 +10,7 @@ from services.cli.app_attest import app_attest
 from services.cli.check import check
 from services.cli.device import device
 from services.cli.fxa import fxa
+from services.cli.import_settings import import_settings
 from services.cli.keys import keys
 from services.cli.ledger import ledger
 from services.cli.run import auth, gateway, migrate, up
@@ -25,7 +26,21 @@ def cli() -> None:
     """MLPA: verifies users, and relays their chat completions under a budget per user."""
 
 
-for command in (up, auth, gateway, check, migrate, keys, device, fxa, app_attest, virtual_key, ledger, settings):
+for command in (
+    up,
+    auth,
+    gateway,
+    check,
+    migrate,
+    keys,
+    device,
+    fxa,
+    app_attest,
+    virtual_key,
+    ledger,
+    settings,
+    import_settings,
+):
     cli.add_command(command)
 
 
