@@ -1,8 +1,8 @@
 """The provider ``local`` of litellm.yaml: a model that speaks at a human pace. Runs inside LiteLLM's own environment.
 
-It stands where a provider's converter stands, behind LiteLLM's own interface for that: BerriAI/litellm 1.106.2,
+It implements LiteLLM's own interface for providers: BerriAI/litellm 1.106.2,
 litellm/llms/custom_llm.py (acompletion, astreaming) and litellm/types/utils.py (ModelResponse, GenericStreamingChunk).
-On purpose it knows nothing but text: no tools, no choices beside the first, a word for a token.
+It deliberately supports text alone: no tools, one choice, and a word counts as a token.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Starts LiteLLM's proxy: what its command ``litellm`` does, a quarter sooner. Runs inside LiteLLM's own environment.
+"""Starts LiteLLM's proxy as its command ``litellm`` does, in less time. Runs inside LiteLLM's own environment.
 
 Most of its start goes into importing modules that build large, long-lived objects, which the garbage collector then
 walks again and again. So it is off until the imports are over, and skips their objects afterwards.

@@ -1,4 +1,4 @@
-"""Child processes of a local run: started with a log, stopped with certainty, never left behind.
+"""Child processes of a local run, which log to a file, always end, and never outlive the run.
 
 A child dies with its parent even when that is killed with SIGKILL (Linux: guard.py sets PR_SET_PDEATHSIG), and it
 has a session of its own, so that Ctrl-C in a terminal reaches only the parent, which then stops things in order.
@@ -94,7 +94,7 @@ class Process:
 
     @property
     def exit_reason(self) -> str:
-        """The way it ended, for people: "exit code 1", "killed by SIGKILL"."""
+        """The reason of its end in words: "exit code 1", "killed by SIGKILL"."""
         code = self._child.poll() if self._child is not None else None
         if code is None:
             return "still running" if self._child is not None else "not started"
