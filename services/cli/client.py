@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import base64
+import hmac
 import json
-from collections.abc import AsyncIterator
+import secrets
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any, Self
 
@@ -92,11 +94,53 @@ class Client:
 
         :raises RequestFailed: a service refused.
         """
-        body: dict[str, Any] = {"model": model, "stream": True, "messages": [{"role": "user", "content": text}]}
-        if max_tokens is not None:
-            body["max_completion_tokens"] = max_tokens
+        body = _body(model, text, max_tokens)
+        async for piece in self._stream(json.dumps(body).encode(), _bearer(token)):
+            yield piece
+
+    async def chat_as_ios(
+        self, device: Device, scope: str, *, model: str, text: str, max_tokens: int | None = None
+    ) -> AsyncIterator[str]:
+        """The same as shipped Firefox for iOS asks for it: with a fresh challenge, and an assertion over the body.
+
+        :raises RequestFailed: a service refused.
+        """
+        challenge = await self.challenge(device)
+        body = json.dumps(_body(model, text, max_tokens), sort_keys=True, separators=(",", ":")).encode()
+        claims = {
+            "key_id_b64": device.key_id_b64,
+            "challenge_b64": _base64(challenge.encode()),
+            "assertion_obj_b64": _base64(device.assert_(body)),
+            "bundle_id": device.bundle_id,
+        }
+        # HS256 with a throw-away secret: nobody checks it
+        head, payload = (_base64url(json.dumps(part).encode()) for part in ({"alg": "HS256", "typ": "JWT"}, claims))
+        signature = _base64url(hmac.digest(secrets.token_bytes(32), f"{head}.{payload}".encode(), "sha256"))
+        headers = {
+            **_bearer(f"{head}.{payload}.{signature}"),
+            "service-type": scope,
+            "use-app-attest": "true",
+            "Accept": "text/event-stream",
+        }
+        async for piece in self._stream(body, headers):
+            yield piece
+
+    async def chat_as_desktop(
+        self, fxa_token: str, scope: str, *, model: str, text: str, max_tokens: int | None = None
+    ) -> AsyncIterator[str]:
+        """The same as shipped Firefox for desktop asks for it: with its FxA token.
+
+        :raises RequestFailed: a service refused.
+        """
+        body = {**_body(model, text, max_tokens), "tools": []}
+        headers = {**_bearer(fxa_token), "service-type": scope, "purpose": "chat", "x-engine-id": "smart-openai"}
+        async for piece in self._stream(json.dumps(body).encode(), headers):
+            yield piece
+
+    async def _stream(self, body: bytes, headers: Mapping[str, str]) -> AsyncIterator[str]:
         url = f"{self._gateway}/v1/chat/completions"
-        async with self._session.post(url, json=body, headers=_bearer(token)) as response:
+        given = {**headers, "Content-Type": "application/json"}
+        async with self._session.post(url, data=body, headers=given) as response:
             await _raise_for_error(response)
             async for line in response.content:
                 data = line.removeprefix(b"data:").strip()
@@ -104,7 +148,7 @@ class Client:
                     continue
                 event = json.loads(data)
                 if "error" in event:
-                    raise RequestFailed(event["error"]["message"])
+                    raise RequestFailed(_said(event))
                 for choice in event["choices"]:
                     yield choice["delta"].get("content") or ""
 
@@ -127,19 +171,35 @@ def subject_token(device: Device, client_data: bytes) -> str:
         "client_data_b64": _base64(client_data),
         "bundle_id": device.bundle_id,
     }
-    return base64.urlsafe_b64encode(json.dumps(subject).encode()).rstrip(b"=").decode()
+    return _base64url(json.dumps(subject).encode())
 
 
 async def _raise_for_error(response: aiohttp.ClientResponse) -> None:
     if response.ok:
         return
     try:
-        body = await response.json()
-        error = body["error"]
-        said = error["message"] if isinstance(error, dict) else f"{error}: {body['error_description']}"
+        said = _said(await response.json())
     except (aiohttp.ContentTypeError, ValueError, KeyError, TypeError):
         said = response.reason or ""
     raise RequestFailed(f"{response.method} {response.url.path}: {response.status} {said}")
+
+
+def _said(body: dict[str, Any]) -> str:
+    """What an error of auth or of the gateway says, in whichever of their forms.
+
+    :raises KeyError, TypeError: it has none of them.
+    """
+    error = body.get("error", body.get("detail"))
+    if isinstance(error, dict):
+        return str(error["message"] if "message" in error else error["error"])
+    return f"{error}: {body['error_description']}" if "error_description" in body else str(error)
+
+
+def _body(model: str, text: str, max_tokens: int | None) -> dict[str, Any]:
+    body: dict[str, Any] = {"model": model, "stream": True, "messages": [{"role": "user", "content": text}]}
+    if max_tokens is not None:
+        body["max_completion_tokens"] = max_tokens
+    return body
 
 
 def _bearer(token: str) -> dict[str, str]:
@@ -148,3 +208,7 @@ def _bearer(token: str) -> dict[str, str]:
 
 def _base64(raw: bytes) -> str:
     return base64.b64encode(raw).decode()
+
+
+def _base64url(raw: bytes) -> str:
+    return base64.urlsafe_b64encode(raw).rstrip(b"=").decode()

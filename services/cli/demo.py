@@ -23,7 +23,7 @@ _UID = "0123456789abcdef0123456789abcdef"
 
 
 async def demonstrate(system: RunningSystem, console: Console) -> None:
-    """A device enrols, exchanges and streams; an account does the same; so does the official client.
+    """A device enrols, exchanges and streams; so do an account and the official client, and at last shipped Firefox.
 
     :raises ProcessError: a part of the system misbehaved.
     """
@@ -36,14 +36,15 @@ async def demonstrate(system: RunningSystem, console: Console) -> None:
 
 async def _demonstrate(system: RunningSystem, console: Console) -> None:
     async with Client.open(auth_url=system.auth_url, gateway_url=system.gateway_url) as client:
-        device_token = await _device(system, console, client)
+        device, device_token = await _device(system, console, client)
         fxa_token = await _order_fxa_token(system.fxa_url)
         access_token = await _account(console, client, fxa_token)
         await _openai(system, console, client, fxa_token)
         await _spent(console, client, {"device": device_token, "account": access_token})
+        await _shipped(console, client, device, fxa_token)
 
 
-async def _device(system: RunningSystem, console: Console, client: Client) -> str:
+async def _device(system: RunningSystem, console: Console, client: Client) -> tuple[Device, str]:
     console.heading("An iOS device, by App Attest")
     pki = await asyncio.to_thread((system.data / "app-attest" / "pki.json").read_text)
     device = Device(
@@ -56,7 +57,7 @@ async def _device(system: RunningSystem, console: Console, client: Client) -> st
         step.done(f"key {device.key_id_b64[:12]}… attested and stored")
     token = await _step_exchange(console, lambda: client.exchange_device(device, _SCOPE), "assertion")
     await _stream(console, client.chat(token, model=_MODEL, text="Who are you?", max_tokens=400))
-    return token
+    return device, token
 
 
 async def _account(console: Console, client: Client, fxa_token: str) -> str:
@@ -86,6 +87,15 @@ async def _openai(system: RunningSystem, console: Console, client: Client, fxa_t
                     yield chunk.choices[0].delta.content or ""
 
         await _stream(console, pieces())
+
+
+async def _shipped(console: Console, client: Client, device: Device, fxa_token: str) -> None:
+    console.heading("Firefox as it was shipped, which sends its credential with each request")
+    console.note("  desktop, with its FxA token")
+    asked = client.chat_as_desktop(fxa_token, _SCOPE, model=_MODEL, text="Do you know this tab?", max_tokens=400)
+    await _stream(console, asked)
+    console.note("  iOS, with an assertion over the request")
+    await _stream(console, client.chat_as_ios(device, "s2s", model=_MODEL, text="Sum this up.", max_tokens=400))
 
 
 async def _step_exchange(console: Console, exchange: Callable[[], Awaitable[str]], what: str) -> str:

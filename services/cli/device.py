@@ -132,16 +132,29 @@ def token(context: _Context, scope: str) -> None:
 @device.command()
 @_SCOPE
 @click.option("--model", default="local/slow", show_default=True)
+@click.option(
+    "--as",
+    "shipped",
+    type=click.Choice(["ios"]),
+    help="As shipped Firefox for iOS does, without an exchange: an assertion over the request itself.",
+)
 @click.argument("text", default="Tell me about Firefox.")
 @_pass
-def chat(context: _Context, scope: str, model: str, text: str) -> None:
+def chat(context: _Context, scope: str, model: str, shipped: str | None, text: str) -> None:
     """Exchange an assertion, ask TEXT, and show the answer as it streams."""
 
     async def talk() -> None:
-        access_token = await _token(context, context.load(), scope)
+        made = context.load()
         async with context.client() as client:
-            async for piece in client.chat(access_token, model=model, text=text):
-                click.echo(piece, nl=False)
+            if shipped:
+                pieces = client.chat_as_ios(made, scope, model=model, text=text)
+            else:
+                pieces = client.chat(await _token(context, made, scope), model=model, text=text)
+            try:
+                async for piece in pieces:
+                    click.echo(piece, nl=False)
+            finally:
+                context.save(made)
         click.echo()
 
     context.run(talk())

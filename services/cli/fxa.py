@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
+from pathlib import Path
 from typing import Any
 
 import aiohttp
@@ -14,6 +15,8 @@ from services.auth.fxa.cache import Cache
 from services.auth.fxa.metrics import FxAMetrics
 from services.auth.fxa.models import FxAConfig
 from services.auth.settings import AuthSettings
+from services.cli.client import Client, RequestFailed
+from services.cli.supervisor import RunningSystem
 from shared.domain.identity import Credential
 from shared.errors import DependencyUnavailable
 from shared.stores.redis import connect
@@ -54,6 +57,50 @@ def token(
     given = {name: value for name, value in order.items() if value is not None}
     url = fxa_url.rstrip("/").removesuffix("/v1") + "/local/token"
     click.echo(asyncio.run(_order(url, given)))
+
+
+@fxa.command()
+@click.option(
+    "--data",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=Path(".mlpa"),
+    show_default=True,
+    help="Data folder of `mlpa up`, which tells where the system runs.",
+)
+@click.option("--uid", help="32 hex digits; a new user when not given.")
+@click.option("--scope", default="ai", show_default=True, help="The service type.")
+@click.option("--model", default="local/slow", show_default=True)
+@click.option(
+    "--as",
+    "shipped",
+    type=click.Choice(["desktop"]),
+    help="As shipped Firefox for desktop does, without an exchange: the FxA token with the request.",
+)
+@click.argument("text", default="Tell me about Firefox.")
+def chat(data: Path, uid: str | None, scope: str, model: str, shipped: str | None, text: str) -> None:
+    """Get a token of the FxA stand-in, exchange it, ask TEXT, and show the answer as it streams."""
+    running = RunningSystem.load(data)
+    if running is None:
+        raise click.ClickException(f"{data} does not tell where the system runs (mlpa up)")
+
+    async def talk(system: RunningSystem) -> None:
+        order = {"scopes": ["profile:uid"], "kind": "jwt", **({"uid": uid} if uid else {})}
+        fxa_token = await _order(f"{system.fxa_url}/local/token", order)
+        async with Client.open(auth_url=system.auth_url, gateway_url=system.gateway_url) as client:
+            if shipped:
+                pieces = client.chat_as_desktop(fxa_token, scope, model=model, text=text)
+            else:
+                pieces = client.chat(await client.exchange_fxa(fxa_token, scope), model=model, text=text)
+            async for piece in pieces:
+                click.echo(piece, nl=False)
+        click.echo()
+
+    try:
+        asyncio.run(talk(running))
+    except RequestFailed as error:
+        raise click.ClickException(str(error)) from None
+    except aiohttp.ClientError as error:
+        raise click.ClickException(f"{error}; is the system running? (mlpa up)") from None
 
 
 @fxa.command()

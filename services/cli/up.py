@@ -258,6 +258,8 @@ class LocalSystem:
             "APP_ATTEST_ROOT_CA": str(self.data / "app-attest" / "root.pem"),
             "APP_DEVELOPMENT_TEAM": TEAM,
             "APP_ATTEST_BUNDLE_IDS": BUNDLE_ID,
+            "FIREFOX_CLIENTS": "true",
+            "EXCHANGE_KEY": self._secrets["exchange_key"],
             "DRAIN_SECONDS": "5",
         }
         return RunningSystem(
@@ -328,6 +330,7 @@ def _load_secrets(path: Path) -> dict[str, str]:
         "admin_key": secrets.token_urlsafe(18),
         "challenge_secret": secrets.token_hex(32),
         "fxa_cache_secret": secrets.token_hex(32),
+        "exchange_key": secrets.token_hex(32),
     }
     if made.keys() - known.keys():
         known = made | known
