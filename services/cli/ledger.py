@@ -10,6 +10,7 @@ import click
 
 from services.auth.provisioning.client import LiteLLMAdmin, LiteLLMError
 from services.auth.settings import AuthSettings
+from services.gateway.ledger.partitions import Kept, keep
 from services.gateway.ledger.reconcile import Difference, differences
 from services.gateway.ledger.storage import LedgerStorage
 from shared.domain.money import nano_to_usd
@@ -53,6 +54,27 @@ async def _prune(url: str, before: float) -> int:
         while count := await storage.prune(before, _BATCH):
             deleted += count
     return deleted
+
+
+@ledger.command()
+@click.option("--ahead", type=click.IntRange(1, 366), default=7, show_default=True, help="Days to make ahead.")
+@click.option("--older-than", "days", type=click.IntRange(2), help="Drop days that ended so many days ago.")
+def partitions(ahead: int, days: int | None) -> None:
+    """Make the ledger's tables of the days ahead, and drop old ones. Run it every night, as the tables' owner.
+
+    Rows of a day that nobody made are kept in a table of their own, and moved. Dropping days changes no budget.
+    """
+    url = AuthSettings.lenient().database_url.get_secret_value()
+    try:
+        done = asyncio.run(_partitions(url, ahead, days))
+    except DependencyUnavailable as error:
+        raise click.ClickException(f"PostgreSQL: {error.reason}; what was done stays so, run it again") from error
+    click.echo(f"made {done.made}, moved {done.moved} rows, dropped {done.dropped}")
+
+
+async def _partitions(url: str, ahead: int, days: int | None) -> Kept:
+    async with Database.connect(url, max_size=1, timeout=_TIMEOUT_SECONDS) as database:
+        return await keep(database, time.time(), ahead=ahead, older_than=days)
 
 
 @ledger.command()

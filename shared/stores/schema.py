@@ -107,7 +107,7 @@ audit_log = sa.Table(
     sa.Column("source", sa.Text, comment="address that asked"),
 )
 
-#: One row per admitted request. The truth for spend.
+#: One row per admitted request. The truth for spend. A partition per UTC day (``mlpa ledger partitions``).
 ledger = sa.Table(
     "ledger",
     metadata,
@@ -128,10 +128,12 @@ ledger = sa.Table(
         comment="floor(unix time of admission / period_seconds)",
     ),
     sa.Column("outcome", sa.Text, nullable=False),
-    sa.Column("admitted_at", Time, nullable=False),
+    sa.Column("admitted_at", Time, primary_key=True),
     sa.Column("settled_at", Time, nullable=False),
     sa.Index("ledger_user_admitted", "user_id", sa.text("admitted_at DESC")),
     sa.Index("ledger_admitted", "admitted_at"),
+    sa.Index("ledger_request", "request_id"),
+    postgresql_partition_by="RANGE (admitted_at)",
 )
 
 #: The sums below are kept by triggers, in the statement that writes the ledger's rows (migration 0005).

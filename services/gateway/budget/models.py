@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import time
+import uuid
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import TYPE_CHECKING
@@ -32,11 +34,17 @@ class Timings:
     drain: float = 10
 
 
+def new_id() -> str:
+    """A UUIDv7 (RFC 9562, section 5.7) as hex: later ones sort later, so that the ledger's index grows at its end."""
+    random = uuid.uuid4().int & ((1 << 76) - 1)  # with the variant's bits
+    return f"{time.time_ns() // 1_000_000 << 80 | 7 << 76 | random:032x}"
+
+
 @dataclass(frozen=True, slots=True)
 class Ask:
     """A request that wants to be admitted.
 
-    ``id`` is a UUID hex of the gateway's making; ``request_id`` is the client's, and never a key.
+    ``id`` is the gateway's (``new_id``); ``request_id`` is the client's, and never a key.
     ``prompt_bound`` is a bound on the prompt's tokens, ``estimated_prompt_tokens`` the guess that TPM counts.
     ``limit`` is the completion limit asked for (or the default), per choice; ``n`` the number of choices.
     """

@@ -38,7 +38,7 @@ class Rebuilder:
                 service_type.duration_seconds,
                 durations={name: row.duration_seconds for name, row in self._rows.items()},
                 now=snapshot.now_ms // 1000,
-                pending=list(snapshot.rows),
+                pending={name: row.admitted_ms for name, row in snapshot.rows.items()},
             )
             build = UserBuild(
                 tier=record.tier,

@@ -22,27 +22,34 @@ _ROWS = """
         completion_tokens bigint, cost_nano bigint, period_seconds int, period_index bigint, outcome text,
         admitted_ms bigint, settled_ms bigint)
 """
+#: Rows by id and time of admission, which name the day that a row is in.
+_KEYS = """
+    (select id, to_timestamp(ms / 1000.0) as at
+        from unnest(cast(:ids as text[]), cast(:admitted_ms as bigint[])) as pair (id, ms)) as key
+"""
 # All writers lock rows in one order, here and in the triggers, so that no two wait for each other
 _WRITE = Query.text(
     f"""
     insert into ledger (id, request_id, user_id, service_type, model, purpose, prompt_tokens, completion_tokens,
         cost_nano, period_seconds, period_index, outcome, admitted_at, settled_at)
-    {_ROWS} order by id on conflict (id) do nothing
+    {_ROWS} order by id on conflict (id, admitted_at) do nothing
     """
 )
 _LOWER = Query.text(
     f"""
     with new as materialized ({_ROWS}),
-    held as materialized (select ledger.id from ledger join new on ledger.id = new.id order by 1 for update of ledger)
+    held as materialized (
+        select ledger.id from ledger join new on ledger.id = new.id and ledger.admitted_at = new.admitted_at
+        order by 1 for update of ledger)
     update ledger set prompt_tokens = new.prompt_tokens, completion_tokens = new.completion_tokens,
         cost_nano = new.cost_nano, outcome = new.outcome, settled_at = new.settled_at
     from new join held on held.id = new.id
-    where ledger.id = new.id and ledger.cost_nano > new.cost_nano
+    where ledger.id = new.id and ledger.admitted_at = new.admitted_at and ledger.cost_nano > new.cost_nano
     """  # noqa: S608  ours
 )
 # Periods of whole days are summed up from the days that the ledger keeps; the rows of an hour are few, and there
 _USER = Query.text(
-    """
+    f"""
     with tier as (
         select coalesce((select budget_tier from users where user_id = :user_id), :service_type) as name
     ), span as (
@@ -64,13 +71,16 @@ _USER = Query.text(
         greatest(period.index, (select cast(floor(extract(epoch from max(admitted_at)) / period.seconds) as bigint)
             from ledger where user_id = :user_id
             and admitted_at >= to_timestamp(period.index * period.seconds))) as newest,
-        (select jsonb_object_agg(id, cost_nano) from ledger where id = any(:pending)) as written,
+        (select jsonb_object_agg(ledger.id, cost_nano)
+            from ledger join {_KEYS} on ledger.id = key.id and admitted_at = key.at) as written,
         (select jsonb_object_agg(jti, ceil(extract(epoch from expires_at - now()))) from revocations
             where user_id = :user_id and expires_at > now()) as revoked_tokens
     from period
-    """
+    """  # noqa: S608  ours
 )
-_WRITTEN = Query.text("select id, cost_nano from ledger where id = any(:ids)")
+_WRITTEN = Query.text(
+    f"select ledger.id, cost_nano from ledger join {_KEYS} on ledger.id = key.id and admitted_at = key.at"  # noqa: S608
+)
 _TOTALS = Query.text(
     """
     select shard, sum(spent_nano) as spent from ledger_totals
@@ -83,8 +93,8 @@ _BUILD_ALONE = Query.text("select pg_try_advisory_xact_lock(1296846933) as alone
 _HOLD_WRITERS = Query.text("select pg_advisory_xact_lock(1296846935)")
 _PRUNE = Query.text(
     """
-    delete from ledger where id in (
-        select id from ledger where admitted_at < to_timestamp(:before) order by admitted_at limit :batch)
+    delete from ledger where (id, admitted_at) in (
+        select id, admitted_at from ledger where admitted_at < to_timestamp(:before) order by admitted_at limit :batch)
     """
 )
 
@@ -139,9 +149,12 @@ class LedgerStorage:
         *,
         durations: Mapping[str, int],
         now: int,
-        pending: Sequence[str],
+        pending: Mapping[str, int],
     ) -> UserRecord:
-        """Tier (the service type when the user has no row), block, and what was spent in the period of ``now``."""
+        """Tier (the service type when the user has no row), block, and what was spent in the period of ``now``.
+
+        :param pending: rows that may be in the ledger, with their times of admission in ms.
+        """
         rows = await self._database.fetch(
             _USER,
             user_id=user_id,
@@ -150,7 +163,8 @@ class LedgerStorage:
             seconds=seconds,
             durations=msgspec.json.encode(durations).decode(),
             now=now,
-            pending=list(pending),
+            ids=list(pending),
+            admitted_ms=list(pending.values()),
         )
         row = rows[0]
         written = {name: int(cost) for name, cost in (row["written"] or {}).items()}
@@ -201,7 +215,9 @@ class StillLedger:
 
     async def written(self, rows: Sequence[LedgerRow]) -> dict[str, int]:
         """The cost of those rows that are in the ledger, by id."""
-        found = await self._transaction.fetch(_WRITTEN, ids=[row.id for row in rows])
+        found = await self._transaction.fetch(
+            _WRITTEN, ids=[row.id for row in rows], admitted_ms=[row.admitted_ms for row in rows]
+        )
         return {row["id"]: int(row["cost_nano"]) for row in found}
 
 

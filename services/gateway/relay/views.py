@@ -13,7 +13,7 @@ from typing import Any
 
 from aiohttp import web
 
-from services.gateway.budget.models import Ask
+from services.gateway.budget.models import Ask, new_id
 from services.gateway.catalogue.prices import PricedModel
 from services.gateway.dialects import authenticate
 from services.gateway.error_body import ErrorBody
@@ -165,7 +165,7 @@ async def _admit(
     request_id = request.get(REQUEST_ID) or uuid.uuid4().hex
     reservation = await shared.budgets.admit(
         Ask(
-            id=uuid.uuid4().hex,
+            id=new_id(),
             request_id=request_id,
             principal=principal,
             model=model,

@@ -174,7 +174,7 @@ async def test_the_sums_are_rebuilt_after_a_loss(redis_url: str, postgres_url: s
 
 async def test_reservations_registered_again_are_in_the_sums(redis_url: str, postgres_url: str) -> None:
     """Redis lost everything; the sums are built before the next renewal."""
-    async with opened(redis_url, postgres_url, KINDS, dataclasses.replace(FAST, renew=1.0)) as (budgets, _, _):
+    async with opened(redis_url, postgres_url, KINDS, dataclasses.replace(FAST, lease=9, renew=3)) as (budgets, _, _):
         await known(budgets)
         held = [await budgets.admit(ask(principal(KIND, user=user))) for user in range(20)]
         client = connect(redis_url, max_connections=1)

@@ -1,0 +1,126 @@
+"""The days of the ledger, each a table of its own: made ahead, and dropped when they are old."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, date, datetime, time, timedelta
+
+from shared.stores.postgres import Database, Query
+
+_DAY = timedelta(days=1)
+#: Two of the longest periods: no budget is rebuilt from what a user spent before.
+_SUMS_KEPT = timedelta(days=62)
+#: After this an hour changes no more but by rows that come late.
+_OPEN = timedelta(hours=3)
+_BATCH = 50_000
+
+# The default partition has no bound
+_PARTITIONS = Query.text(
+    """
+    select relname as name, cast(substring(pg_get_expr(relpartbound, c.oid) from 'TO .''([^'']+)''') as timestamptz)
+        as until
+    from pg_inherits join pg_class as c on c.oid = inhrelid
+    where inhparent = cast('ledger' as regclass) order by 2
+    """
+)
+_STRAY = Query.text(
+    "select distinct cast(admitted_at at time zone 'UTC' as date) as day from ledger_default order by 1"
+)
+# A table that requests use is waited for no longer than this; the command can be run again
+_PATIENCE = Query.text("set local lock_timeout = '5s'")
+_CLOSE_DEFAULT = Query.text("lock table ledger_default in access exclusive mode")
+_FORGET_USERS = Query.text(
+    "delete from user_spend where (user_id, day) in (select user_id, day from user_spend where day < :day limit :batch)"
+)
+_FORGET_TOTALS = Query.text("delete from ledger_totals where hour < :before")
+_FOLD_HOURS = Query.text(
+    """
+    with old as (delete from ledger_hours where hour < :before and lane > 0 returning *)
+    insert into ledger_hours as kept (hour, service_type, model, purpose, credential, outcome, lane,
+        requests, cost_nano, prompt_tokens, completion_tokens)
+    select hour, service_type, model, purpose, credential, outcome, 0, sum(requests), sum(cost_nano),
+        sum(prompt_tokens), sum(completion_tokens) from old group by 1, 2, 3, 4, 5, 6 order by 1, 2, 3, 4, 5, 6
+    on conflict (hour, service_type, model, purpose, credential, outcome, lane) do update set
+        requests = kept.requests + excluded.requests, cost_nano = kept.cost_nano + excluded.cost_nano,
+        prompt_tokens = kept.prompt_tokens + excluded.prompt_tokens,
+        completion_tokens = kept.completion_tokens + excluded.completion_tokens
+    """
+)
+
+
+@dataclass(slots=True)
+class Kept:
+    """What was done: days made, rows that had come before their day was, days dropped."""
+
+    made: int = 0
+    moved: int = 0
+    dropped: int = 0
+
+
+async def keep(database: Database, now: float, *, ahead: int, older_than: int | None) -> Kept:
+    """Make today and so many days ahead, and those of stray rows; drop the days that ended ``older_than`` days ago.
+
+    The sums that the ledger keeps are tidied up too, so that they stay small. Needs the rights of the tables' owner.
+
+    :raises DatabaseUnavailable: what was done stays so; it can be run again.
+    """
+    done = Kept()
+    today = datetime.fromtimestamp(now, UTC).date()
+    partitions = await database.fetch(_PARTITIONS)
+    known = {row["name"] for row in partitions}
+    before = next((row["until"] for row in partitions if row["name"] == "ledger_before"), None)
+    wanted = {today + number * _DAY for number in range(ahead + 1)}
+    wanted |= {row["day"] for row in await database.fetch(_STRAY)}
+    for day in sorted(wanted):
+        if _name(day) not in known and (before is None or _start(day) >= before):
+            done.moved += await _make(database, day)
+            done.made += 1
+    if older_than is not None:
+        for row in partitions:
+            if row["until"] is not None and row["until"] <= _start(today - older_than * _DAY):
+                await _drop(database, row["name"])
+                done.dropped += 1
+    await _tidy(database, datetime.fromtimestamp(now, UTC))
+    return done
+
+
+def _name(day: date) -> str:
+    return f"ledger_{day:%Y%m%d}"
+
+
+def _start(day: date) -> datetime:
+    return datetime.combine(day, time(), UTC)
+
+
+async def _make(database: Database, day: date) -> int:
+    """Make a day, with the rows of it that the default partition took; how many those were."""
+    name, bounds = _name(day), {"start": _start(day), "until": _start(day + _DAY)}
+    async with database.transaction() as transaction:
+        await transaction.execute(_PATIENCE)
+        await transaction.execute(_CLOSE_DEFAULT)
+        await transaction.execute(Query.text(f"create table {name} (like ledger including all)"))
+        moved = await transaction.execute(
+            Query.text(
+                "with moved as (delete from ledger_default where admitted_at >= :start and admitted_at < :until"  # noqa: S608  a date
+                f" returning *) insert into {name} select * from moved"
+            ),
+            **bounds,
+        )
+        await transaction.execute(
+            Query.text(f"alter table ledger attach partition {name} for values from (:start) to (:until)"), **bounds
+        )
+    return moved
+
+
+async def _drop(database: Database, name: str) -> None:
+    async with database.transaction() as transaction:
+        await transaction.execute(_PATIENCE)
+        await transaction.execute(Query.text(f"drop table {name}"))
+
+
+async def _tidy(database: Database, now: datetime) -> None:
+    oldest = now - _SUMS_KEPT
+    while await database.execute(_FORGET_USERS, day=oldest.date(), batch=_BATCH):
+        pass
+    await database.execute(_FORGET_TOTALS, before=oldest)
+    await database.execute(_FOLD_HOURS, before=now - _OPEN)
