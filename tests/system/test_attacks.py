@@ -21,7 +21,7 @@ from tests.system.clients import Caller
 from tests.system.conftest import FULL, TABLES
 from tests.system.harness import ROOT, System
 
-SECONDS = 10.0 if FULL else 1.0
+SECONDS = 10.0 if FULL else 0.6
 #: By how much an attack may lengthen the time to the first byte, in seconds.
 LONGER = 0.1
 #: KiB.

@@ -27,8 +27,8 @@ from tests.system.conftest import FULL, TABLES
 from tests.system.harness import DATABASE, HOST, System
 
 #: Seconds of traffic, between two rounds of restarts, and from one replica's restart to the next's.
-SECONDS, ROUND, PAUSE = (1200, 60, 5) if FULL else (15, 15, 0)
-USERS, DEVICES, WORKERS = (40, 10, 12) if FULL else (8, 3, 8)
+SECONDS, ROUND, PAUSE = (1200, 60, 5) if FULL else (10, 10, 0)
+USERS, DEVICES, WORKERS = (40, 10, 12) if FULL else (8, 3, 3)
 #: What the double's answers cost, in nano-dollars: 10 tokens in, 2 out; and the cost that it tells of itself.
 STREAM_COST, CHAT_COST = 10 * 1000 + 2 * 2000, 25_000
 #: How much more than a while after its start a process may hold at the end: KiB, descriptors.

@@ -149,7 +149,7 @@ async def test_gateways_that_die_hang_and_leave_never_overspend(
     """SIGKILL, SIGSTOP, SIGTERM at random, vanishing clients, streams cut short, and Redis restarted with its data."""
     chance = random.Random(3)
     budget = 4000 * RESERVATION
-    seconds = 30 if FULL else 8
+    seconds = 30 if FULL else 5
     url = kept_valkey.url
     async with (
         Upstream(pace=0.005, cut=0.1).running() as upstream,

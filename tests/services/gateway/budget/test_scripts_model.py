@@ -699,7 +699,7 @@ def test_the_scripts_do_what_a_plain_model_does(valkey_server: ValkeyServer) -> 
     run_state_machine_as_test(  # type: ignore[no-untyped-call]
         OnThisServer,
         settings=settings(
-            max_examples=600 if full else 60,
+            max_examples=600 if full else 30,
             stateful_step_count=60,
             deadline=None,
             derandomize=not full,
