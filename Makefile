@@ -15,7 +15,7 @@ LOCKS := deploy/requirements
 PIP := -m pip --disable-pip-version-check --no-input
 
 .DEFAULT_GOAL := help
-.PHONY: help setup litellm run test test-first-half test-second-half test-full lint bench lock audit clean distclean
+.PHONY: help setup litellm run test test-system test-gateway test-rest test-full lint bench lock audit clean distclean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1 /p' $(MAKEFILE_LIST) | while read name text; do printf '  %-10s %s\n' "$$name" "$$text"; done
@@ -40,18 +40,18 @@ test: setup ## The tests (ARGS="tests/shared -k money")
 ifdef ARGS
 	$(BIN)/pytest $(ARGS)
 else
-	@# two at a time: half of their time the system's tests wait for leases and health checks
-	@$(MAKE) --no-print-directory --jobs=2 --output-sync=target test-first-half test-second-half
+	@# three at a time on two cores: half of their time the tests wait for leases and health checks
+	@$(MAKE) --no-print-directory --jobs=3 --output-sync=target test-system test-gateway test-rest
 endif
 
-# Two halves of about the same length
-FIRST_HALF := tests/system tests/services/gateway
+test-system:
+	$(BIN)/pytest tests/system
 
-test-first-half:
-	$(BIN)/pytest $(FIRST_HALF)
+test-gateway:
+	$(BIN)/pytest tests/services/gateway
 
-test-second-half:
-	$(BIN)/pytest $(addprefix --ignore=,$(FIRST_HALF))
+test-rest:
+	$(BIN)/pytest --ignore=tests/system --ignore=tests/services/gateway
 
 test-full: setup ## The tests with full counts
 	MLPA_TEST_FULL=1 $(BIN)/pytest $(ARGS)
