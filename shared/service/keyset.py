@@ -54,7 +54,7 @@ class KeySet:
     """The keys that may have signed a token.
 
     Tokens with invented kids cause one reading per ``unknown_kid`` seconds at most. A reading that fails, or that finds
-    no usable key, replaces nothing.
+    no usable key, replaces nothing. A key that is published unchanged stays the same object.
     """
 
     def __init__(
@@ -93,8 +93,6 @@ class KeySet:
         self._on_read = on_read
         self._on_drop = on_drop
         self._kept = kept
-        #: After keys were replaced or dropped: called with the kids whose keys are unchanged.
-        self.on_change: Callable[[frozenset[str]], None] | None = None
         #: Failed readings since the last successful one.
         self.failures = 0
         #: Reason of the last reading's failure; None if it succeeded.
@@ -115,6 +113,10 @@ class KeySet:
 
     def __len__(self) -> int:
         return len(self._keys)
+
+    def holds(self, kid: str, key: Key) -> bool:
+        """Whether this very key, as ``get`` gave it, is still the one of its kid. Reads nothing."""
+        return self._keys.get(kid) is key
 
     async def get(self, kid: str) -> Key | None:
         """The key of a kid; None if the service publishes no such key.
@@ -173,7 +175,10 @@ class KeySet:
             # Spread out, so that processes that started together do not ask together
             self._due_at = self._read_at + self._every * random.uniform(0.9, 1)  # noqa: S311
             self._age.set(0)
-            self._replace(keys)
+            before = self._keys
+            self._keys = {
+                kid: before[kid] if kid in before and _equal(before[kid], key) else key for kid, key in keys.items()
+            }
             self._on_read(None)
 
     def _failed(self, reason: str, retry_after: float) -> None:
@@ -187,14 +192,8 @@ class KeySet:
 
     def _drop_old(self) -> None:
         if self._keys and self._clock() - self._read_at > self._kept:
-            self._replace({})
+            self._keys = {}
             self._on_drop()
-
-    def _replace(self, keys: dict[str, Key]) -> None:
-        before, self._keys = self._keys, keys
-        same = frozenset(kid for kid, key in before.items() if kid in keys and _equal(keys[kid], key))
-        if len(same) < len(before) and self.on_change is not None:
-            self.on_change(same)
 
 
 def _equal(one: Key, other: Key) -> bool:

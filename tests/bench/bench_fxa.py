@@ -16,7 +16,7 @@ import aiohttp
 import uvloop
 from aiohttp import web
 
-from services.auth.fxa.local import LocalVerifier
+from services.auth.fxa.local import verify_jwt
 from services.auth.fxa.parse import JwtToken, parse
 from services.auth.fxa.services import FxAVerifier
 from services.local.fxa import Fault, KeyRing, StandIn
@@ -142,13 +142,14 @@ async def _load(server: ServerThread, client: aiohttp.ClientSession, path: str, 
 
 async def _local(rig: Rig) -> Row:
     async with rig.verifier(cache_ttl=0) as verifier:
-        local, token, times = LocalVerifier(verifier.keys), rig.jwt(), []
+        token, times = rig.jwt(), []
         for _ in range(ROUNDS):
             before = time.thread_time()
             for _ in range(REQUESTS):
                 parsed = parse(token, issuer=ISSUER, now=rig.clock(), skew=30)
                 assert isinstance(parsed, JwtToken)
-                await local.verify(parsed)
+                await verify_jwt(parsed, verifier.keys)
+
             times.append((time.thread_time() - before) / REQUESTS)
         return "JWT parsed and verified locally", spread(times, "us CPU", 1e6)
 

@@ -10,28 +10,22 @@ from services.auth.fxa.models import FxAIdentity
 from services.auth.fxa.parse import JwtToken
 from shared.service.keyset import KeySet
 
-#: jose reads the header once more, members included that parse skips.
+#: jose parses the header again, including members that ``parse`` skips.
 _BAD_SIGNATURE = (JOSEError, RecursionError)
 
 
-class LocalVerifier:
-    """Verifies JWTs with FxA's keys."""
+async def verify_jwt(token: JwtToken, keys: KeySet) -> FxAIdentity:
+    """The identity of a token whose claims ``parse`` has checked.
 
-    def __init__(self, keys: KeySet) -> None:
-        self._keys = keys
-
-    async def verify(self, token: JwtToken) -> FxAIdentity:
-        """The identity of a token whose claims ``parse`` has checked.
-
-        :raises InvalidFxAToken: wrongly signed, or by a key that FxA does not publish.
-        :raises DependencyUnavailable: no key set.
-        """
-        key = await self._keys.get(token.kid)
-        if key is None:
-            raise InvalidFxAToken("unknown key id")
-        try:
-            jws.verify(token.text, key, algorithms=["RS256"])
-        except _BAD_SIGNATURE as error:
-            raise InvalidFxAToken("wrong signature", lasting=True) from error
-        claims = token.claims
-        return FxAIdentity(claims.sub, claims.client_id, claims.scopes, claims.exp, "local")
+    :raises InvalidFxAToken: wrongly signed, or by a key that FxA does not publish.
+    :raises DependencyUnavailable: no key set.
+    """
+    key = await keys.get(token.kid)
+    if key is None:
+        raise InvalidFxAToken("unknown key id")
+    try:
+        jws.verify(token.text, key, algorithms=["RS256"])
+    except _BAD_SIGNATURE as error:
+        raise InvalidFxAToken("wrong signature", lasting=True) from error
+    claims = token.claims
+    return FxAIdentity(claims.sub, claims.client_id, claims.scopes, claims.exp, "local")

@@ -16,7 +16,7 @@ from services.auth.fxa.cache import Cache, EntryKey
 from services.auth.fxa.errors import InvalidFxAToken
 from services.auth.fxa.http import FxAClient
 from services.auth.fxa.jwks import key_set
-from services.auth.fxa.local import LocalVerifier
+from services.auth.fxa.local import verify_jwt
 from services.auth.fxa.metrics import FxAMetrics
 from services.auth.fxa.models import FxAConfig, FxAIdentity, Source
 from services.auth.fxa.parse import JwtToken, OpaqueToken, parse
@@ -67,7 +67,7 @@ class FxAVerifier:
         )
         self.keys = key_set(client, config, clock=clock, metrics=metrics)
         self._cache = Cache(redis, config, clock=clock, metrics=metrics)
-        self._local = LocalVerifier(self.keys)
+
         self._remote = RemoteVerifier(
             client,
             self._breaker,
@@ -200,7 +200,7 @@ class FxAVerifier:
         outcome: FxAIdentity | InvalidFxAToken
         try:
             if isinstance(token, JwtToken):
-                outcome = await self._local.verify(token)
+                outcome = await verify_jwt(token, self.keys)
             else:
                 outcome = await self._remote.verify(token, source)
         except InvalidFxAToken as error:

@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from jose import JOSEError, jws
+from jose.backends.base import Key
 
 from services.gateway.errors import InvalidToken
 from services.gateway.tokens.models import Principal
@@ -29,10 +30,11 @@ _CACHE_SIZE = 50_000
 class _Verified(NamedTuple):
     principal: Principal
     kid: str
+    key: Key
 
 
 class TokenVerifier:
-    """A verifier that remembers verified tokens by digest, never past their ``exp`` or their key's life."""
+    """A verifier that remembers verified tokens by digest, until their ``exp`` or until auth withdraws their key."""
 
     def __init__(
         self,
@@ -55,7 +57,6 @@ class TokenVerifier:
             buckets=(0.00001, 0.000025, 0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.01, 0.1, 1.0),
         )
         self._latency.preset_all(["success", "invalid", "unavailable"], ["cache", "local"])
-        keys.on_change = self._forget_keys
 
     async def verify(self, token: str) -> Principal:
         """The bearer of a token.
@@ -70,13 +71,13 @@ class TokenVerifier:
                 raise InvalidToken
             digest = hashlib.sha256(token.encode("utf-8", "surrogateescape")).digest()
             verified = self._cache.get(digest)
-            if verified is not None:
+            if verified is not None and self._keys.holds(verified.kid, verified.key):
                 source = "cache"
                 if verified.principal.expires_at <= self._clock():
                     del self._cache[digest]
                     raise InvalidToken("The access token has expired.")
                 row = self._rows[verified.principal.service_type.name]
-                if row is not verified.principal.service_type:  # another table was taken since
+                if row is not verified.principal.service_type:  # the table has changed since
                     verified = verified._replace(principal=replace(verified.principal, service_type=row))
                     self._cache[digest] = verified
             else:
@@ -123,10 +124,4 @@ class TokenVerifier:
         if service_type != row.name:
             raise InvalidToken
         principal = Principal(claims.sub, identity, row, claims.jti, float(claims.exp), claims.body_sha256)
-        return _Verified(principal, kid)
-
-    def _forget_keys(self, kids: frozenset[str]) -> None:
-        """Forget the tokens whose keys have left the set."""
-        gone = [digest for digest, verified in self._cache.items() if verified.kid not in kids]
-        for digest in gone:
-            del self._cache[digest]
+        return _Verified(principal, kid, key)
