@@ -81,17 +81,7 @@ class ValkeyCluster:
 
     def __init__(self, data: Path, nodes: int = 3) -> None:
         self.nodes = [
-            ValkeyServer(
-                data / f"node-{number}",
-                free_port(),
-                options={
-                    "cluster-enabled": "yes",
-                    "cluster-port": str(free_port()),
-                    "cluster-node-timeout": "2000",
-                    "appendonly": "no",
-                },
-            )
-            for number in range(nodes)
+            ValkeyServer(data / f"node-{number}", free_port(), options=cluster_options()) for number in range(nodes)
         ]
 
     def __enter__(self) -> Self:
@@ -133,6 +123,11 @@ class ValkeyCluster:
         with node.client() as client:
             info = str(client.execute_command("CLUSTER", "INFO"))
         return "cluster_state:ok" in info and f"cluster_known_nodes:{len(self.nodes)}" in info
+
+
+def cluster_options() -> dict[str, str]:
+    """What makes a server a node of a cluster."""
+    return {"cluster-enabled": "yes", "cluster-port": str(free_port()), "cluster-node-timeout": "2000"}
 
 
 def binary() -> Path:

@@ -176,7 +176,7 @@ class Executor:
                         sent = False
                         if failure.code == "NOSCRIPT":
                             await link.send(pack("SCRIPT", "LOAD", call.script.source))
-                        elif failure.code == "ASK":
+                        elif failure.code == "ASK" and self._cluster:
                             moving = self._node(_address(failure, link))
                         else:
                             moving = None
@@ -193,14 +193,14 @@ class Executor:
             link.retire()  # a demoted primary: its name may lead to the new one
         elif failure.code == "TRYAGAIN":
             await asyncio.sleep(_PAUSE)
-        elif failure.code == "MOVED":
+        elif failure.code == "MOVED" and self._cluster:
             await asyncio.sleep(_PAUSE)
             await self._map()
         else:
             raise self._refused(script, failure, link) from failure
 
     def _refused(self, script: Script, failure: ScriptFailed, link: Link) -> DependencyUnavailable:
-        if failure.code in _STATES:
+        if failure.code in _STATES | _AGAIN_SOON:
             reason = answer_reason(failure.code)
             self.state.failed(reason)
             if failure.code != "OOM":  # those scripts go on that end or keep what was admitted
