@@ -14,6 +14,7 @@ import pytest
 import redis as sync_redis
 
 from services.gateway.budget.services import Budgets
+from services.gateway.errors import BudgetExceeded, MayCostTooMuch
 from services.gateway.redis.executor import NotRun
 from services.local.process import free_port
 from services.local.valkey import ValkeyServer
@@ -236,3 +237,41 @@ async def test_a_gateway_whose_settlements_wait_admits_no_more_than_it_has_room_
 
         await until(taken_back)
         budgets.settle(await budgets.admit(ask()), delivered())
+
+
+async def test_a_redis_that_is_closed_before_another_one_opens_spends_no_budget_twice(
+    own_valkey: ValkeyServer, tmp_path: Path, postgres_url: str
+) -> None:
+    """The way of the runbook to another server: old gateways settle what is open, and admit nothing more."""
+    budget, cost = 1_000_000, 50_000
+    kinds = rows(row(max_budget_nano=budget, rpm=1000))
+    with ValkeyServer(tmp_path / "new", free_port()) as other_server:
+        async with (
+            opened(own_valkey.url, postgres_url, kinds) as (old, database, registry),
+            opened(other_server.url, postgres_url, kinds) as (new, _, _),
+        ):
+            for _ in range(7):
+                old.settle(await old.admit(ask()), delivered())
+            held = await old.admit(ask())
+            with _full(own_valkey):
+                await _refused(old, "OOM")
+                old.settle(held, delivered())
+
+                async def nothing_left() -> bool:
+                    text = registry.render()
+                    empty = (b"budget_open_reservations 0\n", b"budget_unsettled 0\n", b"outbox_oldest_seconds 0\n")
+                    return all(line in text for line in empty) and await total(database) == (8, 8 * cost)
+
+                await until(nothing_left)
+                with pytest.raises((BudgetExceeded, MayCostTooMuch)):
+                    while True:
+                        with pytest.raises(NotRun):
+                            await old.admit(ask())
+                        new.settle(await new.admit(ask()), delivered())
+
+                async def all_written() -> bool:
+                    return await total(database) == (18, 18 * cost)
+
+                await until(all_written)
+                # 0.0001 are left, and the least that a request of this prompt reserves is 0.000102
+                assert (await new.state(principal())).spent_nano == 18 * cost
