@@ -142,7 +142,13 @@ async def _open(
         Catalogue.open(litellm.model_info, service_types, registry, every=every, on_change=make_series)
     )
     budgets = await stack.enter_async_context(
-        Budgets.open(settings.redis_url.get_secret_value(), database, service_types, registry)
+        Budgets.open(
+            settings.redis_url.get_secret_value(),
+            database,
+            service_types,
+            registry,
+            outbox_limit=settings.max_outbox_rows,
+        )
     )
     session = await stack.enter_async_context(aiohttp.ClientSession(cookie_jar=aiohttp.DummyCookieJar()))
     key_set = keyset.key_set(session, registry, issuer=settings.mlpa_issuer, jwks_url=settings.mlpa_jwks_url)

@@ -98,7 +98,7 @@ class GatewayError(ServiceError):
 
 
 class BudgetExceeded(GatewayError, ours=False):
-    """What is spent leaves less than a minimal request needs. `retry_after`: seconds to the reset."""
+    """What is spent leaves less than a minimal request needs. `retry_after`: seconds to the reset, and a bit."""
 
     status = 429
     code = "budget_exceeded"

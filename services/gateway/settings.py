@@ -37,6 +37,11 @@ class GatewaySettings(Settings):
     keepalive_seconds: float = Field(15, gt=0, description="A comment line is sent after that long without data.")
     slow_client_seconds: float = Field(60, gt=0, description="A client that takes no data for that long is dropped.")
     max_open_requests: Limit = Field(2500, description="Open chat requests of one process; 0 = no limit.")
+    max_outbox_rows: Limit = Field(
+        100_000,
+        description="Ledger rows of each of Redis' 64 shards, some 350 bytes each, that may wait for PostgreSQL before "
+        "chat is refused; 0 = no limit.",
+    )
     litellm_health_seconds: float = Field(2, gt=0, description="Pause between two health checks of LiteLLM.")
     litellm_health_timeout_seconds: float = Field(
         5, gt=0, description="A health check of LiteLLM that takes longer has failed."

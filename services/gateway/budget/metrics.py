@@ -21,6 +21,14 @@ class BudgetMetrics:
         self.epoch_changes = registry.counter("budget_redis_epochs_total", "Redis servers met, restarted ones anew")
         self.ledger_rows = registry.counter("budget_ledger_rows_total", "Rows written to the ledger")
         self.ledger_queue = registry.gauge("budget_ledger_queue", "Rows of this process that wait for PostgreSQL")
+        self.outbox_rows = registry.gauge(
+            "budget_outbox_rows",
+            "Ledger rows in Redis, of that shard which has the most, of those that this process sweeps",
+        )
+        self.outbox_limit = registry.gauge(
+            "budget_outbox_limit_rows",
+            "MAX_OUTBOX_ROWS: ledger rows of a shard beyond which nobody is admitted; 0 for none",
+        )
         self.outbox_age = registry.gauge(
             "budget_outbox_oldest_seconds",
             "Age of the oldest ledger row in Redis, of the shards that this process sweeps",

@@ -22,6 +22,7 @@ class Word(StrEnum):
     """What a script answers about a request."""
 
     OK = "ok"
+    FULL = "full"  # too many ledger rows wait for PostgreSQL
     LOAD = "load"  # rebuild the user's state first
     TIER = "tier"  # ask again with the row of another tier
     SETTLED = "settled"  # this id is over
@@ -70,14 +71,19 @@ class Refusal:
     retry_after: float = 0
     rate_limits: RateLimits | None = None
 
-    def error(self) -> ServiceError:
-        """What the client gets."""
+    def error(self, after_reset: float = 0) -> ServiceError:
+        """What the client gets.
+
+        :param after_reset: seconds after the reset of a spent budget at which it should come back.
+        """
+        if self.reason is Word.FULL:
+            return DependencyUnavailable("postgres", retry_after=5, reason="too many ledger rows wait in Redis")
         row = _ROWS.get(self.reason)
         if row is None:  # settled: withdrawn before it was admitted
             return DependencyUnavailable("redis")
         given: dict[str, Any] = {"headers": self.rate_limits.headers() if self.rate_limits else {}}
         if row.waits:
-            given["retry_after"] = self.retry_after
+            given["retry_after"] = self.retry_after + (after_reset if self.reason is Word.EXCEEDED else 0)
         if row.kind is RateLimited:
             given["reason"] = row.label
         return row.kind(**given)

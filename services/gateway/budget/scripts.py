@@ -70,6 +70,7 @@ class Sweep:
     """What a shard has left over."""
 
     cursor: str
+    waiting: int  # rows in the whole outbox
     oldest_ms: int
     expired: list[Expired]
     rows: list[LedgerRow]
@@ -103,9 +104,11 @@ class TotalsBegun:
 class BudgetScripts:
     """Runs the scripts. Every method raises ``DependencyUnavailable("redis")``, and then the outcome is unknown."""
 
-    def __init__(self, executor: Executor, lease: float) -> None:
+    def __init__(self, executor: Executor, lease: float, outbox_limit: int = 0) -> None:
+        """:param outbox_limit: rows of a shard that may wait for PostgreSQL, or nobody is admitted; 0: any number."""
         self.executor = executor
         self._lease_ms = int(lease * 1000)
+        self._outbox_limit = outbox_limit
 
     async def admit(
         self, ask: Ask, tier_name: str, tier: ServiceType, bounds: Bounds, room: int | None = None
@@ -124,6 +127,7 @@ class BudgetScripts:
             requests_window=keys.requests_window(user_id),
             tokens_window=keys.tokens_window(user_id),
             leases=keys.leases,
+            outbox=keys.outbox,
             tombstone=keys.tombstone(ask.id),
             totals=keys.totals,
             tier=tier_name,
@@ -149,6 +153,7 @@ class BudgetScripts:
             details=ask.details(tier.duration_seconds).pack(),
             lease=self._lease_ms,
             room="" if room is None else room,
+            outbox_limit=self._outbox_limit,
         )
         reply: bytes = await self.executor.run(keys.number, call)
         word, *values = reply.split()
@@ -222,9 +227,9 @@ class BudgetScripts:
         reply = await self.executor.run(number, call)
         if not reply:
             return None
-        next_cursor, oldest, members, rows = reply
+        next_cursor, waiting, oldest, members, rows = reply
         expired = [Expired(*member.decode().split(" ", 1)) for member in members]
-        return Sweep(next_cursor.decode(), int(oldest), expired, parse_outbox(rows))
+        return Sweep(next_cursor.decode(), waiting, int(oldest), expired, parse_outbox(rows))
 
     async def reap(self, number: int, expired: Iterable[Expired]) -> list[LedgerRow]:
         """Charge requests whole whose lease ended; the rows to write."""

@@ -9,6 +9,7 @@ import uuid
 from collections import OrderedDict
 from collections.abc import AsyncIterator
 
+from services.gateway.budget import resets
 from services.gateway.budget.charging import Charge, bounds, charge
 from services.gateway.budget.metrics import BudgetMetrics
 from services.gateway.budget.models import Ask, BudgetState, Delivery, Reservation, Timings
@@ -49,11 +50,13 @@ class Budgets:
         service_types: ServiceTypes,
         registry: Registry,
         timings: Timings,
+        outbox_limit: int,
     ) -> None:
         who = uuid.uuid4().hex
         self._rows = service_types.rows
         self._metrics = BudgetMetrics(registry, service_types)
-        self._scripts = BudgetScripts(executor, timings.lease)
+        self._scripts = BudgetScripts(executor, timings.lease, outbox_limit)
+        self._metrics.outbox_limit.set(outbox_limit)
         storage = LedgerStorage(database)
         self._rebuilder = Rebuilder(self._scripts, storage, service_types, self._metrics)
         self._queue = LedgerQueue(self._scripts, storage, self._metrics, every=timings.flush)
@@ -83,11 +86,15 @@ class Budgets:
         registry: Registry,
         *,
         timings: Timings | None = None,
+        outbox_limit: int = 0,
     ) -> AsyncIterator[Budgets]:
-        """Budgets with their background work. Leaving waits for settlements and rows, up to ``timings.drain`` each."""
+        """Budgets with their background work. Leaving waits for settlements and rows, up to ``timings.drain`` each.
+
+        :param outbox_limit: ledger rows of a shard that may wait in Redis for PostgreSQL; 0: any number.
+        """
         timings = timings or Timings()
         async with Executor.open(redis_url, SCRIPTS) as executor:
-            budgets = cls(executor, database, service_types, registry, timings)
+            budgets = cls(executor, database, service_types, registry, timings, outbox_limit)
             try:
                 async with background.running(
                     registry,
@@ -160,7 +167,7 @@ class Budgets:
             elif answer.reason is Word.TIER:
                 self._learn(principal, answer.tier)
             else:
-                raise answer.error()
+                raise answer.error(resets.delay(principal.user_id, tier.duration_seconds))
         raise DependencyUnavailable("redis")
 
     def settle(self, reservation: Reservation, delivery: Delivery) -> Charge:

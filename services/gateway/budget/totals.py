@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from services.gateway.budget import resets
 from services.gateway.budget.charging import Bounds
 from services.gateway.budget.metrics import BudgetMetrics
 from services.gateway.budget.models import Ask
@@ -94,8 +95,9 @@ class Totals:
         if refusal is None:
             return known.room(row)
         if refusal == "exceeded":
-            resets = (known.period_index + 1) * row.duration_seconds - now
-            raise BudgetExceeded("The budget of all users together is spent.", retry_after=resets)
+            left = (known.period_index + 1) * row.duration_seconds - now
+            later = resets.delay(ask.principal.user_id, row.duration_seconds)
+            raise BudgetExceeded("The budget of all users together is spent.", retry_after=left + later)
         raise MayCostTooMuch if refusal == "large" else BudgetReserved
 
     def unknown(self) -> list[str]:

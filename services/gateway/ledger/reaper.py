@@ -39,12 +39,14 @@ class Reaper:
         self._who, self._every, self._orphan, self._grace = who, every, orphan, grace
         self._cursors = ["0"] * SHARDS
         self._ages = [0] * SHARDS
+        self._waiting = [0] * SHARDS
 
     async def run(self) -> None:
         while True:
             await asyncio.sleep(self._every)
             await asyncio.gather(*map(self.sweep, range(SHARDS)))
             self._metrics.outbox_age.set(max(self._ages) / 1000)
+            self._metrics.outbox_rows.set(max(self._waiting))
 
     async def sweep(self, number: int) -> None:
         """Look after one shard, unless another gateway does or Redis is away."""
@@ -54,7 +56,7 @@ class Reaper:
             orphan = _NEVER if self._queue.down else self._orphan
             found = await self._scripts.sweep(number, self._who, 0.9 * self._every, orphan, self._cursors[number])
             if found is None:
-                self._ages[number] = 0
+                self._ages[number] = self._waiting[number] = 0
                 return
             expired = found.expired if steady >= self._grace else []
             for at in range(0, len(expired), _BATCH):
@@ -70,5 +72,5 @@ class Reaper:
         # A large outbox is read page by page: the oldest of all pages is known when the last was read
         first = self._cursors[number] == "0"
         self._ages[number] = found.oldest_ms if first else max(self._ages[number], found.oldest_ms)
-        self._cursors[number] = found.cursor
+        self._cursors[number], self._waiting[number] = found.cursor, found.waiting
         self._queue.add_orphans(found.rows)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import aiohttp
 from aiohttp import web
 
+from services.gateway.budget import resets
 from services.gateway.budget.models import Delivery
 from services.gateway.dialects import of as dialect_of
 from services.gateway.errors import UpstreamError, UpstreamTimeout
@@ -187,7 +188,8 @@ class Relay:
     def _classify(self, failure: UpstreamFailure, upstream: aiohttp.ClientResponse) -> ServiceError:
         reservation = self._reservation
         period_end = (reservation.period_index + 1) * reservation.period_seconds
-        error = classify(failure, upstream.headers, seconds_to_reset=max(1.0, period_end - time.time()))
+        later = resets.delay(reservation.ask.principal.user_id, reservation.period_seconds)
+        error = classify(failure, upstream.headers, seconds_to_reset=max(1.0, period_end - time.time()) + later)
         self._shared.metrics.refused_upstream(error)
         _log.warning(
             "litellm_refused",

@@ -118,7 +118,7 @@ def read_error(status: int, error: Any) -> UpstreamFailure:
 def classify(failure: UpstreamFailure, headers: Mapping[str, str], *, seconds_to_reset: float) -> GatewayError:
     """The error that the client gets.
 
-    :param seconds_to_reset: until the user's budget period ends.
+    :param seconds_to_reset: until the user should come back with a new budget.
     """
     status, kind, code = failure.status, failure.type, failure.code
     if "budget_exceeded" in (kind, code):

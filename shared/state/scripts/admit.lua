@@ -1,16 +1,18 @@
 -- Decides about one request, and reserves its worst case.
 --@ use clock windows totals
---@ keys user identity token requests_window tokens_window leases tombstone totals
+--@ keys user identity token requests_window tokens_window leases outbox tombstone totals
 --@ args epoch tier duration# budget# rpm# tpm# max_streams#
 --@ args id user_id full# least# empty# limit# least_grant# prompt_units# unit_price# scale# estimate# choices#
---@ args total prompt_bound details lease# room#?
+--@ args total prompt_bound details lease# room#? outbox_limit#
 -- tier, duration, budget, rpm, tpm, max_streams: the row of the tier that the caller expects the user to have
 -- full, least, empty: the cost of the limit asked for, of the least grant, and of the least grant without a prompt
 -- prompt_units, unit_price (of a completion token of every choice): in 1/scale nano-dollars
 -- total: "type:seconds" or empty; room: the rest of the total budget, empty when there is no limit
--- Reply "load" | "tier NAME" | "settled" | "blocked|revoked|token 0 RATES"
+-- outbox_limit: rows that may wait for PostgreSQL; 0 for any number
+-- Reply "full" | "load" | "tier NAME" | "settled" | "blocked|revoked|token 0 RATES"
 --       | "ok GRANT AMOUNT NOW RATES" | "streams|rpm|tpm|exceeded|large|reserved RETRY_MS RATES"
 --       RATES: requests used, ms to their reset, tokens used, ms to their reset
+if outbox_limit > 0 and redis.call('HLEN', outbox) >= outbox_limit then return 'full' end
 local user_epoch, user_tier, user_duration, period, spent, reserved, open, estimated, used_tokens, newest = unpack(
   redis.call('HMGET', user, EPOCH, TIER, DURATION, PERIOD, SPENT, RESERVED, OPEN, ESTIMATED, USED_TOKENS, NEWEST))
 local identity_epoch, standing = unpack(redis.call('HMGET', identity, EPOCH, STANDING))

@@ -4,7 +4,8 @@
 --@ keys leases outbox claim
 --@ args gateway interval orphan# cursor
 -- interval: ms for which the shard is claimed; orphan: ms after which a row counts as left; cursor: in the outbox
--- Reply {} when another gateway has the claim; else {cursor, age of the oldest row, ms, expired lease..., id, row...}
+-- Reply {} when another gateway has the claim; else {cursor, rows in the outbox, age of the
+--       oldest, ms, {expired lease...}, {id, row...}}
 if not redis.call('SET', claim, gateway, 'NX', 'PX', interval) then return {} end
 local expired = redis.call('ZRANGE', leases, '-inf', now, 'BYSCORE', 'LIMIT', 0, 200)
 local page = redis.call('HSCAN', outbox, cursor, 'COUNT', 500)
@@ -17,4 +18,4 @@ for at = 1, #page[2], 2 do
     rows[#rows + 1] = page[2][at + 1]
   end
 end
-return {page[1], int(now - oldest), expired, rows}
+return {page[1], redis.call('HLEN', outbox), int(now - oldest), expired, rows}

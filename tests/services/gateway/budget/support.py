@@ -67,12 +67,18 @@ def delivered(prompt: int = 10, completion: int = 20, outcome: str = "success") 
 
 @contextlib.asynccontextmanager
 async def opened(
-    redis_url: str, postgres_url: str, service_types: ServiceTypes | None = None, timings: Timings = FAST
+    redis_url: str,
+    postgres_url: str,
+    service_types: ServiceTypes | None = None,
+    timings: Timings = FAST,
+    outbox_limit: int = 0,
 ) -> AsyncIterator[tuple[Budgets, Database, Registry]]:
     registry = Registry()
     async with (
         Database.connect(postgres_url) as database,
-        Budgets.open(redis_url, database, service_types or rows(), registry, timings=timings) as budgets,
+        Budgets.open(
+            redis_url, database, service_types or rows(), registry, timings=timings, outbox_limit=outbox_limit
+        ) as budgets,
     ):
         yield budgets, database, registry
 

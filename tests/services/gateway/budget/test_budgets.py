@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from services.gateway.budget.models import Delivery, Timings, Usage
+from services.gateway.budget.resets import delay
 from services.gateway.errors import (
     BudgetExceeded,
     BudgetReserved,
@@ -87,7 +88,7 @@ async def test_what_the_budget_can_still_pay_for_is_granted(redis_url: str, post
         with pytest.raises(BudgetExceeded) as exceeded:
             await budgets.admit(ask(limit=1, prompt_bound=0))
         left = (time.time() // 86_400 + 1) * 86_400 - time.time()
-        assert exceeded.value.retry_after == pytest.approx(left, abs=2)
+        assert exceeded.value.retry_after == pytest.approx(left + delay(principal().user_id, 86_400), abs=2)
         text = registry.render()
         assert b'budget_refusals_total{reason="budget_reserved",service_type="ai"} 1' in text
         assert b'budget_refusals_total{reason="budget_exceeded",service_type="ai"} 1' in text

@@ -23,6 +23,8 @@ from shared.stores.redis import connect
 from tests.services.gateway.budget.support import FAST, ask, delivered, opened, principal, row, rows, total
 from tests.support.waiting import until
 
+_SHARD = shard(principal().identity)
+
 
 async def unavailable(budgets: object, dependency: str) -> float:
     """How long it took to say so."""
@@ -219,3 +221,54 @@ async def test_a_server_that_is_not_fit_for_budgets_is_warned_of(
         async with Executor.open(server.url, ()) as executor:
             link = await executor._owners[0].connect()
             assert await server_check.warnings(link) == expected
+
+
+async def test_an_outbox_that_is_full_refuses_new_requests_and_loses_no_row(
+    redis_url: str, own_postgres: PostgresServer
+) -> None:
+    """Of its shard alone; what is open is settled beyond the limit. All of it passes when PostgreSQL is back."""
+    url = own_postgres.create_database("mlpa")
+    await asyncio.to_thread(migrate.upgrade, url)
+    async with opened(redis_url, url, outbox_limit=10) as (budgets, database, registry):
+        beside = next(who for user in range(2, 9) if shard((who := principal(user=user)).identity) != _SHARD)
+        budgets.settle(await budgets.admit(ask(beside)), delivered())
+        budgets.settle(await budgets.admit(ask()), delivered())
+
+        async def written() -> bool:
+            return await total(database) == (2, 100_000)
+
+        await until(written)
+        await asyncio.to_thread(own_postgres.process.kill)
+        held = [await budgets.admit(ask()) for _ in range(3)]
+        for _ in range(10):
+            budgets.settle(await budgets.admit(ask()), delivered())
+        with pytest.raises(DependencyUnavailable) as refusal:
+            await budgets.admit(ask())
+        assert (refusal.value.dependency, refusal.value.status) == ("postgres", 503)
+        for reservation in held:
+            budgets.settle(reservation, delivered())
+        budgets.settle(await budgets.admit(ask(beside)), delivered())
+
+        async def shown() -> bool:
+            text = registry.render()
+            return b"budget_outbox_rows 13\n" in text and b"budget_outbox_limit_rows 10\n" in text
+
+        await until(shown)
+        await asyncio.to_thread(own_postgres.start)
+
+        async def all_written() -> bool:
+            try:
+                return await total(database) == (16, 800_000)
+            except DependencyUnavailable:
+                return False
+
+        await until(all_written, 20)
+
+        async def admitted() -> bool:
+            try:
+                budgets.settle(await budgets.admit(ask()), delivered(0, 0))
+            except DependencyUnavailable:
+                return False
+            return True
+
+        await until(admitted)

@@ -42,6 +42,7 @@ from tests.services.gateway.budget.support import ask, principal, row
 
 LEASE_MS = 30_000
 MINUTE = 60_000
+OUTBOX_LIMIT = 25
 #: 1.5 and 2.5 nano-dollars per token, at least 4 completion tokens.
 MODEL = PricedModel("m", Decimal("1.5e-9"), Decimal("2.5e-9"), min_completion_tokens=4)
 ROWS = {
@@ -95,7 +96,7 @@ class Scripts(RuleBasedStateMachine):
         self.client = self.server.client()
         self.client.flushall()
         self.executor = ClockedExecutor(self.client, 1_700_000_000_000)
-        self.scripts = BudgetScripts(self.executor, LEASE_MS / 1000)  # type: ignore[arg-type]
+        self.scripts = BudgetScripts(self.executor, LEASE_MS / 1000, OUTBOX_LIMIT)  # type: ignore[arg-type]
         self.runner = asyncio.Runner()
         self.auth = redis.asyncio.Redis.from_url(self.server.url)
         self.ids = itertools.count()
@@ -217,6 +218,11 @@ class Scripts(RuleBasedStateMachine):
             while self.try_to_admit(user, 0, 1, 1) in ("load", "tier"):
                 pass
 
+    def waiting(self, number: int) -> list[bytes]:
+        """The rows of a shard that PostgreSQL may not have."""
+        names: list[bytes] = self.client.hkeys(layout.SHARD_KEYS[number].outbox)
+        return names
+
     def duration_of_tier(self, user: int) -> int:
         return ROWS[self.tiers[user]].duration_seconds
 
@@ -250,7 +256,7 @@ class Scripts(RuleBasedStateMachine):
             self.requests.append(Request(user, answer, shard(who.identity), self.now + LEASE_MS))
             if tier.rpm:
                 self.users[user].requests.append(self.now)
-        if expected[0] not in ("load", "tier"):
+        if expected[0] not in ("full", "load", "tier"):
             told = next(((reason, round(wait * 1000)) for reason, wait in outlook.refusals.items()), ("ok", 0))
             assert told == (expected[0], 0 if expected[0] == "ok" else expected[2])
         limits = answer.rate_limits
@@ -279,6 +285,8 @@ class Scripts(RuleBasedStateMachine):
     def decide(self, user: int, prompt: int, limit: int, n: int, room: int | None) -> tuple[str, Any, int]:
         """What PROTOCOL.md answers a request at this moment; also lets pass what a decision lets pass."""
         who, state = self.principals[user], self.users[user]
+        if len(self.waiting(shard(who.identity))) >= OUTBOX_LIMIT:
+            return ("full", "", 0)
         if not self.current(user):
             return ("load", "", 0)
         tier = ROWS[self.expected_tiers[user]]
@@ -419,6 +427,7 @@ class Scripts(RuleBasedStateMachine):
             over = {one.reservation.id: one for one in self.requests
                     if one.number == number and one.known and one.state == "open" and one.ends <= self.now}  # fmt: skip
             assert {one for one, _ in found.expired} == set(over)
+            assert found.waiting == len(self.waiting(number))
             also = [Expired(one.reservation.id, one.reservation.ask.principal.user_id) for one in self.requests
                     if one.number == number]  # fmt: skip
             rows = self.run(self.scripts.reap(number, also))
