@@ -51,8 +51,8 @@ async def test_a_request_is_reserved_settled_and_written(redis_url: str, postgre
         assert (state.spent_nano, state.reserved_nano, state.remaining_nano) == (0, 2_100_000, 97_900_000)
         assert state.resets_at == (time.time() // 86_400 + 1) * 86_400
 
-        assert budgets.settle(reservation, delivered()) == 50_000
-        assert budgets.settle(reservation, delivered(1, 1)) == 3000
+        assert budgets.settle(reservation, delivered()).cost_nano == 50_000
+        assert budgets.settle(reservation, delivered(1, 1)).cost_nano == 3000
         await idle(redis_url)
         state = await budgets.state(principal())
         assert (state.spent_nano, state.reserved_nano) == (50_000, 0)
@@ -330,7 +330,7 @@ async def test_rows_left_in_an_outbox_are_finished_by_others(redis_url: str, pos
 async def test_costs_above_the_reservation_are_taken_and_told(redis_url: str, postgres_url: str) -> None:
     async with opened(redis_url, postgres_url) as (budgets, _, registry):
         reservation = await budgets.admit(ask())
-        assert budgets.settle(reservation, delivered(100, 2000)) == 4_100_000
+        assert budgets.settle(reservation, delivered(100, 2000)).cost_nano == 4_100_000
         await idle(redis_url)
         assert (await budgets.state(principal())).spent_nano == 4_100_000
         assert b"budget_overrun_usd_total 0.002" in registry.render()
@@ -438,7 +438,7 @@ async def test_amounts_stay_exact_up_to_the_largest_budget(redis_url: str, postg
         for cost in (10**15, 999_999_999_999_999, 123_456_789_012_345):
             reservation = await budgets.admit(ask(principal(kind)))
             delivery = Delivery("success", sent=True, usage=Usage(1, 1), response_cost=Decimal(cost).scaleb(-9))
-            assert budgets.settle(reservation, delivery) == cost
+            assert budgets.settle(reservation, delivery).cost_nano == cost
             spent += cost
         await idle(redis_url)
         rest = await budgets.admit(ask(principal(kind), prompt_bound=0, limit=10**12, n=2))
