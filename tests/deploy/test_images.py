@@ -93,10 +93,22 @@ def test_every_image_has_a_version() -> None:
     assert all(re.search(r":.*\d", image) and not image.endswith(":latest") for image in images)
 
 
-def test_only_the_services_and_nothing_of_theirs_is_published_beyond_this_machine() -> None:
+def test_only_the_door_is_published_beyond_this_machine() -> None:
     published = [port for service in COMPOSE["services"].values() for port in service.get("ports", ())]
     beyond = {port for port in published if not port.startswith("127.0.0.1:")}
-    assert beyond == {"${PUBLISH:-127.0.0.1}:8080:8080", "${PUBLISH:-127.0.0.1}:8081:8081"}
+    assert beyond == {"${PUBLISH:-127.0.0.1}:8080:8080"}
+    assert COMPOSE["services"]["door"]["ports"] == list(beyond)
+    assert COMPOSE["services"]["auth"]["ports"] == ["127.0.0.1:9090:9090"]
+
+
+def test_the_door_fills_in_every_variable_of_its_configuration() -> None:
+    door = COMPOSE["services"]["door"]
+    template = (ROOT / "deploy" / "nginx" / "mlpa.conf.template").read_text()
+    assert set(re.findall(r"\$\{(\w+)\}", template)) == door["environment"].keys()
+    for name in ("AUTH", "GATEWAY"):
+        host, _, port = door["environment"][name].partition(":")
+        assert host in door["depends_on"]
+        assert int(port) == SETTINGS[host].model_fields["auth_port" if host == "auth" else "port"].default
 
 
 def test_each_container_has_a_role_and_a_redis_user_of_its_own() -> None:

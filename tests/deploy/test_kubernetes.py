@@ -55,7 +55,10 @@ def configuration(overlay: str = "base") -> dict[str, str]:
 @pytest.mark.parametrize("version", VERSIONS)
 def test_every_object_is_valid(version: str) -> None:
     for found in plain():
-        kubernetes_validate.validate(found, version, strict=True)
+        if not found["apiVersion"].startswith(
+            "gateway.networking.k8s.io/"
+        ):  # custom resources, whose schemas are elsewhere
+            kubernetes_validate.validate(found, version, strict=True)
 
 
 @pytest.mark.skipif(KUBECTL is None, reason="kubectl is not installed")
@@ -183,6 +186,35 @@ def test_the_ingress_buffers_nothing_and_is_as_patient_as_the_gateway() -> None:
     assert float(notes["proxy-read-timeout"]) > GatewaySettings.model_fields["streaming_timeout_seconds"].default
     megabytes = int(notes["proxy-body-size"].removesuffix("m"))
     assert megabytes * 2**20 > GatewaySettings.model_fields["max_request_size_bytes"].default
+
+
+def test_every_door_leads_to_the_same_services_and_clears_the_same_fields() -> None:
+    template = (FOLDER.parent / "nginx" / "mlpa.conf.template").read_text()
+    nginx = {
+        (path, "Exact" if exact else "Prefix", service)
+        for exact, path, service in re.findall(r"location (= )?(\S+) \{ proxy_pass http://mlpa_(\w+); \}", template)
+    }
+    (rule,) = the(plain(), "Ingress", "mlpa")["spec"]["rules"]
+    ingress = {(path["path"], path["pathType"], path["backend"]["service"]["name"]) for path in rule["http"]["paths"]}
+    routes = the(plain(), "HTTPRoute", "mlpa")["spec"]["rules"]
+    gateway_api = {
+        (match["path"]["value"], match["path"]["type"].removeprefix("Path"), backend["name"])
+        for route in routes
+        for match in route["matches"]
+        for backend in route["backendRefs"]
+    }
+    assert len(nginx) == 9
+    assert nginx == ingress == gateway_api
+    for route in routes:
+        (backend,) = route["backendRefs"]
+        (port,) = the(plain(), "Service", backend["name"])["spec"]["ports"]
+        assert backend["port"] == port["port"]
+    cleared = set(re.findall(r'proxy_set_header (X-[\w-]+) "";', template))
+    assert cleared == {"X-Geo-Country", "X-MLPA-Client", "X-MLPA-Exchange-Key"}
+    assert the(plain(), "ConfigMap", "mlpa-headers")["data"] == dict.fromkeys(cleared, "")
+    for route in routes:
+        (header,) = route["filters"]
+        assert set(header["requestHeaderModifier"]["remove"]) == cleared
 
 
 def test_ingress_nginx_takes_headers_as_large_as_the_nginx_that_is_tested_does() -> None:

@@ -36,16 +36,17 @@ class Door(Server):
     """nginx in front of a system.
 
     :param without: a directive of the configuration that is left out.
+    :param gateway: host and port of another server in the gateway's place.
     """
 
-    def __init__(self, folder: Path, system: System, *, without: str = "") -> None:
+    def __init__(self, folder: Path, system: System, *, without: str = "", gateway: str = "") -> None:
         assert NGINX is not None
         self.folder = folder
         self.port = free_port()
         given = {
             "LISTEN": f"{HOST}:{self.port}",
             "AUTH": f"{HOST}:{system.ports[system.auths[0]]}",
-            "GATEWAY": f"{HOST}:{system.ports[system.gateways[0]]}",
+            "GATEWAY": gateway or f"{HOST}:{system.ports[system.gateways[0]]}",
         }
         self._configuration = filled(given, without)
         argv = (NGINX, "-e", "stderr", "-p", str(folder), "-c", str(folder / "nginx.conf"))

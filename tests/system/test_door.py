@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import base64
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import aiohttp
 import cbor2
 import pytest
+from aiohttp import web
 from jose import jwt
 from yarl import URL
 
 from services.local.device import Device
 from tests.doubles.litellm import chunk, event
+from tests.support.serving import serve
 from tests.support.waiting import until
 from tests.system.clients import Caller, Seen
 from tests.system.harness import System
@@ -133,6 +136,41 @@ async def test_no_path_is_one_thing_to_nginx_and_another_to_a_service(
 @pytest.mark.parametrize("path", ["/v1/models/a%2Fb..c", "/v1/models?x=/../", "/.well-known/jwks.json"])
 async def test_dots_that_are_no_segments_pass(door: Door, caller: Caller, path: str) -> None:
     assert "X-Request-ID" in (await caller.ask("GET", URL(door.url + path, encoded=True))).headers
+
+
+async def test_what_nobody_outside_may_say_is_taken_out_and_other_fields_pass(
+    door: Door, caller: Caller, tmp_path: Path
+) -> None:
+    async with mirror() as (address, heads):
+        mirrored = Door(tmp_path / "door", caller.system, gateway=address)
+        await asyncio.to_thread(mirrored.start)  # it is ready when the mirror has answered
+        headers = {
+            "X-Geo-Country": "DE",
+            "x-mlpa-client": "192.0.2.1",
+            "X-MLPA-Exchange-Key": "secret",
+            "master_key": "Bearer key",
+            "service-type": "ai",
+        }
+        await caller.ask("GET", f"{mirrored.url}/v1/models", headers=headers)
+        mirrored.stop()
+    seen = {name.lower() for name in heads[-1]}
+    assert {"master_key", "service-type", "x-forwarded-for"} <= seen
+    assert not {"x-geo-country", "x-mlpa-client", "x-mlpa-exchange-key"} & seen
+
+
+@asynccontextmanager
+async def mirror() -> AsyncIterator[tuple[str, list[dict[str, str]]]]:
+    """A server that notes the header fields that reach it, and its host and port."""
+    heads: list[dict[str, str]] = []
+
+    async def note(request: web.Request) -> web.Response:
+        heads.append(dict(request.headers))
+        return web.Response()
+
+    app = web.Application()
+    app.router.add_route("*", "/{path:.*}", note)
+    async with serve(app) as url:
+        yield url.removeprefix("http://"), heads
 
 
 async def test_events_are_not_buffered(door: Door, caller: Caller) -> None:
