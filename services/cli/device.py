@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import csv
+import sys
 from collections.abc import Coroutine
 from contextlib import AbstractAsyncContextManager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TextIO, TypeVar
 
@@ -208,3 +210,28 @@ async def _import(file: TextIO, url: str, *, production: bool) -> tuple[int, int
                 await flush()
         await flush()
     return taken, refused
+
+
+@device.command()
+@click.option("--since", type=click.DateTime(), help="Leave out what was enrolled before; in UTC.")
+def export(since: datetime | None) -> None:
+    """Write the devices of DATABASE_URL to stdout as CSV, as `import` takes them, but for revoked ones.
+
+    So that another deployment knows the devices that enrolled at this one.
+    """
+    settings = AuthSettings.lenient()
+    start = since.replace(tzinfo=UTC).timestamp() if since else 0
+    try:
+        asyncio.run(_export(settings.database_url.get_secret_value(), start))
+    except DatabaseUnavailable as error:
+        raise click.ClickException(f"PostgreSQL: {error.reason}; what was written is not all") from None
+
+
+async def _export(url: str, since: float) -> None:
+    writer = csv.writer(sys.stdout)
+    writer.writerow(importing.header())
+    after = ""
+    async with Database.connect(url, max_size=1, timeout=60) as database:
+        while page := await storage.page(database, after=after, since=since, limit=importing.BATCH):
+            writer.writerows(importing.row_of(device) for device in page)
+            after = page[-1].key_id

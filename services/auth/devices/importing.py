@@ -110,3 +110,15 @@ def _row(number: int, row: Mapping[str, object]) -> ImportedDevice | RowRefused:
     if bundle_id is not None and not (isinstance(bundle_id, str) and _BUNDLE_ID.fullmatch(bundle_id)):
         return RowRefused(number, "bundle_id is not a bundle id")
     return ImportedDevice(key_id, point, value, None if environment is None else str(environment), bundle_id, number)
+
+
+def header() -> tuple[str, ...]:
+    """The columns of a file of devices."""
+    return _COLUMNS + _PRODUCTION_COLUMNS
+
+
+def row_of(device: ImportedDevice) -> tuple[str, str, int, str, str]:
+    """A device as a row of such a file."""
+    public_key = ec.EllipticCurvePublicKey.from_encoded_point(ec.SECP256R1(), device.public_key)
+    pem = public_key.public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
+    return device.key_id, pem.decode(), device.counter, device.environment or "", device.bundle_id or ""

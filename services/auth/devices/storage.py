@@ -103,6 +103,14 @@ _IMPORT = Query.text(
     """
 )
 
+_PAGE = Query.text(
+    """
+    select key_id, public_key, counter, environment, bundle_id from devices
+    where key_id > :after and created_at >= to_timestamp(:since) and revoked_at is null
+    order by key_id limit :limit
+    """
+)
+
 
 def _category(number: int | None) -> int | None:
     """The category if the column can hold it: Apple's values are small, but a device may send any four bytes."""
@@ -178,3 +186,14 @@ async def store_imported(database: Database, devices: list[ImportedDevice]) -> N
         environments=[device.environment for device in batch],
         bundle_ids=[device.bundle_id for device in batch],
     )
+
+
+async def page(database: Database, *, after: str, since: float, limit: int) -> list[ImportedDevice]:
+    """Devices that are not revoked, by key id, in the form in which another deployment takes them over.
+
+    :param after: the key id that the page follows; empty for the first page.
+    :param since: Unix time; devices that were enrolled before it are left out.
+    :raises DatabaseUnavailable: PostgreSQL could not be asked.
+    """
+    rows = await database.fetch(_PAGE, after=after, since=since, limit=limit)
+    return [ImportedDevice(**row) for row in rows]

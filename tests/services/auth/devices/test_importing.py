@@ -183,3 +183,29 @@ def test_environment_and_bundle_are_taken_over_where_they_are_told(
             if isinstance(row, ImportedDevice)
         ]
     assert taken == [("production", BUNDLE), (None, None), ("development", None)][: len(rows)]
+
+
+async def test_what_is_exported_can_be_imported_as_it_is(
+    start_auth: StartAuth, run: Any, postgres_url: str, tmp_path: Path
+) -> None:
+    auth = await start_auth()
+    made = [auth.device() for _ in range(3)]
+    for each in made:
+        assert (await auth.enrol(each))[0] == 201
+    assert (await auth.exchange_device(made[0]))[0] == 200
+    before = await devices(postgres_url)
+    exported = await asyncio.to_thread(CliRunner().invoke, command, ["export"])
+    assert exported.exit_code == 0
+    lines = exported.stdout[exported.stdout.index("key_id_b64") :]  # the service in this process logs to the same place
+    nothing = await asyncio.to_thread(CliRunner().invoke, command, ["export", "--since", "2099-01-01"])
+    assert nothing.stdout.strip().endswith("key_id_b64,public_key_pem,counter,environment,bundle_id")
+    async with Database.connect(postgres_url) as database:
+        await database.execute(Query.text("delete from devices"))
+    path = tmp_path / "exported.csv"
+    path.write_text(lines)
+    assert "3 taken, 0 refused" in (await asyncio.to_thread(run, path)).output
+    assert await devices(postgres_url) == before
+    async with Database.connect(postgres_url) as database:
+        await database.execute(_REVOKE)
+    exported = await asyncio.to_thread(CliRunner().invoke, command, ["export"])
+    assert made[0].key_id_b64 not in exported.stdout, "a revoked device stays here"
