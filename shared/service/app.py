@@ -82,16 +82,17 @@ def build_apps(
     digest = UserDigest(secret)
     internal = [ops.METRICS_OPERATION, *service.internal]
     everything = [*ops.OPERATIONS, *internal, *service.operations]
+    probes = [op.path for op in (*ops.OPERATIONS, ops.METRICS_OPERATION)]
     main = web.Application(client_max_size=max_body)
     if settings.otel_exporter_otlp_endpoint:
-        Tracing(settings.otel_exporter_otlp_endpoint, service.name).install(main)
+        Tracing(settings.otel_exporter_otlp_endpoint, service.name, probes).install(main)
     frame = Frame(
         registry,
         service.render_error,
         endpoints=sorted({op.path for op in everything}),
         user_digest=digest,
         service_types=service_types.rows,
-        probes=[op.path for op in (*ops.OPERATIONS, ops.METRICS_OPERATION)],
+        probes=probes,
         on_refusal=service.on_refusal,
     )
     apps = Apps(

@@ -8,6 +8,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
+import sentry_sdk
+
 from shared.telemetry import logs
 
 if TYPE_CHECKING:
@@ -60,6 +62,9 @@ async def supervised(name: str, run: Loop, registry: Registry, *, pause: float =
             else:
                 last, traced = type(error), now
                 _log.exception("background_failed", loop=name, error=type(error).__name__)
+                with sentry_sdk.new_scope() as scope:
+                    scope.set_tag("loop", name)
+                    sentry_sdk.capture_exception(error)
             await asyncio.sleep(pause)
         else:
             return

@@ -24,6 +24,7 @@ from shared.errors import DependencyUnavailable
 from shared.stores import postgres_faults, postgres_places
 from shared.stores.dependency import Dependency
 from shared.stores.postgres_faults import CONNECTION_FAULTS
+from shared.telemetry import spans
 
 Row = dict[str, Any]
 
@@ -63,13 +64,14 @@ aiopg.connection.select = SimpleNamespace(select=_poll)  # type: ignore[assignme
 class Query:
     """A statement, compiled once. Its bind parameters are passed by name."""
 
-    __slots__ = ("_compiled", "_processors", "sql")
+    __slots__ = ("_compiled", "_processors", "name", "sql")
 
     def __init__(self, statement: sa.sql.expression.ClauseElement) -> None:
         compiled: Any = statement.compile(dialect=_dialect, compile_kwargs={"render_postcompile": True})
         self._compiled: SQLCompiler = compiled
         self._processors = self._compiled._bind_processors  # types such as JSONB have processors that must run
         self.sql = str(self._compiled)
+        self.name = f"postgresql {self.sql.split(maxsplit=1)[0].lower()}"
 
     @classmethod
     def text(cls, sql: str, **types: sa.types.TypeEngine[Any]) -> Query:
@@ -156,7 +158,8 @@ class Transaction(Statements):
         self._cursor = cursor
 
     async def _run(self, query: Query, params: dict[str, Any], take: Callable[[aiopg.Cursor], Any], read: bool) -> Any:
-        return await _perform(self._cursor, query, params, take)
+        with spans.child(query.name, "postgresql"):
+            return await _perform(self._cursor, query, params, take)
 
 
 class Database(Statements):
@@ -269,6 +272,12 @@ class Database(Statements):
                 await asyncio.shield(_release(pool, connection))
 
     async def _run(self, query: Query, params: dict[str, Any], take: Callable[[aiopg.Cursor], Any], read: bool) -> Any:
+        with spans.child(query.name, "postgresql"):
+            return await self._run_alone(query, params, take, read)
+
+    async def _run_alone(
+        self, query: Query, params: dict[str, Any], take: Callable[[aiopg.Cursor], Any], read: bool
+    ) -> Any:
         if self._timeout > REQUEST_SECONDS:
             async with self.transaction() as transaction:
                 return await transaction._run(query, params, take, read)

@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 from urllib.parse import parse_qsl, unquote, urlencode, urlsplit, urlunsplit
 
 from redis.asyncio import BlockingConnectionPool, Redis, RedisCluster
+from redis.asyncio.client import Pipeline
 from redis.asyncio.cluster import ClusterPipeline
 from redis.asyncio.connection import AbstractConnection, ConnectionPool, parse_url
 from redis.asyncio.retry import Retry
@@ -34,6 +35,7 @@ from redis.exceptions import (
 
 from shared.errors import DependencyUnavailable
 from shared.stores.dependency import Dependency
+from shared.telemetry import spans
 
 __all__ = ["Client", "Place", "RedisError", "answer_reason", "can_write", "check_url", "connect", "harden", "reason"]
 
@@ -160,7 +162,24 @@ def connect(url: str, *, timeout: float = 1.0, max_connections: int = 64, state:
         retry=Retry(NoBackoff(), 1, supported_errors=(ConnectionError,)),
         health_check_interval=0,
     )
-    return Redis(connection_pool=harden(pool, state))
+    return _Server(connection_pool=harden(pool, state))
+
+
+class _Server(Redis):
+    """A server's client whose commands are spans of the request that sends them."""
+
+    async def execute_command(self, *args: Any, **options: Any) -> Any:
+        with spans.child(f"redis {args[0]}", "redis"):
+            return await super().execute_command(*args, **options)  # type: ignore[no-untyped-call]
+
+    def pipeline(self, transaction: bool = True, shard_hint: Any = None) -> Pipeline:
+        return _ServerPipeline(self.connection_pool, self.response_callbacks, transaction, shard_hint)
+
+
+class _ServerPipeline(Pipeline):
+    async def execute(self, raise_on_error: bool = True) -> list[Any]:
+        with spans.child("redis pipeline", "redis"):
+            return await super().execute(raise_on_error)
 
 
 class _Cluster(RedisCluster):
@@ -173,7 +192,8 @@ class _Cluster(RedisCluster):
     ERRORS_ALLOW_RETRY = (ConnectionError, SlotNotCoveredError)  # type: ignore[assignment]  # of four, in redis-py
 
     async def execute_command(self, *args: Any, **kwargs: Any) -> Any:
-        return await _in_time(self, super().execute_command(*args, **kwargs))
+        with spans.child(f"redis {args[0]}", "redis"):
+            return await _in_time(self, super().execute_command(*args, **kwargs))
 
     def pipeline(self, transaction: Any = None, shard_hint: Any = None) -> ClusterPipeline:
         return _Pipeline(self, transaction)  # type: ignore[abstract]
@@ -181,7 +201,8 @@ class _Cluster(RedisCluster):
 
 class _Pipeline(ClusterPipeline):
     async def execute(self, *args: Any, **kwargs: Any) -> list[Any]:
-        done: list[Any] = await _in_time(self.cluster_client, super().execute(*args, **kwargs))
+        with spans.child("redis pipeline", "redis"):
+            done: list[Any] = await _in_time(self.cluster_client, super().execute(*args, **kwargs))
         return done
 
 

@@ -23,6 +23,7 @@ from types import TracebackType
 from typing import Any, Literal, TextIO, cast
 
 import msgspec
+import sentry_sdk
 import structlog
 from structlog.typing import Processor
 
@@ -176,4 +177,7 @@ def loop_error(_loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> Non
     """The event loop's exception handler. The default one writes an error's message and a callback's arguments."""
     said = context.get("message") or ""
     said = next((known for known in _LOOP_MESSAGES if said.startswith(known)), "other")
-    _log.error("event_loop_error", said=said, exc_info=context.get("exception"))
+    error = context.get("exception")
+    _log.error("event_loop_error", said=said, exc_info=error)
+    if error is not None:
+        sentry_sdk.capture_exception(error)

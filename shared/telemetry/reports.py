@@ -9,11 +9,13 @@ from typing import Any
 
 import sentry_sdk
 
-from shared.service.ops import VERSION
+from shared.service.ops import VERSION, version_info
+from shared.telemetry import logs
 
 #: The fields that a report keeps of an event, of an exception in it, and of a frame of its stack.
 _EVENT = ("event_id", "timestamp", "platform", "level", "release", "environment", "server_name", "sdk")
 _EXCEPTION = ("type", "module", "mechanism")
+_TAGS = ("loop",)
 _CODE = ("pre_context", "context_line", "post_context")
 _FRAME = ("filename", "abs_path", "function", "module", "lineno", "in_app", *_CODE)
 
@@ -23,9 +25,10 @@ def report_errors(dsn: str, service: str) -> None:
 
     :param service: the name of the service, in the release.
     """
+    commit = version_info()["commit"]
     sentry_sdk.init(
         dsn,
-        release=f"mlpa-{service}@{VERSION}",
+        release=f"mlpa-{service}@{VERSION}{f'+{commit}' if commit else ''}",
         max_request_body_size="never",
         include_local_variables=False,
         default_integrations=False,
@@ -36,6 +39,9 @@ def report_errors(dsn: str, service: str) -> None:
 
 def _scrub(event: Any, _hint: Any) -> Any:
     kept = _only(event, _EVENT)
+    kept["tags"] = _only(dict(event.get("tags") or ()), _TAGS)
+    if (request_id := logs.request_id.get(None)) is not None:
+        kept["tags"]["request_id"] = request_id
     values = (event.get("exception") or {}).get("values") or ()
     kept["exception"] = {"values": [_exception(value) for value in values]}
     return kept

@@ -11,7 +11,8 @@ import asyncio
 import os
 import re
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
@@ -20,12 +21,13 @@ from aiohttp.typedefs import Handler
 
 from shared.domain.service_types import ConfigurationError
 from shared.service.ops import VERSION
-from shared.service.web import CLIENT_CLOSED, METHODS, REQUEST_ID, SERVICE_TYPE
+from shared.service.web import CLIENT_CLOSED, ERROR, METHODS, REQUEST_ID, SERVICE_TYPE
+from shared.telemetry import spans
 
 if TYPE_CHECKING:
     from opentelemetry.context import Context
     from opentelemetry.sdk.trace import TracerProvider
-    from opentelemetry.trace import Tracer
+    from opentelemetry.trace import Span, Tracer
 
 _OWN = web.RequestKey("traceparent", str)
 #: W3C Trace Context, version 00.
@@ -47,8 +49,9 @@ class Tracing:
     trace and request.
     """
 
-    def __init__(self, endpoint: str, service: str) -> None:
+    def __init__(self, endpoint: str, service: str, probes: Collection[str] = ()) -> None:
         """
+        :param probes: routes without spans.
         :param endpoint: the collector's base URL; spans are posted to ``/v1/traces`` below it.
         :raises ConfigurationError: it is no URL, or OpenTelemetry is not installed.
         """
@@ -64,6 +67,7 @@ class Tracing:
             ) from None
         self._endpoint = f"{endpoint.rstrip('/')}/v1/traces"
         self._service = service
+        self._probes = frozenset(probes)
         self._tracer: Tracer | None = None
 
     def install(self, app: web.Application) -> None:
@@ -101,6 +105,8 @@ class Tracing:
         assert self._tracer is not None
         resource = request.match_info.route.resource
         endpoint = resource.canonical if resource is not None else "unmatched"
+        if endpoint in self._probes:
+            return await handler(request)
         method = request.method if request.method in METHODS else "_OTHER"
         span = self._tracer.start_span(
             f"{method} {endpoint}",
@@ -112,6 +118,7 @@ class Tracing:
         if made.is_valid:
             request[_OWN] = f"00-{made.trace_id:032x}-{made.span_id:016x}-{made.trace_flags:02x}"
         status = CLIENT_CLOSED
+        token = spans.current.set(_Request(self._tracer, span))
         try:
             response = await handler(request)
         except web.HTTPException as answer:
@@ -121,11 +128,41 @@ class Tracing:
             status = response.status
             return response
         finally:
+            spans.current.reset(token)
             span.set_attribute("http.response.status_code", status)
             span.set_attribute("mlpa.service_type", request.get(SERVICE_TYPE, "none"))
             span.set_attribute("mlpa.request_id", request.get(REQUEST_ID, ""))
-            if status >= 500:
+            error = request.get(ERROR)
+            if status >= 500 or (error and status < 400):  # a stream that broke began with 200
                 span.set_status(StatusCode.ERROR)
+                span.set_attribute("error.type", error or str(status))
+            span.end()
+
+
+class _Request:
+    """A request with its span."""
+
+    def __init__(self, tracer: Tracer, span: Span) -> None:
+        self._tracer = tracer
+        self._span = span
+
+    @contextmanager
+    def child(self, name: str, system: str) -> Iterator[None]:
+        from opentelemetry.trace import SpanKind, StatusCode, set_span_in_context
+
+        span = self._tracer.start_span(
+            name,
+            context=set_span_in_context(self._span),
+            kind=SpanKind.CLIENT,
+            attributes={"peer.service": system},
+        )
+        try:
+            yield
+        except BaseException as error:
+            span.set_status(StatusCode.ERROR)
+            span.set_attribute("error.type", type(error).__name__)
+            raise
+        finally:
             span.end()
 
 

@@ -21,6 +21,8 @@ KUBECTL = shutil.which("kubectl")
 #: The oldest that is still supported by its makers, and the newest that the schemas know.
 VERSIONS = ("1.34", "1.37")
 SETTINGS: dict[str, type[AuthSettings] | type[GatewaySettings]] = {"auth": AuthSettings, "gateway": GatewaySettings}
+#: What OpenTelemetry reads of the environment by itself.
+OF_OPENTELEMETRY = {"OTEL_EXPORTER_OTLP_HEADERS", "OTEL_TRACES_SAMPLER", "OTEL_TRACES_SAMPLER_ARG"}
 
 
 def plain() -> list[dict[str, Any]]:
@@ -82,9 +84,20 @@ def test_each_variable_is_a_setting_and_none_that_is_needed_is_missing(name: str
     (container,) = pod(plain(), name)["containers"]
     given = {variable["name"] for variable in container["env"]} | configuration().keys()
     known = {setting.upper() for kind in SETTINGS.values() for setting in kind.model_fields}
-    assert given - known == set()
+    assert given - known - OF_OPENTELEMETRY == set()
     needed = SETTINGS[name](_env_file=None).needed()
     assert {setting.upper() for setting in needed} - given == set()
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_every_pod_names_users_alike_in_its_log_and_may_report_and_trace(name: str) -> None:
+    (container,) = pod(plain(), name)["containers"]
+    sources = {one["name"]: one.get("valueFrom", {}).get("secretKeyRef") for one in container["env"]}
+    assert sources["LOG_USER_SECRET"] == {"name": "mlpa-telemetry", "key": "LOG_USER_SECRET"}  # no start without it
+    for optional in ("SENTRY_DSN", "OTEL_EXPORTER_OTLP_ENDPOINT", *OF_OPENTELEMETRY):
+        assert sources[optional] == {"name": "mlpa-telemetry", "key": optional, "optional": True}
+    comments = (FOLDER / "production" / "kustomization.yaml").read_text()
+    assert all(variable in comments for variable in ("LOG_USER_SECRET", "SENTRY_DSN", *OF_OPENTELEMETRY))
 
 
 def test_the_gateway_holds_none_of_auths_secrets() -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 from aiohttp import web
 from aiohttp.test_utils import TestServer
@@ -24,6 +26,11 @@ class Sentry:
         async with TestServer(app) as server:
             sentry.dsn = f"http://public@{server.host}:{server.port}/1"
             yield sentry
+
+    def event(self) -> Any:
+        """The only event that has come."""
+        (envelope,) = self.envelopes
+        return next(json.loads(line) for line in envelope.splitlines() if b'"exception"' in line)
 
     async def _take(self, request: web.Request) -> web.Response:
         self.envelopes.append(await request.read())  # aiohttp undoes the compression

@@ -17,7 +17,7 @@ from shared.errors import DependencyUnavailable
 from shared.state.script import Script, ScriptCall
 from shared.stores.dependency import Dependency
 from shared.stores.redis import Place, answer_reason, harden
-from shared.telemetry import logs
+from shared.telemetry import logs, spans
 
 _log = logs.logger("budget")
 
@@ -148,6 +148,10 @@ class Executor:
         :raises NotRun: not connected, or Redis refused to begin.
         :raises DependencyUnavailable: no answer in time, or the script failed. What it did is unknown.
         """
+        with spans.child(f"redis {call.script.name}", "redis"):
+            return await self._run(shard, call)
+
+    async def _run(self, shard: int, call: ScriptCall) -> Any:
         link = self._owners[shard].link if self._owners else None
         if link is not None:
             try:

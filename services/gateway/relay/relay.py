@@ -27,7 +27,7 @@ from shared.domain.money import nano_to_usd
 from shared.domain.outcome import Outcome
 from shared.errors import ServiceError
 from shared.service.web import ERROR, LOGGED, error_name
-from shared.telemetry import logs
+from shared.telemetry import logs, spans
 
 if TYPE_CHECKING:
     from services.gateway.budget.charging import Charge
@@ -104,8 +104,9 @@ class Relay:
         self._shared.open_requests.watch(watch)
         failure: ServiceError | None = None
         try:
-            async with self._call:
-                response = await (self._relay(stream, watch) if stream else self._answer(watch))
+            with spans.child("litellm", "litellm"):
+                async with self._call:
+                    response = await (self._relay(stream, watch) if stream else self._answer(watch))
             self._outcome = Outcome.SUCCESS
         except (asyncio.CancelledError, ConnectionError) as left:
             failure = watch.caught() if isinstance(left, asyncio.CancelledError) else None

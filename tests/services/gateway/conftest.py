@@ -38,6 +38,7 @@ from shared.service.web import SERVICE_TYPE, USER_ID, Frame
 from shared.telemetry.logs import UserDigest
 from shared.telemetry.metrics import Registry
 from shared.telemetry.openapi import add_routes
+from shared.telemetry.tracing import Tracing
 from tests.doubles.litellm import LiteLLMDouble
 from tests.support.exposition import metric
 from tests.support.service_types import service_type
@@ -125,6 +126,7 @@ class Gateway:
         max_open_requests: int = 2500,
         dialects: Sequence[Dialect] = (),
         paid: Sequence[Paid] = (),
+        tracing: Tracing | None = None,
     ) -> None:
         """
         :param dialects: those beside OpenAI's.
@@ -140,6 +142,7 @@ class Gateway:
         self.open_requests = OpenRequests(max_open_requests)
         self._dialects = dialects
         self._paid = paid
+        self._tracing = tracing
         self.litellm: LiteLLM
         self.port = 0
 
@@ -167,6 +170,8 @@ class Gateway:
         app = web.Application()
         app[DIALECTS] = (*self._dialects, replace(OPENAI, authenticate=authenticate))
         add_routes(app, [one.route for one in (CHAT, *self._paid)])
+        if self._tracing is not None:
+            self._tracing.install(app)
         frame = self.frame = Frame(
             self.registry,
             lambda request, error: dialects.of(request).error_response(error),

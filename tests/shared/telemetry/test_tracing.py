@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import subprocess
 import sys
 from collections.abc import AsyncIterator
@@ -14,12 +15,16 @@ from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
 from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 
+from services.gateway.budget.scripts import SCRIPTS, BudgetScripts
+from services.gateway.redis.executor import Executor
 from shared.domain.service_types import ConfigurationError
 from shared.errors import NotFound
 from shared.service.app import ServiceDescription, build_apps
 from shared.service.protocol import ServiceSite
 from shared.service.settings import Settings
 from shared.service.web import SERVICE_TYPE
+from shared.stores.postgres import Database, Query
+from shared.stores.redis import connect
 from shared.telemetry.metrics import Registry
 from shared.telemetry.openapi import Answer, Operation
 from shared.telemetry.tracing import Tracing, traceparent
@@ -121,6 +126,66 @@ async def test_refusals_and_faults_have_spans_with_their_status() -> None:
     assert [attributes(span)["http.response.status_code"] for span in spans] == seen
     assert [span.status.code == Status.STATUS_CODE_ERROR for span in spans] == [False, True, False]
     assert [span.name for span in spans][-1] == "POST unmatched"
+
+
+async def test_probes_and_scrapes_have_no_spans() -> None:
+    async with Collector.open() as collector:
+        async with service(collector.url) as client:
+            for path in ("/health/liveness", "/__lbheartbeat__", "/metrics", "/__version__"):
+                assert (await client.get(path)).status == 200
+            await ask(client, "x")
+        assert [span.name for span in collector.spans] == ["POST /things/{what}"]
+
+
+async def test_questions_to_redis_and_postgresql_are_spans_below_the_request(postgres_url: str, redis_url: str) -> None:
+    redis = connect(redis_url)
+    async with Collector.open() as collector, Database.connect(postgres_url) as database:
+
+        async def asks(request: web.Request) -> web.Response:
+            await redis.get("x")
+            async with redis.pipeline(transaction=False) as pipeline:
+                await pipeline.set("x", CANARY).execute()
+            await database.fetch(Query.text("select :given as given"), given=CANARY)
+            async with database.transaction() as transaction:
+                await transaction.execute(Query.text("delete from users where user_id = :given"), given=CANARY)
+                with contextlib.suppress(Exception):
+                    await transaction.fetch(Query.text("SELECT * FROM nowhere"))
+            return web.Response()
+
+        app = web.Application()
+        app.router.add_get("/asks", asks)
+        Tracing(collector.url, "auth").install(app)
+        async with TestClient(TestServer(app)) as client:
+            assert (await client.get("/asks")).status == 200
+        await redis.aclose()
+        *asked, server = collector.spans
+        assert [span.name for span in asked] == [
+            "redis GET",
+            "redis pipeline",
+            "postgresql select",
+            "postgresql delete",
+            "postgresql select",
+        ]
+        assert {(span.parent_span_id, span.kind) for span in asked} == {(server.span_id, Span.SPAN_KIND_CLIENT)}
+        assert [attributes(span)["peer.service"] for span in asked] == ["redis"] * 2 + ["postgresql"] * 3
+        errors = [span.status.code == Status.STATUS_CODE_ERROR for span in (*asked, server)]
+        assert errors == [False] * 4 + [True, False]
+        assert CANARY.encode() not in b"".join(collector.received)
+
+
+async def test_scripts_of_budgets_are_spans_by_their_names(redis_url: str) -> None:
+    async with Collector.open() as collector, Executor.open(redis_url, SCRIPTS) as executor:
+        scripts = BudgetScripts(executor, 30)
+
+        async def asks(_request: web.Request) -> web.Response:
+            return web.json_response([word.decode() for word in await scripts.state(f"{'a' * 32}:ai", "jti")])
+
+        app = web.Application()
+        app.router.add_get("/asks", asks)
+        Tracing(collector.url, "gateway").install(app)
+        async with TestClient(TestServer(app)) as client:
+            assert await (await client.get("/asks")).json() == ["load"]
+        assert [span.name for span in collector.spans] == ["redis state", "GET /asks"]
 
 
 async def test_nothing_that_a_client_wrote_reaches_the_collector() -> None:
