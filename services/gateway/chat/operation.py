@@ -8,7 +8,7 @@ from services.gateway.budget.models import Reservation
 from services.gateway.catalogue.prices import PricedModel
 from services.gateway.chat.config import ChatConfig
 from services.gateway.chat.metrics import ChatMetrics
-from services.gateway.chat.request import ChatRequest, parse, schemas
+from services.gateway.chat.request import PARAMETERS, ChatRequest, parse
 from services.gateway.chat.tally import Tally
 from services.gateway.errors import RequestTooLarge
 from services.gateway.relay.operation import Models, Size, permitted
@@ -68,7 +68,7 @@ class Chat:
         return Tally(show_usage=asked.wants_usage, choices=asked.n)
 
 
-_PARAMETERS = schemas()
+_PARAMETERS = PARAMETERS.schemas()
 _PARAMETERS["max_tokens"]["deprecated"] = True
 _REQUEST: dict[str, Any] = {
     "type": "object",

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import re
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Annotated, Any, Literal
@@ -13,14 +11,11 @@ from msgspec import Meta
 
 from services.gateway.chat import messages
 from services.gateway.chat.config import ChatConfig
-from services.gateway.errors import InvalidModel, InvalidRequest, Malformed
+from services.gateway.relay.fields import NULL, Parameters, Reading, check_text, members, model_name
 from services.gateway.relay.prompt import Prompt
-from services.gateway.relay.raw_json import separators, starts
-from shared.domain.service_types import MAX_MODEL_NAME, is_model_name
+from services.gateway.relay.raw_json import separators
 
 MAX_CHOICES = 8
-#: Bytes of each parameter that is not part of the prompt.
-MAX_PARAMETER_BYTES = 65_536
 
 _Limit = Annotated[int, Meta(ge=1, le=2**31 - 1)]
 _Penalty = Annotated[float, Meta(ge=-2, le=2)]
@@ -61,35 +56,30 @@ _TYPES: dict[str, Any] = {
 }
 
 
-def schemas() -> dict[str, Any]:
-    """The JSON Schemas of these parameters, for the documentation; each is whole."""
-    found, parts = msgspec.json.schema_components(_TYPES.values(), ref_template="{name}")
-
-    def whole(schema: Any) -> Any:
-        if isinstance(schema, list):
-            return [whole(each) for each in schema]
-        if not isinstance(schema, dict):
-            return schema
-        if "$ref" in schema:
-            schema = {name: value for name, value in parts[schema["$ref"]].items() if name != "title"}
-        return {name: whole(value) for name, value in schema.items()}
-
-    return {name: whole(schema) for name, schema in zip(_TYPES, found, strict=True)}
-
-
 #: Parameters that the gateway sets itself.
 _OURS = ("stream", "stream_options", "max_tokens", "max_completion_tokens")
 #: Providers refuse these without tools.
 _OF_TOOLS = ("tool_choice", "parallel_tool_calls")
-_WHOLE = ("n", "max_tokens", "max_completion_tokens", "top_logprobs", "seed")
-_decoders = {name: msgspec.json.Decoder(of) for name, of in _TYPES.items()}
-_text = msgspec.json.Decoder(str)
+PARAMETERS = Parameters(_TYPES, whole=("n", "max_tokens", "max_completion_tokens", "top_logprobs", "seed"))
+
+#: The allowed values, where msgspec's message names only the value that was sent.
+_ALLOWED = {
+    "messages.role": "one of `system`, `developer`, `user`, `assistant`, `tool`, `function`",
+    "messages.content.type": "`text`, `image_url`, or in an assistant's message `refusal`",
+    "messages.tool_calls.type": "`function`",
+    "messages.thinking_blocks.type": "`thinking` or `redacted_thinking`",
+    "tools.type": "`function`",
+    "tools.function.name": "1 to 128 of the characters A-Z a-z 0-9 _ . : -",
+    "tool_choice": "`none`, `auto`, `required`, or an object that names a function",
+    "tool_choice.type": "`function`",
+    "response_format.type": "`text`, `json_object` or `json_schema`",
+    "reasoning_effort": "a word of at most 16 lower-case letters, such as `low`",
+    "logit_bias": "an object of token ids in digits, each with a number from -100 to 100",
+}
 
 #: Members of a body that are read; others are dropped.
 _NAMES = frozenset(("model", "messages", "tools", "response_format", *_TYPES))
-_decoder = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _encoder = msgspec.json.Encoder()
-_NULL = msgspec.Raw(b"null")
 _NO_DEFAULTS: Mapping[str, float] = MappingProxyType({})
 
 
@@ -139,108 +129,26 @@ def parse(body: bytes, config: ChatConfig) -> ChatRequest:
     :raises InvalidModel: the model is not a model's name.
     :raises RequestTooLarge: a field is too large.
     """
-    name: str | None = None
     values: dict[str, Any] = {}
-    try:
-        members = _decoder.decode(body)
-        given = {known: raw for known, raw in members.items() if known in _NAMES}
-        model = _model(given.pop("model", _NULL))
-        name = "messages"
-        conversation, raw = messages.decode(name, given.pop(name, _NULL))
+    with Reading(_ALLOWED) as reading:
+        given = members(body, _NAMES)
+        model = model_name(given.pop("model", NULL))
+        name = reading.name = "messages"
+        conversation, raw = messages.decode(name, given.pop(name, NULL))
         size, inner, images = messages.measure(conversation, raw, config.image_url_hosts)
         fields = {name: raw}
         for name in ("tools", "response_format"):
+            reading.name = name
             if name in given and (schema := messages.decode_schema(name, given.pop(name))) is not None:
                 size += len(schema)
                 inner += separators(bytes(schema))
                 fields[name] = schema
         kept_back = _OURS if "tools" in fields else (*_OURS, *_OF_TOOLS)
         for name, raw in given.items():
-            read = _read(name, raw, values)
+            reading.name = name
+            read = PARAMETERS.read(name, raw, values)
             if name not in kept_back:
                 fields[name] = read
-        name = None
-        if not body.isascii():
-            body.decode()  # bytes that are forwarded or dropped are not decoded otherwise
+        reading.name = None
+        check_text(body)
         return ChatRequest(model, fields, values, Prompt(size, images, len(conversation), inner))
-    except msgspec.ValidationError as error:
-        raise _field_error(error, name) from None
-    except (msgspec.DecodeError, UnicodeDecodeError):
-        raise Malformed(param=name) from None
-    except RecursionError:
-        raise InvalidRequest("The body is nested too deeply.", param=name) from None
-
-
-def _model(raw: msgspec.Raw) -> str:
-    """The model's name.
-
-    :raises InvalidModel: it is not one.
-    """
-    with contextlib.suppress(msgspec.ValidationError):
-        name = _text.decode(raw)
-        if is_model_name(name):
-            return name
-    raise InvalidModel(f"A model's name is 1 to {MAX_MODEL_NAME} printable characters without spaces.")
-
-
-def _read(name: str, raw: msgspec.Raw, values: dict[str, Any]) -> msgspec.Raw:
-    """Put a parameter's value, if it has one, into ``values``. Returns the bytes to forward.
-
-    A whole number may be written as a float (``100.0``). Not all providers accept that, so it is rewritten.
-
-    :raises msgspec.DecodeError: it has the wrong type.
-    :raises InvalidRequest: it is too long.
-    """
-    if starts(raw, "n"):
-        return raw
-    if len(raw) > MAX_PARAMETER_BYTES:
-        raise InvalidRequest(f"Expected at most {MAX_PARAMETER_BYTES} bytes.", param=name)
-    try:
-        values[name] = _decoders[name].decode(raw)
-    except msgspec.ValidationError:
-        if name not in _WHOLE:
-            raise
-        number = msgspec.json.decode(raw)
-        if not isinstance(number, float) or not number.is_integer():
-            raise
-        values[name] = msgspec.convert(int(number), _TYPES[name])
-        return msgspec.Raw(b"%d" % values[name])
-    return raw
-
-
-_WHERE = re.compile(r" - at (?:`key` in )?`\$(.*)`$")
-_MISSING = re.compile(r"missing required field `(\w+)`")
-_INDEX = re.compile(r"\[[^\]]*\]")
-_SAFE = ("Expected ", "Object missing required field ")
-#: The allowed values, where msgspec's message names only the value that was sent.
-_ALLOWED = {
-    "messages.role": "one of `system`, `developer`, `user`, `assistant`, `tool`, `function`",
-    "messages.content.type": "`text`, `image_url`, or in an assistant's message `refusal`",
-    "messages.tool_calls.type": "`function`",
-    "messages.thinking_blocks.type": "`thinking` or `redacted_thinking`",
-    "tools.type": "`function`",
-    "tools.function.name": "1 to 128 of the characters A-Z a-z 0-9 _ . : -",
-    "tool_choice": "`none`, `auto`, `required`, or an object that names a function",
-    "tool_choice.type": "`function`",
-    "response_format.type": "`text`, `json_object` or `json_schema`",
-    "reasoning_effort": "a word of at most 16 lower-case letters, such as `low`",
-    "logit_bias": "an object of token ids in digits, each with a number from -100 to 100",
-}
-
-
-def _field_error(error: msgspec.ValidationError, name: str | None) -> InvalidRequest:
-    """The error for a field: what was expected, never what was sent."""
-    text = str(error)
-    where = _WHERE.search(text)
-    path = where[1] if where else ""
-    missing = _MISSING.search(text)
-    if missing:
-        path += f".{missing[1]}"
-    param = (f"{name}{path}" if name else path.lstrip(".")).replace("[...]", "")
-    reason = text[: where.start()] if where else text
-    allowed = _ALLOWED.get(_INDEX.sub("", param))
-    if allowed and not missing and not reason.startswith(("Expected `array`", "Expected `object` of")):
-        reason = f"Expected {allowed}"
-    elif not reason.startswith(_SAFE):
-        reason = "The value is not allowed"
-    return InvalidRequest(f"{reason}.", param=param or None)
