@@ -22,8 +22,8 @@ class Bounds:
     """The costs between which the script chooses, all exact.
 
     ``full`` pays for the limit asked for, ``least`` for the smallest grant, ``empty`` for that of one choice without
-    any prompt. Between ``least`` and ``full``, the script computes
-    ``grant = floor((available * scale - prompt_units) / grant_units)``.
+    any prompt (of an operation without a completion: for a prompt of one token). Between ``least`` and ``full``, the
+    script computes ``grant = floor((available * scale - prompt_units) / grant_units)``.
     """
 
     full: int
@@ -49,7 +49,8 @@ def bounds(ask: Ask, max_budget: int) -> Bounds:
     least_grant = min(ask.limit, model.min_completion_tokens)
     full = -(-(prompt + ask.limit * each) // scale)
     least = -(-(prompt + least_grant * each) // scale)
-    empty = -(-(fee + least_grant * completion_price) // scale)
+    shortest = 0 if ask.limit else min(1, ask.prompt_bound)
+    empty = -(-(fee + shortest * prompt_price + least_grant * completion_price) // scale)
     while scale > 1 and max_budget * scale >= EXACT:
         scale //= 10
         prompt_price, completion_price, fee = -(-prompt_price // 10), -(-completion_price // 10), -(-fee // 10)

@@ -1,4 +1,4 @@
-"""What LiteLLM's price fields mean for a chat completion. Pure: one entry of ``/model/info`` in, prices out.
+"""What LiteLLM's price fields mean for chat and embeddings. Pure: one entry of ``/model/info`` in, prices out.
 
 A field's name is a base (``input_cost_per_token``) and any of: a threshold of prompt tokens
 (``_above_200k_tokens``), a cache's life time (``_above_1hr``), a service tier (``_priority``). Every name with
@@ -104,6 +104,11 @@ def flat(input_price: Decimal, output_price: Decimal) -> Prices:
     return Prices(input_price, output_price, _ZERO, (Rate(0, input_price, output_price, input_price, output_price),))
 
 
+def per_request(fee: Decimal) -> Prices:
+    """A fee for each request, in USD, and nothing for tokens."""
+    return Prices(_ZERO, _ZERO, fee, (Rate(0, _ZERO, _ZERO, _ZERO, _ZERO),))
+
+
 @dataclass(frozen=True, slots=True)
 class _Field:
     base: str
@@ -124,6 +129,14 @@ def part(entry: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     return value
 
 
+def makes_embeddings(entry: Mapping[str, Any]) -> bool:
+    """Whether a deployment makes embeddings, which have no output that is paid by tokens.
+
+    :raises Unpriced: ``model_info`` is no object.
+    """
+    return part(entry, "model_info").get("mode") == "embedding"
+
+
 def read(entry: Mapping[str, Any]) -> Prices:
     """The prices of one entry (``model_info`` and ``litellm_params``) of ``/model/info``.
 
@@ -135,7 +148,8 @@ def read(entry: Mapping[str, Any]) -> Prices:
     fields = [*_fields(info, params), *_fields(params, params)]
     inputs = [field.price for field in fields if field.base in _INPUT_SIDE]
     outputs = [field.price for field in fields if field.base in _OUTPUT_SIDE]
-    for base, prices in ((_IN, inputs), (_OUT, outputs)):
+    needed = ((_IN, inputs),) if makes_embeddings(entry) else ((_IN, inputs), (_OUT, outputs))
+    for base, prices in needed:
         if not any(prices) and params.get(base) is None:
             raise Unpriced(f"no {base}")
     uplift = max(

@@ -31,6 +31,10 @@ _UNLISTED: Mapping[str, tuple[str, ...]] = {
     "v0": (),
 }  # fmt: skip
 
+#: Models to which LiteLLM passes lists of tokens on. For others it turns them into text
+#: (``LITELLM_EMBEDDING_PROVIDERS_SUPPORTING_INPUT_ARRAY_OF_TOKENS`` in litellm/constants.py, 1.106.2).
+_TAKE_TOKENS = ("openai", "azure", "hosted_vllm", "nebius", "text-embedding-ada-002")
+
 
 @dataclass(frozen=True, slots=True)
 class RateUnits:
@@ -60,6 +64,10 @@ class PricedModel:
     context_window: int | None = None
     max_output_tokens: int | None = None
     limit_name: str = _LIMIT_NAMES[-1]
+    #: It makes embeddings, and nothing else; others make none.
+    embedding: bool = False
+    #: LiteLLM may turn lists of tokens into text for it.
+    decodes_tokens: bool = False
     prices: Prices | None = field(default=None, repr=False)
     scale: int = field(init=False, repr=False)
     input_units: int = field(init=False, repr=False)
@@ -147,6 +155,7 @@ def _price(
     given_in = row.input_cost_per_token if row else None
     given_out = row.output_cost_per_token if row else None
     infos = [price_fields.part(entry, "model_info") for entry in deployments]
+    embedding = _makes_embeddings(answering)
     if given_in is not None and given_out is not None:
         prices = price_fields.flat(given_in, given_out)
     elif deployments:
@@ -169,9 +178,25 @@ def _price(
         reasoning=reasoning,
         context_window=min(windows, default=None),
         max_output_tokens=min(outputs, default=None),
-        limit_name=_limit_name(answering),
+        limit_name=_LIMIT_NAMES[0] if embedding else _limit_name(answering),
+        embedding=embedding,
+        decodes_tokens=not all(_takes_tokens(entry) for entry in answering),
         prices=prices,
     )
+
+
+def _makes_embeddings(entries: list[Mapping[str, Any]]) -> bool:
+    """:raises Unpriced: some deployments do, and some don't."""
+    found = {price_fields.makes_embeddings(entry) for entry in entries}
+    if len(found) > 1:
+        raise Unpriced("makes embeddings in some of its deployments alone")
+    return found == {True}
+
+
+def _takes_tokens(entry: Mapping[str, Any]) -> bool:
+    """Whether lists of tokens reach the provider as they are."""
+    model = price_fields.part(entry, "litellm_params").get("model")
+    return isinstance(model, str) and model.startswith(_TAKE_TOKENS)
 
 
 def _limit_name(entries: list[Mapping[str, Any]]) -> str:

@@ -156,10 +156,11 @@ class PaidOperation(Protocol[A, T]):
         """A count of the answer; a ``StreamTally`` if the answer is a stream."""
 
 
-def permitted(name: str, row: ServiceType, models: Models) -> PricedModel:
+def permitted(name: str, row: ServiceType, models: Models, *, embedding: bool = False) -> PricedModel:
     """The model of this name.
 
-    :raises InvalidModel: there is none, or the service type may not use it.
+    :param embedding: whether it has to make embeddings; otherwise it has not to.
+    :raises InvalidModel: there is none, it is of the other kind, or the service type may not use it.
     :raises DependencyUnavailable: the models are not known yet.
     """
     model = models.get(name)
@@ -167,4 +168,6 @@ def permitted(name: str, row: ServiceType, models: Models) -> PricedModel:
         raise DependencyUnavailable("litellm")
     if model is None or not row.allows_model(name):
         raise InvalidModel
+    if model.embedding is not embedding:
+        raise InvalidModel("The model makes embeddings alone." if model.embedding else "The model makes no embeddings.")
     return model

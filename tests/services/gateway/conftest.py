@@ -56,6 +56,8 @@ class Model:
     context_window: int | None = None
     max_output_tokens: int | None = None
     limit_name: str = "max_completion_tokens"
+    embedding: bool = False
+    decodes_tokens: bool = False
 
 
 @dataclass
@@ -105,12 +107,13 @@ class NotingBudgets:
 
 
 class Models(dict[str, Model]):
-    """The catalogue: any name that doesn't begin with ``unknown``."""
+    """The catalogue: any name that doesn't begin with ``unknown``. Those that begin with ``embed`` make embeddings."""
 
     loaded = True
 
     def get(self, name: str, default: Any = None) -> Any:
-        return super().get(name, default) or (None if name.startswith("unknown") else Model(name))
+        given = Model(name, embedding=name.startswith("embed"))
+        return super().get(name, default) or (None if name.startswith("unknown") else given)
 
 
 class Gateway:

@@ -12,6 +12,8 @@ import pytest
 
 from services.gateway.budget.models import Delivery, Timings, Usage
 from services.gateway.budget.resets import delay
+from services.gateway.catalogue import price_fields
+from services.gateway.catalogue.prices import PricedModel
 from services.gateway.errors import (
     BudgetExceeded,
     BudgetReserved,
@@ -114,6 +116,30 @@ async def test_a_prompt_that_may_cost_more_than_is_left_is_too_large_as_long_as_
             await budgets.admit(ask(prompt_bound=2000))
         budgets.settle(await budgets.admit(ask(prompt_bound=60)), delivered(60, 20))
         assert b'budget_refusals_total{reason="request_too_large",service_type="ai"} 3' in registry.render()
+
+
+async def test_a_spent_budget_is_exceeded_for_operations_without_a_completion_too(
+    redis_url: str, postgres_url: str
+) -> None:
+    """Embeddings by their tokens, searches by their fee; whether they fit at all is another answer."""
+    fee = PricedModel("search", Decimal(0), Decimal(0), prices=price_fields.per_request(Decimal("0.00002")))
+    embeddings = {"limit": 0, "prompt_bound": 20}
+    search = {"model": fee, "limit": 0, "prompt_bound": 0}
+    async with opened(redis_url, postgres_url, rows(row(max_budget_nano=20_000))) as (budgets, _, _):
+        for asked in (embeddings, search):
+            reservation = await budgets.admit(ask(**asked))
+            assert (reservation.grant, reservation.amount_nano) == (0, 20_000)
+            with pytest.raises(BudgetReserved):
+                await budgets.admit(ask(**asked))
+            budgets.settle(reservation, Delivery("abort", sent=False))
+            await idle(redis_url)
+        with pytest.raises(MayCostTooMuch):
+            await budgets.admit(ask(limit=0, prompt_bound=21))
+        assert budgets.settle(await budgets.admit(ask(**search)), delivered(0, 0)).cost_nano == 20_000
+        await idle(redis_url)
+        for asked in (embeddings, search):
+            with pytest.raises(BudgetExceeded):
+                await budgets.admit(ask(**asked))
 
 
 async def test_a_client_that_asks_for_less_than_the_least_gets_it(redis_url: str, postgres_url: str) -> None:

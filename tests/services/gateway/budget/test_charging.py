@@ -132,3 +132,9 @@ def test_long_prompts_cache_writes_and_reasoning_have_their_own_prices() -> None
 )
 def test_durations_are_written_as_openai_does(milliseconds: int, text: str) -> None:
     assert duration(milliseconds) == text
+
+
+@pytest.mark.parametrize(("limit", "empty"), [(100, 16 * 2000), (0, 1000)])
+def test_the_least_request_has_a_completion_or_else_a_token_of_prompt(limit: int, empty: int) -> None:
+    found = bounds(ask(prompt_bound=50, limit=limit), 10**9)
+    assert (found.empty, found.least) == (empty, 50 * 1000 + (16 * 2000 if limit else 0))

@@ -430,3 +430,38 @@ async def test_the_catalogue_is_read_again_and_keeps_what_it_has() -> None:
         assert len(source.answers) == 1
         assert changes == [("a",), ("b",)]
         await asyncio.sleep(0)
+
+
+EMBEDDING = {"mode": "embedding", "input_cost_per_token": "2e-8", "output_cost_per_token": 0}
+
+
+def test_embeddings_are_paid_by_their_input_alone() -> None:
+    model = priced(entry(**EMBEDDING, supported_openai_params=["dimensions", "encoding_format"]))
+    assert (model.embedding, model.input_price, model.output_price) == (True, Decimal("2e-8"), 0)
+    assert not priced(entry(**SIMPLE)).embedding
+    assert not priced(entry(**SIMPLE, mode="chat")).embedding
+    row = ModelRow("m", Decimal("1e-7"), Decimal(0))
+    served = entry("*", params={"model": "openai/*"}, **EMBEDDING)
+    assert priced(served, rows={"m": row}).embedding, "a wildcard's mode is that of the models behind it"
+    models, refused = price_all([entry(mode="embedding", output_cost_per_token="1e-6")], {})
+    assert (models, refused) == ({}, {"m": "no input_cost_per_token"})
+
+
+def test_a_name_for_embeddings_and_for_chat_is_refused() -> None:
+    models, refused = price_all([entry(**SIMPLE), entry(**EMBEDDING)], {})
+    assert (models, refused) == ({}, {"m": "makes embeddings in some of its deployments alone"})
+
+
+@pytest.mark.parametrize(
+    ("served", "decodes"),
+    [
+        (["openai/text-embedding-3-small"], False),
+        (["azure/embeddings", "text-embedding-ada-002"], False),
+        (["cohere/embed-english-v3.0"], True),
+        (["openai/text-embedding-3-small", "vertex_ai/text-embedding-004"], True),
+        ([None], True),
+    ],
+)
+def test_a_model_says_whether_litellm_turns_tokens_into_text(served: list[str | None], decodes: bool) -> None:
+    model = priced(*(entry(params={"model": name}, **EMBEDDING) for name in served))
+    assert model.decodes_tokens is decodes
