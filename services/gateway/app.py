@@ -16,6 +16,7 @@ from services.gateway.catalogue.services import Catalogue
 from services.gateway.chat.operation import CHAT
 from services.gateway.client_keys import CLIENT_KEYS, ClientKeys
 from services.gateway.dialects import DIALECTS, OPENAI
+from services.gateway.embeddings import EMBEDDINGS
 from services.gateway.error_body import ErrorBody
 from services.gateway.firefox import metrics as firefox_metrics
 from services.gateway.firefox.credentials import CREDENTIALS, UNVERIFIED_BYTES, Credentials
@@ -49,7 +50,7 @@ from shared.telemetry.openapi import Answer
 _log = logs.logger("gateway")
 
 #: The operations that are charged.
-_PAID = [CHAT]
+_PAID = [CHAT, EMBEDDINGS]
 _OPERATIONS = [*(one.route for one in _PAID), *model_views.OPERATIONS, *budget_views.OPERATIONS]
 #: In words that no client takes for "there is no such model".
 _SERVED = f"Unknown path. This gateway serves {', '.join(f'{one.method} {one.path}' for one in _OPERATIONS)}."

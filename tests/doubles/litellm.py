@@ -32,6 +32,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import base64
 import json
 import socket
 import struct
@@ -118,6 +119,19 @@ def answer(content: str = "Hello", *, prompt: int = 10, completion: int = 5, **m
     }
 
 
+def embeddings(items: int = 1, *, prompt: int = 10, encoding_format: str = "float") -> dict[str, Any]:
+    """An answer of embeddings, each of four numbers."""
+    vector: Any = [0.25, -0.5, 0.0, 1.0]
+    if encoding_format == "base64":
+        vector = base64.b64encode(struct.pack("<4f", *vector)).decode()
+    return {
+        "model": "double",
+        "data": [{"embedding": vector, "index": index, "object": "embedding"} for index in range(items)],
+        "object": "list",
+        "usage": {"prompt_tokens": prompt, "completion_tokens": 0, "total_tokens": prompt},
+    }
+
+
 def error_body(message: str, kind: str | None, code: str, param: str | None = None) -> dict[str, Any]:
     """LiteLLM's error object; its code is a string."""
     return {"error": {"message": message, "type": kind, "param": param, "code": code}}
@@ -158,7 +172,7 @@ class Script:
 
 @dataclass(slots=True, eq=False)
 class Asked:
-    """A chat request as it came, and how it went."""
+    """A request as it came, and how it went."""
 
     body: dict[str, Any]
     raw: bytes
@@ -191,7 +205,7 @@ class LiteLLMDouble:
 
     @property
     def open(self) -> int:
-        """Chat requests that are not over."""
+        """Requests that are not over."""
         return sum(asked.state == "open" for asked in self.asked)
 
     @property
@@ -277,7 +291,7 @@ class LiteLLMDouble:
         self.asked.append(asked)
         async with self._came:
             self._came.notify_all()
-        script = self.scripts.get(asked.body.get("model", request.path)) or _ordinary(asked.body)
+        script = self.scripts.get(asked.body.get("model", request.path)) or _ordinary(request.path, asked.body)
         try:
             response = await self._play(request, asked, script)
         except (asyncio.CancelledError, ConnectionError):
@@ -333,10 +347,14 @@ class LiteLLMDouble:
             raise ConnectionResetError
 
 
-def _ordinary(body: dict[str, Any]) -> Script:
+def _ordinary(path: str, body: dict[str, Any]) -> Script:
     if body.get("stream"):
         return Script.events(stream_of(["Hel", "lo"]))
     headers = {"x_litellm_call_id": "call-of-the-double", "x_litellm_model_id": "double"}
+    if path == "/v1/embeddings":
+        items = len(given) if isinstance(given := body["input"], list) and not isinstance(given[0], int) else 1
+        made = embeddings(items, encoding_format=body.get("encoding_format", "float"))
+        return Script.json(made, x_litellm_response_cost="0.0000002", **headers)
     return Script.json(answer(), x_litellm_response_cost="0.000025", **headers)
 
 

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from services.gateway.chat.tally import Tally
-from services.gateway.relay.metrics import Labels
+from services.gateway.relay.metrics import RESULTS, Labels
 from shared.domain.outcome import Outcome
 from shared.domain.service_types import ServiceType
 from shared.telemetry.metrics import STREAM_BUCKETS, Registry
 
-RESULTS = (Outcome.SUCCESS, Outcome.ERROR, Outcome.ABORT)
 FINISH_REASONS = ("stop", "length", "tool_calls", "content_filter", "function_call", "other")
 TOKEN_BUCKETS = (10, 50, 100, 250, 500, 1000, 2500, 5000, 10000, 25000, 50000, 100000)
 #: The two sides of a request's tokens.

@@ -15,6 +15,7 @@ import msgspec
 from services.gateway.budget.models import Usage
 from services.gateway.errors import UpstreamError
 from services.gateway.relay import sse
+from services.gateway.relay.answers import token_count
 from services.gateway.relay.prompt import text_bytes, utf8_length
 from services.gateway.upstream.routing import cost_of
 
@@ -239,13 +240,13 @@ class Tally:
 
     def _read_usage(self, usage: Any) -> None:
         """The usage, or None if it can't be read: otherwise the answer would be free."""
-        prompt_tokens, completion_tokens = _tokens(usage, "prompt_tokens"), _tokens(usage, "completion_tokens")
+        prompt_tokens, completion_tokens = token_count(usage, "prompt_tokens"), token_count(usage, "completion_tokens")
         if prompt_tokens is None or completion_tokens is None:
             return
         self.cost = cost_of(usage.get("cost")) or self.cost
         prompt, completion = usage.get("prompt_tokens_details"), usage.get("completion_tokens_details")
-        written = _tokens(usage, "cache_creation_input_tokens"), _tokens(prompt, "cache_creation_tokens")
-        reasoned, total = _tokens(completion, "reasoning_tokens") or 0, _tokens(usage, "total_tokens") or 0
+        written = token_count(usage, "cache_creation_input_tokens"), token_count(prompt, "cache_creation_tokens")
+        reasoned, total = token_count(completion, "reasoning_tokens") or 0, token_count(usage, "total_tokens") or 0
         numbers = [
             prompt_tokens,
             # some providers don't count reasoning in their completion tokens
@@ -254,13 +255,6 @@ class Tally:
             reasoned,
         ]
         self._usage = numbers if self._usage is None else [max(pair) for pair in zip(self._usage, numbers, strict=True)]
-
-
-def _tokens(numbers: Any, name: str) -> int | None:
-    value = numbers.get(name) if isinstance(numbers, dict) else None
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 2**53:
-        return None
-    return int(value)
 
 
 def _key(index: Any) -> Any:
