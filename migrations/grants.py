@@ -38,6 +38,10 @@ GRANTS: dict[str, dict[str, tuple[str, ...]]] = {
     },
     "capacity": {AUTH: ("select", "insert", "update (users)")},
     "pools": {AUTH: ("select", "insert", "update (service_types, users)")},
+    "exceptions": {
+        AUTH: ("select", "insert", "update (extra_nano, without_rates, ends_at, reason)", "delete"),
+        GATEWAY: ("select (user_id, extra_nano, without_rates, ends_at)",),
+    },
     "revocations": {
         AUTH: ("select", "insert", "delete"),
         GATEWAY: ("select (jti, user_id, expires_at)",),

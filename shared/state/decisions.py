@@ -16,13 +16,13 @@ from shared.domain.identity import user_id as join_user
 from shared.domain.service_types import ServiceType
 from shared.state import layout
 from shared.state.layout import KNOWN_USER, SHARD_KEYS, VERSION, Standing, identity_key, token_key, user_key
-from shared.state.packed import total_name
+from shared.state.packed import Excepted, total_name
 from shared.state.script import Script, ScriptCall
 from shared.state.totals import add_up
 from shared.stores.redis import Client
 
-_SET_STANDING, _SET_TIER, _SPENT, _KNOWN, _REMEMBER = map(
-    Script, ("set_standing", "set_tier", "spent", "known", "remember")
+_SET_STANDING, _SET_USER, _SPENT, _KNOWN, _REMEMBER = map(
+    Script, ("set_standing", "set_user", "spent", "known", "remember")
 )
 _REFUSALS, _TOTALS = Script("refusals"), Script("totals")
 
@@ -46,6 +46,7 @@ class Recorded:
     standing: Standing
     spent_nano: int
     revoked_tokens: Sequence[str]
+    exception: Excepted | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,12 +100,13 @@ async def set_standing(client: Client, identity: str, standing: Standing, *, ver
     )
 
 
-async def set_tier(client: Client, user_id: str, tier: str) -> None:
-    """Give a user the money and rates of another service type; open requests are not touched.
+async def set_user(client: Client, user_id: str, tier: str, exception: Excepted | None = None) -> None:
+    """Give a user the money and rates of another service type, and an exception; open requests are not touched.
 
     :raises RedisError: not known to be applied.
     """
-    await _eval(client, _SET_TIER.call(user=user_key(user_id), tier=tier))
+    packed = exception.pack() if exception else ""
+    await _eval(client, _SET_USER.call(user=user_key(user_id), tier=tier, exception=packed))
 
 
 async def revoke_token(client: Client, identity: str, jti: str, expires_at: float) -> None:
@@ -193,11 +195,13 @@ async def outlook(
             rpm=row.rpm,
             tpm=row.tpm,
             max_streams=row.max_streams,
+            enforced=int(row.enforces(time.time())),
             least=least,
             empty=empty,
             room=room,
             recorded_standing=recorded.standing,
             recorded_spent=recorded.spent_nano,
+            recorded_exception=recorded.exception.pack() if recorded.exception else "",
             each=[_REFUSALS.item(token=keys.token(jti)) for jti in recorded.revoked_tokens],
         )
         found, *usage = await _eval(client, call)

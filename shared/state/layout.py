@@ -16,6 +16,7 @@ from shared.domain.identity import SHARDS
 EPOCH = "ep"  # also of an identity: the run id of the server under which the state was built; another one: build it
 VERSION = "v"  # also of an identity: changes with every event that a rebuild under way must not miss
 TIER = "tier"  # the service type whose money and rates hold
+EXCEPTION = "exc"  # what the user may beside its tier, and until when (see packed.Excepted)
 DURATION = "dur"  # seconds of a budget period
 PERIOD = "idx"  # the period that SPENT and RESERVED are of
 NEWEST = "hi"  # the newest period that was ever spent in: a clock that went back must ask the ledger

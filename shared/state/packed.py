@@ -107,6 +107,21 @@ def parse_outbox(fields: Sequence[bytes]) -> list[LedgerRow]:
     return [LedgerRow.parse(name.decode(), entry.decode()) for name, entry in pairs]
 
 
+class Excepted(NamedTuple):
+    """What a user may beside its tier until a moment: more money in each period, no rates."""
+
+    until: float
+    extra_nano: int
+    without_rates: bool
+
+    def pack(self) -> str:
+        """``ends ms|nano-dollars|0 (no rate holds) or 1``."""
+        return f"{int(self.until * 1000)}|{self.extra_nano}|{int(not self.without_rates)}"
+
+    def holds(self, now: float) -> bool:
+        return now < self.until
+
+
 class Unwritten(NamedTuple):
     """A settled request that may not be in the ledger yet."""
 

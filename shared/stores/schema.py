@@ -84,6 +84,17 @@ pools = sa.Table(
     sa.Column("users", sa.BigInteger, nullable=False, server_default="0"),
 )
 
+#: What a user may beside its tier, until it ends.
+exceptions = sa.Table(
+    "exceptions",
+    metadata,
+    sa.Column("user_id", Id, sa.ForeignKey("users.user_id", ondelete="CASCADE"), primary_key=True),
+    sa.Column("extra_nano", sa.BigInteger, nullable=False, comment="nano-dollars beside the budget, each period"),
+    sa.Column("without_rates", sa.Boolean, nullable=False),
+    sa.Column("ends_at", Time, nullable=False, index=True),
+    sa.Column("reason", sa.Text),
+)
+
 #: Revoked access tokens, until they would have expired anyway.
 revocations = sa.Table(
     "revocations",

@@ -9,6 +9,10 @@ from shared.domain.money import NANO
 from shared.domain.service_types import DURATIONS, ServiceType
 
 _PREFIX = "mlpa:"
+#: LiteLLM's id of the budget of users with an exception; no service type can have its name.
+EXCEPTIONS = f"{_PREFIX}+exceptions"
+#: A million USD.
+_NO_LIMIT = 10**6 * NANO
 _DURATIONS = {seconds: name for name, seconds in DURATIONS.items()}
 
 
@@ -25,10 +29,20 @@ class Budget:
     duration: str
 
     @classmethod
-    def of(cls, row: ServiceType, factor: float) -> Budget:
-        """The budget of a service type's users: ``factor`` times that of the row, to whole nano-dollars."""
+    def of(cls, row: ServiceType, factor: float, *, enforced: bool = True) -> Budget:
+        """The budget of a service type's users: ``factor`` times that of the row, to whole nano-dollars.
+
+        A row that is not enforced refuses nobody, and then LiteLLM must not either.
+        """
+        if not enforced:
+            return cls(budget_name(row.name), _NO_LIMIT, _DURATIONS[row.duration_seconds])
         amount = (row.max_budget_nano * Decimal(str(factor))).to_integral_value(ROUND_HALF_EVEN)
         return cls(budget_name(row.name), int(amount), _DURATIONS[row.duration_seconds])
+
+    @classmethod
+    def of_exceptions(cls) -> Budget:
+        """The budget of users while they may spend more than their tier: the gateways alone limit them."""
+        return cls(EXCEPTIONS, _NO_LIMIT, "1d")
 
     @property
     def max_budget_usd(self) -> float:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
+import time
 from collections import OrderedDict
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -193,7 +194,9 @@ class Provisioner:
         """
         async with self._ensuring:
             self._table_changed.clear()
-            budgets = [Budget.of(row, self._factor) for row in self._rows.values()]
+            now = time.time()
+            budgets = [Budget.of(row, self._factor, enforced=row.enforces(now)) for row in self._rows.values()]
+            budgets.append(Budget.of_exceptions())
             there = await self._admin.budgets([budget.name for budget in budgets])
             for budget in budgets:
                 found = there.get(budget.name)

@@ -5,17 +5,22 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from services.auth.provisioning.models import budget_name
+from services.auth.provisioning.models import EXCEPTIONS, budget_name
 from shared.stores.postgres import Database, Query
 
 # The condition is that of a partial index, so that looking for the few that differ does not read all users.
 _DIFFERS = f"litellm_budget is distinct from '{budget_name('')}' || budget_tier"
 
+_EXCEPTED = "select user_id from exceptions where ends_at > now() and extra_nano > 0"
+_WANTED = f"case when user_id in ({_EXCEPTED}) then '{EXCEPTIONS}' else '{budget_name('')}' || budget_tier end"
 _OF = Query.text(
-    f"select user_id, budget_tier, litellm_budget from users where user_id = any(:users) and {_DIFFERS}"  # noqa: S608
+    f"select user_id, budget_tier, litellm_budget, {_WANTED} as wanted from users "  # noqa: S608
+    f"where user_id = any(:users) and litellm_budget is distinct from {_WANTED}"
 )
+# Of those with an exception, who are few, all are looked at.
 _NEXT = Query.text(
-    f"select user_id from users where {_DIFFERS} and user_id > :after and budget_tier = any(:tiers) "  # noqa: S608
+    f"select user_id from users where ({_DIFFERS} or user_id in ({_EXCEPTED})) and "  # noqa: S608
+    f"litellm_budget is distinct from {_WANTED} and user_id > :after and budget_tier = any(:tiers) "
     "order by user_id limit :limit"
 )
 # If another replica gave the customer another budget meanwhile, the order is unknown: it is done again.
@@ -36,16 +41,15 @@ _FORGET = Query.text(
 
 @dataclass(frozen=True, slots=True)
 class Customer:
-    """A user whose LiteLLM budget is not that of its tier. ``known`` is its recorded budget, if any."""
+    """A user whose LiteLLM budget is not the one that it should have, ``budget``: that of its tier, or of exceptions.
+
+    ``known`` is its recorded budget, if any.
+    """
 
     user_id: str
     tier: str
     known: str | None
-
-    @property
-    def budget(self) -> str:
-        """The budget that it should have."""
-        return budget_name(self.tier)
+    budget: str
 
 
 async def to_provision(database: Database, users: Sequence[str]) -> list[Customer]:
@@ -54,7 +58,7 @@ async def to_provision(database: Database, users: Sequence[str]) -> list[Custome
     :raises DatabaseUnavailable: PostgreSQL is down.
     """
     rows = await database.fetch(_OF, users=list(users))
-    return [Customer(row["user_id"], row["budget_tier"], row["litellm_budget"]) for row in rows]
+    return [Customer(row["user_id"], row["budget_tier"], row["litellm_budget"], row["wanted"]) for row in rows]
 
 
 async def find_to_provision(database: Database, tiers: Sequence[str], *, after: str, limit: int) -> list[str]:

@@ -92,7 +92,7 @@ class Changes:
         deleted = {user: user.rpartition(":")[2] for user in decided.deleted}
         for user, tier in ({**decided.tiers, **deleted}).items():
             if is_user(user):  # ids that no token can carry have no state
-                await decisions.set_tier(self._redis, user, tier)
+                await decisions.set_user(self._redis, user, tier, decided.exceptions.get(user))
         await decisions.forget_others(self._redis, identity, list(decided.tiers))
 
     @contextlib.asynccontextmanager

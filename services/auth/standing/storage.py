@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 
 from sqlalchemy.dialects.postgresql import JSONB
 
 from shared.state.layout import Standing
+from shared.state.packed import Excepted
 from shared.stores.postgres import Database, Query, Transaction
 
 _STANDING = Query.text(
@@ -43,6 +44,23 @@ _TOKENS = Query.text(
     "where r.expires_at > now() and r.user_id like :prefix escape '\\'"
 )
 _CLEAR = Query.text("delete from revocations where expires_at < now()")
+_EXCEPT = Query.text(
+    """
+    insert into exceptions (user_id, extra_nano, without_rates, ends_at, reason)
+    values (:user_id, :extra_nano, :without_rates, :ends_at, :reason)
+    on conflict (user_id) do update set extra_nano = excluded.extra_nano, without_rates = excluded.without_rates,
+        ends_at = excluded.ends_at, reason = excluded.reason
+    """
+)
+_END_EXCEPTION = Query.text("delete from exceptions where user_id = :user_id")
+_EXCEPTIONS = Query.text(
+    """
+    select user_id, extract(epoch from ends_at)::float as ends_at, extra_nano, without_rates
+    from exceptions join users using (user_id) where identity = :identity and ends_at > now()
+    """
+)
+#: One that has ended is shown for a while.
+_CLEAR_EXCEPTIONS = Query.text("delete from exceptions where ends_at < now() - interval '1 day'")
 _TIERS = Query.text("select user_id, budget_tier from users where identity = :identity")
 
 _RECORD = Query.text(
@@ -72,6 +90,7 @@ class Decided:
     tiers: Mapping[str, str]
     deleted: frozenset[str]
     revoked_tokens: Mapping[str, float]
+    exceptions: Mapping[str, Excepted]
     change: int
 
 
@@ -109,6 +128,23 @@ async def set_tier(transaction: Transaction, user_id: str, tier: str) -> None:
     await transaction.execute(_SET_TIER, user_id=user_id, tier=tier)
 
 
+async def set_exception(transaction: Transaction, user_id: str, given: Excepted, reason: str | None) -> None:
+    """:raises DatabaseUnavailable: PostgreSQL could not be asked."""
+    await transaction.execute(
+        _EXCEPT,
+        user_id=user_id,
+        extra_nano=given.extra_nano,
+        without_rates=given.without_rates,
+        ends_at=datetime.fromtimestamp(given.until, UTC),
+        reason=reason,
+    )
+
+
+async def end_exception(transaction: Transaction, user_id: str) -> None:
+    """:raises DatabaseUnavailable: PostgreSQL could not be asked."""
+    await transaction.execute(_END_EXCEPTION, user_id=user_id)
+
+
 async def knows_revoked(database: Database, identity: str, jti: str) -> bool:
     """Whether a token is revoked, and Redis knows all decisions about its identity.
 
@@ -136,11 +172,16 @@ async def take(transaction: Transaction, identity: str) -> Decided:
     found = await standing(transaction, identity)
     revoked = await transaction.fetch(_TOKENS, prefix=_like(identity) + ":%")
     tiers = {row["user_id"]: row["budget_tier"] for row in await transaction.fetch(_TIERS, identity=identity)}
+    exceptions = {
+        row["user_id"]: Excepted(row["ends_at"], row["extra_nano"], row["without_rates"])
+        for row in await transaction.fetch(_EXCEPTIONS, identity=identity)
+    }
     return Decided(
         found,
         tiers,
         frozenset(taken["deleted"] or ()) - tiers.keys(),
         {row["jti"]: row["expires_at"] for row in revoked},
+        exceptions,
         taken["id"],
     )
 
@@ -180,6 +221,7 @@ async def clear_expired(database: Database) -> None:
     :raises DatabaseUnavailable: PostgreSQL could not be asked.
     """
     await database.execute(_CLEAR)
+    await database.execute(_CLEAR_EXCEPTIONS)
 
 
 def _like(text: str) -> str:

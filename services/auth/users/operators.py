@@ -23,8 +23,10 @@ from services.auth.users import operators_storage as storage
 from services.auth.users import pools
 from services.auth.users.operators_storage import LedgerRow, Sort, UserRow
 from services.auth.users.spending import Spending, Spent
+from shared.domain.money import nano_to_usd
 from shared.domain.service_types import ServiceTypes
 from shared.errors import DependencyUnavailable, NotFound
+from shared.state.packed import Excepted
 from shared.stores.postgres import Database, Transaction
 
 #: How long a change may take in all, in seconds.
@@ -176,6 +178,33 @@ class UserAdmin:
         if self._on_tier is not None:
             self._on_tier(user_id)
 
+    async def set_exception(self, user_id: str, actor: Actor, given: Excepted, reason: str | None = None) -> None:
+        """Let a user spend more, or without rates, until a moment; instead of the exception that it has.
+
+        :raises NotFound: there is no such user.
+        :raises DependencyUnavailable: as ``block``.
+        """
+        async with self._change(user_id, "exception") as (transaction, row):
+            await standing.set_exception(transaction, user_id, given, reason)
+            new = _exception(given, reason)
+            old = _exception(row.exception, row.exception_reason)
+            await audit.record(transaction, actor, "user.exception", user_id, old=old, new=new)
+        if self._on_tier is not None:
+            self._on_tier(user_id)
+
+    async def end_exception(self, user_id: str, actor: Actor) -> None:
+        """End a user's exception before its time; nothing if there is none.
+
+        :raises NotFound: there is no such user.
+        :raises DependencyUnavailable: as ``block``.
+        """
+        async with self._change(user_id, "exception") as (transaction, row):
+            await standing.end_exception(transaction, user_id)
+            old = _exception(row.exception, row.exception_reason)
+            await audit.record(transaction, actor, "user.exception", user_id, old=old, new=_exception(None, None))
+        if self._on_tier is not None:
+            self._on_tier(user_id)
+
     async def delete(self, user_id: str, actor: Actor) -> None:
         """Delete a user and free its place. Its ledger stays, and so does a block of its identity.
 
@@ -212,7 +241,7 @@ class UserAdmin:
         return rows[0]
 
     async def _with_spending(self, rows: list[UserRow]) -> list[User]:
-        spent = await self._spending.of({row.user_id: row.budget_tier for row in rows}, self._clock())
+        spent = await self._spending.of(rows, self._clock())
         return [User(row, spent[row.user_id]) for row in rows]
 
 
@@ -221,6 +250,16 @@ USER_ADMIN = web.AppKey("user_admin", UserAdmin)
 
 def _standing(row: UserRow) -> dict[str, Any]:
     return {"blocked": row.blocked_at is not None, "reason": row.blocked_reason}
+
+
+def _exception(given: Excepted | None, reason: str | None) -> dict[str, Any]:
+    until = f"{datetime.fromtimestamp(given.until, UTC):%Y-%m-%dT%H:%M:%SZ}" if given else None
+    return {
+        "until": until,
+        "extra_budget_usd": nano_to_usd(given.extra_nano) if given else None,
+        "without_rates": given.without_rates if given else None,
+        "reason": reason,
+    }
 
 
 def _time(text: str) -> str:

@@ -9,6 +9,7 @@ from typing import Literal
 
 from services.auth.users import pools
 from shared.domain.service_types import ServiceType
+from shared.state.packed import Excepted
 from shared.stores.postgres import Database, Query, Row, Transaction
 
 Sort = Literal["id", "created"]
@@ -18,10 +19,12 @@ LAST = "\U0010ffff"
 
 _USER = """
     select u.user_id, u.identity, u.service_type, u.budget_tier, u.created_at, u.last_seen_at,
-           i.blocked_at, i.blocked_reason, d.revoked_at as device_revoked_at
+           i.blocked_at, i.blocked_reason, d.revoked_at as device_revoked_at,
+           e.ends_at as exception_ends_at, e.extra_nano, e.without_rates, e.reason as exception_reason
     from ({users}) u
     left join identities i on i.identity = u.identity
     left join devices d on d.key_id = u.identity
+    left join exceptions e on e.user_id = u.user_id and e.ends_at > now()
 """
 
 
@@ -93,6 +96,17 @@ class UserRow:
     blocked_at: datetime | None
     blocked_reason: str | None
     device_revoked_at: datetime | None
+    exception_ends_at: datetime | None = None
+    extra_nano: int | None = None
+    without_rates: bool | None = None
+    exception_reason: str | None = None
+
+    @property
+    def exception(self) -> Excepted | None:
+        """What the user may beside its tier at the moment."""
+        if self.exception_ends_at is None:
+            return None
+        return Excepted(self.exception_ends_at.timestamp(), self.extra_nano or 0, bool(self.without_rates))
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from aiohttp import web
@@ -54,29 +54,34 @@ class Spending:
         own service type."""
         return self._rows.get(tier) or self._rows.get(user_id.rpartition(":")[2])
 
-    async def of(self, tiers: Mapping[str, str], now: float) -> dict[str, Spent]:
-        """
-        :param tiers: the tier of each user.
+    async def of(self, users: Sequence[storage.UserRow], now: float) -> dict[str, Spent]:
+        """What users have spent, by user id.
+
         :raises DatabaseUnavailable:
         """
+        tiers = {user.user_id: user.budget_tier for user in users}
+        extra = {user.user_id: one.extra_nano for user in users if (one := user.exception)}
         states = await self._states(list(tiers))
         found: dict[str, Spent] = {}
         from_ledger: dict[str, tuple[ServiceType, int]] = {}
+        budget: dict[str, int] = {}
         for user_id, tier in tiers.items():
             row, state = self.row(user_id, tier), states.get(user_id)
             if row is None:
                 found[user_id] = Spent(0, 0, 0, int(now))
-            elif state is not None and state.period_seconds == row.duration_seconds:
+                continue
+            budget[user_id] = row.max_budget_nano + extra.get(user_id, 0)
+            if state is not None and state.period_seconds == row.duration_seconds:
                 resets_at = (state.period_index + 1) * state.period_seconds
-                found[user_id] = Spent(state.spent_nano, state.reserved_nano, row.max_budget_nano, resets_at)
+                found[user_id] = Spent(state.spent_nano, state.reserved_nano, budget[user_id], resets_at)
             else:
                 from_ledger[user_id] = row, int(now) // row.duration_seconds * row.duration_seconds
         spans = {user_id: (start, start + row.duration_seconds) for user_id, (row, start) in from_ledger.items()}
         spent = await storage.spent(self._database, spans)
-        for user_id, (row, _) in from_ledger.items():
+        for user_id in from_ledger:
             state = states.get(user_id)
             reserved = state.reserved_nano if state else 0
-            found[user_id] = Spent(spent[user_id], reserved, row.max_budget_nano, spans[user_id][1])
+            found[user_id] = Spent(spent[user_id], reserved, budget[user_id], spans[user_id][1])
         return found
 
     async def _states(self, user_ids: list[str]) -> dict[str, UserState | None]:
@@ -98,7 +103,7 @@ class Spending:
             return None
         standing = Standing.of(blocked=user.blocked_at, revoked=user.device_revoked_at)
         revoked = await storage.revoked_tokens(self._database, user.user_id)
-        recorded = Recorded(user.budget_tier, standing, spent.spent_nano, revoked)
+        recorded = Recorded(user.budget_tier, standing, spent.spent_nano, revoked, user.exception)
         try:
             return await decisions.outlook(self._redis, user.user_id, self._rows, recorded, least=least, empty=1)
         except RedisError:

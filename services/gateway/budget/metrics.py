@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from services.gateway.budget.refusals import LABELS
+from services.gateway.budget.refusals import LABELS, UNENFORCED
 from shared.domain.service_types import ServiceTypes
 from shared.telemetry.metrics import Registry
 
@@ -12,6 +12,9 @@ class BudgetMetrics:
         self.spend = registry.counter("budget_spend_usd_total", "USD settled", ("service_type",))
         self.overrun = registry.counter("budget_overrun_usd_total", "USD settled above what was reserved")
         self.refusals = registry.counter("budget_refusals_total", "Requests not admitted", ("reason", "service_type"))
+        self.would_refuse = registry.counter(
+            "would_refuse_total", "Requests admitted only since their row is not enforced", ("reason", "service_type")
+        )
         self.open = registry.gauge("budget_open_reservations", "Admitted requests of this process, not settled yet")
         self.unsettled = registry.gauge("budget_unsettled", "Settlements of this process that Redis has not taken yet")
         self.reaped = registry.counter("budget_reaped_total", "Requests charged whole since their gateway was gone")
@@ -53,3 +56,4 @@ class BudgetMetrics:
         names = tuple(self._rows)
         self.spend.preset_all(names)
         self.refusals.preset_all(LABELS, names)
+        self.would_refuse.preset_all(UNENFORCED, names)

@@ -120,6 +120,8 @@ class Reservation(msgspec.Struct, frozen=True, eq=False):
     admitted_ms: int
     rate_limits: RateLimits
     total: str
+    #: The reason that would have refused it, had the budget and the rates of its row been enforced.
+    would_refuse: str | None = None
     revoked: asyncio.Future[ServiceError] = msgspec.field(default_factory=asyncio.Future)
 
     @property

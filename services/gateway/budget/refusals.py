@@ -68,6 +68,7 @@ class Refusal:
 
     reason: Word
     tier: str = ""
+    extra_nano: int = 0
     retry_after: float = 0
     rate_limits: RateLimits | None = None
 
@@ -87,6 +88,17 @@ class Refusal:
         if row.kind is RateLimited:
             given["reason"] = row.label
         return row.kind(**given)
+
+
+def would_label(word: Word) -> str:
+    """The metric reason of a refusal that was not enforced."""
+    return _ROWS[word].label
+
+
+#: What can be refused by a user's own budget and rates alone.
+UNENFORCED = tuple(
+    dict.fromkeys(row.label for word, row in _ROWS.items() if word not in (Word.BLOCKED, Word.REVOKED, Word.TOKEN))
+)
 
 
 def label(error: ServiceError) -> str:

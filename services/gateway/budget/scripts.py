@@ -56,6 +56,20 @@ class UserBuild:
     newest_index: int
     standing: layout.Standing
     revoked_tokens: Mapping[str, int]
+    exception: str = ""
+
+
+class Expected(NamedTuple):
+    """The tier that a user is expected to have, its row, and the money of its exception beside it."""
+
+    name: str
+    row: ServiceType
+    extra_nano: int
+    enforced: bool
+
+    @property
+    def budget_nano(self) -> int:
+        return self.row.max_budget_nano + self.extra_nano
 
 
 class Expired(NamedTuple):
@@ -111,12 +125,12 @@ class BudgetScripts:
         self._outbox_limit = outbox_limit
 
     async def admit(
-        self, ask: Ask, tier_name: str, tier: ServiceType, bounds: Bounds, room: int | None = None
+        self, ask: Ask, expected: Expected, bounds: Bounds, room: int | None = None
     ) -> Reservation | Refusal:
-        """Decide, and reserve. ``tier`` is the row for the tier that the user is expected to have; ``room`` is what the
-        total budget leaves, in nano-dollars.
+        """Decide, and reserve. ``expected``: the limits that the user is expected to have; ``room``: the rest of the
+        total budget, in nano-dollars.
         """
-        principal = ask.principal
+        principal, tier = ask.principal, expected.row
         user_id = principal.user_id
         keys = layout.of_user(user_id)
         total = total_name(principal.service_type)
@@ -130,12 +144,14 @@ class BudgetScripts:
             outbox=keys.outbox,
             tombstone=keys.tombstone(ask.id),
             totals=keys.totals,
-            tier=tier_name,
+            tier=expected.name,
+            extra=expected.extra_nano,
             duration=tier.duration_seconds,
-            budget=tier.max_budget_nano,
+            budget=expected.budget_nano,
             rpm=tier.rpm,
             tpm=tier.tpm,
             max_streams=tier.max_streams,
+            enforced=int(expected.enforced),
             id=ask.id,
             user_id=user_id,
             full=bounds.full,
@@ -159,11 +175,12 @@ class BudgetScripts:
         word, *values = reply.split()
         if word == b"ok":
             grant, amount, now = int(values[0]), int(values[1]), int(values[2])
-            limits = rate_limits(tier, values[3:])
-            return Reservation(ask, grant, amount, tier.duration_seconds, now, limits, total)
+            would, limits = values[3].decode(), rate_limits(tier, values[4:])
+            would_refuse = None if would == "-" else Word(would)
+            return Reservation(ask, grant, amount, tier.duration_seconds, now, limits, total, would_refuse)
         reason = Word(word.decode())
         if reason is Word.TIER:
-            return Refusal(reason, tier=values[0].decode())
+            return Refusal(reason, tier=values[0].decode(), extra_nano=int(values[1]))
         if not values:
             return Refusal(reason)
         return Refusal(reason, retry_after=int(values[0]) / 1000, rate_limits=rate_limits(tier, values[1:]))
@@ -272,6 +289,7 @@ class BudgetScripts:
             user_version=snapshot.user_version,
             identity_version=snapshot.identity_version,
             tier=build.tier,
+            exception=build.exception,
             duration=build.period_seconds,
             period=build.period_index,
             spent=build.spent_nano,

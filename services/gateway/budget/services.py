@@ -10,11 +10,11 @@ from collections import OrderedDict
 from collections.abc import AsyncIterator
 
 from services.gateway.budget import resets
-from services.gateway.budget.charging import Charge, bounds, charge
+from services.gateway.budget.charging import MOST, Charge, bounds, charge
 from services.gateway.budget.metrics import BudgetMetrics
 from services.gateway.budget.models import Ask, BudgetState, Delivery, Reservation, Timings
-from services.gateway.budget.refusals import Refusal, Word, label
-from services.gateway.budget.scripts import SCRIPTS, BudgetScripts, rate_limits
+from services.gateway.budget.refusals import Refusal, Word, label, would_label
+from services.gateway.budget.scripts import SCRIPTS, BudgetScripts, Expected, rate_limits
 from services.gateway.budget.totals import Totals
 from services.gateway.errors import BudgetExceeded, BudgetReserved, MayCostTooMuch
 from services.gateway.ledger.queue import LedgerQueue
@@ -39,7 +39,7 @@ from shared.telemetry.metrics import Registry
 
 _log = logs.logger("budget")
 _TRIES = 5  # a rebuild, a tier, and what may change in between
-_REMEMBERED_TIERS = 10_000
+_REMEMBERED = 10_000
 
 
 class Budgets:
@@ -73,8 +73,9 @@ class Budgets:
         self._totals = Totals(self._scripts, storage, service_types, self._metrics, who=who, every=timings.totals)
         self._checks: set[asyncio.Task[None]] = set()
         executor.on_epoch(self._check_servers)
-        # Users whose tier is another than their service type's: known from the last answer, right or told again
-        self._tiers: OrderedDict[str, str] = OrderedDict()
+        # Users with another tier than their service type's, or an exception with money: known from the last answer. One
+        # that is out of date is corrected by the script.
+        self._learned: OrderedDict[str, tuple[str, int]] = OrderedDict()
 
     @classmethod
     @contextlib.asynccontextmanager
@@ -146,28 +147,31 @@ class Budgets:
         if self._queue.full:
             raise DependencyUnavailable("redis")
         for _ in range(_TRIES):
-            name, tier = self._tier(principal)
-            limits = bounds(ask, tier.max_budget_nano)
+            expected = self._expected(principal)
+            # without a limit of the user's own, what the request may cost must be reserved whatever it is
+            limits = bounds(ask, expected.budget_nano if expected.enforced else max(MOST, expected.budget_nano))
             try:
                 room = self._totals.check(ask, limits)
             except (BudgetExceeded, BudgetReserved, MayCostTooMuch) as refusal:
                 refusal.headers.update((await self.state(principal)).rate_limits.headers())
                 raise
             try:
-                answer = await self._scripts.admit(ask, name, tier, limits, room)
+                answer = await self._scripts.admit(ask, expected, limits, room)
             except NotRun:
                 raise
             except (asyncio.CancelledError, DependencyUnavailable):
-                self._withdraw(ask, tier)
+                self._withdraw(ask, expected.row)
                 raise
             if isinstance(answer, Reservation):
+                if answer.would_refuse is not None:
+                    self._note_unenforced(answer.would_refuse, principal)
                 return answer
             if answer.reason is Word.LOAD:
                 await self._rebuilder.build(principal.user_id, principal.service_type)
             elif answer.reason is Word.TIER:
-                self._learn(principal, answer.tier)
+                self._learn(principal, answer.tier, answer.extra_nano)
             else:
-                raise answer.error(resets.delay(principal.user_id, tier.duration_seconds))
+                raise answer.error(resets.delay(principal.user_id, expected.row.duration_seconds))
         raise DependencyUnavailable("redis")
 
     def settle(self, reservation: Reservation, delivery: Delivery) -> Charge:
@@ -189,12 +193,12 @@ class Budgets:
         for _ in range(_TRIES):
             reason, *words = await self._scripts.state(principal.user_id, principal.jti)
             if reason == b"ok":
-                name, seconds, period, spent, reserved, *rates = words
+                name, extra, seconds, period, spent, reserved, *rates = words
                 tier = self._rows.get(name.decode(), principal.service_type)
                 return BudgetState(
                     service_type=principal.service_type.name,
                     tier=tier.name,
-                    max_budget_nano=tier.max_budget_nano,
+                    max_budget_nano=tier.max_budget_nano + int(extra),
                     spent_nano=int(spent),
                     reserved_nano=int(reserved),
                     resets_at=float((int(period) + 1) * int(seconds)),
@@ -223,17 +227,23 @@ class Budgets:
         user_id = ask.principal.user_id
         self._queue.settle(LedgerRow(ask.id, user_id, 0, now_ms, 0, 0, Outcome.ABORT, details, admitted=False))
 
-    def _tier(self, principal: Principal) -> tuple[str, ServiceType]:
-        """The tier that a user is expected to have, with its row; the service type's own if that tier has none."""
-        name = self._tiers.get(principal.user_id, principal.service_type.name)
-        return name, self._rows.get(name, principal.service_type)
+    def _expected(self, principal: Principal) -> Expected:
+        """What a user is expected to have; the service type's own row if its tier has none."""
+        name, extra = self._learned.get(principal.user_id, (principal.service_type.name, 0))
+        row = self._rows.get(name, principal.service_type)
+        return Expected(name, row, extra, row.enforces(time.time()))
 
-    def _learn(self, principal: Principal, tier: str) -> None:
-        self._tiers.pop(principal.user_id, None)
-        if tier != principal.service_type.name:
-            self._tiers[principal.user_id] = tier
-            if len(self._tiers) > _REMEMBERED_TIERS:
-                self._tiers.popitem(last=False)
+    def _learn(self, principal: Principal, tier: str, extra_nano: int) -> None:
+        self._learned.pop(principal.user_id, None)
+        if tier != principal.service_type.name or extra_nano:
+            self._learned[principal.user_id] = tier, extra_nano
+            if len(self._learned) > _REMEMBERED:
+                self._learned.popitem(last=False)
+
+    def _note_unenforced(self, word: str, principal: Principal) -> None:
+        reason, service_type = would_label(Word(word)), principal.service_type.name
+        self._metrics.would_refuse.inc(reason, service_type)
+        _log.info("would_refuse", reason=reason, service_type=service_type)
 
 
 async def _check_server(link: Link) -> None:

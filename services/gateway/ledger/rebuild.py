@@ -42,6 +42,7 @@ class Rebuilder:
             )
             build = UserBuild(
                 tier=record.tier,
+                exception=record.exception.pack() if record.exception else "",
                 period_seconds=record.period_seconds,
                 period_index=record.period_index,
                 spent_nano=_spent(snapshot, record),

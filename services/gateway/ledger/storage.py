@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 from shared.state.layout import Standing
-from shared.state.packed import LedgerRow, period_of
+from shared.state.packed import Excepted, LedgerRow, period_of
 from shared.stores.postgres import Database, Query, Transaction
 
 _ROWS = """
@@ -58,6 +58,8 @@ _USER = Query.text(
         select *, cast(floor(cast(:now as bigint) / seconds) as bigint) as index from span
     )
     select period.name as tier, period.seconds, period.index,
+        (select jsonb_build_array(extract(epoch from ends_at), extra_nano, without_rates) from exceptions
+            where user_id = :user_id and ends_at > now()) as exception,
         (select blocked_at is not null from identities where identity = :identity) as blocked,
         (select revoked_at is not null from devices where key_id = :identity) as revoked,
         case when period.seconds % 86400 = 0
@@ -116,6 +118,7 @@ class UserRecord:
     """
 
     tier: str
+    exception: Excepted | None
     period_seconds: int
     period_index: int
     standing: Standing
@@ -171,6 +174,7 @@ class LedgerStorage:
         tokens = {jti: int(left) for jti, left in (row["revoked_tokens"] or {}).items() if left > 0}
         return UserRecord(
             tier=row["tier"],
+            exception=Excepted(*row["exception"]) if row["exception"] else None,
             period_seconds=row["seconds"],
             period_index=row["index"],
             standing=Standing.of(blocked=row["blocked"], revoked=row["revoked"]),

@@ -1,24 +1,29 @@
 -- Decides about one request, and reserves its worst case.
---@ use clock windows totals
+--@ use clock windows totals exception
 --@ keys user identity token requests_window tokens_window leases outbox tombstone totals
---@ args epoch tier duration# budget# rpm# tpm# max_streams#
+--@ args epoch tier extra# duration# budget# rpm# tpm# max_streams# enforced
 --@ args id user_id full# least# empty# limit# least_grant# prompt_units# unit_price# scale# estimate# choices#
 --@ args total prompt_bound details lease# room#? outbox_limit#
--- tier, duration, budget, rpm, tpm, max_streams: the row of the tier that the caller expects the user to have
+-- tier, duration, budget, rpm, tpm, max_streams: the row of the tier that the caller expects the user to have; the budget
+--       with the nano-dollars `extra` of the exception that the caller expects
+-- enforced: "0" if budget and rates refuse nobody, and lower no grant
 -- full, least, empty: the cost of the limit asked for, of the least grant, and of the least grant without a prompt
 -- prompt_units, unit_price (of a completion token of every choice): in 1/scale nano-dollars
 -- total: "type:seconds" or empty; room: the rest of the total budget, empty when there is no limit
 -- outbox_limit: rows that may wait for PostgreSQL; 0 for any number
--- Reply "full" | "load" | "tier NAME" | "settled" | "blocked|revoked|token 0 RATES"
---       | "ok GRANT AMOUNT NOW RATES" | "streams|rpm|tpm|exceeded|large|reserved RETRY_MS RATES"
+-- Reply "full" | "load" | "tier NAME EXTRA" | "settled" | "blocked|revoked|token 0 RATES"
+--       | "ok GRANT AMOUNT NOW WOULD RATES" | "streams|rpm|tpm|exceeded|large|reserved RETRY_MS RATES"
+--       WOULD: the reason that would have refused the request if it were enforced, or "-"
 --       RATES: requests used, ms to their reset, tokens used, ms to their reset
 if outbox_limit > 0 and redis.call('HLEN', outbox) >= outbox_limit then return 'full' end
-local user_epoch, user_tier, user_duration, period, spent, reserved, open, estimated, used_tokens, newest = unpack(
-  redis.call('HMGET', user, EPOCH, TIER, DURATION, PERIOD, SPENT, RESERVED, OPEN, ESTIMATED, USED_TOKENS, NEWEST))
+local user_epoch, user_tier, excepted, user_duration, period, spent, reserved, open, estimated, used_tokens, newest =
+  unpack(redis.call('HMGET', user, EPOCH, TIER, EXCEPTION, DURATION, PERIOD, SPENT, RESERVED, OPEN, ESTIMATED,
+    USED_TOKENS, NEWEST))
 local identity_epoch, standing = unpack(redis.call('HMGET', identity, EPOCH, STANDING))
 if user_epoch ~= epoch or identity_epoch ~= epoch then return 'load' end
 if redis.call('EXISTS', tombstone) == 1 then return 'settled' end
-if user_tier ~= tier then return 'tier ' .. user_tier end
+local extra_now, without_rates = exception(excepted)
+if user_tier ~= tier or extra_now ~= extra then return 'tier ' .. user_tier .. ' ' .. int(extra_now) end
 if tonumber(user_duration) ~= duration then return 'load' end
 
 spent, reserved, open, estimated = tonumber(spent), tonumber(reserved), tonumber(open), tonumber(estimated)
@@ -61,8 +66,12 @@ end
 
 local revoked = redis.call('EXISTS', token) == 1
 local available = math.min(budget - spent - reserved, room or math.huge)
-local skipped = {}
+local skipped = without_rates and {streams = true, rpm = true, tpm = true} or {}
 --@ include decide
+local would = '-'
+if enforced == '0' and standing == GOOD and not revoked then
+  would, reason, available = reason or '-', nil, room or math.huge
+end
 if reason then return answer(reason, int(wait)) end
 
 local grant, amount = limit, full
@@ -87,4 +96,4 @@ if rpm > 0 then
 end
 add_to_total(totals, SUM_RESERVED, total, now, amount)
 tokens = tokens + estimate
-return answer('ok', int(grant), int(amount), int(now))
+return answer('ok', int(grant), int(amount), int(now), would)

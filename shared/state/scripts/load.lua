@@ -1,10 +1,10 @@
 -- Builds a user's state from PostgreSQL's answers, unless it has changed since the snapshot.
 --@ use clock reservation windows rebuild
 --@ keys user identity requests_window tokens_window
---@ args epoch user_version identity_version tier duration# period# spent newest# standing
+--@ args epoch user_version identity_version tier exception duration# period# spent newest# standing
 --@ each keys token
 --@ each args seconds
--- newest: period of a row in the ledger; per revoked token the seconds until it would have expired
+-- exception: as packed.Excepted, or empty; newest: period of a row in the ledger; per revoked token the seconds until it would have expired
 -- Reply "ok" | "again"
 if (redis.call('HGET', user, VERSION) or '0') ~= user_version then return 'again' end
 if (redis.call('HGET', identity, VERSION) or '0') ~= identity_version then return 'again' end
@@ -21,6 +21,7 @@ end
 redis.call('HSETNX', user, VERSION, int(now))
 redis.call('HSET', user, EPOCH, epoch, TIER, tier, DURATION, int(duration), PERIOD, period, NEWEST, newest,
   SPENT, spent, RESERVED, int(reserved), OPEN, open, ESTIMATED, int(estimated), USED_TOKENS, int(sum_of(tokens_window)))
+if exception == '' then redis.call('HDEL', user, EXCEPTION) else redis.call('HSET', user, EXCEPTION, exception) end
 redis.call('EXPIRE', user, IDLE)
 redis.call('HSET', identity, EPOCH, epoch, STANDING, standing)
 redis.call('EXPIRE', identity, IDLE)

@@ -1,11 +1,12 @@
 -- Reads a user's state in the current period. Changes nothing.
 --@ flags no-writes
---@ use clock windows
+--@ use clock windows exception
 --@ keys user identity token requests_window tokens_window
 --@ args epoch
--- Reply "load" | "blocked" | "revoked" | "token" | "ok TIER DURATION PERIOD SPENT RESERVED RATES" (see admit.lua)
-local user_epoch, tier, duration, period, spent, reserved, estimated, used_tokens, newest = unpack(
-  redis.call('HMGET', user, EPOCH, TIER, DURATION, PERIOD, SPENT, RESERVED, ESTIMATED, USED_TOKENS, NEWEST))
+-- Reply "load" | "blocked" | "revoked" | "token" | "ok TIER EXTRA DURATION PERIOD SPENT RESERVED RATES"
+--       (see admit.lua)
+local user_epoch, tier, excepted, duration, period, spent, reserved, estimated, used_tokens, newest = unpack(
+  redis.call('HMGET', user, EPOCH, TIER, EXCEPTION, DURATION, PERIOD, SPENT, RESERVED, ESTIMATED, USED_TOKENS, NEWEST))
 local identity_epoch, standing = unpack(redis.call('HMGET', identity, EPOCH, STANDING))
 if user_epoch ~= epoch or identity_epoch ~= epoch then return 'load' end
 if standing ~= GOOD then return standing end
@@ -17,5 +18,5 @@ if current ~= tonumber(period) then
 end
 local tokens_reset = reset_of(tokens_window)
 local tokens = tokens_reset > 0 and tokens_in(tokens_window, tonumber(used_tokens)) or 0
-return table.concat({'ok', tier, duration, int(current), spent, reserved, int(requests_in(requests_window)),
+return table.concat({'ok', tier, int(exception(excepted)), duration, int(current), spent, reserved, int(requests_in(requests_window)),
   int(reset_of(requests_window)), int(tokens + tonumber(estimated)), int(tokens_reset)}, ' ')

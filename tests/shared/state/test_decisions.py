@@ -128,7 +128,7 @@ async def test_the_tier_that_redis_knows_decides(redis: Client, redis_url: str, 
     who = principal(kinds.rows["ai"])
     async with opened(redis_url, postgres_url, kinds) as (budgets, _, _):
         await settle_one(redis, budgets, who)
-        await decisions.set_tier(redis, who.user_id, "poor")
+        await decisions.set_user(redis, who.user_id, "poor")
         recorded = Recorded("ai", Standing.GOOD, 0, [])
         found = await decisions.outlook(redis, who.user_id, kinds.rows, recorded, least=LEAST, empty=EMPTY)
         assert found is not None

@@ -40,6 +40,7 @@ def test_the_fields_and_expiries() -> None:
         "EPOCH": "ep",
         "VERSION": "v",
         "TIER": "tier",
+        "EXCEPTION": "exc",
         "DURATION": "dur",
         "PERIOD": "idx",
         "NEWEST": "hi",

@@ -57,7 +57,7 @@ def test_a_file_that_names_what_is_not_there_is_not_a_script(text: str, complain
 )
 def test_a_call_gives_every_name_and_no_other(given: dict[str, Any], complaint: str) -> None:
     with pytest.raises(TypeError, match=complaint):
-        Script("set_tier").call(**given)
+        Script("set_user").call(**given)
 
 
 def test_a_call_of_items_gives_every_name_of_each() -> None:

@@ -13,6 +13,15 @@ from services.auth.users.operators_storage import LedgerRow
 from shared.domain.money import nano_to_usd
 
 
+class ExceptionBody(msgspec.Struct, frozen=True):
+    """What a user may beside its tier, and until when: more money in each period, no rates."""
+
+    until: str
+    extra_budget_usd: float
+    without_rates: bool
+    reason: str | None
+
+
 class UserBody(msgspec.Struct, frozen=True):
     """A user and its current period. Times are RFC 3339, money is USD."""
 
@@ -26,6 +35,8 @@ class UserBody(msgspec.Struct, frozen=True):
     reserved_usd: float
     max_budget_usd: float
     resets_at: str
+    #: Only of a user who has one.
+    exception: ExceptionBody | msgspec.UnsetType = msgspec.UNSET
 
 
 class UsersBody(msgspec.Struct, frozen=True):
@@ -62,6 +73,13 @@ class BlockRequest(msgspec.Struct, frozen=True):
     reason: Reason | None = None
 
 
+class ExceptionRequest(msgspec.Struct, frozen=True):
+    until: Annotated[datetime, msgspec.Meta(tz=True)]
+    extra_budget_usd: float = 0.0
+    without_rates: bool = False
+    reason: Reason | None = None
+
+
 class BudgetRequest(msgspec.Struct, frozen=True):
     service_type: str
 
@@ -79,6 +97,14 @@ def user_body(user: User) -> UserBody:
         nano_to_usd(spent.reserved_nano),
         nano_to_usd(spent.max_budget_nano),
         datetime.fromtimestamp(spent.resets_at, UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        ExceptionBody(
+            datetime.fromtimestamp(given.until, UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+            nano_to_usd(given.extra_nano),
+            given.without_rates,
+            row.exception_reason,
+        )
+        if (given := row.exception)
+        else msgspec.UNSET,
     )
 
 

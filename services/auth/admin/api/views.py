@@ -12,6 +12,7 @@ from services.auth.admin.access import callers
 from services.auth.admin.api.models import (
     BlockRequest,
     BudgetRequest,
+    ExceptionRequest,
     LedgerBody,
     UserBody,
     UsersBody,
@@ -21,6 +22,7 @@ from services.auth.admin.api.models import (
 from services.auth.audit.storage import Actor
 from services.auth.error_body import ErrorBody
 from services.auth.errors import InvalidRequest
+from services.auth.users.exceptions import excepted
 from services.auth.users.operators import USER_ADMIN, UserAdmin
 from shared import strict_json
 from shared.service.web import USER_ID
@@ -78,6 +80,20 @@ async def set_budget(request: web.Request) -> web.Response:
     actor = await _changing(request)
     asked = _decode(await request.read(), BudgetRequest)
     await _users(request).set_tier(_user_id(request), actor, asked.service_type)
+    return await _user(request)
+
+
+async def set_exception(request: web.Request) -> web.Response:
+    actor = await _changing(request)
+    asked = _decode(await request.read(), ExceptionRequest)
+    given = excepted(asked.until.timestamp(), asked.extra_budget_usd, without_rates=asked.without_rates)
+    await _users(request).set_exception(_user_id(request), actor, given, asked.reason or None)
+    return await _user(request)
+
+
+async def end_exception(request: web.Request) -> web.Response:
+    actor = await _changing(request)
+    await _users(request).end_exception(_user_id(request), actor)
     return await _user(request)
 
 
@@ -270,6 +286,28 @@ OPERATIONS = [
         parameters=[_ID],
         body=Body(BudgetRequest, {"service_type": "ai"}),
         description="Open requests are neither refunded nor failed.",
+    ),
+    _operation(
+        "POST",
+        "/user/{user_id}/exception",
+        set_exception,
+        "Let a user spend more, or without rates, until a moment",
+        {200: Answer("The user", UserBody), **_CHANGE, **_MALFORMED},
+        parameters=[_ID],
+        body=Body(
+            ExceptionRequest,
+            {"until": "2099-01-01T00:00:00Z", "extra_budget_usd": 1, "reason": "It shows the feature at a fair."},
+        ),
+        description="Instead of the exception that it has. The money is added to the budget of each period that begins "
+        "or runs before `until`, at most 31 days ahead. Blocks and total budgets hold all the same.",
+    ),
+    _operation(
+        "DELETE",
+        "/user/{user_id}/exception",
+        end_exception,
+        "End a user's exception before its time",
+        {200: Answer("The user", UserBody), **_CHANGE},
+        parameters=[_ID],
     ),
     _operation(
         "GET",

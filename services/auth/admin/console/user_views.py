@@ -12,9 +12,11 @@ from services.auth.admin.console.filters import path
 from services.auth.admin.console.support import refusals
 from services.auth.audit.log import AUDIT_LOG
 from services.auth.devices.operators import DEVICE_ADMIN
+from services.auth.errors import InvalidRequest
 from services.auth.exchange.credentials import KINDS
 from services.auth.settings import SERVICE_TYPES
 from services.auth.usage.services import USAGE
+from services.auth.users.exceptions import excepted
 from services.auth.users.operators import USER_ADMIN, User, UserAdmin
 from services.auth.users.operators_storage import Sort
 from services.auth.users.spending import SPENDING
@@ -116,6 +118,25 @@ async def set_tier(request: web.Request, session: Session, change: pages.Change)
     user_id, tier = request.match_info["user_id"], change.form.get("tier", "")
     await _admin(request).set_tier(user_id, change.actor, tier)
     return await pages.done(request, session, _page_of(user_id), f"Budget and rates are now those of {tier}.")
+
+
+@pages.action
+async def set_exception(request: web.Request, session: Session, change: pages.Change) -> web.StreamResponse:
+    user_id, form = request.match_info["user_id"], change.form
+    hours = form.get("hours", "")
+    if not (hours.isascii() and hours.isdigit() and len(hours) < 4):
+        raise InvalidRequest("An exception lasts a whole number of hours.")
+    until = request.app[USAGE].now().timestamp() + int(hours) * 3600
+    given = excepted(until, form.get("extra", "0"), without_rates="without_rates" in form)
+    await _admin(request).set_exception(user_id, change.actor, given, change.reason)
+    return await pages.done(request, session, _page_of(user_id), f"The exception holds for {hours} hours.")
+
+
+@pages.action
+async def end_exception(request: web.Request, session: Session, change: pages.Change) -> web.StreamResponse:
+    user_id = request.match_info["user_id"]
+    await _admin(request).end_exception(user_id, change.actor)
+    return await pages.done(request, session, _page_of(user_id), "The exception has ended.")
 
 
 @pages.action

@@ -83,6 +83,8 @@ OPERATIONS = [
     _operation("POST", "/admin/users/{user_id}/block", user_views.block),
     _operation("POST", "/admin/users/{user_id}/unblock", user_views.unblock),
     _operation("POST", "/admin/users/{user_id}/tier", user_views.set_tier),
+    _operation("POST", "/admin/users/{user_id}/exception", user_views.set_exception),
+    _operation("POST", "/admin/users/{user_id}/exception/end", user_views.end_exception),
     _operation("GET", "/admin/users/{user_id}/delete", user_views.confirm_delete),
     _operation("POST", "/admin/users/{user_id}/delete", user_views.delete),
     _operation("GET", "/admin/devices", device_views.devices),

@@ -14,7 +14,7 @@ from services.auth.provisioning import storage
 from services.auth.provisioning.storage import Customer
 from shared.domain.service_types import ServiceTypes
 from shared.stores import migrate
-from shared.stores.postgres import Database
+from shared.stores.postgres import Database, Query
 from shared.telemetry.metrics import Registry
 from tests.doubles.litellm_admin import Fault, broken, busy, hang, html
 from tests.services.auth.provisioning.conftest import QUICK, World
@@ -27,11 +27,12 @@ NUMBER = 1000 if os.environ.get("MLPA_TEST_FULL") else 120
 
 async def test_budgets_stand_before_anybody_enters(world: World) -> None:
     async with world.provisioner().running():
-        await until(lambda: len(world.litellm.budgets) == 3)
+        await until(lambda: len(world.litellm.budgets) == 4)
     assert {(b["budget_id"], b["max_budget"], b["budget_duration"]) for b in world.litellm.budgets.values()} == {
         ("mlpa:ai", 0.2, "1d"),
         ("mlpa:s2s", 0.2, "1d"),
         ("mlpa:memories", 0.2, "1d"),
+        ("mlpa:+exceptions", 1_000_000, "1d"),
     }
 
 
@@ -39,7 +40,7 @@ async def test_budgets_that_two_find_missing_at_once_are_made_once(world: World)
     """Else the later one forgets whom the other has served: the first user and the first sweep meet so."""
     provisioner = world.provisioner()
     await asyncio.gather(provisioner.sweep(), provisioner.sweep())
-    assert world.litellm.calls["/budget/new"] == 3
+    assert world.litellm.calls["/budget/new"] == 4
 
 
 async def test_a_user_who_enters_becomes_a_customer_once(world: World) -> None:
@@ -61,7 +62,7 @@ async def test_a_user_who_enters_becomes_a_customer_once(world: World) -> None:
 
 async def test_a_user_done_before_costs_litellm_nothing_after_a_restart(world: World) -> None:
     async with world.provisioner().running():
-        await until(lambda: len(world.litellm.budgets) == 3)
+        await until(lambda: len(world.litellm.budgets) == 4)
     await world.add("u:ai", budget="mlpa:ai")
     registry = Registry()
     provisioner = world.provisioner(registry=registry)
@@ -73,7 +74,7 @@ async def test_a_user_done_before_costs_litellm_nothing_after_a_restart(world: W
 
 async def test_a_changed_row_updates_its_budget_and_no_other(world: World, service_types: Rows) -> None:
     async with world.provisioner(rows=service_types("ai=0.10/1d pro=5/30d")).running():
-        await until(lambda: len(world.litellm.budgets) == 2)
+        await until(lambda: len(world.litellm.budgets) == 3)
     async with world.provisioner(rows=service_types("ai=0.30/7d pro=5/30d"), factor=1.5).running():
         await until(lambda: world.litellm.budgets["mlpa:pro"]["max_budget"] == 7.5)
     assert world.litellm.budgets["mlpa:ai"]["max_budget"] == 0.45
@@ -175,18 +176,18 @@ async def test_many_replicas_at_once_leave_each_user_with_its_budget(world: Worl
         await until(lambda: _is(world.missing(), 0), seconds=30)
         stop.set()
     assert {world.litellm.budget_of(user) for user in users} == {"mlpa:ai"}
-    assert len(world.litellm.budgets) == 3
+    assert len(world.litellm.budgets) == 4
 
 
 async def test_two_replicas_that_saw_different_tiers_do_it_again(world: World) -> None:
     """Nobody can know whose request LiteLLM took last, so neither is believed."""
     await world.add("u:ai")
-    await storage.remember(world.database, [Customer("u:ai", "pro", None)])
+    await storage.remember(world.database, [Customer("u:ai", "pro", None, "mlpa:pro")])
     assert await world.remembered("u:ai") == "mlpa:pro"
-    await storage.remember(world.database, [Customer("u:ai", "ai", None)])
+    await storage.remember(world.database, [Customer("u:ai", "ai", None, "mlpa:ai")])
     assert await world.remembered("u:ai") is None
-    await storage.remember(world.database, [Customer("u:ai", "ai", None)])
-    await storage.remember(world.database, [Customer("u:ai", "ai", None)])
+    await storage.remember(world.database, [Customer("u:ai", "ai", None, "mlpa:ai")])
+    await storage.remember(world.database, [Customer("u:ai", "ai", None, "mlpa:ai")])
     assert await world.remembered("u:ai") == "mlpa:ai"
 
 
@@ -246,3 +247,41 @@ async def test_users_are_made_customers_though_auth_started_before_the_migration
             await asyncio.to_thread(migrate.upgrade, empty_postgres_url)
             await world.add("a:ai")
             await until(lambda: _is(world.missing(), 0))
+
+
+async def test_a_user_who_may_spend_more_has_no_limit_in_litellm_until_the_exception_ends(world: World) -> None:
+    await world.add("u:ai", "v:ai", budget="mlpa:ai")
+    user = "u:ai"
+    await world.database.execute(
+        Query.text(
+            "insert into exceptions (user_id, extra_nano, without_rates, ends_at) "
+            "values (:user, 5, false, now() + interval '1 hour')"
+        ),
+        user=user,
+    )
+    async with world.provisioner(pace=replace(QUICK, sweep_every=0.1)).running():
+        await until(lambda: is_remembered(world, user, "mlpa:+exceptions"))
+        assert await world.remembered("v:ai") == "mlpa:ai"
+        await world.database.execute(Query.text("update exceptions set ends_at = now() - interval '1 second'"))
+        await until(lambda: is_remembered(world, user, "mlpa:ai"))
+
+
+async def is_remembered(world: World, user: str, budget: str) -> bool:
+    return bool(await world.remembered(user) == budget)
+
+
+async def test_while_a_row_is_not_enforced_its_budget_in_litellm_has_no_limit(
+    world: World, service_types: Rows
+) -> None:
+    table = service_types("ai=0.10/1d")
+    async with world.provisioner(rows=table).running():
+        await until(lambda: has_budget(world, "mlpa:ai", 0.2))
+        row = replace(table.rows["ai"], enforce=False, enforce_until=time.time() + 3600)
+        table.take(ServiceTypes({"ai": row}, {}))
+        await until(lambda: has_budget(world, "mlpa:ai", 1_000_000))
+        table.take(ServiceTypes({"ai": replace(row, enforce_until=time.time() - 1)}, {}))
+        await until(lambda: has_budget(world, "mlpa:ai", 0.2))
+
+
+async def has_budget(world: World, name: str, usd: float) -> bool:
+    return name in world.litellm.budgets and bool(world.litellm.budgets[name]["max_budget"] == usd)

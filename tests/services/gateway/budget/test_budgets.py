@@ -241,7 +241,7 @@ async def test_a_tier_set_by_an_operator_holds_from_the_next_request(redis_url: 
                 i=who.identity,
                 t=tier,
             )
-            await decisions.set_tier(client, who.user_id, tier)
+            await decisions.set_user(client, who.user_id, tier)
             reservation = await budgets.admit(ask())
             expected = kinds.rows.get(tier, kinds.rows["ai"])
             assert reservation.rate_limits.requests_limit == expected.rpm
@@ -407,7 +407,7 @@ async def test_what_is_kept_of_a_user_goes_by_itself(redis_url: str, postgres_ur
             await client.persist(key)
 
     await decisions.set_standing(client, "0" * 32, Standing.GOOD)
-    await decisions.set_tier(client, f"{'0' * 32}:ai", "ai")
+    await decisions.set_user(client, f"{'0' * 32}:ai", "ai")
     await decisions.revoke_token(client, "0" * 32, "j", time.time() + 60)
     assert await forgotten() == []
     await client.flushall()

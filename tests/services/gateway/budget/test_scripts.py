@@ -7,7 +7,7 @@ import pytest
 from services.gateway.budget.charging import Charge, bounds
 from services.gateway.budget.models import RateLimits, Reservation
 from services.gateway.budget.refusals import Refusal
-from services.gateway.budget.scripts import BudgetScripts, Snapshot, UserBuild
+from services.gateway.budget.scripts import BudgetScripts, Expected, Snapshot, UserBuild
 from services.local.valkey import ValkeyServer
 from shared.domain.identity import shard
 from shared.state.layout import Standing
@@ -65,6 +65,8 @@ async def test_a_period_before_which_the_clock_went_back_begins_with_a_rebuild(
         executor.now_ms = tomorrow
         assert await scripts.state(user, "jti") == [b"load"]
         tier = principal().service_type
-        answer = await scripts.admit(ask(), tier.name, tier, bounds(ask(), tier.max_budget_nano))
+        answer = await scripts.admit(
+            ask(), Expected(tier.name, tier, 0, enforced=True), bounds(ask(), tier.max_budget_nano)
+        )
         assert isinstance(answer, Refusal)
         assert answer.reason == "load"

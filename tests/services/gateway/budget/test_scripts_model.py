@@ -30,7 +30,7 @@ from hypothesis.stateful import (
 from services.gateway.budget.charging import Bounds, Charge, bounds
 from services.gateway.budget.models import Reservation
 from services.gateway.budget.refusals import Refusal
-from services.gateway.budget.scripts import BudgetScripts, Expired, UserBuild
+from services.gateway.budget.scripts import BudgetScripts, Expected, Expired, UserBuild
 from services.gateway.catalogue.prices import PricedModel
 from services.local.valkey import ValkeyServer
 from shared.domain.identity import shard
@@ -241,7 +241,7 @@ class Scripts(RuleBasedStateMachine):
         if room is not None:
             room += limits_of_it.least
         outlook = self.outlook(user, limits_of_it)
-        answer = self.run(self.scripts.admit(wanted, tier.name, tier, limits_of_it, room))
+        answer = self.run(self.scripts.admit(wanted, Expected(tier.name, tier, 0, enforced=True), limits_of_it, room))
         expected = self.decide(user, prompt, limit, n, room)
         if isinstance(answer, Refusal):
             assert (answer.reason, answer.tier, round(answer.retry_after * 1000)) == expected
@@ -392,7 +392,11 @@ class Scripts(RuleBasedStateMachine):
         request.state = "withdrawn"
         tier = ROWS[self.expected_tiers[request.user]]
         late = self.run(
-            self.scripts.admit(request.reservation.ask, tier.name, tier, bounds(request.reservation.ask, 10**6))
+            self.scripts.admit(
+                request.reservation.ask,
+                Expected(tier.name, tier, 0, enforced=True),
+                bounds(request.reservation.ask, 10**6),
+            )
         )
         assert isinstance(late, Refusal)
 
@@ -473,7 +477,7 @@ class Scripts(RuleBasedStateMachine):
     @rule(user=users_, tier=st.sampled_from(sorted(ROWS)))
     def change_tier(self, user: int, tier: str) -> None:
         self.tiers[user] = tier
-        self.run(decisions.set_tier(self.auth, self.principals[user].user_id, tier))
+        self.run(decisions.set_user(self.auth, self.principals[user].user_id, tier))
         if self.users[user].epoch is not None:
             self.users[user].tier = tier
         self.exact[user] = False

@@ -1,8 +1,0 @@
--- Gives a user the money and rates of a service type. A user without state in Redis gets only a version.
---@ flags allow-oom
---@ keys user
---@ args tier
-redis.call('HINCRBY', user, VERSION, 1)
-if redis.call('HEXISTS', user, EPOCH) == 1 then redis.call('HSET', user, TIER, tier) end
-if redis.call('TTL', user) < 0 then redis.call('EXPIRE', user, IDLE) end
-return 1
