@@ -13,12 +13,17 @@ from pathlib import Path
 import pytest
 import redis as sync_redis
 
+from services.gateway.budget.refusals import Word
 from services.gateway.budget.services import Budgets
 from services.gateway.errors import MayCostTooMuch
 from services.gateway.redis.executor import NotRun
 from services.local.process import free_port
 from services.local.valkey import ValkeyServer
+from shared.domain.identity import shard
 from shared.errors import DependencyUnavailable
+from shared.state import decisions
+from shared.state.layout import SHARD_KEYS, Standing
+from shared.stores.redis import connect
 from tests.services.gateway.budget.support import FAST, ask, delivered, opened, principal, row, rows, total
 from tests.support.waiting import until
 
@@ -277,3 +282,41 @@ async def test_a_redis_that_is_closed_before_another_one_opens_spends_no_budget_
                 await until(all_written)
                 # 0.0001 are left, and the least that a request of this prompt reserves is 0.000102
                 assert (await new.state(principal())).spent_nano == 18 * cost
+
+
+async def test_in_full_memory_runs_whatever_ends_keeps_or_decides_and_whatever_only_reads(
+    own_valkey: ValkeyServer, postgres_url: str
+) -> None:
+    """Also what a dead gateway left: it is reaped, written and acknowledged."""
+    who, user_id = principal(), principal().user_id
+    number, kinds = shard(who.identity), rows(row(rpm=1000))
+    async with (
+        opened(own_valkey.url, postgres_url, kinds) as (budgets, database, _),
+        opened(own_valkey.url, postgres_url, kinds) as (dying, _, _),
+        connect(own_valkey.url) as client,
+    ):
+        left = await dying.admit(ask())
+        dying._renewals.remove(left)
+        open_ = await budgets.admit(ask())
+        with _full(own_valkey):
+            with pytest.raises(NotRun):
+                await budgets.admit(ask())
+
+            async def reaped() -> bool:
+                return await total(database) == (1, left.amount_nano) and not await client.exists(
+                    SHARD_KEYS[number].outbox
+                )
+
+            await until(reaped)
+            assert await budgets._scripts.renew(number, [open_]) == [Word.OK]
+            with pytest.raises(NotRun):  # the state must be built again, since a reaped row was acknowledged
+                await budgets.state(who)
+            assert (await budgets._scripts.snapshot(user_id)).rows == {}
+            assert await decisions.read_users(client, [user_id]) == [None]
+            assert (await decisions.known(client, who.identity, "ai")).user is False
+            recorded = decisions.Recorded("ai", Standing.GOOD, 0, [])
+            assert await decisions.outlook(client, user_id, kinds.rows, recorded, least=1, empty=1) is not None
+            await decisions.set_tier(client, user_id, "ai")
+            assert await decisions.set_standing(client, who.identity, Standing.BLOCKED)
+            assert await budgets._scripts.renew(number, [open_]) == [Word.BLOCKED]
+        budgets.settle(open_, delivered())
