@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from pydantic import Field, SecretStr
 
+from shared.service import start_rules
 from shared.service.settings import CommaSeparated, Limit, Settings
+from shared.service.start_rules import Rule
 
 
 class GatewaySettings(Settings):
+    rules: ClassVar[tuple[Rule, ...]] = (*Settings.rules, start_rules.auth_url)
+
     port: int = Field(8080, ge=0, le=65535, description="Port of the gateway.")
     mlpa_jwks_url: str | None = Field(
         None, description="Auth's key set; found through the issuer's metadata if not set."

@@ -102,6 +102,17 @@ def fxa_is_one_stack(settings: Any) -> Iterator[str]:
         yield f"FXA_BASE_URL belongs to {stacks[0]}, FXA_ISSUER to {stacks[1]}: they must be of one FxA stack"
 
 
+def auth_url(settings: Any) -> Iterator[str]:
+    """Auth gets the credentials of clients there, and the key by which it knows the gateway."""
+    if settings.auth_url is None:
+        return
+    parts = _split(settings.auth_url)
+    if parts is None or parts.scheme not in ("http", "https") or not parts.hostname:
+        yield "AUTH_URL must be an http(s) URL"
+    elif "@" in parts.netloc or _has_more(settings.auth_url):
+        yield "AUTH_URL must be without user, query and fragment"
+
+
 def _stack(parts: SplitResult) -> str:
     host = (parts.hostname or "").rstrip(".")
     return next((name for name, hosts in _FXA_STACKS.items() if host in hosts), "another host")

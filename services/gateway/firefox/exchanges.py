@@ -59,6 +59,7 @@ class Exchanges:
     """The exchange of credentials at one auth.
 
     :param key: makes this gateway known to auth.
+    :param most: access tokens that are remembered, and as many refusals.
     """
 
     def __init__(
@@ -68,14 +69,18 @@ class Exchanges:
         *,
         auth_url: str,
         key: bytes,
+        most: int = MOST,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._session = session
         self._url = f"{auth_url.rstrip('/')}/token"
         self._headers = {EXCHANGE_KEY_HEADER: key.decode()}
+        self._most = most
         self._clock = clock
         self._secret = secrets.token_bytes(32)
-        self._kept: OrderedDict[bytes, _Kept] = OrderedDict()
+        #: Apart, so that strangers' refusals push out no good ones.
+        self._granted: OrderedDict[bytes, _Kept] = OrderedDict()
+        self._refused: OrderedDict[bytes, _Kept] = OrderedDict()
         self._asked: dict[bytes, tuple[Credential, str, str, str]] = {}
         self._flight = Flight(self._exchange_and_keep)
         self._exchanges = registry.counter(
@@ -106,9 +111,10 @@ class Exchanges:
         :raises: as ``once``.
         """
         digest = hmac.digest(self._secret, f"{service_type}\0{subject_token}".encode(), hashlib.sha256)
-        kept = None if anew else self._kept.get(digest)
+        kept = None if anew else self._granted.get(digest) or self._refused.get(digest)
         if kept is None or kept.until <= self._clock():
-            self._asked[digest] = (kind, subject_token, service_type, source)
+            if not self._flight.under_way(digest):
+                self._asked[digest] = (kind, subject_token, service_type, source)
             kept = await self._flight(digest)
         if kept.refusal is not None:
             raise kept.refusal()
@@ -116,11 +122,13 @@ class Exchanges:
 
     async def _exchange_and_keep(self, digest: bytes) -> _Kept:
         kept = await self._exchange(*self._asked.pop(digest))
-        self._kept.pop(digest, None)
+        self._granted.pop(digest, None)
+        self._refused.pop(digest, None)
         if kept.until > self._clock():
-            self._kept[digest] = kept
-            if len(self._kept) > MOST:
-                self._kept.popitem(last=False)
+            memory = self._granted if kept.refusal is None else self._refused
+            memory[digest] = kept
+            if len(memory) > self._most:
+                memory.popitem(last=False)
         return kept
 
     async def _exchange(self, kind: Credential, subject_token: str, service_type: str, source: str) -> _Kept:
