@@ -152,6 +152,17 @@ class Client:
                 for choice in event["choices"]:
                     yield choice["delta"].get("content") or ""
 
+    async def models(self, token: str) -> list[str]:
+        """The models that a token may use.
+
+        :raises RequestFailed: a service refused, or there is none.
+        """
+        answer = await self._ask("GET", f"{self._gateway}/v1/models", headers=_bearer(token))
+        names = [str(one["id"]) for one in answer["data"]]
+        if not names:
+            raise RequestFailed("this token may use no model")
+        return names
+
     async def budget(self, token: str) -> dict[str, Any]:
         """:raises RequestFailed: auth or the gateway refused."""
         return await self._ask("GET", f"{self._gateway}/v1/budget", headers=_bearer(token))

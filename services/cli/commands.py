@@ -15,6 +15,7 @@ from services.cli.keys import keys
 from services.cli.ledger import ledger
 from services.cli.run import auth, gateway, migrate, up
 from services.cli.settings import settings
+from services.cli.smoke import smoke
 from services.cli.virtual_key import virtual_key
 from shared.domain.service_types import ConfigurationError
 from shared.service.ops import VERSION
@@ -31,6 +32,7 @@ for command in (
     auth,
     gateway,
     check,
+    smoke,
     migrate,
     keys,
     device,
