@@ -24,7 +24,7 @@ _X962_POINT_BYTES = 65
 class Assertion:
     """A verified assertion. Store ``counter``; the assertion is good only if that advances the stored one.
 
-    ``unknown_extensions`` counts the ignored ones; ``incomplete_extensions``: one of Apple's two was missing.
+    ``unknown_extensions`` counts ignored ones; ``incomplete_extensions`` says that one of Apple's two was missing.
     """
 
     counter: int

@@ -1,4 +1,4 @@
-"""An attestation: Apple's word that a key lives in a genuine device and belongs to a genuine app."""
+"""An attestation: Apple's statement that a key was made by a genuine app in a genuine device."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ class Attestation:
     """A verified attestation: the facts about a device that are stored.
 
     ``public_key_x962`` is the 65 byte uncompressed point; ``bundle_version`` and ``validation_category`` are None
-    before iOS 27. The receipt is Apple's and is kept as it came: nothing in the object vouches for it.
-    ``unknown_extensions`` counts the ignored ones; ``incomplete_extensions``: one of Apple's two was missing.
+    before iOS 27. The receipt is kept as the client sent it: nothing in the object authenticates it.
+    ``unknown_extensions`` counts ignored ones; ``incomplete_extensions`` says that one of Apple's two was missing.
     """
 
     key_id: bytes
@@ -64,9 +64,8 @@ def verify_attestation(
 ) -> Attestation:
     """Verify an attestation made by ``DCAppAttestService.attestKey``, at the time ``now`` (aware).
 
-    ``client_data_hash`` is what the app passed with the key: SHA-256 of the challenge. Cheap checks come first and
-    the chain's two signatures last: only they make the compared values trustworthy, and nothing is returned without
-    them.
+    ``client_data_hash`` is SHA-256 of the challenge, as the app passed it with the key. Cheap checks come first and
+    the chain's two signatures last: they alone make the compared values trustworthy, so nothing is returned before.
 
     :raises Malformed: it is not an attestation.
     :raises Rejected: a step failed.

@@ -55,8 +55,8 @@ class Launch:
     """How the app was launched, as iOS 27 and later report it; both are None before.
 
     ``validation_category`` is Apple's number for how the app was distributed (2 TestFlight, 3 development,
-    4 App Store...). ``unknown`` counts the other extensions, which are ignored; ``incomplete``: one of the two
-    was missing.
+    4 App Store...). ``unknown`` counts the other extensions, which are ignored; ``incomplete`` says that one of the
+    two was missing.
     """
 
     bundle_version: str | None = None
@@ -67,7 +67,7 @@ class Launch:
 
 @dataclass(frozen=True, slots=True)
 class Credential:
-    """The credential that an attestation is about."""
+    """The credential that an attestation certifies."""
 
     aaguid: bytes
     credential_id: bytes
@@ -89,20 +89,20 @@ class Credential:
 
 
 def assertion_tail(data: bytes) -> bytes:
-    """The bytes after the header, where an assertion has no credential."""
+    """The bytes after the header of an assertion, which has no credential."""
     return data[_HEADER:]
 
 
 def check_attestation_flags(header: Header) -> None:
-    require(header.flags in _ATTESTATION_FLAGS, Step.FLAGS, "other flags than App Attest sets")
+    require(header.flags in _ATTESTATION_FLAGS, Step.FLAGS, "flags that App Attest doesn't set")
 
 
 def check_assertion_flags(header: Header) -> None:
-    require(header.flags in _ASSERTION_FLAGS, Step.FLAGS, "other flags than App Attest or WebAuthn set")
+    require(header.flags in _ASSERTION_FLAGS, Step.FLAGS, "flags that neither App Attest nor WebAuthn sets")
 
 
 def parse_launch(header: Header, tail: bytes) -> Launch:
-    """The extensions in ``tail``, which is all that may follow; nothing at all before iOS 27.
+    """The extensions in ``tail``. Nothing else may follow the header or the credential; before iOS 27 nothing does.
 
     Apple may add extensions or leave one out, and no device should be refused for that: unknown extensions are
     ignored, within bounds. Known ones must have exactly their form.

@@ -1,10 +1,10 @@
-"""Strict CBOR (RFC 8949): what Apple's objects need, and nothing else.
+"""Strict CBOR (RFC 8949): the part of it that Apple's objects need.
 
 cbor2 decodes. Before it sees a byte, a scan over the heads of the items bounds their number and depth and
 refuses indefinite lengths, tags (which make decoders do things), floats and simple values, lengths that aren't
 in their shortest form, and anything that ends early. So each value has one encoding, apart from the order of a map.
 
-``split_map`` takes a map apart without decoding its values, for maps of which not every entry is known.
+``split_map`` takes a map apart without decoding its values, for maps that may have unknown entries.
 """
 
 from __future__ import annotations
@@ -38,11 +38,14 @@ def decode(data: bytes) -> object:
 
 
 def decode_first(data: bytes) -> tuple[object, int]:
-    """The item that ``data`` begins with, and where it ends. Raises NotStrictCbor."""
+    """The item that ``data`` begins with, and where it ends.
+
+    :raises NotStrictCbor: it doesn't begin with one.
+    """
     end = _end_of_item(data)
     try:
         return cbor2.loads(data[:end], allow_indefinite=False, allow_duplicate_keys=False), end
-    except (cbor2.CBORDecodeError, ValueError, TypeError) as error:  # text that isn't UTF-8, a key twice
+    except (cbor2.CBORDecodeError, ValueError, TypeError) as error:  # text that isn't UTF-8, a repeated key
         raise NotStrictCbor("not decodable") from error
 
 
@@ -51,7 +54,9 @@ def split_map(data: bytes, *, max_entries: int, max_key: int, max_value: int) ->
 
     A value may be anything in CTAP2's canonical form, floats and simple values included: no tags, no indefinite
     lengths. ``max_key`` and ``max_value`` bound each one's bytes: those of a string, or of the encoding of anything
-    else. Raises NotStrictCbor.
+    else.
+
+    :raises NotStrictCbor: it is not one such map.
     """
     kind, entries, position = _head(data, 0)
     if kind != _MAP:
@@ -68,9 +73,9 @@ def split_map(data: bytes, *, max_entries: int, max_key: int, max_value: int) ->
         kind, length, _ = _head(data, position)
         end = _end_of_item(data, position, max_items=max_value, max_depth=max_value, others=True)
         if (length if kind in (_BYTES, _TEXT) else end - position) > max_value:
-            raise NotStrictCbor("a value too long")
+            raise NotStrictCbor("a value that is too long")
         if key in values:
-            raise NotStrictCbor("a key twice")
+            raise NotStrictCbor("a repeated key")
         values[str(key)] = data[position:end]
         position = end
     if position != len(data):

@@ -2,7 +2,7 @@
 
 The checks are explicit rather than ``cryptography.x509.verification``'s: that is made for TLS (it wants names and
 extended key usages that App Attest's leaves don't have), finds a path of any length, and gives one reason for all
-failures. Nothing but the given roots is ever trusted.
+failures. Only the given roots are trusted.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class Certificate:
         require(version is x509.Version.v3, Step.CERTIFICATE, "not version 3")
         # The signature ends the certificate; the octet before it counts the bits of its last octet that don't
         # belong to it. There are none, and a parser that drops the count would take other bytes for these.
-        require(der[-len(certificate.signature) - 1] == 0, Step.CERTIFICATE, "a signature of odd bits")
+        require(der[-len(certificate.signature) - 1] == 0, Step.CERTIFICATE, "a signature that isn't whole bytes")
         return parsed
 
     @classmethod
@@ -90,7 +90,11 @@ class Certificate:
 def check_path(
     leaf: Certificate, intermediate: Certificate, roots: Sequence[x509.Certificate], now: datetime
 ) -> list[Certificate]:
-    """Check all of the path but its signatures, which are expensive. Returns the roots that may be its anchor."""
+    """Check everything about the path except its signatures, which are expensive.
+
+    :returns: the roots that may be its anchor.
+    :raises Rejected: a check failed.
+    """
     for certificate in (leaf, intermediate):
         require(certificate.algorithm in _ALGORITHMS, Step.SIGNATURE_ALGORITHM, "not ECDSA over SHA-2")
     require(leaf.issuer == intermediate.subject, Step.ISSUER, "the intermediate isn't the leaf's issuer")
@@ -98,13 +102,13 @@ def check_path(
     require(bool(anchors), Step.ISSUER, "no pinned root is the intermediate's issuer")
 
     anchors = [root for root in anchors if root.not_before <= now <= root.not_after]
-    require(bool(anchors), Step.VALIDITY, "the root is out of its period")
-    require(intermediate.not_before <= now <= intermediate.not_after, Step.VALIDITY, "the intermediate is")
-    require(leaf.not_before <= now <= leaf.not_after, Step.VALIDITY, "the leaf is")
+    require(bool(anchors), Step.VALIDITY, "the root isn't valid now")
+    require(intermediate.not_before <= now <= intermediate.not_after, Step.VALIDITY, "the intermediate isn't valid now")
+    require(leaf.not_before <= now <= leaf.not_after, Step.VALIDITY, "the leaf isn't valid now")
 
-    # Any path length of the intermediate allows for the leaf; the root's is looked at where it's loaded.
+    # Any path length of the intermediate allows for the leaf; the root's is checked when it's loaded.
     constraints = intermediate.extension(x509.BasicConstraints)
-    require(constraints is not None and constraints.ca, Step.CA_CONSTRAINTS, "the intermediate is no CA")
+    require(constraints is not None and constraints.ca, Step.CA_CONSTRAINTS, "the intermediate isn't a CA")
     constraints = leaf.extension(x509.BasicConstraints)
     require(constraints is None or not constraints.ca, Step.CA_CONSTRAINTS, "the leaf is a CA")
 
@@ -121,13 +125,16 @@ def check_path(
             require(
                 not extension.critical or extension.oid in _PROCESSED,
                 Step.CRITICAL_EXTENSION,
-                "one that isn't known",
+                "an unknown one",
             )
     return anchors
 
 
 def check_signatures(leaf: Certificate, intermediate: Certificate, anchors: Sequence[Certificate]) -> None:
-    """The two signatures of the path; here, and only here, it becomes trusted."""
+    """Check the two signatures of the path; only then can it be trusted.
+
+    :raises Rejected: one is wrong.
+    """
     require(_issued(leaf, intermediate), Step.CHAIN, "the intermediate didn't sign the leaf")
     require(
         any(_issued(intermediate, root) for root in anchors),

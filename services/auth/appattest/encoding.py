@@ -19,7 +19,9 @@ def decode_base64(text: str, *, max_bytes: int, strict: bool = False) -> bytes:
 
     Takes the standard or the URL-safe alphabet (not both in one text), padded or not; with ``strict`` only
     RFC 4648 section 4: standard and padded. Never white space, and never bits beyond the last byte, so that in
-    one form no two texts encode the same bytes. Raises Malformed.
+    one form no two texts encode the same bytes.
+
+    :raises Malformed: it does not encode bytes in this way.
     """
     if len(text) > (max_bytes + 2) // 3 * 4:
         raise Malformed(Step.BASE64, "too long")
@@ -41,9 +43,11 @@ def decode_base64(text: str, *, max_bytes: int, strict: bool = False) -> bytes:
 
 
 def decode_key_id(text: str) -> bytes:
-    """The 32 bytes of a key id as a client sends it. Raises Malformed.
+    """The 32 bytes of a key id as a client sends it.
 
     A space stands for a ``+`` that was not escaped in a query string (Firefox for iOS doesn't escape it).
+
+    :raises Malformed: it is not a key id.
     """
     key_id = decode_base64(text.replace(" ", "+"), max_bytes=KEY_ID_BYTES)
     if len(key_id) != KEY_ID_BYTES:
@@ -52,14 +56,17 @@ def decode_key_id(text: str) -> bytes:
 
 
 def canonical_key_id(text: str) -> str:
-    """The one name of a device: its key id in standard, padded base64. Raises Malformed."""
+    """The one name of a device: its key id in standard, padded base64.
+
+    :raises Malformed: it is not a key id.
+    """
     return base64.b64encode(decode_key_id(text)).decode()
 
 
 def parse_client_data(raw: bytes) -> dict[str, Any]:
-    """The JSON object that a device signed over.
+    """The JSON object that a device signed.
 
-    Raises Malformed for anything but one UTF-8 object of at most 4 KiB and 8 levels in strict JSON.
+    :raises Malformed: it is not one UTF-8 object of at most 4 KiB and 8 levels in strict JSON.
     """
     if len(raw) > MAX_CLIENT_DATA_BYTES:
         raise Malformed(Step.JSON, "too long")

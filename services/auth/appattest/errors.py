@@ -1,7 +1,7 @@
-"""The errors of an App Attest object: what is wrong, and the step that found it.
+"""The errors of an App Attest object, each with the step that found it.
 
 AppAttestError
-├── Malformed   not the encoding that it claims to be, or too large for one (HTTP 400)
+├── Malformed   wrongly encoded, or too large (HTTP 400)
 └── Rejected    well-formed, but a step of the verification failed (HTTP 403)
 
 No other exception leaves this package, whatever the bytes.
@@ -135,7 +135,7 @@ class Step(StrEnum):
 
 
 class AppAttestError(Exception):
-    """An object that isn't accepted. ``str()`` of it is for logs and holds nothing of the object."""
+    """An object that isn't accepted. ``str()`` of the error is for logs and holds nothing of the object."""
 
     def __init__(self, step: Step, reason: str) -> None:
         super().__init__(f"{step}: {reason}")
@@ -147,10 +147,13 @@ class Malformed(AppAttestError):
 
 
 class Rejected(AppAttestError):
-    """The object is well-formed and not trustworthy: HTTP 403."""
+    """The object is well-formed but not trustworthy: HTTP 403."""
 
 
 def require(condition: bool, step: Step, reason: str) -> None:
-    """Raise Rejected at ``step``, with ``reason``, unless ``condition`` holds."""
+    """Check a condition of a step.
+
+    :raises Rejected: at ``step``, with ``reason``: the condition does not hold.
+    """
     if not condition:
         raise Rejected(step, reason)

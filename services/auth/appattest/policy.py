@@ -1,4 +1,4 @@
-"""What a deployment accepts: its apps, its environment and its trust anchors."""
+"""The apps, the environment and the trust anchors that a deployment accepts."""
 
 from __future__ import annotations
 
@@ -22,10 +22,12 @@ AAGUIDS: dict[Environment, bytes] = {
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """The fixed part of every verification. Raises ValueError when it could never accept an attestation.
+    """The fixed part of every verification.
 
-    Each root is trusted for its name and key (RFC 5280 section 6.1.1 (d)). That it may certify a CA is checked
-    once, here; that it is within its period, at each verification.
+    Each root is trusted for its name and key (RFC 5280 section 6.1.1 (d)). Whether it may certify a CA is checked
+    once, here; whether it is within its period, at each verification.
+
+    :raises ValueError: it could never accept an attestation.
     """
 
     team_id: str
@@ -46,7 +48,10 @@ class Policy:
         return AAGUIDS[self.environment]
 
     def rp_id_hash(self, bundle_id: str) -> bytes:
-        """SHA-256 of the App ID (TEAM.bundle). Raises Rejected for an app that isn't served here."""
+        """SHA-256 of the App ID (TEAM.bundle).
+
+        :raises Rejected: the app isn't served here.
+        """
         require(bundle_id in self.bundle_ids, Step.BUNDLE_ID, "an app that isn't on the list")
         return hashlib.sha256(f"{self.team_id}.{bundle_id}".encode()).digest()
 
@@ -57,7 +62,10 @@ def apple_root_pem() -> bytes:
 
 
 def load_roots(pem: bytes) -> tuple[x509.Certificate, ...]:
-    """The trust anchors of a PEM file. Raises ValueError when it holds none, or one that can't be an anchor."""
+    """The trust anchors of a PEM file.
+
+    :raises ValueError: it holds none, or one that can't be an anchor.
+    """
     roots = tuple(x509.load_pem_x509_certificates(pem))
     for root in roots:
         _check_root(root)
@@ -71,6 +79,6 @@ def _check_root(root: x509.Certificate) -> None:
     for extension in root.extensions:
         match extension.value:
             case x509.BasicConstraints(ca=False) | x509.BasicConstraints(path_length=0):
-                raise ValueError("a root certificate must be allowed a CA below it")
+                raise ValueError("a root certificate must allow a CA below it")
             case x509.KeyUsage(key_cert_sign=False):
                 raise ValueError("a root certificate must be allowed to sign certificates")

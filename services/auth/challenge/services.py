@@ -43,7 +43,8 @@ _TRIED, _DONE = b"t", b"d"
 class Use:
     """One use of a challenge.
 
-    ``decided``: the work itself proved to be the first of its kind, so that it counts even if Redis can't be updated.
+    The work inside sets ``decided`` once it has proved itself to be the first of its kind, so that it counts even if
+    Redis can't be updated.
     """
 
     decided: bool = False

@@ -72,7 +72,7 @@ class EntryKey:
     lock: str
 
 
-class _Away(Exception):
+class _CacheDown(Exception):
     """Redis is down, slow or refuses."""
 
 
@@ -109,7 +109,7 @@ class Cache:
         """The valid entry of a token, in one round trip; None if there is none or Redis is down."""
         try:
             value = await self._do(lambda: self._redis.get(key.name))
-        except _Away:
+        except _CacheDown:
             return None
         return None if value is None else self._open(key, value)
 
@@ -130,7 +130,7 @@ class Cache:
                 await self._do(lambda: self._redis.set(key.name, value, px=milliseconds))
             else:
                 await self._put_identity(key, outcome, until, milliseconds)
-        except _Away:
+        except _CacheDown:
             return
 
     @asynccontextmanager
@@ -153,7 +153,7 @@ class Cache:
                 else:
                     # It may have been stored between our first look and the lock
                     found = await self.get(key) if held else None
-            except _Away:
+            except _CacheDown:
                 found = None
             yield found
         finally:
@@ -235,13 +235,13 @@ class Cache:
     async def _release(self, key: EntryKey, nonce: str) -> None:
         try:
             await self._do(lambda: self._unlock(keys=[key.lock], args=[nonce]))
-        except _Away:
+        except _CacheDown:
             return  # the lock expires by itself
 
     async def _do(self, command: Callable[[], Awaitable[Any]]) -> Any:
         """Run a command. Waits a moment at most, and not at all while Redis is known to be down.
 
-        :raises _Away: it failed.
+        :raises _CacheDown: it failed.
         """
         try:
             with self._breaker.call():
@@ -249,11 +249,11 @@ class Cache:
                     return await command()
         except BreakerOpen as error:
             self._metrics.cache_failures.inc("open")
-            raise _Away from error
+            raise _CacheDown from error
         except (RedisError, TimeoutError) as error:
             reason = "timeout" if isinstance(error, TimeoutError | RedisTimeoutError) else "error"
             self._metrics.cache_failures.inc(reason)
-            raise _Away from error
+            raise _CacheDown from error
 
 
 def _breaker_changed(state: State) -> None:

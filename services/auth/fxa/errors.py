@@ -1,9 +1,9 @@
 """Refusals of an FxA token or of its use. "It could not be checked" is never one of these.
 
     FxARefusal
-    ├── InvalidFxAToken       the token is not good: malformed, expired, revoked, wrongly signed
-    ├── ScopeNotAllowed       a good token that lacks a scope which the service type needs
-    └── ClientNotAllowed      a good token of a relying party that the service type does not take
+    ├── InvalidFxAToken       malformed, expired, revoked, wrongly signed
+    ├── ScopeNotAllowed
+    └── ClientNotAllowed
 
 When FxA could not be asked: ``shared.errors.DependencyUnavailable("fxa")``.
 """
@@ -18,7 +18,8 @@ class FxARefusal(Exception):
 
 
 class InvalidFxAToken(FxARefusal):
-    """
+    """The token is not good.
+
     :param reason: for logs, in our words; never a part of the token.
     :param source: where the refusal comes from.
     :param lasting: asking again would give the same answer, so it may be cached.
@@ -32,8 +33,8 @@ class InvalidFxAToken(FxARefusal):
 
 
 class ScopeNotAllowed(FxARefusal):
-    pass
+    """The token lacks a scope that the service type needs."""
 
 
 class ClientNotAllowed(FxARefusal):
-    pass
+    """The service type does not take tokens of this relying party."""

@@ -1,4 +1,4 @@
-"""Requests to FxA: what it answers, or ``NoAnswer`` for whatever says nothing of a token."""
+"""Requests to FxA. An answer that says nothing about a token is ``NoAnswer``."""
 
 from __future__ import annotations
 
@@ -27,7 +27,8 @@ class FxAClient:
         self._clock = clock
 
     async def ask(self, method: str, path: str, *, json: Any = None) -> Answer:
-        """
+        """Ask FxA.
+
         :param path: below the base URL, with a leading slash.
         :raises NoAnswer: no connection, no whole answer in time, too large, 429 or 5xx.
         """
@@ -39,7 +40,7 @@ class FxAClient:
             timeout=self._timeout,
             json=json,
             headers={"Accept": "application/json"},
-            again=True,  # asking twice changes nothing at FxA
+            again=True,  # a repeated request changes nothing at FxA
         )
         if answer.status == HTTPStatus.TOO_MANY_REQUESTS or answer.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
             raise answer.unexpected(self._clock)

@@ -17,7 +17,7 @@ class FxAMetrics:
     def __init__(self, registry: Registry) -> None:
         self.verifications = registry.counter(
             "fxa_verifications_total",
-            "FxA tokens answered for, by where the answer came from.",
+            "Answers about FxA tokens, by their source.",
             ("verification_source",),
         )
         self.latency = registry.histogram(
@@ -30,7 +30,7 @@ class FxAMetrics:
             "fxa_places", "Verifications that may be with FxA at a time: halved when it asks for less."
         )
         self.jwks_age = registry.gauge(
-            "fxa_jwks_age_seconds", "Age of FxA's key set as it is held; -1 before there is one."
+            "fxa_jwks_age_seconds", "Age of FxA's key set that is in use; -1 before there is one."
         )
         self.failures = registry.counter(
             "fxa_request_failures_total", "Requests to FxA without a usable answer.", ("endpoint", "reason")
@@ -41,7 +41,7 @@ class FxAMetrics:
             ("reason",),
         )
         self.cache_failures = registry.counter(
-            "fxa_cache_failures_total", "Redis commands of the FxA cache that failed, or were passed by.", ("reason",)
+            "fxa_cache_failures_total", "Redis commands of the FxA cache that failed or were skipped.", ("reason",)
         )
         self.verifications.preset_all(SOURCES)
         self.latency.preset_all(RESULTS, SOURCES)

@@ -27,7 +27,7 @@ Scope = Annotated[str, msgspec.Meta(pattern=r"^[\x21\x23-\x5B\x5D-\x7E]{1,512}\Z
 
 @dataclass(frozen=True, slots=True)
 class FxAIdentity:
-    """The account that a verified token is of.
+    """The account of a verified token.
 
     ``scopes`` are all scopes of the token, as FxA gave them. ``expires_at`` is unix time, None if FxA did not say
     (opaque tokens).
@@ -45,8 +45,7 @@ class FxAIdentity:
 
 @dataclass(frozen=True, slots=True)
 class FxAConfig:
-    """The configuration of the verification. The configuration of the verification. The configuration of the
-    verification. All times are in seconds.
+    """The configuration of the verification. All times are in seconds.
 
     :param base_url: with the version, without a trailing slash: ``https://oauth.accounts.firefox.com/v1``.
     :param issuer: the exact ``iss`` of JWT access tokens.
@@ -61,20 +60,20 @@ class FxAConfig:
     opaque_cache_ttl: float = 60
     refusal_cache_ttl: float = 30
     clock_skew: float = CLOCK_SKEW
-    #: Of one request to FxA, from connecting to the last byte.
+    #: Limit of one request to FxA, from connecting to the last byte.
     timeout: float = 2
+    #: Concurrent verifications at FxA: in all, and of one source.
     max_concurrency: int = 32
-    #: Of one source.
     source_concurrency: int = 8
-    #: How long a verification waits for one of those places.
+    #: The longest wait for one of those places.
     queue_wait: float = 0.5
-    #: How long one Redis command may take before the cache is bypassed.
+    #: The longest that one Redis command may take before the cache is bypassed.
     cache_timeout: float = 0.5
     #: Age by which the key set should have been fetched again; it is kept longer while FxA is down.
     jwks_max_age: float = 300
-    #: Age at which a key set that could not be fetched again is no longer used: a key in it may have been withdrawn.
+    #: Age at which a key set that could not be fetched again is dropped: a key in it may have been withdrawn.
     jwks_kept: float = KEY_SET_KEPT
-    #: Least time between two fetches that unknown key ids cause.
+    #: Shortest time between two fetches that unknown key ids cause.
     unknown_kid_interval: float = 10
 
     @classmethod
@@ -83,7 +82,7 @@ class FxAConfig:
         assert settings.fxa_cache_secret is not None
         return cls(
             base_url=settings.fxa_base_url.rstrip("/"),
-            issuer=settings.fxa_issuer.rstrip("/"),  # as FxA's JWTs have it
+            issuer=settings.fxa_issuer.rstrip("/"),  # as in FxA's JWTs
             cache_secret=settings.fxa_cache_secret.get_secret_value().encode(),
             cache_ttl=settings.fxa_cache_ttl_seconds,
         )

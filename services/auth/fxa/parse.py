@@ -92,8 +92,8 @@ def parse(token: str, *, issuer: str, now: float, skew: float) -> OpaqueToken | 
     """The token, if it has the form of FxA's.
 
     :param skew: how far FxA's clock may be ahead of ours, in seconds. None is allowed for the expiry.
-    :raises InvalidFxAToken: it has not. A JWT's issuer, times, subject, client id and scope are checked too, since a
-        token that its own claims rule out needs no key.
+    :raises InvalidFxAToken: it has not, or a JWT's issuer, times, subject, client id or scope are wrong, which needs
+        no key to see.
     """
     if _OPAQUE.fullmatch(token):
         return OpaqueToken(token)

@@ -33,7 +33,7 @@ class _Source:
 
 
 class Places:
-    """The places, taken and given back.
+    """The places that verifications take and give back.
 
     :param most: places in all.
     :param of_source: places of one source.

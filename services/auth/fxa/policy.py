@@ -11,7 +11,8 @@ ANY_CLIENT = "*"
 
 
 def check(identity: FxAIdentity, row: ServiceType) -> None:
-    """
+    """Check that a row admits an identity.
+
     :raises ClientNotAllowed: the row does not name the relying party; a row without any accepts none.
     :raises ScopeNotAllowed: the token lacks one of the row's scopes.
     """

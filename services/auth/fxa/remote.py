@@ -64,7 +64,8 @@ class RemoteVerifier:
             raise DependencyUnavailable("fxa", retry_after=max(1, error.retry_after)) from None
 
     async def verify(self, token: OpaqueToken, source: str) -> FxAIdentity:
-        """
+        """The identity of an opaque token, from FxA.
+
         :param source: the address that sent the token.
         :raises InvalidFxAToken: FxA refuses it.
         :raises DependencyUnavailable: FxA said nothing about the token, or was not asked.
@@ -100,7 +101,7 @@ class RemoteVerifier:
                 self._answered()
                 raise
             except NoAnswer as error:
-                # A 429 slows all tokens down; it stops them only when there is nothing left to halve
+                # A 429 halves the places; verifications stop only when one place is left
                 if error.reason != "rate_limited" or not self._slow_down(era):
                     raise
                 throttled = error
@@ -114,7 +115,7 @@ class RemoteVerifier:
         self._metrics.places.set(self._places.open)
 
     def _slow_down(self, era: int) -> bool:
-        """Whether there were places to halve."""
+        """Halve the places. False if only one was left."""
         before = self._places.era
         slowed = self._places.halve(era)
         if self._places.era != before:

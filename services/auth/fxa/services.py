@@ -103,7 +103,8 @@ class FxAVerifier:
     async def verify(self, token: str, source: str = "") -> FxAIdentity:
         """The identity of a token.
 
-        :param source: the address that sent it; only some tokens of one source are at FxA at a time.
+        :param source: the address that sent it, whose concurrent verifications at FxA are limited.
+
         :raises InvalidFxAToken: it is not good.
         :raises DependencyUnavailable: it could not be checked.
         """
