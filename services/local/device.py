@@ -3,8 +3,8 @@
 It does what the Secure Enclave and Apple's attestation service do together, under the root of a test PKI, so its
 objects have the shape of real ones and verify against that root alone.
 
-What it imitates, and which source says so ("recorded": objects of real devices, which the tests of the verifier read
-where they are at hand; "Apple": "Validating apps that connect to your server"):
+What it imitates, with the source ("recorded": objects of real devices, which the tests of the verifier read where they
+are at hand; "Apple": "Validating apps that connect to your server"):
 
     attestation {fmt, attStmt {x5c, receipt}, authData},   recorded; Apple's steps 1 to 9
     members in this order
@@ -51,8 +51,9 @@ ATTESTED_CREDENTIAL = 0x40
 class Device:
     """One app on one device, with its key and counter, under the authority that certifies it.
 
-    With ``bundle_version`` and ``validation_category`` it's a device on iOS 27 or later, which tells both. ``further``
-    are extensions that Apple doesn't define yet; ``assertion_flags`` those of its assertions' authenticator data.
+    With ``bundle_version`` and ``validation_category`` it's a device on iOS 27 or later, which reports both.
+    ``further`` are extensions that Apple doesn't define yet; ``assertion_flags`` those of its assertions'
+    authenticator data.
     """
 
     pki: Pki = field(repr=False)
@@ -113,7 +114,7 @@ class Device:
         return launch_extensions(self.bundle_version, self.validation_category, self.further)
 
     def to_json(self) -> str:
-        """Everything, the private keys included."""
+        """All members, including the private keys."""
         members = {
             "team_id": self.team_id,
             "bundle_id": self.bundle_id,

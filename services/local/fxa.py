@@ -1,6 +1,6 @@
 """A stand-in for FxA's OAuth server: one real HTTP server with FxA's shapes, and controls to mint and to break.
 
-What it imitates, and which source says so. Files without a repository are in mozilla/fxa, below
+What it imitates, with the source. Files without a repository are in mozilla/fxa, below
 packages/fxa-auth-server/lib; ``errors`` is libs/accounts/errors/src/oauth-error.ts there.
 
     JWT header: ``typ`` ``at+JWT``, RS256, ``kid``         oauth/jwt_access_token.js (HEADER_TYP), oauth/jwt.js
@@ -29,17 +29,17 @@ packages/fxa-auth-server/lib; ``errors`` is libs/accounts/errors/src/oauth-error
 
 Where it differs on purpose:
 
-    - a token is minted by a control, not by a grant: no client has to exist, scopes stand as ordered (FxA leaves out
+    - a token is minted by a control, not by a grant: no client has to exist, scopes are kept as ordered (FxA leaves out
       those that others imply), and a JWT may be had for every client (FxA has a list of those that get one)
     - Sync is missing (another ``aud`` for its scope, scoped keys); so are pairwise subjects, which have 32 digits too
-    - no grandfathering of expired opaque tokens, and nothing limits the rate: what stands in front of FxA does, and a
-      fault with status 429 imitates it
+    - no grandfathering of expired opaque tokens, and no rate limit: FxA's is in front of it, and a fault with
+  status 429 imitates it
 
 Controls, for local runs and tests only:
     POST   /local/token    a ``TokenOrder``, every member optional -> {"token"}
     POST   /local/rotate   the next key signs from now on -> {"kid"}
     POST   /local/faults   a ``Fault``; replaces that of the same endpoint
-    DELETE /local/faults   all is well again
+    DELETE /local/faults   no endpoint misbehaves
     GET    /local/calls    {"jwks", "verify", "most_at_once"}
 
 Run alone: ``python -m services.local.fxa --port 8082 --keys DIR``. It must listen on loopback only: whoever reaches
@@ -85,7 +85,7 @@ ERRORS = {
     999: "Invalid request payload JSON format",
 }
 ERROR_INFO = "https://mozilla.github.io/ecosystem-platform/api#section/Response-format"
-#: Seconds. FxA stores no JWT that lives for so long or less.
+#: FxA stores no JWT with a life of that many seconds or fewer.
 SHORT_LIFE = 6 * 3600
 MAX_JWT_CHARACTERS = 1024
 
@@ -184,7 +184,7 @@ class TokenOrder(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
 class Fault(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     """How an endpoint misbehaves.
 
-    ``answer``: as ever (after ``latency`` seconds); ``respond``: with ``status``, ``body`` and ``headers``;
+    ``answer``: as usual (after ``latency`` seconds); ``respond``: with ``status``, ``body`` and ``headers``;
     ``hang``: never answers; ``reset``: the connection is reset. ``times``: for so many requests; 0 = until changed.
     """
 
@@ -205,7 +205,7 @@ class _Grant:
 
 @dataclass(slots=True)
 class _Calls:
-    """The requests received. ``most_at_once``: of verifications."""
+    """Counts of the requests received. ``most_at_once``: the most concurrent verifications."""
 
     by_endpoint: Counter[str] = field(default_factory=Counter)
     now: int = 0

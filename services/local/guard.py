@@ -1,4 +1,4 @@
-"""Runs a program that cannot outlive its parent: ``python guard.py PARENT_PID SIGNAL UID GID PROGRAM ARGS...``.
+"""Run a program that cannot outlive its parent: ``python guard.py PARENT_PID SIGNAL UID GID PROGRAM ARGS...``.
 
 A script of its own, started without site-packages, because its settings must be made between fork and exec, where
 the parent's Python (its threads, its locks) is not safe to run. The order matters: the kernel forgets the death

@@ -36,7 +36,7 @@ def installed(folder: Path) -> bool:
 
 
 def install(folder: Path) -> None:
-    """Makes the environment unless it is complete. Of several concurrent processes one makes it and the others wait.
+    """Make the environment unless it is complete. Of several concurrent processes one makes it and the others wait.
 
     :raises ProcessError: pip failed; its output went to stdout and stderr.
     """
@@ -47,7 +47,7 @@ def install(folder: Path) -> None:
         if installed(folder):
             return
         virtual_environments.create(folder, clear=True, symlinks=True, with_pip=True)
-        # Not compiled: the first start compiles the third of the modules that it imports
+        # Not compiled: the first start compiles the modules that it imports, a third of all
         options = ["--disable-pip-version-check", "--no-input", "--progress-bar", "off", "--no-compile"]
         what = ["--no-deps", "-r", str(LOCK)] if LOCK.exists() else [UNLOCKED]
         pip = Program("pip", (str(folder / "bin" / "python"), "-m", "pip", "install", *options, *what))
@@ -83,7 +83,7 @@ def _fingerprint() -> str:
 class LiteLLMServer(Server):
     """LiteLLM on 127.0.0.1 with the models of ``config``, without a database: no customers, no virtual keys."""
 
-    ready_seconds = 90  # 4 s as a rule, the first time 9
+    ready_seconds = 90  # usually 4 s; the first time 9
 
     def __init__(
         self,

@@ -27,7 +27,7 @@ WORDS = TEXT.split()
 
 
 class SlowModel(CustomLLM):  # type: ignore[misc]  # an untyped base class
-    """Says as many words as the last message asks for ("Write 200 words"), else TEXT once. A word is a token."""
+    """A model that says as many words as the last message asks for ("Write 200 words"), else TEXT once."""
 
     async def acompletion(self, *, model: str, messages: list[Any], optional_params: dict[str, Any], **_: Any) -> Any:
         words, finish_reason = answer(messages, optional_params)

@@ -1,7 +1,7 @@
-"""Starts LiteLLM's proxy as its command ``litellm`` does, in less time. Runs inside LiteLLM's own environment.
+"""Start LiteLLM's proxy as its command ``litellm`` does, in less time. Runs inside LiteLLM's own environment.
 
-Most of its start goes into importing modules that build large, long-lived objects, which the garbage collector then
-walks again and again. So it is off until the imports are over, and skips their objects afterwards.
+Most of the start is spent on importing modules that build large, long-lived objects, which the garbage collector would
+walk again and again. So it is off until the imports are over, and skips their objects afterwards.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import sys
 
 gc.disable()
 
-# In a venv of its own, hence not found; the server's module is imported for the time that it takes
+# Not found, since it is in a venv of its own. The server's module takes most of the time.
 import litellm.proxy.proxy_server  # type: ignore[import-not-found]  # noqa: E402, F401
 from litellm import run_server  # noqa: E402
 

@@ -2,7 +2,7 @@
 
 Root (P-384) -> intermediate (P-384, path length 0) -> leaf (P-256, short-lived, with any extension).
 
-What it imitates, all as in the certificates of recorded attestations and in Apple's App Attestation Root CA:
+It imitates, as in the certificates of recorded attestations and in Apple's App Attestation Root CA:
 
     curves, and signatures over SHA-384 (the CAs) and SHA-256 (the leaf)
     the CAs' basic constraints and key usage, critical; the intermediate's path length 0; ten years
@@ -74,7 +74,7 @@ class Authority:
 
 @dataclass(frozen=True, slots=True)
 class Pki:
-    """A root and an intermediate, ready to certify devices."""
+    """A root and an intermediate that certify devices."""
 
     root: Authority
     intermediate: Authority
@@ -97,7 +97,7 @@ class Pki:
 
     @property
     def root_pem(self) -> bytes:
-        """What APP_ATTEST_ROOT_CA names."""
+        """The content of the file that APP_ATTEST_ROOT_CA names."""
         return self.root.certificate.public_bytes(serialization.Encoding.PEM)
 
     def certify(
@@ -156,7 +156,7 @@ def ca_extensions(*, path_length: int | None, ca: bool = True) -> list[Extension
 
 
 def leaf_extensions() -> list[Extension]:
-    """What Apple's leaves have beside the extensions of their own."""
+    """The standard extensions of Apple's leaves."""
     return [
         (x509.BasicConstraints(ca=False, path_length=None), True),
         (
@@ -245,7 +245,10 @@ def key_to_pem(key: CertificateIssuerPrivateKeyTypes) -> str:
 
 
 def load_key(pem: str) -> ec.EllipticCurvePrivateKey:
-    """Raises TypeError for a key that isn't on an elliptic curve, as all of App Attest's are."""
+    """A private key from PEM.
+
+    :raises TypeError: it isn't on an elliptic curve, as all of App Attest's are.
+    """
     key = serialization.load_pem_private_key(pem.encode(), password=None)
     if not isinstance(key, ec.EllipticCurvePrivateKey):
         raise TypeError("not an elliptic curve key")

@@ -60,7 +60,7 @@ class PostgresServer(Server):
         return self._url("postgresql", database).render_as_string(hide_password=False)
 
     def initialise(self) -> None:
-        """Makes the data folder if it is missing, atomically, so that an interrupted run does no harm."""
+        """Make the data folder if it is missing, atomically, so that an interrupted run does no harm."""
         if (self.data / "PG_VERSION").exists():
             return
         self.data.parent.mkdir(parents=True, exist_ok=True)
@@ -83,7 +83,7 @@ class PostgresServer(Server):
         return len(lines) > 7 and lines[0] == str(self.process.pid) and lines[7].strip() == "ready"
 
     def create_database(self, name: str, *, template: str = "template0") -> str:
-        """Makes a database and returns its URL. With a template it is a copy of that one."""
+        """Make a database and return its URL. With a template it is a copy of that one."""
         # copying files needs a checkpoint, which is cheap without syncs, and then a fifth of the CPU time of the log
         strategy = "WAL_LOG" if self.durable else "FILE_COPY"
         self._administer(f'CREATE DATABASE "{name}" TEMPLATE "{template}" STRATEGY {strategy}')
@@ -95,14 +95,14 @@ class PostgresServer(Server):
         return self.url(name) if found else self.create_database(name)
 
     def drop_database(self, name: str) -> None:
-        """Drops a database together with its open connections; nothing when it does not exist."""
+        """Drop a database and its open connections; nothing when it does not exist."""
         self._administer(f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)')
 
     def _url(self, scheme: str, database: str) -> URL:
         return URL.create(scheme, SUPERUSER, self.password, "127.0.0.1", self.port, database)
 
     def _administer(self, statement: str, **parameters: Any) -> bool:
-        """Runs one statement in autocommit. Returns whether it gave a row."""
+        """Run one statement in autocommit. Returns whether it gave a row."""
         url = self._url("postgresql+psycopg2", "postgres")
         engine = create_engine(url, poolclass=NullPool, isolation_level="AUTOCOMMIT")
         try:
@@ -157,7 +157,7 @@ class PostgresServer(Server):
             raise ProcessError(f"initdb failed: {result.stderr.strip() or result.stdout.strip()}")
 
     def _address(self, folder: Path) -> str:
-        """How the server, whose working directory this is, reaches its folder."""
+        """The path of its folder for the server, which runs in that folder."""
         own = Path("/proc/self/cwd")
         return str(own) if self.account != Account.current() and own.exists() else str(folder.resolve())
 
@@ -183,7 +183,7 @@ def _readable_by_all(folder: Path) -> bool:
 
 
 def _copy_package(package: Path, target: Path) -> None:
-    """Copies the package and the folder of its shared libraries, which it finds by relative path."""
+    """Copy the package and the folder of its shared libraries, which it finds by relative path."""
     CACHE.mkdir(parents=True, exist_ok=True, mode=0o755)
     with tempfile.TemporaryDirectory(dir=CACHE) as folder:
         fresh = Path(folder, "copy")

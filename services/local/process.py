@@ -101,7 +101,7 @@ class Process:
         return f"exit code {code}" if code >= 0 else f"killed by {signal.Signals(-code).name}"
 
     def start(self) -> None:
-        """Starts it and returns at once. Output is appended to the log."""
+        """Start it and return at once. Output is appended to the log."""
         if self.running:
             raise ProcessError(f"{self.program.name} runs already")
         with self._open_log() as output:
@@ -116,7 +116,10 @@ class Process:
             )
 
     def wait_ready(self, ready: Callable[[], bool], timeout: float = 20) -> None:
-        """Blocks until ``ready()``; ProcessError when the child ends first or the time is over."""
+        """Block until ``ready()``.
+
+        :raises ProcessError: the child ended first, or the time is over.
+        """
         deadline = time.monotonic() + timeout
         while not ready():
             if not self.running:
@@ -126,19 +129,19 @@ class Process:
             time.sleep(POLL_SECONDS)
 
     def signal(self, number: signal.Signals) -> None:
-        """Sends a signal to the child; nothing when it is gone."""
+        """Send a signal to the child; nothing when it has ended."""
         if self._child is not None:
             self._child.send_signal(number)
 
     def stop(self, timeout: float = 10) -> None:
-        """Asks it to end, and kills it if it has not after ``timeout`` seconds."""
+        """Ask it to end, and kill it if it has not after ``timeout`` seconds."""
         self.resume()
         self.signal(self.program.stop_signal)
         if not self.wait(timeout):
             self.kill()
 
     def kill(self) -> None:
-        """SIGKILL to the child and its process group, as a crash would be."""
+        """Kill the child and its process group with SIGKILL, as a crash would."""
         if self._child is not None:
             with suppress(ProcessLookupError, PermissionError):
                 if self._child.poll() is None:
@@ -157,7 +160,7 @@ class Process:
         return True
 
     def pause(self) -> None:
-        """Freezes it with all its children: connections stay open and nothing answers, like a hung host.
+        """Freeze it with all its children: connections stay open and nothing answers, like a hung host.
 
         It is thawed by ``resume``, or when this process dies, by a shell that waits for the end of its input.
         """
@@ -172,7 +175,7 @@ class Process:
         )
 
     def resume(self) -> None:
-        """Ends a pause."""
+        """End a pause."""
         if self._pause is not None:
             self._pause.communicate()
             self._pause = None
@@ -206,37 +209,40 @@ class Server(ABC):
 
     @abstractmethod
     def initialise(self) -> None:
-        """Makes what it needs on disk; once is enough, and again does no harm."""
+        """Make its files; called again, it changes nothing."""
 
     @abstractmethod
     def ready(self) -> bool:
         """Whether it answers."""
 
     def start(self) -> None:
-        """Starts it and blocks until it is ready; ProcessError with the log's end if it does not get so."""
+        """Start it and block until it is ready.
+
+        :raises ProcessError: it did not become so; the message has the end of its log.
+        """
         self.initialise()
         self.process.start()
         self.process.wait_ready(self.ready, timeout=self.ready_seconds)
 
     def stop(self) -> None:
-        """Ends it in its usual way."""
+        """End it in its usual way."""
         self.process.stop()
 
     def kill(self) -> None:
-        """SIGKILL, as a crash would be: anything only in memory is lost."""
+        """Kill it with SIGKILL, as a crash would: anything only in memory is lost."""
         self.process.kill()
 
     def pause(self) -> None:
-        """Connections stay open and hang, and so do new ones."""
+        """Freeze it: connections stay open and hang, and so do new ones."""
         self.process.pause()
 
     def resume(self) -> None:
-        """Ends a pause."""
+        """End a pause."""
         self.process.resume()
 
 
 def _suspend_family(pid: int) -> list[int]:
-    """SIGSTOP to a process and all that descend from it; returns their pids."""
+    """Stop a process and all its descendants with SIGSTOP; returns their pids."""
     with suppress(ProcessLookupError):
         os.kill(pid, signal.SIGSTOP)  # before its children are listed, so that it starts no more
     family = [pid]
@@ -247,7 +253,7 @@ def _suspend_family(pid: int) -> list[int]:
 
 
 def answers(url: str, timeout: float = 2) -> bool:
-    """Whether a GET is answered with 200. Uses no proxy, since it is for local addresses."""
+    """Whether a GET of a local address is answered with 200. Uses no proxy."""
     opener = build_opener(ProxyHandler({}))
     try:
         with opener.open(url, timeout=timeout) as response:

@@ -57,7 +57,7 @@ class ValkeyServer(Server):
         return f"redis://{credentials}127.0.0.1:{self.port}/0"
 
     def initialise(self) -> None:
-        """Writes the configuration file (mode 0600: it may hold the password)."""
+        """Write the configuration file (mode 0600: it may hold the password)."""
         self.data.mkdir(parents=True, exist_ok=True, mode=0o700)
         write_private(self._config, "".join(f"{name} {value}\n" for name, value in self.options.items()))
 
@@ -97,7 +97,7 @@ class ValkeyCluster:
         return f"redis+cluster://127.0.0.1:{self.nodes[0].port}"
 
     def start(self) -> None:
-        """Starts the nodes, deals the slots out evenly and blocks until the cluster is whole."""
+        """Start the nodes, deal the slots out evenly and block until the cluster is complete."""
         for node in self.nodes:
             node.start()
         share = -(-CLUSTER_SLOTS // len(self.nodes))

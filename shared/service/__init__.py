@@ -1,1 +1,1 @@
-"""Running a service: its apps and their frame, its settings, and the work beside the requests."""
+"""Running a service: its apps and their frame, its settings, and its background work."""

@@ -1,4 +1,4 @@
-"""The part of an app that is the same in both services."""
+"""The parts of an app that both services share."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ def build_apps(
     apps.put(ops.METRICS, Page(registry))
     proxy_metrics = ProxyMetrics(registry)
     main[PROXIES] = Proxies(settings.trusted_proxies, settings.trusted_proxy_networks, proxy_metrics)
-    if apps.ops is not None:  # there is no proxy before the ops port, whatever is before the other
+    if apps.ops is not None:  # no proxy is in front of the ops port, whatever is in front of the other
         apps.ops[PROXIES] = Proxies(0, (), proxy_metrics)
     drain = Drain(delay=settings.drain_delay_seconds, limit=settings.drain_seconds, refuse_new=frame.refuse_new)
     apps.put(DRAIN, drain)

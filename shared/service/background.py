@@ -1,4 +1,4 @@
-"""Work beside the requests: loops that start and end with their owner and survive their failures."""
+"""Background work: loops that start and end with their owner and survive their failures."""
 
 from __future__ import annotations
 

@@ -75,8 +75,8 @@ async def ask(
 
     :param limit: the most bytes that the body may have, as it is after decompression.
     :param timeout: seconds from connecting to the last byte.
-    :param again: send the request once more if the connection is lost before the answer begins, as happens to one that
-        was kept and that the other side had closed. For what does no harm when it arrives twice.
+    :param again: send the request again if the connection is lost before the answer begins, as happens when the server
+        has closed a kept one. Only for requests that may arrive twice.
     :raises NoAnswer: no connection, or no whole answer within the bounds.
     """
     if https_only and URL(url).scheme != "https":
@@ -116,7 +116,7 @@ async def ask(
         raise NoAnswer("connection", sent=False) from error
     except (aiohttp.ClientError, OSError) as error:
         raise NoAnswer("connection") from error
-    except ValueError as error:  # a response that is not HTTP, where aiohttp does not wrap it
+    except ValueError as error:  # for a response that is not HTTP, which aiohttp does not always wrap
         raise NoAnswer("malformed") from error
 
 

@@ -39,7 +39,7 @@ class Flight(Generic[*Key, Value]):
     async def __call__(self, *key: *Key) -> Value:
         """The result of the run for these arguments.
 
-        :raises RuntimeError: the run asks for itself, and would wait for ever.
+        :raises RuntimeError: the run asks for itself, and would wait forever.
         """
         task = self.start(*key)
         if task is asyncio.current_task():

@@ -165,5 +165,5 @@ OPERATIONS = [
 
 def build_info(registry: Registry, service: str) -> None:
     info: dict[str, Any] = version_info()
-    gauge = registry.gauge("build_info", "What runs.", ("service", "version", "commit"))
+    gauge = registry.gauge("build_info", "The running version.", ("service", "version", "commit"))
     gauge.set(1, service, info["version"], info["commit"])

@@ -100,7 +100,7 @@ class Protocol(web.RequestHandler):
     def data_received(self, data: bytes) -> None:
         self._parse(data)
         while self._upgraded and not self._refused:
-            # No service changes the protocol: what follows the request is the next one, and held to the same bounds
+            # No service changes the protocol: the next bytes are the next request, within the same bounds
             tail, self._message_tail, self._upgraded = self._message_tail, b"", False
             if self._parser is not None:
                 self._parser.set_upgraded(False)
@@ -114,7 +114,7 @@ class Protocol(web.RequestHandler):
         known = self._request_count
         super().data_received(data)
         if self._request_count != known:
-            small = data and self._silent + len(data) <= self._max_head  # without data, it came before
+            small = data and self._silent + len(data) <= self._max_head  # no data: the request came earlier
             self._check_heads(self._request_count - known, small=bool(small))
         elif self._allowance is not None and not self._payload.is_eof():
             self._throw_away(len(data))
@@ -153,7 +153,7 @@ class Protocol(web.RequestHandler):
         self._refused = True
         self._lingering_time = LINGER_SECONDS
         self._stop_timer()
-        if not self._payload.is_eof():  # a request that still waits for its body ends here
+        if not self._payload.is_eof():  # end a request that still waits for its body
             self._payload.set_exception(web.RequestPayloadError(why.reason))
         self._payload = StreamReader(self, 1, loop=self._loop)  # never complete, so that aiohttp lingers
         self._messages.append((_ErrInfo(status=why.error.status, exc=why, message=""), self._payload))
@@ -175,7 +175,7 @@ class Protocol(web.RequestHandler):
 
     def _late(self) -> None:
         self._head_timer = None
-        if self.busy:  # what is sent ahead of its turn has until then
+        if self.busy:  # a request that is sent ahead of its turn has until then
             self._head_timer = self._loop.call_later(self._head_seconds, self._late)
         else:
             self._refuse(_Refused(HeadTooLate(), "head too late"))
@@ -199,7 +199,7 @@ class Protocol(web.RequestHandler):
         return finished
 
     def log_exception(self, *args: Any, **options: Any) -> None:
-        """Not for a body that turns out to be damaged after the answer: anybody could fill the log with it."""
+        """Log nothing about a body that turns out to be damaged after the answer: anybody could fill the log so."""
         if not isinstance(options.get("exc_info"), web.RequestPayloadError):
             super().log_exception(*args, **options)
 

@@ -15,7 +15,7 @@ from aiohttp import web
 from shared.telemetry import logs
 from shared.telemetry.metrics import Registry
 
-#: Loopback, RFC 1918 and RFC 4193: where proxies of one's own are.
+#: Loopback, RFC 1918 and RFC 4193: the networks in which one's own proxies are.
 PRIVATE_NETWORKS = ("127.0.0.0/8", "::1/128", "10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "fc00::/7")
 UNKNOWN = "unknown"
 
@@ -155,11 +155,11 @@ def is_address(text: str) -> bool:
         ipaddress.ip_address(text)
     except ValueError:
         return False
-    return "%" not in text  # a zone's name follows, which can be anything
+    return "%" not in text  # a zone's name can be anything
 
 
 def _without_port(hop: str) -> str:
-    """Some proxies write the port of each connection too: ``192.0.2.1:4711``, ``[2001:db8::1]:4711``."""
+    """An address without the port that some proxies append: ``192.0.2.1:4711``, ``[2001:db8::1]:4711``."""
     if hop.startswith("["):
         return hop[1:].partition("]")[0]
     return hop.partition(":")[0] if hop.count(":") == 1 else hop

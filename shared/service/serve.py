@@ -101,7 +101,7 @@ async def serve(
     """Serve until a signal, then drain. Returns when all is closed.
 
     :param ops: an app for the ops port, served beside the main one.
-    :param hang_up: called at SIGHUP, also at one that came while it was blocked.
+    :param hang_up: called at SIGHUP, also for one that arrived while SIGHUP was blocked.
     :returns: whether it ever served: False if the signal came before.
     :raises OSError: a port is taken.
     """
@@ -116,7 +116,7 @@ async def serve(
 
     def begin() -> None:
         nonlocal too_early
-        if starting.cancel():  # which it can be until it is done
+        if starting.cancel():  # not yet done
             too_early = True
         else:
             draining.add(asyncio.ensure_future(drain.run()))
@@ -142,7 +142,7 @@ async def serve(
 
 
 async def _start(runners: list[web.AppRunner], main: Site, ops: Site | None, host: str, *, reuse_port: bool) -> None:
-    """Open the apps and their ports; a runner is in the list from when it has anything to clean up."""
+    """Open the apps and their ports. A runner joins the list before it has anything to clean up."""
     for site in (main, ops):
         if site is None:
             continue
@@ -172,7 +172,7 @@ def _busy(connection: web.RequestHandler) -> bool:
 
 
 def _allow_descriptors() -> None:
-    """Raise the limit of descriptors as far as allowed: each connection takes one, and 1024 are soon used up."""
+    """Raise the limit of descriptors as far as allowed: each connection takes one, and the default is 1024."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     with contextlib.suppress(ValueError, OSError):
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))

@@ -50,7 +50,7 @@ class ServiceTypesFile:
         self._asked.set()
 
     async def run(self) -> None:
-        """Look at the file for ever."""
+        """Look at the file forever."""
         while True:
             with suppress(TimeoutError):
                 async with asyncio.timeout(self._every):
@@ -68,7 +68,7 @@ class ServiceTypesFile:
         self._seen = content
 
     def _read(self) -> bytes | str:
-        """What the file has, or why it can't be read."""
+        """The file's content, or the reason why it can't be read."""
         try:
             return service_types.read(self._path)
         except ConfigurationError as error:
@@ -99,7 +99,7 @@ class ServiceTypesFile:
             self._enforced.set(int(row.enforces(now)), name)
 
     def checks(self) -> list[Check]:
-        """What readiness shows."""
+        """The readiness checks of the table."""
         return [
             Check("service_types", self._usable, required=False),
             Check("enforcement", self._enforcing, required=False),

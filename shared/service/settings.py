@@ -217,10 +217,10 @@ def _first_fault(error: ValidationError) -> str:
 
 
 def env_file() -> Path | None:
-    """The file that settings are read from, beside the environment, which goes before it.
+    """The file of further settings; the environment takes precedence over it.
 
-    A file that is not named explicitly is found by chance, in the working directory: it counts only if nobody but
-    its owner can have written it.
+    Unless it is named explicitly, it is the ``.env`` of whatever the working directory is, and counts only if nobody
+    but its owner can have written it.
 
     :raises ConfigurationError: it can't be read or trusted.
     """
@@ -234,7 +234,7 @@ def env_file() -> Path | None:
             for place in (found, path.parent.stat()):
                 if place.st_mode & stat.S_IWOTH or place.st_uid not in (0, os.geteuid()):
                     raise ConfigurationError(
-                        f"{path}: others can write it or its folder; to read it all the same, name it in MLPA_ENV_FILE"
+                        f"{path}: others can write it or its folder; to read it anyway, name it in MLPA_ENV_FILE"
                     )
     except FileNotFoundError:
         if named is None:

@@ -42,7 +42,7 @@ def is_loopback(host: str | None) -> bool:
 
 
 def issuer(settings: Any) -> Iterator[str]:
-    """The issuer is compared byte by byte, is in every token, and has its metadata below it."""
+    """The issuer is in every token, is compared byte by byte, and is the base of the metadata's address."""
     parts = _split(settings.mlpa_issuer)
     if parts is None:
         yield "MLPA_ISSUER is not a URL"

@@ -58,13 +58,13 @@ AdminSecret = Annotated[SecretStr | None, Strength(16)]
 def trivial_digests(words: Iterable[str] = ()) -> frozenset[bytes]:
     """SHA-256 of obvious keys.
 
-    :param words: more of them, such as the names of the keys.
+    :param words: further obvious words, such as the names of the keys.
     """
     spellings = {
         spelling
         for word in (*_TRIVIAL, *words)
         for plain in {word, word.lower(), word.upper(), word.capitalize()}
-        # as ``echo`` ends it, as a shell leaves it within single quotes, and as a document marks a placeholder
+        # with the line end that ``echo`` adds, as a variable that single quotes kept, and as a document's placeholder
         for form in (plain, f"${plain}", f"${{{plain}}}", f"<{plain}>", f'"{plain}"', f"'{plain}'", f"{plain} ")
         for spelling in (form, f"{form}\n", f"{form}\r\n")
     }

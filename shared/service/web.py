@@ -79,7 +79,7 @@ class HttpMetrics:
             "request_latency_seconds", "Time to the end of the response.", ("method", "endpoint")
         )
         self.dependency_errors = registry.counter(
-            "dependency_errors_total", "Answers that failed for a dependency.", ("dependency",)
+            "dependency_errors_total", "Answers that failed because of a dependency.", ("dependency",)
         )
         self.answers = registry.counter(
             "answers_total",
@@ -201,7 +201,7 @@ class Frame:
             if "Content-Encoding" in request.headers and _is_encoded(request):
                 raise EncodedBody
             if (request.content_length or 0) > request.client_max_size:
-                raise PayloadTooLarge  # whether or not anybody reads it, and before it comes
+                raise PayloadTooLarge  # before it arrives, even if no handler would read it
             return await handler(request)
         except web.RequestPayloadError:
             return self._refuse(request, BadRequest("The body is damaged."))

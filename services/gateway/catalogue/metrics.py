@@ -9,8 +9,10 @@ from shared.telemetry.metrics import Registry
 
 class CatalogueMetrics:
     def __init__(self, registry: Registry) -> None:
-        self._models = registry.gauge("models_priced", "Models that may be asked")
-        self._refused = registry.gauge("model_refused", "1 for a model without a price that we understand", ("model",))
+        self._models = registry.gauge("models_priced", "Models that may be asked.")
+        self._refused = registry.gauge(
+            "model_refused", "1 for a model whose price is missing or not understood.", ("model",)
+        )
         self._shown: set[str] = set()
 
     def show(self, priced: int, refused: Mapping[str, str]) -> None:

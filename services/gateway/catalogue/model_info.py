@@ -1,6 +1,6 @@
 """LiteLLM's ``/model/info``, entry by entry: one that can't be read hides none of the others.
 
-Its entries hold what an operator wrote, of any shape and depth. So the list is split before anything is decoded.
+Operators may write entries of any shape and depth, so the list is split before anything is decoded.
 """
 
 from __future__ import annotations
@@ -13,7 +13,9 @@ from typing import Any
 
 import msgspec
 
-#: What ends or begins something in JSON. A string is one token, whatever is in it.
+from shared.domain.service_types import MAX_MODEL_NAME, is_model_name
+
+#: The tokens that begin or end something in JSON. A string is one token, whatever is in it.
 _TOKEN = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"|[\[\]{},]', re.DOTALL)
 _MEMBER = re.compile(rb'\s*("[^"\\]*(?:\\.[^"\\]*)*")\s*:(.*)', re.DOTALL)
 
@@ -23,11 +25,11 @@ class _Answer(msgspec.Struct):
 
 
 def read(body: bytes) -> tuple[list[Mapping[str, Any]], dict[str, str]]:
-    """``(the entries by which models are served, why each of the others can't be read)``, prices as they are written.
+    """``(entries that can be read, reasons by name why the others can't)``, prices as they are written.
 
-    An entry without a name goes by its place in the list.
+    An entry without a name is named by its place in the list.
 
-    :raises ValueError: this is no list of models.
+    :raises ValueError: it isn't a list of models.
     """
     entries: list[Mapping[str, Any]] = []
     unreadable: dict[str, str] = {}
@@ -38,34 +40,32 @@ def read(body: bytes) -> tuple[list[Mapping[str, Any]], dict[str, str]]:
         except (ValueError, RecursionError) as error:
             unreadable[_shown(_name(raw), number)] = f"can't be read ({type(error).__name__})"
             continue
-        if not isinstance(name, str) or not _can_be_asked(name):
-            unreadable[_shown(name, number)] = "its model_name is not 1 to 256 printable characters without spaces"
+        if not isinstance(name, str) or not is_model_name(name):
+            unreadable[_shown(name, number)] = (
+                f"its model_name is not 1 to {MAX_MODEL_NAME} printable characters without spaces"
+            )
         else:
             entries.append(entry)
     return entries, unreadable
 
 
-def _can_be_asked(name: str) -> bool:
-    return 0 < len(name) <= 256 and name.isprintable() and " " not in name
-
-
 def _shown(name: Any, number: int) -> str:
-    """What an entry that is refused goes by, in ASCII."""
+    """The name under which a refused entry is reported, in ASCII."""
     return ascii(name)[1:-1][:256] if isinstance(name, str) and name else f"entry {number}"
 
 
 def _split(body: bytes) -> list[bytes]:
-    """The entries' own bytes.
+    """The bytes of each entry.
 
-    :raises ValueError:
+    :raises ValueError: it isn't a list of models.
     """
     try:
         return [bytes(raw) for raw in msgspec.json.decode(body, type=_Answer).data]
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        pass  # an entry that no parser takes: they are told apart by their brackets
+        pass  # no parser takes one of the entries, so brackets tell where each ends
     data = _members(body).get("data", b"")
     if not data.lstrip().startswith(b"["):
-        raise ValueError("no list of models")
+        raise ValueError("not a list of models")
     return [item for item in _children(data) if item.strip()]
 
 
@@ -79,13 +79,13 @@ def _name(raw: bytes) -> str | None:
 
 
 def _members(raw: bytes) -> dict[str, bytes]:
-    """The members of an object, each with its value's own bytes."""
+    """The members of an object, each with the bytes of its value."""
     found = (_MEMBER.fullmatch(child) for child in _children(raw))
     return {json.loads(member[1]): member[2] for member in found if member}
 
 
 def _children(raw: bytes) -> Iterator[bytes]:
-    """What stands between the outermost brackets, and the commas there."""
+    """The items within the outermost brackets, which commas separate."""
     depth = start = 0
     for token in _TOKEN.finditer(raw):
         match token[0]:

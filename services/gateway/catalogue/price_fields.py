@@ -1,9 +1,9 @@
-"""What LiteLLM's price fields mean for chat and embeddings. Pure: one entry of ``/model/info`` in, prices out.
+"""The meaning of LiteLLM's price fields for chat and embeddings. Pure: one entry of ``/model/info`` in, prices out.
 
 A field's name is a base (``input_cost_per_token``) and any of: a threshold of prompt tokens
 (``_above_200k_tokens``), a cache's life time (``_above_1hr``), a service tier (``_priority``). Every name with
-``cost``, ``pric`` or ``multiplier`` in it must be known here, or the model is refused: a new way to be billed is
-not to be found out by the bill.
+``cost``, ``pric`` or ``multiplier`` in it must be known here, or the model is refused: the first sign of a new kind of
+price must not be the bill.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _PER_REQUEST = frozenset(("input_cost_per_request", "input_cost_per_query"))
 #: Tables of token prices: by prompt length, and by time of day.
 _TABLES = ("tiered_pricing", "off_peak_pricing")
 _SEARCH = "search_context_cost_per_query"
-#: No price: the names of the fields that a deployment sets itself.
+#: Not a price, but the names of the fields that a deployment sets itself.
 _OVERRIDES = "pricing_overrides"
 #: Known, and never part of a chat completion that the gateway lets through: other media, other units, other endpoints.
 _NEVER = re.compile(
@@ -52,7 +52,7 @@ _PRICE_LIKE = re.compile(r"cost|pric|multiplier")
 
 
 class Unpriced(Exception):
-    """The model must not be served: its price is missing, or not understood. The message says which field."""
+    """The model must not be served, since its price is missing or not understood. The message names the field."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +68,7 @@ class Rate:
 
 @dataclass(frozen=True, slots=True)
 class Prices:
-    """The dearest that can apply, USD per token (``request``: USD), and the ``rates`` by the prompt's length."""
+    """The dearest prices that can apply, USD per token (``request``: USD), and ``rates`` by the prompt's length."""
 
     input: Decimal
     output: Decimal
@@ -77,7 +77,7 @@ class Prices:
 
 
 def dearest(deployments: Sequence[Prices]) -> Prices:
-    """Prices for which any of the deployments is paid: the dearest of each field, for each length of the prompt."""
+    """Prices that pay for any of the deployments: the dearest of each field, for each length of the prompt."""
     every = [prices.rates for prices in deployments]
     rates = []
     for above in sorted({rate.above for rates in every for rate in rates}):
@@ -119,7 +119,7 @@ class _Field:
 def part(entry: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     """``model_info`` or ``litellm_params`` of an entry, empty where it is missing.
 
-    :raises Unpriced: it is no object.
+    :raises Unpriced: it isn't an object.
     """
     value = entry.get(name)
     if value is None:
@@ -142,7 +142,7 @@ def read(entry: Mapping[str, Any]) -> Prices:
 
     LiteLLM fills in 0 where it knows no price, so a 0 counts only if the operator wrote it into ``litellm_params``.
 
-    :raises Unpriced:
+    :raises Unpriced: a price is missing or not understood.
     """
     info, params = part(entry, "model_info"), part(entry, "litellm_params")
     fields = [*_fields(info, params), *_fields(params, params)]
@@ -207,7 +207,7 @@ def _lower_end(name: str, tokens: Any) -> int:
 
 
 def _rates(fields: list[_Field]) -> Iterator[Rate]:
-    """What applies from each threshold on; what a threshold does not name goes on as below it."""
+    """The rates from each threshold on. A price that a threshold does not name stays as it is below it."""
     last = Rate(0, _ZERO, _ZERO, _ZERO, _ZERO)
     for above in sorted({0, *(field.above for field in fields)}):
         prices: dict[str, Decimal] = {}
@@ -248,7 +248,7 @@ def _decimal(name: str, value: Any) -> Decimal:
         price = Decimal(repr(value) if isinstance(value, float) else value)
     except InvalidOperation:
         raise Unpriced(f"{name} is not a number") from None
-    # more digits than a Decimal's arithmetic keeps would be rounded, and a price this small needs huge numbers of units
+    # more digits than a Decimal's arithmetic keeps would be rounded, and so small a price needs huge numbers of units
     if (
         not price.is_finite()
         or not 0 <= price < 10**6

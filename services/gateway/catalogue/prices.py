@@ -1,4 +1,4 @@
-"""What models cost: LiteLLM's ``/model/info`` and the ``[[model]]`` rows, read into whole units of money."""
+"""The prices of models: LiteLLM's ``/model/info`` and the ``[[model]]`` rows, in whole units of money."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from typing import Any
 
 from services.gateway.catalogue import price_fields
 from services.gateway.catalogue.price_fields import Prices, Unpriced
-from shared.domain.service_types import LEAST_COMPLETION, ModelRow, is_model_name
+from shared.domain.service_types import LEAST_COMPLETION, ModelRow
 
 _MODEL_DEFAULTS = ModelRow("", None, None)
 
 
-#: What a model may call the completion limit, the best first: LiteLLM turns ``max_tokens`` into each provider's own.
+#: Names of the completion limit, the best first: LiteLLM turns ``max_tokens`` into each provider's own.
 _LIMIT_NAMES = ("max_tokens", "max_completion_tokens")
-#: What reaches these providers where LiteLLM does not list it, since it does not know the model. Of others, it passes
-#: ``max_completion_tokens`` on (``get_supported_openai_params`` of LiteLLM 1.106.2, asked for unknown models).
+#: The names that reach these providers with a model that LiteLLM does not know, and so lists no parameters of. To other
+#: providers it passes ``max_completion_tokens`` on (``get_supported_openai_params`` of LiteLLM 1.106.2).
 _UNLISTED: Mapping[str, tuple[str, ...]] = {
     **dict.fromkeys(
         (
@@ -102,7 +102,7 @@ class PricedModel:
 
 
 def _decimals(price: Decimal) -> int:
-    """How many decimals a price has in nano-dollars."""
+    """The number of decimals of a price in nano-dollars."""
     exponent = price.scaleb(9).normalize().as_tuple().exponent
     return max(0, -exponent) if isinstance(exponent, int) else 0
 
@@ -110,13 +110,13 @@ def _decimals(price: Decimal) -> int:
 def price_all(
     entries: Iterable[Mapping[str, Any]], rows: Mapping[str, ModelRow], unreadable: Mapping[str, str] | None = None
 ) -> tuple[dict[str, PricedModel], dict[str, str]]:
-    """``(models by name, why each of the others is refused)``.
+    """``(models by name, reasons by name why the others are refused)``.
 
     A name with several deployments costs what the dearest costs, and is refused if one of them is. A row's prices
     replace LiteLLM's; a row with both names a model that LiteLLM serves by a wildcard. A model that its row switches
     off is in neither.
 
-    :param unreadable: why further entries, by name, can't be read.
+    :param entries: as ``model_info.read`` gives them, as is ``unreadable``: reasons by name why others can't be read.
     """
     deployments: dict[str, list[Mapping[str, Any]]] = {}
     for entry in entries:
@@ -133,14 +133,11 @@ def price_all(
     for name, served in deployments.items():
         if name in wildcards or name in refused or not rows.get(name, _MODEL_DEFAULTS).enabled:
             continue
-        if not is_model_name(name):
-            refused[name] = "not a name of 1 to 256 printable characters without spaces"
-            continue
         try:
             models[name] = _price(name, served, rows.get(name), by_wildcard.get(name, served))
         except Unpriced as reason:
             refused[name] = ascii(str(reason))[1:-1]  # it may quote a field's name
-        except Exception as error:  # an operator may write anything into an entry, and the others are still served
+        except Exception as error:  # an operator may write anything into an entry; the others are still served
             refused[name] = f"is not understood ({type(error).__name__})"
     return models, refused
 
@@ -148,7 +145,8 @@ def price_all(
 def _price(
     name: str, deployments: list[Mapping[str, Any]], row: ModelRow | None, answering: list[Mapping[str, Any]]
 ) -> PricedModel:
-    """
+    """Price a model.
+
     :param answering: the entries that answer: ``deployments``, or those of wildcards.
     :raises Unpriced: also where no name for the completion limit is known to reach the provider.
     """
@@ -200,7 +198,7 @@ def _takes_tokens(entry: Mapping[str, Any]) -> bool:
 
 
 def _limit_name(entries: list[Mapping[str, Any]]) -> str:
-    """The name that every deployment takes. LiteLLM drops the others silently, and nothing would hold the answer.
+    """The name that every deployment takes. LiteLLM drops others silently, and the answer would have no limit.
 
     :raises Unpriced: there is none.
     """
@@ -212,7 +210,7 @@ def _limit_name(entries: list[Mapping[str, Any]]) -> str:
 
 
 def _taken(entry: Mapping[str, Any]) -> Sequence[Any] | None:
-    """The parameters that a deployment takes, as far as they decide on the limit's name; None when nobody says."""
+    """The parameters that a deployment takes, as far as they decide on the limit's name; None when unknown."""
     names = price_fields.part(entry, "model_info").get("supported_openai_params")
     if isinstance(names, list):
         return names
@@ -222,7 +220,7 @@ def _taken(entry: Mapping[str, Any]) -> Sequence[Any] | None:
 
 
 def _with_row(entry: Mapping[str, Any], given_in: Decimal | None, given_out: Decimal | None) -> Mapping[str, Any]:
-    """The entry with all fields of a side that a row prices replaced by that price."""
+    """The entry, where a price of the row replaces all fields of its side."""
     for side, price in (("input", given_in), ("output", given_out)):
         if price is None:
             continue

@@ -22,7 +22,7 @@ OnChange = Callable[[tuple[str, ...]], None]
 
 
 class Catalogue:
-    """The models of LiteLLM, read again in the background; what was read last holds while LiteLLM is away."""
+    """The models of LiteLLM, read again in the background; while LiteLLM is down, the last reading holds."""
 
     def __init__(
         self,
@@ -33,7 +33,7 @@ class Catalogue:
     ) -> None:
         """
         :param fetch: the body of LiteLLM's ``/model/info``; raises ``ServiceError`` or ``OSError``.
-        :param on_change: called with the names when there are other models than before.
+        :param on_change: called with the models' names when these have changed.
         """
         self._fetch, self._rows, self._metrics, self._on_change = fetch, service_types.models, metrics, on_change
         self._entries: Sequence[Mapping[str, Any]] = ()
@@ -55,9 +55,9 @@ class Catalogue:
         retry: float = 1,
         on_change: OnChange = lambda _names: None,
     ) -> AsyncIterator[Catalogue]:
-        """A catalogue that was read once if LiteLLM answered, and is read again ``every`` seconds.
+        """A catalogue that has been read once if LiteLLM answered, and is read again ``every`` seconds.
 
-        :param retry: seconds between two tries until it was read for the first time.
+        :param retry: seconds between attempts at the first reading.
         """
         catalogue = cls(fetch, service_types, CatalogueMetrics(registry), on_change)
         await catalogue.refresh()
@@ -70,7 +70,7 @@ class Catalogue:
             await self.refresh()
 
     def get(self, name: str) -> PricedModel | None:
-        """The model of that name; None when LiteLLM doesn't have it, or when it has no price."""
+        """The model of that name; None when LiteLLM doesn't have it or it has no price."""
         return self._models.get(name)
 
     def names(self) -> tuple[str, ...]:
@@ -78,7 +78,7 @@ class Catalogue:
         return tuple(self._models)
 
     async def refresh(self) -> bool:
-        """Read now; False, and nothing changes, when LiteLLM could not be asked or made no sense."""
+        """Read now. False, and nothing changes, when LiteLLM could not be asked or its answer made no sense."""
         try:
             self._entries, self._unreadable = model_info.read(await self._fetch())
         except (ServiceError, OSError, TimeoutError, ValueError) as error:
@@ -89,7 +89,7 @@ class Catalogue:
         return True
 
     def _price(self) -> None:
-        """Price the models that were read last by the rows that hold now."""
+        """Price the models of the last reading by the current rows."""
         models, refused = price_all(self._entries, self._rows, self._unreadable)
         for name, reason in refused.items():
             if self._refused.get(name) != reason:

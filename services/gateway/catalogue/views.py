@@ -33,7 +33,10 @@ async def models(request: web.Request) -> web.Response:
 
 
 async def model(request: web.Request) -> web.Response:
-    """:raises ModelNotFound: there is none of that name, or this user may not ask it."""
+    """One model.
+
+    :raises ModelNotFound: there is none of that name, or this user may not ask it.
+    """
     name = request.match_info["id"]
     if name not in await _names(request):
         raise ModelNotFound
@@ -43,7 +46,9 @@ async def model(request: web.Request) -> web.Response:
 async def _names(request: web.Request) -> set[str]:
     """The models that the user may ask.
 
-    :raises InvalidToken, UserBlocked, DependencyUnavailable:
+    :raises InvalidToken: the token is not good, or revoked.
+    :raises UserBlocked: the user is blocked.
+    :raises DependencyUnavailable: that could not be checked.
     """
     principal = await authenticate(request)
     await request.app[keys.BUDGETS].check(principal)

@@ -88,7 +88,7 @@ async def _read(session: aiohttp.ClientSession, issuer: str, jwks_url: str | Non
     protected = False
     if jwks_url is None:
         jwks_url = await _discover(session, issuer)
-        protected = issuer.startswith("https:")  # then the keys have to be, too
+        protected = issuer.startswith("https:")  # then the keys must be, too
     return await fetch.get(session, jwks_url, limit=_MAX_BYTES, timeout=_TIMEOUT, https_only=protected)
 
 

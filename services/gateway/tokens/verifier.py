@@ -22,7 +22,7 @@ from shared.errors import DependencyUnavailable
 from shared.service.keyset import KeySet
 from shared.telemetry.metrics import Registry
 
-#: Longest life of our tokens in seconds, whatever they say.
+#: The longest life of a token in seconds, whatever its claims say.
 MAX_LIFETIME = 3600 + CLOCK_SKEW
 _CACHE_SIZE = 50_000
 

@@ -16,9 +16,9 @@ from yarl import URL
 FAILURES_TO_OUT = 2
 #: Seconds that a failed connection keeps an instance out: the first, the most.
 FIRST_PENALTY, MAX_PENALTY = 0.5, 30.0
-#: Concurrent requests tried at an instance that is out, while all of them are.
+#: Concurrent requests that an instance gets while all instances are out.
 MAX_TRIED = 32
-#: Seconds after which a returning instance has its full share, and its first share.
+#: Seconds until a returning instance has its full share, and the share that it begins with.
 SLOW_RETURN, LEAST_WEIGHT = 10.0, 0.1
 
 
@@ -63,7 +63,7 @@ class Instance:
         self.out_until = self._now() + self._penalty
 
     def answered(self) -> None:
-        """Record an answered request, which counts like a passed check."""
+        """Record an answered request, which counts as a passed check."""
         self.check_passed()
         if self._penalty:
             self._penalty = 0.0

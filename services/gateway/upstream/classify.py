@@ -143,9 +143,8 @@ def classify(failure: UpstreamFailure, headers: Mapping[str, str], *, seconds_to
 
 
 def _limited(failure: UpstreamFailure, headers: Mapping[str, str]) -> GatewayError:
-    """The error for a 429:
-
-    LiteLLM's own limit names itself (``rate_limit_type``); others are the provider's or a deployment's.
+    """The error for a 429. LiteLLM's own limit names itself (``rate_limit_type``); others are the provider's or a
+    deployment's.
     """
     wait = _wait(headers)
     if headers.get("rate_limit_type") and _seconds(headers.get("llm_provider-retry-after")) is None:

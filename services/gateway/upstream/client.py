@@ -55,7 +55,7 @@ class KeyRefused(DependencyUnavailable):
 
 
 class LiteLLM:
-    """All instances of LiteLLM as one."""
+    """A client of all instances of LiteLLM."""
 
     def __init__(self, config: UpstreamConfig, session: aiohttp.ClientSession, fresh: aiohttp.ClientSession) -> None:
         """:param fresh: makes a new connection for each request."""
@@ -146,7 +146,7 @@ def _session(config: UpstreamConfig, keepalive: float | None) -> aiohttp.ClientS
 
 
 class Call:
-    """One request to LiteLLM.
+    """A request to LiteLLM.
 
     Leaving the block ends it, and closes the connection unless the answer was read to the end.
     """

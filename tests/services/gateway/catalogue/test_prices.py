@@ -265,8 +265,8 @@ def test_a_model_answers_no_more_than_each_of_its_deployments_can() -> None:
 
 @pytest.mark.parametrize("name", ["", "a b", "a\nb", "x" * 257, "a\u200bb", "a\u00a0b"])
 def test_a_model_that_nobody_could_ask_for_is_not_listed(name: str) -> None:
-    models, refused = price_all([entry(name, **SIMPLE), entry(**SIMPLE)], {})
-    assert (list(models), list(refused)) == (["m"], [name])
+    entries, refused = model_info.read(json.dumps({"data": [entry(name, **SIMPLE), entry(**SIMPLE)]}).encode())
+    assert ([served["model_name"] for served in entries], list(refused.values())) == (["m"], [NO_NAME])
 
 
 PRICES = st.sampled_from(["1e-7", "3e-6", "2e-5"])
