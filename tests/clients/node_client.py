@@ -13,7 +13,7 @@ from typing import Any
 from tests.system.harness import ROOT
 
 HERE = Path(__file__).parent / "node"
-FILES = ("package.json", "package-lock.json", "flows.mjs")
+FILES = ("package.json", "package-lock.json", "flows.mjs", "desktop.mjs")
 
 
 def missing() -> str | None:
@@ -45,10 +45,19 @@ def install() -> Path:
 
 def run(url: str, token: str, jobs: list[dict[str, str]]) -> list[dict[str, Any]]:
     """As ``python_flows.run``."""
-    given = json.dumps({"url": url, "token": token, "jobs": jobs})
+    results: list[dict[str, Any]] = _run("flows.mjs", {"url": url, "token": token, "jobs": jobs})
+    return results
+
+
+def run_desktop(given: dict[str, Any]) -> dict[str, Any]:
+    """One call of Firefox for desktop, as ``desktop.mjs`` says."""
+    result: dict[str, Any] = _run("desktop.mjs", given)
+    return result
+
+
+def _run(script: str, given: dict[str, Any]) -> Any:
     done = subprocess.run(
-        ["node", "flows.mjs"], cwd=install(), input=given, capture_output=True, text=True, timeout=120
+        ["node", script], cwd=install(), input=json.dumps(given), capture_output=True, text=True, timeout=120
     )
     assert done.returncode == 0, done.stderr
-    results: list[dict[str, Any]] = json.loads(done.stdout)
-    return results
+    return json.loads(done.stdout)
