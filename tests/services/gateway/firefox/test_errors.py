@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 from aiohttp import web
+from click.testing import CliRunner
 
+from services.cli.commands import cli
 from services.gateway.errors import GatewayError, UserBlocked, kinds
 from services.gateway.firefox import rendering
 from services.local.fxa import Fault
@@ -17,6 +20,7 @@ from tests.services.auth.admin.conftest import ADMIN, ADMIN_SETTINGS, bearer
 from tests.services.auth.conftest import UID
 from tests.services.gateway.firefox.clients import Answer, chat
 from tests.services.gateway.firefox.conftest import Door, StartDoor
+from tests.support.waiting import until
 
 _BLOCK = Query.text("insert into identities (identity, blocked_at) values (:identity, now())")
 _REVOKE = Query.text("update devices set revoked_at = now() where key_id = :key_id")
@@ -223,3 +227,40 @@ async def test_fxa_away_is_a_503_and_those_remembered_still_chat(door: Door) -> 
     door.auth.fxa.set_fault(Fault("verify", "respond", status=503))
     assert_text(await door.desktop(door.auth.fxa_token(uid="2" * 32, kind="opaque")), 503)
     assert (await door.desktop(remembered)).status == 200
+
+
+async def test_redis_away_is_a_503_on_either_service(start_door: StartDoor, unused_port: int) -> None:
+    nobody = f"redis://127.0.0.1:{unused_port}/0"
+    door = await start_door(redis_url=nobody)
+    device = await door.device()
+    for answer in (await door.desktop(door.auth.fxa_token()), await door.ios(device)):
+        assert_text(answer, 503)
+        assert int(answer.headers["retry-after"]) >= 1
+    door = await start_door(auth_settings={"redis_url": nobody})
+    assert (await door.desktop(door.auth.fxa_token(kind="jwt"))).status == 200, "auth knows FxA's keys"
+    assert_text(await door.ios(device), 503)
+
+
+async def test_a_remembered_token_of_a_key_that_was_withdrawn_is_exchanged_again(
+    start_door: StartDoor, tmp_path: Path
+) -> None:
+    door = await start_door()
+    token = door.auth.fxa_token()
+    assert (await door.desktop(token)).status == 200
+    _, first, _ = await door.auth.ask("GET", "/.well-known/jwks.json")
+    (made,) = (tmp_path / "keys").glob("*.pem")
+    old = made.rename(made.with_name("20200101T000000Z.pem"))  # keys are named by the second
+    rotated = CliRunner().invoke(cli, ["keys", "rotate", "--now", "--out", str(tmp_path / "keys")])
+    assert rotated.exit_code == 0, rotated.output
+    old.unlink()
+
+    async def withdrawn() -> bool:
+        _, keys, _ = await door.auth.ask("GET", "/.well-known/jwks.json")
+        return {key["kid"] for key in keys["keys"]}.isdisjoint(key["kid"] for key in first["keys"])
+
+    await until(withdrawn, 20)
+    # the gateway reads the set again for a key that it does not know
+    other = await door.access_token("ai", uid="3" * 32)
+    assert (await door.desktop(other, service_type=None)).status == 200
+    assert (await door.desktop(token)).status == 200
+    assert len(door.between.asked) == 2
