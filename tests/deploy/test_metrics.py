@@ -38,7 +38,6 @@ LOOPS = {
         "provisioning_sweep",
         "redis_changes",
         "signing_keys",
-        "usage",
     },
     "gateway": {
         "service_types",

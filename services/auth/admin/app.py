@@ -70,7 +70,7 @@ async def open_admin(
     usage = Usage(database, reports, users)
     gateways = Gateways(connections.session, settings.gateway_url, settings.gateway_metrics_urls)
     refusals = Refusals(database)
-    await stack.enter_async_context(usage.running(registry))
+    stack.push_async_callback(usage.close)
     await stack.enter_async_context(refusals.running(registry))
     apps.put(AUDIT_LOG, AuditLog(database))
     apps.put(SESSIONS, Sessions(redis, admin_keys, settings.challenge_secrets()))

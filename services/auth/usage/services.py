@@ -1,16 +1,13 @@
-"""The figures of the overview, computed in advance so that no page sums up the ledger.
+"""Figures of the overview, from the sums that the ledger keeps: no page sums up the ledger.
 
-The hours are summed up in the background by one process for all: the newest ones often, and once an hour the last
-day again, for rows that came late (PostgreSQL was down, a request whose gateway died). The users who spent most are
-looked up on demand, at most twice a minute.
+The users who spent most are looked up on demand, at most twice a minute.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
@@ -20,17 +17,12 @@ from services.auth.usage import storage
 from services.auth.usage.storage import Hour
 from services.auth.users.operators import User, UserAdmin
 from shared.errors import DependencyUnavailable
-from shared.service import background
 from shared.service.flight import Flight
 from shared.stores.postgres import Database
 from shared.telemetry import logs
-from shared.telemetry.metrics import Registry
 
-_EVERY = 10.0
-_LATE_EVERY = 3600.0
 _HOUR = timedelta(hours=1)
 _DAY = timedelta(days=1)
-_KEPT_DAYS = 31
 
 _NEAR_EVERY = 30.0
 _NEAR_WAIT = 1.0
@@ -43,7 +35,7 @@ _log = logs.logger("usage")
 
 @dataclass(frozen=True, slots=True)
 class NearLimit:
-    """Users with little budget left, of those who spent most in the last day; the closest first."""
+    """Users with little budget left, of those who spent most today and yesterday; the closest first."""
 
     users: list[User]
     as_of: datetime
@@ -61,13 +53,11 @@ class Usage:
         users: UserAdmin,
         *,
         clock: Callable[[], float] = time.time,
-        every: float = _EVERY,
     ) -> None:
         self._database = database
         self._reports = reports
         self._users = users
         self._clock = clock
-        self._every = every
         self._near: NearLimit | None = None
         self._asking = Flight(self._find_near_limit)
 
@@ -92,23 +82,6 @@ class Usage:
     def _hour(self) -> datetime:
         return self.now().replace(minute=0, second=0, microsecond=0)
 
-    async def sum_up(self, *, late: bool = False) -> None:
-        """Bring the hours up to date.
-
-        :param late: the whole last day again.
-        :raises DependencyUnavailable: a dependency could not be asked.
-        """
-        start = await storage.last_hour(self._reports, self._hour() - _KEPT_DAYS * _DAY)
-        if start is None:
-            return
-        until = self._hour() + _HOUR
-        # the previous hour is still open: its last requests are being settled
-        start = min(start, self._hour()) - (_DAY if late else _HOUR)
-        while start < until:
-            if not await storage.sum_up(self._reports, start, min(start + _DAY, until)):
-                return
-            start += _DAY
-
     async def near_limit(self) -> NearLimit | None:
         """None as long as they are unknown."""
         old = self._near is None or self._near.as_of < self.now() - timedelta(seconds=_NEAR_EVERY)
@@ -120,7 +93,7 @@ class Usage:
 
     async def _find_near_limit(self) -> None:
         try:
-            names = await storage.spenders(self._reports, self.now() - _DAY, _NEAR_EACH)
+            names = await storage.spenders(self._reports, (self.now() - _DAY).date(), _NEAR_EACH)
             users = await self._users.some(names)
         except DependencyUnavailable:
             _log.warning("near_limit_unknown")
@@ -128,27 +101,9 @@ class Usage:
         near = sorted((user for user in users if user.spent.share >= _NEAR_SHARE), key=lambda user: -user.spent.share)
         self._near = NearLimit(near[:_NEAR_SHOWN], self.now())
 
-    @contextlib.asynccontextmanager
-    async def running(self, registry: Registry) -> AsyncIterator[None]:
-        """Sums up the ledger in the background."""
-        try:
-            async with background.running(registry, usage=self._keep_summing):
-                yield
-        finally:
-            await self._asking.close()
-
-    async def _keep_summing(self) -> None:
-        late_at = 0.0
-        while True:
-            started = time.monotonic()
-            try:
-                await self.sum_up(late=started >= late_at)
-                if started >= late_at:
-                    late_at = started + _LATE_EVERY
-            except DependencyUnavailable:
-                _log.warning("usage_not_summed")
-            # never more than a tenth of the time, however large the ledger
-            await asyncio.sleep(max(self._every, 9 * (time.monotonic() - started)))
+    async def close(self) -> None:
+        """End the look-up that is under way."""
+        await self._asking.close()
 
 
 USAGE = web.AppKey("usage", Usage)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime, timedelta
@@ -13,13 +12,11 @@ from services.auth.standing.changes import Changes
 from services.auth.usage.services import Usage
 from services.auth.users.operators import UserAdmin
 from services.auth.users.spending import Spending
-from shared.stores import migrate
 from shared.stores.postgres import Database, Query
 from shared.stores.redis import connect
 from shared.telemetry.metrics import Registry
 from tests.services.auth.admin.conftest import Rows
 from tests.support.service_types import development
-from tests.support.waiting import until
 
 NOON = datetime(2026, 3, 1, 12, 30, tzinfo=UTC)
 _ROW = (
@@ -59,7 +56,6 @@ async def test_hours_and_days_are_the_ledger_summed_up(usage: Usage, rows: Rows)
     request(rows, "c", NOON - timedelta(minutes=31), 7, "error")
     request(rows, "d", NOON - timedelta(days=20), 1000, kind="s2s")
     request(rows, "e", NOON - timedelta(days=200), 9999)
-    await usage.sum_up()
     found = [
         (hour.at, hour.service_type, hour.outcome, hour.requests, hour.cost_nano) for hour in await usage.hours(24)
     ]
@@ -73,49 +69,22 @@ async def test_hours_and_days_are_the_ledger_summed_up(usage: Usage, rows: Rows)
     ]
 
 
-async def test_auth_that_started_before_the_migration_sums_up_when_it_ran(
-    empty_postgres_url: str, redis_url: str
-) -> None:
-    registry, types = Registry(), development()
-    async with Database.connect(empty_postgres_url) as database, connect(redis_url) as redis:
-        users = UserAdmin(
-            database, Spending(database, redis, types), Changes(database, redis, registry), types, clock=NOON.timestamp
-        )
-        usage = Usage(database, database, users, clock=NOON.timestamp, every=0.01)
-        async with usage.running(registry):
-            await until(lambda: database.state.reason)
-            await asyncio.to_thread(migrate.upgrade, empty_postgres_url)
-            request(Rows(empty_postgres_url), "a", NOON)
-            await until(lambda: usage.hours(24))
-
-
 async def test_what_comes_late_or_is_lowered_is_counted_again(usage: Usage, rows: Rows) -> None:
     request(rows, "a", NOON)
-    await usage.sum_up()
     request(rows, "b", NOON, 5)
     rows.run("update ledger set cost_nano = 1 where id = 'a'")
     request(rows, "late", NOON - timedelta(hours=20), 3)
-    await usage.sum_up()
-    assert [hour.cost_nano for hour in await usage.hours(24)] == [6]
-    await usage.sum_up(late=True)
     assert [hour.cost_nano for hour in await usage.hours(24)] == [3, 6]
+    rows.run("update ledger set outcome = 'error' where id = 'b'")
+    found = [(hour.outcome, hour.requests, hour.cost_nano) for hour in await usage.hours(24)]
+    assert sorted(found) == [("error", 1, 5), ("success", 1, 1), ("success", 1, 3)]
 
 
 async def test_hours_outlive_the_rows_of_the_ledger(usage: Usage, rows: Rows) -> None:
     request(rows, "a", NOON - timedelta(days=5))
     request(rows, "b", NOON)
-    await usage.sum_up()
     rows.run("delete from ledger where id = 'a'")
-    await usage.sum_up(late=True)
     assert [day.cost_nano for day in await usage.days(30)] == [100, 100]
-
-
-async def test_processes_that_sum_up_at_once_count_nothing_twice(usage: Usage, rows: Rows) -> None:
-    for number in range(50):
-        request(rows, str(number), NOON - timedelta(hours=number))
-    await asyncio.gather(*(usage.sum_up() for _ in range(5)))
-    await usage.sum_up()
-    assert sum(day.requests for day in await usage.days(30)) == 50
 
 
 async def test_who_is_near_the_limit_is_sorted_by_what_is_left(usage: Usage, rows: Rows) -> None:
@@ -129,7 +98,6 @@ async def test_who_is_near_the_limit_is_sorted_by_what_is_left(usage: Usage, row
 
 
 async def test_without_requests_there_is_nothing_and_nobody(usage: Usage) -> None:
-    await usage.sum_up()
     assert await usage.hours(24) == []
     near = await usage.near_limit()
     assert near is not None
