@@ -10,6 +10,7 @@ from contextlib import closing
 from datetime import date
 from decimal import Decimal
 
+import msgspec
 import psycopg2
 import pytest
 from click.testing import CliRunner, Result
@@ -101,6 +102,26 @@ async def test_reconcile_finds_what_litellm_counted_and_the_ledger_did_not(postg
     await client.aclose()
 
 
+async def test_reconcile_reads_users_page_by_page(postgres_url: str, redis_url: str) -> None:
+    """1,203 users; LiteLLM is asked for 500 at a time, and again for those who differ alone."""
+    asked: list[int] = []
+    odd = [f"{number:032x}:ai" for number in (0, 499, 500, 1202)]
+
+    async def spend(users: Sequence[str], _start: date, _end: date) -> Mapping[str, Decimal]:
+        asked.append(len(users))
+        return dict.fromkeys(odd, Decimal("0.000000009"))
+
+    async with Database.connect(postgres_url) as database, connect(redis_url) as client:
+        made = [
+            msgspec.structs.replace(written(f"row{number}", 0), user_id=f"{number:032x}:ai") for number in range(1203)
+        ]
+        await LedgerStorage(database).write(made)
+        await database.execute(Query.text("delete from ledger"))  # what is pruned still counts
+        found = await differences(database, client, rows(), spend, now=time.time, settle=0)
+        assert found == [Difference(user, "litellm", 5, 9) for user in odd]
+        assert asked == [500, 500, 203, 4]
+
+
 def test_dependencies_that_are_away_are_named(unused_port: int) -> None:
     away = f"postgresql://127.0.0.1:{unused_port}/x"
     for args, fault in ((("prune",), "Connection refused"), (("reconcile",), "redis did not answer")):
@@ -111,7 +132,7 @@ def test_dependencies_that_are_away_are_named(unused_port: int) -> None:
 
 def test_a_refusal_of_postgresql_is_not_called_an_outage(postgres_url: str, redis_url: str) -> None:
     with closing(psycopg2.connect(postgres_url)) as connection, connection, connection.cursor() as cursor:
-        cursor.execute("alter table ledger rename to elsewhere")
+        cursor.execute("alter table ledger rename to elsewhere; alter table user_spend rename to nowhere")
     for args in (("prune",), ("reconcile",)):
         result = run(postgres_url, redis_url, *args)
         assert result.exit_code == 1
