@@ -52,7 +52,9 @@ def _only(model: str) -> dict[str, Any]:
 
 
 _IOS = ("app_attest", "app_attest_request")
-_SEARCH = _only("exa-search")
+#: The price is that of LiteLLM's list for up to 25 results (``exa_ai/search`` in BerriAI/litellm
+#: model_prices_and_context_window.json).
+_SEARCH = {**_only("exa-search"), "search_tool": "exa-search", "search_cost": "0.005"}
 _TYPES = {
     "ai": _Known(rpm="40", more={"purposes": _AI}),
     "memories": _Known(more={"purposes": ("memory-generation",)}),

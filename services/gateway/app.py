@@ -30,6 +30,7 @@ from services.gateway.relay.connection import RelaySite
 from services.gateway.relay.metrics import RelayMetrics
 from services.gateway.relay.open_requests import OpenRequests
 from services.gateway.relay.views import count_refusal
+from services.gateway.search import SEARCH
 from services.gateway.settings import GatewaySettings
 from services.gateway.tokens import keyset
 from services.gateway.tokens.bearer import VERIFIER
@@ -50,7 +51,7 @@ from shared.telemetry.openapi import Answer
 _log = logs.logger("gateway")
 
 #: The operations that are charged.
-_PAID = [CHAT, EMBEDDINGS]
+_PAID = [CHAT, EMBEDDINGS, SEARCH]
 _OPERATIONS = [*(one.route for one in _PAID), *model_views.OPERATIONS, *budget_views.OPERATIONS]
 #: In words that no client takes for "there is no such model".
 _SERVED = f"Unknown path. This gateway serves {', '.join(f'{one.method} {one.path}' for one in _OPERATIONS)}."

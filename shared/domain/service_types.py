@@ -22,6 +22,8 @@ from shared.domain.money import usd_to_nano
 DURATIONS = {"1h": 3600, "1d": 86400, "7d": 604800, "30d": 2592000}
 
 _Name = Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9][a-z0-9_-]{0,31}$")]
+#: A name at LiteLLM, which stands in a path there.
+_Tool = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")]
 _Count = Annotated[int, msgspec.Meta(ge=0, le=10**12)]
 MAX_MODEL_NAME = 256
 #: Least completion tokens of a grant, unless a row says otherwise. With less, a reasoning model can't answer after
@@ -29,6 +31,8 @@ MAX_MODEL_NAME = 256
 LEAST_COMPLETION, REASONING_LEAST_COMPLETION = 16, 1024
 #: The longest time, in seconds, for which a row's budget and rates can be set not to refuse anybody.
 LONGEST_UNENFORCED = 30 * 86_400
+#: Amounts of USD that a row has.
+_MONEY = ("max_budget", "total_budget", "search_cost")
 #: Parameters of requests that a row may set, with the largest value of each.
 _SAMPLING = {"temperature": 2, "top_p": 1}
 
@@ -59,6 +63,8 @@ class _ServiceTypeRow(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     exclusive_models: list[str] = []
     pool: _Name | None = None
     aliases: list[_Name] = []
+    search_tool: _Tool | None = None
+    search_cost: str | None = None
     enabled: bool = True
     enforce: bool = True
     enforce_until: Annotated[datetime, msgspec.Meta(tz=True)] | None = None
@@ -116,6 +122,8 @@ class ServiceType:
     exclusive_models: tuple[str, ...] = ()
     pool: str | None = None
     aliases: tuple[str, ...] = ()
+    search_tool: str | None = None
+    search_cost_nano: int = 0
     #: Models that rows, this one or others, name as exclusive.
     reserved_models: frozenset[str] = frozenset()
     #: The names of the pool's rows, in order.
@@ -317,11 +325,12 @@ def _service_type(number: int, row: _ServiceTypeRow) -> ServiceType:
     values: dict[str, Any] = {
         name: tuple(value) if isinstance(value := getattr(row, name), list) else value
         for name in row.__struct_fields__
-        if name not in ("max_budget", "total_budget", "duration", "enforce_until", *_SAMPLING)
+        if name not in (*_MONEY, "duration", "enforce_until", *_SAMPLING)
     }
-    for field in ("max_budget", "total_budget"):
+    for field in _MONEY:
         try:
-            values[f"{field}_nano"] = usd_to_nano(getattr(row, field))
+            amount = getattr(row, field)
+            values[f"{field}_nano"] = 0 if amount is None else usd_to_nano(amount)
         except ValueError as error:
             raise _Fault(f"service type {row.name!r}: {field}: {error}", number, field) from error
         if values[f"{field}_nano"] >= 2**52:
@@ -333,6 +342,9 @@ def _service_type(number: int, row: _ServiceTypeRow) -> ServiceType:
         if text is not None and not (re.fullmatch(r"\d(\.\d{1,6})?", text) and float(text) <= most):
             raise _Fault(f"service type {row.name!r}: {field}: not a number from 0 to {most}", number, field)
         values[field] = None if text is None else float(text)
+    if (row.search_tool is None) != (row.search_cost is None):
+        given, other = sorted(("search_tool", "search_cost"), key=lambda field: getattr(row, field) is None)
+        raise _Fault(f"service type {row.name!r}: {given} needs {other}", number, given)
     if row.enforce_until is not None:
         values["enforce_until"] = row.enforce_until.timestamp()
     return ServiceType(duration_seconds=DURATIONS[row.duration], **values)

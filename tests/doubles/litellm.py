@@ -132,6 +132,12 @@ def embeddings(items: int = 1, *, prompt: int = 10, encoding_format: str = "floa
     }
 
 
+def search_answer(results: int = 1) -> dict[str, Any]:
+    """The answer of a search tool."""
+    found = {"title": "Title", "url": "https://example.org", "snippet": "Text", "date": "2026-11-01T00:00:00.000Z"}
+    return {"results": [{**found, "last_updated": None} for _ in range(results)], "object": "search"}
+
+
 def error_body(message: str, kind: str | None, code: str, param: str | None = None) -> dict[str, Any]:
     """LiteLLM's error object; its code is a string."""
     return {"error": {"message": message, "type": kind, "param": param, "code": code}}
@@ -351,6 +357,8 @@ def _ordinary(path: str, body: dict[str, Any]) -> Script:
     if body.get("stream"):
         return Script.events(stream_of(["Hel", "lo"]))
     headers = {"x_litellm_call_id": "call-of-the-double", "x_litellm_model_id": "double"}
+    if path.startswith("/v1/search/"):
+        return Script.json(search_answer(body["max_results"]), x_litellm_response_cost="0.005", **headers)
     if path == "/v1/embeddings":
         items = len(given) if isinstance(given := body["input"], list) and not isinstance(given[0], int) else 1
         made = embeddings(items, encoding_format=body.get("encoding_format", "float"))

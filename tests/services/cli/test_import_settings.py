@@ -56,6 +56,8 @@ def test_budgets_capacity_models_and_purposes_become_rows(tmp_path: Path) -> Non
     assert rows["agent-search"].duration_seconds == 7 * 86400
     assert [name for name, row in rows.items() if row.allows_model("exa")] == ["answer"]
     assert rows["ai-dev"].client_key == "dev"
+    assert {name: row.search_tool for name, row in rows.items() if row.search_tool} == {"agent-search": "exa-search"}
+    assert rows["agent-search"].search_cost_nano == 5_000_000
 
 
 def test_what_could_not_be_translated_is_said_without_any_secret(tmp_path: Path) -> None:

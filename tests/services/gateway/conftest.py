@@ -130,10 +130,12 @@ class Gateway:
         dialects: Sequence[Dialect] = (),
         paid: Sequence[Paid] = (),
         tracing: Tracing | None = None,
+        row: Mapping[str, Any] | None = None,
     ) -> None:
         """
         :param dialects: those beside OpenAI's.
         :param paid: operations beside chat; they are made without settings.
+        :param row: fields of the service type.
         """
         self.double = double
         self.config = config or RelayConfig()
@@ -145,6 +147,7 @@ class Gateway:
         self.open_requests = OpenRequests(max_open_requests)
         self._dialects = dialects
         self._paid = paid
+        self._row = row or {}
         self._tracing = tracing
         self.litellm: LiteLLM
         self.port = 0
@@ -161,8 +164,7 @@ class Gateway:
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[Gateway]:
-        row = service_type()
-        row = replace(row, models=("*",), purposes=("chat",))
+        row = service_type(models=("*",), purposes=("chat",), **self._row)
 
         async def authenticate(request: web.Request) -> Principal:
             if request.headers.get("Authorization") != f"Bearer {TOKEN}":

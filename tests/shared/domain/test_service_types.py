@@ -62,6 +62,13 @@ def test_a_row_is_read_whole(tmp_path: Path) -> None:
         ("rpm = 40", 'rpm = 40\nclient_key = "Not A Name"', "client_key"),
         ("rpm = 40", 'rpm = 40\npool = ""', "pool"),
         ("rpm = 40", 'rpm = 40\naliases = ["a b"]', "aliases"),
+        ('max_budget = "0.10"', 'max_budget = ""', "max_budget"),
+        ("rpm = 40", 'rpm = 40\nsearch_tool = "exa-search"', "search_tool needs search_cost"),
+        ("rpm = 40", 'rpm = 40\nsearch_cost = "0.005"', "search_cost needs search_tool"),
+        ("rpm = 40", 'rpm = 40\nsearch_tool = "x"\nsearch_cost = "cheap"', "search_cost"),
+        ("rpm = 40", 'rpm = 40\nsearch_tool = "x"\nsearch_cost = ""', "search_cost"),
+        ("rpm = 40", 'rpm = 40\nsearch_tool = "../x"\nsearch_cost = "0"', "search_tool"),
+        ("rpm = 40", 'rpm = 40\nsearch_tool = ""\nsearch_cost = "0"', "search_tool"),
         (ROW, ROW + ROW, "is repeated"),
         (ROW, ROW + '[[model]]\nname = "a b"\n', "printable"),
         (ROW, ROW + '[[model]]\nname = ""\n', "printable"),
@@ -92,6 +99,15 @@ def test_a_row_may_say_how_its_requests_are_sampled(tmp_path: Path) -> None:
     assert (row.temperature, row.top_p) == (0.7, 1.0)
     assert load(tmp_path, ROW).rows["ai"].temperature is None
     assert load(tmp_path, ROW + '[[model]]\nname = "vertex_ai/x@2025#+[1]"\n').models["vertex_ai/x@2025#+[1]"]
+
+
+def test_a_row_may_name_a_search_tool_and_its_price(tmp_path: Path) -> None:
+    row = load(tmp_path, ROW.replace("rpm = 40", 'rpm = 40\nsearch_tool = "exa-search"\nsearch_cost = "0.005"')).rows[
+        "ai"
+    ]
+    assert (row.search_tool, row.search_cost_nano) == ("exa-search", 5_000_000)
+    row = load(tmp_path, ROW).rows["ai"]
+    assert (row.search_tool, row.search_cost_nano) == (None, 0)
 
 
 def test_an_exclusive_model_is_for_the_rows_that_name_it(tmp_path: Path) -> None:
