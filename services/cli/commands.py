@@ -16,6 +16,7 @@ from services.cli.ledger import ledger
 from services.cli.run import auth, gateway, migrate, up
 from services.cli.settings import settings
 from services.cli.smoke import smoke
+from services.cli.user import user
 from services.cli.virtual_key import virtual_key
 from shared.domain.service_types import ConfigurationError
 from shared.service.ops import VERSION
@@ -37,6 +38,7 @@ for command in (
     keys,
     device,
     fxa,
+    user,
     app_attest,
     virtual_key,
     ledger,
