@@ -8,7 +8,6 @@ iOS drops events that begin otherwise.
 
 from __future__ import annotations
 
-import re
 from http import HTTPStatus
 
 import msgspec
@@ -19,7 +18,6 @@ from services.gateway.relay.sse import events, parse
 from shared.errors import ServiceError
 
 _BLOCKED = "User is blocked."
-_PLAIN = re.compile(rb"(?>data: [^\r\n]+\n\n)*+")
 
 
 def error_response(error: ServiceError) -> web.Response:
@@ -45,14 +43,26 @@ def error_event(error: ServiceError) -> bytes:
 
 def data_lines(block: bytes) -> bytes:
     """Whole events with their data alone, in one line each."""
-    if _PLAIN.fullmatch(block):  # as LiteLLM writes them
+    if not block or _is_plain(block):
         return block
     lines = []
     for event in events(block):
         data = parse(event)[1]
-        if data is not None and data.strip():
+        if data is not None and data.strip(b" "):
             lines.append(b"data: %b\n\n" % data.replace(b"\n", b" "))
     return b"".join(lines)
+
+
+def _is_plain(block: bytes) -> bool:
+    """Whether it is nothing but ``data: `` lines, each before an empty line, as LiteLLM writes nearly every block."""
+    return (
+        block.startswith(b"data: ")
+        and block.endswith(b"\n\n")
+        and b"\r" not in block
+        and block.count(b"\n") == 2 * block.count(b"\n\ndata: ") + 2
+        and b"data: \n" not in block
+        and b"data:  " not in block
+    )
 
 
 def _told(error: ServiceError) -> int | str:

@@ -31,7 +31,7 @@ def test_only_data_lines_are_left_and_none_is_lost(block: bytes) -> None:
     *lines, last = written.split(b"\n\n")
     assert last == b""
     assert all(line.startswith(b"data: ") and b"\n" not in line for line in lines)
-    given = [data for one in events(block) if (data := parse(one)[1]) is not None and data.strip()]
+    given = [data for one in events(block) if (data := parse(one)[1]) is not None and data.strip(b" ")]
     assert [line[6:] for line in lines] == [data.replace(b"\n", b" ") for data in given]
 
 
