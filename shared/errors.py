@@ -51,7 +51,8 @@ class DependencyUnavailable(ServiceError):
 
     def __init__(self, dependency: str, *, retry_after: float = 1, reason: str = "unavailable") -> None:
         """
-        :param dependency: ``redis``, ``postgres``, ``fxa``, ``litellm``, ``auth`` or ``signing_key``; a metric label.
+        :param dependency: ``redis``, ``postgres``, ``fxa``, ``play``, ``litellm``, ``auth`` or ``signing_key``; a
+            metric label.
         :param reason: for the log and readiness; never shown to clients.
         """
         self.dependency = dependency

@@ -34,6 +34,7 @@ AUTH = [
     "limits",
     "challenge",
     "fxa",
+    "play",
     "audit",
     "standing",
     "devices",

@@ -21,11 +21,14 @@ from services.auth.devices import views as device_views
 from services.auth.devices.enrolment import ENROLMENT, Enrolment
 from services.auth.devices.metrics import DeviceMetrics
 from services.auth.error_body import ErrorBody
+from services.auth.exchange import play_views
 from services.auth.exchange import views as exchange_views
 from services.auth.exchange.credentials.app_attest import AppAttestCredential
 from services.auth.exchange.credentials.app_attest_request import AppAttestRequestCredential
 from services.auth.exchange.credentials.assertions import Assertions
 from services.auth.exchange.credentials.fxa import FxACredential
+from services.auth.exchange.credentials.play import LIMIT as PLAY_LIMIT
+from services.auth.exchange.credentials.play import PlayCredential
 from services.auth.exchange.gateways import KNOWN_GATEWAYS, KnownGateways
 from services.auth.exchange.models import CredentialVerifier
 from services.auth.exchange.services import EXCHANGE, TokenExchange
@@ -33,6 +36,9 @@ from services.auth.fxa.models import FxAConfig
 from services.auth.fxa.services import FxAVerifier
 from services.auth.health import health
 from services.auth.limits.services import LIMITS, Limits
+from services.auth.play.google import Load, PlayIntegrity, credentials_of
+from services.auth.play.metrics import PlayMetrics
+from services.auth.play.verdict import Policy as PlayPolicy
 from services.auth.provisioning.client import LiteLLMAdmin
 from services.auth.provisioning.services import Provisioner
 from services.auth.settings import SERVICE_TYPES, SETTINGS, AuthSettings
@@ -43,6 +49,7 @@ from services.auth.tokens.key_ring import KEY_RING, KeyRing, ensure_key
 from services.auth.tokens.revocation import REVOCATION, Revocation
 from services.auth.usage.age import LedgerAge
 from services.auth.users.entry import Users
+from shared.domain.identity import Credential
 from shared.domain.service_types import ConfigurationError, ServiceTypes
 from shared.service.app import Apps, ServiceDescription, build_apps
 from shared.service.ops import HEALTH
@@ -61,9 +68,14 @@ MAX_HEAD = 64 * 1024
 DESCRIPTION = ServiceDescription(
     name="auth",
     title="MLPA auth",
-    description="Enrols App Attest devices, and exchanges a device's assertion or an FxA token for a short-lived "
-    "access token of the gateway.",
-    operations=[*device_views.OPERATIONS, *exchange_views.OPERATIONS, *token_views.OPERATIONS],
+    description="Enrols App Attest devices, and exchanges a device's assertion, a Play integrity token or an FxA token "
+    "for an access token of the gateway.",
+    operations=[
+        *device_views.OPERATIONS,
+        *play_views.OPERATIONS,
+        *exchange_views.OPERATIONS,
+        *token_views.OPERATIONS,
+    ],
     internal=admin.OPERATIONS,
     common_answers={
         413: Answer("The body is too large", ErrorBody),
@@ -88,6 +100,7 @@ class Prepared:
     service_types: ServiceTypes
     key_ring: KeyRing
     policy: Policy
+    google: Load
     admin_keys: AdminKeys
 
 
@@ -99,7 +112,7 @@ def prepare(settings: AuthSettings) -> Prepared:
     assert folder is not None
     if settings.mlpa_debug:
         ensure_key(folder)
-    return Prepared(service_types, KeyRing(folder), _policy(settings), admin_keys)
+    return Prepared(service_types, KeyRing(folder), _policy(settings), _google(settings, service_types), admin_keys)
 
 
 def _policy(settings: AuthSettings) -> Policy:
@@ -121,6 +134,18 @@ def _policy(settings: AuthSettings) -> Policy:
         environment="production" if settings.app_attest_production else "development",
         roots=roots,
     )
+
+
+def _google(settings: AuthSettings, service_types: ServiceTypes) -> Load:
+    rows = [row.name for row in service_types.rows.values() if Credential.PLAY in row.credentials]
+    if rows and not settings.play_packages and not settings.mlpa_debug:
+        _log.warning("play_has_no_packages", service_types=rows)
+    try:
+        return credentials_of(settings.play_credentials)
+    except OSError as error:
+        raise ConfigurationError(f"PLAY_CREDENTIALS: {settings.play_credentials}: {error.strerror}") from error
+    except ValueError as error:
+        raise ConfigurationError(f"PLAY_CREDENTIALS: {settings.play_credentials}: {error}") from error
 
 
 def build_app(settings: AuthSettings, *, registry: Registry | None = None) -> Apps:
@@ -174,6 +199,7 @@ async def _open(
         registry,
         kinds={
             "identity": settings.exchange_limit_per_identity,
+            PLAY_LIMIT: settings.play_limit_per_source,
             wrong_keys.LIMIT: settings.sign_in_limit_per_source,
         },
         doors={
@@ -202,10 +228,21 @@ async def _open(
     await stack.enter_async_context(prepared.key_ring.running(registry))
     await stack.enter_async_context(LedgerAge(database, registry).running())
     assertions = Assertions(database, challenges, prepared.policy, metrics)
+    play_metrics = PlayMetrics(registry)
+    google = await stack.enter_async_context(
+        PlayIntegrity.open(session, settings.play_base_url, prepared.google, metrics=play_metrics)
+    )
+    play_policy = PlayPolicy(
+        packages=frozenset(settings.play_packages),
+        certificates=frozenset(settings.play_certificates),
+        max_age=settings.play_max_age_seconds,
+        testing=settings.mlpa_debug,
+    )
     credentials: list[CredentialVerifier] = [
         FxACredential(fxa),
         AppAttestCredential(assertions, settings.mlpa_issuer),
         AppAttestRequestCredential(assertions),
+        PlayCredential(google, play_policy, limits, redis, play_metrics, token_ttl=settings.play_token_ttl_seconds),
     ]
     apps.put(CHALLENGES, challenges)
     apps.put(LIMITS, limits)

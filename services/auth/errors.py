@@ -9,6 +9,7 @@
         ├── InvalidScope               400 invalid_scope
         ├── InvalidTarget              400 invalid_target
         ├── InvalidChallenge           401 invalid_challenge
+        ├── IntegrityRejected          401 integrity_rejected
         ├── Unauthorized               401 unauthorized (admin key)
         ├── AttestationRejected        403 attestation_rejected
         ├── AccessDenied               403 access_denied
@@ -72,6 +73,15 @@ class InvalidChallenge(AuthError):
 
     def __init__(self) -> None:
         super().__init__(headers={"WWW-Authenticate": 'AppAttest realm="mlpa"'})  # RFC 9110 section 15.5.2 demands one
+
+
+class IntegrityRejected(AuthError):
+    status = 401
+    code = "integrity_rejected"
+    message = "The integrity token was rejected."
+
+    def __init__(self) -> None:
+        super().__init__(headers={"WWW-Authenticate": 'PlayIntegrity realm="mlpa"'})
 
 
 class Unauthorized(AuthError):

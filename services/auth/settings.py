@@ -2,17 +2,32 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 from aiohttp import web
-from pydantic import Field, SecretStr
+from pydantic import AfterValidator, Field, SecretStr
+from pydantic_core import PydanticCustomError
 
 from shared.domain.service_types import ServiceTypes
+from shared.domain.tokens import LONGEST_LIFE, LONGEST_PLAY_LIFE
 from shared.service import start_rules
 from shared.service.settings import CommaSeparated, Limit, Settings, secret_parts
 from shared.service.start_rules import Rule
 from shared.service.strength import AdminSecret, Secret, SecretList
+
+
+def _certificates(value: tuple[str, ...]) -> tuple[str, ...]:
+    digests = tuple(part.rstrip("=") for part in value)
+    if not all(_DIGEST.fullmatch(digest) for digest in digests):
+        raise PydanticCustomError("certificates", "must be base64url of SHA-256 digests, comma-separated")
+    return digests
+
+
+#: SHA-256 in base64url, whose last character has two unused bits.
+_DIGEST = re.compile(r"[A-Za-z0-9_-]{42}[AEIMQUYcgkosw048]")
+PlayCertificates = Annotated[CommaSeparated, AfterValidator(_certificates)]
 
 
 class AuthSettings(Settings):
@@ -25,11 +40,11 @@ class AuthSettings(Settings):
         "app_attest_bundle_ids": "org.mozilla.ios.Fennec",
     }
 
-    rules: ClassVar[tuple[Rule, ...]] = (*Settings.rules, start_rules.fxa_is_one_stack)
+    rules: ClassVar[tuple[Rule, ...]] = (*Settings.rules, start_rules.fxa_is_one_stack, start_rules.play_is_https)
 
     auth_port: int = Field(8081, ge=0, le=65535, description="Port of auth.")
     mlpa_signing_keys_dir: Path | None = Field(None, description="Folder of the ES256 keys that sign tokens (PEM).")
-    mlpa_access_token_ttl_seconds: int = Field(300, ge=10, le=3600, description="Life of an access token.")
+    mlpa_access_token_ttl_seconds: int = Field(300, ge=10, le=LONGEST_LIFE, description="Life of an access token.")
     key_activation_seconds: int = Field(
         3600, ge=0, description="How long a new signing key is published before it signs."
     )
@@ -45,6 +60,25 @@ class AuthSettings(Settings):
     fxa_issuer: str = Field("https://accounts.firefox.com", description="`iss` of FxA's JWT access tokens.")
     fxa_cache_ttl_seconds: int = Field(300, ge=0, le=300, description="How long a verified FxA token is remembered.")
     fxa_cache_secret: Secret = Field(None, description="HMAC key of the FxA cache's keys and values.")
+    play_packages: CommaSeparated = Field(
+        (), description="Android apps whose installs get in by Play Integrity, comma-separated; none if not set."
+    )
+    play_certificates: PlayCertificates = Field(
+        (), description="Base64url SHA-256 of the certificates that sign those apps, comma-separated."
+    )
+    play_credentials: Path | None = Field(
+        None,
+        description="Key of a Google service account, or configuration of a workload identity (JSON); "
+        "the environment's credentials when not set.",
+    )
+    play_base_url: str = Field("https://playintegrity.googleapis.com", description="Google's Play Integrity API.")
+    play_token_ttl_seconds: int = Field(
+        LONGEST_PLAY_LIFE, ge=10, le=LONGEST_PLAY_LIFE, description="Life of an install's access token."
+    )
+    play_max_age_seconds: int = Field(600, ge=1, le=86400, description="Greatest age of an integrity token.")
+    play_limit_per_source: Limit = Field(
+        60, description="Integrity tokens per source and minute that Google is asked about; 0 = no limit."
+    )
     exchange_limit_per_identity: Limit = Field(60, description="Token exchanges per identity and minute; 0 = no limit.")
     exchange_limit_per_source: Limit = Field(
         600, description="Token exchanges per source and minute, and as many refused ones; 0 = no limit."
@@ -87,7 +121,15 @@ class AuthSettings(Settings):
         needed += ["app_development_team", "app_attest_bundle_ids"]
         if self.litellm_provision_users and not self.mlpa_debug:
             needed.append("master_key")
+        if self.play_packages:
+            needed.append("play_certificates")
         return needed
+
+    @property
+    def longest_token_ttl(self) -> int:
+        """The longest life of an access token, in seconds."""
+        play = self.play_token_ttl_seconds if self.play_packages else 0
+        return max(self.mlpa_access_token_ttl_seconds, play)
 
     def challenge_secrets(self) -> list[bytes]:
         return secret_parts(self.challenge_secret)

@@ -79,7 +79,7 @@ def rotate(out: Path | None, at_once: bool) -> None:
 def prune(out: Path | None, dry_run: bool) -> None:
     """Remove the keys that no valid token can carry any more."""
     folder = _folder(out)
-    ttl = AuthSettings.lenient().mlpa_access_token_ttl_seconds
+    ttl = AuthSettings.lenient().longest_token_ttl
     for key in key_files.prunable(_load(folder), now=time.time(), token_ttl=ttl):
         if not dry_run:
             key.path.unlink()

@@ -1,6 +1,7 @@
 """Identities and user ids, and the shard of each.
 
-An *identity* is what a credential proves: an FxA uid, or a canonical App Attest key id.
+An *identity* is what a credential proves: an FxA uid, a canonical App Attest key id, or the id of an install from
+Google Play.
 A *user id* is ``<identity>:<service type>``: the ``sub`` of an access token, and the end user in LiteLLM.
 """
 
@@ -41,6 +42,12 @@ class Credential(StrEnum):
         "urn:mozilla:params:oauth:token-type:app-attest-request",
         r"[A-Za-z0-9+/]{43}=",
         44,
+    )
+    PLAY = (
+        "play",
+        "urn:mozilla:params:oauth:token-type:play-integrity",
+        r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}",  # a lower-case UUID
+        36,
     )
 
     def __new__(cls, name: str, subject_token_type: str, identity: str, identity_length: int) -> Self:

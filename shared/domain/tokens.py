@@ -13,6 +13,7 @@ from typing import Literal, TypeVar
 import msgspec
 
 from shared import strict_json
+from shared.domain.identity import Credential
 
 AUDIENCE = "mlpa-gateway"
 #: Header fields with which a gateway makes itself known to auth, and tells it whose credential it exchanges.
@@ -26,6 +27,9 @@ BLOCKED = "The user is blocked."
 TYPE = "at+jwt"
 #: Characters. Ours have about 700.
 MAX_LENGTH = 2048
+#: The longest life of a token in seconds, and of one for an install that Google Play vouches for: asking Google has a
+#: daily quota.
+LONGEST_LIFE, LONGEST_PLAY_LIFE = 3600, 24 * 3600
 #: How far two machines' clocks may be apart, in seconds.
 CLOCK_SKEW = 30
 #: Seconds for which a key set is used that can't be refreshed: an attacker who blocks its source must not keep a
@@ -62,6 +66,11 @@ class Claims(msgspec.Struct, frozen=True):
     scope: str
     amr: tuple[str, ...]
     body_sha256: str | None = None
+
+
+def longest_life(amr: tuple[str, ...]) -> int:
+    """The longest life, in seconds, of a token whose user was authenticated so."""
+    return LONGEST_PLAY_LIFE if amr == (Credential.PLAY,) else LONGEST_LIFE
 
 
 def header_of(token: str) -> Header:

@@ -66,6 +66,7 @@ async def ask(
     timeout: float,
     json: Any = None,
     form: Mapping[str, str] | None = None,
+    body: bytes | None = None,
     params: Mapping[str, str] | None = None,
     headers: Mapping[str, str] | None = None,
     https_only: bool = False,
@@ -87,18 +88,18 @@ async def ask(
             method,
             url,
             json=json,
-            data=form,
+            data=form if body is None else body,
             params=params,
             headers=headers,
             allow_redirects=False,
             timeout=aiohttp.ClientTimeout(total=None),  # the whole is bounded below
         ) as response:
-            body = bytearray()
+            answered = bytearray()
             async for chunk in response.content.iter_chunked(_CHUNK):
-                body += chunk
-                if len(body) > limit:
+                answered += chunk
+                if len(answered) > limit:
                     raise NoAnswer("too_large")
-            return Answer(response.status, response.headers, bytes(body))
+            return Answer(response.status, response.headers, bytes(answered))
 
     try:
         async with asyncio.timeout(timeout):

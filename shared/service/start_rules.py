@@ -104,13 +104,24 @@ def fxa_is_one_stack(settings: Any) -> Iterator[str]:
 
 def auth_url(settings: Any) -> Iterator[str]:
     """Auth gets the credentials of clients there, and the key by which it knows the gateway."""
-    if settings.auth_url is None:
-        return
-    parts = _split(settings.auth_url)
+    if settings.auth_url is not None:
+        yield from _base_url("AUTH_URL", settings.auth_url)
+
+
+def play_is_https(settings: Any) -> Iterator[str]:
+    """Google is reached over https: its answers decide which installs are genuine."""
+    yield from _base_url("PLAY_BASE_URL", settings.play_base_url)
+    parts = _split(settings.play_base_url)
+    if parts is not None and parts.scheme == "http" and not settings.mlpa_debug and not is_loopback(parts.hostname):
+        yield "PLAY_BASE_URL must be https, or on loopback, outside MLPA_DEBUG"
+
+
+def _base_url(name: str, url: str) -> Iterator[str]:
+    parts = _split(url)
     if parts is None or parts.scheme not in ("http", "https") or not parts.hostname:
-        yield "AUTH_URL must be an http(s) URL"
-    elif "@" in parts.netloc or _has_more(settings.auth_url):
-        yield "AUTH_URL must be without user, query and fragment"
+        yield f"{name} must be an http(s) URL"
+    elif "@" in parts.netloc or _has_more(url):
+        yield f"{name} must be without user, query and fragment"
 
 
 def _stack(parts: SplitResult) -> str:

@@ -87,7 +87,7 @@ class HttpMetrics:
             ("endpoint", "outcome"),
         )
         self.answers.preset_all([*endpoints, "unmatched"], OUTCOMES)
-        for dependency in ("redis", "postgres", "fxa", "litellm", "auth", "signing_key"):
+        for dependency in ("redis", "postgres", "fxa", "play", "litellm", "auth", "signing_key"):
             self.dependency_errors.preset(dependency)
         self.in_progress.preset_all([*endpoints, "unmatched"])
         for status in STATUSES:

@@ -22,8 +22,6 @@ from shared.errors import DependencyUnavailable
 from shared.service.keyset import KeySet
 from shared.telemetry.metrics import Registry
 
-#: The longest life of a token in seconds, whatever its claims say.
-MAX_LIFETIME = 3600 + CLOCK_SKEW
 _CACHE_SIZE = 50_000
 
 
@@ -111,7 +109,7 @@ class TokenVerifier:
             claims.iss != self._issuer
             or claims.aud != AUDIENCE
             or claims.iat > now + CLOCK_SKEW
-            or claims.exp - claims.iat > MAX_LIFETIME
+            or claims.exp - claims.iat > tokens.longest_life(claims.amr) + CLOCK_SKEW
             or not claims.jti
             or len(claims.jti) > 64
             or row is None

@@ -187,6 +187,22 @@ def test_the_commands_rotate_list_and_prune(tmp_path: Path) -> None:
     assert run("prune") == ""
 
 
+def test_a_key_is_kept_for_as_long_as_the_tokens_of_installs_live(tmp_path: Path) -> None:
+    replaced = create_key(tmp_path, activate_at=time.time() - 9 * 86400)
+    create_key(tmp_path, activate_at=time.time() - 3600)  # the other one signed until an hour ago
+    runner, day = CliRunner(), {"PLAY_PACKAGES": "org.mozilla.firefox", "PLAY_CERTIFICATES": "A" * 43}
+
+    def pruned(**settings: str) -> bool:
+        environment = {"MLPA_ENV_FILE": "", **settings}
+        result = runner.invoke(keys_command, ["prune", "--dry-run", "--out", str(tmp_path)], env=environment)
+        assert result.exit_code == 0, result.output
+        return str(replaced) in result.output
+
+    assert pruned()
+    assert not pruned(**day)
+    assert pruned(**day, PLAY_TOKEN_TTL_SECONDS="600")
+
+
 def test_a_half_written_key_is_read_again_though_its_file_looks_the_same(tmp_path: Path) -> None:
     create_key(tmp_path, activate_at=NOW - 100)
     ring = KeyRing(tmp_path, clock=Clock())

@@ -358,3 +358,33 @@ async def test_metadata_of_another_issuer_is_not_followed(tmp_path: Path, unused
         assert not made.keys.loaded
         with pytest.raises(DependencyUnavailable):
             await made.verifier.verify(made.issue())
+
+
+INSTALL = "2f1a6c1e-8d0b-4f57-9f0c-3b6f1f3c9a10:ai"
+
+
+async def test_a_token_for_an_install_may_live_a_day_and_is_remembered_no_longer(rig: Rig) -> None:
+    token = rig.forge(sub=INSTALL, amr=["play"], exp=int(rig.clock()) + 86400)
+    assert (await rig.verifier.verify(token)).user_id == INSTALL
+    rig.clock.now += 86399
+    assert (await rig.verifier.verify(token)).user_id == INSTALL
+    rig.clock.now += 1
+    with pytest.raises(InvalidToken):
+        await rig.verifier.verify(token)
+
+
+@pytest.mark.parametrize(
+    ("amr", "seconds"),
+    [
+        (["play"], 86400 + 31),
+        (["fxa"], 3600 + 31),
+        (["play", "fxa"], 3600 + 31),
+        ([], 3600 + 31),
+        (["Play"], 3600 + 31),
+    ],
+)
+async def test_no_token_lives_longer_than_its_kind_may(rig: Rig, amr: list[str], seconds: int) -> None:
+    good = rig.forge(sub=INSTALL, amr=amr, exp=int(rig.clock()) + seconds - 1)
+    assert (await rig.verifier.verify(good)).user_id == INSTALL
+    with pytest.raises(InvalidToken):
+        await rig.verifier.verify(rig.forge(sub=INSTALL, amr=amr, exp=int(rig.clock()) + seconds))

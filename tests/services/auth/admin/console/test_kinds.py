@@ -15,6 +15,7 @@ from tests.services.auth.admin.conftest import UID, Person, Rows
     [
         (UID, "None. This user signs in with a Firefox account."),
         ("A" * 43 + "=", "None. This user signs in with an app on an enrolled device."),
+        ("2f1a6c1e-8d0b-4f57-9f0c-3b6f1f3c9a10", "None. This user signs in with an app from Google Play."),
         ("of-no-kind", "None."),
     ],
 )
@@ -28,4 +29,4 @@ async def test_a_search_that_finds_nothing_says_what_ids_look_like(person: Perso
     page = await person.get("/admin/users?q=nobody")
     for kind in KINDS:
         assert f"{kind.words.identity} ({kind.words.form})" in page.words
-    assert 'placeholder="FxA uid or App Attest key id"' in page.text
+    assert 'placeholder="FxA uid or App Attest key id or Play install id"' in page.text

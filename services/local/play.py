@@ -1,0 +1,300 @@
+"""A stand-in for Google: its token endpoint and the Play Integrity API, with simulated installs of an Android app.
+
+What it imitates, and which source says so ("verdicts", "standard": pages below
+developer.android.com/google/play/integrity; "discovery": playintegrity/v1/playintegrity-api.json in
+googleapis/google-api-go-client):
+
+    POST /token: grant_type jwt-bearer, an assertion        RFC 7523 section 2.1;
+    signed by the service account's key (RS256; iss, aud,   googleapis/google-auth-library-python,
+    scope, iat, exp), {access_token, expires_in,            google/oauth2/_client.py (jwt_grant), service_account.py;
+    token_type}; errors {error, error_description}          RFC 6749 section 5.2
+    the key file of a service account                       google-auth, google/auth/_service_account_info.py
+    POST /v1/{package}:decodeIntegrityToken                 discovery (decodeIntegrityToken); "standard", which writes
+    {"integrityToken"} or {"integrity_token"}               the latter
+    its scope                                               discovery (auth.oauth2.scopes)
+    {"tokenPayloadExternal": {requestDetails,               discovery (TokenPayloadExternal), "verdicts": requestHash
+    appIntegrity, deviceIntegrity, accountDetails}}         of standard requests, timestampMillis as text (int64)
+    UNEVALUATED: no package, version and certificates       discovery (AppIntegrity: "set iff")
+    a device without integrity: an empty verdict            "verdicts"
+    testingDetails.isTestingResponse of a tester            discovery (TestingDetails)
+    errors {"error": {code, message, status}}               google.aip.dev/193 (INVALID_ARGUMENT 400, UNAUTHENTICATED
+                                                            401, PERMISSION_DENIED 403, RESOURCE_EXHAUSTED 429)
+    10,000 requests a day                                   support.google.com/googleplay, form "Play Integrity API"
+
+Where it differs on purpose: an integrity token is a random text that this process remembers, where Google's is
+encrypted; a token can be decoded any number of times; the day of the quota ends when the process does.
+
+Controls, for local runs and tests only:
+    POST   /local/integrity-token   an ``InstallOrder`` -> {"token"}
+    POST   /local/faults            a ``Fault``; replaces that of the same endpoint
+    DELETE /local/faults            all is well again
+
+Run alone: ``python -m services.local.play --port 8086 --folder DIR``, which writes the service account's key there. It
+must listen on loopback only: whoever reaches it can be any install.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import hashlib
+import json
+import secrets
+import time
+import uuid
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import click
+import msgspec
+from aiohttp import web
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import rsa
+from jose import jwt
+from jose.exceptions import JOSEError
+
+from services.local.files import write_private
+
+PACKAGE = "org.mozilla.fenix"
+#: Base64url of SHA-256 of the certificate that signs the simulated app.
+CERTIFICATE = base64.urlsafe_b64encode(hashlib.sha256(b"certificate of a simulated app").digest()).rstrip(b"=").decode()
+SCOPE = "https://www.googleapis.com/auth/playintegrity"
+EMAIL = "mlpa@simulated.iam.gserviceaccount.com"
+KEY_FILE = "service_account.json"
+QUOTA = 10_000
+#: Google's name of itself in assertions, wherever they are sent (google-auth, service_account.py).
+_AUDIENCE = "https://oauth2.googleapis.com/token"
+_GRANT = "urn:ietf:params:oauth:grant-type:jwt-bearer"
+_STATUSES = {400: "INVALID_ARGUMENT", 401: "UNAUTHENTICATED", 403: "PERMISSION_DENIED", 429: "RESOURCE_EXHAUSTED"}
+
+Endpoint = Literal["token", "decode"]
+
+
+@dataclass(frozen=True, slots=True)
+class Install:
+    """One install of the app, with the id that it made for itself."""
+
+    user_id: str = field(default_factory=lambda: str(uuid.uuid4()))
+    package: str = PACKAGE
+
+    @property
+    def request_hash(self) -> str:
+        return hashlib.sha256(self.user_id.encode()).hexdigest()
+
+    def to_json(self) -> str:
+        return json.dumps({"user_id": self.user_id, "package": self.package})
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        return cls(**json.loads(text))
+
+
+class InstallOrder(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    """The install and the verdict of an integrity token. ``app_package`` is the app that really asked."""
+
+    request_hash: str | None
+    package: str = PACKAGE
+    app_package: str | None = None
+    certificates: tuple[str, ...] = (CERTIFICATE,)
+    recognition: Literal["PLAY_RECOGNIZED", "UNRECOGNIZED_VERSION", "UNEVALUATED"] = "PLAY_RECOGNIZED"
+    device: tuple[str, ...] = ("MEETS_DEVICE_INTEGRITY",)
+    testing: bool = False
+    #: Seconds since the request.
+    age: float = 0
+
+
+class Fault(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    """How an endpoint misbehaves: it answers with ``status``, ``body`` and ``headers``, or never (``hang``).
+
+    Without a ``body`` it is Google's for the status.
+    """
+
+    endpoint: Endpoint
+    kind: Literal["respond", "hang"] = "respond"
+    status: int = 503
+    body: str | None = None
+    headers: dict[str, str] = {}
+
+
+class StandIn:
+    """The server's state; ``app`` serves it.
+
+    :param key: of the service account; a new one when not given.
+    :param quota: decoded tokens until 429.
+    """
+
+    def __init__(
+        self, key: rsa.RSAPrivateKey | None = None, *, quota: int = QUOTA, clock: Callable[[], float] = time.time
+    ) -> None:
+        self.quota = quota
+        self.calls: Counter[str] = Counter()
+        self._clock = clock
+        self._key = key or rsa.generate_private_key(65537, 2048)
+        self._access: dict[str, float] = {}  # the end of each access token
+        self._payloads: dict[str, tuple[str, dict[str, Any]]] = {}  # package and payload, by integrity token
+        self._faults: dict[str, Fault] = {}
+
+    def service_account(self, url: str) -> str:
+        """The key file of the service account, for a server at this URL."""
+        pem = self._key.private_bytes(
+            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+        )
+        members = {
+            "type": "service_account",
+            "project_id": "simulated",
+            "private_key_id": "1",
+            "private_key": pem.decode(),
+            "client_email": EMAIL,
+            "token_uri": f"{url}/token",
+        }
+        return json.dumps(members, indent=1)
+
+    def mint(self, order: InstallOrder) -> str:
+        """An integrity token as Google Play gives it to an app."""
+        return self.mint_payload(order.package, self.payload(order))
+
+    def mint_payload(self, package: str, payload: Any) -> str:
+        """An integrity token of any payload."""
+        token = secrets.token_urlsafe(300)
+        self._payloads[token] = package, payload
+        return token
+
+    def payload(self, order: InstallOrder) -> dict[str, Any]:
+        request = {
+            "requestPackageName": order.package,
+            "timestampMillis": str(int((self._clock() - order.age) * 1000)),
+        }
+        if order.request_hash is not None:
+            request["requestHash"] = order.request_hash
+        app: dict[str, Any] = {"appRecognitionVerdict": order.recognition}
+        if order.recognition != "UNEVALUATED":
+            app["packageName"] = order.app_package or order.package
+            app["certificateSha256Digest"] = list(order.certificates)
+            app["versionCode"] = "2016120000"
+        payload = {
+            "requestDetails": request,
+            "appIntegrity": app,
+            "deviceIntegrity": {"deviceRecognitionVerdict": list(order.device)} if order.device else {},
+            "accountDetails": {"appLicensingVerdict": "LICENSED"},
+        }
+        if order.testing:
+            payload["testingDetails"] = {"isTestingResponse": True}
+        return payload
+
+    def set_fault(self, fault: Fault) -> None:
+        self._faults[fault.endpoint] = fault
+
+    def clear_faults(self) -> None:
+        self._faults.clear()
+
+    def withdraw_access(self) -> None:
+        """No access token is good any more."""
+        self._access.clear()
+
+    def app(self) -> web.Application:
+        """Serve it with ``handler_cancellation=True``, so that a hanging request ends with its client."""
+        app = web.Application()
+        app.add_routes(
+            [
+                web.post("/token", self._misbehaving("token", self._token)),
+                web.post("/v1/{package}:decodeIntegrityToken", self._misbehaving("decode", self._decode)),
+                web.post("/local/integrity-token", self._mint),
+                web.post("/local/faults", self._set_fault),
+                web.delete("/local/faults", self._clear_faults),
+                web.get("/", self._here),
+            ]
+        )
+        return app
+
+    def _misbehaving(
+        self, endpoint: Endpoint, handler: Callable[[web.Request], Awaitable[web.Response]]
+    ) -> Callable[[web.Request], Awaitable[web.Response]]:
+        async def handle(request: web.Request) -> web.Response:
+            self.calls[endpoint] += 1
+            fault = self._faults.get(endpoint)
+            if fault is None:
+                return await handler(request)
+            if fault.kind == "hang":
+                await asyncio.Event().wait()
+            if fault.body is None:
+                return _error(fault.status, "as ordered", headers=fault.headers)
+            return web.Response(status=fault.status, body=fault.body.encode(), headers=fault.headers)
+
+        return handle
+
+    async def _token(self, request: web.Request) -> web.Response:
+        form = await request.post()
+        try:
+            claims = jwt.decode(str(form.get("assertion")), self._public_pem, algorithms=["RS256"], audience=_AUDIENCE)
+        except JOSEError:
+            claims = {}
+        if form.get("grant_type") != _GRANT or claims.get("iss") != EMAIL or SCOPE not in claims.get("scope", ""):
+            refused = {"error": "invalid_grant", "error_description": "Invalid JWT Signature."}
+            return web.json_response(refused, status=400)
+        token = f"ya29.{secrets.token_urlsafe(60)}"
+        self._access[token] = self._clock() + 3600
+        return web.json_response({"access_token": token, "expires_in": 3599, "token_type": "Bearer"})
+
+    @property
+    def _public_pem(self) -> str:
+        encoding, form = serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
+        return self._key.public_key().public_bytes(encoding, form).decode()
+
+    async def _decode(self, request: web.Request) -> web.Response:
+        bearer = request.headers.get("Authorization", "").removeprefix("Bearer ")
+        if self._access.get(bearer, 0) < self._clock():
+            return _error(401, "Request had invalid authentication credentials.")
+        if self.quota <= 0:
+            return _error(429, "Quota exceeded for quota metric 'Requests' and limit 'Requests per day'.")
+        self.quota -= 1
+        body = await request.json()
+        token = body.get("integrityToken", body.get("integrity_token"))
+        package, payload = self._payloads.get(token, (None, None))
+        if package != request.match_info["package"]:
+            return _error(400, "Integrity token cannot be decrypted due to invalid arguments.")
+        return web.json_response({"tokenPayloadExternal": payload})
+
+    async def _mint(self, request: web.Request) -> web.Response:
+        try:
+            order = msgspec.json.decode(await request.read(), type=InstallOrder)
+        except ValueError as error:
+            raise web.HTTPBadRequest(text=f"{error}\n") from error
+        return web.json_response({"token": self.mint(order)})
+
+    async def _set_fault(self, request: web.Request) -> web.Response:
+        try:
+            self.set_fault(msgspec.json.decode(await request.read(), type=Fault))
+        except ValueError as error:
+            raise web.HTTPBadRequest(text=f"{error}\n") from error
+        return web.json_response({})
+
+    async def _clear_faults(self, _request: web.Request) -> web.Response:
+        self.clear_faults()
+        return web.json_response({})
+
+    async def _here(self, _request: web.Request) -> web.Response:
+        return web.json_response({})
+
+
+def _error(status: int, message: str, *, headers: dict[str, str] | None = None) -> web.Response:
+    error = {"code": status, "message": message, "status": _STATUSES.get(status, "UNAVAILABLE")}
+    return web.json_response({"error": error}, status=status, headers=headers)
+
+
+@click.command()
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@click.option("--port", type=int, required=True, help="Port to listen on.")
+@click.option("--folder", type=click.Path(path_type=Path), required=True, help="Folder for the service account's key.")
+def main(host: str, port: int, folder: Path) -> None:
+    """Run the stand-in for Google."""
+    stand_in = StandIn()
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    write_private(folder / KEY_FILE, stand_in.service_account(f"http://{host}:{port}"))
+    web.run_app(stand_in.app(), host=host, port=port, handler_cancellation=True, shutdown_timeout=1, print=None)
+
+
+if __name__ == "__main__":
+    main()
