@@ -219,10 +219,13 @@ class LiteLLMDouble:
         server = self._runner.server
         return len(server.connections) if server else 0
 
-    def script(self, model: str, script: Script) -> None:
+    def script(self, model: str, script: Script, **info: Any) -> None:
+        """
+        :param info: members of its row's ``model_info``, if it is a new model.
+        """
         self.scripts[model] = script
         if all(row["model_name"] != model for row in self.models):
-            self.models.append(model_row(model))
+            self.models.append(model_row(model, **info))
 
     def open_gate(self, name: str) -> None:
         self._gate(name).set()
@@ -275,7 +278,8 @@ class LiteLLMDouble:
             (name, value.encode() if isinstance(value, str) and name != "gate" else value)
             for name, value in given["steps"]
         ]
-        self.script(given["model"], Script(steps, given.get("status", 200), given.get("headers", {})))
+        script = Script(steps, given.get("status", 200), given.get("headers", {}))
+        self.script(given["model"], script, **given.get("info", {}))
         return web.json_response({})
 
     async def _slow_liveliness(self, request: web.Request) -> web.Response:
