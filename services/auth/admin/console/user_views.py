@@ -74,6 +74,7 @@ async def user(request: web.Request, session: Session) -> web.StreamResponse:
         refusals=refusals(found, tier, outlook, least),
         outlook=outlook,
         ledger=ledger,
+        search_tools={one.search_tool for one in request.app[SERVICE_TYPES].rows.values()},
         first="cursor" not in request.query,
         others=[other for other in others if other.row.user_id != row.user_id],
         device=device,

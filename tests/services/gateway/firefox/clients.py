@@ -106,8 +106,9 @@ def desktop(
     purpose: str | None = "chat",
     raw: bytes | None = None,
     more: list[tuple[str, str]] | None = None,
+    path: str = "/v1/chat/completions",
 ) -> bytes:
-    """A chat of Smart Window."""
+    """A chat of Smart Window, or a search."""
     fields = [
         ("Host", "mlpa.example.org"),
         ("User-Agent", "Mozilla/5.0 (X11; Linux x86_64; rv:148.0) Gecko/20100101 Firefox/148.0"),
@@ -126,7 +127,7 @@ def desktop(
         ("Connection", "keep-alive"),
         *(more or []),
     ]
-    return request(fields, json.dumps(body).encode() if raw is None else raw)
+    return request(fields, json.dumps(body).encode() if raw is None else raw, path)
 
 
 def android(token: str, body: dict[str, Any], *, service_type: str = "s2s-android") -> bytes:

@@ -39,6 +39,7 @@ TYPES = (
     + toml("poor", max_budget="0.000001")
     + toml("answer", credentials=["fxa", "app_attest_request"], models=["exa"], exclusive_models=["exa"])
     + toml("ai-dev", client_key="dev")
+    + toml("search", max_budget="0.005", search_tool="exa-search", search_cost="0.005")
 )
 
 

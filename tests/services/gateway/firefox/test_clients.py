@@ -29,6 +29,25 @@ async def test_a_chat_of_desktop_is_answered(door: Door) -> None:
     assert (headers[EXCHANGE_KEY_HEADER], headers[CLIENT_HEADER], form["scope"]) == (KEY, "127.0.0.1", "ai")
 
 
+async def test_a_search_of_desktop_is_answered_until_the_budget_is_spent(
+    door: Door,
+) -> None:
+    token = door.auth.fxa_token()
+    asked = {"body": {"query": "weather", "max_results": 3}, "service_type": "search", "purpose": None}
+    answer = await door.desktop(token, **asked, path="/v1/search")
+    assert (answer.status, len(answer.json()["results"])) == (200, 3)
+    result = answer.json()["results"][0]
+    assert (result["title"], result["url"], result["publishedDate"]) == ("Title", "https://example.org", result["date"])
+    (sent,) = door.double.asked
+    assert sent.body == {"query": "weather", "max_results": 3, "user": f"{UID}:search"}
+    answer = await door.desktop(token, **asked, path="/v1/search")
+    assert (answer.status, answer.json()) == (429, {"error": 1, "detail": {"error": 1}})
+    assert answer.headers["x-should-retry"] == "false"
+    answer = await door.desktop(token, {"query": ""}, path="/v1/search")
+    assert (answer.status, answer.json()) == (400, {"error": 9, "detail": {"error": 9}})
+    assert len(door.double.asked) == 1
+
+
 async def test_a_chat_of_ios_is_answered_streamed_and_not(door: Door) -> None:
     device = await door.device()
     answer = await door.ios(device)

@@ -28,6 +28,7 @@ from tests.services.auth.admin.conftest import (
     bearer,
 )
 from tests.services.auth.conftest import Auth, StartAuth, many
+from tests.support.service_types import toml
 
 PAGES = ["/admin", "/admin?span=30d", "/admin/users", "/admin/devices", "/admin/audit", "/admin/service-types"]
 HERE = f"/admin/users/{quote(USER, safe='')}"
@@ -300,6 +301,22 @@ async def test_a_users_page_answers_what_was_spent_on_what(person: Person, rows:
     assert "ticket-29" in (await person.get(older[1])).words
     rows.request("last", cost=40_000_000)
     assert "budget_exceeded All of $0.10 is spent" in (await person.get(HERE)).words
+
+
+async def test_searches_are_marked_among_a_users_requests_and_priced_among_the_service_types(
+    start_auth: StartAuth, people: People, rows: Rows, tmp_path: Path
+) -> None:
+    table = tmp_path / "types.toml"
+    table.write_text(toml("ai", search_tool="exa-search", search_cost="0.005") + toml("s2s"))
+    person = await people.come(await start_auth(**ADMIN_SETTINGS, service_types=table))
+    await person.sign_in()
+    rows.user()
+    rows.request("searched", model="exa-search", cost=5_000_000)
+    rows.request("asked", model="gpt")
+    words = (await person.get(HERE)).words
+    assert "exa-search search chat" in words
+    assert "gpt chat" in words
+    assert "Search tool exa-search , $0.005 a search" in (await person.get("/admin/service-types")).words
 
 
 async def test_empty_states_say_what_is_missing(person: Person) -> None:
