@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import secrets
+import shutil
 from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from services.local.litellm import LiteLLMServer
 from services.local.process import free_port
 from tests.doubles.providers.anthropic import AnthropicDouble
 from tests.doubles.providers.bedrock import BedrockDouble
+from tests.doubles.providers.exa import ExaDouble
 from tests.doubles.providers.gemini import GeminiDouble
 from tests.doubles.providers.openai import OpenAIDouble
 from tests.doubles.providers.server import ProviderDouble
@@ -28,10 +30,13 @@ from tests.system.clients import Caller
 from tests.system.harness import ROOT, System, make_template, running_system
 
 SHIPPED = ROOT / "deploy" / "litellm_config.yaml"
+#: What the shipped configuration finds beside itself.
+CALL_LOG = ROOT / "services" / "local" / "litellm_call_log.py"
 
 GPT, GPT5, DEEPSEEK = "openai/gpt-4o", "openai/gpt-5", "deepseek/deepseek-reasoner"
 CLAUDE, GEMINI, GEMINI3 = "anthropic/claude-sonnet-4-5", "gemini/gemini-2.5-flash", "gemini/gemini-3-flash-preview"
 BEDROCK, NOVA = "bedrock/us.anthropic.claude-sonnet-4-5-20250929-v1:0", "bedrock/amazon.nova-lite-v1:0"
+EMBEDDINGS, TOOL = "openai/text-embedding-3-small", "exa-search"
 MODELS = (GPT, GPT5, DEEPSEEK, CLAUDE, GEMINI, GEMINI3, BEDROCK, NOVA)
 
 
@@ -41,6 +46,7 @@ class Providers:
     anthropic: AnthropicDouble
     gemini: GeminiDouble
     bedrock: BedrockDouble
+    exa: ExaDouble
 
     def of(self, model: str) -> ProviderDouble:
         """The provider of a model."""
@@ -50,14 +56,14 @@ class Providers:
         return found
 
     def forget(self) -> None:
-        for double in (self.openai, self.anthropic, self.gemini, self.bedrock):
+        for double in (self.openai, self.anthropic, self.gemini, self.bedrock, self.exa):
             double.arrived.clear()
 
 
 @pytest.fixture(scope="session")
 def all_providers() -> Iterator[Providers]:
     with ExitStack() as stack:
-        made = (OpenAIDouble(), AnthropicDouble(), GeminiDouble(), BedrockDouble())
+        made = (OpenAIDouble(), AnthropicDouble(), GeminiDouble(), BedrockDouble(), ExaDouble())
         yield Providers(*(stack.enter_context(double.running()) for double in made))
 
 
@@ -85,7 +91,13 @@ def litellm_config(providers: Providers) -> dict[str, Any]:
         return {"model_name": model, "litellm_params": given}
 
     return {
-        "model_list": [row(model) for model in MODELS],
+        "model_list": [row(model) for model in (*MODELS, EMBEDDINGS)],
+        "search_tools": [
+            {
+                "search_tool_name": TOOL,
+                "litellm_params": {"search_provider": "exa_ai", "api_key": "none", "api_base": providers.exa.url},
+            }
+        ],
         "litellm_settings": settings,
         "general_settings": {"master_key": "os.environ/LITELLM_MASTER_KEY"},
     }
@@ -97,6 +109,7 @@ def system(all_providers: Providers, tmp_path_factory: pytest.TempPathFactory) -
     folder = tmp_path_factory.mktemp("clients")
     config = folder / "litellm.yaml"
     config.write_text(json.dumps(litellm_config(all_providers)))
+    shutil.copy(CALL_LOG, folder)
     venv = litellm.environment(folder)
     litellm.install(venv)
     port, key = free_port(), f"sk-{secrets.token_hex(24)}"
@@ -137,6 +150,6 @@ async def wait_for_models(caller: Caller, token: str) -> None:
     async def known() -> bool:
         url = f"{caller.system.gateway_url}/v1/models"
         seen = await caller.ask("GET", url, headers={"Authorization": f"Bearer {token}"})
-        return seen.status == 200 and {model["id"] for model in seen.json()["data"]} >= set(MODELS)
+        return seen.status == 200 and {model["id"] for model in seen.json()["data"]} >= {*MODELS, EMBEDDINGS}
 
     await until(known, 30, pause=0.1)

@@ -9,7 +9,7 @@ from typing import Any
 import aiohttp
 import pytest
 
-from tests.clients.conftest import GPT, Providers
+from tests.clients.conftest import EMBEDDINGS, GPT, TOOL, Providers
 from tests.doubles.litellm import LiteLLMDouble, Script, error_body
 from tests.system.harness import System
 
@@ -80,6 +80,21 @@ async def test_a_stream(asker: Asker) -> None:
         chunks = [shape(json.loads(event.removeprefix(b"data: "))) for event in events]
         shapes.append((chunks[0], chunks[1], chunks[-2], chunks[-1]))
     assert shapes[1] == shapes[0]
+
+
+@pytest.mark.parametrize("encoding", ["float", "base64"])
+async def test_embeddings(asker: Asker, encoding: str) -> None:
+    real, double = await asker.both(
+        "POST", "/v1/embeddings", model=EMBEDDINGS, input=["a", "b"], encoding_format=encoding
+    )
+    assert shape(json.loads(double[2])) == shape(json.loads(real[2]))
+    assert "x-litellm-response-cost" in real[1]
+
+
+async def test_a_search(asker: Asker) -> None:
+    real, double = await asker.both("POST", f"/v1/search/{TOOL}", query="weather", max_results=1)
+    assert shape(json.loads(double[2])) == shape(json.loads(real[2]))
+    assert (double[1]["x-litellm-response-cost"], real[1]["x-litellm-response-cost"]) == ("0.005", "0.005")
 
 
 async def test_an_error(asker: Asker) -> None:

@@ -48,7 +48,8 @@ DATABASE_PASSWORD = "canary-database-password-3ce9d1"
 REDIS_PASSWORD = "canary-redis-password-a6f250"
 
 _PLENTY = {"max_budget": "1000", "rpm": 100_000, "tpm": 100_000_000, "credentials": ["fxa", "app_attest"]}
-SERVICE_TYPES = toml("ai", **_PLENTY, purposes=["chat"]) + toml("s2s", **_PLENTY)
+_SEARCH = {"search_tool": "exa-search", "search_cost": "0.005"}
+SERVICE_TYPES = toml("ai", **_PLENTY, **_SEARCH, purposes=["chat"]) + toml("s2s", **_PLENTY)
 
 
 @dataclass(slots=True)

@@ -1,4 +1,4 @@
-"""OpenAI's chat completions, and DeepSeek's, which are the same but for ``reasoning_content``.
+"""OpenAI's embeddings and chat completions, and DeepSeek's, which are the same but for ``reasoning_content``.
 
 What it imitates, and which source says so. Names alone are schemas of openai/openai-openapi, openapi.yaml.
 
@@ -19,6 +19,8 @@ What it imitates, and which source says so. Names alone are schemas of openai/op
                                                            with o-series models")
     400 for a temperature, top_p, penalty or logit_bias    OpenAI, guide "Latest model", GPT-5 parameter compatibility
     of models that reason
+    embeddings: floats or base64 of little-endian          CreateEmbeddingRequest, CreateEmbeddingResponse;
+    float32; 400 for an empty text                         openai/openai-python, resources/embeddings.py
     error: message, type, param, code                      ErrorResponse
     DeepSeek: reasoning_content, in deltas too; 400        api-docs.deepseek.com/guides/thinking_mode, "Tool calls";
     unless calls come back with it, an empty one included  deepseek-ai/deepseek-harness discussions 739 and 1850
@@ -32,7 +34,9 @@ Where it differs on purpose:
 
 from __future__ import annotations
 
+import base64
 import json
+import struct
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -44,12 +48,18 @@ from tests.doubles.providers.server import ProviderDouble, Refused, send_all
 REASONING_MODELS = ("gpt-5", "o1", "o3", "o4")
 NOT_OF_REASONING_MODELS = ("max_tokens", "temperature", "top_p", "presence_penalty", "frequency_penalty", "logit_bias")
 
+EMBEDDINGS = "/v1/embeddings"
+VECTOR = [0.25, -0.5, 0.0, 1.0]
+
 
 class OpenAIDouble(ProviderDouble):
     base = "/v1"
     path = "/v1/chat/completions"
+    more_paths = (EMBEDDINGS,)
 
     async def answer(self, request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
+        if request.path == EMBEDDINGS:
+            return web.json_response(_embeddings(body))
         _check(body)
         turn = behaviour.next_turn(
             tools="tools" in body,
@@ -111,6 +121,27 @@ def _check_history(body: dict[str, Any]) -> None:
             waiting.add(call["id"])
         if message.get("tool_calls") and _thinks_aloud(body) and not message.get("reasoning_content"):
             raise Refused(f"Missing `reasoning_content` field in the assistant message at message index {number}.")
+
+
+def _embeddings(body: dict[str, Any]) -> dict[str, Any]:
+    given = body["input"]
+    if len(body.get("user", "")) > 64:
+        raise Refused("Invalid 'user': string too long. Expected a string with maximum length 64.")
+    if given in ("", []) or (isinstance(given, list) and "" in given):
+        raise Refused(
+            "'$.input' is invalid. Please check the API reference: https://platform.openai.com/docs/api-reference."
+        )
+    items = len(given) if isinstance(given, list) and not isinstance(given[0], int) else 1
+    vector: Any = VECTOR
+    if body.get("encoding_format") == "base64":
+        vector = base64.b64encode(struct.pack(f"<{len(VECTOR)}f", *VECTOR)).decode()
+    tokens = items * behaviour.PROMPT_TOKENS
+    return {
+        "object": "list",
+        "data": [{"object": "embedding", "index": index, "embedding": vector} for index in range(items)],
+        "model": body["model"],
+        "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
+    }
 
 
 def _is_deepseek(body: dict[str, Any]) -> bool:

@@ -34,6 +34,8 @@ class ProviderDouble:
 
     #: Path of a request, as aiohttp's router writes it.
     path: ClassVar[str]
+    #: Paths beside it.
+    more_paths: ClassVar[tuple[str, ...]] = ()
     #: What ``api_base`` ends with.
     base: ClassVar[str] = ""
 
@@ -71,7 +73,8 @@ class ProviderDouble:
 
     async def _start(self) -> web.AppRunner:
         app = web.Application(client_max_size=2**26)
-        app.router.add_post(self.path, self._serve)
+        for path in (self.path, *self.more_paths):
+            app.router.add_post(path, self._serve)
         runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
         await runner.setup()
         site = web.TCPSite(runner, "127.0.0.1", 0)
