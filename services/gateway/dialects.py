@@ -31,6 +31,8 @@ class Dialect:
     events: Callable[[bytes], bytes]
     #: What is sent while a stream is silent; empty for nothing.
     comment: bytes
+    #: Whether a model that may not be asked is told before other faults of the body.
+    model_first: bool = False
 
 
 def _unchanged(events: bytes) -> bytes:

@@ -192,7 +192,12 @@ class ModelNotFound(GatewayError, ours=False, counted_as=InvalidModel.code):
 
 
 class InvalidRequest(GatewayError, ours=False):
-    """The body or a field of it is malformed; `param` names the field."""
+    """The body or a field of it is malformed; `param` names the field.
+
+    `model`: the one that the body asks for, if it could be read.
+    """
+
+    model: str | None = None
 
     status = 400
     code = "invalid_request"

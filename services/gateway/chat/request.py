@@ -132,7 +132,7 @@ def parse(body: bytes, config: ChatConfig) -> ChatRequest:
     values: dict[str, Any] = {}
     with Reading(_ALLOWED) as reading:
         given = members(body, _NAMES)
-        model = model_name(given.pop("model", NULL))
+        model = reading.model = model_name(given.pop("model", NULL))
         name = reading.name = "messages"
         conversation, raw = messages.decode(name, given.pop(name, NULL))
         size, inner, images = messages.measure(conversation, raw, config.image_url_hosts)

@@ -104,14 +104,17 @@ class Parameters:
 class Reading:
     """Reads fields: a decoder's error within the block becomes the refusal of the field ``name``.
 
+    ``model``, once it is read, is noted in the refusal of another field.
+
     :param allowed: the allowed values of fields for which msgspec's message names only the value that was sent.
     """
 
-    __slots__ = ("_allowed", "name")
+    __slots__ = ("_allowed", "model", "name")
 
     def __init__(self, allowed: Mapping[str, str] = _NONE) -> None:
         self._allowed = allowed
         self.name: str | None = None
+        self.model: str | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -122,12 +125,22 @@ class Reading:
         """
         :raises InvalidRequest: with the field at fault in ``param``; ``Malformed`` if it is not JSON.
         """
+        refusal = self._refusal(error)
+        if refusal is not None:
+            refusal.model = self.model
+            if refusal is not error:
+                raise refusal from None
+
+    def _refusal(self, error: BaseException | None) -> InvalidRequest | None:
+        if isinstance(error, InvalidRequest):
+            return error
         if isinstance(error, msgspec.ValidationError):
-            raise _field_error(error, self.name, self._allowed) from None
+            return _field_error(error, self.name, self._allowed)
         if isinstance(error, msgspec.DecodeError | UnicodeDecodeError):
-            raise Malformed(param=self.name) from None
+            return Malformed(param=self.name)
         if isinstance(error, RecursionError):
-            raise InvalidRequest("The body is nested too deeply.", param=self.name) from None
+            return InvalidRequest("The body is nested too deeply.", param=self.name)
+        return None
 
 
 _WHERE = re.compile(r" - at (?:`key` in )?`\$(.*)`$")

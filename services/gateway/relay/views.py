@@ -16,10 +16,11 @@ from aiohttp import web
 from services.gateway.budget.models import Ask, new_id
 from services.gateway.catalogue.prices import PricedModel
 from services.gateway.dialects import authenticate
+from services.gateway.dialects import of as dialect_of
 from services.gateway.error_body import ErrorBody
 from services.gateway.errors import InvalidRequest, InvalidToken
 from services.gateway.relay.collaborators import COLLABORATORS, Collaborators
-from services.gateway.relay.operation import PaidOperation, Size
+from services.gateway.relay.operation import PaidOperation, Size, permitted
 from services.gateway.relay.relay import Relay
 from services.gateway.settings import GatewaySettings
 from services.gateway.tokens.models import Principal
@@ -114,7 +115,12 @@ async def serve(request: web.Request, shared: Collaborators, operation: PaidOper
         if principal.body_sha256 is not None and hashlib.sha256(body).hexdigest() != principal.body_sha256:
             raise InvalidToken("The access token is for another request.")
         with door.passing(user):
-            asked = await shared.bodies.parse(body, user, partial(operation.parse, row=row))
+            try:
+                asked = await shared.bodies.parse(body, user, partial(operation.parse, row=row))
+            except InvalidRequest as fault:
+                if fault.model is not None and dialect_of(request).model_first:
+                    permitted(fault.model, row, shared.models)
+                raise
             model = operation.model(asked, row, shared.models)
             request[MODEL] = model.name
             if not shared.litellm.accepts:

@@ -71,6 +71,9 @@ async def test_what_is_wrong_with_a_request_is_told_in_this_order(door: Door) ->
     for purpose in ("nonsense", None):
         answer = await door.desktop(token, service_type="strict", purpose=purpose)
         assert (answer.status, answer.json()) == (400, coded(9))
+    for body, number in ((chat("unknown", messages=7), 8), (chat("exa", n="x"), 8), (chat(n="x"), 9), ({"n": "x"}, 8)):
+        answer = await door.desktop(token, body)
+        assert (answer.status, answer.json()) == (400, coded(number)), body
     malformed = await door.desktop(token, raw=b"{")
     assert (malformed.status, malformed.json()) == (400, coded(9))
     assert not door.double.asked
