@@ -136,6 +136,9 @@ class ServiceType:
     enforce: bool = True
     enforce_until: float = 0.0
 
+    def __hash__(self) -> int:
+        return hash(self.name)  # quick, since each request looks something up by its row
+
     def enforces(self, now: float) -> bool:
         """Whether the budget and the rates refuse requests; otherwise they only count."""
         return self.enforce or now >= self.enforce_until

@@ -16,6 +16,7 @@ from shared.domain.identity import user_id as join_user
 from shared.domain.service_types import ServiceType
 from shared.state import layout
 from shared.state.layout import KNOWN_USER, SHARD_KEYS, VERSION, Standing, identity_key, token_key, user_key
+from shared.state.limits import limits_of
 from shared.state.packed import Excepted, total_name
 from shared.state.script import Script, ScriptCall
 from shared.state.totals import add_up
@@ -190,11 +191,7 @@ async def outlook(
             requests_window=keys.requests_window(user_id),
             tokens_window=keys.tokens_window(user_id),
             tier=tier,
-            duration=row.duration_seconds,
-            budget=row.max_budget_nano,
-            rpm=row.rpm,
-            tpm=row.tpm,
-            max_streams=row.max_streams,
+            limits=limits_of(row),
             enforced=int(row.enforces(time.time())),
             least=least,
             empty=empty,

@@ -4,7 +4,8 @@ A script is a file whose head declares what it works with:
 
     --@ use clock              chunks of code that it shares with other scripts, put before it
     --@ keys user leases       its keys, which are locals of these names
-    --@ args id amount# room#? its arguments, likewise; # makes a number of it, #? of an empty text nil
+    --@ args id amount# room#? its arguments, likewise; # makes a number of it, #? of an empty text nil; ``*limits``
+                               stands for all of ``shared.state.limits``, and is one argument of the Python call
     --@ each keys token        keys and arguments of as many items as a call has:
     --@ each args seconds#     ``for at, item in each() do ... item.token, item.seconds``
     --@ flags allow-oom        what Redis should let it do: ``allow-oom`` for one that ends or keeps what was admitted,
@@ -29,6 +30,7 @@ from importlib.resources import files
 from typing import Any, NamedTuple
 
 from shared.state import layout
+from shared.state.limits import LIMITS
 
 #: The keys and the arguments of an item.
 Item = tuple[Sequence[str], Sequence[str]]
@@ -39,6 +41,7 @@ _CONSTANT = re.compile(rf"{_CODE.pattern}|\b[A-Z][A-Z_]+\b")
 _NAME = re.compile(r"(?<![.\w])[A-Za-z_]\w*")
 _CONSTANTS = {name: value for name, value in vars(layout).items() if name.isupper() and isinstance(value, str | int)}
 _OF_REDIS = {"KEYS", "ARGV"}
+_LIMITS = [f"{name}#" for name in LIMITS]
 
 
 class ScriptCall(NamedTuple):
@@ -82,7 +85,7 @@ def _functions(script: Script, head: _Head) -> tuple[Callable[..., ScriptCall], 
     They are generated as functions with exactly these names, like the ``__init__`` of a dataclass: every request makes
     two calls of up to thirty values, and sorting values by name would cost more than the rest of its work with Redis.
     """
-    args = [_plain(one) for one in head.args if one != "epoch"]
+    args = [_plain(one) for one in head.given if one != "epoch"]
     each_args = list(map(_plain, head.each_args))
     has_items = bool(head.each_keys or each_args)
     source = f"""
@@ -100,15 +103,15 @@ def {script.name}_item({_keywords([*head.each_keys, *each_args])}):
 
 
 def _keywords(names: Sequence[str]) -> str:
-    return f"*, {', '.join(names)}" if names else ""
+    return f"*, {', '.join(name.lstrip('*') for name in names)}" if names else ""
 
 
 def _texts(names: Sequence[str]) -> str:
-    return ", ".join(f"str({name})" for name in names)
+    return ", ".join(name if name.startswith("*") else f"str({name})" for name in names)
 
 
 class _Head(NamedTuple):
-    """The declarations of a script's file."""
+    """The declarations of a script's file. ``given``: the arguments as they are written there."""
 
     use: list[str]
     keys: list[str]
@@ -117,13 +120,16 @@ class _Head(NamedTuple):
     each_args: list[str]
     needs: list[str]
     flags: list[str]
+    given: list[str]
 
     @classmethod
     def of(cls, text: str) -> _Head:
         found: dict[str, list[str]] = {}
         for kind, names in _DIRECTIVE.findall(text):
             found.setdefault(kind, []).extend(names.split())
-        kinds = ("use", "keys", "args", "each keys", "each args", "needs", "flags")
+        found["given"] = found.get("args", [])
+        found["args"] = [name for one in found["given"] for name in (_LIMITS if one == "*limits" else [one])]
+        kinds = ("use", "keys", "args", "each keys", "each args", "needs", "flags", "given")
         return cls(*(found.get(kind, []) for kind in kinds))
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from services.gateway.budget.charging import bounds, charge
 from services.gateway.budget.models import Delivery, Reservation, Timings
+from services.gateway.budget.scripts import Expected
 from services.gateway.budget.services import Budgets
 from services.gateway.redis.wire import pack
 from services.local.postgres import PostgresServer
@@ -119,7 +120,9 @@ async def _script_cpu(budgets: Budgets, client: Client) -> tuple[float, float]:
     ]
     limits = bounds(asks[0], KIND.max_budget_nano)
     before = await _server_cpu(client)
-    reservations = await asyncio.gather(*(scripts.admit(wanted, "ai", KIND, limits) for wanted in asks))
+    reservations = await asyncio.gather(
+        *(scripts.admit(wanted, Expected(KIND.name, KIND, 0, enforced=True), limits) for wanted in asks)
+    )
     admitted = (await _server_cpu(client) - before) / len(asks)
     before = await _server_cpu(client)
     for reservation in reservations:

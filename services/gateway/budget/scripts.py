@@ -14,6 +14,7 @@ from shared.domain.identity import split_user
 from shared.domain.service_types import ServiceType
 from shared.state import layout
 from shared.state.layout import SHARD_KEYS
+from shared.state.limits import limits_of
 from shared.state.packed import LedgerRow, Unwritten, parse_outbox, total_name
 from shared.state.script import Script, ScriptCall
 from shared.state.totals import Total
@@ -146,11 +147,7 @@ class BudgetScripts:
             totals=keys.totals,
             tier=expected.name,
             extra=expected.extra_nano,
-            duration=tier.duration_seconds,
-            budget=expected.budget_nano,
-            rpm=tier.rpm,
-            tpm=tier.tpm,
-            max_streams=tier.max_streams,
+            limits=limits_of(tier),
             enforced=int(expected.enforced),
             id=ask.id,
             user_id=user_id,

@@ -1,11 +1,11 @@
 -- Decides about one request, and reserves its worst case.
 --@ use clock windows totals exception
 --@ keys user identity token requests_window tokens_window leases outbox tombstone totals
---@ args epoch tier extra# duration# budget# rpm# tpm# max_streams# enforced
+--@ args epoch tier extra# *limits enforced
 --@ args id user_id full# least# empty# limit# least_grant# prompt_units# unit_price# scale# estimate# choices#
 --@ args total prompt_bound details lease# room#? outbox_limit#
--- tier, duration, budget, rpm, tpm, max_streams: the row of the tier that the caller expects the user to have; the budget
---       with the nano-dollars `extra` of the exception that the caller expects
+-- tier, limits: the row of the tier that the caller expects the user to have
+-- extra: the nano-dollars of the exception that the caller expects
 -- enforced: "0" if budget and rates refuse nobody, and lower no grant
 -- full, least, empty: the cost of the limit asked for, of the least grant, and of the least grant without a prompt
 -- prompt_units, unit_price (of a completion token of every choice): in 1/scale nano-dollars
@@ -25,6 +25,7 @@ if redis.call('EXISTS', tombstone) == 1 then return 'settled' end
 local extra_now, without_rates = exception(excepted)
 if user_tier ~= tier or extra_now ~= extra then return 'tier ' .. user_tier .. ' ' .. int(extra_now) end
 if tonumber(user_duration) ~= duration then return 'load' end
+budget = budget + extra
 
 spent, reserved, open, estimated = tonumber(spent), tonumber(reserved), tonumber(open), tonumber(estimated)
 local current = period_of(now, duration)

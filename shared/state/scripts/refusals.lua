@@ -2,10 +2,10 @@
 --@ flags no-writes
 --@ use clock reservation windows rebuild run_id exception
 --@ keys user identity requests_window tokens_window
---@ args tier duration# budget# rpm# tpm# max_streams# enforced least# empty# room#?
+--@ args tier *limits enforced least# empty# room#?
 --@ args recorded_standing recorded_spent# recorded_exception
 --@ each keys token
--- tier, duration, budget, rpm, tpm, max_streams: the row of the tier that the caller expects the user to have
+-- tier, limits: the row of the tier that the caller expects the user to have
 -- least, empty: the amount to reserve with and without a prompt; room: the rest of the total budget, empty for all
 -- enforced: "0" if budget and rates refuse nobody
 -- recorded_standing, recorded_spent, recorded_exception: from PostgreSQL, for a user without state in Redis

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import re
 from importlib.resources import files
 from typing import Any
@@ -12,7 +13,9 @@ from redis.exceptions import ResponseError
 
 from services.local.valkey import ValkeyServer
 from shared.state import layout
+from shared.state.limits import limits_of
 from shared.state.script import Script, assemble
+from tests.support.service_types import service_type
 
 NAMES = sorted(
     file.name.removesuffix(".lua") for file in files("shared.state.scripts").iterdir() if ".lua" in file.name
@@ -69,6 +72,15 @@ def test_a_call_of_items_gives_every_name_of_each() -> None:
     items = [script.item(user="u", id="1", start="0|5|"), script.item(user="v", id=2, start="")]
     call = script.call(outbox="o", each=items)
     assert (call.keys, call.args) == (["o", "u", "v"], ["1", "0|5|", "2", ""])
+
+
+def test_the_limits_of_a_row_reach_the_script_under_their_names(valkey_server: ValkeyServer) -> None:
+    row = service_type("ai", duration_seconds=1, max_budget_nano=2, rpm=3, tpm=4, max_streams=5)
+    text = "--@ args first *limits last\nreturn {first, duration + budget, rpm + tpm, max_streams * 1, last}"
+    with valkey_server.client() as client:
+        assert client.eval(assemble("x", text), 0, "a", *limits_of(row), "b") == [b"a", 3, 7, 5, b"b"]
+    other = dataclasses.replace(row, rpm=6)
+    assert limits_of(other) != limits_of(row)
 
 
 def test_values_reach_the_script_under_their_names(valkey_server: ValkeyServer) -> None:

@@ -669,15 +669,16 @@ class Scripts(RuleBasedStateMachine):
             since = self.now - MINUTE
             requests = [at for at in state.requests if at > since]
             tokens = sum(amount for at, amount in state.tokens if at > since) + self.estimated(user)
-            assert [word.decode() for word in words[:6]] == [
+            assert [word.decode() for word in words[:7]] == [
                 "ok",
                 state.tier,
+                "0",
                 str(seconds),
                 str(period),
                 str(spent),
                 str(reserved),
             ]
-            assert (int(words[6]), int(words[8])) == (len(requests), tokens)
+            assert (int(words[7]), int(words[9])) == (len(requests), tokens)
             if self.exact[user] and not any(one.cost > one.reservation.amount_nano for one in self.of(user, "settled")):
                 assert spent + reserved <= ROWS[state.tier].max_budget_nano
 
