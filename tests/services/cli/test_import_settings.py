@@ -54,6 +54,7 @@ def test_budgets_capacity_models_and_purposes_become_rows(tmp_path: Path) -> Non
     assert (rows["s2s"].rpm, rows["s2s"].pool) == (7, None)
     assert rows["s2s"].credentials == ("app_attest", "app_attest_request")
     assert rows["agent-search"].duration_seconds == 7 * 86400
+    assert (rows["agent-search"].search_tool, rows["agent-search"].search_cost_nano) == ("exa-search", 5_000_000)
     assert [name for name, row in rows.items() if row.allows_model("exa")] == ["answer"]
     assert rows["ai-dev"].client_key == "dev"
     assert {name: row.search_tool for name, row in rows.items() if row.search_tool} == {"agent-search": "exa-search"}
@@ -77,6 +78,7 @@ def test_every_type_of_that_server_can_be_had_with_its_defaults(tmp_path: Path) 
     result, table = run(tmp_path, "", "--defaults")
     assert table is not None, result.output
     assert {"ai", "memories", "s2s", "search", "telemetry", "agent", "mochi-dev"} <= set(table.rows)
+    assert (table.rows["s2s-android"].credentials, table.rows["s2s-android"].aliases) == (("play",), ("s2s",))
     assert table.rows["ai"].pool is None
 
 

@@ -33,7 +33,7 @@ TYPES = (
     toml("ai", max_budget="1000", purposes=["chat", "title-generation"], pool="signed-in", max_users=3, rpm=0, tpm=0)
     + toml("memories", pool="signed-in", max_users=3)
     + toml("s2s", max_budget="1000", credentials=["app_attest", "app_attest_request"], rpm=0, tpm=0)
-    + toml("s2s-android", aliases=["s2s", "old-name"])
+    + toml("s2s-android", credentials=["fxa", "play"], aliases=["s2s", "old-name"])
     + toml("strict", purposes=["chat"], purposes_required=True)
     + toml("few", rpm=1)
     + toml("poor", max_budget="0.000001")
