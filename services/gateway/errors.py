@@ -46,6 +46,7 @@ from shared.errors import (
     PayloadTooLarge,
     ServiceError,
 )
+from shared.state.refusals import Word
 
 #: `Retry-After` while LiteLLM refuses the gateway itself.
 KEY_REFUSED_SECONDS = 300
@@ -101,7 +102,7 @@ class BudgetExceeded(GatewayError, ours=False):
     """What is spent leaves less than a minimal request needs. `retry_after`: seconds to the reset, and a bit."""
 
     status = 429
-    code = "budget_exceeded"
+    code = Word.EXCEEDED.code
     message = "The budget of this period is spent."
     type = "insufficient_quota"
     mlpa_code = 1
@@ -112,7 +113,7 @@ class BudgetReserved(GatewayError, ours=False):
     """Only requests in flight stand in the way; their settlement may make room in a moment."""
 
     status = 429
-    code = "budget_reserved"
+    code = Word.RESERVED.code
     message = "The rest of the budget is reserved by requests in flight."
     type = "rate_limit_error"
     mlpa_code = 2
@@ -127,7 +128,7 @@ class RateLimited(GatewayError, ours=False):
     """RPM, TPM or open streams. `retry_after`: seconds until one more fits; `reason`: rpm | tpm | streams."""
 
     status = 429
-    code = "rate_limit_exceeded"
+    code = Word.RPM.code
     message = "Too many requests."
     type = "rate_limit_error"
     mlpa_code = 2

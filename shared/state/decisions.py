@@ -27,6 +27,9 @@ _SET_STANDING, _SET_USER, _SPENT, _KNOWN, _REMEMBER = map(
 )
 _REFUSALS, _TOTALS = Script("refusals"), Script("totals")
 
+#: The start of a reason that is about all users of a service type together.
+OF_ALL = "total_"
+
 
 @dataclass(frozen=True, slots=True)
 class UserState:
@@ -54,10 +57,8 @@ class Recorded:
 class Outlook:
     """The reasons that would refuse a request now, and the user's requests and tokens of the last minute.
 
-    ``refusals`` maps each reason to the seconds after which it may no longer hold (0: time changes nothing):
-    ``blocked``, ``revoked`` (the device), ``token`` (only the revoked ones), ``streams``, ``rpm``, ``tpm``,
-    ``exceeded``, ``large`` (a smaller prompt would fit), ``reserved``; for all users together ``total_exceeded``,
-    ``total_large``, ``total_reserved`` and ``total_unknown``.
+    ``refusals`` maps each reason to the seconds after which it may no longer hold (0: time changes nothing). A reason
+    is a ``Word``, with ``OF_ALL`` before it if it is about all users together; or ``OF_ALL`` and ``unknown``.
     """
 
     refusals: dict[str, float]
@@ -219,12 +220,12 @@ async def _total(client: Client, row: ServiceType | None, least: int, empty: int
     found = [list(map(int, reply)) for reply in replies]
     total = add_up([name], found).get(name)
     if total is None:
-        return {"total_unknown": 1}, ""
+        return {f"{OF_ALL}unknown": 1}, ""
     refusal = total.refusal(row, least, empty)
     if refusal is None:
         return {}, total.room(row)
     ends = (total.period_index + 1) * row.duration_seconds - max(reply[0] for reply in found) / 1000
-    return {f"total_{refusal}": {"exceeded": ends, "large": 0.0, "reserved": 1.0}[refusal]}, ""
+    return {f"{OF_ALL}{refusal}": {"exceeded": ends, "large": 0.0, "reserved": 1.0}[refusal]}, ""
 
 
 async def _eval(client: Client, call: ScriptCall) -> Any:

@@ -1,55 +1,41 @@
-"""Why a request is refused: the words of the scripts, and the error and the metric reason of each."""
+"""The refusals of a request: the error and the metric reason of each word of the scripts."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import StrEnum
 from typing import Any, NamedTuple
 
 from services.gateway.budget.models import RateLimits
 from services.gateway.errors import (
     BudgetExceeded,
     BudgetReserved,
+    GatewayError,
     MayCostTooMuch,
     RateLimited,
     TokenRevoked,
     UserBlocked,
 )
 from shared.errors import DependencyUnavailable, ServiceError
-
-
-class Word(StrEnum):
-    """What a script answers about a request."""
-
-    OK = "ok"
-    FULL = "full"  # too many ledger rows wait for PostgreSQL
-    LOAD = "load"  # rebuild the user's state first
-    TIER = "tier"  # ask again with the row of another tier
-    SETTLED = "settled"  # this id is over
-    REAPED = "reaped"  # this id was charged by a reaper
-    BLOCKED = "blocked"
-    REVOKED = "revoked"  # the device
-    TOKEN = "token"  # noqa: S105  (the token is revoked)
-    STREAMS = "streams"
-    RPM = "rpm"
-    TPM = "tpm"
-    EXCEEDED = "exceeded"
-    LARGE = "large"  # a smaller prompt would fit
-    RESERVED = "reserved"
+from shared.state.refusals import Word
 
 
 class _Row(NamedTuple):
-    """``label``: the reason in ``budget_refusals_total``. ``waits``: the script tells how long to wait."""
+    """``counted_as``: the metric reason, unless it is the error's. ``waits``: the script answers how long to wait."""
 
-    kind: type[ServiceError]
-    label: str
+    kind: type[GatewayError]
+    counted_as: str = ""
     waits: bool = False
+
+    @property
+    def label(self) -> str:
+        """The reason in ``budget_refusals_total``."""
+        return self.counted_as or self.kind.counted_as
 
 
 _ROWS = {
-    Word.EXCEEDED: _Row(BudgetExceeded, "budget_exceeded", waits=True),
-    Word.RESERVED: _Row(BudgetReserved, "budget_reserved"),
-    Word.LARGE: _Row(MayCostTooMuch, "request_too_large"),
+    Word.EXCEEDED: _Row(BudgetExceeded, waits=True),
+    Word.RESERVED: _Row(BudgetReserved),
+    Word.LARGE: _Row(MayCostTooMuch),
     Word.RPM: _Row(RateLimited, "rpm", waits=True),
     Word.TPM: _Row(RateLimited, "tpm", waits=True),
     Word.STREAMS: _Row(RateLimited, "streams", waits=True),
@@ -58,7 +44,7 @@ _ROWS = {
     Word.TOKEN: _Row(TokenRevoked, "revoked"),
 }
 _UNAVAILABLE = "unavailable"
-_LABELS = {row.kind: row.label for row in _ROWS.values()}
+_LABELS: dict[type[ServiceError], str] = {row.kind: row.label for row in _ROWS.values()}
 LABELS = tuple(dict.fromkeys((*(row.label for row in _ROWS.values()), _UNAVAILABLE)))
 
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from services.gateway.budget.charging import Bounds
 from services.gateway.budget.models import Ask, RateLimits, Reservation
-from services.gateway.budget.refusals import Refusal, Word
+from services.gateway.budget.refusals import Refusal
 from services.gateway.redis.executor import Executor
 from shared.domain.identity import split_user
 from shared.domain.service_types import ServiceType
@@ -16,6 +16,7 @@ from shared.state import layout
 from shared.state.layout import SHARD_KEYS
 from shared.state.limits import limits_of
 from shared.state.packed import LedgerRow, Unwritten, parse_outbox, total_name
+from shared.state.refusals import Word
 from shared.state.script import Script, ScriptCall
 from shared.state.totals import Total
 

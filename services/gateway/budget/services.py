@@ -13,7 +13,7 @@ from services.gateway.budget import resets
 from services.gateway.budget.charging import MOST, Charge, bounds, charge
 from services.gateway.budget.metrics import BudgetMetrics
 from services.gateway.budget.models import Ask, BudgetState, Delivery, Reservation, Timings
-from services.gateway.budget.refusals import Refusal, Word, label, would_label
+from services.gateway.budget.refusals import Refusal, label, would_label
 from services.gateway.budget.scripts import SCRIPTS, BudgetScripts, Expected, rate_limits
 from services.gateway.budget.totals import Totals
 from services.gateway.errors import BudgetExceeded, BudgetReserved, MayCostTooMuch
@@ -33,6 +33,7 @@ from shared.errors import DependencyUnavailable, ServiceError
 from shared.service import background
 from shared.service.health import CheckFailed
 from shared.state.packed import LedgerRow
+from shared.state.refusals import Word
 from shared.stores.postgres import Database
 from shared.telemetry import logs
 from shared.telemetry.metrics import Registry

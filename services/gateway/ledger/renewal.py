@@ -7,10 +7,11 @@ from collections.abc import Iterable
 
 from services.gateway.budget.metrics import BudgetMetrics
 from services.gateway.budget.models import Reservation
-from services.gateway.budget.refusals import Refusal, Word
+from services.gateway.budget.refusals import Refusal
 from services.gateway.budget.scripts import BudgetScripts
 from shared.errors import DependencyUnavailable
 from shared.state import layout
+from shared.state.refusals import Word
 from shared.telemetry import logs
 
 _log = logs.logger("budget")

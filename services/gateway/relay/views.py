@@ -9,6 +9,7 @@ import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from http import HTTPStatus
 from typing import Any
 
 from aiohttp import web
@@ -18,7 +19,7 @@ from services.gateway.catalogue.prices import PricedModel
 from services.gateway.dialects import authenticate
 from services.gateway.dialects import of as dialect_of
 from services.gateway.error_body import ErrorBody
-from services.gateway.errors import InvalidRequest, InvalidToken
+from services.gateway.errors import InvalidRequest, InvalidToken, kinds
 from services.gateway.relay.collaborators import COLLABORATORS, Collaborators
 from services.gateway.relay.operation import PaidOperation, Size, permitted
 from services.gateway.relay.relay import Relay
@@ -47,7 +48,7 @@ _ANSWERS = {
     ),
     413: Answer("`request_too_large`: the body, or the prompt for the model", ErrorBody),
     429: Answer(
-        "`budget_exceeded`, `budget_reserved`, `rate_limit_exceeded` or `upstream_rate_limited`",
+        ", ".join(dict.fromkeys(f"`{kind.code}`" for kind in kinds() if kind.status == HTTPStatus.TOO_MANY_REQUESTS)),
         ErrorBody,
         headers=["Retry-After", "x-should-retry", *_RATES],
     ),

@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 
 from services.gateway import app as gateway
-from services.gateway.budget.refusals import LABELS, Refusal, Word, label
+from services.gateway.budget.refusals import LABELS, Refusal, label
 from services.gateway.errors import GatewayError, InvalidToken, envelope, error_headers, kind_of
 from services.gateway.relay.metrics import RelayMetrics
 from shared.errors import BadRequest, NotFound, ServiceError
+from shared.state.refusals import Word
 from shared.telemetry.metrics import Registry
 from tests.deploy.declarations import ROOT
 from tests.services.test_protocol import errors
@@ -66,7 +67,8 @@ def test_the_reasons_of_the_budgets_metrics_are_these() -> None:
 def test_every_word_of_a_script_has_an_error_and_a_reason_of_the_metrics(word: Word) -> None:
     error = Refusal(word, retry_after=7).error()
     assert label(error) in LABELS
-    assert (label(error) == "unavailable") == (word in ("ok", "load", "tier", "settled", "reaped"))
+    assert envelope(error)["error"]["code"] == (word.code or "unavailable")
+    assert (label(error) == "unavailable") == (not word.code)
     waits = {"exceeded": "7", "rpm": "7", "tpm": "7", "streams": "7", "reserved": "1"}
     if label(error) != "unavailable":
         assert error.headers.get("Retry-After") == waits.get(word)

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from services.auth.admin.console.filters import duration, usd
 from services.auth.users.operators import User
 from shared.domain.service_types import ServiceType
-from shared.state.decisions import Outlook
+from shared.state.decisions import OF_ALL, Outlook
 from shared.state.layout import Standing
+from shared.state.refusals import Word
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,45 +33,51 @@ def refusals(user: User, tier: ServiceType | None, outlook: Outlook | None, leas
         found = outlook.refusals
     elif tier is not None:
         found["unknown"] = 0
-    answers = [Refusal(*_in_words(reason, wait, user, tier, outlook, least)) for reason, wait in found.items()]
+    answers = [
+        Refusal(_code(reason), _in_words(reason, wait, user, tier, outlook, least)) for reason, wait in found.items()
+    ]
     if tier is None:
         answers.append(Refusal("invalid_scope", "There is no such service type any more."))
     return answers
 
 
+def _code(reason: str) -> str:
+    return "unavailable" if reason.endswith("unknown") else Word(reason.removeprefix(OF_ALL)).code
+
+
 def _in_words(
     reason: str, wait: float, user: User, tier: ServiceType | None, outlook: Outlook | None, least: int
-) -> tuple[str, str]:
-    """The code that the client receives, and an explanation."""
+) -> str:
+    """An explanation."""
     spent, soon = user.spent, f"A place comes free in {duration(wait)}."
     everyone = f"all users of {user.row.service_type} together"
     match reason:
         case "blocked":
-            return "user_blocked", "The identity is blocked, in all its service types."
+            return "The identity is blocked, in all its service types."
         case "revoked":
-            return "user_blocked", "The device is revoked. That can't be undone; it has to enrol a new key."
+            return "The device is revoked. That can't be undone; it has to enrol a new key."
         case "token":
-            return "invalid_token", "A token of this user is revoked; that one alone is refused until it expires."
+            return "A token of this user is revoked; that one alone is refused until it expires."
         case "exceeded":
-            return "budget_exceeded", f"All of {usd(spent.max_budget_nano)} is spent. Resets in {duration(wait)}."
+            return f"All of {usd(spent.max_budget_nano)} is spent. Resets in {duration(wait)}."
         case "large":
             left = f"{usd(spent.max_budget_nano - spent.spent_nano)} of {usd(spent.max_budget_nano)} is left"
-            return "request_too_large", f"Only {left}, and the cheapest request below cost {usd(least)}."
+            return f"Only {left}, and the cheapest request below cost {usd(least)}."
         case "reserved":
-            return "budget_reserved", "Open requests may cost what is left; it comes free when they end."
+            return "Open requests may cost what is left; it comes free when they end."
         case "total_exceeded":
-            return "budget_exceeded", f"The total budget of {everyone} is spent. Resets in {duration(wait)}."
+            return f"The total budget of {everyone} is spent. Resets in {duration(wait)}."
         case "total_large":
-            return "request_too_large", f"The total budget of {everyone} has less left than {usd(least)}."
+            return f"The total budget of {everyone} has less left than {usd(least)}."
         case "total_reserved":
-            return "budget_reserved", f"Open requests may cost what the total budget of {everyone} has left."
+            return f"Open requests may cost what the total budget of {everyone} has left."
         case "total_unknown":
-            return "unavailable", f"The gateways have not added up yet what {everyone} spent."
+            return f"The gateways have not added up yet what {everyone} spent."
     if outlook is None or tier is None:
-        return "unavailable", "Redis can't be asked from here. Where the gateways can't ask it, they admit no request."
+        return "Redis can't be asked from here. Where the gateways can't ask it, they admit no request."
     figures = {
         "rpm": f"{outlook.requests} requests in the last minute, of {tier.rpm}. {soon}",
         "tpm": f"{outlook.tokens} tokens in the last minute, of {tier.tpm}. {soon}",
         "streams": f"{outlook.open_requests} requests are open, of {tier.max_streams}.",
     }
-    return "rate_limit_exceeded", figures[reason]
+    return figures[reason]

@@ -13,7 +13,6 @@ from pathlib import Path
 import pytest
 import redis as sync_redis
 
-from services.gateway.budget.refusals import Word
 from services.gateway.budget.services import Budgets
 from services.gateway.errors import MayCostTooMuch
 from services.gateway.redis.executor import NotRun
@@ -23,6 +22,7 @@ from shared.domain.identity import shard
 from shared.errors import DependencyUnavailable
 from shared.state import decisions
 from shared.state.layout import SHARD_KEYS, Standing
+from shared.state.refusals import Word
 from shared.stores.redis import connect
 from tests.services.gateway.budget.support import FAST, ask, delivered, opened, principal, row, rows, total
 from tests.support.waiting import until
