@@ -158,3 +158,38 @@ def test_the_secrets_of_development_can_not_be_mistaken() -> None:
     for name, value in AuthSettings.development.items():
         if "Secret" in str(AuthSettings.model_fields[name].annotation):
             assert value.startswith(DEVELOPMENT)
+
+
+SHARED_KEY = "0123456789abcdef0123456789abcdef"
+
+
+@pytest.mark.parametrize("kind", [AuthSettings, GatewaySettings])
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({}, "EXCHANGE_KEY is not set"),
+        ({"exchange_key": " , "}, "EXCHANGE_KEY is not set"),
+        ({"exchange_key": SHARED_KEY[1:]}, "EXCHANGE_KEY must have at least 32 characters"),
+        ({"exchange_key": f"{SHARED_KEY},short"}, "EXCHANGE_KEY must have at least 32 characters in each part"),
+    ],
+)
+def test_shipped_clients_are_not_served_without_a_strong_key(kind: Any, given: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigurationError, match=said):
+        kind.from_environment(**{**COMPLETE, "firefox_clients": True, **given})
+
+
+@pytest.mark.parametrize("kind", [AuthSettings, GatewaySettings])
+def test_the_keys_are_those_of_the_list_and_none_with_the_setting_off(kind: Any) -> None:
+    given = {**COMPLETE, "exchange_key": f"{SHARED_KEY}, {SHARED_KEY[::-1]}"}
+    on = kind.from_environment(**{**given, "firefox_clients": True})
+    assert on.exchange_keys() == [SHARED_KEY.encode(), SHARED_KEY[::-1].encode()]
+    assert kind.from_environment(**given).exchange_keys() == []
+
+
+@pytest.mark.parametrize(
+    "url", ["auth:8081", "ftp://auth", "http://", "https://u@auth", "http://auth/?a=b", "http://a#"]
+)
+def test_where_credentials_are_exchanged_is_a_plain_url(url: str) -> None:
+    with pytest.raises(ConfigurationError, match=r"^AUTH_URL must be"):
+        GatewaySettings.from_environment(**{**COMPLETE, "auth_url": url})
+    assert GatewaySettings.from_environment(**{**COMPLETE, "auth_url": "http://auth:8081"}).auth_url
