@@ -1,7 +1,8 @@
 """LiteLLM's side of a complaint: one JSON line per call and try, with the id that the gateway's log has of it.
 
 LiteLLM loads it from beside its configuration (``litellm_settings.callbacks``), here and in production. Its own log has
-access lines alone. Nothing of a prompt, an answer or an error's words is written.
+access lines alone. Nothing of a prompt, an answer or an error's words is written. It also keeps people's ids from the
+providers of searches.
 """
 
 from __future__ import annotations
@@ -14,6 +15,16 @@ from litellm.integrations.custom_logger import CustomLogger  # type: ignore[impo
 
 
 class CallLog(CustomLogger):  # type: ignore[misc, unused-ignore]
+    async def async_pre_call_hook(self, user_api_key_dict: Any, cache: Any, data: Any, call_type: str) -> Any:
+        """Keep a person's id from the provider of a search, to which LiteLLM would pass it on.
+
+        LiteLLM itself has noted by now whose the request is. Models have ``additional_drop_params`` for this, search
+        tools have not.
+        """
+        if call_type == "asearch":
+            data.pop("user", None)
+        return data
+
     async def async_log_success_event(self, kwargs: Any, response_obj: Any, start_time: Any, end_time: Any) -> None:
         _write("success", kwargs)
 

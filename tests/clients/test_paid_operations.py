@@ -100,5 +100,6 @@ async def test_a_search_goes_through_litellm_to_its_provider(
     assert second.get("publishedDate") is second.get("date") is None
     arrived = providers.exa.last.body
     assert (arrived["query"], arrived["numResults"]) == ("weather in Oslo", 2)
+    assert user.partition(":")[0] not in str(arrived), "a person's id stays at home"
     row = await row_of(caller, user)
     assert (row["model"], row["prompt_tokens"], row["completion_tokens"], row["cost_usd"]) == (TOOL, 0, 0, 0.005)
