@@ -20,6 +20,7 @@ from services.gateway.relay.operation import Models, Size, permitted
 from services.gateway.relay.prompt import Prompt, utf8_length
 from services.gateway.relay.views import paid
 from services.gateway.settings import GatewaySettings
+from services.gateway.upstream.client import MAX_ANSWER
 from shared.domain.outcome import Outcome
 from shared.domain.service_types import MAX_MODEL_NAME, ServiceType
 from shared.telemetry.metrics import Registry
@@ -31,6 +32,8 @@ MAX_ITEMS = 2048
 #: The most bytes of text that LiteLLM makes of one token (the longest of OpenAI's cl100k_base are 128 spaces).
 MAX_BYTES_OF_TOKEN = 128
 
+#: About the bytes that one number of an embedding has in an answer.
+BYTES_OF_NUMBER = {"float": 22, "base64": 16 / 3}
 #: Bytes of an answer that is read from its end.
 LONG_ANSWER = 2**20
 
@@ -71,12 +74,18 @@ class Inputs:
     items: int
     whole: _Amount
     largest: _Amount
+    dimensions: int | None
+    encoding: str
 
     def size(self, model: PricedModel) -> Size:
         """Each item has the context window for itself. Tokens count as they are, unless LiteLLM makes text of them.
 
-        :raises RequestTooLarge: an item exceeds the window.
+        :raises RequestTooLarge: an item exceeds the window; or all vectors together the largest answer, for which the
+            user would pay and not get it.
         """
+        numbers = self.items * (self.dimensions or model.vector_size or 0)
+        if numbers * BYTES_OF_NUMBER[self.encoding] > MAX_ANSWER:
+            raise RequestTooLarge("The answer would be too large: send fewer items, or ask for base64.", param="input")
         if model.context_window is not None and self.largest.estimate > model.context_window:
             raise RequestTooLarge("An item is larger than the model's context window.", param="input")
         text, tokens = self.whole.text, self.whole.tokens
@@ -97,14 +106,17 @@ def parse(body: bytes) -> Inputs:
         name = reading.name = "input"
         fields = {name: given.pop(name, NULL)}
         items = _items(_input.decode(fields[name]))
+        values: dict[str, Any] = {}
         for name, raw in given.items():
             reading.name = name
-            fields[name] = _PARAMETERS.read(name, raw, {})
+            fields[name] = _PARAMETERS.read(name, raw, values)
         reading.name = None
         check_text(body)
         amounts = [_Amount(utf8_length(one)) if isinstance(one, str) else _Amount(0, len(one)) for one in items]
         whole = _Amount(sum(one.text for one in amounts), sum(one.tokens for one in amounts))
-        return Inputs(model, fields, len(items), whole, max(amounts, key=lambda one: one.estimate))
+        largest = max(amounts, key=lambda one: one.estimate)
+        encoding = values.get("encoding_format", "float")
+        return Inputs(model, fields, len(items), whole, largest, values.get("dimensions"), encoding)
 
 
 def _items(given: str | list[str | int | list[int]]) -> Sequence[str | list[int]]:

@@ -68,6 +68,8 @@ class PricedModel:
     embedding: bool = False
     #: LiteLLM may turn lists of tokens into text for it.
     decodes_tokens: bool = False
+    #: The numbers of one embedding, if LiteLLM knows it.
+    vector_size: int | None = None
     prices: Prices | None = field(default=None, repr=False)
     scale: int = field(init=False, repr=False)
     input_units: int = field(init=False, repr=False)
@@ -165,6 +167,7 @@ def _price(
     reasoning = bool(row and row.reasoning) or any(info.get("supports_reasoning") is True for info in infos)
     windows = [size for info in infos if type(size := info.get("max_input_tokens")) is int and size > 0]
     outputs = [size for info in infos if type(size := info.get("max_output_tokens")) is int and size > 0]
+    vectors = [size for info in infos if type(size := info.get("output_vector_size")) is int and size > 0]
     settings = row or _MODEL_DEFAULTS
     return PricedModel(
         name=name,
@@ -178,6 +181,7 @@ def _price(
         max_output_tokens=min(outputs, default=None),
         limit_name=_LIMIT_NAMES[0] if embedding else _limit_name(answering),
         embedding=embedding,
+        vector_size=max(vectors, default=None),
         decodes_tokens=not all(_takes_tokens(entry) for entry in answering),
         prices=prices,
     )

@@ -26,8 +26,8 @@ from shared.telemetry.metrics import Registry
 
 #: Reading from LiteLLM pauses when twice this is buffered of an answer.
 READ_BUFFER = 16 * 1024
-#: Largest answer that is not a stream.
-MAX_ANSWER = 32 * 1024 * 1024
+#: Largest answer that is not a stream: 2,048 embeddings of 3,072 numbers each, in base64.
+MAX_ANSWER = 40 * 1024 * 1024
 #: Seconds for LiteLLM to list its models.
 MODEL_INFO_TIMEOUT = 10.0
 

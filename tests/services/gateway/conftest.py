@@ -58,6 +58,7 @@ class Model:
     limit_name: str = "max_completion_tokens"
     embedding: bool = False
     decodes_tokens: bool = False
+    vector_size: int | None = None
 
 
 @dataclass

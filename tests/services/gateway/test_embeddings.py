@@ -118,6 +118,40 @@ async def test_an_item_above_the_models_window_is_too_large_though_others_are_no
     await gateway.budgets.wait_settled()
 
 
+@pytest.mark.parametrize(
+    ("options", "status"),
+    [
+        ({"encoding_format": "base64"}, 200),
+        ({"encoding_format": "float"}, 413),
+        ({}, 413),
+        ({"dimensions": 256}, 200),
+        ({"encoding_format": "base64", "dimensions": 4096}, 413),
+    ],
+)
+async def test_a_request_whose_answer_would_be_too_large_is_refused_before_it_costs_anything(
+    gateway: Gateway, options: dict[str, Any], status: int
+) -> None:
+    gateway.models[MODEL] = Model(MODEL, embedding=True, vector_size=3072)
+    got, answer = await ask(gateway, {"input": ["a"] * 2048, **options})
+    assert got == status
+    if status == 413:
+        assert (answer["error"]["code"], answer["error"]["param"]) == ("request_too_large", "input")
+    assert len(gateway.budgets.asks) == (1 if status == 200 else 0)
+    await asyncio.gather(*(gateway.budgets.wait_settled() for _ in gateway.budgets.asks))
+
+
+async def test_the_largest_answer_is_relayed(gateway: Gateway) -> None:
+    vector = b"A" * (3072 * 16 // 3)
+    items = b",".join(b'{"object":"embedding","index":%d,"embedding":"%b"}' % (n, vector) for n in range(2048))
+    body = b'{"object":"list","data":[%b],"usage":{"prompt_tokens":2048,"total_tokens":2048}}' % items
+    gateway.double.script(MODEL, Script.json(body))
+    headers = {"Authorization": f"Bearer {TOKEN}"}
+    asked = {"model": MODEL, "input": ["a"] * 2048, "encoding_format": "base64"}
+    async with gateway.session.post(f"{gateway.url}/v1/embeddings", json=asked, headers=headers) as answer:
+        assert (answer.status, await answer.read() == body) == (200, True)
+    assert (await gateway.budgets.wait_settled()).usage == Usage(2048, 0)
+
+
 REFUSED: list[tuple[Any, str, str | None]] = [
     (b"", "invalid_request", None),
     (b"[]", "invalid_request", None),

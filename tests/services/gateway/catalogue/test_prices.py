@@ -447,6 +447,12 @@ def test_embeddings_are_paid_by_their_input_alone() -> None:
     assert (models, refused) == ({}, {"m": "no input_cost_per_token"})
 
 
+def test_a_model_has_the_largest_vectors_of_its_deployments() -> None:
+    assert priced(entry(**EMBEDDING)).vector_size is None
+    sizes: list[Any] = [1536, 3072, "4096", True, -1]
+    assert priced(*(entry(**EMBEDDING, output_vector_size=size) for size in sizes)).vector_size == 3072
+
+
 def test_a_name_for_embeddings_and_for_chat_is_refused() -> None:
     models, refused = price_all([entry(**SIMPLE), entry(**EMBEDDING)], {})
     assert (models, refused) == ({}, {"m": "makes embeddings in some of its deployments alone"})
