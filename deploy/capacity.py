@@ -90,7 +90,7 @@ def needed(users: float, habits: Habits, costs: Costs, plan: Plan) -> dict[str, 
         "PostgreSQL: ledger rows a second": requests,
         "PostgreSQL: cores for them": requests * costs.ledger_row,
         "PostgreSQL: GiB of ledger a day": users * habits.requests_per_day * costs.ledger_row_bytes / 2**30,
-        "PostgreSQL: GiB at all": users
+        "PostgreSQL: GiB in total": users
         * (habits.requests_per_day * costs.ledger_row_bytes * plan.ledger_days + costs.user_bytes)
         / 2**30,
         "PostgreSQL: connections": (gateways + auths) * plan.connections_per_process,

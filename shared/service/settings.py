@@ -82,7 +82,7 @@ class Settings(BaseSettings):
         None,
         ge=1,
         le=65535,
-        description="Serves /metrics (port + worker index), and auth's /user and /admin, only here.",
+        description="Port that alone serves /metrics (plus the index of a worker), and auth's /user and /admin.",
     )
     database_url: DatabaseUrl = Field(
         SecretStr("postgresql://litellm:litellm@localhost:5432/app_attest"), description="PostgreSQL."
@@ -111,7 +111,7 @@ class Settings(BaseSettings):
         description="Peers whose forwarded headers count, when TRUSTED_PROXIES > 0; loopback and private ranges.",
     )
     log_format: logs.Format = Field(
-        "text", description="Of log lines: `text`, `json`, `mozlog` (Mozilla's), `gcp` (Google's Cloud Logging)."
+        "text", description="Format of log lines: `text`, `json`, `mozlog` (Mozilla's), `gcp` (Google's Cloud Logging)."
     )
     log_json: bool = Field(False, description="The same as `LOG_FORMAT=json`, where that is not set.")
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="Least severe level logged.")
