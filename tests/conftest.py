@@ -26,7 +26,7 @@ _numbers = itertools.count(1)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Says which tests did not run, and what they lack."""
+    """Report the tests that did not run, and what they lack."""
     reasons = Counter(_reason(report) for report in terminalreporter.stats.get("skipped", []))
     if reasons:
         terminalreporter.section("Not run here")

@@ -1,6 +1,6 @@
 """A stand-in for Google: its token endpoint and the Play Integrity API, with simulated installs of an Android app.
 
-What it imitates, and which source says so ("verdicts", "standard": pages below
+What it imitates, with the source ("verdicts", "standard": pages below
 developer.android.com/google/play/integrity; "discovery": playintegrity/v1/playintegrity-api.json in
 googleapis/google-api-go-client):
 

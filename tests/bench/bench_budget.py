@@ -1,4 +1,4 @@
-"""What an admission costs, what Valkey bears, and how fast the ledger drains."""
+"""The cost of an admission, the load that Valkey bears, and the speed at which the ledger drains."""
 
 from __future__ import annotations
 

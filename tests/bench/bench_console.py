@@ -128,7 +128,7 @@ async def _summed_up(base: str, session: aiohttp.ClientSession) -> None:
 
 
 async def _paths(base: str, session: aiohttp.ClientSession) -> dict[str, tuple[str, str]]:
-    """Pages, and what an empty database is asked for instead: it has no user, so there it's the empty list."""
+    """Pages, and the pages asked for in an empty database: it has no user, so there it's the empty list."""
     alike = {
         "overview": "/admin",
         "overview, 30 days": "/admin?span=30d",

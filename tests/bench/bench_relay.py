@@ -166,7 +166,7 @@ async def _both(relays: Relays, work: Callable[[Relay], Awaitable[_T]]) -> tuple
 
 
 async def _streams(relay: Relay, *, model: str, count: int, spread: float = 0) -> tuple[float, clients.Load]:
-    """CPU seconds per event, and what the clients saw."""
+    """CPU seconds per event, and the streams as the clients saw them."""
     before = relay.cpu_seconds()
     load = await clients.streams(relay.port, relay.ask(model), count, spread=spread)
     return (relay.cpu_seconds() - before) / max(1, load.events), load
@@ -250,7 +250,7 @@ async def images(relays: Relays) -> list[Row]:
 
 
 async def _per_stream(relay: Relay, count: int = OPEN, image: int = 0) -> float:
-    """KiB. The process is a fresh one, since what was taken once isn't given back."""
+    """KiB. The process is a fresh one, since memory that was taken once isn't given back."""
     await relay.start()
     await clients.streams(relay.port, relay.ask("burst-10"), 50)
     before: int = relay.ps.memory_info().rss

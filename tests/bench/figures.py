@@ -20,7 +20,7 @@ _T = TypeVar("_T")
 
 
 async def turns(*works: Callable[[], Awaitable[_T]], rounds: int = ROUNDS, warm_up: int = 0) -> list[list[_T]]:
-    """Every work once a round, forwards and backwards by turns. Returns what each gave, by round, in their order."""
+    """Run every work once a round, forwards and backwards by turns. Returns the results, by round, in their order."""
     given: list[list[_T]] = [[] for _ in works]
     for number in range(warm_up + rounds):
         for place in range(len(works))[:: -1 if number % 2 else 1]:
@@ -41,7 +41,7 @@ def spread(values: Sequence[float], unit: str = "", factor: float = 1, *, sign: 
 
 
 def beside(mine: Sequence[float], other: Sequence[float], unit: str, factor: float = 1, *, goal: str = "") -> str:
-    """The ratio of ``mine`` to ``other``, which are of the same rounds, what it should be, and both."""
+    """The ratio of ``mine`` to ``other``, which are of the same rounds, its target, and both."""
     ratios = [one / another for one, another in zip(mine, other, strict=True)]
     return f"{spread(ratios, 'x')}{_goal(goal)}; {_both(mine, other, unit, factor)}"
 

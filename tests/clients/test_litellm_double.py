@@ -1,4 +1,4 @@
-"""The double of LiteLLM beside the real one: what the double says has the members of LiteLLM's answers."""
+"""The double of LiteLLM beside the real one: its answers have the members of LiteLLM's."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ async def asker(system: System, token: str, providers: Providers) -> AsyncIterat
 
 
 def shape(value: Any) -> Any:
-    """The members of a JSON value, and the kinds of what they hold."""
+    """The members of a JSON value, and the kinds of their values."""
     if isinstance(value, dict):
         return {name: shape(held) for name, held in value.items() if name not in OPTIONAL}
     if isinstance(value, list):

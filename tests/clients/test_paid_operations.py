@@ -1,4 +1,4 @@
-"""Embeddings with OpenAI's client, and searches, through the real LiteLLM: what arrives, and what it costs."""
+"""Embeddings with OpenAI's client, and searches, through the real LiteLLM: what arrives, and its cost."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ class Declared:
 
 
 class RecordingRegistry(Registry):
-    """A registry that remembers what was declared in it."""
+    """A registry that remembers its declarations."""
 
     def __init__(self) -> None:
         super().__init__()

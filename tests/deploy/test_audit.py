@@ -1,4 +1,4 @@
-"""The audit of the locked versions: what it finds, and that it says what it could not ask."""
+"""The audit of the locked versions: its findings, and its report of what it could not ask."""
 
 from __future__ import annotations
 

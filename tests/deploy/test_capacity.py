@@ -1,4 +1,4 @@
-"""The capacity plan says what its arithmetic gives."""
+"""The capacity plan has the figures that its arithmetic gives."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Dockerfile and compose file: they name what exists, and give each service what it needs and no more."""
+"""Dockerfile and compose file name only what exists, and give each service no more than it needs."""
 
 from __future__ import annotations
 

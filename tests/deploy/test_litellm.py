@@ -27,7 +27,7 @@ def _names(value: Any) -> Iterator[str]:
 
 
 async def test_litellm_logs_each_call_under_the_id_that_its_answer_has(litellm_server: LiteLLMServer) -> None:
-    """And nothing of what was asked; the same file is loaded in production."""
+    """Nothing of the request is logged; the same file is loaded in production."""
     asked = {"model": "local/slow", "stream": True, "max_tokens": 20, "messages": [{"role": "user", "content": CANARY}]}
     answers: dict[str, tuple[int, str]] = {}
     async with aiohttp.ClientSession(headers={"Authorization": f"Bearer {litellm_server.master_key}"}) as session:

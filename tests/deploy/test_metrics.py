@@ -92,7 +92,7 @@ async def started(tmp_path: Path, postgres_url: str, redis_url: str) -> AsyncIte
 
 
 def declared(started: Started) -> dict[str, tuple[Declared, str]]:
-    """``{name: (what it is, which service has it)}``."""
+    """``{name: (kind and labels, the service that has it)}``."""
     (auth, _), (gateway, _) = started["auth"], started["gateway"]
     found = {}
     for name in sorted(auth.declared.keys() | gateway.declared.keys()):

@@ -64,7 +64,7 @@ def panels() -> list[str]:
 
 
 def selectors(expression: str) -> Iterator[tuple[str, list[tuple[str, str, str]]]]:
-    """Each metric of an expression, with what is asked of its labels."""
+    """Each metric of an expression, with the conditions on its labels."""
     bare = re.sub(r"\b(?:by|without|on|ignoring|group_left)\s*\([^)]*\)", "", expression)
     bare = re.sub(r"mlpa:[a-z0-9_:]+", "", bare)
     for name, matchers in _SELECTOR.findall(bare):
@@ -74,7 +74,7 @@ def selectors(expression: str) -> Iterator[tuple[str, list[tuple[str, str, str]]
 
 @pytest.fixture
 async def series(tmp_path: Path, postgres_url: str, redis_url: str) -> AsyncIterator[Series]:
-    """What both services expose before their first request, and the labels of what comes later."""
+    """The series that both services expose before their first request, and the labels of later ones."""
     found: Series = defaultdict(lambda: defaultdict(set))
     async with both_started(tmp_path, postgres_url, redis_url) as services:
         registries = [registry for registry, _ in services.values()]

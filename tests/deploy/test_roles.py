@@ -54,7 +54,7 @@ def acl_lines(**digests: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PostgresServer]:
-    """With a password, so that a role is what it says."""
+    """A server with passwords, so that nobody can take another role."""
     folder = tmp_path_factory.mktemp("roles")
     with PostgresServer(folder / "data", free_port(), durable=False, password="superuser") as running:
         done = run_roles(running)
@@ -198,7 +198,7 @@ def test_no_role_is_made_without_its_password(tmp_path: Path) -> None:
 
 @pytest.fixture
 def valkey(tmp_path: Path) -> Iterator[ValkeyServer]:
-    """A server with the file as it is, but for the default user, who looks on."""
+    """A server with the file as it is, except that the default user may look on."""
     lines = acl_lines(**{f"{name}_DIGEST": hashlib.sha256(name.encode()).hexdigest() for name in ("AUTH", "GATEWAY")})
     assert lines[0] == "user default off"
     path = tmp_path / "users.acl"

@@ -1,6 +1,6 @@
-"""A LiteLLM that does as it is told: every legal and illegal answer, late, cut, hung or reset.
+"""A LiteLLM that the test controls: every legal and illegal answer, late, cut, hung or reset.
 
-What it imitates, and which source says so. Files are of BerriAI/litellm 1.106.2, below litellm/; what is marked (real)
+What it imitates, with the source. Files are of BerriAI/litellm 1.106.2, below litellm/; what is marked (real)
 is compared with a running LiteLLM by tests/clients/test_litellm_double.py.
 
     an answer, with annotations and provider_specific_     types/utils.py (ModelResponse, Message) (real)

@@ -1,6 +1,6 @@
-"""A LiteLLM with a database, as far as its admin API goes; told to, it misbehaves.
+"""A LiteLLM with a database, as far as its admin API goes. It misbehaves on demand.
 
-A real aiohttp server. What it imitates, and which source says so; files are of BerriAI/litellm 1.106.2, below
+A real aiohttp server. What it imitates, with the source; files are of BerriAI/litellm 1.106.2, below
 litellm/proxy. tests/system/test_litellm_database.py asks the same of the real one with a database.
 
     a wrong key: 401 token_not_found_in_db, and without    auth/auth_checks.py, auth/user_api_key_auth.py

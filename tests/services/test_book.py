@@ -1,4 +1,4 @@
-"""services/README.md leads to files that exist, and names what Redis holds as the code does."""
+"""services/README.md leads to files that exist, and names the contents of Redis as the code does."""
 
 from __future__ import annotations
 

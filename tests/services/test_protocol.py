@@ -1,4 +1,4 @@
-"""services/PROTOCOL.md says what the code does: each of its tables is compared with the declarations."""
+"""services/PROTOCOL.md agrees with the code: each of its tables is compared with the declarations."""
 
 from __future__ import annotations
 

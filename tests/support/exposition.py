@@ -1,4 +1,4 @@
-"""Reading what a service exposes to Prometheus."""
+"""Reading a service's page of metrics."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Waiting for what nobody announces: a condition is asked again and again, until a deadline."""
+"""Waiting without a notification: a condition is tested again and again, until a deadline."""
 
 from __future__ import annotations
 

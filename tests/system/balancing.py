@@ -85,7 +85,7 @@ class Front:
 
 
 class BalancedCaller(Caller):
-    """A client that reaches the services through the balancer. ``retries`` counts what had to be asked again."""
+    """A client that reaches the services through the balancer. ``retries`` counts repeated requests."""
 
     def __init__(self, system: System, session: aiohttp.ClientSession) -> None:
         super().__init__(system, session)

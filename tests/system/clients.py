@@ -1,4 +1,4 @@
-"""Clients of a running system: what a request was answered with and how long it took, never an exception."""
+"""Clients of a running system: answers and their times, never an exception."""
 
 from __future__ import annotations
 
@@ -156,7 +156,7 @@ class Caller:
         return exchanged
 
     def assertion(self, device: Device, challenge: str, scope: str = "ai", **changes: Any) -> str:
-        """The subject_token that a device makes; ``changes`` are laid over what it signs."""
+        """The subject_token that a device makes; ``changes`` replace parts of the signed data."""
         meant = {"typ": "mlpa-token-exchange", "aud": self.system.issuer, "challenge": challenge, "scope": scope}
         return subject_token(device, json.dumps({**meant, **changes}).encode())
 

@@ -73,7 +73,7 @@ class Row:
 
 @dataclass(slots=True)
 class Prepared:
-    """Credentials made while all was well, so that only what is asked is put to the test."""
+    """Credentials made while all was well, so that only the request itself is put to the test."""
 
     user_id: str
     token: str
@@ -121,7 +121,7 @@ class Breaker:
                 await self._gate.accept()
 
     async def restore(self, fault: str) -> None:
-        """After the row: bring back what a restart with nothing has taken."""
+        """Restore after a row what a restart without data has taken."""
         if fault == "restarted empty" and self._name == "postgres":
             await self._swap("drop database mlpa", "alter database mlpa_full rename to mlpa")
 
@@ -325,7 +325,7 @@ async def run_part(folder: Path, template: Path, part: str, faults: tuple[str, .
 
 
 async def _wait_for_late(system: System, rows: list[Row]) -> None:
-    """The rows of requests whose gateway was killed: charged whole when the lease is over."""
+    """The rows of requests whose gateway was killed: charged whole when the lease ends."""
     statement = (
         "select outcome, cost_nano, extract(epoch from settled_at - admitted_at)::float from ledger "
         "where request_id = %(id)s"

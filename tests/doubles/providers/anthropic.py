@@ -1,6 +1,6 @@
 """Anthropic's Messages API.
 
-What it imitates, and which source says so. Files are in anthropics/anthropic-sdk-python, src/anthropic/types; pages
+What it imitates, with the source. Files are in anthropics/anthropic-sdk-python, src/anthropic/types; pages
 are of platform.claude.com/docs.
 
     request: max_tokens is needed, roles are user and      message_create_params.py, message_param.py

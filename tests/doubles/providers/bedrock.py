@@ -1,6 +1,6 @@
 """Amazon Bedrock's Converse API.
 
-What it imitates, and which source says so. Shapes are of boto/botocore, data/bedrock-runtime/2023-09-30/service-2.json.
+What it imitates, with the source. Shapes are of boto/botocore, data/bedrock-runtime/2023-09-30/service-2.json.
 
     request and answer                                     ConverseRequest, ConverseResponse, TokenUsage
     stream: starts, deltas and stops of blocks, usage      ConverseStreamOutput

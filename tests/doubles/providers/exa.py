@@ -1,6 +1,6 @@
 """Exa's search.
 
-What it imitates, and which source says so:
+What it imitates, with the source:
 
     POST /search, ``numResults``, ``contents.text``;    docs.exa.ai/reference/search, as BerriAI/litellm 1.106.2 sends
     ``results`` with ``title``, ``url``, ``text`` and   and reads it: litellm/llms/exa_ai/search/transformation.py

@@ -1,6 +1,6 @@
 """Google's Gemini API: ``generateContent`` and ``streamGenerateContent``.
 
-What it imitates, and which source says so. Pages are of ai.google.dev/gemini-api/docs.
+What it imitates, with the source. Pages are of ai.google.dev/gemini-api/docs.
 
     request: contents of the roles user and model,         googleapis/googleapis, google/ai/generativelanguage/v1beta:
     generationConfig, tools; answer: candidates, usage     generative_service.proto, content.proto

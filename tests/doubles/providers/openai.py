@@ -1,6 +1,6 @@
 """OpenAI's embeddings and chat completions, and DeepSeek's, which are the same but for ``reasoning_content``.
 
-What it imitates, and which source says so. Names alone are schemas of openai/openai-openapi, openapi.yaml.
+What it imitates, with the source. Names alone are schemas of openai/openai-openapi, openapi.yaml.
 
     an answer, its null members and its usage in detail    CreateChatCompletionResponse, CompletionUsage,
                                                            ChatCompletionResponseMessage

@@ -1,4 +1,4 @@
-"""Bytes that are no text, where a request may hold them: answered by what they are, never as a failure of ours."""
+"""Bytes that are not text, wherever a request may hold them, get the documented 4xx and never a 5xx."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``mlpa fxa``: a token of the stand-in, and the end of what is remembered of a user."""
+"""``mlpa fxa``: a token of the stand-in, and a purge of a user's cached verifications."""
 
 from __future__ import annotations
 

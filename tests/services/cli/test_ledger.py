@@ -1,4 +1,4 @@
-"""`mlpa ledger`: what it deletes, and what it finds."""
+"""`mlpa ledger`: the rows that it deletes, and the differences that it finds."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ async def test_reconcile_finds_what_litellm_counted_and_the_ledger_did_not(postg
 
 
 async def test_reconcile_reads_users_page_by_page(postgres_url: str, redis_url: str) -> None:
-    """1,203 users; LiteLLM is asked for 500 at a time, and again for those who differ alone."""
+    """1,203 users; LiteLLM is asked for 500 at a time, and again only for those who differ."""
     asked: list[int] = []
     odd = [f"{number:032x}:ai" for number in (0, 499, 500, 1202)]
 

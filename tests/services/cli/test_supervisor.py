@@ -1,4 +1,4 @@
-"""The supervisor starts, watches, restarts and stops real processes, and says what it does."""
+"""The supervisor starts, watches, restarts and stops real processes, and reports it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SLEEP = "import time; time.sleep(60)"
 
 
 class Recorder(Console):
-    """A console that is not a terminal, and what it has shown."""
+    """A console that is not a terminal, and records its output."""
 
     def __init__(self, plain_interval: float = 10) -> None:
         self.written = io.StringIO()

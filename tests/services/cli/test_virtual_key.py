@@ -1,4 +1,4 @@
-"""``mlpa virtual-key``: the key is made, ``.env`` keeps everything else, and what went wrong is said."""
+"""``mlpa virtual-key``: the key is made, ``.env`` keeps everything else, and failures are reported."""
 
 from __future__ import annotations
 

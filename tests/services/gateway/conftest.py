@@ -1,4 +1,4 @@
-"""A gateway of chat alone: real sockets, a LiteLLM double behind it, budgets that note what they are told."""
+"""A gateway of chat alone: real sockets, a LiteLLM double behind it, budgets that record their calls."""
 
 from __future__ import annotations
 
@@ -235,7 +235,7 @@ class Gateway:
 
 
 class RawClient:
-    """A client that can do what no client library does: half-close, reset, stop reading, pipeline."""
+    """A client that can do more than client libraries: half-close, reset, stop reading, pipeline."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.reader = reader

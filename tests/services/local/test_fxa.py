@@ -1,4 +1,4 @@
-"""The FxA stand-in has FxA's shapes, and misbehaves as it is told."""
+"""The FxA stand-in has FxA's shapes, and misbehaves on demand."""
 
 from __future__ import annotations
 

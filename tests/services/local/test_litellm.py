@@ -1,4 +1,4 @@
-"""The real LiteLLM of a local run has what the gateway needs of it: prices, visible streaming, true usage."""
+"""The real LiteLLM of a local run has the parts that the gateway needs: prices, visible streaming, true usage."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The embedded servers start fast, fail and hang on demand, come back, and never outlive who started them."""
+"""The embedded servers start fast, fail and hang on demand, come back, and never outlive their parent."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Identities: what a user id is made of, and which shard it has."""
+"""Identities: the parts of a user id, and its shard."""
 
 from __future__ import annotations
 

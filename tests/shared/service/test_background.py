@@ -1,4 +1,4 @@
-"""Background loops survive what they did not expect, and end when they are to, however hard of hearing."""
+"""Background loops survive unexpected errors, and end when asked, even if a cancellation gets lost."""
 
 from __future__ import annotations
 

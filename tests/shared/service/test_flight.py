@@ -1,4 +1,4 @@
-"""Single flights: one run for all who ask, whoever of them leaves."""
+"""Single flights: one run for all callers, whichever of them leaves."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Readiness: what makes a service ready, and how often and how long its checks run."""
+"""Readiness: its conditions, and the rate and time limits of its checks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A key set: what is taken from a JWK set, and when it is read."""
+"""A key set: its usable keys, and the times of its readings."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def construct(raw: msgspec.Raw) -> tuple[str, Key]:
 
 @dataclass
 class Rig:
-    """A service's key set whose answers, and a clock whose time, the test decides."""
+    """A key set for which the test sets the service's answers and the clock's time."""
 
     published: dict[str, Key] | Exception = field(default_factory=lambda: {"a": KEYS["a"]})
     now: float = 1000.0

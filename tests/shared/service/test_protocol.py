@@ -36,7 +36,7 @@ def render(_request: web.Request | None, error: ServiceError) -> web.Response:
 
 
 class Served:
-    """A service whose ``/slow`` answers only once it is let, and whose other paths answer with their body's size."""
+    """A service whose ``/slow`` answers once the test lets it, and whose other paths answer with their body's size."""
 
     def __init__(self, **options: Any) -> None:
         self.options = options

@@ -23,7 +23,7 @@ from shared.telemetry.metrics import Registry
 
 
 class Slow:
-    """A service whose one request runs until it is told to end."""
+    """A service whose one request runs until the test ends it."""
 
     def __init__(self, drain: Drain) -> None:
         self.begun, self.end = asyncio.Event(), asyncio.Event()

@@ -1,4 +1,4 @@
-"""Settings: what has to be there, and what a wrong one says."""
+"""Settings: the required ones, and the messages about wrong ones."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every answer has the frame's headers, every refusal the service's own shape, and none shows what it should not."""
+"""Every answer has the frame's headers, every refusal the service's shape, and none shows secrets."""
 
 from __future__ import annotations
 

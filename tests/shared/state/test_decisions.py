@@ -1,4 +1,4 @@
-"""What auth says of a request beforehand is what a gateway does to it."""
+"""Auth's forecast for a request is the gateway's decision."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Scripts whose files, or whose callers, name something that isn't there."""
+"""Scripts whose files or callers name something that doesn't exist."""
 
 from __future__ import annotations
 

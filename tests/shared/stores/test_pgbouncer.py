@@ -27,7 +27,7 @@ SETTING = Query.text("select current_setting('statement_timeout') as value")
 
 
 class PgBouncer:
-    """A real PgBouncer in front of a server. Nothing but what it can't do without is configured."""
+    """A real PgBouncer in front of a server, with as little configuration as possible."""
 
     def __init__(self, folder: Path, server: PostgresServer, mode: str, *, port: int = 0) -> None:
         self.port = port or free_port()

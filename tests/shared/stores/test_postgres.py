@@ -1,4 +1,4 @@
-"""The database behind ``Database``: what its errors mean, where a URL leads, and how it gets back to a server."""
+"""The database behind ``Database``: its errors, its URLs, and its reconnections."""
 
 from __future__ import annotations
 

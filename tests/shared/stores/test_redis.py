@@ -1,4 +1,4 @@
-"""Redis as the services reach it: what its errors mean, and where a URL leads."""
+"""Redis as the services reach it: its errors and its URLs."""
 
 from __future__ import annotations
 

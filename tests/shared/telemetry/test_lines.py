@@ -1,4 +1,4 @@
-"""Log lines that can't be written are lost and counted; whoever logs neither fails nor waits."""
+"""Log lines that can't be written are lost and counted; their writers neither fail nor wait."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Log lines: what is in them of an error, and what never is."""
+"""Log lines: the parts of an error that they have, and those that they never have."""
 
 from __future__ import annotations
 

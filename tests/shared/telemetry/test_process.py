@@ -1,4 +1,4 @@
-"""The figures of a process, against what the system says of it."""
+"""The figures of a process, against the system's own."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tracing: what a span holds, where its context comes from and goes to, and that there is nothing of it when off."""
+"""Tracing: the content of spans, the way of their context, and nothing of it when off."""
 
 from __future__ import annotations
 

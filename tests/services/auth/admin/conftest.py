@@ -39,7 +39,7 @@ def bearer(key: str = ADMIN) -> dict[str, str]:
 
 
 class Rows:
-    """The database, for what no API makes or shows."""
+    """The database, for rows that no API makes or shows."""
 
     def __init__(self, url: str) -> None:
         self._connection = psycopg2.connect(url)
@@ -172,7 +172,7 @@ async def people() -> AsyncIterator[People]:
 
 @pytest.fixture
 async def person(admin_auth: Auth, people: People) -> Person:
-    """Somebody who signed in with an admin's key."""
+    """Somebody who has signed in with an admin's key."""
     person = await people.come(admin_auth)
     page = await person.sign_in()
     assert page.status == 200

@@ -1,4 +1,4 @@
-"""Assertions: what is accepted, and each way in which each step can be broken."""
+"""Assertions: those that are accepted, and each way in which each step can be broken."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Attestations: what is accepted, and each way in which each step can be broken."""
+"""Attestations: those that are accepted, and each way in which each step can be broken."""
 
 from __future__ import annotations
 

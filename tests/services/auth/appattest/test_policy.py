@@ -1,4 +1,4 @@
-"""Policies and trust anchors: what may never verify anything is refused when it's made."""
+"""Policies and trust anchors: one that could never verify anything is refused when it's made."""
 
 from __future__ import annotations
 

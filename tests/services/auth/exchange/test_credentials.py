@@ -1,4 +1,4 @@
-"""The kinds of credential: what follows from declaring one."""
+"""The kinds of credential: the consequences of declaring one."""
 
 from __future__ import annotations
 

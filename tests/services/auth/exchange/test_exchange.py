@@ -153,7 +153,7 @@ async def test_a_challenge_of_another_key_is_refused(auth: Auth) -> None:
 
 
 def assert_one_wins(statuses: list[int], won: int, lost: int) -> None:
-    """On a busy machine some of a crowd may be told to try again: never more than one wins."""
+    """On a busy machine some of a crowd may get a 503; never does more than one win."""
     counts = Counter(statuses)
     assert counts[won] == 1, counts
     assert set(counts) <= {won, lost, 503}

@@ -94,7 +94,7 @@ class Held:
     url: str
 
     async def killed_at_the_store(self, work: Awaitable[tuple[Any, ...]]) -> tuple[Any, ...]:
-        """The answer to work during whose write the server dies."""
+        """The answer to a request during whose write the server dies."""
         lock = psycopg2.connect(self.url)
         lock.cursor().execute("lock table devices in share mode")
         task = asyncio.ensure_future(work)
@@ -142,7 +142,7 @@ async def test_an_assertion_whose_counter_is_not_stored_is_a_503_and_can_be_sent
 
 
 async def _answering(server: ValkeyServer) -> None:
-    """Until a server that was paused has worked off what was sent to it."""
+    """Wait until a server that was paused has handled all that was sent to it."""
     async with connect(server.url) as redis:
         await redis.ping()
 

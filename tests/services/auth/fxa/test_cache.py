@@ -140,7 +140,7 @@ async def test_only_refusals_that_last_are_remembered(cache: Cache) -> None:
 
 
 def _sealed(cache: Cache, payload: bytes) -> bytes:
-    """As one who has the secret would write it."""
+    """An entry as the owner of the secret would write it."""
     return cache._mac(cache.key(TOKEN), payload) + payload
 
 

@@ -1,4 +1,4 @@
-"""FxA's key set: which keys are taken, when it is fetched, and what an outage or a rotation does to it."""
+"""FxA's key set: its usable keys, the times of its fetches, and the effects of outages and rotations."""
 
 from __future__ import annotations
 

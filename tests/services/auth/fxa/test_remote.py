@@ -1,4 +1,4 @@
-"""Opaque tokens: what each of FxA's answers means, and how an outage is met."""
+"""Opaque tokens: the meaning of each of FxA's answers, and outages."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Verification as a whole: who is asked, how often, and what stays true meanwhile."""
+"""Verification as a whole: the requests to FxA, their number, and answers that are shared or cached."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Provisioning on a real PostgreSQL, against a LiteLLM that can be told to misbehave."""
+"""Provisioning on a real PostgreSQL, against a LiteLLM that misbehaves on demand."""
 
 from __future__ import annotations
 

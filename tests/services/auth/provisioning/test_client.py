@@ -1,4 +1,4 @@
-"""Asking LiteLLM's admin API: what is done, what is told apart, and what a LiteLLM gone wrong can't do to us."""
+"""Requests to LiteLLM's admin API: their effects, its errors, and the harm that a broken LiteLLM can't do."""
 
 from __future__ import annotations
 

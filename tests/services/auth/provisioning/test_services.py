@@ -180,7 +180,7 @@ async def test_many_replicas_at_once_leave_each_user_with_its_budget(world: Worl
 
 
 async def test_two_replicas_that_saw_different_tiers_do_it_again(world: World) -> None:
-    """Nobody can know whose request LiteLLM took last, so neither is believed."""
+    """Neither can know whose request LiteLLM took last, so neither is believed."""
     await world.add("u:ai")
     await storage.remember(world.database, [Customer("u:ai", "pro", None, "mlpa:pro")])
     assert await world.remembered("u:ai") == "mlpa:pro"

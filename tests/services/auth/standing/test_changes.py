@@ -1,4 +1,4 @@
-"""Decisions on their way from PostgreSQL to Redis, and what is believed of Redis meanwhile."""
+"""Decisions on their way from PostgreSQL to Redis, and how far Redis is believed meanwhile."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Parts:
     ai: ServiceType
 
     async def decide(self, identity: str) -> None:
-        """A block that Redis has not been told of."""
+        """A block that Redis does not know yet."""
         async with self.database.transaction() as transaction:
             await transaction.execute(_BLOCK, identity=identity)
             await self.changes.record(transaction, identity, "blocked")
@@ -159,7 +159,7 @@ async def test_revocations_of_expired_tokens_are_cleared_away_and_no_others(part
 async def test_a_database_without_tables_does_not_end_the_background_work(
     empty_postgres_url: str, redis_url: str
 ) -> None:
-    """Auth may start before the migration ran: what Redis missed must be applied when it has."""
+    """Auth may start before the migration has run, and apply afterwards what Redis missed."""
     registry = Registry()
     async with Database.connect(empty_postgres_url) as database, connect(redis_url) as redis:
         changes = Changes(database, redis, registry, every=0.01)

@@ -1,4 +1,4 @@
-"""The folder of signing keys: which one signs, what is refused, and how it changes under a running process."""
+"""The folder of signing keys: the active key, unusable files, and changes under a running process."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Users as operators change them, and what must stay exact while others come and go."""
+"""Users as operators change them, and the figures that must stay exact while others come and go."""
 
 from __future__ import annotations
 

@@ -60,7 +60,7 @@ class ClockedExecutor:
 
 
 class ClockedClient:
-    """Stands where auth's client of Redis does, for what is asked with ``eval``."""
+    """A stand-in for auth's client of Redis, for calls of ``eval``."""
 
     def __init__(self, client: redis.Redis) -> None:
         self._client = client

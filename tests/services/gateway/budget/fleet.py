@@ -1,4 +1,4 @@
-"""Several gateway processes (``worker.py``) in front of an upstream that counts what it delivered."""
+"""Several gateway processes (``worker.py``) in front of an upstream that counts its deliveries."""
 
 from __future__ import annotations
 

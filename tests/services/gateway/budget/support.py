@@ -61,7 +61,7 @@ def ask(who: Principal | None = None, **changes: Any) -> Ask:
 
 
 def delivered(prompt: int = 10, completion: int = 20, outcome: str = "success") -> Delivery:
-    """50,000 nano-dollars of ``MODEL`` unless told otherwise."""
+    """50,000 nano-dollars of ``MODEL`` by default."""
     return Delivery(outcome, sent=True, usage=Usage(prompt, completion))
 
 

@@ -314,7 +314,7 @@ async def test_a_request_whose_gateway_is_gone_is_charged_whole_and_lowered_once
 
 
 async def test_nothing_in_redis_is_kept_for_ever(redis_url: str, postgres_url: str) -> None:
-    """But for what is one per shard."""
+    """Except for the keys of which each shard has one."""
     kind = row(rpm=40, tpm=10_000)
     async with opened(redis_url, postgres_url, rows(kind)) as (budgets, _, _):
         held = [await budgets.admit(ask(principal(kind))) for _ in range(2)]

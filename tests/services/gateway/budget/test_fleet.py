@@ -84,7 +84,7 @@ class Watch:
 
 
 async def settled(database: Database, redis_url: str) -> list[dict[str, Any]]:
-    """The ledger once no reservation is open and no row is on its way. A gateway finishes what others left."""
+    """The ledger once no reservation is open and no row is waiting. A gateway finishes the work of dead ones."""
     client = connect(redis_url, max_connections=1)
     number = layout.user_key(USER).partition("}")[0] + "}:"
 
@@ -100,7 +100,7 @@ async def settled(database: Database, redis_url: str) -> list[dict[str, Any]]:
 async def test_300_streams_of_one_user_over_3_gateways_spend_the_budget_and_no_more(
     redis_url: str, postgres_url: str
 ) -> None:
-    """Refused clients ask again until nothing is left; the ledger is what upstream delivered, to the nano-dollar."""
+    """Refused clients ask again until nothing is left; the ledger equals upstream's deliveries, to the nano-dollar."""
     budget = 20 * RESERVATION
     async with (
         Upstream().running() as upstream,
@@ -131,7 +131,7 @@ def kept_valkey(tmp_path: Path) -> Any:
 
 
 def outcome(upstream: Upstream, rows: list[dict[str, Any]], budget: int) -> int:
-    """Every delivered request is in the ledger once, at no less than it cost; returns what was charged above that."""
+    """Every delivered request is in the ledger once, at its cost or above; returns the amount above."""
     charged = {one["id"]: one["cost_nano"] for one in rows}
     assert len(charged) == len(rows)
     missing = upstream.delivered.keys() - charged.keys()

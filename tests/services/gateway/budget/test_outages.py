@@ -123,7 +123,7 @@ async def test_a_caller_that_goes_away_during_admission_leaves_nothing(redis_url
 async def test_settlements_wait_for_redis_and_are_written_when_it_never_comes(
     own_valkey: ValkeyServer, postgres_url: str
 ) -> None:
-    """A process that ends while Redis is away leaves its costs to PostgreSQL at least."""
+    """A process that ends while Redis is down at least writes its costs to PostgreSQL."""
     async with opened(own_valkey.url, postgres_url) as (budgets, _, registry):
         reservations = [await budgets.admit(ask()) for _ in range(3)]
         await asyncio.to_thread(own_valkey.process.kill)
@@ -226,7 +226,7 @@ async def test_a_server_that_is_not_fit_for_budgets_is_warned_of(
 async def test_an_outbox_that_is_full_refuses_new_requests_and_loses_no_row(
     redis_url: str, own_postgres: PostgresServer
 ) -> None:
-    """Of its shard alone; what is open is settled beyond the limit. All of it passes when PostgreSQL is back."""
+    """Only its shard's; open requests are settled beyond the limit. All of it ends when PostgreSQL is back."""
     url = own_postgres.create_database("mlpa")
     await asyncio.to_thread(migrate.upgrade, url)
     async with opened(redis_url, url, outbox_limit=10) as (budgets, database, registry):

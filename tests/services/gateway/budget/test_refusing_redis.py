@@ -1,4 +1,4 @@
-"""A Redis that answers errors: nothing ran, so nothing is taken back, nobody is charged whole, and it passes."""
+"""A Redis that answers errors: nothing ran, so nothing is taken back and nobody is charged whole."""
 
 from __future__ import annotations
 
@@ -287,7 +287,7 @@ async def test_a_redis_that_is_closed_before_another_one_opens_spends_no_budget_
 async def test_in_full_memory_runs_whatever_ends_keeps_or_decides_and_whatever_only_reads(
     own_valkey: ValkeyServer, postgres_url: str
 ) -> None:
-    """Also what a dead gateway left: it is reaped, written and acknowledged."""
+    """The rows and reservations of a dead gateway, too: they are reaped, written and acknowledged."""
     who, user_id = principal(), principal().user_id
     number, kinds = shard(who.identity), rows(row(rpm=1000))
     async with (

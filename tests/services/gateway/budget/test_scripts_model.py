@@ -227,7 +227,7 @@ class Scripts(RuleBasedStateMachine):
         return ROWS[self.tiers[user]].duration_seconds
 
     def try_to_admit(self, user: int, prompt: int, limit: int, n: int, room: int | None = None) -> str:
-        """The answer's name, after it was compared with the model's.
+        """The answer's name, compared with the model's.
 
         :param room: what the total leaves; more than the least that the request needs.
         """
@@ -271,7 +271,7 @@ class Scripts(RuleBasedStateMachine):
         return expected[0]
 
     def outlook(self, user: int, bounds_: Bounds) -> decisions.Outlook:
-        """What auth would say to it beforehand: by the tier that it knows, and not knowing what the total leaves."""
+        """Auth's forecast for the request, by the tier that it knows, and without the totals."""
         who = self.principals[user]
         kinds = {name: dataclasses.replace(one, total_budget_nano=0) for name, one in ROWS.items()}
         recorded = decisions.Recorded(self.tiers[user], Standing(self.blocks[who.identity]), 0, [who.jti])
@@ -363,7 +363,7 @@ class Scripts(RuleBasedStateMachine):
             self.users[request.user].tokens.append((self.now, tokens))
 
     def settled_unknown(self, request: Request) -> None:
-        """Only the ledger knows what is spent, if it was settled before, in the period in which it was admitted."""
+        """Only the ledger knows the spend, if it was settled before, in the period of its admission."""
         state, period = self.users[request.user], self.period_of(request)
         if period == state.period:
             state.epoch = None
@@ -451,7 +451,7 @@ class Scripts(RuleBasedStateMachine):
 
     @rule(acknowledge=st.booleans())
     def flush(self, acknowledge: bool) -> None:
-        """Rows of the outbox reach the ledger, and Redis is told, or not yet."""
+        """Rows of the outbox reach the ledger, and are acknowledged, or not yet."""
         for number in {shard(who.identity) for who in PRINCIPALS}:
             entries = self.client.hgetall(layout.SHARD_KEYS[number].outbox)
             rows = [LedgerRow.parse(name.decode(), entry.decode()) for name, entry in entries.items()]
@@ -499,7 +499,7 @@ class Scripts(RuleBasedStateMachine):
 
     @rule(user=users_, data=st.data())
     def revoke(self, user: int, data: st.DataObject) -> None:
-        """The token in hand is refused from then on; requests it admitted are told so; the user gets another one."""
+        """The token in hand is refused from then on, its open requests end, and the user gets another one."""
         who = self.principals[user]
         self.revoked[user].add(who.jti)
         self.revoked_in_redis.add(who.jti)
@@ -602,7 +602,7 @@ class Scripts(RuleBasedStateMachine):
         event=st.sampled_from(("settle", "flush", "tier", "block", "renew", "reap", "other period")),
     )
     def rebuild_while_something_happens(self, user: int, data: st.DataObject, event: str) -> None:
-        """A rebuild whose snapshot is out of date must start anew."""
+        """A rebuild whose snapshot is out of date must start again."""
         if event == "reap":
             self.executor.now_ms = self.now + LEASE_MS
         snapshot = self.run(self.scripts.snapshot(self.principals[user].user_id))
@@ -684,7 +684,7 @@ class Scripts(RuleBasedStateMachine):
 
     @invariant()
     def the_sums_of_a_shard_are_those_of_its_users(self) -> None:
-        """``total_budget``: maintained as long as Redis keeps what it has."""
+        """``total_budget``: maintained as long as Redis keeps its data."""
         if not hasattr(self, "client") or not self.sums_kept:
             return
         for who_number in {shard(who.identity) for who in PRINCIPALS}:

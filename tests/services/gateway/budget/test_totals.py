@@ -345,7 +345,7 @@ async def test_one_gateway_reads_the_shards_for_all(redis_url: str, postgres_url
 
 
 async def test_the_end_of_a_period_is_that_of_redis_clock(redis_url: str, postgres_url: str) -> None:
-    """A gateway whose clock is years ahead admits nobody, and says when the period of Redis ends."""
+    """A gateway whose clock is years ahead admits nobody, and names the end of Redis's period."""
     end = 1_700_006_400_000
     client = redis.Redis.from_url(redis_url)
     executor: Any = ClockedExecutor(client, end - 5_000)

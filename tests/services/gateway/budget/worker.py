@@ -1,4 +1,4 @@
-"""A gateway process for the tests, reduced to what budgets see: clients of one user that ask, stream and settle.
+"""A gateway process for the tests, reduced to its budgets: clients of one user that ask, stream and settle.
 
 ``python -m tests.services.gateway.budget.worker JSON``; prints ``ready``, begins when told to by a line of input, and
 prints one JSON object when it ends by itself.

@@ -181,7 +181,7 @@ def test_a_name_with_several_deployments_costs_what_the_dearest_does() -> None:
 
 
 def test_a_token_of_several_deployments_costs_the_dearest_of_each_field_at_each_length() -> None:
-    """Who answered a stream is not told, and the bill is that deployment's."""
+    """Any deployment may have answered a stream, and the bill is that deployment's."""
     first = entry(
         input_cost_per_token="1e-6", output_cost_per_token="10e-6", output_cost_per_reasoning_token="11e-6",
         input_cost_per_token_above_200k_tokens="3e-6",

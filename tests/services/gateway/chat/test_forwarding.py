@@ -58,7 +58,7 @@ STRING, MAYBE = TEXT.map(json.dumps), TEXT.map(json.dumps) | st.just("null")
 def objects(
     draw: st.DrawFn, needed: dict[str, st.SearchStrategy[Any]], optional: dict[str, st.SearchStrategy[Any]]
 ) -> tuple[str, str]:
-    """An object as a client writes it, and as it is to be forwarded. A value is text, or such a pair itself."""
+    """An object as a client writes it, and as it must be forwarded. A value is text, or such a pair itself."""
     names = [*needed, *(draw(st.lists(st.sampled_from(sorted(optional)), unique=True)) if optional else [])]
     members = [(name, draw({**needed, **optional}[name])) for name in names]
     members += [(name, (value, None)) for name, value in draw(st.lists(DROPPED, max_size=2))]

@@ -1,4 +1,4 @@
-"""Request bodies: what is refused, with the field at fault, and what goes on."""
+"""Request bodies: refusals with the field at fault, and the parts that are forwarded."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The background loops of budgets meet what nobody expected to be in Redis, and go on."""
+"""The background loops of budgets survive unexpected data in Redis."""
 
 from __future__ import annotations
 

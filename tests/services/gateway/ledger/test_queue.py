@@ -1,4 +1,4 @@
-"""Rows on their way to a PostgreSQL that is slow, or away."""
+"""Rows on their way to a PostgreSQL that is slow or down."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The sums that the ledger keeps of itself: exact, whoever writes, however often, in whatever order."""
+"""The sums that the ledger keeps of itself: exact for any writers, any number of writes, in any order."""
 
 from __future__ import annotations
 

@@ -112,7 +112,7 @@ def _id(node: ValkeyServer) -> str:
 
 @contextlib.contextmanager
 def _between(source: ValkeyServer, target: ValkeyServer, slot: int) -> Iterator[Callable[[int], bool]]:
-    """The time in which a slot is being moved: yields what moves some of its keys, and says whether any were left."""
+    """The time in which a slot is moving: yields a function that moves some of its keys and says if any were left."""
     with source.client() as old, target.client() as new:
         new.execute_command("CLUSTER", "SETSLOT", slot, "IMPORTING", _id(source))
         old.execute_command("CLUSTER", "SETSLOT", slot, "MIGRATING", _id(target))
@@ -144,7 +144,7 @@ STEADY = dataclasses.replace(FAST, lease=6, renew=1.5)
 
 
 class Load:
-    """Chats of some users, one after the other each, at any of some gateways; counts what was settled."""
+    """Chats of some users at any of some gateways, one at a time for each user; counts the settled ones."""
 
     def __init__(self, users: Sequence[Principal], gateways: Sequence[Budgets]) -> None:
         self.users, self.gateways = users, list(gateways)
@@ -185,7 +185,7 @@ class Load:
         await until(had, 20)
 
     async def exact(self, database: Database) -> None:
-        """The ledger and every user's state have what was settled, and nothing is left open."""
+        """The ledger and every user's state have all settled amounts, and nothing is left open."""
         chats = sum(self.settled.values())
         assert chats
 
@@ -199,7 +199,7 @@ class Load:
 
 
 async def test_a_slot_that_is_moved_under_load_loses_nothing(cluster: ValkeyCluster, postgres_url: str) -> None:
-    """Key by key, there and back. Its users wait meanwhile, and nobody else does."""
+    """Key by key, there and back. Only the slot's users wait meanwhile."""
     moved, beside = principal(user=1), principal(user=2)
     slot = _slot(shard(moved.identity))
     assert slot != _slot(shard(beside.identity))

@@ -1,4 +1,4 @@
-"""Bodies that come slowly are in nobody's way but their sender's."""
+"""Slow bodies delay only their sender."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Clients that leave, stall, or send what nobody asked for."""
+"""Clients that leave, stall, or send bytes that nobody asked for."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ async def test_a_client_may_send_64_kib_ahead_and_no_more(gateway: Gateway, at_o
 
 
 async def test_requests_sent_ahead_are_answered_one_after_the_other(gateway: Gateway) -> None:
-    """More than 64 KiB in all: what was ahead of one request is not counted for the next."""
+    """More than 64 KiB in all: bytes ahead of one request do not count for the next."""
     text = {"messages": [{"role": "user", "content": "x" * 30_000}]}
     gateway.double.script("double", Script.json(answer("the end")))
     client = await gateway.connect(text)

@@ -1,4 +1,4 @@
-"""The one log line of each request: how it ended, what it cost, and where LiteLLM has it."""
+"""The one log line of each request: its outcome, its cost, and LiteLLM's id of it."""
 
 from __future__ import annotations
 

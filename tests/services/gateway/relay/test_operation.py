@@ -1,4 +1,4 @@
-"""A paid operation that is not chat, and a dialect that is not OpenAI's, served by what all of them share."""
+"""A paid operation that is not chat, and a dialect that is not OpenAI's, served by the shared code."""
 
 from __future__ import annotations
 

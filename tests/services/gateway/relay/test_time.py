@@ -1,4 +1,4 @@
-"""Time limits, keep-alive comments, ends from outside: what silence and shutdown look like to a client."""
+"""Time limits, keep-alive comments, ends from outside: silence and shutdown as a client sees them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""/user: who may, what it answers, and that a change is one in PostgreSQL and in Redis."""
+"""/user: who may use it, its answers, and that a change reaches both PostgreSQL and Redis."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ async def test_other_authorization_headers_are_refused(admin_auth: Auth, header:
 
 
 async def test_on_the_ops_port_nobody_chooses_its_source(start_auth: StartAuth, rows: Rows, unused_port: int) -> None:
-    """No proxy stands before it, whatever does before the other."""
+    """No proxy is in front of it, whatever is in front of the other port."""
     auth = await start_auth(**ADMIN_SETTINGS, ops_port=unused_port, trusted_proxies=1)
     rows.user()
     url = URL(f"http://127.0.0.1:{unused_port}{at(USER, '/block')}", encoded=True)

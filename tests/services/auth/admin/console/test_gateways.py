@@ -22,7 +22,7 @@ Start = Callable[[web.Response, web.Response], Awaitable[tuple[str, list[str]]]]
 
 @pytest.fixture
 async def start() -> AsyncIterator[Start]:
-    """Starts something that answers so to readiness and metrics; its URL, and what it was asked for."""
+    """Start a server with these answers to readiness and metrics; returns its URL, and the requests it gets."""
     async with AsyncExitStack() as stack:
 
         async def start(readiness: web.Response, metrics: web.Response) -> tuple[str, list[str]]:

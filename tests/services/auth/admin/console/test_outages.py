@@ -1,4 +1,4 @@
-"""PostgreSQL or Redis away: what is told, and what happens when they are back."""
+"""The console while PostgreSQL or Redis is down, and after their return."""
 
 from __future__ import annotations
 
