@@ -13,6 +13,7 @@ from typing import Any, Self
 import aiohttp
 
 from services.local.device import Device
+from services.local.play import Install
 from shared.domain.identity import Credential
 from shared.domain.tokens import GRANT_TYPE
 
@@ -75,6 +76,22 @@ class Client:
         """
         return await self._exchange(fxa_token, ACCESS_TOKEN, scope)
 
+    async def exchange_install(self, install: Install, google_url: str, service_type: str) -> str:
+        """An access token for an install, with an integrity token of the stand-in for Google.
+
+        :raises RequestFailed: a service refused.
+        """
+        order = {"request_hash": install.request_hash, "package": install.package}
+        granted = await self._ask("POST", f"{google_url}/local/integrity-token", json=order)
+        body = {
+            "user_id": install.user_id,
+            "integrity_token": granted["token"],
+            "package_name": install.package,
+            "service_type": service_type,
+        }
+        answer = await self._ask("POST", f"{self._auth}/verify/play", json=body)
+        return str(answer["access_token"])
+
     async def issuer(self) -> str:
         metadata = await self._ask("GET", f"{self._auth}/.well-known/oauth-authorization-server")
         return str(metadata["issuer"])
@@ -135,6 +152,18 @@ class Client:
         body = {**_body(model, text, max_tokens), "tools": []}
         headers = {**_bearer(fxa_token), "service-type": scope, "purpose": "chat", "x-engine-id": "smart-openai"}
         async for piece in self._stream(json.dumps(body).encode(), headers):
+            yield piece
+
+    async def chat_as_android(
+        self, token: str, scope: str, *, model: str, text: str, max_tokens: int | None = None
+    ) -> AsyncIterator[str]:
+        """The same as shipped Firefox for Android asks for it: with the access token of its install.
+
+        :raises RequestFailed: a service refused.
+        """
+        body = json.dumps(_body(model, text, max_tokens)).encode()
+        headers = {**_bearer(token), "service-type": scope, "use-play-integrity": "true"}
+        async for piece in self._stream(body, headers):
             yield piece
 
     async def _stream(self, body: bytes, headers: Mapping[str, str]) -> AsyncIterator[str]:

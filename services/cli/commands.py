@@ -13,6 +13,7 @@ from services.cli.fxa import fxa
 from services.cli.import_settings import import_settings
 from services.cli.keys import keys
 from services.cli.ledger import ledger
+from services.cli.play import play
 from services.cli.run import auth, gateway, migrate, up
 from services.cli.settings import settings
 from services.cli.smoke import smoke
@@ -38,6 +39,7 @@ for command in (
     keys,
     device,
     fxa,
+    play,
     user,
     app_attest,
     virtual_key,

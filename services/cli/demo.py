@@ -1,8 +1,9 @@
-"""The demonstration of ``mlpa up``: a device and an account use the running system over HTTP."""
+"""The demonstration of ``mlpa up``: a device, an account and an install use the running system over HTTP."""
 
 from __future__ import annotations
 
 import asyncio
+import functools
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 
@@ -15,6 +16,7 @@ from services.cli.console import Console
 from services.cli.supervisor import RunningSystem
 from services.local.device import Device
 from services.local.pki import Pki
+from services.local.play import Install
 from services.local.process import ProcessError
 
 _SCOPE = "ai"
@@ -23,7 +25,8 @@ _UID = "0123456789abcdef0123456789abcdef"
 
 
 async def demonstrate(system: RunningSystem, console: Console) -> None:
-    """A device enrols, exchanges and streams; so do an account and the official client, and at last shipped Firefox.
+    """A device enrols, exchanges and streams; so do an account, an install and the official client, and at last shipped
+    Firefox.
 
     :raises ProcessError: a part of the system misbehaved.
     """
@@ -40,8 +43,9 @@ async def _demonstrate(system: RunningSystem, console: Console) -> None:
         fxa_token = await _order_fxa_token(system.fxa_url)
         access_token = await _account(console, client, fxa_token)
         await _openai(system, console, client, fxa_token)
-        await _spent(console, client, {"device": device_token, "account": access_token})
-        await _shipped(console, client, device, fxa_token)
+        install_token = await _install(system, console, client)
+        await _spent(console, client, {"device": device_token, "account": access_token, "install": install_token})
+        await _shipped(console, client, device, fxa_token, install_token)
 
 
 async def _device(system: RunningSystem, console: Console, client: Client) -> tuple[Device, str]:
@@ -89,13 +93,26 @@ async def _openai(system: RunningSystem, console: Console, client: Client, fxa_t
         await _stream(console, pieces())
 
 
-async def _shipped(console: Console, client: Client, device: Device, fxa_token: str) -> None:
+async def _shipped(console: Console, client: Client, device: Device, fxa_token: str, install_token: str) -> None:
     console.heading("Firefox as it was shipped, which sends its credential with each request")
     console.note("  desktop, with its FxA token")
     asked = client.chat_as_desktop(fxa_token, _SCOPE, model=_MODEL, text="Do you know this tab?", max_tokens=400)
     await _stream(console, asked)
     console.note("  iOS, with an assertion over the request")
     await _stream(console, client.chat_as_ios(device, "s2s", model=_MODEL, text="Sum this up.", max_tokens=400))
+    console.note("  Android, with the token of its install")
+    asked = client.chat_as_android(install_token, "s2s-android", model=_MODEL, text="Sum this up.", max_tokens=400)
+    await _stream(console, asked)
+
+
+async def _install(system: RunningSystem, console: Console, client: Client) -> str:
+    console.heading("An Android app from Google Play, by Play Integrity")
+    install = Install(package=system.environment["PLAY_PACKAGES"].split(",")[0])
+    google = system.environment["PLAY_BASE_URL"]
+    exchange = functools.partial(client.exchange_install, install, google, "s2s")
+    token = await _step_exchange(console, exchange, "integrity token")
+    await _stream(console, client.chat(token, model=_MODEL, text="What is this page about?", max_tokens=400))
+    return token
 
 
 async def _step_exchange(console: Console, exchange: Callable[[], Awaitable[str]], what: str) -> str:

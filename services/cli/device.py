@@ -5,36 +5,24 @@ from __future__ import annotations
 import asyncio
 import csv
 import sys
-from collections.abc import Coroutine
-from contextlib import AbstractAsyncContextManager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, TextIO, TypeVar
+from typing import TextIO
 
-import aiohttp
 import click
 
 from services.auth.devices import importing, storage
 from services.auth.settings import AuthSettings
-from services.cli.client import Client, RequestFailed
-from services.cli.supervisor import RunningSystem
+from services.cli import target
+from services.cli.target import Target
 from services.local.device import Device
 from services.local.files import write_private
 from services.local.pki import Pki
 from shared.stores.postgres import Database, DatabaseUnavailable
 
-_T = TypeVar("_T")
 
-
-class _Context:
+class _Context(Target):
     """The running system, and the file of the device."""
-
-    def __init__(self, data: Path, auth_url: str | None, gateway_url: str | None) -> None:
-        running = RunningSystem.load(data)
-        self.data = data
-        self.environment = dict(running.environment) if running else {}
-        self.auth_url = auth_url or (running.auth_url if running else "http://127.0.0.1:8081")
-        self.gateway_url = gateway_url or (running.gateway_url if running else "http://127.0.0.1:8080")
 
     @property
     def device_path(self) -> Path:
@@ -50,28 +38,9 @@ class _Context:
         """Save the device, readable by its owner alone and atomically: a lost counter is a lost device."""
         write_private(self.device_path, device.to_json())
 
-    def run(self, coroutine: Coroutine[Any, Any, _T]) -> _T:
-        try:
-            return asyncio.run(coroutine)
-        except RequestFailed as error:
-            raise click.ClickException(str(error)) from None
-        except aiohttp.ClientError as error:
-            raise click.ClickException(f"{error}; is the system running? (mlpa up)") from None
-
-    def client(self) -> AbstractAsyncContextManager[Client]:
-        return Client.open(auth_url=self.auth_url, gateway_url=self.gateway_url)
-
 
 @click.group()
-@click.option(
-    "--data",
-    type=click.Path(file_okay=False, path_type=Path),
-    default=Path(".mlpa"),
-    show_default=True,
-    help="Data folder of `mlpa up`, which tells where the system runs; the device is kept there too.",
-)
-@click.option("--auth-url", help="Auth, when it isn't the one of the data folder.")
-@click.option("--gateway-url", help="The gateway, when it isn't the one of the data folder.")
+@target.options("the device")
 @click.pass_context
 def device(context: click.Context, data: Path, auth_url: str | None, gateway_url: str | None) -> None:
     """A simulated App Attest device, under the test root of `mlpa up`."""

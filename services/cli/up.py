@@ -23,7 +23,7 @@ from urllib.request import ProxyHandler, build_opener
 
 from services.cli.console import Console
 from services.cli.supervisor import Part, RunningSystem, Supervisor
-from services.local import litellm
+from services.local import litellm, play
 from services.local.files import write_private
 from services.local.litellm import LiteLLMServer
 from services.local.pki import Pki
@@ -33,7 +33,7 @@ from services.local.valkey import ValkeyServer
 
 HOST = "127.0.0.1"
 DEFAULT_PORT_BASE = 8080
-PORTS = ("gateway", "auth", "FxA", "LiteLLM", "PostgreSQL", "Valkey")  # each one above the one before
+PORTS = ("gateway", "auth", "FxA", "LiteLLM", "PostgreSQL", "Valkey", "Google")  # each one above the one before
 DATABASE = "mlpa"
 TEAM = "DEVELOPMNT"
 BUNDLE_ID = "org.mozilla.ios.Fennec"
@@ -179,6 +179,7 @@ class LocalSystem:
             group.create_task(self._start_postgres())
             group.create_task(self._start_valkey())
             group.create_task(self._start_fxa())
+            group.create_task(self._start_google())
         await self._start_service("auth", 4)
 
     async def _start_postgres(self) -> None:
@@ -198,6 +199,12 @@ class LocalSystem:
         argv = (sys.executable, "-P", "-m", "services.local.fxa", "--port", str(port), "--keys", "fxa-keys")
         process = Process(Program("FxA stand-in", argv, cwd=self.data), self._log("fxa"))
         await self._start("FxA", 3, process, lambda: answers(f"http://{HOST}:{port}/v1/jwks"))
+
+    async def _start_google(self) -> None:
+        port = self._ports["Google"]
+        argv = (sys.executable, "-P", "-m", "services.local.play", "--port", str(port), "--folder", "google")
+        process = Process(Program("Google stand-in", argv, cwd=self.data), self._log("google"))
+        await self._start("Google", 3, process, lambda: answers(f"http://{HOST}:{port}/"))
 
     async def _start_service(self, name: str, rank: int) -> None:
         process = Process(self._mlpa(name), self._log(name))
@@ -255,6 +262,10 @@ class LocalSystem:
             "LITELLM_PROVISION_USERS": "false",
             "FXA_BASE_URL": f"{urls['FxA']}/v1",
             "FXA_ISSUER": urls["FxA"],
+            "PLAY_PACKAGES": play.PACKAGE,
+            "PLAY_CERTIFICATES": play.CERTIFICATE,
+            "PLAY_CREDENTIALS": str(self.data / "google" / play.KEY_FILE),
+            "PLAY_BASE_URL": urls["Google"],
             "APP_ATTEST_ROOT_CA": str(self.data / "app-attest" / "root.pem"),
             "APP_DEVELOPMENT_TEAM": TEAM,
             "APP_ATTEST_BUNDLE_IDS": BUNDLE_ID,

@@ -12,33 +12,22 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from aiohttp.test_utils import TestServer
-from cryptography.hazmat.primitives.asymmetric import rsa
 
 from services.auth.tokens.key_ring import create_key
 from services.cli.client import GRANT_TYPE
-from services.local.play import CERTIFICATE, PACKAGE, Fault, Install, InstallOrder, StandIn
+from services.local.play import PACKAGE, Fault, Install, InstallOrder, StandIn
 from services.local.valkey import ValkeyServer
 from shared.domain import tokens
 from shared.domain.identity import Credential
 from shared.stores.postgres import Database, Query
 from tests.services.auth.conftest import Auth, StartAuth, many
+from tests.support.google import google
 from tests.support.service_types import toml
 
 TYPE = Credential.PLAY.subject_token_type
 _BLOCK = Query.text("insert into identities (identity, blocked_at) values (:identity, now())")
 _UNBLOCK = Query.text("update identities set blocked_at = null")
 _REVOCATIONS = Query.text("select extract(epoch from expires_at - now()) as seconds from revocations")
-
-
-@pytest.fixture(scope="session")
-def google_key() -> rsa.RSAPrivateKey:
-    return rsa.generate_private_key(65537, 2048)
-
-
-@pytest.fixture
-def google(google_key: rsa.RSAPrivateKey) -> StandIn:
-    return StandIn(google_key)
 
 
 @dataclass
@@ -81,26 +70,13 @@ StartPlay = Callable[..., Awaitable[Play]]
 
 
 @pytest.fixture
-async def start_play(start_auth: StartAuth, google: StandIn, tmp_path: Path) -> AsyncIterator[StartPlay]:
-    server = TestServer(google.app())
-    await server.start_server()
-    url = str(server.make_url("")).rstrip("/")
-    path = tmp_path / "service_account.json"
-    path.write_text(google.service_account(url))
+async def start_play(start_auth: StartAuth, tmp_path: Path) -> AsyncIterator[StartPlay]:
+    async with google(tmp_path) as (stand_in, given):
 
-    async def start(**settings: Any) -> Play:
-        given = {
-            "play_packages": PACKAGE,
-            "play_certificates": CERTIFICATE,
-            "play_credentials": path,
-            "play_base_url": url,
-            "play_limit_per_source": 0,
-            "exchange_limit_per_source": 0,
-        }
-        return Play(await start_auth(**{**given, **settings}), google)
+        async def start(**settings: Any) -> Play:
+            return Play(await start_auth(**{**given, **settings}), stand_in)
 
-    yield start
-    await server.close()
+        yield start
 
 
 @pytest.fixture
