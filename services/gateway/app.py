@@ -64,8 +64,8 @@ def _render_error(request: web.Request | None, error: ServiceError) -> web.Respo
 DESCRIPTION = ServiceDescription(
     name="gateway",
     title="MLPA gateway",
-    description="Relays chat completions under a budget per user. The official OpenAI SDKs work unmodified, with "
-    "`base_url=<gateway>/v1` and an access token of auth as `api_key`.",
+    description="Relays chat completions, embeddings and searches under a budget per user. The official OpenAI SDKs "
+    "work unmodified, with `base_url=<gateway>/v1` and an access token of auth as `api_key`.",
     operations=_OPERATIONS,
     internal=[],
     common_answers={

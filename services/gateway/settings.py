@@ -42,7 +42,9 @@ class GatewaySettings(Settings):
     total_timeout_seconds: float = Field(0, ge=0, description="Longest that a request may take; 0 = no limit.")
     keepalive_seconds: float = Field(15, gt=0, description="A comment line is sent after that long without data.")
     slow_client_seconds: float = Field(60, gt=0, description="A client that takes no data for that long is dropped.")
-    max_open_requests: Limit = Field(2500, description="Open chat requests of one process; 0 = no limit.")
+    max_open_requests: Limit = Field(
+        2500, description="Open chats, searches and requests for embeddings of one process; 0 = no limit."
+    )
     max_outbox_rows: Limit = Field(
         100_000,
         description="Ledger rows of each of Redis' 64 shards, some 350 bytes each, that may wait for PostgreSQL before "
