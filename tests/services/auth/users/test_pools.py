@@ -82,11 +82,12 @@ async def test_of_persons_that_race_through_both_doors_exactly_as_many_enter_as_
     database: Database, redis_url: str
 ) -> None:
     rows, redis = pooled(10, "ai", "memories"), connect(redis_url)
-    entry = Users(database, redis, Registry())
+    entry, places = Users(database, redis, Registry()), asyncio.Semaphore(8)  # a connection for each
 
     async def one(number: int, row: ServiceType) -> bool:
         try:
-            await entry.enter(uid(number), row)
+            async with places:
+                await entry.enter(uid(number), row)
         except MaxUsersReached:
             return False
         return True
