@@ -166,12 +166,7 @@ async def _open(
     apps.put(VERIFIER, verifier)
     apps.put(keys.BUDGETS, budgets)
     apps.put(keys.CATALOGUE, catalogue)
-    config = RelayConfig(
-        max_body_bytes=settings.max_request_size_bytes,
-        idle_timeout=settings.streaming_timeout_seconds,
-        keepalive=settings.keepalive_seconds,
-        slow_client=settings.slow_client_seconds,
-    )
+    config = RelayConfig.of(settings)
     apps.put(
         COLLABORATORS,
         Collaborators(operations, config, catalogue, budgets, litellm, metrics, open_requests, Bodies(config)),

@@ -31,14 +31,7 @@ class Chat:
 
     @classmethod
     def of(cls, settings: GatewaySettings, registry: Registry) -> Chat:
-        config = ChatConfig(
-            temperature=settings.temperature,
-            top_p=settings.top_p,
-            max_completion_tokens=settings.max_completion_tokens,
-            image_url_hosts=frozenset(settings.image_url_hosts),
-            total_timeout=settings.total_timeout_seconds,
-        )
-        return cls(config, registry)
+        return cls(ChatConfig.of(settings), registry)
 
     def parse(self, body: bytes, row: ServiceType) -> ChatRequest:
         return parse(body, self._config)

@@ -40,6 +40,7 @@ from shared.telemetry.metrics import Registry
 from shared.telemetry.openapi import add_routes
 from shared.telemetry.tracing import Tracing
 from tests.doubles.litellm import LiteLLMDouble
+from tests.support.configs import CHAT_CONFIG, RELAY_CONFIG
 from tests.support.exposition import metric
 from tests.support.service_types import service_type
 
@@ -139,8 +140,8 @@ class Gateway:
         :param row: fields of the service type.
         """
         self.double = double
-        self.config = config or RelayConfig()
-        self.chat = chat or ChatConfig()
+        self.config = config or RELAY_CONFIG
+        self.chat = chat or CHAT_CONFIG
         self.upstream = upstream
         self.budgets = NotingBudgets()
         self.models = Models()
@@ -290,12 +291,12 @@ async def double() -> AsyncIterator[LiteLLMDouble]:
 
 @pytest.fixture
 def config() -> RelayConfig:
-    return RelayConfig()
+    return RELAY_CONFIG
 
 
 @pytest.fixture
 def chat() -> ChatConfig:
-    return ChatConfig()
+    return CHAT_CONFIG
 
 
 @pytest.fixture

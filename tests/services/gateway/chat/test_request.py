@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from services.gateway.chat.config import ChatConfig
 from services.gateway.chat.request import ChatRequest, parse
 from services.gateway.errors import GatewayError
 from services.gateway.relay.prompt import Prompt
 from tests.services.gateway.conftest import Gateway, Model, RawClient, request_body
+from tests.support.configs import CHAT_CONFIG
 
-CONFIG = ChatConfig(image_url_hosts=frozenset({"img.example"}))
+CONFIG = replace(CHAT_CONFIG, image_url_hosts=frozenset({"img.example"}))
 LIMIT = "max_completion_tokens"
 PNG = "data:image/png;base64,AAAA"
 

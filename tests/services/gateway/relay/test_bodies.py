@@ -6,21 +6,22 @@ import asyncio
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 
 import pytest
 
 from services.gateway.relay.bodies import AT_ONCE
-from services.gateway.relay.config import RelayConfig
 from services.gateway.upstream.client import UpstreamConfig
 from tests.doubles.litellm import LiteLLMDouble
 from tests.services.gateway.conftest import TOKEN, Gateway, request_body
+from tests.support.configs import RELAY_CONFIG
 
 Connection = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 
 @pytest.fixture
 async def gateway(double: LiteLLMDouble) -> AsyncIterator[Gateway]:
-    config = RelayConfig(body_timeout=0.5)
+    config = replace(RELAY_CONFIG, body_timeout=0.5)
     async with Gateway(double, UpstreamConfig((double.url,)), config, max_open_requests=2).running() as one:
         yield one
 

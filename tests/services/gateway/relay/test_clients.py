@@ -7,16 +7,17 @@ import random
 import socket
 import time
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from services.gateway.relay.config import RelayConfig
 from services.gateway.relay.connection import SEND_BUFFER, RelayProtocol
 from services.gateway.upstream.client import UpstreamConfig
 from shared.service.serve import USER_TIMEOUT_MS
 from tests.doubles.litellm import LiteLLMDouble, Script, answer, chunk, event, stream_of
 from tests.services.gateway.conftest import Gateway, RawClient, request_body
+from tests.support.configs import RELAY_CONFIG
 from tests.support.waiting import until
 
 WITHIN = 0.1
@@ -170,7 +171,7 @@ async def test_hundreds_of_clients_that_vanish_leave_nothing(gateway: Gateway) -
 class TestSlow:
     @pytest.fixture
     async def gateway(self, double: LiteLLMDouble) -> AsyncIterator[Gateway]:
-        config = RelayConfig(slow_client=0.4, idle_timeout=5)
+        config = replace(RELAY_CONFIG, slow_client=0.4, idle_timeout=5)
         async with Gateway(double, UpstreamConfig((double.url,)), config).running() as gateway:
             yield gateway
 

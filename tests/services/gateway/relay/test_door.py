@@ -7,15 +7,14 @@ import json
 
 import pytest
 
-from services.gateway.chat.config import ChatConfig
 from services.gateway.chat.request import parse
 from services.gateway.errors import InvalidModel, InvalidRequest, RateLimited, RequestTooLarge, Unavailable
 from services.gateway.relay.bodies import PARSED_AT_ONCE, Bodies
-from services.gateway.relay.config import RelayConfig
 from services.gateway.relay.door import MOST_REFUSALS, SECONDS, Door
 from shared.errors import ServiceError
 from tests.services.gateway.conftest import Gateway
 from tests.support.clock import Clock
+from tests.support.configs import CHAT_CONFIG, RELAY_CONFIG
 
 
 def knock(door: Door, refusal: ServiceError | None = None, user: str = "u") -> None:
@@ -78,12 +77,12 @@ async def test_the_door_is_closed_before_a_body_is_looked_at(gateway: Gateway) -
 
 async def test_bodies_that_wait_for_their_turn_are_not_looked_at_once_the_door_is_closed() -> None:
     """However many were read before the first of them was refused."""
-    bodies = Bodies(RelayConfig())
+    bodies = Bodies(RELAY_CONFIG)
     body = b'{"model":"m","messages":[{"role":"user","content":"%b"}],"n":9}' % (b"x" * 500_000)
 
     async def ask() -> None:
         with bodies.door.passing("u"):
-            await bodies.parse(body, "u", lambda body: parse(body, ChatConfig()))
+            await bodies.parse(body, "u", lambda body: parse(body, CHAT_CONFIG))
 
     refusals = await asyncio.gather(*(ask() for _ in range(50)), return_exceptions=True)
     looked_at = [refusal for refusal in refusals if isinstance(refusal, InvalidRequest)]

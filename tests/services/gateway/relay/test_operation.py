@@ -16,7 +16,6 @@ from services.gateway.budget.models import Reservation, Usage
 from services.gateway.catalogue.prices import PricedModel
 from services.gateway.dialects import OPENAI
 from services.gateway.errors import InvalidRequest, Malformed, UpstreamError, kind_of
-from services.gateway.relay.config import RelayConfig
 from services.gateway.relay.metrics import Labels
 from services.gateway.relay.operation import Models, Size
 from services.gateway.relay.views import paid
@@ -26,6 +25,7 @@ from shared.domain.service_types import ServiceType
 from shared.telemetry.openapi import Answer, Body
 from tests.doubles.litellm import DONE, LiteLLMDouble, Script, chunk, event
 from tests.services.gateway.conftest import TOKEN, Gateway
+from tests.support.configs import RELAY_CONFIG
 from tests.support.service_types import service_type
 
 #: The path of the operation at LiteLLM.
@@ -178,7 +178,7 @@ NAMED = replace(
 class TestDialect:
     @pytest.fixture
     async def gateway(self, double: LiteLLMDouble) -> AsyncIterator[Gateway]:
-        config = RelayConfig(idle_timeout=0.5, keepalive=0.05)
+        config = replace(RELAY_CONFIG, idle_timeout=0.5, keepalive=0.05)
         async with Gateway(double, UpstreamConfig((double.url,)), config, dialects=[NAMED]).running() as gateway:
             yield gateway
 

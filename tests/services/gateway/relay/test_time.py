@@ -6,6 +6,7 @@ import asyncio
 import json
 import time
 from collections.abc import AsyncIterator
+from dataclasses import replace
 
 import pytest
 
@@ -15,6 +16,7 @@ from services.gateway.relay.config import RelayConfig
 from services.gateway.upstream.client import UpstreamConfig
 from tests.doubles.litellm import DONE, LiteLLMDouble, Script, chunk, event, stream_of
 from tests.services.gateway.conftest import Gateway
+from tests.support.configs import CHAT_CONFIG, RELAY_CONFIG
 
 COMMENT = b": keep-alive\n\n"
 STREAM = {"stream": True}
@@ -22,7 +24,7 @@ STREAM = {"stream": True}
 
 @pytest.fixture
 def config() -> RelayConfig:
-    return RelayConfig(idle_timeout=0.6, keepalive=0.1)
+    return replace(RELAY_CONFIG, idle_timeout=0.6, keepalive=0.1)
 
 
 def error_code(body: bytes) -> str:
@@ -116,7 +118,7 @@ async def test_a_block_before_the_first_event_is_a_plain_403(gateway: Gateway) -
 class TestTotal:
     @pytest.fixture
     def chat(self) -> ChatConfig:
-        return ChatConfig(total_timeout=0.3)
+        return replace(CHAT_CONFIG, total_timeout=0.3)
 
     async def test_a_request_may_be_limited_however_busy_it_is(self, gateway: Gateway) -> None:
         gateway.double.script("double", Script.events([event(chunk("x"))] * 100, pause=0.02))
@@ -127,7 +129,7 @@ class TestTotal:
 class TestDrain:
     @pytest.fixture
     def config(self) -> RelayConfig:
-        return RelayConfig()
+        return RELAY_CONFIG
 
     async def test_streams_may_finish_and_new_requests_are_refused(self, gateway: Gateway) -> None:
         gateway.double.script("double", Script([("send", event(chunk("a"))), ("gate", "go"), ("send", DONE)]))

@@ -11,6 +11,7 @@ import socket
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 
 import pytest
 
@@ -21,6 +22,7 @@ from shared.errors import DependencyUnavailable
 from shared.telemetry.metrics import Registry
 from tests.doubles.litellm import LiteLLMDouble, Script, answer, chunk, event
 from tests.services.gateway.conftest import Gateway
+from tests.support.configs import RELAY_CONFIG
 from tests.support.waiting import until
 
 
@@ -223,7 +225,7 @@ class TestDeath:
 
     async def test_a_killed_litellm_ends_streams_with_an_error_and_costs_nothing_more(self) -> None:
         async with (
-            self._running(RelayConfig()) as (gateway, pid),
+            self._running(RELAY_CONFIG) as (gateway, pid),
             gateway.post({"model": "slow", "stream": True}) as got,
         ):
             await got.content.readuntil(b"\n\n")
@@ -237,7 +239,7 @@ class TestDeath:
             assert not (await gateway.budgets.wait_settled(2)).sent
 
     async def test_a_stopped_litellm_is_a_timeout_and_comes_back(self) -> None:
-        config = RelayConfig(idle_timeout=0.5, keepalive=0.2)
+        config = replace(RELAY_CONFIG, idle_timeout=0.5, keepalive=0.2)
         async with self._running(config) as (gateway, pid):
             async with gateway.post({"model": "slow", "stream": True}) as got:
                 await got.content.readuntil(b"\n\n")
