@@ -86,11 +86,12 @@ CREDENTIAL = """
             else 'other' end
     $$
 """
-#: From here on rows count for a period that has not ended.
+#: From here on rows count for a period that has not ended: the earliest beginning, since a long period may have begun
+#: after a shorter one.
 _CURRENT = """
-    select to_timestamp(floor(extract(epoch from now()) / seconds) * seconds) from (
-        select coalesce(max(period_seconds), 86400) as seconds from ledger
-        where admitted_at >= now() - interval '31 days') as longest
+    select to_timestamp(min(floor(extract(epoch from now()) / seconds) * seconds)) from (
+        select 86400 as seconds union select period_seconds from ledger
+        where admitted_at >= now() - interval '31 days') as each
 """
 #: Hours that requests still end in; those before have been summed up by auth.
 _OPEN_HOURS = "select date_trunc('hour', now() - interval '1 hour', 'UTC')"

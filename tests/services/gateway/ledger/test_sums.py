@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
 from typing import Any
 
 import psycopg2
@@ -131,6 +132,26 @@ def test_a_ledger_that_was_there_before_is_summed_up(empty_postgres_url: str) ->
     ]
     migrate.downgrade(url, "0004")
     _rows(url, "update ledger set cost_nano = 0; insert into ledger select * from ledger where false")
+
+
+def test_a_period_that_began_before_a_longer_one_is_summed_up_from_its_beginning(empty_postgres_url: str) -> None:
+    """Periods of 7 and 30 days are like that on many days; here they are two lengths that are so today."""
+    url, today = empty_postgres_url, int(time.time() / 86_400)
+    short, long = next((few, many) for many in range(3, 31) for few in range(2, many) if today % few > today % many)
+    migrate.upgrade(url, "0004")
+    _rows(
+        url,
+        "insert into ledger select days || 'd' || n, 'r', 'u' || days || ':ai', 'ai', 'm', 'chat', 1, 2, 1,"
+        " days * 86400, 0, 'success', now() - n * interval '1 day', now()"
+        f" from unnest(array[{short}, {long}]) days, generate_series(0, 30) n",
+    )
+    migrate.upgrade(url)
+    spent = _rows(
+        url,
+        f"select user_id, sum(spent_nano) from user_spend where user_id = 'u{short}:ai'"
+        f" and day >= date '1970-01-01' + {today // short * short} group by 1",
+    )
+    assert spent == [(f"u{short}:ai", today % short + 1)]
 
 
 @settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
