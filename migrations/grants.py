@@ -37,6 +37,7 @@ GRANTS: dict[str, dict[str, tuple[str, ...]]] = {
         GATEWAY: ("select (user_id, budget_tier)",),
     },
     "capacity": {AUTH: ("select", "insert", "update (users)")},
+    "capacity_lanes": {AUTH: ("select", "insert", "update (users)")},
     "pools": {AUTH: ("select", "insert", "update (service_types, users)")},
     "exceptions": {
         AUTH: ("select", "insert", "update (extra_nano, without_rates, ends_at, reason)", "delete"),

@@ -68,11 +68,21 @@ users = sa.Table(
 )
 
 #: Users per service type, advanced in the transaction that adds or deletes one: the lock that makes max_users exact.
+#: Those that entered without a limit are in ``capacity_lanes``; here, deletions may then make a number negative.
 capacity = sa.Table(
     "capacity",
     metadata,
     sa.Column("service_type", sa.Text, primary_key=True),
     sa.Column("users", sa.BigInteger, nullable=False, server_default="0"),
+)
+
+#: Users that entered while their service type had no limit: spread, so that none waits for the commit of another.
+capacity_lanes = sa.Table(
+    "capacity_lanes",
+    metadata,
+    sa.Column("service_type", sa.Text, primary_key=True),
+    sa.Column("lane", sa.SmallInteger, primary_key=True, autoincrement=False),
+    sa.Column("users", sa.BigInteger, nullable=False),
 )
 
 #: Identities in any of the service types of a pool. They are counted again when other service types are in it.

@@ -53,7 +53,13 @@ _MATCHES = Query.text(f"select count(*) as found from (select 1 from users where
 _ESTIMATE = Query.text(f"explain (format json) select 1 from users where {_PREFIX}")  # noqa: S608
 _COUNTED = 10_000
 
-_CAPACITY = Query.text("select service_type, users from capacity")
+_CAPACITY = Query.text(
+    """
+    select service_type, cast(sum(users) as bigint) as users from (
+        select service_type, users from capacity union all select service_type, users from capacity_lanes) as counted
+    group by service_type
+    """
+)
 # Periods of whole days are summed up from the days that the ledger keeps, as the gateways do
 _SPENT = Query.text(
     """
@@ -80,7 +86,11 @@ _LEDGER = Query.text(
 )
 
 _DELETE = Query.text("delete from users where user_id = :user_id")
-_MAKE_ROOM = Query.text("update capacity set users = greatest(users - 1, 0) where service_type = :service_type")
+# Below 0 where users entered without a limit: the sum with their lanes is exact
+_MAKE_ROOM = Query.text(
+    "insert into capacity as c (service_type, users) values (:service_type, -1) "
+    "on conflict (service_type) do update set users = c.users - 1"
+)
 
 
 @dataclass(frozen=True, slots=True)

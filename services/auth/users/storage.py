@@ -11,7 +11,8 @@ from shared.stores.postgres import Database, Query
 _KNOWN = Query.text(
     """
     select exists(select 1 from users where user_id = :user_id) as known,
-           coalesce((select users from capacity where service_type = :service_type), 0) as users
+           coalesce((select users from capacity where service_type = :service_type), 0)
+           + (select coalesce(sum(users), 0) from capacity_lanes where service_type = :service_type) as users
     """
 )
 _INSERT = Query.text(
@@ -19,9 +20,20 @@ _INSERT = Query.text(
     "values (:user_id, :identity, :service_type, :service_type) on conflict do nothing returning user_id"
 )
 _ROOM = Query.text(
-    "insert into capacity as c (service_type, users) values (:service_type, 1) "
-    "on conflict (service_type) do update set users = c.users + 1 where :max_users = 0 or c.users < :max_users "
-    "returning users"
+    """
+    with unlimited as (select coalesce(sum(users), 0) as users from capacity_lanes where service_type = :service_type)
+    insert into capacity as c (service_type, users)
+    select :service_type, 1 from unlimited where unlimited.users < :max_users or exists (
+        select from capacity where service_type = :service_type)
+    on conflict (service_type) do update set users = c.users + 1
+        where c.users + (select users from unlimited) < :max_users
+    returning users
+    """
+)
+# Nobody waits for the row of a service type without a limit: it has 64
+_COUNT = Query.text(
+    "insert into capacity_lanes as c (service_type, lane, users) values (:service_type, pg_backend_pid() % 64, 1) "
+    "on conflict (service_type, lane) do update set users = c.users + 1"
 )
 _SEEN = Query.text("update users set last_seen_at = now() where user_id = any(:users)")
 
@@ -57,8 +69,9 @@ async def enter(database: Database, user_id: str, identity: str, row: ServiceTyp
             inserted = await transaction.fetch_one(_INSERT, user_id=user_id, identity=identity, service_type=row.name)
             if inserted is None:
                 return True
-            own = row.max_users if row.pool is None else 0
-            if await transaction.fetch_one(_ROOM, service_type=row.name, max_users=own) is None:
+            if row.pool is not None or not row.max_users:
+                await transaction.execute(_COUNT, service_type=row.name)
+            elif await transaction.fetch_one(_ROOM, service_type=row.name, max_users=row.max_users) is None:
                 raise _Full
             if row.pool is not None and not await pools.take_place(transaction, user_id, identity, row):
                 raise _Full

@@ -13,7 +13,7 @@ from services.auth.users import operators_storage, pools, storage
 from services.auth.users.entry import Users
 from shared.domain.identity import user_id
 from shared.domain.service_types import ServiceType, load
-from shared.stores.postgres import Database
+from shared.stores.postgres import Database, Query
 from shared.stores.redis import connect
 from shared.telemetry.metrics import Registry
 
@@ -124,3 +124,27 @@ async def test_deleting_and_entering_at_once_keeps_the_number_exact(database: Da
         *(enter(database, number, rows["memories"]) for number in range(10)),
     )
     assert await users(database, rows) == 10
+
+
+async def test_newcomers_of_a_service_type_without_a_limit_wait_for_nobody(database: Database) -> None:
+    """Not even for whoever holds the row that counts those of a limited one."""
+    unlimited, limited = replace(ROWS["ai"], max_users=0), replace(ROWS["ai"], max_users=12)
+    assert await enter(database, 0, limited)
+    async with database.transaction() as other:
+        await other.execute(Query.text("select from capacity where service_type = 'ai' for update"))
+        async with asyncio.timeout(5):
+            assert all(await asyncio.gather(*(enter(database, number, unlimited) for number in range(1, 10))))
+    assert await operators_storage.counts(database) == {"ai": 10}
+
+
+async def test_a_limit_that_comes_later_counts_who_entered_without_one(database: Database) -> None:
+    unlimited, limited = replace(ROWS["ai"], max_users=0), replace(ROWS["ai"], max_users=12)
+    assert all(await asyncio.gather(*(enter(database, number, unlimited) for number in range(10))))
+    entered = await asyncio.gather(*(enter(database, number, limited) for number in range(10, 20)))
+    assert sum(entered) == 2
+    await leave(database, 0, limited)
+    entered = await asyncio.gather(*(enter(database, number, limited) for number in range(20, 30)))
+    assert sum(entered) == 1
+    full = replace(ROWS["s2s"], max_users=1)
+    assert await enter(database, 0, replace(full, max_users=0))
+    assert not await enter(database, 1, full), "although no limited newcomer was ever counted"
