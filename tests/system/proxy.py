@@ -7,7 +7,7 @@ import socket
 import struct
 from collections import deque
 from contextlib import suppress
-from typing import Self
+from typing import Self, cast
 
 from services.local.process import free_port
 
@@ -65,8 +65,7 @@ class _Side(asyncio.Protocol):
         self._loop = asyncio.get_running_loop()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self.transport = transport
+        self.transport = cast("asyncio.Transport", transport)  # uvloop's is no subclass
         self.gate.opened(self)
 
     def data_received(self, data: bytes) -> None:

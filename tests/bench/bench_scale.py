@@ -1,0 +1,487 @@
+"""Budgets at size: a day of ten million ledger rows, a million users in Redis, ten thousand open streams.
+
+While the streams run, and other users spend small budgets as fast as they can, Redis fails over to its replica and
+then restarts with nothing. ``python -m tests.bench.bench_scale [ROWS USERS STREAMS]`` runs it smaller.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import psutil
+import psycopg2
+import redis
+import uvloop
+
+from services.auth.tokens.issuer import Issuer
+from services.auth.tokens.key_ring import KeyRing, ensure_key
+from services.gateway.budget.models import Delivery, Timings, new_id
+from services.gateway.ledger.storage import LedgerStorage
+from services.local.postgres import PostgresServer
+from services.local.process import free_port
+from services.local.valkey import ValkeyServer
+from shared.domain.identity import SHARDS
+from shared.domain.outcome import Outcome
+from shared.state import layout
+from shared.state.packed import Details, LedgerRow
+from shared.stores import migrate
+from shared.stores.postgres import Database
+from tests.bench.figures import Row, spread
+from tests.bench.relay import clients
+from tests.services.gateway.budget.support import ask, opened, principal, rows
+from tests.services.gateway.budget.support import row as budget_row
+from tests.support.service_types import toml
+from tests.support.waiting import until
+from tests.system.proxy import Gate
+
+#: Seconds that all of it may take.
+LONGEST = 1800.0
+ROWS, USERS, STREAMS = 10_000_000, 1_000_000, 10_000
+GATEWAYS, SPENDERS = 4, 12
+ISSUER = "http://127.0.0.1:1"
+#: An event every 5 s for two minutes.
+MODEL = "paced-5000-24"
+OPENED_WITHIN = 60.0
+TOTAL_NANO, SMALL_NANO = 10**12, 12_000
+#: Two service types with a total budget, one without; users of the last spend their small budgets meanwhile.
+TYPES = {
+    "ai": {"max_budget": "1000", "total_budget": str(TOTAL_NANO // 10**9)},
+    "memories": {"max_budget": "1000", "total_budget": str(TOTAL_NANO // 10**9)},
+    "s2s": {"max_budget": f"{SMALL_NANO / 10**9:.9f}"},
+}
+#: What the upstream's streams cost.
+STREAM_NANO = 110
+
+_FILL = """
+insert into ledger (id, request_id, user_id, service_type, model, purpose, prompt_tokens, completion_tokens, cost_nano,
+                    period_seconds, period_index, outcome, admitted_at, settled_at)
+select lpad(to_hex(cast(extract(epoch from at) * 1000 as bigint)), 12, '0') || left(md5(number::text), 20),
+       gen_random_uuid(), lpad(to_hex(number %% %(users)s), 32, '0') || ':ai', 'ai',
+       (array['plain', 'large', 'small'])[1 + number %% 3], 'chat', 500, 300, 1000, 86400,
+       floor(extract(epoch from at) / 86400), 'success', at, at + interval '5 seconds'
+from (select number, date_trunc('day', now(), 'UTC') + (now() - date_trunc('day', now(), 'UTC'))
+             * (number - %(first)s) / %(count)s as at
+      from generate_series(%(first)s, %(first)s + %(count)s - 1) as number) as request
+"""
+#: Gives users the state that another one has.
+_COPY = """
+local fields, identity = redis.call('HGETALL', KEYS[1]), redis.call('HGETALL', KEYS[2])
+for at = 2, #ARGV do
+  redis.call('HSET', ARGV[1] .. 'u:' .. ARGV[at] .. ':ai', unpack(fields))
+  redis.call('EXPIRE', ARGV[1] .. 'u:' .. ARGV[at] .. ':ai', 172800)
+  redis.call('HSET', ARGV[1] .. 'i:' .. ARGV[at], unpack(identity))
+  redis.call('EXPIRE', ARGV[1] .. 'i:' .. ARGV[at], 172800)
+end
+"""
+
+
+@dataclass(slots=True)
+class Rig:
+    """What runs, and how to ask it."""
+
+    database: str
+    gate: Gate
+    token: Callable[[int, str], str]
+    ports: list[int]
+    gateways: list[subprocess.Popen[bytes]]
+    log: Path
+
+    async def status(self, gateway: int, token: str) -> int:
+        """The status of a short chat, over a connection of its own; 0 for no answer."""
+        try:
+            async with asyncio.timeout(10):
+                reader, writer = await asyncio.open_connection("127.0.0.1", self.ports[gateway])
+                writer.write(clients.request("plain", token, stream=False))
+                head = await reader.readline()
+                writer.close()
+                return int(head.split()[1])
+        except (OSError, TimeoutError, IndexError):
+            return 0
+
+
+@dataclass(slots=True)
+class Load:
+    """Users of small budgets who ask one after the other at all gateways; ``served`` counts their answers by user."""
+
+    rig: Rig
+    served: dict[int, int] = field(default_factory=dict)
+    statuses: dict[int, int] = field(default_factory=dict)
+
+    async def spend(self, user: int) -> None:
+        token, turn = self.rig.token(user, "s2s"), user
+        while True:
+            turn += 1
+            status = await self.rig.status(turn % GATEWAYS, token)
+            self.statuses[status] = self.statuses.get(status, 0) + 1
+            self.served[user] = self.served.get(user, 0) + (status == 200)
+            await asyncio.sleep(0.02 if status == 200 else 0.2)
+
+
+async def run(rows: int = ROWS, users: int = USERS, streams: int = STREAMS) -> list[Row]:
+    """Rows of (name, figure)."""
+    found: list[Row] = []
+    async with AsyncExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(dir="/var/tmp")))
+        folder.chmod(0o755)  # noqa: ASYNC240
+        postgres = stack.enter_context(PostgresServer(folder / "postgres", free_port(), durable=False))
+        first = stack.enter_context(ValkeyServer(folder / "first", free_port()))
+        database = postgres.create_database("bench")
+        migrate.upgrade(database)
+        began = time.perf_counter()
+        found += await asyncio.to_thread(_fill_ledger, database, rows, users)
+        found.append(await _write(database, postgres))
+        found.append(await _fill_redis(first, database, users))
+        _say(f"filled in {time.perf_counter() - began:.0f} s")
+
+        rig = await stack.enter_async_context(_rig(folder, database, first))
+        before = await _redis_bytes(first)
+        load = clients.Load()
+        running = [asyncio.create_task(_stream(rig, number, streams, users, load)) for number in range(streams)]
+        stack.callback(_cancel, running)
+        await _opened(load, running, streams)
+        found.append(("streams open over four gateways", f"{len(load.first):,}, {load.errors} failed"))
+        found.append(
+            ("Valkey, memory of an open request", f"{(await _redis_bytes(first) - before) / streams:.0f} bytes")
+        )
+        found.append(("gateway, RSS with its share of the streams", _rss(rig)))
+
+        spenders = Load(rig)
+        spending = [asyncio.create_task(spenders.spend(user)) for user in range(SPENDERS)]
+        stack.callback(_cancel, spending)
+        second = stack.enter_context(ValkeyServer(folder / "second", free_port()))
+        with second.client() as client:
+            client.replicaof("127.0.0.1", str(first.port))  # type: ignore[no-untyped-call]
+            await until(lambda: client.info("replication")["master_link_status"] == "up", 120)
+        await asyncio.sleep(5)
+        found.append(("failover to the replica", await _lost(rig, users, lambda: _promote(rig, first, second))))
+        await asyncio.sleep(10)
+        found.append(("restart with nothing", await _lost(rig, users, lambda: _restart(second))))
+        await asyncio.sleep(10)
+        _cancel(spending)
+        await asyncio.gather(*running)
+        found.append(("streams that ended with [DONE]", f"{load.requests - load.errors:,} of {streams:,}"))
+        found += await _accounts(rig, streams, spenders)
+    return found
+
+
+async def _stream(rig: Rig, number: int, streams: int, users: int, load: clients.Load) -> None:
+    await asyncio.sleep(OPENED_WITHIN * number / max(streams, 2000))
+    token = rig.token(number % users, "ai")
+    await clients.stream(rig.ports[number % GATEWAYS], clients.request(MODEL, token, stream=True), load)
+
+
+async def _opened(load: clients.Load, running: list[asyncio.Task[None]], streams: int) -> None:
+    async def all_of_them() -> bool:
+        return len(load.first) + load.errors >= streams
+
+    await until(all_of_them, 2 * OPENED_WITHIN)
+    _say(f"{len(load.first)} streams open, load {os.getloadavg()}")
+
+
+def _cancel(tasks: list[asyncio.Task[None]]) -> None:
+    for task in tasks:
+        task.cancel()
+
+
+# --- faults ----------------------------------------------------------------------------------------------------------
+
+
+async def _promote(rig: Rig, old: ValkeyServer, new: ValkeyServer) -> None:
+    """As a proxy in front of both does it once it has seen that the primary is gone."""
+    old.kill()
+    await rig.gate.refuse()
+    with new.client() as client:
+        client.replicaof("NO", "ONE")  # type: ignore[no-untyped-call]
+    rig.gate.target = new.port
+    await rig.gate.accept()
+
+
+async def _restart(server: ValkeyServer) -> None:
+    server.kill()
+    await asyncio.to_thread(server.start)
+
+
+async def _lost(rig: Rig, users: int, fault: Callable[[], Awaitable[None]]) -> str:
+    """Seconds from a fault until every gateway serves every service type, each to a user who was not there before."""
+    began = time.perf_counter()
+    await fault()
+    took = time.perf_counter() - began
+
+    async def served(gateway: int, name: str, user: int) -> float:
+        token = rig.token(user, name)
+        while await rig.status(gateway, token) != 200:  # noqa: ASYNC110
+            await asyncio.sleep(0.02)
+        return time.perf_counter() - began
+
+    async with asyncio.timeout(300):
+        seconds = await asyncio.gather(
+            *(
+                served(gateway, name, users - 1 - GATEWAYS * place - gateway)
+                for gateway in range(GATEWAYS)
+                for place, name in enumerate(TYPES)
+            )
+        )
+    by_type = ", ".join(f"{name} {max(seconds[place :: len(TYPES)]):.2f} s" for place, name in enumerate(TYPES))
+    return f"all served after {max(seconds):.2f} s, goal 2 s ({by_type}; {took:.2f} s of it without a server)"
+
+
+# --- what is measured before -----------------------------------------------------------------------------------------
+
+
+def _fill_ledger(url: str, rows: int, users: int) -> list[Row]:
+    """Rows of today, and their sums, as the triggers would have made them."""
+    sums = importlib.import_module("migrations.versions.0005_sums_of_the_ledger").sums
+    half = rows // 2
+    _execute(url, "alter table ledger disable trigger user")
+    workers = [
+        subprocess.Popen([sys.executable, "-m", "tests.bench.bench_scale", "fill", url, str(users), str(at), str(half)])
+        for at in (0, half)
+    ]
+    if any(worker.wait() for worker in workers):
+        raise RuntimeError("the ledger could not be filled")
+    for statement in sums("select 1 as sign, ledger.* from ledger"):
+        _execute(url, "set work_mem = '256MB'", statement)
+    _execute(url, "alter table ledger enable trigger user")
+    found = []
+    for table in ("ledger", "user_spend", "ledger_totals", "ledger_hours"):
+        _execute(url, f"vacuum (analyze) {table}")
+        ((heap, indexes, count),) = _execute(
+            url,
+            f"select sum(pg_table_size(oid)), sum(pg_indexes_size(oid)), (select count(*) from {table}) from pg_class"
+            f" where oid = cast('{table}' as regclass) or oid in (select relid from pg_partition_tree('{table}'))",
+        )
+        each = f"{heap / count:.0f} + {indexes / count:.0f} bytes a row" if count else ""
+        found.append((f"{table}, a day", f"{count:,} rows, {(heap + indexes) / 2**30:.2f} GiB ({each}, with indexes)"))
+    return found
+
+
+def _fill_part(url: str, users: int, first: int, count: int) -> None:
+    step = max(1, count // 10)
+    connection = psycopg2.connect(url)
+    connection.autocommit = True
+    with connection.cursor() as cursor:
+        for at in range(first, first + count, step):
+            cursor.execute(_FILL, {"users": users, "first": at, "count": min(step, first + count - at)})
+    connection.close()
+
+
+async def _write(url: str, postgres: PostgresServer) -> Row:
+    """Batches as the gateways write them, into the day with its rows, and the CPU of both sides."""
+    batches, size = 40, 500
+    details = Details("request", "s2s", "plain", "chat", 86_400)
+    now = int(time.time() * 1000)
+    rates, cores = [], []
+    async with Database.connect(url, timeout=30) as database:
+        storage = LedgerStorage(database)
+        for round_ in range(5):
+            made = [
+                [
+                    LedgerRow(
+                        new_id(),
+                        f"{(at * 7919 + batch) % 10**6:032x}:s2s",
+                        1,
+                        now,
+                        1,
+                        1,
+                        Outcome.SUCCESS,
+                        details,
+                        settled_ms=now,
+                    )
+                    for at in range(size)
+                ]
+                for batch in range(batches // 5 * round_, batches // 5 * (round_ + 1))
+            ]
+            before, began = _cpu(postgres.process.pid), time.perf_counter()
+            for batch in made:
+                await storage.write(batch)
+            count = size * len(made)
+            rates.append(count / (time.perf_counter() - began))
+            cores.append(count / (_cpu(postgres.process.pid) - before))
+    _execute(url, "delete from ledger where service_type = 's2s'", "delete from user_spend where user_id like '%:s2s'")
+    return (
+        "ledger rows by one writer, batches of 500",
+        f"{spread(rates, 'a second')}; {spread(cores, 'a second and core of PostgreSQL and writer')}",
+    )
+
+
+def _cpu(pid: int | None) -> float:
+    own = psutil.Process()
+    server = psutil.Process(pid)
+    return sum(
+        times.user + times.system
+        for times in (one.cpu_times() for one in (own, server, *server.children(recursive=True)))
+    )
+
+
+async def _fill_redis(server: ValkeyServer, database: str, users: int) -> Row:
+    """The state that one user has after a request, for all of them."""
+    kind = budget_row("ai", max_budget_nano=10**12)
+    async with opened(server.url, database, rows(kind), Timings()) as (budgets, _, _):
+        budgets.settle(await budgets.admit(ask(principal(kind, user=1))), Delivery("abort", sent=False))
+        await budgets._queue.all_settled(10)
+        await budgets._queue.flush()
+    template = principal(kind, user=1)
+    shard = layout.of_user(template.user_id)
+    before = await _redis_bytes(server)
+    members: list[list[str]] = [[] for _ in range(SHARDS)]
+    for user in range(users):
+        identity = f"{user:032x}"
+        members[layout.of_identity(identity).number].append(identity)
+    with server.client(timeout=60) as client:
+        copy = client.register_script(_COPY)
+        keys = [shard.user(template.user_id), shard.identity(template.identity)]
+        for number, identities in enumerate(members):
+            for at in range(0, len(identities), 2000):
+                copy(keys=keys, args=[layout.SHARD_KEYS[number].prefix, *identities[at : at + 2000]])
+        keys_held = client.dbsize()
+    each = (await _redis_bytes(server) - before) / users
+    return "Valkey, memory of a user", f"{each:.0f} bytes, of {users:,} ({keys_held:,} keys)"
+
+
+async def _redis_bytes(server: ValkeyServer) -> int:
+    with server.client() as client:
+        return int(client.info("memory")["used_memory_dataset"]) + int(client.info("memory")["used_memory_overhead"])
+
+
+# --- what is true in the end -----------------------------------------------------------------------------------------
+
+
+async def _accounts(rig: Rig, streams: int, spenders: Load) -> list[Row]:
+    """What clients saw beside what the ledger has. A request whose client left may be charged, and is not lost."""
+
+    async def written() -> bool:
+        return _waiting(rig) == 0
+
+    await until(written, 60)
+    ((count, cost),) = _execute(rig.database, _CHARGED)
+    small = {user: (int(count), int(spent)) for user, count, spent in _execute(rig.database, _BY_USER)}
+    ((off,),) = _execute(rig.database, _SUMS_OFF)
+    lost = sum(max(0, served - small.get(f"{user:032x}:s2s", (0, 0))[0]) for user, served in spenders.served.items())
+    most = max(spent for _, spent in small.values())
+    return [
+        (
+            "rows of streams lost",
+            f"{streams - count:,} of {streams:,}; charged {cost:,} nano-dollars, true {streams * STREAM_NANO:,}",
+        ),
+        ("rows of small chats lost", f"{lost:,} of {sum(spenders.served.values()):,}"),
+        ("over budget", f"{max(0, most - SMALL_NANO):,} nano-dollars; the most spent was {most:,} of {SMALL_NANO:,}"),
+        ("users whose sum is not that of their rows", f"{off:,}"),
+        (
+            "statuses that small chats saw",
+            ", ".join(f"{status}: {n:,}" for status, n in sorted(spenders.statuses.items())),
+        ),
+    ]
+
+
+_CHARGED = f"select count(*), coalesce(sum(cost_nano), 0) from ledger where model = '{MODEL}' and outcome = 'success'"
+_BY_USER = (
+    "select user_id, count(*) filter (where outcome = 'success'), sum(cost_nano) from ledger"
+    " where service_type = 's2s' group by 1"
+)
+_SUMS_OFF = """
+select count(*) from (select user_id, sum(cost_nano) as spent from ledger group by 1) as row
+full join user_spend using (user_id) where spent is distinct from spent_nano
+"""
+
+
+def _waiting(rig: Rig) -> int:
+    """Ledger rows in Redis that PostgreSQL may not have."""
+    with redis.Redis(port=rig.gate.target) as client:
+        return sum(int(client.hlen(shard.outbox)) for shard in layout.SHARD_KEYS)  # type: ignore[arg-type]
+
+
+def _rss(rig: Rig) -> str:
+    return spread([psutil.Process(one.pid).memory_info().rss / 2**20 for one in rig.gateways], "MiB")
+
+
+def _execute(url: str, *statements: str) -> list[tuple[Any, ...]]:
+    """The rows of the last one."""
+    connection = psycopg2.connect(url)
+    try:
+        connection.autocommit = True
+        with connection.cursor() as cursor:
+            for statement in statements:
+                cursor.execute(statement)
+            return cursor.fetchall() if cursor.description else []
+    finally:
+        connection.close()
+
+
+def _say(text: str) -> None:
+    print(f"{time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)
+
+
+@asynccontextmanager
+async def _rig(folder: Path, database: str, server: ValkeyServer) -> AsyncIterator[Rig]:
+    """Four gateways, and what is behind them; to Redis they go through a gate."""
+    ensure_key(folder / "keys")
+    keys = KeyRing(folder / "keys")
+    (folder / "jwks").write_bytes(msgspec.json.encode(keys.jwks()))
+    (folder / "types.toml").write_text("".join(toml(name, rpm=0, tpm=0, **row) for name, row in TYPES.items()))
+    issuer = Issuer(keys, issuer=ISSUER, ttl=3600)
+
+    def token(user: int, name: str) -> str:
+        text: str = issuer.issue(user_id=f"{user:032x}:{name}", client_id="bench", scope=name, amr="fxa").text
+        return text
+
+    upstream, ports = free_port(), [free_port() for _ in range(GATEWAYS)]
+    async with AsyncExitStack() as stack:
+        gate = await stack.enter_async_context(Gate(server.port))
+        environment = {
+            **os.environ,
+            "DATABASE_URL": database,
+            "REDIS_URL": f"redis://127.0.0.1:{gate.port}",
+            "SERVICE_TYPES": str(folder / "types.toml"),
+            "MLPA_ISSUER": ISSUER,
+            "MLPA_JWKS_URL": f"http://127.0.0.1:{upstream}/jwks",
+            "MLPA_VIRTUAL_KEY": "sk-bench",
+            "LITELLM_API_BASE": f"http://127.0.0.1:{upstream}",
+            "LOG_FORMAT": "json",
+            "LOG_LEVEL": "WARNING",
+            "MAX_OPEN_REQUESTS": "4000",
+        }
+        log = folder / "log"
+        output = stack.enter_context(log.open("wb"))
+
+        def start(*command: str, **more: str) -> subprocess.Popen[bytes]:
+            process = subprocess.Popen(
+                [sys.executable, "-m", *command], stdout=output, stderr=output, env={**environment, **more}
+            )
+            stack.callback(process.wait)
+            stack.callback(process.kill)
+            return process
+
+        start("tests.bench.relay.upstream", str(upstream), str(folder / "jwks"))
+        gateways = [start("services.cli.main", "gateway", PORT=str(port)) for port in ports]
+        rig = Rig(database, gate, token, ports, gateways, log)
+
+        async def all_serve() -> bool:
+            asked = [rig.status(gateway, token(0, name)) for gateway in range(GATEWAYS) for name in TYPES]
+            return set(await asyncio.gather(*asked)) == {200}
+
+        try:
+            await until(all_serve, 60)
+        except BaseException:
+            _say(log.read_text()[-3000:])
+            raise
+        yield rig
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["fill"]:
+        _fill_part(sys.argv[2], *map(int, sys.argv[3:]))
+    else:
+        for name, figure in uvloop.run(run(*map(int, sys.argv[1:]))):
+            print(f"{name:45} {figure}")
