@@ -228,7 +228,7 @@ def read(path: Path | None) -> bytes:
 def parse(raw: bytes, path: Path | None, *, debug: bool, after: ServiceTypes | None = None) -> ServiceTypes:
     """What ``load`` makes of a file's content.
 
-    :raises ConfigurationError:
+    :raises ConfigurationError: the content is not usable.
     """
     shown = str(path) if path else "the development table"
     try:

@@ -82,7 +82,7 @@ class Known:
 async def standing_version(client: Client, identity: str) -> str:
     """The version that ``set_standing`` can require; each call changes it.
 
-    :raises RedisError:
+    :raises RedisError: Redis could not be asked.
     """
     reply: Any = client.hget(identity_key(identity), VERSION)
     version: bytes | None = await reply
@@ -126,7 +126,7 @@ async def read_users(client: Client, user_ids: Sequence[str]) -> list[UserState 
 
     Such a user has nothing reserved, and the ledger has everything that it spent.
 
-    :raises RedisError:
+    :raises RedisError: Redis could not be asked.
     """
     rows = await _eval_all(client, [_SPENT.call(user=user_key(user_id)) for user_id in user_ids])
     return [_parse(row) if row is not None else None for row in rows]
@@ -140,7 +140,7 @@ def _parse(row: list[Any]) -> UserState:
 
 
 async def known(client: Client, identity: str, service_type: str) -> Known:
-    """:raises RedisError:"""
+    """:raises RedisError: Redis could not be asked."""
     call = _KNOWN.call(identity=identity_key(identity), known_user=f"{KNOWN_USER}{service_type}")
     standing, user, version = await _eval(client, call)
     return Known(Standing(standing.decode()) if standing else None, bool(user), version.decode())
@@ -149,7 +149,7 @@ async def known(client: Client, identity: str, service_type: str) -> Known:
 async def remember(client: Client, identity: str, service_type: str, standing: Standing, version: str) -> None:
     """Store what PostgreSQL answered after ``version`` was read, unless the standing has changed since.
 
-    :raises RedisError:
+    :raises RedisError: Redis could not be asked.
     """
     field = f"{KNOWN_USER}{service_type}" if standing is Standing.GOOD else ""
     call = _REMEMBER.call(identity=identity_key(identity), version=version, standing=standing, known_user=field)
@@ -159,7 +159,7 @@ async def remember(client: Client, identity: str, service_type: str, standing: S
 async def forget_others(client: Client, identity: str, users: Sequence[str]) -> None:
     """Forget the users of an identity that are not among ``users``.
 
-    :raises RedisError:
+    :raises RedisError: Redis could not be asked.
     """
     key = identity_key(identity)
     fields: Any = await client.hkeys(key)
@@ -177,7 +177,7 @@ async def outlook(
     :param empty: the amount that the request would reserve without its prompt.
     :param rows: the service types by name.
     :returns: None when neither the user's tier nor its service type is among them.
-    :raises RedisError:
+    :raises RedisError: Redis could not be asked.
     """
     identity, _, service_type = user_id.rpartition(":")
     keys, tier = layout.of_user(user_id), recorded.tier

@@ -169,7 +169,7 @@ def assemble(name: str, text: str) -> str:
 
 
 def _check(name: str, head: _Head, body: str, code: str, words: set[str]) -> None:
-    """:raises ValueError:"""
+    """:raises ValueError: names are repeated, unused or unknown."""
     declared = [*head.keys, *map(_plain, head.args)]
     items = {*head.each_keys, *map(_plain, head.each_args)}
     used_items = set(re.findall(r"\bitem\.(\w+)", code))

@@ -207,7 +207,7 @@ class _Pipeline(ClusterPipeline):
 
 
 async def _in_time(cluster: RedisCluster, call: Coroutine[Any, Any, Any]) -> Any:
-    """:raises RedisError:"""
+    """:raises RedisError: the call failed, or took too long."""
     try:
         async with asyncio.timeout(cluster.connection_kwargs["socket_timeout"]):
             return await call

@@ -49,10 +49,11 @@ async def token(request: web.Request) -> web.Response:
 
 
 def parse_exchange(form: dict[str, list[str]], source: str, *, from_gateway: bool = False) -> ExchangeRequest:
-    """
+    """Parse the form of an exchange.
+
     :param source: the client's address.
     :param from_gateway: a gateway sent the form, for its client.
-    :raises InvalidRequest, UnsupportedGrantType, InvalidTarget, InvalidScope:
+    :raises InvalidRequest, UnsupportedGrantType, InvalidTarget, InvalidScope: as RFC 8693 and RFC 6749 name the fault.
     """
     one = {name: values[0] for name, values in form.items()}
     if "grant_type" not in one:

@@ -207,7 +207,7 @@ async def spent(database: Database, spans: Mapping[str, tuple[int, int]]) -> dic
 async def revoked_tokens(database: Database, user_id: str) -> list[str]:
     """The ids of a user's tokens that were revoked and have not expired, the newest hundred.
 
-    :raises DatabaseUnavailable:
+    :raises DatabaseUnavailable: PostgreSQL could not be asked.
     """
     return [row["jti"] for row in await database.fetch(_REVOKED_TOKENS, user_id=user_id)]
 

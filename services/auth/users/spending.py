@@ -57,7 +57,7 @@ class Spending:
     async def of(self, users: Sequence[storage.UserRow], now: float) -> dict[str, Spent]:
         """What users have spent, by user id.
 
-        :raises DatabaseUnavailable:
+        :raises DatabaseUnavailable: PostgreSQL could not be asked.
         """
         tiers = {user.user_id: user.budget_tier for user in users}
         extra = {user.user_id: one.extra_nano for user in users if (one := user.exception)}
@@ -97,7 +97,7 @@ class Spending:
         """The reasons that refuse a user's request which reserves ``least`` nano-dollars, mostly for its prompt.
 
         :returns: None when Redis can't tell, or no row holds for the user.
-        :raises DatabaseUnavailable:
+        :raises DatabaseUnavailable: PostgreSQL could not be asked.
         """
         if not is_user(user.user_id):
             return None

@@ -134,7 +134,7 @@ class Totals:
     async def _read(self, names: Sequence[str], now_ms: int) -> None:
         """Read the shards for all gateways.
 
-        :raises DependencyUnavailable:
+        :raises DependencyUnavailable: Redis could not be asked.
         """
         replies = await asyncio.gather(*(self._scripts.totals(number, names) for number in range(SHARDS)))
         found = add_up(names, replies)
@@ -166,7 +166,7 @@ class Totals:
         the ledger yet.
 
         :param missing: names of totals by shard.
-        :raises DependencyUnavailable:
+        :raises DependencyUnavailable: Redis or PostgreSQL could not be asked.
         """
         async with self._storage.standing_still() as ledger:
             if ledger is None:

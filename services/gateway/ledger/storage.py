@@ -104,7 +104,7 @@ _PRUNE = Query.text(
 async def can_write(database: Database) -> None:
     """Write no row, as readiness does.
 
-    :raises DatabaseUnavailable:
+    :raises DatabaseUnavailable: PostgreSQL could not be asked.
     """
     await database.execute(_WRITE, rows="[]")
 

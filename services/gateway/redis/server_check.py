@@ -9,9 +9,9 @@ _log = logs.logger("budget")
 
 
 async def warnings(link: Link) -> list[str]:
-    """What is wrong with a server's configuration, as log events; unknown (a managed server) counts as fine.
+    """The faults of a server's configuration, as log events; an unknown one (of a managed server) counts as fine.
 
-    :raises ConnectionError:
+    :raises ConnectionError: the connection was lost.
     """
     found = []
     reply: bytes = await link.send(pack("INFO", "memory"))
@@ -24,7 +24,7 @@ async def warnings(link: Link) -> list[str]:
 
 
 async def _setting(link: Link, name: str) -> str | None:
-    """A line of the server's configuration; None when it doesn't tell."""
+    """A line of the server's configuration; None when the server doesn't tell it."""
     try:
         reply: list[bytes] = await link.send(pack("CONFIG", "GET", name))
     except ScriptFailed:
@@ -35,7 +35,7 @@ async def _setting(link: Link, name: str) -> str | None:
 async def check(link: Link) -> None:
     """Log the warnings of a server.
 
-    :raises ConnectionError:
+    :raises ConnectionError: the connection was lost.
     """
     for event in await warnings(link):
         _log.warning(event, advice="set maxmemory-policy noeviction" if event == "redis_evicts" else "turn on AOF")

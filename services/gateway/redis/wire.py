@@ -76,7 +76,7 @@ class Link(asyncio.Protocol):
     async def open(cls, pool: ConnectionPool, scripts: Sequence[Script], timeout: float) -> Link:
         """Connect, learn the epoch, and have the scripts loaded.
 
-        :raises OSError, TimeoutError, RedisError:
+        :raises OSError, TimeoutError, RedisError: the server can't be used.
         """
         connection: AbstractConnection = pool.make_connection()  # type: ignore[no-untyped-call]
         try:

@@ -25,13 +25,14 @@ def sign_in_token(request: web.Request) -> str:
 
 
 def check(request: web.Request, given: str, expected: str) -> None:
-    """
+    """Check that a form is from a page of ours.
+
     :param given: the form's token.
-    :raises ForeignForm:
+    :raises ForeignForm: it is not.
     """
     # Sec-Fetch-Site can't be forged by a page; old browsers don't send it
     if request.headers.get("Sec-Fetch-Site", "same-origin") not in ("same-origin", "none"):
         raise ForeignForm
-    # "replace": a cookie may hold bytes that are no UTF-8
+    # "replace": a cookie may hold bytes that are not UTF-8
     if not expected or not hmac.compare_digest(given.encode(errors="replace"), expected.encode(errors="replace")):
         raise ForeignForm

@@ -104,8 +104,9 @@ async def delete_user(request: web.Request) -> web.Response:
 
 
 async def _changing(request: web.Request) -> Actor:
-    """
-    :raises Unauthorized:
+    """The caller of a change.
+
+    :raises Unauthorized: the key is missing or wrong.
     :raises SlowDown: a limit is reached.
     :raises Forbidden: a viewer's key.
     """
