@@ -12,10 +12,13 @@ from services.auth.fxa.jwks import key_set
 from services.auth.fxa.metrics import FxAMetrics
 from services.auth.fxa.models import FxAConfig
 from services.auth.fxa.services import FxAVerifier
+from services.auth.play.google import PlayIntegrity, credentials_of
+from services.auth.play.metrics import PlayMetrics
 from services.auth.provisioning.client import LiteLLMAdmin, LiteLLMError
 from services.auth.settings import AuthSettings
 from services.auth.tokens.key_ring import KeyRing
 from services.auth.users.storage import can_write
+from shared.service.fetch import NoAnswer
 from shared.service.health import Check, CheckFailed, Health
 from shared.service.keyset import KeySet
 from shared.service.service_types_file import ServiceTypesFile
@@ -54,6 +57,16 @@ async def before_start(settings: AuthSettings, key_ring: KeyRing) -> AsyncIterat
             Check("redis", lambda: redis_can_write(connections.redis, connections.redis_state), required=True),
             Check("fxa", lambda: _fxa_answers(keys), required=True),
         ]
+        if settings.play_packages:
+            google = await stack.enter_async_context(
+                PlayIntegrity.open(
+                    connections.session,
+                    settings.play_base_url,
+                    credentials_of(settings.play_credentials),
+                    metrics=PlayMetrics(registry),
+                )
+            )
+            checks.append(Check("play", lambda: _google_knows_us(google), required=True))
         if settings.litellm_provision_users and settings.master_key is not None:
             admin = LiteLLMAdmin(connections.session, settings.litellm_api_base, settings.master_key.get_secret_value())
             checks.append(Check("litellm", lambda: _litellm_takes_customers(admin), required=True))
@@ -73,6 +86,14 @@ async def _fxa_answers(keys: KeySet) -> None:
     await keys.refresh()
     if keys.failure:
         raise CheckFailed(f"FxA's key set can't be read: {keys.failure}")
+
+
+async def _google_knows_us(google: PlayIntegrity) -> None:
+    """:raises CheckFailed: there is no access token for Google's API."""
+    try:
+        await google.access_token()
+    except NoAnswer as error:
+        raise CheckFailed(f"Google gives no access token: {error.reason}") from error
 
 
 async def _litellm_takes_customers(admin: LiteLLMAdmin) -> None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import re
 import subprocess
+from pathlib import Path
 
 import pytest
 
+from services.local.play import StandIn
 from tests.system.harness import System
 
 
@@ -24,8 +26,10 @@ def test_a_sound_system_passes(system: System, service: str) -> None:
 
 
 @pytest.mark.parametrize("service", ["auth", "gateway"])
-def test_each_fault_has_its_line_with_the_reason(system: System, service: str) -> None:
+def test_each_fault_has_its_line_with_the_reason(system: System, service: str, tmp_path: Path) -> None:
     refused = "http://127.0.0.1:1"
+    account = tmp_path / "account.json"
+    account.write_text(StandIn().service_account(refused))
     status, lines = check(
         system,
         service,
@@ -36,12 +40,16 @@ def test_each_fault_has_its_line_with_the_reason(system: System, service: str) -
         MLPA_JWKS_URL=f"{refused}/jwks",
         LITELLM_PROVISION_USERS="true",
         MASTER_KEY="sk-hunter2",
+        PLAY_PACKAGES="org.mozilla.firefox",
+        PLAY_CERTIFICATES="A" * 43,
+        PLAY_CREDENTIALS=str(account),
     )
     assert status == 1
     assert 'role "nobody" does not exist' in lines["postgres"] or "authentication failed" in lines["postgres"]
     assert "refused" in lines["redis"] or "failed" in lines["redis"]
     assert lines["litellm"] != "ok"
     assert "can't be read" in lines["fxa" if service == "auth" else "auth"]
+    assert lines.get("play") == ("Google gives no access token: connection" if service == "auth" else None)
     assert "hunter2" not in str(lines)
 
 
