@@ -42,7 +42,8 @@ class Costs:
     redis_exchange: float = 40e-6
     redis_user_bytes: float = 1_350
     redis_stream_bytes: float = 400
-    ledger_row_bytes: float = 440
+    ledger_row_bytes: float = 477
+    user_day_bytes: float = 175  # the sum of a user's day
     ledger_row: float = 130e-6  # of PostgreSQL and the writer together, in batches
     user_bytes: float = 610
 
@@ -53,6 +54,7 @@ class Plan:
     streams_per_gateway: float = 1_000  # the HPA's target
     least: int = 2
     ledger_days: float = 30
+    sum_days: float = 62  # what budgets are rebuilt from, whatever is kept of the ledger
     connections_per_process: float = 10  # DATABASE_POOL_SIZE
 
 
@@ -73,6 +75,8 @@ def needed(users: float, habits: Habits, costs: Costs, plan: Plan) -> dict[str, 
         + streams / 10 * costs.redis_renewal
         + gateways * costs.redis_idle
     )
+    ledger_cpu = requests * costs.ledger_row
+    ledger_day = habits.requests_per_day * costs.ledger_row_bytes
     return {
         "requests a second": requests,
         "exchanges a second": exchanges,
@@ -84,14 +88,16 @@ def needed(users: float, habits: Habits, costs: Costs, plan: Plan) -> dict[str, 
         "auth: processes": auths,
         "LiteLLM: cores": litellm_cpu,
         "LiteLLM: workers": max(plan.least, ceil(litellm_cpu / plan.busy)),
+        "LiteLLM: % of all cores": 100 * litellm_cpu / (litellm_cpu + gateway_cpu + auth_cpu + redis_cpu + ledger_cpu),
         "Redis: cores": redis_cpu,
         "Redis: shards": ceil(redis_cpu / plan.busy),
         "Redis: GiB": (users * costs.redis_user_bytes + streams * costs.redis_stream_bytes) / 2**30,
         "PostgreSQL: ledger rows a second": requests,
-        "PostgreSQL: cores for them": requests * costs.ledger_row,
-        "PostgreSQL: GiB of ledger a day": users * habits.requests_per_day * costs.ledger_row_bytes / 2**30,
+        "PostgreSQL: cores for them": ledger_cpu,
+        "PostgreSQL: GiB of ledger a day": users * ledger_day / 2**30,
+        "PostgreSQL: GiB of users' sums a day": users * costs.user_day_bytes / 2**30,
         "PostgreSQL: GiB in total": users
-        * (habits.requests_per_day * costs.ledger_row_bytes * plan.ledger_days + costs.user_bytes)
+        * (ledger_day * plan.ledger_days + costs.user_day_bytes * plan.sum_days + costs.user_bytes)
         / 2**30,
         "PostgreSQL: connections": (gateways + auths) * plan.connections_per_process,
     }
