@@ -101,8 +101,11 @@ class Tally:
 
 
 def _with_published_dates(body: bytes) -> bytes:
-    """The answer with ``publishedDate``, which Firefox reads, beside each ``date``. Values stay as they are written."""
-    answer = _members.decode(body)
+    """The answer with ``publishedDate``, which Firefox reads, beside each ``date``. Values stay as they are written.
+
+    :raises UpstreamError: the names of its members are not text.
+    """
+    answer = read_answer(body, _members)
     try:
         results = _list.decode(answer["results"])
     except (KeyError, msgspec.ValidationError):
@@ -114,7 +117,7 @@ def _with_published_dates(body: bytes) -> bytes:
 def _dated(result: msgspec.Raw) -> msgspec.Raw | dict[str, msgspec.Raw]:
     try:
         found = _members.decode(result)
-    except msgspec.ValidationError:
+    except (msgspec.DecodeError, UnicodeDecodeError):
         return result
     if "date" in found:
         found.setdefault("publishedDate", found["date"])

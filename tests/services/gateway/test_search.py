@@ -236,3 +236,13 @@ def test_any_answer_is_read_or_an_error_of_upstream(body: Any) -> None:
         tally.read_answer(raw)
     except UpstreamError:
         assert tally.usage is None
+
+
+async def test_members_whose_names_are_not_text_are_no_answer_and_within_a_result_stay(gateway: Gateway) -> None:
+    gateway.double.script(AT, Script.json(b'{"\xff": 1, "results": []}'))
+    status, answer = await ask(gateway, {"query": "q"})
+    assert (status, json.loads(answer)["error"]["code"]) == (502, "upstream_error")
+    delivery = await gateway.budgets.wait_settled()
+    assert charge(gateway.budgets.asks[0], 0, delivery).cost_nano == 5_000_000
+    results = b'{"results":[{"\xff":1},{"date":"x","publishedDate":"x"}]}'
+    assert Tally().read_answer(b'{"results": [{"\xff":1}, {"date":"x"}]}') == results
