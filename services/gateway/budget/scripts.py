@@ -111,8 +111,9 @@ class Sums:
 
 @dataclass(frozen=True, slots=True)
 class TotalsBegun:
-    """A shard when its sums were emptied."""
+    """A shard when its sums were emptied, and the time of that by Redis's clock."""
 
+    now_ms: int
     open: list[OpenAmount]
     rows: list[LedgerRow]
 
@@ -349,11 +350,11 @@ class BudgetScripts:
         reply = await self.executor.run(number, call)
         if not reply:
             return None
-        found, rows = reply
+        now, found, rows = reply
         texts = [item.decode() for item in found]
         amounts = zip(texts[::3], texts[1::3], texts[2::3], strict=True)
         open_ = [OpenAmount(total, int(admitted), int(amount)) for total, admitted, amount in amounts]
-        return TotalsBegun(open_, parse_outbox(rows))
+        return TotalsBegun(int(now), open_, parse_outbox(rows))
 
     async def load_totals(self, number: int, builder: str, names: Sequence[str], sums: Mapping[str, int]) -> None:
         """Add to the sums of a shard what was there before they were emptied, by field."""

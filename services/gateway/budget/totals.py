@@ -120,9 +120,9 @@ class Totals:
         """Learn the sums: from another gateway, or from the shards, and then build those that Redis lost."""
         names = tuple(self._rows)
         try:
-            asked_at = time.monotonic()
             sums = await self._scripts.sums(names, self._every)
-            self._clock = sums.now_ms / 1000 - asked_at
+            # Behind by the time of the answer's way, never ahead: the old period's sums hold until it is over
+            self._clock = sums.now_ms / 1000 - time.monotonic()
             for name, (read_at_ms, total) in sums.known.items():
                 self._learn(name, total, read_at_ms / 1000 - self._clock)
             if sums.mine:
@@ -163,7 +163,8 @@ class Totals:
 
         Meanwhile nobody writes to the ledger. So what was settled before the sums were emptied is in the ledger or in
         the outbox (or in both, which is asked), and what is settled after that adds to the sums itself and is not in
-        the ledger yet.
+        the ledger yet. The period is that in which the sums of a shard were emptied, by Redis's clock: requests of a
+        later one all add to the sums themselves.
 
         :param missing: names of totals by shard.
         :raises DependencyUnavailable: Redis or PostgreSQL could not be asked.
@@ -174,18 +175,19 @@ class Totals:
             begun = await self._begin(missing)
             rows = [row for shard in begun.values() for row in shard.rows]
             written = await ledger.written(rows) if rows else {}
-            spent: dict[str, dict[int, int]] = {}
-            periods: dict[str, int] = {}
-            now_ms = int((time.monotonic() + self._clock) * 1000)
-            for name in {name for number in begun for name in missing[number]}:
-                seconds = self._rows[name].duration_seconds
-                periods[name] = period = period_of(now_ms, seconds)
-                spent[name] = await ledger.spent(self._rows[name].name, period * seconds, (period + 1) * seconds)
+            spent: dict[str, dict[int, int]] = {}  # by field
+            for number, shard in begun.items():
+                for name in missing[number]:
+                    row = self._rows[name]
+                    seconds, period = row.duration_seconds, period_of(shard.now_ms, row.duration_seconds)
+                    if (field := sum_field(SUM_SPENT, name, period)) not in spent:
+                        spent[field] = await ledger.spent(row.name, period * seconds, (period + 1) * seconds)
             for number, shard in begun.items():
                 fields = _reserved(shard)
                 self._add_waiting(fields, missing[number], shard, written)
                 for name in missing[number]:
-                    fields[sum_field(SUM_SPENT, name, periods[name])] += spent[name].get(number, 0)
+                    field = sum_field(SUM_SPENT, name, period_of(shard.now_ms, self._rows[name].duration_seconds))
+                    fields[field] += spent[field].get(number, 0)
                 await self._scripts.load_totals(number, self._who, missing[number], fields)
         _log.info("totals_built", shards=len(begun))
 

@@ -5,7 +5,7 @@
 --@ args epoch builder users most#
 --@ each args total
 -- users: the beginning of the users' keys; most: the build does not begin with more rows than this in the outbox
--- Reply {} while the outbox has too many rows; else {{"type:seconds", admitted ms, amount...}, {id, outbox entry...}}
+-- Reply {} while the outbox has too many rows; else {now, {"type:seconds", admitted ms, amount...}, {id, outbox entry...}}
 if redis.call('HLEN', outbox) > most then return {} end
 local wanted = {}
 for _, item in each() do
@@ -35,4 +35,4 @@ for _, member in ipairs(redis.call('ZRANGE', leases, 0, -1)) do
     end
   end
 end
-return {open, redis.call('HGETALL', outbox)}
+return {int(now), open, redis.call('HGETALL', outbox)}
