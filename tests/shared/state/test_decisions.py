@@ -23,6 +23,7 @@ from shared.errors import ServiceError
 from shared.state import decisions
 from shared.state.decisions import Outlook, Recorded
 from shared.state.layout import Standing
+from shared.state.packed import Excepted
 from shared.stores.redis import Client
 from tests.services.gateway.budget.support import ask, delivered, opened, principal, row, rows
 from tests.support.waiting import until
@@ -121,6 +122,58 @@ async def test_a_user_of_whom_redis_knows_nothing_is_judged_by_what_postgresql_h
         (Recorded("ai", Standing.BLOCKED, spent, []), {"blocked", "exceeded"}),
     ):
         assert set((await outlook(redis, kind, recorded)).refusals) == reasons
+
+
+@pytest.mark.parametrize(
+    ("limits", "act", "refused_before", "refused"),
+    [
+        ({"max_streams": 1, "rpm": 1}, hold_one, {"streams", "rpm"}, set()),
+        ({"tpm": 30}, settle_one, {"tpm"}, set()),
+        ({"max_budget_nano": 2_100_000 + LEAST - 1}, hold_one, {"reserved"}, {"reserved"}),
+    ],
+)
+async def test_an_exception_without_rates_lifts_them_beforehand_too_and_no_more(
+    redis: Client,
+    redis_url: str,
+    postgres_url: str,
+    limits: dict[str, int],
+    act: Act,
+    refused_before: set[str],
+    refused: set[str],
+) -> None:
+    kind = row(**limits)
+    who = principal(kind)
+    async with opened(redis_url, postgres_url, rows(kind)) as (budgets, _, _):
+        await act(redis, budgets, who)
+        assert set((await outlook(redis, kind)).refusals) == refused_before
+        await decisions.set_user(redis, who.user_id, "ai", Excepted(time.time() + 60, 0, without_rates=True))
+        assert set((await outlook(redis, kind)).refusals) == refused
+        await decisions.set_user(redis, who.user_id, "ai", Excepted(time.time() - 1, 10**9, without_rates=True))
+        assert set((await outlook(redis, kind)).refusals) == refused_before
+        await decisions.set_user(redis, who.user_id, "ai", Excepted(time.time() + 60, 10**9, without_rates=False))
+        assert set((await outlook(redis, kind)).refusals) == refused_before - {"reserved"}
+
+
+@pytest.mark.parametrize(("ahead", "reasons"), [(60, set()), (-1, {"exceeded"})])
+async def test_an_exception_of_a_user_of_whom_redis_knows_nothing_counts_until_it_ends(
+    redis: Client, ahead: int, reasons: set[str]
+) -> None:
+    exception = Excepted(time.time() + ahead, LEAST, without_rates=False)
+    recorded = Recorded("ai", Standing.GOOD, 0, [], exception)
+    assert set((await outlook(redis, row(max_budget_nano=0), recorded)).refusals) == reasons
+
+
+async def test_a_row_that_is_not_enforced_refuses_only_the_blocked_beforehand(
+    redis: Client, redis_url: str, postgres_url: str
+) -> None:
+    limits = {"max_streams": 1, "rpm": 1, "tpm": 1, "max_budget_nano": 1}
+    kind = row(enforce=False, enforce_until=time.time() + 60, **limits)
+    async with opened(redis_url, postgres_url, rows(kind)) as (budgets, _, _):
+        await hold_one(redis, budgets, principal(kind))
+        assert (await outlook(redis, kind)).refusals == {}
+        assert len((await outlook(redis, row(**limits))).refusals) == 4
+        await block(redis, budgets, principal(kind))
+        assert set((await outlook(redis, kind)).refusals) == {"blocked"}
 
 
 async def test_the_tier_that_redis_knows_decides(redis: Client, redis_url: str, postgres_url: str) -> None:

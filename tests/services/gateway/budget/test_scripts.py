@@ -10,7 +10,10 @@ from services.gateway.budget.refusals import Refusal
 from services.gateway.budget.scripts import BudgetScripts, Expected, Snapshot, UserBuild
 from services.local.valkey import ValkeyServer
 from shared.domain.identity import shard
+from shared.state import decisions, layout
 from shared.state.layout import Standing
+from shared.state.packed import Excepted
+from shared.stores.redis import connect
 from tests.services.gateway.budget.clocked import ClockedExecutor
 from tests.services.gateway.budget.support import ask, principal
 
@@ -41,6 +44,51 @@ async def test_a_rebuild_begun_before_redis_was_emptied_does_not_count_afterward
         await settle()
         assert not await load(before, 0)
         assert await scripts.state(user, "jti") == [b"load"]
+
+
+async def test_an_exception_counts_until_its_last_moment_and_a_rebuild_takes_it_back(
+    valkey_server: ValkeyServer,
+) -> None:
+    with valkey_server.client() as client:
+        client.flushall()
+        executor = ClockedExecutor(client, NOW)
+        scripts = BudgetScripts(executor, 30)  # type: ignore[arg-type]  # stands where Executor does
+        user, index = principal().user_id, NOW // 1000 // 86_400
+        build = UserBuild("ai", 86_400, index, 0, index, Standing.GOOD, {}, f"{NOW + 1000}|5|1")
+
+        async def extra(at: int) -> bytes:
+            executor.now_ms = at
+            return (await scripts.state(user, "jti"))[2]
+
+        assert await scripts.load(user, await scripts.snapshot(user), build)
+        assert [await extra(NOW + 999), await extra(NOW + 1000)] == [b"5", b"0"]
+        build = UserBuild("ai", 86_400, index, 0, index, Standing.GOOD, {})
+        assert await scripts.load(user, await scripts.snapshot(user), build)
+        assert await extra(NOW + 999) == b"0"
+
+
+async def test_a_decision_about_a_user_restarts_a_rebuild_and_leaves_no_state(valkey_server: ValkeyServer) -> None:
+    auth = connect(valkey_server.url)
+    with valkey_server.client() as client:
+        client.flushall()
+        executor = ClockedExecutor(client, NOW)
+        scripts = BudgetScripts(executor, 30)  # type: ignore[arg-type]  # stands where Executor does
+        user, index = principal().user_id, NOW // 1000 // 86_400
+        key = layout.user_key(user)
+        build = UserBuild("ai", 86_400, index, 0, index, Standing.GOOD, {})
+        before = await scripts.snapshot(user)
+        await decisions.set_user(auth, user, "large", Excepted(NOW / 1000 + 1, 5, without_rates=False))
+        assert client.hkeys(key) == [layout.VERSION.encode()]
+        assert 0 < client.ttl(key) <= layout.IDLE
+        assert not await scripts.load(user, before, build)
+        assert await scripts.load(user, await scripts.snapshot(user), build)
+        client.expire(key, 100)
+        await decisions.set_user(auth, user, "large", Excepted(NOW / 1000 + 1, 5, without_rates=False))
+        assert (await scripts.state(user, "jti"))[1:3] == [b"large", b"5"]
+        assert 0 < client.ttl(key) <= 100
+        await decisions.set_user(auth, user, "ai")
+        assert (await scripts.state(user, "jti"))[1:3] == [b"ai", b"0"]
+    await auth.aclose()
 
 
 @pytest.mark.parametrize("remembered_by", ["renewal", "settlement"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import itertools
 import os
 import time
 from decimal import Decimal
@@ -15,18 +16,21 @@ import pytest
 import redis
 from msgspec.structs import replace
 
-from services.gateway.budget.charging import bounds
+from services.gateway.budget.charging import Charge, bounds
 from services.gateway.budget.metrics import BudgetMetrics
-from services.gateway.budget.models import Delivery
+from services.gateway.budget.models import Delivery, RateLimits, Reservation
 from services.gateway.budget.resets import delay
 from services.gateway.budget.scripts import BudgetScripts, Expired
 from services.gateway.budget.services import Budgets
 from services.gateway.budget.totals import Totals
 from services.gateway.errors import BudgetExceeded, BudgetReserved
 from services.gateway.ledger.storage import LedgerStorage
-from shared.domain.identity import SHARDS
+from shared.domain.identity import SHARDS, shard
+from shared.domain.outcome import Outcome
 from shared.errors import DependencyUnavailable, ServiceError
 from shared.state import layout
+from shared.state.script import ScriptCall
+from shared.state.totals import Total
 from shared.stores.postgres import Database
 from shared.stores.redis import connect
 from shared.telemetry.metrics import Registry
@@ -247,7 +251,7 @@ async def test_a_build_counts_each_row_once_wherever_it_is(redis_url: str, postg
 
         await until(counted, 5)
         # all is swept into the ledger, which has the same then
-        outboxes = [await budgets._scripts.begin_totals(shard, "none", (), 500) for shard in range(SHARDS)]
+        outboxes = [await budgets._scripts.begin_totals(number, "none", (), 500) for number in range(SHARDS)]
         await storage.write([one for begun in outboxes if begun for one in begun.rows])
         assert (await total(database))[1] == expected
 
@@ -368,6 +372,86 @@ async def test_the_end_of_a_period_is_that_of_redis_clock(redis_url: str, postgr
         await totals.refresh()
         assert totals.check(wanted, limits) == TOTAL
     client.close()
+
+
+class LateExecutor(ClockedExecutor):
+    """A Redis that the first call of a script reaches ``late`` ms late, which take ``seconds`` here."""
+
+    script, late, seconds = "", 0, 0.0
+
+    async def run(self, shard: int, call: ScriptCall) -> Any:
+        if call.script.name == self.script:
+            self.script = ""
+            await asyncio.sleep(self.seconds)
+            self.now_ms += self.late
+        return await super().run(shard, call)
+
+
+async def test_a_slow_redis_does_not_end_a_period_early(redis_url: str, postgres_url: str) -> None:
+    end = 1_700_006_400_000
+    with redis.Redis.from_url(redis_url) as client:
+        executor: Any = LateExecutor(client, end - 5_000)
+        async with Database.connect(postgres_url) as database:
+            totals = Totals(
+                BudgetScripts(executor, 30), LedgerStorage(database), KINDS, BudgetMetrics(Registry(), KINDS),
+                who="w", every=0.3,
+            )  # fmt: skip
+            await totals.refresh()
+            client.hincrby(layout.SHARD_KEYS[3].totals, f"s|ai:86400|{end // 86_400_000 - 1}", TOTAL)
+            executor.now_ms = end - 1_600
+            executor.script, executor.late, executor.seconds = "sums", 900, 0.9
+            await totals.refresh()
+            wanted = ask(principal(KIND))
+            with pytest.raises(BudgetExceeded):
+                totals.check(wanted, bounds(wanted, KIND.max_budget_nano))
+
+
+async def test_sums_that_are_emptied_after_a_periods_end_are_built_for_the_new_one(
+    redis_url: str, postgres_url: str
+) -> None:
+    """The gateway reads the clock before the end. A request of the new period is in the ledger already."""
+    end = 1_700_006_400_000
+    with redis.Redis.from_url(redis_url) as client:
+        executor: Any = LateExecutor(client, end - 5_000)
+        executor.script, executor.late = "totals_begin", 5_010
+        who = principal(KIND, user=next(user for user in itertools.count() if shard(f"{user:032x}") == 0))
+        async with Database.connect(postgres_url) as database:
+            storage = LedgerStorage(database)
+            made = Reservation(ask(who), 1, 1, 86_400, end + 3, RateLimits(0, 0, 0, 0, 0, 0), "ai:86400")
+            await storage.write([replace(made.row(Charge(7, 1, 1, 1), Outcome.SUCCESS), settled_ms=end + 4)])
+            totals = Totals(
+                BudgetScripts(executor, 30), storage, KINDS, BudgetMetrics(Registry(), KINDS), who="w", every=0.3
+            )
+            await totals.refresh()
+            executor.now_ms += 1_000
+            await totals.refresh()
+            assert totals._known["ai:86400"].total.spent_nano == 7
+
+
+async def test_the_shards_are_read_by_one_gateway_when_a_sum_is_old_or_missing(redis_url: str) -> None:
+    ours = ("ai:86400", "other:86400")
+    with redis.Redis.from_url(redis_url) as client:
+        executor: Any = ClockedExecutor(client, 1_700_000_000_000)
+        scripts = BudgetScripts(executor, 30)
+
+        async def after(ms: int, names: tuple[str, ...] = ours) -> bool:
+            executor.now_ms += ms
+            return (await scripts.sums(names, 0.3)).mine
+
+        assert [await after(0), await after(0), await after(299)] == [True, False, False]
+        assert await after(1), "the one that was to read them did not"
+        await scripts.tell_sums(executor.now_ms, {ours[0]: Total(3, 4, 5)})
+        assert (await scripts.sums(ours, 0.3)).known == {ours[0]: (executor.now_ms, Total(3, 4, 5))}
+        assert not await after(100), "another one reads the missing one"
+        client.hdel(layout.SHARD_KEYS[0].sums, layout.READING)
+        assert not await after(0, ours[:1]), "it is fresh"
+        assert await after(0), "one is missing"
+        client.hdel(layout.SHARD_KEYS[0].sums, layout.READING)
+        assert await after(0, ours[::-1]), "whichever it is"
+        await scripts.tell_sums(executor.now_ms, dict.fromkeys(ours, Total(3, 4, 5)))
+        client.hdel(layout.SHARD_KEYS[0].sums, layout.READING)
+        assert [await after(299), await after(1)] == [False, True]
+        assert await after(-3_600_000), "the clock went back"
 
 
 async def test_the_totals_are_in_the_metrics(redis_url: str, postgres_url: str) -> None:
