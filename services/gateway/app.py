@@ -8,13 +8,13 @@ from contextlib import AsyncExitStack, asynccontextmanager
 import aiohttp
 from aiohttp import web
 
-from services.gateway import client_metrics, dialects, keys
+from services.gateway import client_keys, client_metrics, dialects, keys
 from services.gateway.budget import views as budget_views
 from services.gateway.budget.services import Budgets
 from services.gateway.catalogue import views as model_views
 from services.gateway.catalogue.services import Catalogue
 from services.gateway.chat.operation import CHAT
-from services.gateway.client_keys import CLIENT_KEYS, ClientKeys
+from services.gateway.client_keys import CLIENT_KEYS
 from services.gateway.dialects import DIALECTS, OPENAI
 from services.gateway.embeddings import EMBEDDINGS
 from services.gateway.error_body import ErrorBody
@@ -112,8 +112,7 @@ def build_app(settings: GatewaySettings, *, registry: Registry | None = None) ->
 
     apps.main.cleanup_ctx.append(resources)
     apps.put(DIALECTS, (FIREFOX, OPENAI) if settings.firefox_clients else (OPENAI,))
-    client_keys = settings.client_keys.get_secret_value() if settings.client_keys else ""
-    apps.put(CLIENT_KEYS, ClientKeys.parse(client_keys, service_types.rows.values(), debug=settings.mlpa_debug))
+    apps.put(CLIENT_KEYS, client_keys.configured(settings, service_types))
     if settings.firefox_clients:
         apps.main.middlewares.append(firefox_metrics.counting(registry))
     if settings.client_metrics:

@@ -10,7 +10,8 @@ from collections.abc import Iterable, Mapping
 from aiohttp import web
 
 from services.gateway.errors import Forbidden
-from shared.domain.service_types import ConfigurationError, ServiceType
+from services.gateway.settings import GatewaySettings
+from shared.domain.service_types import ConfigurationError, ServiceType, ServiceTypes
 from shared.service.strength import trivial_digests
 
 FIELD = "x-dev-authorization"
@@ -22,6 +23,7 @@ class ClientKeys:
 
     def __init__(self, digests: Mapping[str, bytes]) -> None:
         self._digests = dict(digests)
+        self.names = frozenset(digests)
 
     @classmethod
     def parse(cls, text: str, rows: Iterable[ServiceType], *, debug: bool) -> ClientKeys:
@@ -57,6 +59,17 @@ class ClientKeys:
         digest = hashlib.sha256(given[0].encode(errors="surrogateescape")).digest() if len(given) == 1 else b""
         if not hmac.compare_digest(digest, self._digests.get(name, bytes(32))):
             raise Forbidden(f"This service type needs the client key in {FIELD}.")
+
+
+def configured(settings: GatewaySettings, service_types: ServiceTypes) -> ClientKeys:
+    """The keys of the settings. A table that is read later can need no others.
+
+    :raises ConfigurationError: as ``ClientKeys.parse``.
+    """
+    text = settings.client_keys.get_secret_value() if settings.client_keys else ""
+    keys = ClientKeys.parse(text, service_types.rows.values(), debug=settings.mlpa_debug)
+    service_types.client_keys = keys.names
+    return keys
 
 
 CLIENT_KEYS = web.AppKey("client_keys", ClientKeys)

@@ -7,6 +7,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 
 import aiohttp
 
+from services.gateway import client_keys
 from services.gateway.budget.services import Budgets
 from services.gateway.ledger.storage import can_write
 from services.gateway.redis.executor import Executor
@@ -56,7 +57,7 @@ async def before_start(settings: GatewaySettings) -> AsyncIterator[Health]:
 
     :raises ConfigurationError: a file named in the settings can't be used.
     """
-    settings.load_service_types()
+    client_keys.configured(settings, settings.load_service_types())
     registry = Registry()
     async with AsyncExitStack() as stack:
         database = await stack.enter_async_context(

@@ -185,6 +185,8 @@ class ServiceTypes:
         self.rows: Mapping[str, ServiceType] = MappingProxyType(self._rows)
         self.models: Mapping[str, ModelRow] = MappingProxyType(self._models)
         self._listeners: list[Callable[[], None]] = []
+        #: The client keys that the process has, which a row of another table may name; None: any.
+        self.client_keys: frozenset[str] | None = None
 
     def on_change(self, listener: Callable[[], None]) -> None:
         """Have a function called whenever another table has been taken."""
@@ -241,7 +243,9 @@ def parse(raw: bytes, path: Path | None, *, debug: bool, after: ServiceTypes | N
                     raise _Fault(f"{kind.replace('_', ' ')} {name!r} is repeated", number, kind=kind)
         _check_pools(rows)
         for number, row in enumerate(rows):
-            _check(number, row, debug=debug, before=after.rows.get(row.name) if after else None)
+            _check(number, row, debug=debug)
+            if after is not None:
+                _check_change(number, row, after)
     except (msgspec.DecodeError, ValueError) as error:
         raise ConfigurationError(f"SERVICE_TYPES: {shown}: {error}{_line(raw, error)}") from error
     table = ServiceTypes({row.name: row for row in _related(rows)}, {model.name: model for model in models})
@@ -250,7 +254,7 @@ def parse(raw: bytes, path: Path | None, *, debug: bool, after: ServiceTypes | N
     return table
 
 
-def _check(number: int, row: ServiceType, *, debug: bool, before: ServiceType | None) -> None:
+def _check(number: int, row: ServiceType, *, debug: bool) -> None:
     """:raises _Fault: the row can't be used."""
     kinds = [kind for kind in row.credentials if len(row.name) > longest_service_type(kind)]
     if kinds:
@@ -280,8 +284,19 @@ def _check(number: int, row: ServiceType, *, debug: bool, before: ServiceType | 
             )
     if row.purposes_required and not row.purposes:
         raise _Fault(f"service type {row.name!r}: purposes_required without purposes", number, "purposes_required")
+
+
+def _check_change(number: int, row: ServiceType, after: ServiceTypes) -> None:
+    """:raises _Fault: a process that has the table ``after`` can't take the row."""
+    before = after.rows.get(row.name)
     if before is not None and row.duration_seconds != before.duration_seconds:
         raise _Fault(f"service type {row.name!r}: duration: another one needs a restart", number, "duration")
+    if row.client_key is not None and after.client_keys is not None and row.client_key not in after.client_keys:
+        raise _Fault(
+            f"service type {row.name!r}: client_key: CLIENT_KEYS has no key named {row.client_key!r}",
+            number,
+            "client_key",
+        )
 
 
 def _check_pools(rows: Sequence[ServiceType]) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from services.local.play import StandIn
-from tests.system.harness import System
+from tests.system.harness import SERVICE_TYPES, System
 
 
 def check(system: System, service: str, **environment: str) -> tuple[int, dict[str, str]]:
@@ -62,3 +62,12 @@ def test_a_setting_that_can_not_work_is_a_line_too(system: System, service: str)
     status, lines = check(system, service, SERVICE_TYPES="/no/such/file.toml")
     assert (status, list(lines)) == (1, ["settings"])
     assert "/no/such/file.toml" in lines["settings"]
+
+
+def test_a_row_whose_client_key_is_missing_is_a_line_of_the_gateway(system: System, tmp_path: Path) -> None:
+    file = tmp_path / "types.toml"
+    file.write_text(SERVICE_TYPES.replace('name = "ai"', 'name = "ai"\nclient_key = "dev"'))
+    status, lines = check(system, "gateway", SERVICE_TYPES=str(file))
+    assert (status, list(lines)) == (1, ["settings"])
+    assert "no key named 'dev'" in lines["settings"]
+    assert check(system, "auth", SERVICE_TYPES=str(file))[0] == 0

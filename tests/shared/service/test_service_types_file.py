@@ -158,6 +158,17 @@ async def test_a_row_that_is_gone_is_refused_by_name(watched: Watched, rest: str
     assert list(watched.rows) == ["ai", "s2s"]
 
 
+async def test_a_row_needs_no_client_key_that_the_process_does_not_have(watched: Watched) -> None:
+    await watched.ask(AI + 'client_key = "any"\n')
+    assert watched.rows["ai"].client_key == "any"
+    watched.table.client_keys = frozenset({"dev"})
+    await watched.ask(AI + S2S + 'client_key = "devv"\n')
+    assert "CLIENT_KEYS has no key named 'devv' (line 19)" in str(await watched.check("service_types"))
+    assert (list(watched.rows), watched.failures) == (["ai"], 1)
+    await watched.ask(AI + S2S + 'client_key = "dev"\n')
+    assert watched.rows["s2s"].client_key == "dev"
+
+
 async def test_readiness_names_the_rows_that_refuse_nobody_until_their_time_is_over(watched: Watched) -> None:
     soon = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() + 3600))
     await watched.ask(AI + f"enforce = false\nenforce_until = {soon}\n")
