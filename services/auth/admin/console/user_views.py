@@ -128,7 +128,7 @@ async def set_exception(request: web.Request, session: Session, change: pages.Ch
     if not (hours.isascii() and hours.isdigit() and len(hours) < 4):
         raise InvalidRequest("An exception lasts a whole number of hours.")
     until = request.app[USAGE].now().timestamp() + int(hours) * 3600
-    given = excepted(until, form.get("extra", "0"), without_rates="without_rates" in form)
+    given = excepted(until, form.get("extra", "").strip() or "0", without_rates="without_rates" in form)
     await _admin(request).set_exception(user_id, change.actor, given, change.reason)
     return await pages.done(request, session, _page_of(user_id), f"The exception holds for {hours} hours.")
 

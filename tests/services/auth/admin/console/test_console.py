@@ -118,9 +118,10 @@ async def test_a_form_from_elsewhere_does_nothing(admin_auth: Auth, people: Peop
     form = await person.get("/admin/sign-in")
     assert (await person.post("/admin/sign-in", key=ADMIN, csrf=form.csrf[:-1] + "!")).status == 403
     await person.sign_in()
-    for path in (f"{HERE}/block", f"{HERE}/unblock", f"{HERE}/tier", f"{HERE}/delete", "/admin/sign-out"):
+    actions = ("block", "unblock", "tier", "exception", "exception/end", "delete")
+    for path in (*(f"{HERE}/{action}" for action in actions), "/admin/sign-out"):
         for token in ({}, {"csrf": "x"}, {"csrf": form.csrf}):
-            assert (await person.post(path, tier="s2s", **token)).status == 403, path
+            assert (await person.post(path, tier="s2s", extra="1", hours="1", **token)).status == 403, path
     page = await person.get(HERE)
     async with person.session.post(
         f"{admin_auth.url}{HERE}/delete", data={"csrf": page.csrf}, headers={"Sec-Fetch-Site": "cross-site"}
@@ -155,6 +156,52 @@ async def test_block_unblock_tier_and_delete_say_what_they_did(person: Person, r
     log = await person.get("/admin/audit")
     assert "sold their key <b>" in log.words
     assert "<b>sold" not in log.text
+
+
+async def test_an_exception_is_made_replaced_and_ended_on_the_users_page(person: Person, rows: Rows) -> None:
+    rows.user()
+    page = await person.get(HERE)
+    assert "None: the budget and the rates of the tier hold." in page.words
+    page = await person.submit(page, f"{HERE}/exception", extra="1.5", hours="2", reason="a <b> fair")
+    assert (page.url, "The exception holds for 2 hours." in page.words) == (HERE, True)
+    assert "$1.50 more in each period until" in page.words
+    assert "“a <b> fair”" in page.words
+    assert rows.run(
+        "select extra_nano, without_rates, round(extract(epoch from ends_at - now()) / 60) from exceptions"
+    ) == [(1_500_000_000, False, 120)]
+    page = await person.submit(page, f"{HERE}/exception", extra="", hours="744", without_rates="1")
+    assert "no rates until" in page.words
+    assert "more in each period until" not in page.words
+    page = await person.submit(page, f"{HERE}/exception/end")
+    assert "The exception has ended." in page.words
+    assert "None: the budget and the rates of the tier hold." in page.words
+    assert rows.run("select count(*) from exceptions") == [(0,)]
+    assert [entry[1] for entry in rows.audit()] == ["sign_in"] + ["user.exception"] * 3
+    assert "Changed the exception by admin" in page.words
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"extra": "1", "hours": "0"},
+        {"extra": "1", "hours": "745"},
+        {"extra": "1", "hours": "-1"},
+        {"extra": "1", "hours": "1.5"},
+        {"extra": "1", "hours": "²"},
+        {"extra": "1"},
+        {"extra": "-1", "hours": "1"},
+        {"extra": "much", "hours": "1"},
+        {"extra": "10001", "hours": "1"},
+        {"extra": "0", "hours": "1"},
+        {"extra": "", "hours": "1"},
+        {"extra": "1", "hours": "1", "reason": "x" * 501},
+    ],
+)
+async def test_an_exception_that_can_not_be_is_refused(person: Person, rows: Rows, fields: dict[str, str]) -> None:
+    rows.user()
+    page = await person.submit(await person.get(HERE), f"{HERE}/exception", **fields)
+    assert page.status == 400
+    assert rows.run("select count(*) from exceptions") == [(0,)]
 
 
 async def test_a_revoked_device_stays_out(person: Person, rows: Rows, redis_url: str) -> None:
@@ -193,12 +240,13 @@ async def test_a_viewer_sees_everything_but_no_buttons(viewer: Person, admin_aut
         assert re.findall(r'<form[^>]*method="post"[^>]*action="([^"]*)"', page.text) == ["/admin/sign-out"]
         assert "Revoke…" not in page.text
         assert "Block…" not in page.text
-    for path in (f"{HERE}/block", f"{HERE}/unblock", f"{HERE}/tier", f"{HERE}/delete"):
-        page = await viewer.submit(await viewer.get(HERE), path, tier="s2s")
+    changes = ("block", "unblock", "tier", "exception", "exception/end", "delete")
+    for path in (f"{HERE}/{what}" for what in changes):
+        page = await viewer.submit(await viewer.get(HERE), path, tier="s2s", extra="1", hours="1")
         assert page.status == 403
         assert "may view, but not change" in page.words
-    tried = {f"POST /admin/users/{{user_id}}/{what}": 1 for what in ("block", "unblock", "tier", "delete")}
-    assert await rows.refusals(admin_auth) == {("ui", "forbidden", USER, "127.0.0.1"): {"attempts": 4, **tried}}
+    tried = {f"POST /admin/users/{{user_id}}/{what}": 1 for what in changes}
+    assert await rows.refusals(admin_auth) == {("ui", "forbidden", USER, "127.0.0.1"): {"attempts": 6, **tried}}
     assert {entry[1] for entry in rows.audit()} == {"sign_in", "forbidden"}
 
 
