@@ -7,6 +7,7 @@ import sys
 import click
 
 from services.cli.app_attest import app_attest
+from services.cli.audit import audit
 from services.cli.check import check
 from services.cli.device import device
 from services.cli.fxa import fxa
@@ -41,6 +42,7 @@ for command in (
     fxa,
     play,
     user,
+    audit,
     app_attest,
     virtual_key,
     ledger,

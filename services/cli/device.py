@@ -1,4 +1,4 @@
-"""``mlpa device``: a simulated App Attest device against a running system."""
+"""``mlpa device``: a simulated App Attest device against a running system, and the devices that auth knows."""
 
 from __future__ import annotations
 
@@ -8,12 +8,14 @@ import sys
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TextIO
+from urllib.parse import quote
 
 import click
 
 from services.auth.devices import importing, storage
 from services.auth.settings import AuthSettings
 from services.cli import target
+from services.cli.admin_api import CURSOR, LIMIT, REASON, AdminApi
 from services.cli.target import Target
 from services.local.device import Device
 from services.local.files import write_private
@@ -129,6 +131,26 @@ def chat(context: _Context, scope: str, model: str, shipped: str | None, text: s
         click.echo()
 
     context.run(talk())
+
+
+@device.command("list")
+@LIMIT
+@CURSOR
+@click.argument("start", default="")
+@_pass
+def list_(context: _Context, limit: int, cursor: str | None, start: str) -> None:
+    """Print the devices that auth knows, by key id; with START, those whose key id begins with it."""
+    AdminApi(context.auth_url).show("GET", "/device", query={"limit": limit, "cursor": cursor, "q": start})
+
+
+@device.command()
+@click.argument("key_id")
+@REASON
+@_pass
+def revoke(context: _Context, key_id: str, reason: str) -> None:
+    """Refuse the device KEY_ID from now on, in all its service types. This can't be undone."""
+    body = {"reason": reason or None}
+    AdminApi(context.auth_url).show("POST", f"/device/{quote(key_id, safe='')}/revoke", body=body)
 
 
 @device.command("import")

@@ -32,6 +32,8 @@ PUBLIC = (
 #: Not decided by who asks, but by what the body or the query says.
 BY_CONTENT = ("/token", "/revoke", "/verify/challenge", "/verify/attest")
 
+#: What admin keys open.
+API = ("/user", "/device", "/audit", "/service-types")
 #: At the gateway, by credential; the others are 401.
 GATEWAY = {"access token": 200, "user blocked": 403, "device revoked": 403}
 
@@ -58,8 +60,8 @@ def _expected(service: str, method: str, path: str, credential: str) -> set[int]
         return {400}
     if service == "gateway":
         return {GATEWAY.get(credential, 401)}
-    if path.startswith("/user"):
-        found = 404 if "{user_id}" in path else 200
+    if path.startswith(API):
+        found = 404 if "{" in path else 200
         return {
             found
             if credential == "admin key" or (credential == "viewer key" and not changes)

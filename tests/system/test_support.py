@@ -1,4 +1,4 @@
-"""``mlpa user`` against a running system, and an exception as the gateways apply it."""
+"""The commands of support against a running system, and an exception as the gateways apply it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,11 @@ from tests.system.harness import SECRETS, System
 
 async def user(system: System, *arguments: str, key: str = SECRETS["MLPA_ADMIN_KEY"]) -> tuple[int, Any]:
     """Exit code, and the user that is printed or the error."""
-    program = system.program("user", "--auth-url", system.auth_url, *arguments, environment={"MLPA_ADMIN_KEY": key})
+    return await printed(system, "user", "--auth-url", system.auth_url, *arguments, key=key)
+
+
+async def printed(system: System, *arguments: str, key: str = SECRETS["MLPA_ADMIN_KEY"]) -> tuple[int, Any]:
+    program = system.program(*arguments, environment={"MLPA_ADMIN_KEY": key})
     done = await asyncio.to_thread(
         subprocess.run, program.argv, env=program.env, cwd=program.cwd, capture_output=True, text=True, check=False
     )
@@ -49,3 +53,26 @@ async def test_an_exception_holds_at_the_gateway_and_is_on_record(system: System
     assert (await user(system, "exception", who, "--usd", "1", "--hours", "1000"))[0] == 1
     assert "exception" not in (await user(system, "exception", who, "--end"))[1]
     assert (await caller.budget(token)).json()["max_budget_usd"] == 1000
+
+
+async def test_support_lists_and_revokes_devices_and_reads_what_was_done(system: System, caller: Caller) -> None:
+    made = caller.device()
+    await caller.enrol(made)
+    token = (await caller.exchange_device(made)).json()["access_token"]
+    key_id = made.key_id_b64
+    device = ("device", "--auth-url", system.auth_url)
+    status, shown = await printed(system, *device, "list", key_id[:20])
+    assert (status, [one["key_id"] for one in shown["devices"]]) == (0, [key_id])
+    assert len((await printed(system, *device, "list", "--limit", "1"))[1]["devices"]) == 1
+    status, shown = await printed(system, *device, "revoke", key_id, "--reason", "stolen")
+    assert (status, shown["revoked_reason"]) == (0, "stolen")
+    assert (await caller.chat(token)).status == 403
+    status, said = await printed(system, *device, "revoke", "nobody")
+    assert (status, "404 not_found" in said) == (1, True)
+    log = ("audit", "--auth-url", system.auth_url)
+    status, shown = await printed(system, *log, key_id)
+    assert (status, [one["action"] for one in shown["entries"]]) == (0, ["device.revoke"])
+    status, said = await printed(system, *log, "--cursor", "x")
+    assert (status, "400 invalid_request" in said) == (1, True)
+    status, said = await printed(system, *log, key="")
+    assert (status, "MLPA_ADMIN_KEY is not set" in said) == (2, True)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 
+from services.auth.admin import api
 from services.auth.admin.access.admin_keys import ADMIN_KEYS, AdminKeys
 from services.auth.admin.access.sessions import SESSIONS, Sessions
 from services.auth.admin.access.wrong_keys import WRONG_KEYS, WrongKeys
-from services.auth.admin.api import views as api
 from services.auth.admin.console import pages, views
 from services.auth.admin.console.assets import ASSETS, Assets
 from services.auth.admin.console.gateways import Gateways

@@ -39,13 +39,19 @@ async def test_requests_made_from_the_document_get_what_it_says(start_auth: Star
 
 
 EXAMPLE_USER = "0123456789abcdef0123456789abcdef:ai"
+EXAMPLE_DEVICE = "3q2+7wARIjNEVWZ3iJmqu8zd7v8AESIzRFVmd4iZqrs="
 #: What the examples of these are answered with: they are of the right form, but nobody's credentials.
-REFUSED = {("POST", "/token"): (400, "invalid_request"), ("POST", "/verify/attest"): (401, "invalid_challenge")}
+REFUSED = {
+    ("POST", "/token"): (400, "invalid_request"),
+    ("POST", "/verify/attest"): (401, "invalid_challenge"),
+    ("POST", "/verify/play"): (401, "integrity_rejected"),
+}
 
 
 async def test_every_example_of_the_document_is_taken(start_auth: StartAuth, rows: Rows) -> None:
     auth = await start_auth(**ADMIN_SETTINGS, **UNLIMITED)
     rows.user(EXAMPLE_USER)
+    rows.device(EXAMPLE_DEVICE)
     _, document, _ = await auth.ask("GET", "/openapi.json")
     last = ("DELETE", "/user/{user_id}")
     tried = dict(examples(document))

@@ -73,6 +73,10 @@ class BlockRequest(msgspec.Struct, frozen=True):
     reason: Reason | None = None
 
 
+class RevokeRequest(msgspec.Struct, frozen=True):
+    reason: Reason | None = None
+
+
 class ExceptionRequest(msgspec.Struct, frozen=True):
     until: Annotated[datetime, msgspec.Meta(tz=True)]
     extra_budget_usd: float = 0.0

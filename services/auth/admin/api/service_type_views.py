@@ -1,0 +1,87 @@
+"""The API of service types: /service-types."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict
+from datetime import UTC, datetime
+
+import msgspec
+from aiohttp import web
+
+from services.auth.admin.access import callers
+from services.auth.admin.api.requests import COMMON, answer, operation
+from services.auth.admin.times import rfc3339
+from services.auth.settings import SERVICE_TYPES
+from shared.domain.money import nano_to_usd
+from shared.domain.service_types import ServiceType
+from shared.telemetry.openapi import Answer
+
+
+class ServiceTypeBody(msgspec.Struct, frozen=True):
+    """A row of ``SERVICE_TYPES`` as this process holds it; 0 means no limit, but for ``max_budget_usd``.
+
+    ``enforced``: whether budget and rates refuse at this moment.
+    """
+
+    name: str
+    enabled: bool
+    enforced: bool
+    enforce_until: str | None
+    max_budget_usd: float
+    duration_seconds: int
+    rpm: int
+    tpm: int
+    max_streams: int
+    max_users: int
+    total_budget_usd: float
+    pool: str | None
+    models: list[str]
+    exclusive_models: list[str]
+    credentials: list[str]
+    purposes: list[str]
+    purposes_required: bool
+    fxa_scopes: list[str]
+    fxa_client_ids: list[str]
+    bundle_ids: list[str] | None
+    play_integrity: str
+    client_key: str | None
+    aliases: list[str]
+    search_tool: str | None
+    search_cost_usd: float
+    temperature: float | None
+    top_p: float | None
+
+
+class ServiceTypesBody(msgspec.Struct, frozen=True):
+    service_types: list[ServiceTypeBody]
+
+
+async def list_service_types(request: web.Request) -> web.Response:
+    await callers.by_key(request)
+    now = time.time()
+    return answer(ServiceTypesBody([_body(row, now) for row in request.app[SERVICE_TYPES].rows.values()]))
+
+
+def _body(row: ServiceType, now: float) -> ServiceTypeBody:
+    shown = {
+        **asdict(row),
+        "enforced": row.enforces(now),
+        "enforce_until": rfc3339(datetime.fromtimestamp(row.enforce_until, UTC)) if row.enforce_until else None,
+        "max_budget_usd": nano_to_usd(row.max_budget_nano),
+        "total_budget_usd": nano_to_usd(row.total_budget_nano),
+        "search_cost_usd": nano_to_usd(row.search_cost_nano),
+    }
+    return msgspec.convert(shown, ServiceTypeBody)
+
+
+OPERATIONS = [
+    operation(
+        "Service types",
+        "GET",
+        "/service-types",
+        list_service_types,
+        "The service types with their limits, in the order of the file",
+        {200: Answer("The rows", ServiceTypesBody), **{status: COMMON[status] for status in (401, 429)}},
+    )
+]
