@@ -261,5 +261,6 @@ async def _open(
             changes=changes,
             health=readiness,
             limits=limits,
+            rejections={"App Attest": metrics.by_step, "Play Integrity": play_metrics.by_step},
             on_tier=on_tier,
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack
 
 from services.auth.admin import api
@@ -49,10 +49,12 @@ async def open_admin(
     changes: Changes,
     health: Health,
     limits: Limits,
+    rejections: Mapping[str, Callable[[], dict[str, int]]],
     on_tier: Callable[[str], None] | None,
 ) -> None:
     """Make the collaborators of the handlers, and start their background work.
 
+    :param rejections: the rejections by step of each verification, for the overview.
     :param on_tier: called with the id of each user whose tier has changed.
     """
     settings, service_types, admin_keys = apps.main[SETTINGS], apps.main[SERVICE_TYPES], apps.main[ADMIN_KEYS]
@@ -80,4 +82,4 @@ async def open_admin(
     apps.put(USER_ADMIN, users)
     apps.put(DEVICE_ADMIN, DeviceAdmin(database, changes))
     apps.put(USAGE, usage)
-    apps.put(OVERVIEWS, Overviews(health, gateways, users, usage))
+    apps.put(OVERVIEWS, Overviews(health, gateways, users, usage, rejections))

@@ -40,5 +40,9 @@ class DeviceMetrics:
         if result.incomplete_extensions:
             self._extensions.inc("incomplete")
 
+    def by_step(self) -> dict[str, int]:
+        """The rejections of this process."""
+        return {step: int(self._steps.value(step)) for step in map(str, Step)}
+
     def rejected(self, error: AppAttestError) -> None:
         self._steps.inc(str(error.step))

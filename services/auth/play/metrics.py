@@ -25,3 +25,7 @@ class PlayMetrics:
             ("endpoint", "result"),
         )
         self.requests.preset_all(("token", "decode"), ("success", "refused", "not_sent", *REASONS))
+
+    def by_step(self) -> dict[str, int]:
+        """The rejections of this process."""
+        return {step: int(self.rejections.value(step)) for step in map(str, Step)}

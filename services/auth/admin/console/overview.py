@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, TypeVar
@@ -42,22 +42,34 @@ class Traffic:
 
 @dataclass(frozen=True, slots=True)
 class Overview:
-    """The overview; a part is None when its figures are unavailable."""
+    """The overview; a part is None when its figures are unavailable.
+
+    ``rejections``: by the name of a verification and its step, since this process of auth started.
+    """
 
     auth: tuple[str, dict[str, Any]]
     gateway: GatewayReport
     users: dict[str, int] | None
     traffic: Traffic | None
     near: NearLimit | None
+    rejections: dict[str, dict[str, int]]
     in_days: bool
 
 
 class Overviews:
-    def __init__(self, health: Health, gateways: Gateways, users: UserAdmin, usage: Usage) -> None:
+    def __init__(
+        self,
+        health: Health,
+        gateways: Gateways,
+        users: UserAdmin,
+        usage: Usage,
+        rejections: Mapping[str, Callable[[], dict[str, int]]],
+    ) -> None:
         self._health = health
         self._gateways = gateways
         self._users = users
         self._usage = usage
+        self._rejections = rejections
 
     async def read(self, *, in_days: bool, draining: bool) -> Overview:
         """The last 30 days, or the last 24 hours."""
@@ -68,7 +80,11 @@ class Overviews:
             _or_none(self._days if in_days else self._hours),
             _or_none(self._usage.near_limit),
         )
-        return Overview((health["status"], health["checks"]), gateway, users, traffic, near, in_days)
+        rejections = {
+            name: {step: count for step, count in by_step().items() if count}
+            for name, by_step in self._rejections.items()
+        }
+        return Overview((health["status"], health["checks"]), gateway, users, traffic, near, rejections, in_days)
 
     async def _hours(self) -> Traffic:
         newest = self._usage.now().replace(minute=0, second=0, microsecond=0)

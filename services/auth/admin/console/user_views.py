@@ -40,6 +40,7 @@ async def users(request: web.Request, session: Session) -> web.StreamResponse:
         section="users",
         page=found,
         total=total,
+        kind_of=_kind_of,
         kinds=list({kind.words.identity: kind.words for kind in KINDS}.values()),
         q=q,
         sort=sort,
@@ -81,6 +82,11 @@ async def user(request: web.Request, session: Session) -> web.StreamResponse:
         entries=entries,
         sign_in=next((kind.words.sign_in for kind in KINDS if kind.kind is Credential.of(row.identity)), None),
     )
+
+
+def _kind_of(identity: str) -> str | None:
+    """What an identity is: "FxA uid"."""
+    return next((kind.words.identity for kind in KINDS if kind.kind is Credential.of(identity)), None)
 
 
 @pages.page

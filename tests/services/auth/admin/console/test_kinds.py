@@ -30,3 +30,21 @@ async def test_a_search_that_finds_nothing_says_what_ids_look_like(person: Perso
     for kind in KINDS:
         assert f"{kind.words.identity} ({kind.words.form})" in page.words
     assert 'placeholder="FxA uid or App Attest key id or Play install id"' in page.text
+
+
+async def test_installs_stand_beside_devices_and_accounts(person: Person, rows: Rows) -> None:
+    for identity in (UID, "A" * 43 + "=", "2f1a6c1e-8d0b-4f57-9f0c-3b6f1f3c9a10"):
+        rows.user(f"{identity}:ai")
+    shown = (await person.get("/admin/users")).words
+    for identity, kind in ((UID, "FxA uid"), ("A" * 43 + "=", "App Attest key id"), ("3c9a10", "Play install id")):
+        assert f"{identity}:ai {kind}" in shown
+
+
+async def test_the_overview_has_rejections_by_step(person: Person) -> None:
+    before = (await person.get("/admin")).words
+    assert "Rejected by Play Integrity Nothing was rejected" in before
+    body = {"user_id": "2f1a6c1e-8d0b-4f57-9f0c-3b6f1f3c9a10", "integrity_token": "t", "package_name": "org.other"}
+    async with person.session.post(f"{person.url}/verify/play", json=body) as answer:
+        assert answer.status == 401
+    after = (await person.get("/admin")).words
+    assert "Rejected by Play Integrity package 1 By step" in after
