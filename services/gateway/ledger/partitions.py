@@ -12,7 +12,8 @@ _DAY = timedelta(days=1)
 _SUMS_KEPT = timedelta(days=62)
 #: After this an hour changes no more but by rows that come late.
 _OPEN = timedelta(hours=3)
-_BATCH = 50_000
+#: Pages of a table that one statement reads: 80,000 rows.
+_PAGES_AT_ONCE = 1000
 
 # The default partition has no bound
 _PARTITIONS = Query.text(
@@ -29,8 +30,15 @@ _STRAY = Query.text(
 # A table that requests use is waited for no longer than this; the command can be run again
 _PATIENCE = Query.text("set local lock_timeout = '5s'")
 _CLOSE_DEFAULT = Query.text("lock table ledger_default in access exclusive mode")
+_PAGES = Query.text(
+    "select pg_relation_size('user_spend') / cast(current_setting('block_size') as int) as pages",
+)
+# No index has the day, which every new row would pay for: the table is read once, a part at a time
 _FORGET_USERS = Query.text(
-    "delete from user_spend where (user_id, day) in (select user_id, day from user_spend where day < :day limit :batch)"
+    """
+    delete from user_spend
+    where ctid >= cast(:first as tid) and ctid < cast(:after as tid) and day < :day
+    """
 )
 _FORGET_TOTALS = Query.text("delete from ledger_totals where hour < :before")
 _FOLD_HOURS = Query.text(
@@ -120,7 +128,9 @@ async def _drop(database: Database, name: str) -> None:
 
 async def _tidy(database: Database, now: datetime) -> None:
     oldest = now - _SUMS_KEPT
-    while await database.execute(_FORGET_USERS, day=oldest.date(), batch=_BATCH):
-        pass
+    pages = (await database.fetch(_PAGES))[0]["pages"]
+    for page in range(0, pages, _PAGES_AT_ONCE):
+        first, after = f"({page},0)", f"({page + _PAGES_AT_ONCE},0)"
+        await database.execute(_FORGET_USERS, day=oldest.date(), first=first, after=after)
     await database.execute(_FORGET_TOTALS, before=oldest)
     await database.execute(_FOLD_HOURS, before=now - _OPEN)

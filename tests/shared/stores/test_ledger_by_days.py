@@ -119,6 +119,18 @@ async def test_days_are_made_ahead_filled_with_stray_rows_and_dropped(postgres_u
         assert query(url, "select sum(requests), max(lane) from ledger_hours") == [(5, 0)]
 
 
+async def test_old_sums_of_many_users_are_forgotten_in_one_reading_of_the_table(postgres_url: str) -> None:
+    now = datetime.now(UTC)
+    query(
+        postgres_url,
+        "insert into user_spend select 'u' || n, now() - (n % 2) * interval '70 days', 1"
+        " from generate_series(1, 250000) n",
+    )
+    async with Database.connect(postgres_url, timeout=30) as database:
+        await keep(database, now.timestamp(), ahead=1, older_than=None)
+    assert query(postgres_url, "select count(*), now()::date - min(day) from user_spend") == [(125_000, 0)]
+
+
 def test_the_command_makes_and_drops_days(postgres_url: str) -> None:
     runner = CliRunner(env={"DATABASE_URL": postgres_url, "MLPA_DEBUG": "true"})
     done = runner.invoke(ledger, ["partitions", "--ahead", "20"])
