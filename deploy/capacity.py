@@ -38,13 +38,14 @@ class Costs:
     litellm_event: float = 0.9e-3
     redis_request: float = 140e-6  # three scripts: admit, settle, acknowledge
     redis_renewal: float = 10e-6
-    redis_idle: float = 160 * 5e-6  # what each gateway asks for by itself, per second
+    redis_idle: float = 0.9e-3  # what each gateway asks for by itself, per second
+    redis_totals: float = 5.7e-3  # reading the total budgets, by one gateway for all, per second
     redis_exchange: float = 40e-6
     redis_user_bytes: float = 1_350
     redis_stream_bytes: float = 400
     ledger_row_bytes: float = 477
     user_day_bytes: float = 175  # the sum of a user's day
-    ledger_row: float = 130e-6  # of PostgreSQL and the writer together, in batches
+    ledger_row: float = 50e-6  # of PostgreSQL and the writer together, in batches
     user_bytes: float = 610
 
 
@@ -74,6 +75,7 @@ def needed(users: float, habits: Habits, costs: Costs, plan: Plan) -> dict[str, 
         + exchanges * costs.redis_exchange
         + streams / 10 * costs.redis_renewal
         + gateways * costs.redis_idle
+        + costs.redis_totals
     )
     ledger_cpu = requests * costs.ledger_row
     ledger_day = habits.requests_per_day * costs.ledger_row_bytes

@@ -75,6 +75,8 @@ from (select number, date_trunc('day', now(), 'UTC') + (now() - date_trunc('day'
              * (number - %(first)s) / %(count)s as at
       from generate_series(%(first)s, %(first)s + %(count)s - 1) as number) as request
 """
+#: Batches of a round of writing, and their rows.
+_BATCHES, _BATCH = 8, 500
 #: Gives users the state that another one has.
 _COPY = """
 local fields, identity = redis.call('HGETALL', KEYS[1]), redis.call('HGETALL', KEYS[2])
@@ -130,8 +132,14 @@ class Load:
 
 
 async def run(rows: int = ROWS, users: int = USERS, streams: int = STREAMS) -> list[Row]:
-    """Rows of (name, figure)."""
+    """Rows of (name, figure), each said as soon as it is there: the rest takes minutes."""
     found: list[Row] = []
+
+    def note(*figures: Row) -> None:
+        found.extend(figures)
+        for name, figure in figures:
+            _say(f"{name}: {figure}")
+
     async with AsyncExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(dir="/var/tmp")))
         folder.chmod(0o755)  # noqa: ASYNC240
@@ -140,9 +148,9 @@ async def run(rows: int = ROWS, users: int = USERS, streams: int = STREAMS) -> l
         database = postgres.create_database("bench")
         migrate.upgrade(database)
         began = time.perf_counter()
-        found += await asyncio.to_thread(_fill_ledger, database, rows, users)
-        found.append(await _write(database, postgres))
-        found.append(await _fill_redis(first, database, users))
+        note(*await asyncio.to_thread(_fill_ledger, database, rows, users))
+        note(*await _write(database, postgres))
+        note(await _fill_redis(first, database, users))
         _say(f"filled in {time.perf_counter() - began:.0f} s")
 
         rig = await stack.enter_async_context(_rig(folder, database, first))
@@ -151,11 +159,9 @@ async def run(rows: int = ROWS, users: int = USERS, streams: int = STREAMS) -> l
         running = [asyncio.create_task(_stream(rig, number, streams, users, load)) for number in range(streams)]
         stack.callback(_cancel, running)
         await _opened(load, running, streams)
-        found.append(("streams open over four gateways", f"{len(load.first):,}, {load.errors} failed"))
-        found.append(
-            ("Valkey, memory of an open request", f"{(await _redis_bytes(first) - before) / streams:.0f} bytes")
-        )
-        found.append(("gateway, RSS with its share of the streams", _rss(rig)))
+        note(("streams open over four gateways", f"{len(load.first):,}, {load.errors} failed"))
+        note(("Valkey, memory of an open request", f"{(await _redis_bytes(first) - before) / streams:.0f} bytes"))
+        note(("gateway, RSS with its share of the streams", _rss(rig)))
 
         spenders = Load(rig)
         spending = [asyncio.create_task(spenders.spend(user)) for user in range(SPENDERS)]
@@ -165,14 +171,14 @@ async def run(rows: int = ROWS, users: int = USERS, streams: int = STREAMS) -> l
             client.replicaof("127.0.0.1", str(first.port))  # type: ignore[no-untyped-call]
             await until(lambda: client.info("replication")["master_link_status"] == "up", 120)
         await asyncio.sleep(5)
-        found.append(("failover to the replica", await _lost(rig, users, lambda: _promote(rig, first, second))))
+        note(("failover to the replica", await _lost(rig, users, lambda: _promote(rig, first, second))))
         await asyncio.sleep(10)
-        found.append(("restart with nothing", await _lost(rig, users, lambda: _restart(second))))
+        note(("restart with nothing", await _lost(rig, users, lambda: _restart(second))))
         await asyncio.sleep(10)
         _cancel(spending)
         await asyncio.gather(*running)
-        found.append(("streams that ended with [DONE]", f"{load.requests - load.errors:,} of {streams:,}"))
-        found += await _accounts(rig, streams, spenders)
+        note(("streams that ended with [DONE]", f"{load.requests - load.errors:,} of {streams:,}"))
+        note(*await _accounts(rig, streams, spenders))
     return found
 
 
@@ -277,43 +283,40 @@ def _fill_part(url: str, users: int, first: int, count: int) -> None:
     connection.close()
 
 
-async def _write(url: str, postgres: PostgresServer) -> Row:
-    """Batches as the gateways write them, into the day with its rows, and the CPU of both sides."""
-    batches, size = 40, 500
-    details = Details("request", "s2s", "plain", "chat", 86_400)
-    now = int(time.time() * 1000)
-    rates, cores = [], []
+async def _write(url: str, postgres: PostgresServer) -> list[Row]:
+    """Batches as the gateways write them, into the day with its rows, with the sums that the ledger keeps and without.
+
+    The CPU is that of both sides: PostgreSQL, and the writer.
+    """
+    details, now = Details("request", "s2s", "plain", "chat", 86_400), int(time.time() * 1000)
+    figures: dict[str, list[tuple[float, float]]] = {"enable": [], "disable": []}
     async with Database.connect(url, timeout=30) as database:
         storage = LedgerStorage(database)
-        for round_ in range(5):
-            made = [
-                [
-                    LedgerRow(
-                        new_id(),
-                        f"{(at * 7919 + batch) % 10**6:032x}:s2s",
-                        1,
-                        now,
-                        1,
-                        1,
-                        Outcome.SUCCESS,
-                        details,
-                        settled_ms=now,
+        for number in range(5):
+            for sums, seen in figures.items():
+                _execute(url, f"alter table ledger {sums} trigger user")
+                before, began = _cpu(postgres.process.pid), time.perf_counter()
+                for batch in range(_BATCHES):
+                    users = [f"{(at * 7919 + number * _BATCHES + batch) % 10**6:032x}:s2s" for at in range(_BATCH)]
+                    await storage.write(
+                        [
+                            LedgerRow(new_id(), user, 1, now, 1, 1, Outcome.SUCCESS, details, settled_ms=now)
+                            for user in users
+                        ]
                     )
-                    for at in range(size)
-                ]
-                for batch in range(batches // 5 * round_, batches // 5 * (round_ + 1))
-            ]
-            before, began = _cpu(postgres.process.pid), time.perf_counter()
-            for batch in made:
-                await storage.write(batch)
-            count = size * len(made)
-            rates.append(count / (time.perf_counter() - began))
-            cores.append(count / (_cpu(postgres.process.pid) - before))
-    _execute(url, "delete from ledger where service_type = 's2s'", "delete from user_spend where user_id like '%:s2s'")
-    return (
-        "ledger rows by one writer, batches of 500",
-        f"{spread(rates, 'a second')}; {spread(cores, 'a second and core of PostgreSQL and writer')}",
+                rows, seconds = _BATCHES * _BATCH, time.perf_counter() - began
+                seen.append((rows / seconds, rows / (_cpu(postgres.process.pid) - before)))
+    _execute(
+        url,
+        "alter table ledger enable trigger user",
+        "delete from ledger where service_type = 's2s'",
+        "delete from user_spend where user_id like '%:s2s'",
     )
+    names = {"enable": "ledger rows of one writer", "disable": "the same without the sums that the ledger keeps"}
+    return [
+        (names[sums], "; ".join(map(spread, zip(*seen, strict=True), ("a second", "a second and core"))))
+        for sums, seen in figures.items()
+    ]
 
 
 def _cpu(pid: int | None) -> float:
