@@ -128,7 +128,7 @@ class _Import:
         return "\n".join(f"[[service_type]]\n{_toml(row)}" for row in rows)
 
     def others(self) -> Iterator[str]:
-        """A line for each setting that was not translated and is none of ours."""
+        """A line for each setting that was not translated and isn't one of MLPA's."""
         ours = {name.upper() for kind in (AuthSettings, GatewaySettings) for name in kind.model_fields}
         for name in sorted(self._settings.keys() - self._used):
             if why := _OTHERS.get(name):

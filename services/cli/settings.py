@@ -39,7 +39,7 @@ def _all() -> dict[str, tuple[str, Any, Any]]:
 
 
 def _public(default: Any) -> Any:
-    """A default is no secret."""
+    """A default isn't secret."""
     return default.get_secret_value() if isinstance(default, SecretStr) else default
 
 

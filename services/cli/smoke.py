@@ -32,7 +32,7 @@ def smoke(gateway_url: str, auth_url: str, fxa_token: str | None, service_type: 
 
 
 class _Smoke:
-    """The steps, each of which is told in one line; one that fails does not keep the others from being tried."""
+    """The steps, one line each; a failed one does not keep the others from being tried."""
 
     def __init__(self, gateway: str, auth: str) -> None:
         self._gateway, self._auth = gateway, auth

@@ -137,7 +137,7 @@ async def _open(
         for operation in operations.values():
             operation.metrics.preset(models, rows)
 
-    make_series(())  # LiteLLM may be away
+    make_series(())  # LiteLLM may be down
     every = settings.model_info_seconds
     catalogue = await stack.enter_async_context(
         Catalogue.open(litellm.model_info, service_types, registry, every=every, on_change=make_series)

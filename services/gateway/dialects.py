@@ -31,7 +31,7 @@ class Dialect:
     events: Callable[[bytes], bytes]
     #: What is sent while a stream is silent; empty for nothing.
     comment: bytes
-    #: Whether a model that may not be asked is told before other faults of the body.
+    #: Whether a model that may not be asked is reported before other faults of the body.
     model_first: bool = False
 
 
@@ -53,7 +53,7 @@ DIALECTS = web.AppKey("dialects", Sequence[Dialect])
 
 
 def of(request: web.Request | None) -> Dialect:
-    """The dialect of a request; OpenAI's for bytes that are no request."""
+    """The dialect of a request; OpenAI's for bytes that are not a request."""
     if request is None:
         return OPENAI
     return next(dialect for dialect in request.app[DIALECTS] if dialect.speaks(request))

@@ -40,7 +40,7 @@ class DeviceAdmin:
 
     async def get(self, key_id: str) -> DeviceRow:
         """
-        :raises NotFound: there is no such thing.
+        :raises NotFound: it does not exist.
         :raises DependencyUnavailable: a dependency could not be asked.
         """
         device = await self.find(key_id)
@@ -51,7 +51,7 @@ class DeviceAdmin:
     async def revoke(self, key_id: str, actor: Actor, reason: str | None = None) -> None:
         """Refuse a device and its tokens from now on, in all its service types.
 
-        :raises NotFound: there is no such thing.
+        :raises NotFound: it does not exist.
         :raises DependencyUnavailable: it may be in PostgreSQL only; then it is applied to Redis later.
         """
         await self.get(key_id)

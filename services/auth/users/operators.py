@@ -88,7 +88,7 @@ class UserAdmin:
 
     async def get(self, user_id: str) -> User:
         """
-        :raises NotFound: there is no such thing.
+        :raises NotFound: it does not exist.
         :raises DependencyUnavailable: a dependency could not be asked.
         """
         return (await self._with_spending([await self._row(user_id)]))[0]
@@ -143,7 +143,7 @@ class UserAdmin:
     async def block(self, user_id: str, actor: Actor, reason: str | None = None) -> None:
         """Block the identity in all its service types.
 
-        :raises NotFound: there is no such thing.
+        :raises NotFound: it does not exist.
         :raises DependencyUnavailable: it may be in PostgreSQL only; then it is applied to Redis later.
         """
         async with self._change(user_id, "blocked") as (transaction, row):
@@ -154,7 +154,7 @@ class UserAdmin:
     async def unblock(self, user_id: str, actor: Actor) -> None:
         """Admit the identity again.
 
-        :raises NotFound: there is no such thing.
+        :raises NotFound: it does not exist.
         :raises DependencyUnavailable: as ``block``.
         """
         async with self._change(user_id, "unblocked") as (transaction, row):
@@ -166,7 +166,7 @@ class UserAdmin:
         """Give a user the money and rates of another service type's row.
 
         :raises UnknownTier: there is no such row.
-        :raises NotFound: there is no such thing.
+        :raises NotFound: it does not exist.
         :raises DependencyUnavailable: as ``block``.
         """
         if tier not in self._rows:
@@ -208,7 +208,7 @@ class UserAdmin:
     async def delete(self, user_id: str, actor: Actor) -> None:
         """Delete a user and free its place. Its ledger stays, and so does a block of its identity.
 
-        :raises NotFound: there is no such thing.
+        :raises NotFound: it does not exist.
         :raises DependencyUnavailable: as ``block``.
         """
         async with self._change(user_id, "deleted", {"deleted": user_id}) as (transaction, row):

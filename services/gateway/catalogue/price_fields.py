@@ -132,7 +132,7 @@ def part(entry: Mapping[str, Any], name: str) -> Mapping[str, Any]:
 def makes_embeddings(entry: Mapping[str, Any]) -> bool:
     """Whether a deployment makes embeddings, which have no output that is paid by tokens.
 
-    :raises Unpriced: ``model_info`` is no object.
+    :raises Unpriced: ``model_info`` isn't an object.
     """
     return part(entry, "model_info").get("mode") == "embedding"
 

@@ -212,10 +212,10 @@ class LedgerQueue:
             return await self._flush()
 
     async def drained(self, timeout: float) -> None:
-        """The last of a process: everything settled and written, each within ``timeout`` seconds.
+        """At the end of a process, settle and write everything, each within ``timeout`` seconds.
 
-        What Redis would not take is written all the same: the reservation is charged by the reaper then, whose row
-        comes second and changes nothing.
+        Settlements that Redis does not take are written nevertheless: the reaper then charges the reservation, and its
+        row comes second and changes nothing.
         """
         if not await self.all_settled(timeout):
             now_ms = int(time.time() * 1000)

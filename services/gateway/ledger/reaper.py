@@ -49,7 +49,7 @@ class Reaper:
             self._metrics.outbox_rows.set(max(self._waiting))
 
     async def sweep(self, number: int) -> None:
-        """Look after one shard, unless another gateway does or Redis is away."""
+        """Look after one shard, unless another gateway does or Redis is down."""
         executor = self._scripts.executor
         try:
             steady = await executor.steady_for(number)

@@ -28,7 +28,7 @@ class Rebuilder:
         await self.build.close()
 
     async def _build(self, user_id: str, service_type: ServiceType) -> None:
-        """Start anew when a settlement, an acknowledgement or an operator changed something in between."""
+        """Start again when a settlement, an acknowledgement or an operator changed something in between."""
         for _ in range(_TRIES):
             snapshot = await self._scripts.snapshot(user_id)
             record = await self._storage.user(

@@ -78,10 +78,10 @@ async def differences(
     now: Callable[[], float],
     settle: float = 2.0,
 ) -> list[Difference]:
-    """What differs now and still does after ``settle`` seconds: rows on their way are not a difference.
+    """The differences that still exist after ``settle`` seconds, since rows may be on their way.
 
-    A counter must be the ledger's sum of the current period. LiteLLM counts late, and only what it saw to its end, so
-    only that it counts *more* than the ledger, on this UTC day and the one before, is told.
+    A counter must be the ledger's sum of the current period. LiteLLM counts late, and only requests that it saw to
+    their end, so it differs only if it counts *more* than the ledger, on this UTC day and the one before.
 
     :raises DatabaseUnavailable, RedisError: and what ``litellm`` raises.
     """

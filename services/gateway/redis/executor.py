@@ -66,7 +66,7 @@ class Executor:
     @classmethod
     @contextlib.asynccontextmanager
     async def open(cls, url: str, scripts: Sequence[Script], *, timeout: float = 1.0) -> AsyncIterator[Executor]:
-        """Opens no connection yet: a gateway starts, and says so in its readiness, while Redis is away."""
+        """Opens no connection yet: a gateway also starts while Redis is down, and readiness reports it."""
         executor = cls(url, scripts, timeout)
         try:
             yield executor
@@ -77,7 +77,7 @@ class Executor:
                 await node.close()
 
     def on_epoch(self, listener: Callable[[list[int]], None]) -> None:
-        """Have the shards told whose server turns out to be another than before (or is met first)."""
+        """Call ``listener`` with the shards whose server turns out to be new, at the first connection too."""
         self._listeners.append(listener)
 
     def epoch(self, shard: int) -> str:
@@ -227,7 +227,7 @@ class Executor:
         return await self._owners[shard].connect()
 
     async def _map(self) -> None:
-        """Learn which node holds which shard; one at a time, whoever asks."""
+        """Learn which node holds which shard, once for concurrent callers."""
         if not self._cluster:
             return
         if self._mapping is None or self._mapping.done():

@@ -254,7 +254,7 @@ OPERATIONS = [
             },
         ),
         description="Instead of the exception that it has. The money is added to the budget of each period that begins "
-        "or runs before `until`, at most 31 days ahead. Blocks and total budgets hold all the same.",
+        "or runs before `until`, at most 31 days ahead. Blocks and total budgets still apply.",
     ),
     operation(
         _TAG,

@@ -37,7 +37,7 @@ class Assets:
 
     def response(self, request: web.Request) -> web.Response:
         """
-        :raises NotFound: there is no such thing.
+        :raises NotFound: it does not exist.
         """
         asset = self._assets.get(request.match_info["name"])
         if asset is None:
