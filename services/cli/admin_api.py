@@ -62,5 +62,9 @@ async def ask(service: str, method: str, url: URL, **options: Any) -> Any:
     except (aiohttp.ClientError, TimeoutError, ValueError) as error:
         raise click.ClickException(f"{url.origin()}: no answer of {service} ({type(error).__name__})") from None
     if not response.ok:
-        raise click.ClickException(f"{response.status} {answer['error']}: {answer['error_description']}")
+        said = answer["error"]  # auth's form, or the gateway's
+        code, message = (
+            (said, answer["error_description"]) if isinstance(said, str) else (said["code"], said["message"])
+        )
+        raise click.ClickException(f"{response.status} {code}: {message}")
     return answer

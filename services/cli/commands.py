@@ -14,6 +14,7 @@ from services.cli.fxa import fxa
 from services.cli.import_settings import import_settings
 from services.cli.keys import keys
 from services.cli.ledger import ledger
+from services.cli.models import models
 from services.cli.play import play
 from services.cli.run import auth, gateway, migrate, up
 from services.cli.settings import settings
@@ -43,6 +44,7 @@ for command in (
     play,
     user,
     audit,
+    models,
     app_attest,
     virtual_key,
     ledger,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
 
 import aiohttp
 from aiohttp import web
@@ -11,6 +12,7 @@ from aiohttp import web
 from services.gateway import client_keys, client_metrics, dialects, keys
 from services.gateway.budget import views as budget_views
 from services.gateway.budget.services import Budgets
+from services.gateway.catalogue import operators as catalogue_views
 from services.gateway.catalogue import views as model_views
 from services.gateway.catalogue.services import Catalogue
 from services.gateway.chat.operation import CHAT
@@ -67,7 +69,7 @@ DESCRIPTION = ServiceDescription(
     description="Relays chat completions, embeddings and searches under a budget per user. The official OpenAI SDKs "
     "work unmodified, with `base_url=<gateway>/v1` and an access token of auth as `api_key`.",
     operations=_OPERATIONS,
-    internal=[],
+    internal=catalogue_views.OPERATIONS,
     common_answers={
         413: Answer("The body is too large", ErrorBody),
         415: Answer("The body is compressed", ErrorBody),
@@ -97,10 +99,11 @@ def build_app(settings: GatewaySettings, *, registry: Registry | None = None) ->
     """
     registry = registry or Registry()
     service_types = settings.load_service_types()
+    hidden = settings.ops_port is None and not settings.mlpa_debug  # prices are nobody's business outside
     apps = build_apps(
         settings,
         registry,
-        DESCRIPTION,
+        replace(DESCRIPTION, internal=[]) if hidden else DESCRIPTION,
         max_body=settings.max_request_size_bytes,
         service_types=service_types,
     )
@@ -165,6 +168,7 @@ async def _open(
     apps.put(VERIFIER, verifier)
     apps.put(keys.BUDGETS, budgets)
     apps.put(keys.CATALOGUE, catalogue)
+    apps.put(keys.SERVICE_TYPES, service_types)
     config = RelayConfig.of(settings)
     apps.put(
         COLLABORATORS,

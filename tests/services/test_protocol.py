@@ -65,7 +65,7 @@ def test_it_has_the_routes_of_auth() -> None:
 
 
 def test_it_has_the_routes_of_the_gateway() -> None:
-    assert declared(list(gateway.DESCRIPTION.operations)) == routes(4)
+    assert declared([*gateway.DESCRIPTION.operations, *gateway.DESCRIPTION.internal]) == routes(4)
 
 
 def test_it_has_the_routes_of_user_management() -> None:

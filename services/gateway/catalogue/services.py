@@ -77,6 +77,11 @@ class Catalogue:
         """All models that may be asked."""
         return tuple(self._models)
 
+    def refused(self) -> Mapping[str, str]:
+        """The models that may not be asked, by name, and the reason why."""
+        off = {name: "its row switches it off" for name, row in self._rows.items() if not row.enabled}
+        return {**self._refused, **off}
+
     async def refresh(self) -> bool:
         """Read now. False, and nothing changes, when LiteLLM could not be asked or its answer made no sense."""
         try:
