@@ -4,24 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import json
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from services.local.device import Device
-from services.local.play import CERTIFICATE, PACKAGE, Install, InstallOrder, StandIn
 from shared.domain.tokens import CLIENT_HEADER, EXCHANGE_KEY_HEADER
 from tests.doubles.litellm import DONE, Script, chunk, event, stream_of
 from tests.services.auth.conftest import UID
 from tests.services.auth.exchange.test_app_attest_request import exchange, subject
-from tests.services.auth.exchange.test_play import google, google_key
 from tests.services.gateway.firefox import clients
 from tests.services.gateway.firefox.clients import Broken, android_stream, chat, ios_stream
 from tests.services.gateway.firefox.conftest import DEV_KEY, KEY, Door, StartDoor
-from tests.support.serving import serve
-
-__all__ = ["google", "google_key"]
 
 
 async def test_a_chat_of_desktop_is_answered(door: Door) -> None:
@@ -90,36 +84,6 @@ async def test_a_chat_of_android_is_answered(door: Door) -> None:
     assert door.count("android", "play", "success") == 3
     answer = await door.android(token, service_type="ai")
     assert (answer.status, set(answer.json())) == (403, {"error", "detail"})
-
-
-async def test_an_install_verifies_once_and_chats_as_it_was_shipped(
-    start_door: StartDoor, google: StandIn, tmp_path: Path
-) -> None:
-    """Its oldest builds send no Content-Type, and another service type than their row's."""
-    async with serve(google.app()) as url:
-        account = tmp_path / "service_account.json"
-        account.write_text(google.service_account(url))
-        door = await start_door(
-            auth_settings={
-                "play_packages": PACKAGE,
-                "play_certificates": CERTIFICATE,
-                "play_credentials": account,
-                "play_base_url": url,
-            }
-        )
-        install = Install()
-        token = google.mint(InstallOrder(request_hash=install.request_hash, package=install.package))
-        sent = {"user_id": install.user_id, "integrity_token": token, "package_name": install.package}
-        status, body, _ = await door.auth.ask(
-            "POST", "/verify/play", data=json.dumps(sent).encode(), skip_auto_headers=["Content-Type"]
-        )
-        assert (status, set(body)) == (200, {"access_token", "token_type", "expires_in"})
-        assert isinstance(body["expires_in"], int)
-        for service_type in ("s2s-android", "s2s"):
-            answer = await door.android(body["access_token"], chat(stream=True), service_type=service_type)
-            assert (answer.status, android_stream(answer.raw)) == (200, "Hello")
-    assert {asked.body["user"] for asked in door.double.asked} == {f"{install.user_id.lower()}:s2s-android"}
-    assert door.count("android", "play", "success") == 2
 
 
 async def test_a_thousand_chats_of_one_fxa_token_are_one_exchange(door: Door) -> None:
