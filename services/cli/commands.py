@@ -17,6 +17,7 @@ from services.cli.ledger import ledger
 from services.cli.models import models
 from services.cli.play import play
 from services.cli.run import auth, gateway, migrate, up
+from services.cli.service_types import service_types
 from services.cli.settings import settings
 from services.cli.smoke import smoke
 from services.cli.user import user
@@ -49,6 +50,7 @@ for command in (
     virtual_key,
     ledger,
     settings,
+    service_types,
     import_settings,
 ):
     cli.add_command(command)
