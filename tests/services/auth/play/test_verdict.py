@@ -77,6 +77,11 @@ def test_a_testers_verdict_needs_a_policy_that_takes_it(good: dict[str, Any]) ->
     assert step(testing, policy=Policy(POLICY.packages, POLICY.certificates, 600, testing=True)) is None
 
 
+@pytest.mark.parametrize("word", ["UNRECOGNIZED_VERSION", "UNEVALUATED", "UNKNOWN", "play_recognized", ""])
+def test_an_app_that_google_play_does_not_recognise_is_rejected(good: dict[str, Any], word: str) -> None:
+    assert step({**good, "appIntegrity": {**good["appIntegrity"], "appRecognitionVerdict": word}}) is Step.RECOGNITION
+
+
 def test_without_certificates_to_compare_any_is_taken(good: dict[str, Any]) -> None:
     other = copy.deepcopy(good)
     other["appIntegrity"]["certificateSha256Digest"] = ["A" * 43]
