@@ -13,6 +13,7 @@ import pytest
 import yaml  # type: ignore[import-untyped]
 
 from services.auth.settings import AuthSettings
+from services.cli.ledger import partitions, prune
 from services.gateway.settings import GatewaySettings
 from shared.domain.service_types import load
 
@@ -21,6 +22,8 @@ KUBECTL = shutil.which("kubectl")
 #: The oldest that is still supported by its makers, and the newest that the schemas know.
 VERSIONS = ("1.34", "1.37")
 SETTINGS: dict[str, type[AuthSettings] | type[GatewaySettings]] = {"auth": AuthSettings, "gateway": GatewaySettings}
+#: The jobs of every night, with the command of each.
+NIGHTLY = {"ledger-partitions": partitions, "ledger-prune": prune}
 #: What OpenTelemetry reads of the environment by itself.
 OF_OPENTELEMETRY = {"OTEL_EXPORTER_OTLP_HEADERS", "OTEL_TRACES_SAMPLER", "OTEL_TRACES_SAMPLER_ARG"}
 
@@ -43,7 +46,9 @@ def the(objects: list[dict[str, Any]], kind: str, name: str) -> dict[str, Any]:
 
 
 def pod(objects: list[dict[str, Any]], name: str) -> dict[str, Any]:
-    found: dict[str, Any] = the(objects, "Job" if name == "migrate" else "Deployment", name)["spec"]["template"]["spec"]
+    kind = "Job" if name == "migrate" else "CronJob" if name in NIGHTLY else "Deployment"
+    spec = the(objects, kind, name)["spec"]
+    found: dict[str, Any] = spec.get("jobTemplate", {"spec": spec})["spec"]["template"]["spec"]
     return found
 
 
@@ -124,7 +129,7 @@ def test_a_pod_is_given_longer_than_its_drain_takes(name: str) -> None:
     assert pod(plain(), name)["terminationGracePeriodSeconds"] >= drain + 10
 
 
-@pytest.mark.parametrize("name", ["auth", "gateway", "migrate"])
+@pytest.mark.parametrize("name", ["auth", "gateway", "migrate", *NIGHTLY])
 def test_containers_have_no_more_rights_than_they_need(name: str) -> None:
     spec = pod(plain(), name)
     (container,) = spec["containers"]
@@ -140,8 +145,22 @@ def test_containers_have_no_more_rights_than_they_need(name: str) -> None:
 
 def test_the_variables_that_a_cluster_gives_a_pod_are_no_settings() -> None:
     """A Service makes NAME_PORT and the like in every pod of its namespace; ``auth`` makes AUTH_PORT."""
-    for name in ("auth", "gateway", "migrate"):
+    for name in ("auth", "gateway", "migrate", *NIGHTLY):
         assert pod(plain(), name)["enableServiceLinks"] is False
+
+
+@pytest.mark.parametrize("name", NIGHTLY)
+def test_the_ledger_is_kept_every_night_by_its_owner(name: str) -> None:
+    (container,) = pod(plain(), name)["containers"]
+    program, group, command, *arguments = container["command"]
+    assert (program, group, command) == ("mlpa", "ledger", NIGHTLY[name].name)
+    assert NIGHTLY[name].make_context(command, list(arguments)).params["days"] == 90
+    sources = {one["name"]: one["valueFrom"] for one in container["env"]}
+    assert sources["DATABASE_URL"] == {"secretKeyRef": {"name": "mlpa-migrate", "key": "DATABASE_URL"}}
+    minute, hour, *rest = the(plain(), "CronJob", name)["spec"]["schedule"].split()
+    assert minute.isdigit()
+    assert hour.isdigit()
+    assert rest == ["*"] * 3
 
 
 def test_each_workload_has_a_database_role_of_its_own() -> None:
