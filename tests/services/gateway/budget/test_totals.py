@@ -20,7 +20,7 @@ from services.gateway.budget.charging import Charge, bounds
 from services.gateway.budget.metrics import BudgetMetrics
 from services.gateway.budget.models import Delivery, RateLimits, Reservation
 from services.gateway.budget.resets import delay
-from services.gateway.budget.scripts import BudgetScripts, Expired
+from services.gateway.budget.scripts import BudgetScripts, Expired, TotalsBegun
 from services.gateway.budget.services import Budgets
 from services.gateway.budget.totals import Totals
 from services.gateway.errors import BudgetExceeded, BudgetReserved
@@ -452,6 +452,53 @@ async def test_the_shards_are_read_by_one_gateway_when_a_sum_is_old_or_missing(r
         client.hdel(layout.SHARD_KEYS[0].sums, layout.READING)
         assert [await after(299), await after(1)] == [False, True]
         assert await after(-3_600_000), "the clock went back"
+
+
+async def test_a_build_empties_its_own_sums_alone_and_waits_while_too_many_rows_do(redis_url: str) -> None:
+    ours, other = "ai:86400", "other:86400"
+    with redis.Redis.from_url(redis_url) as client:
+        executor: Any = ClockedExecutor(client, 1_700_000_000_000)
+        scripts, who = BudgetScripts(executor, 30), principal(KIND)
+        number, keys = shard(who.identity), layout.of_user(who.user_id)
+
+        def held(total: str) -> Reservation:
+            return Reservation(ask(who), 1, 1, 86_400, executor.now_ms, RateLimits(0, 0, 0, 0, 0, 0), total)
+
+        def sums() -> dict[str, str]:
+            found = {name.decode(): value.decode() for name, value in client.hgetall(keys.totals).items()}
+            return {name: value for name, value in found.items() if name[1] == "|"}
+
+        async def begin(most: int) -> TotalsBegun | None:
+            return await scripts.begin_totals(number, "me", [ours], most)
+
+        await scripts.renew(number, [open_ := held(ours), held(other)])
+        for _ in range(2):
+            await executor.run(*scripts.settle_call(held("").row(Charge(5, 1, 1, 0), Outcome.SUCCESS)))
+        client.delete(keys.totals)
+        foreign = {f"b|{other}": "1", f"s|{other}|1": "9"}
+        client.hset(keys.totals, mapping={layout.EPOCH: "epoch1", f"b|{ours}": "1", f"s|{ours}|1": "4", **foreign})
+        assert await begin(1) is None
+        assert sums() == {f"b|{ours}": "1", f"s|{ours}|1": "4", **foreign}
+        begun = await begin(2)
+        assert begun is not None
+        assert (begun.now_ms, begun.open, len(begun.rows)) == (
+            executor.now_ms,
+            [(ours, open_.admitted_ms, 1)],
+            2,
+        )
+        assert sums() == foreign
+        await scripts.load_totals(number, "you", [ours], {f"s|{ours}|1": 3})
+        assert sums() == foreign
+        executor.current_epoch = "epoch2"
+        assert await begin(2) is not None
+        assert sums() == {}
+        for _ in range(2):
+            await scripts.load_totals(number, "me", [ours], {f"s|{ours}|1": 3})
+        assert sums() == {f"b|{ours}": "1", f"s|{ours}|1": "3"}
+        found = await scripts.totals(number, [ours, other])
+        assert [found[1] > 0, found[4]] == [True, -1]
+        executor.current_epoch = "epoch3"
+        assert (await scripts.totals(number, [ours]))[1] == -1
 
 
 async def test_the_totals_are_in_the_metrics(redis_url: str, postgres_url: str) -> None:
