@@ -23,7 +23,9 @@ from services.gateway.tokens.models import Principal
 from shared.domain import tokens
 from shared.domain.identity import Credential
 from shared.domain.service_types import ServiceTypes
+from shared.errors import DependencyUnavailable
 from shared.service.proxies import client_address
+from shared.telemetry import logs
 
 SERVICE_TYPE_FIELD = "service-type"
 _TRUE = ("true", "1", "yes", "on")
@@ -33,6 +35,8 @@ _CLIENT_DATA = re.compile(rb'"typ"\s*:\s*"mlpa-token-exchange"')
 _MAX_JWT = 12 * 1024
 #: Bytes of unfinished bodies whose users are not known yet, apart from all others: strangers can fill it.
 UNVERIFIED_BYTES = 64 * 1024 * 1024
+
+_log = logs.logger("firefox")
 
 Kind = Literal["fxa", "app_attest_request", "play"]
 KINDS: dict[Kind, str] = {"fxa": "desktop", "app_attest_request": "ios", "play": "android"}
@@ -118,11 +122,13 @@ class Credentials:
         encoded = base64.urlsafe_b64encode(msgspec.json.encode(subject)).rstrip(b"=").decode()
         try:
             granted = await self._exchanges.once(Credential.APP_ATTEST_REQUEST, encoded, service_type, source)
-            return await request.app[VERIFIER].verify(granted)
         except InvalidToken as error:
             raise InvalidToken("Invalid App Attest auth") from error
+        return await _verified(request, granted)
 
     async def _by_fxa_token(self, request: web.Request, token: str, service_type: str) -> Principal:
+        if not token.isascii():
+            raise InvalidToken("Invalid FxA auth")
         source = client_address(request)
         try:
             granted = await self._exchanges.remembered(Credential.FXA, token, service_type, source)
@@ -130,12 +136,25 @@ class Credentials:
                 return await request.app[VERIFIER].verify(granted)
             except InvalidToken:  # the key that signed it was withdrawn
                 granted = await self._exchanges.remembered(Credential.FXA, token, service_type, source, anew=True)
-                return await request.app[VERIFIER].verify(granted)
         except InvalidToken as error:
             raise InvalidToken("Invalid FxA auth") from error
+        return await _verified(request, granted)
 
 
 CREDENTIALS = web.AppKey("firefox_credentials", Credentials)
+
+
+async def _verified(request: web.Request, granted: str) -> Principal:
+    """The bearer of an access token that auth has just granted.
+
+    :raises DependencyUnavailable: this gateway can't verify it: it lacks the key, or its clock or issuer differs. The
+        client's credential is good nevertheless.
+    """
+    try:
+        return await request.app[VERIFIER].verify(granted)
+    except InvalidToken as error:
+        _log.error("granted_token_not_accepted", reason=error.message)
+        raise DependencyUnavailable("auth", reason="malformed") from error
 
 
 def _kind(request: web.Request, *, ours: bool) -> Kind:

@@ -124,10 +124,10 @@ async def serve(request: web.Request, shared: Collaborators, operation: PaidOper
                 raise
             model = operation.model(asked, row, shared.models)
             request[MODEL] = model.name
+            purpose = _purpose(request, row)
             if not shared.litellm.accepts:
                 raise DependencyUnavailable("litellm")
             size = operation.size(asked, model)
-            purpose = _purpose(request, row)
         with shared.open_requests.place():  # checked again, since the body may have taken 30 s
             relay = await _admit(request, shared, operation, principal, asked, model, size, purpose, started)
             del body, asked  # a stream is long, and its request may be large

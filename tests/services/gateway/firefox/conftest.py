@@ -123,7 +123,7 @@ StartDoor = Callable[..., Awaitable[Door]]
 @pytest.fixture
 async def double() -> AsyncIterator[LiteLLMDouble]:
     async with LiteLLMDouble() as double:
-        double.models = [model_row(MODEL), model_row("exa")]
+        double.models = [model_row(MODEL, max_input_tokens=100_000), model_row("exa")]
         yield double
 
 

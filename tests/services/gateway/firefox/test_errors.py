@@ -18,7 +18,7 @@ from shared.stores.postgres import Database, Query
 from tests.doubles.litellm import Script, error_body
 from tests.services.auth.admin.conftest import ADMIN, ADMIN_SETTINGS, bearer
 from tests.services.auth.conftest import UID
-from tests.services.gateway.firefox.clients import Answer, chat
+from tests.services.gateway.firefox.clients import Answer, chat, desktop, send
 from tests.services.gateway.firefox.conftest import Door, StartDoor
 from tests.support.waiting import until
 
@@ -74,6 +74,10 @@ async def test_what_is_wrong_with_a_request_is_told_in_this_order(door: Door) ->
     for body, number in ((chat("unknown", messages=7), 8), (chat("exa", n="x"), 8), (chat(n="x"), 9), ({"n": "x"}, 8)):
         answer = await door.desktop(token, body)
         assert (answer.status, answer.json()) == (400, coded(number)), body
+    longer = chat(messages=[{"role": "user", "content": "x" * 500_000}])  # than the model's window
+    for purpose, told in (("nonsense", (400, coded(9))), ("chat", (413, coded(3)))):
+        answer = await door.desktop(token, longer, service_type="strict", purpose=purpose)
+        assert (answer.status, answer.json()) == told
     malformed = await door.desktop(token, raw=b"{")
     assert (malformed.status, malformed.json()) == (400, coded(9))
     assert not door.double.asked
@@ -222,6 +226,22 @@ async def test_an_auth_that_does_not_answer_is_a_503_and_never_a_401(door: Door,
         assert int(refused.headers["retry-after"]) >= 1
     assert (await door.desktop(remembered)).status == 200
     assert door.count("ios", "app_attest_request", "failure") == 1
+
+
+async def test_a_granted_token_that_the_gateway_cannot_verify_is_a_503_and_never_a_401(start_door: StartDoor) -> None:
+    door = await start_door(mlpa_issuer="http://127.0.0.1:1")
+    for answer in (await door.desktop(door.auth.fxa_token()), await door.ios(await door.device())):
+        assert_text(answer, 503)
+        assert int(answer.headers["retry-after"]) >= 1
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/models"])
+@pytest.mark.parametrize("token", [b"\xff", b"a\xc3(b", "\u00e9\U0001f98a".encode(), b"\xed\xa0\x80"])
+async def test_bytes_that_no_token_has_are_a_401_and_go_nowhere(door: Door, path: str, token: bytes) -> None:
+    sent = desktop("TOKEN", chat(), path=path).replace(b"TOKEN", token)
+    answer = await send(door.port, sent if "chat" in path else sent.replace(b"POST", b"GET", 1))
+    assert (answer.status, answer.json()) == (401, {"detail": "Invalid FxA auth"})
+    assert not door.between.asked
 
 
 async def test_fxa_away_is_a_503_and_those_remembered_still_chat(door: Door) -> None:
