@@ -80,7 +80,7 @@ class Credentials:
             token = bearer_token(request)
             ours = self._is_ours(token)
         finally:
-            request[KIND] = _kind(request, ours=ours)
+            request[KIND] = kind_of(request, ours=ours)
         service_type = self._service_type(request)
         if ours:
             return await self._by_access_token(request, token, service_type)
@@ -157,7 +157,11 @@ async def _verified(request: web.Request, granted: str) -> Principal:
         raise DependencyUnavailable("auth", reason="malformed") from error
 
 
-def _kind(request: web.Request, *, ours: bool) -> Kind:
+def kind_of(request: web.Request, *, ours: bool = False) -> Kind:
+    """The kind of credential that a request has, or should have if it lacks one.
+
+    :param ours: its bearer is an access token of ours.
+    """
     if ours:
         return "play"
     return "app_attest_request" if _says(request, "use-app-attest") else "fxa"

@@ -157,7 +157,8 @@ class Exchanges:
                 headers={**self._headers, **client},
                 limit=_MAX_BYTES,
                 timeout=_TIMEOUT,
-                again=True,
+                # a device's counter is taken once: the second try would be refused although the first one was good
+                again=kind is not Credential.APP_ATTEST_REQUEST,
             )
             return self._read(answer)
         except NoAnswer as error:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 
-from services.gateway.firefox.credentials import KIND, KINDS
+from services.gateway.firefox.credentials import KIND, KINDS, kind_of
 from services.gateway.firefox.dialect import speaks
 from shared.errors import ServiceError
 from shared.service.web import ERROR, OUTCOMES, outcome_of
@@ -40,8 +40,7 @@ def counting(registry: Registry) -> Middleware:
             outcome = "failure" if ERROR in request else "success"  # of a stream that broke
             return response
         finally:
-            kind = request.get(KIND)
-            if kind is not None:
-                requests.inc(KINDS[kind], kind, outcome)
+            kind = request.get(KIND) or kind_of(request)  # it may have been refused before its credential was read
+            requests.inc(KINDS[kind], kind, outcome)
 
     return count

@@ -62,6 +62,7 @@ async def test_what_is_wrong_with_a_request_is_told_in_this_order(door: Door) ->
     assert (too_large.status, too_large.json()) == (413, coded(3))
     missing = await door.desktop(None, service_type="nonsense")
     assert (missing.status, missing.json()) == (401, {"detail": "Missing authorization header"})
+    assert door.count("desktop", "fxa", "refused") == 1
     unknown = await door.desktop("no token", service_type="nonsense")
     assert (unknown.status, unknown.json()) == (400, coded(9))
     bad = await door.desktop("a" * 64, chat("unknown"))
@@ -226,6 +227,15 @@ async def test_an_auth_that_does_not_answer_is_a_503_and_never_a_401(door: Door,
         assert int(refused.headers["retry-after"]) >= 1
     assert (await door.desktop(remembered)).status == 200
     assert door.count("ios", "app_attest_request", "failure") == 1
+
+
+async def test_an_assertion_is_exchanged_once_although_auths_answer_is_lost(door: Door) -> None:
+    device = await door.device()
+    door.between.fault = _reset
+    for ask in (lambda: door.ios(device), lambda: door.desktop(door.auth.fxa_token(uid="2" * 32))):
+        assert_text(await ask(), 503)
+    kinds = [form["subject_token_type"].rpartition(":")[2] for _, form in door.between.asked]
+    assert kinds == ["app-attest-request", "access_token", "access_token"]
 
 
 async def test_a_granted_token_that_the_gateway_cannot_verify_is_a_503_and_never_a_401(start_door: StartDoor) -> None:
