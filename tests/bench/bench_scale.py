@@ -1,7 +1,8 @@
 """Budgets at size: a day of ten million ledger rows, a million users in Redis, ten thousand open streams.
 
 While the streams run, and other users spend small budgets as fast as they can, Redis fails over to its replica and
-then restarts with nothing. ``python -m tests.bench.bench_scale [ROWS USERS STREAMS]`` runs it smaller.
+then restarts with nothing. HAProxy, configured as in ``deploy/haproxy``, leads to it.
+``python -m tests.bench.bench_scale [ROWS USERS STREAMS]`` runs it smaller.
 """
 
 from __future__ import annotations
@@ -22,7 +23,6 @@ from typing import Any
 import msgspec
 import psutil
 import psycopg2
-import redis
 import uvloop
 
 from services.auth.tokens.issuer import Issuer
@@ -40,19 +40,19 @@ from shared.stores import migrate
 from shared.stores.postgres import Database
 from tests.bench.figures import Row, spread
 from tests.bench.relay import clients
+from tests.deploy.test_haproxy import proxy
 from tests.services.gateway.budget.support import ask, opened, principal, rows
 from tests.services.gateway.budget.support import row as budget_row
 from tests.support.service_types import toml
 from tests.support.waiting import until
-from tests.system.proxy import Gate
 
 #: Seconds that all of it may take.
 LONGEST = 1800.0
 ROWS, USERS, STREAMS = 10_000_000, 1_000_000, 10_000
 GATEWAYS, SPENDERS = 4, 12
 ISSUER = "http://127.0.0.1:1"
-#: An event every 5 s for two minutes.
-MODEL = "paced-5000-24"
+#: An event every 5 s for four minutes.
+MODEL = "paced-5000-48"
 OPENED_WITHIN = 60.0
 TOTAL_NANO, SMALL_NANO = 10**12, 12_000
 #: Two service types with a total budget, one without; users of the last spend their small budgets meanwhile.
@@ -77,6 +77,10 @@ from (select number, date_trunc('day', now(), 'UTC') + (now() - date_trunc('day'
 """
 #: Batches of a round of writing, and their rows.
 _BATCHES, _BATCH = 8, 500
+_INDEXES = """
+select relname, replace(pg_get_indexdef(oid), ' ON ONLY ', ' ON ') from pg_class
+where oid in (select indexrelid from pg_index where indrelid = cast('ledger' as regclass) and not indisprimary)
+"""
 #: Gives users the state that another one has.
 _COPY = """
 local fields, identity = redis.call('HGETALL', KEYS[1]), redis.call('HGETALL', KEYS[2])
@@ -94,7 +98,6 @@ class Rig:
     """What runs, and how to ask it."""
 
     database: str
-    gate: Gate
     token: Callable[[int, str], str]
     ports: list[int]
     gateways: list[subprocess.Popen[bytes]]
@@ -145,6 +148,9 @@ async def run(rows: int = ROWS, users: int = USERS, streams: int = STREAMS) -> l
         folder.chmod(0o755)  # noqa: ASYNC240
         postgres = stack.enter_context(PostgresServer(folder / "postgres", free_port(), durable=False))
         first = stack.enter_context(ValkeyServer(folder / "first", free_port()))
+        second = stack.enter_context(ValkeyServer(folder / "second", free_port()))
+        with second.client() as client:
+            client.replicaof("127.0.0.1", str(first.port))  # type: ignore[no-untyped-call]
         database = postgres.create_database("bench")
         migrate.upgrade(database)
         began = time.perf_counter()
@@ -153,7 +159,7 @@ async def run(rows: int = ROWS, users: int = USERS, streams: int = STREAMS) -> l
         note(await _fill_redis(first, database, users))
         _say(f"filled in {time.perf_counter() - began:.0f} s")
 
-        rig = await stack.enter_async_context(_rig(folder, database, first))
+        rig = await stack.enter_async_context(_rig(folder, database, [first, second]))
         before = await _redis_bytes(first)
         load = clients.Load()
         running = [asyncio.create_task(_stream(rig, number, streams, users, load)) for number in range(streams)]
@@ -166,19 +172,17 @@ async def run(rows: int = ROWS, users: int = USERS, streams: int = STREAMS) -> l
         spenders = Load(rig)
         spending = [asyncio.create_task(spenders.spend(user)) for user in range(SPENDERS)]
         stack.callback(_cancel, spending)
-        second = stack.enter_context(ValkeyServer(folder / "second", free_port()))
         with second.client() as client:
-            client.replicaof("127.0.0.1", str(first.port))  # type: ignore[no-untyped-call]
             await until(lambda: client.info("replication")["master_link_status"] == "up", 120)
         await asyncio.sleep(5)
-        note(("failover to the replica", await _lost(rig, users, lambda: _promote(rig, first, second))))
+        note(("failover to the replica", await _lost(rig, users, lambda: _promote(first, second))))
         await asyncio.sleep(10)
         note(("restart with nothing", await _lost(rig, users, lambda: _restart(second))))
         await asyncio.sleep(10)
         _cancel(spending)
         await asyncio.gather(*running)
         note(("streams that ended with [DONE]", f"{load.requests - load.errors:,} of {streams:,}"))
-        note(*await _accounts(rig, streams, spenders))
+        note(*await _accounts(rig, second, streams, spenders))
     return found
 
 
@@ -192,7 +196,7 @@ async def _opened(load: clients.Load, running: list[asyncio.Task[None]], streams
     async def all_of_them() -> bool:
         return len(load.first) + load.errors >= streams
 
-    await until(all_of_them, 2 * OPENED_WITHIN)
+    await until(all_of_them, 4 * OPENED_WITHIN)
     _say(f"{len(load.first)} streams open, load {os.getloadavg()}")
 
 
@@ -204,14 +208,11 @@ def _cancel(tasks: list[asyncio.Task[None]]) -> None:
 # --- faults ----------------------------------------------------------------------------------------------------------
 
 
-async def _promote(rig: Rig, old: ValkeyServer, new: ValkeyServer) -> None:
-    """As a proxy in front of both does it once it has seen that the primary is gone."""
+async def _promote(old: ValkeyServer, new: ValkeyServer) -> None:
+    """As Sentinel does, or an operator; the proxy finds the new primary by itself."""
     old.kill()
-    await rig.gate.refuse()
     with new.client() as client:
         client.replicaof("NO", "ONE")  # type: ignore[no-untyped-call]
-    rig.gate.target = new.port
-    await rig.gate.accept()
 
 
 async def _restart(server: ValkeyServer) -> None:
@@ -250,15 +251,12 @@ def _fill_ledger(url: str, rows: int, users: int) -> list[Row]:
     """Rows of today, and their sums, as the triggers would have made them."""
     sums = importlib.import_module("migrations.versions.0005_sums_of_the_ledger").sums
     half = rows // 2
-    _execute(url, "alter table ledger disable trigger user")
-    workers = [
-        subprocess.Popen([sys.executable, "-m", "tests.bench.bench_scale", "fill", url, str(users), str(at), str(half)])
-        for at in (0, half)
-    ]
-    if any(worker.wait() for worker in workers):
-        raise RuntimeError("the ledger could not be filled")
-    for statement in sums("select 1 as sign, ledger.* from ledger"):
-        _execute(url, "set work_mem = '256MB'", statement)
+    indexes = _execute(url, _INDEXES)
+    _execute(url, "alter table ledger disable trigger user", "alter table ledger drop constraint ledger_pkey")
+    _execute(url, *(f"drop index {name}" for name, _ in indexes))
+    _at_once("fill", url, *((str(users), str(at), str(half)) for at in (0, half)))
+    again = ["alter table ledger add primary key (id, admitted_at)", *(made for _, made in indexes)]
+    _at_once("run", url, *((statement,) for statement in [*again, *sums("select 1 as sign, ledger.* from ledger")]))
     _execute(url, "alter table ledger enable trigger user")
     found = []
     for table in ("ledger", "user_spend", "ledger_totals", "ledger_hours"):
@@ -271,6 +269,14 @@ def _fill_ledger(url: str, rows: int, users: int) -> list[Row]:
         each = f"{heap / count:.0f} + {indexes / count:.0f} bytes a row" if count else ""
         found.append((f"{table}, a day", f"{count:,} rows, {(heap + indexes) / 2**30:.2f} GiB ({each}, with indexes)"))
     return found
+
+
+def _at_once(what: str, url: str, *works: tuple[str, ...]) -> None:
+    """Works of this module, each in a process."""
+    program = [sys.executable, "-m", "tests.bench.bench_scale", what, url]
+    processes = [subprocess.Popen([*program, *arguments]) for arguments in works]
+    if {process.wait() for process in processes} != {0}:
+        raise RuntimeError("the ledger could not be filled")
 
 
 def _fill_part(url: str, users: int, first: int, count: int) -> None:
@@ -354,18 +360,21 @@ async def _fill_redis(server: ValkeyServer, database: str, users: int) -> Row:
 
 
 async def _redis_bytes(server: ValkeyServer) -> int:
+    """Without what connections take, those of replicas included."""
     with server.client() as client:
-        return int(client.info("memory")["used_memory_dataset"]) + int(client.info("memory")["used_memory_overhead"])
+        memory = client.info("memory")
+    connections = sum(memory[f"mem_{name}"] for name in ("total_replication_buffers", "clients_normal"))
+    return int(memory["used_memory"] - connections)
 
 
 # --- what is true in the end -----------------------------------------------------------------------------------------
 
 
-async def _accounts(rig: Rig, streams: int, spenders: Load) -> list[Row]:
+async def _accounts(rig: Rig, server: ValkeyServer, streams: int, spenders: Load) -> list[Row]:
     """What clients saw beside what the ledger has. A request whose client left may be charged, and is not lost."""
 
     async def written() -> bool:
-        return _waiting(rig) == 0
+        return _waiting(server) == 0
 
     await until(written, 60)
     ((count, cost),) = _execute(rig.database, _CHARGED)
@@ -399,9 +408,9 @@ full join user_spend using (user_id) where spent is distinct from spent_nano
 """
 
 
-def _waiting(rig: Rig) -> int:
+def _waiting(server: ValkeyServer) -> int:
     """Ledger rows in Redis that PostgreSQL may not have."""
-    with redis.Redis(port=rig.gate.target) as client:
+    with server.client() as client:
         return sum(int(client.hlen(shard.outbox)) for shard in layout.SHARD_KEYS)  # type: ignore[arg-type]
 
 
@@ -427,8 +436,8 @@ def _say(text: str) -> None:
 
 
 @asynccontextmanager
-async def _rig(folder: Path, database: str, server: ValkeyServer) -> AsyncIterator[Rig]:
-    """Four gateways, and what is behind them; to Redis they go through a gate."""
+async def _rig(folder: Path, database: str, servers: list[ValkeyServer]) -> AsyncIterator[Rig]:
+    """Four gateways, and what is behind them."""
     ensure_key(folder / "keys")
     keys = KeyRing(folder / "keys")
     (folder / "jwks").write_bytes(msgspec.json.encode(keys.jwks()))
@@ -441,11 +450,12 @@ async def _rig(folder: Path, database: str, server: ValkeyServer) -> AsyncIterat
 
     upstream, ports = free_port(), [free_port() for _ in range(GATEWAYS)]
     async with AsyncExitStack() as stack:
-        gate = await stack.enter_async_context(Gate(server.port))
+        redis_port = free_port()
+        stack.enter_context(proxy(folder, redis_port, servers))
         environment = {
             **os.environ,
             "DATABASE_URL": database,
-            "REDIS_URL": f"redis://127.0.0.1:{gate.port}",
+            "REDIS_URL": f"redis://127.0.0.1:{redis_port}",
             "SERVICE_TYPES": str(folder / "types.toml"),
             "MLPA_ISSUER": ISSUER,
             "MLPA_JWKS_URL": f"http://127.0.0.1:{upstream}/jwks",
@@ -468,7 +478,7 @@ async def _rig(folder: Path, database: str, server: ValkeyServer) -> AsyncIterat
 
         start("tests.bench.relay.upstream", str(upstream), str(folder / "jwks"))
         gateways = [start("services.cli.main", "gateway", PORT=str(port)) for port in ports]
-        rig = Rig(database, gate, token, ports, gateways, log)
+        rig = Rig(database, token, ports, gateways, log)
 
         async def all_serve() -> bool:
             asked = [rig.status(gateway, token(0, name)) for gateway in range(GATEWAYS) for name in TYPES]
@@ -485,6 +495,8 @@ async def _rig(folder: Path, database: str, server: ValkeyServer) -> AsyncIterat
 if __name__ == "__main__":
     if sys.argv[1:2] == ["fill"]:
         _fill_part(sys.argv[2], *map(int, sys.argv[3:]))
+    elif sys.argv[1:2] == ["run"]:
+        _execute(sys.argv[2], "set work_mem = '256MB'", "set maintenance_work_mem = '512MB'", sys.argv[3])
     else:
         for name, figure in uvloop.run(run(*map(int, sys.argv[1:]))):
             print(f"{name:45} {figure}")

@@ -24,7 +24,8 @@ pytestmark = pytest.mark.skipif(HAPROXY is None, reason="HAProxy is not installe
 
 
 @contextmanager
-def _proxy(folder: Path, port: int, servers: list[ValkeyServer]) -> Iterator[None]:
+def proxy(folder: Path, port: int, servers: list[ValkeyServer]) -> Iterator[None]:
+    """HAProxy with the configuration that is shipped."""
     text = CONFIG.read_text().replace("bind :6379", f"bind 127.0.0.1:{port}")
     for number, server in enumerate(servers):
         text = text.replace(f"redis-{number}:6379", f"127.0.0.1:{server.port}")
@@ -53,7 +54,7 @@ async def test_a_failover_behind_the_proxy_is_seen_and_loses_nothing(tmp_path: P
     with (
         ValkeyServer(tmp_path / "a", free_port()) as primary,
         ValkeyServer(tmp_path / "b", free_port(), options={"replicaof": f"127.0.0.1 {primary.port}"}) as replica,
-        _proxy(tmp_path, port, [primary, replica]),
+        proxy(tmp_path, port, [primary, replica]),
         primary.client() as old,
         replica.client() as new,
     ):

@@ -26,7 +26,7 @@ MODELS = [
     "paced-20-75",
     "paced-500-8",
     "paced-500-10",
-    "paced-5000-24",
+    "paced-5000-48",
     "burst-3000",
     "burst-10",
 ]
