@@ -34,15 +34,18 @@ from services.gateway.budget.scripts import BudgetScripts, Expected, Expired, Us
 from services.gateway.catalogue.prices import PricedModel
 from services.local.valkey import ValkeyServer
 from shared.domain.identity import shard
+from shared.domain.service_types import ServiceType
 from shared.state import decisions, layout
 from shared.state.layout import Standing
-from shared.state.packed import LedgerRow
+from shared.state.packed import Excepted, LedgerRow
 from tests.services.gateway.budget.clocked import ClockedClient, ClockedExecutor
 from tests.services.gateway.budget.support import ask, principal, row
 
 LEASE_MS = 30_000
 MINUTE = 60_000
 OUTBOX_LIMIT = 25
+#: More nano-dollars than any request costs, with which the script computes without rounding.
+PLENTY = 10**12
 #: 1.5 and 2.5 nano-dollars per token, at least 4 completion tokens.
 MODEL = PricedModel("m", Decimal("1.5e-9"), Decimal("2.5e-9"), min_completion_tokens=4)
 ROWS = {
@@ -86,6 +89,7 @@ class User:
     newest: int = 0
     requests: list[int] = field(default_factory=list)
     tokens: list[tuple[int, int]] = field(default_factory=list)
+    exception: Excepted | None = None
 
 
 class Scripts(RuleBasedStateMachine):
@@ -104,6 +108,8 @@ class Scripts(RuleBasedStateMachine):
         self.users = [User() for _ in PRINCIPALS]
         self.tiers = [who.service_type.name for who in PRINCIPALS]
         self.expected_tiers = list(self.tiers)
+        self.exceptions: list[Excepted | None] = [None for _ in PRINCIPALS]
+        self.expected_extra = [0 for _ in PRINCIPALS]
         self.blocks = {who.identity: "0" for who in PRINCIPALS}
         self.identity_epochs: dict[str, str | None] = {who.identity: None for who in PRINCIPALS}
         self.revoked: dict[int, set[str]] = {user: set() for user in range(len(PRINCIPALS))}
@@ -152,6 +158,11 @@ class Scripts(RuleBasedStateMachine):
             if one.known and self.in_period(user, one, period)
         )
 
+    def excepted(self, user: int) -> tuple[int, bool]:
+        """The money beside the budget, and whether no rate holds."""
+        given = self.users[user].exception
+        return (given.extra_nano, given.without_rates) if given and self.now < int(given.until * 1000) else (0, False)
+
     def open(self, user: int) -> list[Request]:
         return [one for one in self.of(user, "open") if one.known]
 
@@ -186,10 +197,13 @@ class Scripts(RuleBasedStateMachine):
         wanted=st.lists(asks, min_size=1, max_size=6),
         apart=st.sampled_from((0, 0, 300, 15_000)),
         room=st.none() | st.integers(0, 800),
+        enforced=st.sampled_from((True, True, False)),
     )
-    def admit(self, user: int, wanted: list[tuple[int, int, int]], apart: int, room: int | None) -> None:
+    def admit(
+        self, user: int, wanted: list[tuple[int, int, int]], apart: int, room: int | None, enforced: bool
+    ) -> None:
         for prompt, limit, n in wanted:
-            while self.try_to_admit(user, prompt, limit, n, room) in ("load", "tier"):
+            while self.try_to_admit(user, prompt, limit, n, room, enforced=enforced) in ("load", "tier"):
                 pass
             self.executor.now_ms = self.now + apart
 
@@ -226,7 +240,9 @@ class Scripts(RuleBasedStateMachine):
     def duration_of_tier(self, user: int) -> int:
         return ROWS[self.tiers[user]].duration_seconds
 
-    def try_to_admit(self, user: int, prompt: int, limit: int, n: int, room: int | None = None) -> str:
+    def try_to_admit(
+        self, user: int, prompt: int, limit: int, n: int, room: int | None = None, *, enforced: bool = True
+    ) -> str:
         """The answer's name, compared with the model's.
 
         :param room: what the total leaves; more than the least that the request needs.
@@ -237,19 +253,27 @@ class Scripts(RuleBasedStateMachine):
             limit=limit, n=n, request_id="a|b",
         )  # fmt: skip
         tier = ROWS[self.expected_tiers[user]]
-        limits_of_it = bounds(wanted, tier.max_budget_nano)
+        hoped = Expected(tier.name, tier, self.expected_extra[user], enforced)
+        limits_of_it = bounds(wanted, hoped.budget_nano if enforced else PLENTY)
         if room is not None:
             room += limits_of_it.least
-        outlook = self.outlook(user, limits_of_it)
-        answer = self.run(self.scripts.admit(wanted, Expected(tier.name, tier, 0, enforced=True), limits_of_it, room))
-        expected = self.decide(user, prompt, limit, n, room)
+        outlook = self.outlook(user, limits_of_it, enforced=enforced)
+        answer = self.run(self.scripts.admit(wanted, hoped, limits_of_it, room))
+        expected, would = self.decide(user, prompt, limit, n, room), None
+        if not enforced and expected[0] in ("streams", "rpm", "tpm", "exceeded", "large", "reserved", "ok"):
+            would = None if expected[0] == "ok" else expected[0]
+            expected = self.grant(prompt, limit, n, room)
         if isinstance(answer, Refusal):
             assert (answer.reason, answer.tier, round(answer.retry_after * 1000)) == expected
             if answer.reason == "load":
                 self.rebuild(user)
             elif answer.reason == "tier":
-                self.expected_tiers[user] = answer.tier
+                assert answer.extra_nano == self.excepted(user)[0]
+                self.expected_tiers[user], self.expected_extra[user] = answer.tier, answer.extra_nano
         else:
+            assert answer.would_refuse == would
+            self.exact[user] &= enforced
+            self.seen[f"would {would}" if would else "as it is"] += 1
             assert ("ok", answer.grant, answer.amount_nano) == expected
             assert answer.admitted_ms == self.now
             assert self.current(user)
@@ -270,11 +294,16 @@ class Scripts(RuleBasedStateMachine):
                 assert limits.requests_reset_ms == (state.requests[-1] + MINUTE - self.now if state.requests else 0)
         return expected[0]
 
-    def outlook(self, user: int, bounds_: Bounds) -> decisions.Outlook:
+    def outlook(self, user: int, bounds_: Bounds, *, enforced: bool) -> decisions.Outlook:
         """Auth's forecast for the request, by the tier that it knows, and without the totals."""
         who = self.principals[user]
-        kinds = {name: dataclasses.replace(one, total_budget_nano=0) for name, one in ROWS.items()}
-        recorded = decisions.Recorded(self.tiers[user], Standing(self.blocks[who.identity]), 0, [who.jti])
+        until = 0.0 if enforced else 2.0**40
+        kinds = {
+            name: dataclasses.replace(one, total_budget_nano=0, enforce=enforced, enforce_until=until)
+            for name, one in ROWS.items()
+        }
+        standing = Standing(self.blocks[who.identity])
+        recorded = decisions.Recorded(self.tiers[user], standing, 0, [who.jti], self.exceptions[user])
         client: Any = ClockedClient(self.client)
         found = self.run(
             decisions.outlook(client, who.user_id, kinds, recorded, least=bounds_.least, empty=bounds_.empty)
@@ -290,9 +319,9 @@ class Scripts(RuleBasedStateMachine):
         if not self.current(user):
             return ("load", "", 0)
         tier = ROWS[self.expected_tiers[user]]
-        if state.tier != tier.name:
-            actual = ROWS[state.tier]
-            return ("tier", actual.name, 0)
+        extra, without_rates = self.excepted(user)
+        if (state.tier, extra) != (tier.name, self.expected_extra[user]):
+            return ("tier", state.tier, 0)
         if state.period_seconds != tier.duration_seconds:
             return ("load", "", 0)
         period = self.now // 1000 // tier.duration_seconds
@@ -308,6 +337,32 @@ class Scripts(RuleBasedStateMachine):
             return (self.blocks[who.identity], "", 0)
         if who.jti in self.revoked_in_redis:
             return ("token", "", 0)
+        if not without_rates and (refusal := self.refused_by_rates(user, tier, used)):
+            return refusal
+        left = tier.max_budget_nano + extra - self.spent(user, period)
+        free = left - self.reserved(user, period)
+        least = min(limit, MODEL.min_completion_tokens)
+        if ceil(Decimal("2.5") * least) > left:
+            return ("exceeded", "", (period + 1) * tier.duration_seconds * 1000 - self.now)
+        if self.cost(prompt, least, n) > left:
+            return ("large", "", 0)
+        if self.cost(prompt, least, n) > free:
+            return ("reserved", "", 1000)
+        return self.grant(prompt, limit, n, free if room is None else min(free, room))
+
+    def cost(self, prompt: int, grant: int, n: int) -> int:
+        return ceil(Decimal("1.5") * prompt + Decimal("2.5") * grant * n)
+
+    def grant(self, prompt: int, limit: int, n: int, free: int | None) -> tuple[str, Any, int]:
+        """What is granted of so many nano-dollars; None: as many as it takes."""
+        grant = limit
+        if free is not None:
+            least = min(limit, MODEL.min_completion_tokens)
+            grant = max(least, min(limit, floor((free - Decimal("1.5") * prompt) / (Decimal("2.5") * n))))
+        return ("ok", grant, self.cost(prompt, grant, n))
+
+    def refused_by_rates(self, user: int, tier: ServiceType, used: int) -> tuple[str, Any, int] | None:
+        state = self.users[user]
         if tier.max_streams and len(self.open(user)) >= tier.max_streams:
             return ("streams", "", 1000)
         if tier.rpm and len(state.requests) >= tier.rpm:
@@ -320,23 +375,7 @@ class Scripts(RuleBasedStateMachine):
                     wait = at + MINUTE - self.now
                     break
             return ("tpm", "", wait)
-        left = tier.max_budget_nano - self.spent(user, period)
-        free = left - self.reserved(user, period)
-
-        def cost(grant: int) -> int:
-            return ceil(Decimal("1.5") * prompt + Decimal("2.5") * grant * n)
-
-        least = min(limit, MODEL.min_completion_tokens)
-        if ceil(Decimal("2.5") * least) > left:
-            return ("exceeded", "", (period + 1) * tier.duration_seconds * 1000 - self.now)
-        if cost(least) > left:
-            return ("large", "", 0)
-        if cost(least) > free:
-            return ("reserved", "", 1000)
-        if room is not None:
-            free = min(free, room)
-        grant = max(least, min(limit, floor((free - Decimal("1.5") * prompt) / (Decimal("2.5") * n))))
-        return ("ok", grant, cost(grant))
+        return None
 
     @precondition(lambda self: any(one.state in ("open", "reaped") for one in self.requests))
     @rule(data=st.data(), cost=st.integers(0, 1500), tokens=st.integers(0, 100), overrun=st.booleans())
@@ -477,9 +516,35 @@ class Scripts(RuleBasedStateMachine):
     @rule(user=users_, tier=st.sampled_from(sorted(ROWS)))
     def change_tier(self, user: int, tier: str) -> None:
         self.tiers[user] = tier
-        self.run(decisions.set_user(self.auth, self.principals[user].user_id, tier))
+        self.set_user(user)
+
+    @rule(
+        user=users_,
+        extra=st.sampled_from((0, 500, 3000)),
+        without_rates=st.booleans(),
+        lasts=st.sampled_from((300, 60_000, 7_200_000)),
+    )
+    def make_an_exception(self, user: int, extra: int, without_rates: bool, lasts: int) -> None:
+        """Its user asks at once, and when it may have ended."""
+        self.exceptions[user] = Excepted((self.now + lasts) / 1000, extra, without_rates)
+        self.set_user(user)
+        for _ in range(6):
+            while self.try_to_admit(user, 20, 30, 1) in ("load", "tier"):
+                pass
+        self.executor.now_ms = self.now + 400
+        while self.try_to_admit(user, 20, 30, 1) in ("load", "tier"):
+            pass
+
+    @rule(user=users_)
+    def end_the_exception(self, user: int) -> None:
+        self.exceptions[user] = None
+        self.set_user(user)
+
+    def set_user(self, user: int) -> None:
+        tier, given = self.tiers[user], self.exceptions[user]
+        self.run(decisions.set_user(self.auth, self.principals[user].user_id, tier, given))
         if self.users[user].epoch is not None:
-            self.users[user].tier = tier
+            self.users[user].tier, self.users[user].exception = tier, given
         self.exact[user] = False
 
     def change_block(self, user: int, block: str) -> None:
@@ -578,7 +643,11 @@ class Scripts(RuleBasedStateMachine):
         newest = max([period, *(one.reservation.admitted_ms // 1000 // seconds for one in written),
                       *(admitted // 1000 // seconds for _, admitted in snapshot.rows.values())])  # fmt: skip
         revoked = dict.fromkeys(sorted(self.revoked[user]), 10**6)
-        build = UserBuild(tier.name, seconds, period, spent, newest, Standing(self.blocks[who.identity]), revoked)
+        given = self.exceptions[user]
+        build = UserBuild(
+            tier.name, seconds, period, spent, newest, Standing(self.blocks[who.identity]), revoked,
+            given.pack() if given else "",
+        )  # fmt: skip
         loaded: bool = self.run(self.scripts.load(who.user_id, snapshot, build))
         if loaded:
             newest = max([newest, *(one.reservation.admitted_ms // 1000 // seconds for one in self.open(user))])
@@ -591,6 +660,7 @@ class Scripts(RuleBasedStateMachine):
             state.requests, state.tokens = [], []
         state.epoch = self.identity_epochs[who.identity] = self.executor.current_epoch
         state.tier, state.period, state.newest, state.period_seconds = tier, period, newest, seconds
+        state.exception = self.exceptions[user]
         self.revoked_in_redis |= self.revoked[user]
 
     def rebuild(self, user: int) -> None:
@@ -672,7 +742,7 @@ class Scripts(RuleBasedStateMachine):
             assert [word.decode() for word in words[:7]] == [
                 "ok",
                 state.tier,
-                "0",
+                str(self.excepted(user)[0]),
                 str(seconds),
                 str(period),
                 str(spent),
