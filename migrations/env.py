@@ -47,7 +47,10 @@ def run_online() -> None:
 
 
 if context.is_offline_mode():
-    context.configure(dialect_name="postgresql", target_metadata=metadata, literal_binds=True)
+    # psycopg2's own style of parameters would write each % twice
+    context.configure(
+        dialect_name="postgresql", dialect_opts={"paramstyle": "named"}, target_metadata=metadata, literal_binds=True
+    )
     with context.begin_transaction():
         context.run_migrations()
 else:

@@ -12,12 +12,15 @@ from click.testing import CliRunner
 
 from services.auth.users import storage
 from services.cli.commands import cli
+from services.local.postgres import binaries
+from services.local.process import Account
 from shared.service.health import CheckFailed
 from shared.stores import migrate
 from shared.stores.postgres import Database, DatabaseUnavailable
 from shared.stores.schema_check import PostgresCheck
 
 INDEXES = "select indexname from pg_indexes where schemaname = 'public' order by indexname"
+ROUTINES = "select proname, prosrc from pg_proc where pronamespace = 'public'::regnamespace order by proname"
 
 
 def rows(url: str, statement: str) -> list[tuple[object, ...]]:
@@ -87,6 +90,19 @@ def test_the_command_checks_undoes_and_shows(mlpa: CliRunner, empty_postgres_url
     assert "CREATE INDEX CONCURRENTLY" in shown.output
     assert migrate.current(empty_postgres_url) == migrate.revisions()[-2]
     assert mlpa.invoke(cli, ["migrate", "--sql", "--down", "1"]).exit_code == 2
+
+
+def test_the_statements_that_are_shown_make_the_same_schema(mlpa: CliRunner, empty_postgres_url: str) -> None:
+    shown = mlpa.invoke(cli, ["migrate", "--sql"]).stdout
+    psql = binaries(Account.current()) / "psql"
+    argv = (str(psql), "--no-psqlrc", "--quiet", "--set", "ON_ERROR_STOP=1", empty_postgres_url)
+    done = subprocess.run(argv, input=shown, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert migrate.current(empty_postgres_url) == migrate.revisions()[-1]
+    made = rows(empty_postgres_url, ROUTINES), rows(empty_postgres_url, INDEXES)
+    migrate.downgrade(empty_postgres_url, "base")
+    migrate.upgrade(empty_postgres_url)
+    assert made == (rows(empty_postgres_url, ROUTINES), rows(empty_postgres_url, INDEXES))
 
 
 async def test_an_older_schema_makes_a_service_unavailable(empty_postgres_url: str) -> None:
