@@ -26,11 +26,7 @@ class AdminApi:
     """The API at one address. The key is that of ``MLPA_ADMIN_KEY``."""
 
     def __init__(self, auth_url: str) -> None:
-        """:raises UsageError: there is no key."""
         self._auth = auth_url.rstrip("/")
-        self._key = os.environ.get("MLPA_ADMIN_KEY", "")
-        if not self._key:
-            raise click.UsageError("MLPA_ADMIN_KEY is not set: an admin key of auth")
 
     def show(
         self, method: str, path: str, *, query: Mapping[str, Any] | None = None, body: Mapping[str, Any] | None = None
@@ -39,13 +35,29 @@ class AdminApi:
 
         :param path: percent-encoded.
         :param query: what is empty is left out.
+        :raises UsageError: there is no key, or the address is no URL.
         :raises ClickException: it is refused, or auth doesn't answer.
         """
-        url = URL(self._auth + path, encoded=True).update_query(
-            {name: value for name, value in (query or {}).items() if value}
-        )
-        headers = {"Authorization": f"Bearer {self._key}"}
+        key = os.environ.get("MLPA_ADMIN_KEY", "")
+        if not key:
+            raise click.UsageError("MLPA_ADMIN_KEY is not set: an admin key of auth")
+        url = address(self._auth, path).update_query({name: value for name, value in (query or {}).items() if value})
+        headers = {"Authorization": f"Bearer {key}"}
         click.echo(json.dumps(asyncio.run(ask("auth", method, url, headers=headers, json=body)), indent=2))
+
+
+def address(base: str, path: str) -> URL:
+    """The URL of a path, which is percent-encoded, at a service.
+
+    :raises UsageError: the base is not an http or https URL.
+    """
+    try:
+        url = URL(base.rstrip("/") + path, encoded=True)
+        if url.scheme in ("http", "https") and url.host and url.port:
+            return url
+    except ValueError:
+        pass
+    raise click.UsageError(f"{base!r} is not an http or https URL")
 
 
 async def ask(service: str, method: str, url: URL, **options: Any) -> Any:
@@ -60,11 +72,14 @@ async def ask(service: str, method: str, url: URL, **options: Any) -> Any:
         ):
             answer = await response.json()
     except (aiohttp.ClientError, TimeoutError, ValueError) as error:
-        raise click.ClickException(f"{url.origin()}: no answer of {service} ({type(error).__name__})") from None
-    if not response.ok:
-        said = answer["error"]  # auth's form, or the gateway's
-        code, message = (
-            (said, answer["error_description"]) if isinstance(said, str) else (said["code"], said["message"])
-        )
-        raise click.ClickException(f"{response.status} {code}: {message}")
-    return answer
+        raise click.ClickException(f"{url.origin()}: no answer from {service} ({type(error).__name__})") from None
+    if response.ok:
+        return answer
+    match answer:
+        case {"error": str(code), "error_description": str(message)}:  # auth's form
+            pass
+        case {"error": {"code": str(code), "message": str(message)}}:  # the gateway's
+            pass
+        case _:
+            raise click.ClickException(f"{url.origin()}: {response.status}, and not in the words of {service}")
+    raise click.ClickException(f"{response.status} {code}: {message}")

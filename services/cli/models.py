@@ -6,9 +6,8 @@ import asyncio
 import json
 
 import click
-from yarl import URL
 
-from services.cli.admin_api import ask
+from services.cli.admin_api import address, ask
 
 
 @click.command()
@@ -20,5 +19,5 @@ def models(gateway_url: str) -> None:
 
     The gateway knows no admin keys: who reaches its ops port may read this.
     """
-    url = URL(f"{gateway_url.rstrip('/')}/catalogue")
+    url = address(gateway_url, "/catalogue")
     click.echo(json.dumps(asyncio.run(ask("the gateway", "GET", url)), indent=2))

@@ -79,7 +79,10 @@ def exception(api: _Api, user_id: str, usd: float, no_rates: bool, hours: float 
         return
     if hours is None:
         raise click.UsageError("--hours says how long the exception holds")
-    until = datetime.now(UTC) + timedelta(hours=hours)
+    try:
+        until = datetime.now(UTC) + timedelta(hours=hours)
+    except (OverflowError, ValueError):  # ValueError: not a number
+        raise click.BadParameter("there is no such date", param_hint="--hours") from None
     body = {
         "until": until.isoformat(),
         "extra_budget_usd": usd,
