@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -30,7 +31,7 @@ PUBLIC = (
     "/admin/sign-in",
 )
 #: Not decided by who asks, but by what the body or the query says.
-BY_CONTENT = ("/token", "/revoke", "/verify/challenge", "/verify/attest")
+BY_CONTENT = ("/token", "/revoke", "/verify/challenge", "/verify/attest", "/verify/play")
 
 #: What admin keys open.
 API = ("/user", "/device", "/audit", "/service-types")
@@ -58,6 +59,8 @@ def _expected(service: str, method: str, path: str, credential: str) -> set[int]
         return {403} if changes else {200}
     if path in BY_CONTENT:
         return {400}
+    if path == "/v1/embeddings":  # whose token verifies is told that no model makes them here, before Redis is asked
+        return {400 if credential in (*GATEWAY, "token revoked") else 401}
     if service == "gateway":
         return {GATEWAY.get(credential, 401)}
     if path.startswith(API):
@@ -133,6 +136,13 @@ def _options(header: str | None, path: str) -> dict[str, Any]:
     headers = {"Authorization": header} if header else {}
     if path == "/v1/chat/completions":
         return {"headers": headers, "json": {"model": "double", "messages": [{"role": "user", "content": "Hi"}]}}
+    if path == "/v1/embeddings":
+        return {"headers": headers, "json": {"model": "embedding", "input": "Hi"}}
+    if path == "/v1/search":
+        return {"headers": headers, "json": {"query": "Hi"}}
+    if path == "/user/{user_id}/exception":
+        until = datetime.now(UTC) + timedelta(hours=1)
+        return {"headers": headers, "json": {"until": until.isoformat(), "without_rates": True}}
     if path == "/user/{user_id}/budget":
         return {"headers": headers, "json": {"service_type": "ai"}}
     if path.startswith(("/token", "/revoke", "/admin/")):
