@@ -195,6 +195,53 @@ async def test_a_switch_holds_in_all_processes_and_open_streams_go_on(fleet: Fle
     assert sum(await fleet.metric('chat_availability_total{outcome="excluded",reason="switched_off"}')) > 0
 
 
+async def test_a_row_that_is_not_enforced_refuses_nobody_and_an_exception_lifts_rates_in_all_processes(
+    fleet: Fleet,
+) -> None:
+    caller = fleet.caller
+    _, token = await caller.account()
+    excepted, lifted = await caller.account()
+    slow = SERVICE_TYPES.replace("rpm = 100000", "rpm = 1", 1)
+    gauge, would = 'service_type_enforced{service_type="ai"}', 'would_refuse_total{reason="rpm",service_type="ai"}'
+    refused = {(429, "rate_limit_exceeded")}
+    async with Load(fleet, token).running() as load, Load(fleet, lifted).running() as other:
+
+        async def chats(seconds: float = 0.7) -> tuple[set[tuple[int, str]], set[tuple[int, str]]]:
+            """The answers of both users from now on."""
+            load.forget()
+            other.forget()
+            await asyncio.sleep(seconds)
+            return set(load.chats), set(other.chats)
+
+        fleet.file.write_text(slow)
+        fleet.hang_up()
+
+        async def slowed() -> bool:
+            return await chats() == (refused, refused)
+
+        await fleet.until(slowed)
+        until = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() + 3600))
+        exception = {"until": until, "without_rates": True}
+        assert (await caller.admin("POST", f"/user/{excepted}/exception", json=exception)).status == 200
+
+        async def helped() -> bool:
+            return await chats() == (refused, {(200, "")})
+
+        await fleet.until(helped)
+        row = f'name = "ai"\nenforce = false\nenforce_until = {until}'
+        fleet.file.write_text(slow.replace('name = "ai"', row))
+        fleet.hang_up()
+        await fleet.everywhere(gauge, 0)
+        assert await chats() == ({(200, "")}, {(200, "")})
+        assert sum(await fleet.metric(would)) > 0
+        assert (await caller.admin("POST", f"/user/{excepted}/block", json={})).status == 200
+        assert await chats() == ({(200, "")}, {(403, "user_blocked")})
+        fleet.file.write_text(slow)
+        fleet.hang_up()
+        await fleet.everywhere(gauge, 1)
+        assert (await chats())[0] == refused
+
+
 async def test_a_row_is_added_and_a_model_switched_off_without_a_restart(fleet: Fleet) -> None:
     caller, system = fleet.caller, fleet.system
     table = SERVICE_TYPES + SERVICE_TYPES.replace('"s2s"', '"memories"').rpartition("\n\n")[2]
