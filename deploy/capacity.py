@@ -42,10 +42,10 @@ class Costs:
     redis_totals: float = 5.7e-3  # reading the total budgets, by one gateway for all, per second
     redis_exchange: float = 40e-6
     redis_user_bytes: float = 1_350
-    redis_stream_bytes: float = 400
+    redis_stream_bytes: float = 775
     ledger_row_bytes: float = 477
-    user_day_bytes: float = 175  # the sum of a user's day
-    ledger_row: float = 50e-6  # of PostgreSQL and the writer together, in batches
+    user_day_bytes: float = 170  # the sum of a user's day
+    ledger_row: float = 60e-6  # of PostgreSQL and the writer together, in batches
     user_bytes: float = 610
 
 
