@@ -80,7 +80,7 @@ async def test_a_gateway_that_has_no_such_page_or_no_models_is_named(url: str, u
     status, output = await run(f"{url}/v1")
     assert (status, "404 not_found" in output) == (1, True)
     status, output = await run(f"http://127.0.0.1:{unused_port}")
-    assert (status, "no answer of the gateway" in output) == (1, True)
+    assert (status, "no answer from the gateway" in output) == (1, True)
 
 
 @pytest.mark.parametrize(
