@@ -150,14 +150,15 @@ class Load:
 async def test_a_broken_table_changes_nothing_in_any_process_under_load(fleet: Fleet) -> None:
     _, token = await fleet.caller.account()
     async with Load(fleet, token).running() as load:
-        fleet.file.write_text(SERVICE_TYPES.replace("rpm = 100000", "rpm = -1", 1))
+        broken = SERVICE_TYPES.replace("rpm = 100000", "rpm = -1", 1)
+        fleet.file.write_text(broken)
         fleet.hang_up()
         await fleet.everywhere("service_types_reload_failures_total", 1)
         await asyncio.sleep(1.2)  # readiness is kept for a second
         for port in fleet.ops:
             ready = await fleet.caller.ask("GET", f"http://{HOST}:{port}/health/readiness")
             assert (ready.status, ready.json()["status"]) == (200, "degraded")
-            assert "line 6" in ready.json()["checks"]["service_types"]["error"]
+            assert f"line {broken.splitlines().index('rpm = -1') + 1}" in ready.json()["checks"]["service_types"]["error"]
     assert set(load.chats) == {(200, "")}
     assert set(load.exchanges) == {(200, "")}
     logs = fleet.system.logs()
@@ -244,7 +245,7 @@ async def test_a_row_that_is_not_enforced_refuses_nobody_and_an_exception_lifts_
 
 async def test_a_row_is_added_and_a_model_switched_off_without_a_restart(fleet: Fleet) -> None:
     caller, system = fleet.caller, fleet.system
-    table = SERVICE_TYPES + SERVICE_TYPES.replace('"s2s"', '"memories"').rpartition("\n\n")[2]
+    table = SERVICE_TYPES + SERVICE_TYPES[SERVICE_TYPES.rindex("[[service_type]]") :].replace('"s2s"', '"memories"')
     fleet.file.write_text(table)
     fleet.hang_up()
     await fleet.everywhere('service_type_enabled{service_type="memories"}', 1)

@@ -339,7 +339,7 @@ async def test_users_can_be_sorted_searched_and_paged_back_and_forth(person: Per
 async def test_a_users_page_answers_what_was_spent_on_what(person: Person, rows: Rows) -> None:
     rows.user()
     for number in range(30):
-        rows.request(f"n{number:02}", cost=2_000_000, ago=f"{number} minutes", request_id=f"ticket-{number}")
+        rows.request(f"n{number:02}", cost=2_000_000, ago=f"{number} seconds", request_id=f"ticket-{number}")
     page = await person.get(HERE)
     assert "$0.06 of $0.10 spent" in page.words
     assert "ticket-0" in page.words
