@@ -151,6 +151,7 @@ async def test_a_broken_table_changes_nothing_in_any_process_under_load(fleet: F
     _, token = await fleet.caller.account()
     async with Load(fleet, token).running() as load:
         broken = SERVICE_TYPES.replace("rpm = 100000", "rpm = -1", 1)
+        line = broken.splitlines().index("rpm = -1") + 1
         fleet.file.write_text(broken)
         fleet.hang_up()
         await fleet.everywhere("service_types_reload_failures_total", 1)
@@ -158,7 +159,7 @@ async def test_a_broken_table_changes_nothing_in_any_process_under_load(fleet: F
         for port in fleet.ops:
             ready = await fleet.caller.ask("GET", f"http://{HOST}:{port}/health/readiness")
             assert (ready.status, ready.json()["status"]) == (200, "degraded")
-            assert f"line {broken.splitlines().index('rpm = -1') + 1}" in ready.json()["checks"]["service_types"]["error"]
+            assert f"line {line}" in ready.json()["checks"]["service_types"]["error"]
     assert set(load.chats) == {(200, "")}
     assert set(load.exchanges) == {(200, "")}
     logs = fleet.system.logs()
