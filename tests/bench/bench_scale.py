@@ -8,6 +8,7 @@ then restarts with nothing. HAProxy, configured as in ``deploy/haproxy``, leads 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import importlib
 import os
 import subprocess
@@ -326,12 +327,12 @@ async def _write(url: str, postgres: PostgresServer) -> list[Row]:
 
 
 def _cpu(pid: int | None) -> float:
-    own = psutil.Process()
-    server = psutil.Process(pid)
-    return sum(
-        times.user + times.system
-        for times in (one.cpu_times() for one in (own, server, *server.children(recursive=True)))
-    )
+    server, seconds = psutil.Process(pid), 0.0
+    for one in (psutil.Process(), server, *server.children(recursive=True)):
+        with contextlib.suppress(psutil.NoSuchProcess):  # PostgreSQL's own workers come and go
+            times = one.cpu_times()
+            seconds += times.user + times.system
+    return seconds
 
 
 async def _fill_redis(server: ValkeyServer, database: str, users: int) -> Row:
