@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import msgspec
 
+from shared.telemetry.openapi import Answer
+
 
 class ErrorObject(msgspec.Struct, frozen=True):
     message: str
@@ -17,3 +19,15 @@ class ErrorBody(msgspec.Struct, frozen=True):
     """OpenAI's error envelope."""
 
     error: ErrorObject
+
+
+#: The answers of every path that needs an access token.
+AUTHENTICATED = {
+    401: Answer("`invalid_token`", ErrorBody, headers=["WWW-Authenticate"]),
+    403: Answer(
+        "`user_blocked`; `forbidden`: the service type needs a client key, or another credential; `max_users_reached`: "
+        "it is full, for shipped Firefox clients",
+        ErrorBody,
+    ),
+    503: Answer("`unavailable`", ErrorBody, headers=["Retry-After"]),
+}

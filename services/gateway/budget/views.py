@@ -8,7 +8,7 @@ import msgspec
 from aiohttp import web
 
 from services.gateway.dialects import authenticate
-from services.gateway.error_body import ErrorBody
+from services.gateway.error_body import AUTHENTICATED
 from services.gateway.keys import BUDGETS
 from shared.domain.money import nano_to_usd
 from shared.telemetry.openapi import Answer, Operation
@@ -65,9 +65,7 @@ OPERATIONS = [
         "What this user may still spend in the current period",
         {
             200: Answer("The budget", Budget),
-            401: Answer("`invalid_token`", ErrorBody, headers=["WWW-Authenticate"]),
-            403: Answer("`user_blocked`", ErrorBody),
-            503: Answer("`unavailable`", ErrorBody, headers=["Retry-After"]),
+            **AUTHENTICATED,
         },
         tag="Budget",
         security="access_token",

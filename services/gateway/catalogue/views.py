@@ -9,7 +9,7 @@ from aiohttp import web
 
 from services.gateway import keys
 from services.gateway.dialects import authenticate
-from services.gateway.error_body import ErrorBody
+from services.gateway.error_body import AUTHENTICATED, ErrorBody
 from services.gateway.errors import ModelNotFound
 from shared.errors import DependencyUnavailable
 from shared.telemetry.openapi import Answer, Operation, Parameter
@@ -77,9 +77,7 @@ OPERATIONS = [
         "The models that this token may use",
         {
             200: Answer("OpenAI's list of models", ModelList),
-            401: Answer("`invalid_token`", ErrorBody, headers=["WWW-Authenticate"]),
-            403: Answer("`user_blocked`", ErrorBody),
-            503: Answer("`unavailable`", ErrorBody, headers=["Retry-After"]),
+            **AUTHENTICATED,
         },
         tag="OpenAI",
         security="access_token",
@@ -91,10 +89,8 @@ OPERATIONS = [
         "One of the models that this token may use",
         {
             200: Answer("OpenAI's model object", Model),
-            401: Answer("`invalid_token`", ErrorBody, headers=["WWW-Authenticate"]),
-            403: Answer("`user_blocked`", ErrorBody),
+            **AUTHENTICATED,
             404: Answer("`model_not_found`", ErrorBody),
-            503: Answer("`unavailable`", ErrorBody, headers=["Retry-After"]),
         },
         tag="OpenAI",
         parameters=[

@@ -18,7 +18,7 @@ from services.gateway.budget.models import Ask, new_id
 from services.gateway.catalogue.prices import PricedModel
 from services.gateway.dialects import authenticate
 from services.gateway.dialects import of as dialect_of
-from services.gateway.error_body import ErrorBody
+from services.gateway.error_body import AUTHENTICATED, ErrorBody
 from services.gateway.errors import InvalidRequest, InvalidToken, kinds
 from services.gateway.relay.collaborators import COLLABORATORS, Collaborators
 from services.gateway.relay.operation import PaidOperation, Size, permitted
@@ -40,12 +40,7 @@ _RATES = [f"x-ratelimit-{which}-{of}" for of in ("requests", "tokens") for which
 #: The answers of every paid operation, beside its own 200.
 _ANSWERS = {
     400: Answer("`invalid_request` (`param` names the field) or `invalid_model`", ErrorBody),
-    401: Answer("`invalid_token`", ErrorBody, headers=["WWW-Authenticate"]),
-    403: Answer(
-        "`user_blocked`; `forbidden`: the service type needs a client key, or another credential; `max_users_reached`: "
-        "it is full, for shipped Firefox clients",
-        ErrorBody,
-    ),
+    **AUTHENTICATED,
     413: Answer("`request_too_large`: the body, or the prompt for the model", ErrorBody),
     429: Answer(
         ", ".join(dict.fromkeys(f"`{kind.code}`" for kind in kinds() if kind.status == HTTPStatus.TOO_MANY_REQUESTS)),
@@ -53,7 +48,6 @@ _ANSWERS = {
         headers=["Retry-After", "x-should-retry", *_RATES],
     ),
     502: Answer("`upstream_error`", ErrorBody, headers=["x-should-retry"]),
-    503: Answer("`unavailable`", ErrorBody, headers=["Retry-After"]),
     504: Answer("`upstream_timeout`", ErrorBody),
 }
 
