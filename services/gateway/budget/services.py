@@ -176,7 +176,7 @@ class Budgets:
         raise DependencyUnavailable("redis")
 
     def settle(self, reservation: Reservation, delivery: Delivery) -> Charge:
-        """Settle a request, once. Never waits, never fails: the work goes on by itself."""
+        """Settle a request, once, and return its charge. Raises nothing: a background task sends the settlement."""
         cost = charge(reservation.ask, reservation.grant, delivery)
         if not self._renewals.remove(reservation):
             return cost

@@ -135,7 +135,7 @@ class Credentials:
             try:
                 return await request.app[VERIFIER].verify(granted)
             except InvalidToken:  # the key that signed it was withdrawn
-                granted = await self._exchanges.remembered(Credential.FXA, token, service_type, source, anew=True)
+                granted = await self._exchanges.remembered(Credential.FXA, token, service_type, source, renew=True)
         except InvalidToken as error:
             raise InvalidToken("Invalid FxA auth") from error
         return await _verified(request, granted)

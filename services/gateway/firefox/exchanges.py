@@ -103,15 +103,15 @@ class Exchanges:
         return kept.token
 
     async def remembered(
-        self, kind: Credential, subject_token: str, service_type: str, source: str, *, anew: bool = False
+        self, kind: Credential, subject_token: str, service_type: str, source: str, *, renew: bool = False
     ) -> str:
         """An access token for a credential that is good for many requests: concurrent and later ones share it.
 
-        :param anew: the remembered one is no longer good.
+        :param renew: exchange again, since the remembered access token is no longer good.
         :raises: as ``once``.
         """
         digest = hmac.digest(self._secret, f"{service_type}\0{subject_token}".encode(), hashlib.sha256)
-        kept = None if anew else self._granted.get(digest) or self._refused.get(digest)
+        kept = None if renew else self._granted.get(digest) or self._refused.get(digest)
         if kept is None or kept.until <= self._clock():
             if not self._flight.under_way(digest):
                 self._asked[digest] = (kind, subject_token, service_type, source)

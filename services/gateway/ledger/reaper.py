@@ -32,7 +32,7 @@ class Reaper:
         grace: float,
     ) -> None:
         """:param grace: seconds after a connection was made, or the server last ran no scripts, in which nothing is
-        reaped: when Redis was out for all, the living renew first what ended meanwhile. The sweep itself goes on, and
+        reaped: after an outage of Redis, living gateways first renew the leases that ended in it. Sweeps continue, and
         so finds out that the server runs none.
         """
         self._scripts, self._queue, self._metrics = scripts, queue, metrics

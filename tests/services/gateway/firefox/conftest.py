@@ -45,7 +45,7 @@ TYPES = (
 
 @dataclass
 class Between:
-    """What stands between the gateway and auth: it passes requests on, notes them, or fails as it is told."""
+    """A proxy between the gateway and auth. It records and forwards requests, or answers them with `fault`."""
 
     target: str
     asked: list[tuple[dict[str, str], dict[str, str]]] = field(default_factory=list)

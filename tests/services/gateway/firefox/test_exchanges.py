@@ -28,7 +28,7 @@ from tests.support.waiting import until
 
 @dataclass
 class AuthDouble:
-    """Answers exchanges as it is told; the access token is that of the credential, with a number."""
+    """A stand-in for auth's exchange. An access token is that of the credential, with a number."""
 
     status: int = 200
     body: Any = None
@@ -192,7 +192,7 @@ async def remembers_three(parts: Parts) -> None:
 
 async def test_one_that_is_no_longer_good_is_exchanged_again(parts: Parts) -> None:
     assert await parts.ask() == "t-1"
-    assert await parts.ask(anew=True) == "t-2"
+    assert await parts.ask(renew=True) == "t-2"
     assert await parts.ask() == "t-2"
 
 
