@@ -40,8 +40,8 @@ test: setup ## The tests (ARGS="tests/shared -k money")
 ifdef ARGS
 	$(BIN)/pytest $(ARGS)
 else
-	@# three at a time on two cores: half of their time the tests wait for leases and health checks
-	@$(MAKE) --no-print-directory --jobs=3 --output-sync=target test-system test-gateway test-rest
+	@# two of the three parts at a time: half of their time they wait for leases and health checks
+	@$(MAKE) --no-print-directory --jobs=2 --output-sync=target test-rest test-system test-gateway
 endif
 
 test-system:

@@ -13,7 +13,7 @@ from tests.system.conftest import TABLES
 from tests.system.faults import DEADLY, FAULTS, HEALTHY, PARTS, WORK, Row, run_part
 
 #: The longest that an answer may take when Redis, PostgreSQL, FxA or auth are in trouble, and the delay of a machine
-#: that runs three parts of the suite at once on two cores.
+#: that runs two parts of the suite at once on two cores.
 LONGEST = 3.0 + 1.5
 
 GONE = ("killed", "stopped", "refusing")
