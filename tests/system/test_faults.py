@@ -12,9 +12,8 @@ from tests.system.clients import Seen, SeenStream
 from tests.system.conftest import TABLES
 from tests.system.faults import DEADLY, FAULTS, HEALTHY, PARTS, WORK, Row, run_part
 
-#: The longest that an answer may take when Redis, PostgreSQL, FxA or auth are in trouble, and the delay of a machine
-#: that runs two parts of the suite at once on two cores.
-LONGEST = 3.0 + 1.5
+#: The longest that an answer may take when Redis, PostgreSQL, FxA or auth are in trouble, and a machine's own delay.
+LONGEST = 3.0 + 0.5
 
 GONE = ("killed", "stopped", "refusing")
 EXCHANGES = ("exchange", "opaque", "device", "newcomer")
