@@ -6,7 +6,6 @@
         ├── BudgetReserved            429  budget_reserved         2
         ├── RateLimited               429  rate_limit_exceeded     2
         ├── RequestTooLarge           413  request_too_large       3
-        │   └── MayCostTooMuch
         ├── UpstreamRateLimited       429  upstream_rate_limited   5
         ├── InvalidModel              400  invalid_model           8
         ├── InvalidRequest            400  invalid_request         9
@@ -15,7 +14,6 @@
         ├── UnknownPath               404  not_found
         ├── WrongMethod               405  method_not_allowed
         ├── InvalidToken              401  invalid_token
-        │   └── TokenRevoked
         ├── UserBlocked               403  user_blocked
         ├── MaxUsersReached           403  max_users_reached       4
         ├── Forbidden                 403  forbidden
@@ -46,7 +44,6 @@ from shared.errors import (
     PayloadTooLarge,
     ServiceError,
 )
-from shared.state.refusals import Word
 
 #: `Retry-After` while LiteLLM refuses the gateway itself.
 KEY_REFUSED_SECONDS = 300
@@ -102,7 +99,7 @@ class BudgetExceeded(GatewayError, ours=False):
     """What is spent leaves less than a minimal request needs. `retry_after`: seconds to the reset, and a bit."""
 
     status = 429
-    code = Word.EXCEEDED.code
+    code = "budget_exceeded"
     message = "The budget of this period is spent."
     type = "insufficient_quota"
     mlpa_code = 1
@@ -113,22 +110,17 @@ class BudgetReserved(GatewayError, ours=False):
     """Only requests in flight stand in the way; their settlement may make room in a moment."""
 
     status = 429
-    code = Word.RESERVED.code
+    code = "budget_reserved"
     message = "The rest of the budget is reserved by requests in flight."
     type = "rate_limit_error"
     mlpa_code = 2
-
-    def __init__(
-        self, message: str | None = None, *, retry_after: float = 1, headers: dict[str, str] | None = None
-    ) -> None:
-        super().__init__(message, retry_after=retry_after, headers=headers)
 
 
 class RateLimited(GatewayError, ours=False):
     """RPM, TPM or open streams. `retry_after`: seconds until one more fits; `reason`: rpm | tpm | streams."""
 
     status = 429
-    code = Word.RPM.code
+    code = "rate_limit_exceeded"
     message = "Too many requests."
     type = "rate_limit_error"
     mlpa_code = 2
@@ -146,19 +138,15 @@ class RateLimited(GatewayError, ours=False):
 
 
 class RequestTooLarge(GatewayError, ours=False):
-    """The body is over the limit, or the prompt over the model's context window."""
+    """The body is over the limit, the prompt over the model's context window, or the cost over what a budget has left,
+    where an empty prompt would fit.
+    """
 
     status = 413
     code = "request_too_large"
     message = "The request is too large."
     type = "invalid_request_error"
     mlpa_code = 3
-
-
-class MayCostTooMuch(RequestTooLarge):
-    """The prompt alone may cost more than is left of the budget, although an empty one would fit."""
-
-    message = "The request may cost more than is left of the budget. A shorter one may fit."
 
 
 class UpstreamRateLimited(GatewayError, ours=True):
@@ -249,12 +237,6 @@ class InvalidToken(GatewayError, ours=False):
         super().__init__(message, headers=headers)
         error = "" if missing else f', error="invalid_token", error_description="{self.message}"'
         self.headers["WWW-Authenticate"] = f'Bearer realm="mlpa"{error}'
-
-
-class TokenRevoked(InvalidToken):
-    """The access token was revoked after it was issued."""
-
-    message = "The access token was revoked."
 
 
 class UserBlocked(GatewayError, ours=False):

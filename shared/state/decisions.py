@@ -18,6 +18,7 @@ from shared.state import layout
 from shared.state.layout import KNOWN_USER, SHARD_KEYS, VERSION, Standing, identity_key, token_key, user_key
 from shared.state.limits import limits_of
 from shared.state.packed import Excepted, total_name
+from shared.state.refusals import Word
 from shared.state.script import Script, ScriptCall
 from shared.state.totals import add_up
 from shared.stores.redis import Client
@@ -26,9 +27,6 @@ _SET_STANDING, _SET_USER, _SPENT, _KNOWN, _REMEMBER = map(
     Script, ("set_standing", "set_user", "spent", "known", "remember")
 )
 _REFUSALS, _TOTALS = Script("refusals"), Script("totals")
-
-#: The start of a reason that is about all users of a service type together.
-OF_ALL = "total_"
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,11 +55,10 @@ class Recorded:
 class Outlook:
     """The reasons that would refuse a request now, and the user's requests and tokens of the last minute.
 
-    ``refusals`` maps each reason to the seconds after which it may no longer hold (0: time changes nothing). A reason
-    is a ``Word``, with ``OF_ALL`` before it if it is about all users together; or ``OF_ALL`` and ``unknown``.
+    ``refusals`` maps each reason to the seconds after which it may no longer hold (0: time changes nothing).
     """
 
-    refusals: dict[str, float]
+    refusals: dict[Word, float]
     requests: int
     tokens: int
     open_requests: int
@@ -196,7 +193,7 @@ async def outlook(
             enforced=int(row.enforces(time.time())),
             least=least,
             empty=empty,
-            room=room,
+            room="" if room is None else room,
             recorded_standing=recorded.standing,
             recorded_spent=recorded.spent_nano,
             recorded_exception=recorded.exception.pack() if recorded.exception else "",
@@ -206,26 +203,25 @@ async def outlook(
         if found != b"tier":
             break
         tier = usage[0].decode()  # the tier was changed in PostgreSQL or Redis in the meantime
-    reasons = {reason.decode(): int(wait) / 1000 for reason, wait in zip(found[::2], found[1::2], strict=True)}
+    reasons = {Word(reason.decode()): int(wait) / 1000 for reason, wait in zip(found[::2], found[1::2], strict=True)}
     return Outlook({**reasons, **refusals}, *map(int, usage))
 
 
-async def _total(client: Client, row: ServiceType | None, least: int, empty: int) -> tuple[dict[str, float], int | str]:
-    """The part of an answer that the service type's total budget decides; empty without such a budget."""
+async def _total(
+    client: Client, row: ServiceType | None, least: int, empty: int
+) -> tuple[dict[Word, float], int | None]:
+    """What the service type's total budget refuses, and what it leaves; neither without such a budget."""
     name = total_name(row) if row is not None else ""
     if row is None or not name:
-        return {}, ""
+        return {}, None
     calls = [_TOTALS.call(totals=shard.totals, each=[_TOTALS.item(total=name)]) for shard in SHARD_KEYS]
     replies = await _eval_all(client, calls)
     found = [list(map(int, reply)) for reply in replies]
     total = add_up([name], found).get(name)
     if total is None:
-        return {f"{OF_ALL}unknown": 1}, ""
-    refusal = total.refusal(row, least, empty)
-    if refusal is None:
-        return {}, total.room(row)
-    ends = (total.period_index + 1) * row.duration_seconds - max(reply[0] for reply in found) / 1000
-    return {f"{OF_ALL}{refusal}": {"exceeded": ends, "large": 0.0, "reserved": 1.0}[refusal]}, ""
+        return {Word.TOTAL_UNKNOWN: 1}, None
+    refusal = total.refusal(row, least, empty, max(reply[0] for reply in found) / 1000)
+    return (dict([refusal]), None) if refusal else ({}, total.room(row))
 
 
 async def _eval(client: Client, call: ScriptCall) -> Any:

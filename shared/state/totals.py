@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 from shared.domain.service_types import ServiceType
+from shared.state.refusals import Word
 
 _WIDTH = 3  # period, spent, reserved
 
@@ -23,12 +23,16 @@ class Total:
         """The rest of a total budget."""
         return row.total_budget_nano - self.spent_nano - self.reserved_nano
 
-    def refusal(self, row: ServiceType, least: int, empty: int) -> Literal["exceeded", "large", "reserved"] | None:
-        """Why a request is refused that has to reserve ``least`` nano-dollars, ``empty`` without its prompt."""
+    def refusal(self, row: ServiceType, least: int, empty: int, now: float) -> tuple[Word, float] | None:
+        """Why a request is refused that has to reserve ``least`` nano-dollars, ``empty`` without its prompt; and for
+        how many seconds.
+        """
         if self.room(row) >= least:
             return None
         unspent = row.total_budget_nano - self.spent_nano
-        return "exceeded" if unspent < empty else "large" if unspent < least else "reserved"
+        if unspent < empty:
+            return Word.TOTAL_EXCEEDED, (self.period_index + 1) * row.duration_seconds - now
+        return (Word.TOTAL_LARGE, 0) if unspent < least else (Word.TOTAL_RESERVED, 1)
 
 
 def add_up(names: Sequence[str], shards: Sequence[Sequence[int]]) -> dict[str, Total]:

@@ -14,6 +14,7 @@ import msgspec
 from shared.domain.outcome import Outcome
 from shared.errors import ServiceError
 from shared.state.packed import Details, LedgerRow, Reserved
+from shared.state.refusals import Word
 
 if TYPE_CHECKING:
     from services.gateway.budget.charging import Charge
@@ -121,7 +122,7 @@ class Reservation(msgspec.Struct, frozen=True, eq=False):
     rate_limits: RateLimits
     total: str
     #: The reason that would have refused it, had the budget and the rates of its row been enforced.
-    would_refuse: str | None = None
+    would_refuse: Word | None = None
     revoked: asyncio.Future[ServiceError] = msgspec.field(default_factory=asyncio.Future)
 
     @property

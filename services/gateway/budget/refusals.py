@@ -1,62 +1,38 @@
-"""The refusals of a request: the error and the metric reason of each word of the scripts."""
+"""The refusals of a request: the error of each word of the scripts."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 from services.gateway.budget.models import RateLimits
-from services.gateway.errors import (
-    BudgetExceeded,
-    BudgetReserved,
-    GatewayError,
-    MayCostTooMuch,
-    RateLimited,
-    TokenRevoked,
-    UserBlocked,
-)
+from services.gateway.errors import BudgetExceeded, InvalidToken, RateLimited, Unavailable, UserBlocked, kind_of, kinds
 from shared.errors import DependencyUnavailable, ServiceError
 from shared.state.refusals import Word
 
-
-class _Row(NamedTuple):
-    """``counted_as``: the metric reason, unless it is the error's. ``waits``: the script answers how long to wait."""
-
-    kind: type[GatewayError]
-    counted_as: str = ""
-    waits: bool = False
-
-    @property
-    def label(self) -> str:
-        """The reason in ``budget_refusals_total``."""
-        return self.counted_as or self.kind.counted_as
-
-
-_ROWS = {
-    Word.EXCEEDED: _Row(BudgetExceeded, waits=True),
-    Word.RESERVED: _Row(BudgetReserved),
-    Word.LARGE: _Row(MayCostTooMuch),
-    Word.RPM: _Row(RateLimited, "rpm", waits=True),
-    Word.TPM: _Row(RateLimited, "tpm", waits=True),
-    Word.STREAMS: _Row(RateLimited, "streams", waits=True),
-    Word.BLOCKED: _Row(UserBlocked, "blocked"),
-    Word.REVOKED: _Row(UserBlocked, "blocked"),
-    Word.TOKEN: _Row(TokenRevoked, "revoked"),
-}
+_CLASSES = {kind.code: kind for kind in reversed(list(kinds()))}  # where several share a code, their base
+_KINDS = {word: _CLASSES[word.row.code] for word in Word if word.row.code}
 _UNAVAILABLE = "unavailable"
-_LABELS: dict[type[ServiceError], str] = {row.kind: row.label for row in _ROWS.values()}
-LABELS = tuple(dict.fromkeys((*(row.label for row in _ROWS.values()), _UNAVAILABLE)))
+_LABELS = {word.row.code: word.label for word in _KINDS}
+#: The reasons of the metrics.
+LABELS = tuple(dict.fromkeys((*(word.label for word in _KINDS), _UNAVAILABLE)))
+#: Those of limits, as opposed to a block or an outage.
+UNENFORCED = tuple(
+    dict.fromkeys(word.label for word, kind in _KINDS.items() if kind not in (UserBlocked, InvalidToken, Unavailable))
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """A script's answer other than ``ok``. ``tier``: the user's, with ``Word.TIER``."""
+    """A script's answer other than ``ok``. ``retry_after``: 0 if time changes nothing. ``tier``: the user's, with
+    ``Word.TIER``.
+    """
 
     reason: Word
-    tier: str = ""
-    extra_nano: int = 0
     retry_after: float = 0
     rate_limits: RateLimits | None = None
+    tier: str = ""
+    extra_nano: int = 0
 
     def error(self, after_reset: float = 0) -> ServiceError:
         """What the client gets.
@@ -65,28 +41,17 @@ class Refusal:
         """
         if self.reason is Word.FULL:
             return DependencyUnavailable("postgres", retry_after=5, reason="too many ledger rows wait in Redis")
-        row = _ROWS.get(self.reason)
-        if row is None:  # settled: withdrawn before it was admitted
+        kind = _KINDS.get(self.reason)
+        if kind is None:  # settled: withdrawn before it was admitted
             return DependencyUnavailable("redis")
         given: dict[str, Any] = {"headers": self.rate_limits.headers() if self.rate_limits else {}}
-        if row.waits:
-            given["retry_after"] = self.retry_after + (after_reset if self.reason is Word.EXCEEDED else 0)
-        if row.kind is RateLimited:
-            given["reason"] = row.label
-        return row.kind(**given)
-
-
-def would_label(word: Word) -> str:
-    """The metric reason of a refusal that was not enforced."""
-    return _ROWS[word].label
-
-
-#: What can be refused by a user's own budget and rates alone.
-UNENFORCED = tuple(
-    dict.fromkeys(row.label for word, row in _ROWS.items() if word not in (Word.BLOCKED, Word.REVOKED, Word.TOKEN))
-)
+        if self.retry_after:
+            given["retry_after"] = self.retry_after + (after_reset if kind is BudgetExceeded else 0)
+        if kind is RateLimited:
+            given["reason"] = self.reason.label
+        return kind(self.reason.row.message, **given)
 
 
 def label(error: ServiceError) -> str:
     """The metric reason of an error of an admission."""
-    return error.reason if isinstance(error, RateLimited) else _LABELS.get(type(error), _UNAVAILABLE)
+    return error.reason if isinstance(error, RateLimited) else _LABELS.get(kind_of(error).code, _UNAVAILABLE)

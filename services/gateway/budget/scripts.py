@@ -182,7 +182,7 @@ class BudgetScripts:
             return Refusal(reason, tier=values[0].decode(), extra_nano=int(values[1]))
         if not values:
             return Refusal(reason)
-        return Refusal(reason, retry_after=int(values[0]) / 1000, rate_limits=rate_limits(tier, values[1:]))
+        return Refusal(reason, int(values[0]) / 1000, rate_limits(tier, values[1:]))
 
     def settle_call(self, row: LedgerRow) -> tuple[int, ScriptCall]:
         """What ``Executor.submit`` and ``run`` take to settle."""

@@ -13,10 +13,10 @@ from services.gateway.budget import resets
 from services.gateway.budget.charging import MOST, Charge, bounds, charge
 from services.gateway.budget.metrics import BudgetMetrics
 from services.gateway.budget.models import Ask, BudgetState, Delivery, Reservation, Timings
-from services.gateway.budget.refusals import Refusal, label, would_label
+from services.gateway.budget.refusals import Refusal, label
 from services.gateway.budget.scripts import SCRIPTS, BudgetScripts, Expected, rate_limits
 from services.gateway.budget.totals import Totals
-from services.gateway.errors import BudgetExceeded, BudgetReserved, MayCostTooMuch
+from services.gateway.errors import BudgetExceeded, BudgetReserved, RequestTooLarge
 from services.gateway.ledger.queue import LedgerQueue
 from services.gateway.ledger.reaper import Reaper
 from services.gateway.ledger.rebuild import Rebuilder
@@ -131,7 +131,7 @@ class Budgets:
     async def admit(self, ask: Ask) -> Reservation:
         """Reserve the worst case of a request, before it goes out.
 
-        :raises BudgetExceeded, BudgetReserved, MayCostTooMuch, RateLimited: with the ``x-ratelimit-*`` headers.
+        :raises BudgetExceeded, BudgetReserved, RequestTooLarge, RateLimited: with the ``x-ratelimit-*`` headers.
         :raises UserBlocked, InvalidToken: blocked, or the token revoked, since it was issued.
         :raises DependencyUnavailable: Redis could not be asked, or PostgreSQL at the first sight of a user.
         """
@@ -153,7 +153,7 @@ class Budgets:
             limits = bounds(ask, expected.budget_nano if expected.enforced else max(MOST, expected.budget_nano))
             try:
                 room = self._totals.check(ask, limits)
-            except (BudgetExceeded, BudgetReserved, MayCostTooMuch) as refusal:
+            except (BudgetExceeded, BudgetReserved, RequestTooLarge) as refusal:
                 refusal.headers.update((await self.state(principal)).rate_limits.headers())
                 raise
             try:
@@ -241,8 +241,8 @@ class Budgets:
             if len(self._learned) > _REMEMBERED:
                 self._learned.popitem(last=False)
 
-    def _note_unenforced(self, word: str, principal: Principal) -> None:
-        reason, service_type = would_label(Word(word)), principal.service_type.name
+    def _note_unenforced(self, word: Word, principal: Principal) -> None:
+        reason, service_type = word.label, principal.service_type.name
         self._metrics.would_refuse.inc(reason, service_type)
         _log.info("would_refuse", reason=reason, service_type=service_type)
 

@@ -12,8 +12,8 @@ from services.gateway.budget import resets
 from services.gateway.budget.charging import Bounds
 from services.gateway.budget.metrics import BudgetMetrics
 from services.gateway.budget.models import Ask
+from services.gateway.budget.refusals import Refusal
 from services.gateway.budget.scripts import BudgetScripts, TotalsBegun
-from services.gateway.errors import BudgetExceeded, BudgetReserved, MayCostTooMuch
 from services.gateway.ledger.storage import LedgerStorage
 from shared.domain.identity import SHARDS
 from shared.domain.money import NANO
@@ -78,7 +78,7 @@ class Totals:
     def check(self, ask: Ask, bounds: Bounds) -> int | None:
         """What all users of the service type together leave, in nano-dollars, at least ``least``; None for no limit.
 
-        :raises BudgetExceeded, BudgetReserved, MayCostTooMuch: they leave less.
+        :raises BudgetExceeded, BudgetReserved, RequestTooLarge: they leave less.
         :raises DependencyUnavailable: not known at the moment.
         """
         row = ask.principal.service_type
@@ -91,14 +91,10 @@ class Totals:
         now = time.monotonic() + self._clock
         if int(now) // row.duration_seconds > known.period_index:
             return row.total_budget_nano
-        refusal = known.refusal(row, bounds.least, bounds.empty)
+        refusal = known.refusal(row, bounds.least, bounds.empty, now)
         if refusal is None:
             return known.room(row)
-        if refusal == "exceeded":
-            left = (known.period_index + 1) * row.duration_seconds - now
-            later = resets.delay(ask.principal.user_id, row.duration_seconds)
-            raise BudgetExceeded("The budget of all users together is spent.", retry_after=left + later)
-        raise MayCostTooMuch if refusal == "large" else BudgetReserved
+        raise Refusal(*refusal).error(resets.delay(ask.principal.user_id, row.duration_seconds))
 
     def unknown(self) -> list[str]:
         """The service types whose total spend is not known at the moment: their chats are refused."""

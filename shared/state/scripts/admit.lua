@@ -67,7 +67,7 @@ end
 
 local revoked = redis.call('EXISTS', token) == 1
 local available = math.min(budget - spent - reserved, room or math.huge)
-local skipped = without_rates and {streams = true, rpm = true, tpm = true} or {}
+local skipped = {}
 --@ include decide
 local would = '-'
 if enforced == '0' and standing == GOOD and not revoked then

@@ -42,10 +42,8 @@ end
 local extra, without_rates = exception(excepted)
 budget = budget + extra
 local available = math.min(budget - spent - reserved, room or math.huge)
-local found, skipped = {}, {}
-if without_rates or enforced == '0' then
-  skipped = {streams = true, rpm = true, tpm = true, exceeded = enforced == '0'}
-end
+without_rates = without_rates or enforced == '0'
+local found, skipped = {}, {exceeded = enforced == '0'}
 repeat
 --@ include decide
   if reason then

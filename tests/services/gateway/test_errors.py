@@ -65,13 +65,17 @@ def test_the_reasons_of_the_budgets_metrics_are_these() -> None:
 
 @pytest.mark.parametrize("word", list(Word))
 def test_every_word_of_a_script_has_an_error_and_a_reason_of_the_metrics(word: Word) -> None:
-    error = Refusal(word, retry_after=7).error()
+    error = Refusal(word).error()
+    assert label(error) == (word.label or "unavailable")
     assert label(error) in LABELS
-    assert envelope(error)["error"]["code"] == (word.code or "unavailable")
-    assert (label(error) == "unavailable") == (not word.code)
-    waits = {"exceeded": "7", "rpm": "7", "tpm": "7", "streams": "7", "reserved": "1"}
-    if label(error) != "unavailable":
-        assert error.headers.get("Retry-After") == waits.get(word)
+    assert envelope(error)["error"]["code"] == (word.row.code or "unavailable")
+    assert ("Retry-After" in error.headers) == (label(error) == "unavailable")
+
+
+@pytest.mark.parametrize("word", [Word.RPM, Word.RESERVED, Word.EXCEEDED, Word.TOTAL_EXCEEDED])
+def test_a_refusal_tells_the_wait_of_the_script_and_after_a_reset_a_bit_more(word: Word) -> None:
+    error = Refusal(word, retry_after=7).error(after_reset=3)
+    assert error.headers["Retry-After"] == ("10" if word.row.code == "budget_exceeded" else "7")
 
 
 @pytest.mark.parametrize("kind", list(errors("gateway")), ids=lambda kind: kind.__name__)

@@ -13,8 +13,8 @@ from services.gateway.errors import (
     BudgetExceeded,
     BudgetReserved,
     InvalidToken,
-    MayCostTooMuch,
     RateLimited,
+    RequestTooLarge,
     UserBlocked,
 )
 from services.gateway.tokens.models import Principal
@@ -80,7 +80,7 @@ Act = Callable[[Client, Budgets, Principal], Awaitable[None]]
         (row(max_streams=1), hold_one, RateLimited, {"streams"}),
         (row(rpm=1), settle_one, RateLimited, {"rpm"}),
         (row(tpm=30), settle_one, RateLimited, {"tpm"}),
-        (row(max_budget_nano=50_000 + LEAST - 1), settle_one, MayCostTooMuch, {"large"}),
+        (row(max_budget_nano=50_000 + LEAST - 1), settle_one, RequestTooLarge, {"large"}),
         (row(max_budget_nano=50_000 + LEAST), settle_all, BudgetExceeded, {"exceeded"}),
         (row(max_budget_nano=2_100_000 + LEAST - 1), hold_one, BudgetReserved, {"reserved"}),
         (row(max_streams=1, rpm=1), hold_one, RateLimited, {"streams", "rpm"}),
@@ -191,7 +191,7 @@ async def test_the_tier_that_redis_knows_decides(redis: Client, redis_url: str, 
 @pytest.mark.parametrize(
     ("budget", "act", "refusal", "reason"),
     [
-        (50_000 + LEAST - 1, settle_one, MayCostTooMuch, "total_large"),
+        (50_000 + LEAST - 1, settle_one, RequestTooLarge, "total_large"),
         (50_000 + LEAST, settle_all, BudgetExceeded, "total_exceeded"),
         (2_100_000 + LEAST - 1, hold_one, BudgetReserved, "total_reserved"),
     ],

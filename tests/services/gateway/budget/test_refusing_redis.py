@@ -14,7 +14,7 @@ import pytest
 import redis as sync_redis
 
 from services.gateway.budget.services import Budgets
-from services.gateway.errors import MayCostTooMuch
+from services.gateway.errors import RequestTooLarge
 from services.gateway.redis.executor import NotRun
 from services.local.process import free_port
 from services.local.valkey import ValkeyServer
@@ -276,7 +276,7 @@ async def test_a_redis_that_is_closed_before_another_one_opens_spends_no_budget_
                     with pytest.raises(NotRun):
                         await old.admit(ask())
                     new.settle(await new.admit(ask()), delivered())
-                with pytest.raises(MayCostTooMuch):
+                with pytest.raises(RequestTooLarge):
                     await new.admit(ask())
 
                 async def all_written() -> bool:

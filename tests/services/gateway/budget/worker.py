@@ -20,7 +20,7 @@ import uvloop
 
 from services.gateway.budget.models import Delivery, Reservation, Timings, Usage
 from services.gateway.budget.services import Budgets
-from services.gateway.errors import BudgetExceeded, BudgetReserved, MayCostTooMuch
+from services.gateway.errors import BudgetExceeded, BudgetReserved, RequestTooLarge
 from shared.errors import DependencyUnavailable
 from tests.services.gateway.budget.support import ask, opened, principal, row, rows
 
@@ -43,7 +43,7 @@ class Clients:
             )
             try:
                 reservation = await self.budgets.admit(wanted)
-            except (BudgetExceeded, MayCostTooMuch):
+            except (BudgetExceeded, RequestTooLarge):
                 self.seen["exceeded"] += 1
                 return
             except (BudgetReserved, DependencyUnavailable) as refusal:

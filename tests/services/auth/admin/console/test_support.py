@@ -11,6 +11,7 @@ from services.auth.users.operators import User
 from services.auth.users.operators_storage import UserRow
 from services.auth.users.spending import Spent
 from shared.state.decisions import Outlook
+from shared.state.refusals import Word
 from tests.services.gateway.budget.support import row
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -41,7 +42,7 @@ def user(spent: int = 0, *, blocked: bool = False) -> User:
     ],
 )
 def test_a_reason_in_words(reason: str, code: str, words: str) -> None:
-    outlook = Outlook({reason: 30.0}, requests=41, tokens=2100, open_requests=3)
+    outlook = Outlook({Word(reason): 30.0}, requests=41, tokens=2100, open_requests=3)
     (found,) = refusals(user(99_000_000), KIND, outlook, 5_000_000)
     assert found.code == code
     assert words in found.text
