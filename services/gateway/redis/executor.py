@@ -165,19 +165,18 @@ class Executor:
 
     async def _run_slowly(self, shard: int, call: ScriptCall) -> Any:
         """Connect, load or look for the shard's new place first, as long as time is left. Nothing ran so far."""
-        sent = False
+        deadline = asyncio.get_running_loop().time() + self._timeout
         moving: Node | None = None  # where a slot is being moved to that has left its owner in part
         try:
-            async with asyncio.timeout(self._timeout):
-                while True:
+            while True:
+                async with asyncio.timeout_at(deadline):
                     link = await (moving.connect() if moving is not None else self._connected(shard))
-                    sent = True
-                    try:
-                        if moving is not None:
-                            link.send(pack("ASKING")).add_done_callback(observe)
-                        return await link.send(pack_script(call, link.epoch))
-                    except ScriptFailed as failure:
-                        sent = False
+                if moving is not None:
+                    link.send(pack("ASKING")).add_done_callback(observe)
+                try:
+                    return await _answer(link.send(pack_script(call, link.epoch)), deadline)
+                except ScriptFailed as failure:
+                    async with asyncio.timeout_at(deadline):
                         if failure.code == "NOSCRIPT":
                             await link.send(pack("SCRIPT", "LOAD", call.script.source))
                         elif failure.code == "ASK" and self._cluster:
@@ -186,7 +185,7 @@ class Executor:
                             moving = None
                             await self._clear(failure, call.script, link)
         except (ConnectionError, TimeoutError) as error:
-            raise (DependencyUnavailable if sent else NotRun)("redis") from error
+            raise NotRun("redis") from error
 
     async def _clear(self, failure: ScriptFailed, script: Script, link: Link) -> None:
         """Out of the way with what kept a script from running.
@@ -282,6 +281,23 @@ class Executor:
         shards = [shard for shard, owner in enumerate(self._owners) if owner is node]
         for listener in self._listeners:
             listener(shards)
+
+
+async def _answer(reply: asyncio.Future[Any], deadline: float) -> Any:
+    """The reply to a script. One that is here counts even if the deadline has passed before its turn came: what has an
+    answer is not unknown.
+
+    :raises ScriptFailed: Redis answered an error.
+    :raises DependencyUnavailable: no answer. What the script did is unknown.
+    """
+    reply.add_done_callback(observe)
+    await asyncio.wait((reply,), timeout=deadline - asyncio.get_running_loop().time())
+    if not reply.done():
+        raise DependencyUnavailable("redis")
+    try:
+        return reply.result()
+    except ConnectionError as error:
+        raise DependencyUnavailable("redis") from error
 
 
 def _address(failure: ScriptFailed, link: Link) -> Address:

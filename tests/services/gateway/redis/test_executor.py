@@ -1,0 +1,25 @@
+"""The executor with one Redis."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+from services.gateway.redis.executor import Executor
+from services.local.valkey import ValkeyServer
+from shared.state import layout
+from shared.state.script import Script
+from tests.support.waiting import until
+
+
+async def test_an_answer_that_waited_for_a_blocked_loop_beyond_the_deadline_counts(own_valkey: ValkeyServer) -> None:
+    """Redis did answer in time, to a script whose connection was opened for it."""
+    script = Script("snapshot")
+    with own_valkey.client() as client:
+        client.script_load(script.source)
+    async with Executor.open(own_valkey.url, (), timeout=0.4) as executor:
+        call = script.call(user=layout.SHARD_KEYS[0].user("u"), identity=layout.SHARD_KEYS[0].identity("i"))
+        answer = asyncio.create_task(executor.run(0, call))
+        await until(lambda: any(link._pending and not link._out for link in executor.links()), pause=0)
+        time.sleep(0.5)  # noqa: ASYNC251 - the loop is to be blocked
+        assert (await answer)[:2] == [b"0", b"0"]
