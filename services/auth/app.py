@@ -227,7 +227,7 @@ async def _open(
     await stack.enter_async_context(changes.running())
     await stack.enter_async_context(prepared.key_ring.running(registry))
     await stack.enter_async_context(LedgerAge(database, registry).running())
-    assertions = Assertions(database, challenges, prepared.policy, metrics)
+    assertions = Assertions(database, challenges, prepared.policy, metrics, unused_days=settings.device_unused_days)
     play_metrics = PlayMetrics(registry)
     google = await stack.enter_async_context(
         PlayIntegrity.open(session, settings.play_base_url, prepared.google, metrics=play_metrics)

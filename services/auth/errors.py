@@ -4,7 +4,8 @@
     └── AuthError                      rendered as {"error", "error_description"} (RFC 6749 section 5.2)
         ├── InvalidRequest             400 invalid_request
         │   └── InvalidSubjectToken    400 invalid_request: the credential is not good
-        │       └── UnknownKey         400 invalid_request: an App Attest key that was never enrolled here
+        │       ├── UnknownKey         400 invalid_request: an App Attest key that was never enrolled here
+        │       └── UnusedKey          400 invalid_request: an App Attest key that nobody used for long
         ├── UnsupportedGrantType       400 unsupported_grant_type
         ├── InvalidScope               400 invalid_scope
         ├── InvalidTarget              400 invalid_target
@@ -13,7 +14,8 @@
         ├── Unauthorized               401 unauthorized (admin key)
         ├── AttestationRejected        403 attestation_rejected
         ├── AccessDenied               403 access_denied
-        │   └── UserBlocked
+        │   ├── UserBlocked
+        │   └── DeviceNotTrusted       how its app was distributed, or its risk
         ├── MaxUsersReached            403 max_users_reached
         ├── Forbidden                  403 forbidden (a viewer changing something)
         ├── UnknownTier                422 unknown_service_type
@@ -49,6 +51,10 @@ class InvalidSubjectToken(InvalidRequest):
 
 class UnknownKey(InvalidSubjectToken):
     message = "The key of the subject_token is unknown: attest again, with a new key."
+
+
+class UnusedKey(InvalidSubjectToken):
+    message = "The key of the subject_token was not used for too long: attest again, with a new key."
 
 
 class UnsupportedGrantType(AuthError):
@@ -104,6 +110,10 @@ class AccessDenied(AuthError):
 
 class UserBlocked(AccessDenied):
     message = BLOCKED
+
+
+class DeviceNotTrusted(AccessDenied):
+    message = "This device may not use the service type."
 
 
 class MaxUsersReached(AuthError):

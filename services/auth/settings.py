@@ -56,6 +56,9 @@ class AuthSettings(Settings):
     app_attest_bundle_ids: CommaSeparated = Field((), description="Bundle ids that may enrol, comma-separated.")
     app_attest_production: bool = Field(False, description="Accept App Attest's production keys, not development's.")
     app_attest_root_ca: Path | None = Field(None, description="PEM of the App Attest root; Apple's when not set.")
+    device_unused_days: int = Field(
+        0, ge=0, le=36500, description="Days without use after which an App Attest key is refused; 0 = never."
+    )
     fxa_base_url: str = Field("https://oauth.accounts.firefox.com/v1", description="FxA's OAuth API.")
     fxa_issuer: str = Field("https://accounts.firefox.com", description="`iss` of FxA's JWT access tokens.")
     fxa_cache_ttl_seconds: int = Field(300, ge=0, le=300, description="How long a verified FxA token is remembered.")

@@ -96,4 +96,4 @@ def _shown(field: str, value: Any) -> str:
         return f"{nano_to_usd(value):.9f}".rstrip("0").rstrip(".")
     if field == "enforce_until":
         return f"{datetime.fromtimestamp(value, UTC):%Y-%m-%dT%H:%M:%SZ}" if value else "none"
-    return ", ".join(value) or "none" if isinstance(value, tuple) else str(value)
+    return ", ".join(map(str, value)) or "none" if isinstance(value, tuple) else str(value)

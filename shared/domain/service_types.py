@@ -25,6 +25,8 @@ _Name = Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9][a-z0-9_-]{0,31}$")]
 #: A name at LiteLLM, which stands in a path there.
 _Tool = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")]
 _Count = Annotated[int, msgspec.Meta(ge=0, le=10**12)]
+#: Apple's number for how an app came onto a device: four bytes.
+_Category = Annotated[int, msgspec.Meta(ge=0, lt=2**32)]
 #: How much of Google's device integrity an Android install needs.
 PlayLevel = Literal["basic", "device", "strong"]
 MAX_MODEL_NAME = 256
@@ -68,6 +70,8 @@ class _ServiceTypeRow(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     search_tool: _Tool | None = None
     search_cost: str | None = None
     play_integrity: PlayLevel = "device"
+    validation_categories: list[_Category] = []
+    max_risk_metric: _Count = 0
     enabled: bool = True
     enforce: bool = True
     enforce_until: Annotated[datetime, msgspec.Meta(tz=True)] | None = None
@@ -128,6 +132,8 @@ class ServiceType:
     search_tool: str | None = None
     search_cost_nano: int = 0
     play_integrity: PlayLevel = "device"
+    validation_categories: tuple[int, ...] = ()
+    max_risk_metric: int = 0
     #: Models that rows, this one or others, name as exclusive.
     reserved_models: frozenset[str] = frozenset()
     #: The names of the pool's rows, in order.

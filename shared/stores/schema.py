@@ -37,6 +37,23 @@ devices = sa.Table(
     sa.Column("last_used_at", Time),
     sa.Column("revoked_at", Time),
     sa.Column("revoked_reason", sa.Text),
+    sa.Column("source_digest", Id, comment="HMAC of the source that enrolled the key"),
+    sa.Column("risk_metric", sa.Integer, comment="Apple's count of keys that the device attested lately"),
+    sa.Column("risk_metric_at", Time),
+    sa.Column("receipt_fault", sa.Text, comment="why there is no newer receipt"),
+    sa.Column(
+        "receipt_due_at",
+        Time,
+        server_default=_now,
+        comment="when a job may take the receipt next, later while one has it; null: never",
+    ),
+    sa.Index("devices_created", "created_at", "key_id"),
+    sa.Index("devices_source", "source_digest", "created_at"),
+    sa.Index(
+        "devices_receipts_due",
+        "receipt_due_at",
+        postgresql_where=sa.text("receipt is not null and revoked_at is null"),
+    ),
 )
 
 #: Decisions about an identity, in all its service types. A row exists after the first decision.

@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
+
 from services.auth.appattest import AppAttestError, Assertion, Attestation
 from services.auth.appattest.errors import Step
 from shared.telemetry.metrics import Registry
 
 RESULTS = ("success", "invalid", "unavailable")
+
+
+class Distrust(StrEnum):
+    """Why a genuine assertion of a device is refused."""
+
+    UNUSED = "unused"
+    CATEGORY = "category"
+    RECEIPT = "receipt"
+    RISK = "risk"
 
 
 class DeviceMetrics:
@@ -32,6 +43,12 @@ class DeviceMetrics:
             ("kind",),
         )
         self._extensions.preset_all(("unknown", "incomplete"))
+        self._distrusted = registry.counter(
+            "app_attest_distrusted_total",
+            "Genuine assertions refused: a key long unused, or a device that the row does not trust.",
+            ("reason",),
+        )
+        self._distrusted.preset_all(tuple(Distrust))
 
     def verified(self, result: Attestation | Assertion) -> None:
         """Count ignored parts of a genuine object, which show a change at Apple."""
@@ -39,6 +56,9 @@ class DeviceMetrics:
             self._extensions.inc("unknown", by=result.unknown_extensions)
         if result.incomplete_extensions:
             self._extensions.inc("incomplete")
+
+    def distrusted(self, reason: Distrust) -> None:
+        self._distrusted.inc(reason)
 
     def by_step(self) -> dict[str, int]:
         """The rejections of this process."""

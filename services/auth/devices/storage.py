@@ -11,7 +11,11 @@ from shared.stores.postgres import Database, Query, Transaction
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """An enrolled key. ``bundle_id`` and ``environment`` are None for an imported key that was not used yet."""
+    """An enrolled key. ``bundle_id`` and ``environment`` are None for an imported key that was not used yet.
+
+    ``idle`` is the time in seconds since its last use, or since its enrolment. ``receipt_fault`` says why there is no
+    newer receipt.
+    """
 
     key_id: str
     public_key: bytes
@@ -19,6 +23,10 @@ class Device:
     bundle_id: str | None
     environment: str | None
     revoked: bool
+    idle: float
+    validation_category: int | None
+    risk_metric: int | None
+    receipt_fault: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +51,8 @@ class Stored(Enum):
 
 
 _MAX_INTEGER = 2**31 - 1
+#: The fault of a receipt that Apple did not sign, or not for this key and app.
+FORGED = "forged"
 #: The distance below the highest counter at which a late one is still accepted: the bits of ``counters_taken``.
 LATE_COUNTERS = 64
 
@@ -56,14 +66,17 @@ _ENROL = Query.text(
         environment = coalesce(devices.environment, excluded.environment),
         bundle_id = coalesce(devices.bundle_id, excluded.bundle_id),
         bundle_version = coalesce(excluded.bundle_version, devices.bundle_version),
-        validation_category = coalesce(excluded.validation_category, devices.validation_category)
+        validation_category = coalesce(excluded.validation_category, devices.validation_category),
+        receipt_due_at = now(),
+        last_used_at = now()
       where devices.revoked_at is null and devices.public_key = excluded.public_key
     returning xmax = 0 as new  -- 0 of a row that was inserted: nothing has locked or updated it
     """
 )
 _FIND = Query.text(
-    "select key_id, public_key, counter, bundle_id, environment, revoked_at is not null as revoked "
-    "from devices where key_id = :key_id"
+    "select key_id, public_key, counter, bundle_id, environment, revoked_at is not null as revoked, "
+    "extract(epoch from now() - coalesce(last_used_at, created_at))::float as idle, "
+    "validation_category, risk_metric, receipt_fault from devices where key_id = :key_id"
 )
 _ADVANCE = Query.text(
     """

@@ -45,6 +45,8 @@ class ServiceTypeBody(msgspec.Struct, frozen=True):
     fxa_client_ids: list[str]
     bundle_ids: list[str] | None
     play_integrity: str
+    validation_categories: list[int]
+    max_risk_metric: int
     client_key: str | None
     aliases: list[str]
     search_tool: str | None

@@ -7,6 +7,7 @@ challenge and take the counter.
 from __future__ import annotations
 
 import base64
+import math
 import re
 import time
 from collections.abc import Callable
@@ -28,14 +29,17 @@ from services.auth.appattest import (
 )
 from services.auth.challenge.services import Challenges
 from services.auth.devices import storage
-from services.auth.devices.metrics import DeviceMetrics
+from services.auth.devices.metrics import DeviceMetrics, Distrust
+from services.auth.devices.storage import FORGED
 from services.auth.errors import (
     AccessDenied,
     AuthError,
+    DeviceNotTrusted,
     InvalidChallenge,
     InvalidScope,
     InvalidSubjectToken,
     UnknownKey,
+    UnusedKey,
 )
 from services.auth.exchange.models import Subject
 from shared import strict_json
@@ -68,7 +72,17 @@ class Sent:
 class Assertions:
     """The verifier of assertions."""
 
-    def __init__(self, database: Database, challenges: Challenges, policy: Policy, metrics: DeviceMetrics) -> None:
+    def __init__(
+        self,
+        database: Database,
+        challenges: Challenges,
+        policy: Policy,
+        metrics: DeviceMetrics,
+        *,
+        unused_days: int = 0,
+    ) -> None:
+        """:param unused_days: days after which a key that was not used is refused; 0 = never."""
+        self._unused = unused_days * 86_400 or math.inf
         self._database = database
         self._challenges = challenges
         self._policy = policy
@@ -128,6 +142,7 @@ class Assertions:
             raise InvalidScope
         if device.revoked:
             raise AccessDenied
+        self._check_trust(device, assertion, row)
         return Subject(
             identity=key_id,
             client_id=sent.bundle_id,
@@ -142,6 +157,27 @@ class Assertions:
             token_ttl=sent.token_ttl,
             body_sha256=sent.body_sha256,
         )
+
+    def _check_trust(self, device: storage.Device, assertion: Assertion, row: ServiceType) -> None:
+        """
+        :raises UnusedKey: nobody has used the key for long.
+        :raises DeviceNotTrusted: the row demands more of a device.
+        """
+        category = (
+            device.validation_category if assertion.validation_category is None else assertion.validation_category
+        )
+        if device.idle > self._unused:
+            refusal = Distrust.UNUSED
+        elif row.validation_categories and category is not None and category not in row.validation_categories:
+            refusal = Distrust.CATEGORY
+        elif row.max_risk_metric and device.receipt_fault == FORGED:
+            refusal = Distrust.RECEIPT
+        elif row.max_risk_metric and (device.risk_metric or 0) > row.max_risk_metric:
+            refusal = Distrust.RISK
+        else:
+            return
+        self._metrics.distrusted(refusal)
+        raise UnusedKey if refusal is Distrust.UNUSED else DeviceNotTrusted
 
     async def _use_up(
         self, challenge: str, key_id: str, assertion: Assertion, late_counters: int, sent: tuple[bytes, ...]
