@@ -29,9 +29,10 @@ GRANTS: dict[str, dict[str, tuple[str, ...]]] = {
         GATEWAY: ("select (key_id, revoked_at)",),
     },
     "identities": {
-        AUTH: ("select", "insert", "update (blocked_at, blocked_reason)"),
-        GATEWAY: ("select (identity, blocked_at)",),
+        AUTH: ("select", "insert", "update (blocked_at, blocked_reason, tokens_from_ms, generation)"),
+        GATEWAY: ("select (identity, blocked_at, tokens_from_ms)",),
     },
+    "fxa_deliveries": {AUTH: ("select", "insert", "delete")},
     "users": {
         AUTH: ("select", "insert", "update (budget_tier, last_seen_at, litellm_budget)", "delete"),
         GATEWAY: ("select (user_id, budget_tier)",),

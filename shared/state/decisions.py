@@ -65,15 +65,30 @@ class Outlook:
 
 
 @dataclass(frozen=True, slots=True)
+class Oldest:
+    """The oldest tokens of an identity that are good: issued in this unix second, and of this generation; 0 for any.
+
+    Only FxA's tokens have a generation.
+    """
+
+    issued: int = 0
+    generation: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Known:
     """An identity as Redis knows it: its standing, if any, whether it has a user row, and the version of both.
 
-    Unless ``user`` is true, the standing may be out of date.
+    Unless ``user`` is true, the standing and the oldest tokens may be out of date.
     """
 
     standing: Standing | None
     user: bool
     version: str
+    oldest: Oldest = Oldest()
+
+
+_ANY = Oldest()
 
 
 async def standing_version(client: Client, identity: str) -> str:
@@ -86,17 +101,24 @@ async def standing_version(client: Client, identity: str) -> str:
     return version.decode() if version else "0"
 
 
-async def set_standing(client: Client, identity: str, standing: Standing, *, version: str = "") -> bool:
-    """Block (or admit again) an identity in all its service types, or revoke its device.
+async def set_standing(
+    client: Client, identity: str, standing: Standing, oldest: Oldest = _ANY, *, version: str = ""
+) -> bool:
+    """Block (or admit again) an identity in all its service types, revoke its device, or refuse its older tokens.
 
     :param version: the answer of ``standing_version``. Redis may run an abandoned call after a later one; with an
         outdated version such a call does nothing.
     :returns: False when another call came in between, and nothing was set.
     :raises RedisError: not known to be applied.
     """
-    return bool(
-        await _eval(client, _SET_STANDING.call(identity=identity_key(identity), standing=standing, version=version))
+    call = _SET_STANDING.call(
+        identity=identity_key(identity),
+        standing=standing,
+        tokens_from=oldest.issued,
+        generation=oldest.generation,
+        version=version,
     )
+    return bool(await _eval(client, call))
 
 
 async def set_user(client: Client, user_id: str, tier: str, exception: Excepted | None = None) -> None:
@@ -139,18 +161,28 @@ def _parse(row: list[Any]) -> UserState:
 async def known(client: Client, identity: str, service_type: str) -> Known:
     """:raises RedisError: Redis could not be asked."""
     call = _KNOWN.call(identity=identity_key(identity), known_user=f"{KNOWN_USER}{service_type}")
-    standing, user, version = await _eval(client, call)
-    return Known(Standing(standing.decode()) if standing else None, bool(user), version.decode())
+    standing, user, version, issued, generation = await _eval(client, call)
+    oldest = Oldest(int(issued), int(generation))
+    return Known(Standing(standing.decode()) if standing else None, bool(user), version.decode(), oldest)
 
 
-async def remember(client: Client, identity: str, service_type: str, standing: Standing, version: str) -> None:
-    """Store what PostgreSQL answered after ``version`` was read, unless the standing has changed since.
+async def remember(
+    client: Client, identity: str, service_type: str, standing: Standing, version: str, oldest: Oldest = _ANY
+) -> bool:
+    """Store what PostgreSQL answered after ``version`` was read, unless a decision has changed since.
 
+    :returns: whether it was stored.
     :raises RedisError: Redis could not be asked.
     """
-    field = f"{KNOWN_USER}{service_type}" if standing is Standing.GOOD else ""
-    call = _REMEMBER.call(identity=identity_key(identity), version=version, standing=standing, known_user=field)
-    await _eval(client, call)
+    call = _REMEMBER.call(
+        identity=identity_key(identity),
+        version=version,
+        standing=standing,
+        tokens_from=oldest.issued,
+        generation=oldest.generation,
+        known_user=f"{KNOWN_USER}{service_type}" if standing is Standing.GOOD else "",
+    )
+    return bool(await _eval(client, call))
 
 
 async def forget_others(client: Client, identity: str, users: Sequence[str]) -> None:

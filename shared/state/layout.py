@@ -30,6 +30,8 @@ UNWRITTEN = "x:"  # + request id: "cost|admitted ms" of a settled request that m
 
 # --- the hash of an identity ------------------------------------------------------------------------------------
 STANDING = "blk"  # a value of Standing
+TOKENS_FROM = "from"  # unix second: access tokens that were issued before it are refused; none are without it
+GENERATION = "gen"  # the highest generation of its FxA tokens, as auth saw it
 KNOWN_USER = "u:"  # + service type: the run id of the server to which auth wrote that there is a user row
 
 # --- the hash of a shard's totals (fields of sums: packed.sum_field) --------------------------------------------

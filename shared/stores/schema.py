@@ -64,6 +64,16 @@ identities = sa.Table(
     sa.Column("blocked_at", Time),
     sa.Column("blocked_reason", sa.Text),
     sa.Column("created_at", Time, nullable=False, server_default=_now),
+    sa.Column("tokens_from_ms", sa.BigInteger, comment="unix ms; tokens issued in an earlier second are refused"),
+    sa.Column("generation", sa.BigInteger, comment="the highest that its FxA tokens had"),
+)
+
+#: Deliveries of FxA's events that were accepted, for as long as they could be sent again.
+fxa_deliveries = sa.Table(
+    "fxa_deliveries",
+    metadata,
+    sa.Column("jti", Id, primary_key=True),
+    sa.Column("expires_at", Time, nullable=False, index=True),
 )
 
 users = sa.Table(

@@ -27,6 +27,9 @@ class Subject:
     token_ttl: int | None = None
     #: Hex of SHA-256 of the one request body that the access token is good for; None for any.
     body_sha256: str | None = None
+    #: The unix time of the credential's issue, and its generation, for those that have them.
+    issued_at: float | None = None
+    generation: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

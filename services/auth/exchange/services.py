@@ -61,7 +61,7 @@ class TokenExchange:
 
     async def exchange(self, request: ExchangeRequest) -> Exchanged:
         """
-        :raises InvalidRequest: unknown subject_token_type, or a credential that is not good.
+        :raises InvalidRequest: unknown subject_token_type, or a credential that is not good (any more).
         :raises InvalidScope: no such service type, or not for this credential.
         :raises SwitchedOff: the service type is.
         :raises AccessDenied: blocked or revoked; answered only after the credential is verified.
@@ -83,7 +83,7 @@ class TokenExchange:
             subject = await credential.verify(request.subject_token, row, request.source)
         await self._limits.take_source("exchange", request.source)
         await self._limits.take("identity", subject.identity)
-        await self._users.enter(subject.identity, row)
+        await self._users.enter(subject.identity, row, issued_at=subject.issued_at, generation=subject.generation)
         user = user_id(subject.identity, row.name)
         token = self._issuer.issue(
             user_id=user,

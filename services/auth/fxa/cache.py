@@ -52,6 +52,8 @@ class _Verified(msgspec.Struct, array_like=True, forbid_unknown_fields=True, fro
     client_id: str
     scopes: tuple[str, ...]
     expires_at: float | None
+    issued_at: float
+    generation: int | None
 
 
 class _Refused(msgspec.Struct, array_like=True, forbid_unknown_fields=True, frozen=True, tag="r"):
@@ -184,7 +186,15 @@ class Cache:
         return min(self._config.cache_ttl, identity.expires_at - now - self._config.clock_skew)
 
     async def _put_identity(self, key: EntryKey, identity: FxAIdentity, until: float, milliseconds: int) -> None:
-        entry = _Verified(until, identity.uid, identity.client_id, identity.scopes, identity.expires_at)
+        entry = _Verified(
+            until,
+            identity.uid,
+            identity.client_id,
+            identity.scopes,
+            identity.expires_at,
+            identity.issued_at,
+            identity.generation,
+        )
         value = self._seal(key, entry)
         name = self._uid_name(identity.uid)
 
@@ -223,7 +233,9 @@ class Cache:
             return InvalidFxAToken(entry.reason, source="cache")
         if entry.expires_at is not None and entry.expires_at <= now:
             return None
-        return FxAIdentity(entry.uid, entry.client_id, entry.scopes, entry.expires_at, "cache")
+        return FxAIdentity(
+            entry.uid, entry.client_id, entry.scopes, entry.expires_at, "cache", entry.issued_at, entry.generation
+        )
 
     def _mac(self, key: EntryKey, payload: bytes) -> bytes:
         return _digest(self._value_mac, key.digest + payload)

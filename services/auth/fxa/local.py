@@ -28,4 +28,4 @@ async def verify_jwt(token: JwtToken, keys: KeySet) -> FxAIdentity:
     except _BAD_SIGNATURE as error:
         raise InvalidFxAToken("wrong signature", lasting=True) from error
     claims = token.claims
-    return FxAIdentity(claims.sub, claims.client_id, claims.scopes, claims.exp, "local")
+    return FxAIdentity(claims.sub, claims.client_id, claims.scopes, claims.exp, "local", claims.iat, claims.generation)

@@ -21,6 +21,8 @@ Source = Literal["cache", "local", "remote"]
 UID = Credential.FXA.identity
 Uid = Annotated[str, msgspec.Meta(pattern=rf"^{UID.pattern}\Z")]
 ClientId = Annotated[str, msgspec.Meta(pattern=r"^[0-9A-Za-z_-]{1,64}\Z")]
+#: Milliseconds: the time at which the account's password was last set.
+Generation = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
 #: RFC 6749 section 3.3.
 Scope = Annotated[str, msgspec.Meta(pattern=r"^[\x21\x23-\x5B\x5D-\x7E]{1,512}\Z")]
 
@@ -30,7 +32,8 @@ class FxAIdentity:
     """The account of a verified token.
 
     ``scopes`` are all scopes of the token, as FxA gave them. ``expires_at`` is unix time, None if FxA did not say
-    (opaque tokens).
+    (opaque tokens). ``issued_at`` is the unix time of a JWT's issue; for an opaque token, of the question to FxA.
+    ``generation`` grows with each change of the account's password; None if FxA did not say.
     """
 
     uid: str
@@ -38,6 +41,8 @@ class FxAIdentity:
     scopes: tuple[str, ...]
     expires_at: float | None
     source: Source
+    issued_at: float = 0
+    generation: int | None = None
 
     def found_in(self, source: Source) -> FxAIdentity:
         return replace(self, source=source)

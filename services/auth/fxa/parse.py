@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 from services.auth.fxa.errors import InvalidFxAToken
-from services.auth.fxa.models import ClientId, Uid
+from services.auth.fxa.models import ClientId, Generation, Uid
 
 MAX_JWT_CHARACTERS = 2048
 
@@ -66,6 +66,8 @@ class Claims(msgspec.Struct, frozen=True):
     exp: _Time
     iat: _Time
     nbf: _Time = 0
+    #: mozilla/fxa, packages/fxa-auth-server/lib/oauth/jwt_access_token.js: left out when FxA does not know it.
+    generation: Generation | None = msgspec.field(name="fxa-generation", default=None)
 
     @property
     def scopes(self) -> tuple[str, ...]:

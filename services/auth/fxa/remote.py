@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from http import HTTPStatus
 from typing import Annotated
 
@@ -11,7 +12,7 @@ from services.auth.breaker import Breaker, BreakerOpen
 from services.auth.fxa.errors import InvalidFxAToken
 from services.auth.fxa.http import FxAClient
 from services.auth.fxa.metrics import FxAMetrics
-from services.auth.fxa.models import UID, ClientId, FxAIdentity, Scope
+from services.auth.fxa.models import UID, ClientId, FxAIdentity, Generation, Scope
 from services.auth.fxa.parse import OpaqueToken
 from services.auth.fxa.places import NoPlace, Places
 from shared.errors import DependencyUnavailable
@@ -29,6 +30,7 @@ class _Verified(msgspec.Struct, frozen=True):
     user: str
     client_id: ClientId
     scope: Annotated[list[Scope], msgspec.Meta(max_length=256)]
+    generation: Generation | None = None
 
 
 class _Error(msgspec.Struct, frozen=True):
@@ -44,12 +46,14 @@ class RemoteVerifier:
         *,
         places: Places,
         metrics: FxAMetrics,
+        clock: Callable[[], float],
     ) -> None:
         """:param breaker: counts ``NoAnswer``."""
         self._client = client
         self._breaker = breaker
         self._places = places
         self._metrics = metrics
+        self._clock = clock
         metrics.places.set(places.open)
 
     def check(self) -> None:
@@ -94,9 +98,10 @@ class RemoteVerifier:
         :raises BreakerOpen: the breaker is open.
         """
         era = self._places.era
+        asked_at = self._clock()
         with self._breaker.call():
             try:
-                identity = _identity(await self._client.ask("POST", "/verify", json={"token": token.text}))
+                identity = _identity(await self._client.ask("POST", "/verify", json={"token": token.text}), asked_at)
             except InvalidFxAToken:
                 self._answered()
                 raise
@@ -124,7 +129,7 @@ class RemoteVerifier:
         return slowed
 
 
-def _identity(answer: Answer) -> FxAIdentity:
+def _identity(answer: Answer, asked_at: float) -> FxAIdentity:
     """
     :raises InvalidFxAToken: status 400 with one of FxA's error numbers for a bad token, or a malformed uid.
     :raises NoAnswer: any other answer that is not a verified identity.
@@ -134,7 +139,8 @@ def _identity(answer: Answer) -> FxAIdentity:
             verified = msgspec.json.decode(answer.body, type=_Verified)
             if not UID.fullmatch(verified.user):
                 raise InvalidFxAToken("not a uid", source="remote")
-            return FxAIdentity(verified.user, verified.client_id, tuple(verified.scope), None, "remote")
+            scopes = tuple(verified.scope)
+            return FxAIdentity(verified.user, verified.client_id, scopes, None, "remote", asked_at, verified.generation)
         if answer.status == HTTPStatus.BAD_REQUEST:
             refusal = REFUSALS.get(msgspec.json.decode(answer.body, type=_Error).errno)
             if refusal is not None:

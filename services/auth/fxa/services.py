@@ -73,6 +73,7 @@ class FxAVerifier:
             self._breaker,
             places=Places(config.max_concurrency, config.source_concurrency, config.queue_wait, clock=clock),
             metrics=metrics,
+            clock=clock,
         )
         self._flights: dict[bytes, asyncio.Future[_Outcome]] = {}  # by the digest of the token
         self._tasks: set[asyncio.Task[_Outcome]] = set()
@@ -122,6 +123,13 @@ class FxAVerifier:
             raise
         self._answered(started, "success", identity.source)
         return identity
+
+    async def purge(self, uid: str) -> int:
+        """Drop what is remembered of an account's tokens; returns how many there were.
+
+        :raises DependencyUnavailable: Redis is down.
+        """
+        return await self._cache.purge(uid)
 
     async def ready(self) -> None:
         """The readiness check ``fxa``.

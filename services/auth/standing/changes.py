@@ -62,7 +62,7 @@ class Changes:
         return await storage.waiting(self._database, identity)
 
     async def apply(self, identity: str) -> None:
-        """Write all decisions about an identity from PostgreSQL to Redis: its standing, tiers and revoked tokens.
+        """Write all decisions about an identity from PostgreSQL to Redis: standing, tiers, refused tokens.
 
         After either error a background loop tries again.
 
@@ -83,7 +83,7 @@ class Changes:
         :raises NotInRedisYet: Redis has not taken it yet.
         """
         version = await decisions.standing_version(self._redis, identity)
-        if not await decisions.set_standing(self._redis, identity, decided.standing, version=version):
+        if not await decisions.set_standing(self._redis, identity, decided.standing, decided.oldest, version=version):
             raise NotInRedisYet  # an abandoned call came in between: try again
         async with self._redis.pipeline(transaction=False) as pipeline:  # a user may have revoked thousands
             for jti, expires_at in decided.revoked_tokens.items():

@@ -11,14 +11,32 @@ from datetime import UTC, datetime
 
 from sqlalchemy.dialects.postgresql import JSONB
 
+from shared.state.decisions import Oldest
 from shared.state.layout import Standing
 from shared.state.packed import Excepted
 from shared.stores.postgres import Database, Query, Transaction
 
 _STANDING = Query.text(
     """
-    select exists(select 1 from identities where identity = :identity and blocked_at is not null) as blocked,
-           exists(select 1 from devices where key_id = :identity and revoked_at is not null) as revoked
+    select i.blocked_at is not null as blocked,
+           exists(select 1 from devices where key_id = :identity and revoked_at is not null) as revoked,
+           coalesce(i.tokens_from_ms / 1000, 0) as issued, coalesce(i.generation, 0) as generation
+    from (select) as one left join identities i on i.identity = :identity
+    """
+)
+_REFUSE_OLDER = Query.text(
+    """
+    insert into identities as i (identity, tokens_from_ms) values (:identity, :ms)
+    on conflict (identity) do update set tokens_from_ms = excluded.tokens_from_ms
+        where coalesce(i.tokens_from_ms, 0) < excluded.tokens_from_ms
+    returning identity
+    """
+)
+_RAISE_GENERATION = Query.text(
+    """
+    insert into identities as i (identity, generation) values (:identity, :generation)
+    on conflict (identity) do update set generation = greatest(i.generation, excluded.generation)
+    returning coalesce(tokens_from_ms / 1000, 0) as issued, generation
     """
 )
 _BLOCK = Query.text(
@@ -87,6 +105,7 @@ class Decided:
     """
 
     standing: Standing
+    oldest: Oldest
     tiers: Mapping[str, str]
     deleted: frozenset[str]
     revoked_tokens: Mapping[str, float]
@@ -94,10 +113,33 @@ class Decided:
     change: int
 
 
-async def standing(database: Database | Transaction, identity: str) -> Standing:
-    """:raises DatabaseUnavailable: PostgreSQL could not be asked."""
+async def standing(database: Database | Transaction, identity: str) -> tuple[Standing, Oldest]:
+    """What is decided about an identity, and the oldest of its tokens that are good.
+
+    :raises DatabaseUnavailable: PostgreSQL could not be asked.
+    """
     row = (await database.fetch(_STANDING, identity=identity))[0]
-    return Standing.of(blocked=row["blocked"], revoked=row["revoked"])
+    oldest = Oldest(row["issued"], row["generation"])
+    return Standing.of(blocked=row["blocked"], revoked=row["revoked"]), oldest
+
+
+async def refuse_older(transaction: Transaction, identity: str, ms: int) -> bool:
+    """Refuse the tokens of an identity that were issued before the second of a unix time in milliseconds.
+
+    :returns: False if it was so before, for this or a later time.
+    :raises DatabaseUnavailable: PostgreSQL could not be asked.
+    """
+    return (await transaction.fetch_one(_REFUSE_OLDER, identity=identity, ms=ms)) is not None
+
+
+async def raise_generation(transaction: Transaction, identity: str, generation: int) -> Oldest:
+    """Record the generation of a token, unless a later one is known.
+
+    :raises DatabaseUnavailable: PostgreSQL could not be asked.
+    """
+    row = await transaction.fetch_one(_RAISE_GENERATION, identity=identity, generation=generation)
+    assert row is not None
+    return Oldest(row["issued"], row["generation"])
 
 
 async def block(transaction: Transaction, identity: str, reason: str | None) -> None:
@@ -169,7 +211,7 @@ async def take(transaction: Transaction, identity: str) -> Decided:
     """
     await transaction.fetch(_LOCK, identity=identity)
     taken = (await transaction.fetch(_TAKEN, identity=identity))[0]
-    found = await standing(transaction, identity)
+    found, oldest = await standing(transaction, identity)
     revoked = await transaction.fetch(_TOKENS, prefix=_like(identity) + ":%")
     tiers = {row["user_id"]: row["budget_tier"] for row in await transaction.fetch(_TIERS, identity=identity)}
     exceptions = {
@@ -178,6 +220,7 @@ async def take(transaction: Transaction, identity: str) -> Decided:
     }
     return Decided(
         found,
+        oldest,
         tiers,
         frozenset(taken["deleted"] or ()) - tiers.keys(),
         {row["jti"]: row["expires_at"] for row in revoked},

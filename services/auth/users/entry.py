@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable
 
-from services.auth.errors import AccessDenied, MaxUsersReached, UserBlocked
+from services.auth.errors import AccessDenied, InvalidSubjectToken, MaxUsersReached, UserBlocked
 from services.auth.standing import storage as decided
 from services.auth.users import storage
 from shared.domain.identity import user_id
@@ -14,7 +14,7 @@ from shared.domain.service_types import ServiceType
 from shared.errors import DependencyUnavailable
 from shared.service import background
 from shared.state import decisions
-from shared.state.decisions import Known
+from shared.state.decisions import Known, Oldest
 from shared.state.layout import Standing
 from shared.stores.postgres import Database
 from shared.stores.redis import Client, RedisError
@@ -48,26 +48,36 @@ class Users:
         self._fallbacks.preset("redis")
         self._on_entry = on_entry
 
-    async def enter(self, identity: str, row: ServiceType) -> None:
+    async def enter(
+        self, identity: str, row: ServiceType, *, issued_at: float | None = None, generation: int | None = None
+    ) -> None:
         """
+        :param issued_at: the unix time of the credential's issue, if it says so; ``generation`` likewise.
         :raises AccessDenied: the identity is blocked, or its device revoked.
+        :raises InvalidSubjectToken: the credential is older than the identity's oldest that is good.
         :raises MaxUsersReached: a newcomer, and the service type is full.
-        :raises DependencyUnavailable: neither Redis nor PostgreSQL could be asked.
+        :raises DependencyUnavailable: neither Redis nor PostgreSQL could be asked, or a new generation not recorded.
         """
         user = user_id(identity, row.name)
         remembered = await self._remembered(identity, row.name)
-        standing = remembered.standing if remembered is not None and remembered.user else None
-        if standing is None:
-            standing = await decided.standing(self._database, identity)
+        if remembered is not None and remembered.user and remembered.standing is not None:
+            known, standing, oldest = True, remembered.standing, remembered.oldest
+        else:
+            known, (standing, oldest) = False, await decided.standing(self._database, identity)
+        if standing is Standing.GOOD:
+            too_old = issued_at is not None and issued_at < oldest.issued
+            if too_old or (generation is not None and generation < oldest.generation):
+                raise InvalidSubjectToken
+        if not known:
             if standing is Standing.GOOD and not await storage.enter(self._database, user, identity, row):
                 raise MaxUsersReached
-            if remembered is not None:
-                with contextlib.suppress(RedisError):
-                    await decisions.remember(self._redis, identity, row.name, standing, remembered.version)
+            await self._remember(identity, row.name, standing, remembered, oldest)
         if standing is Standing.BLOCKED:
             raise UserBlocked
         if standing is not Standing.GOOD:
             raise AccessDenied
+        if generation is not None and generation > oldest.generation:
+            await self._raise_generation(identity, row.name, generation, remembered)
         if len(self._seen) < _SEEN_AT_MOST:
             self._seen.add(user)
         if self._on_entry is not None:
@@ -79,6 +89,32 @@ class Users:
         except RedisError:
             self._fallbacks.inc("redis")
             return None
+
+    async def _remember(
+        self, identity: str, service_type: str, standing: Standing, remembered: Known | None, oldest: Oldest
+    ) -> bool:
+        if remembered is None:
+            return False
+        try:
+            version = remembered.version
+            return await decisions.remember(self._redis, identity, service_type, standing, version, oldest)
+        except RedisError:
+            return False
+
+    async def _raise_generation(
+        self, identity: str, service_type: str, generation: int, remembered: Known | None
+    ) -> None:
+        """Have older tokens refused, once for each generation.
+
+        :raises InvalidSubjectToken: it is an older one itself, as PostgreSQL knows.
+        :raises DatabaseUnavailable: PostgreSQL could not be asked.
+        """
+        async with self._database.transaction() as transaction:
+            oldest = await decided.raise_generation(transaction, identity, generation)
+            if not await self._remember(identity, service_type, Standing.GOOD, remembered, oldest):
+                await decided.record(transaction, identity, "generation", {})
+        if generation < oldest.generation:
+            raise InvalidSubjectToken
 
     async def flush_seen(self) -> None:
         """Write ``last_seen_at`` of the users seen since the last call.

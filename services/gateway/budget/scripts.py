@@ -10,6 +10,7 @@ from services.gateway.budget.charging import Bounds
 from services.gateway.budget.models import Ask, RateLimits, Reservation
 from services.gateway.budget.refusals import Refusal
 from services.gateway.redis.executor import Executor
+from services.gateway.tokens.models import Principal
 from shared.domain.identity import split_user
 from shared.domain.service_types import ServiceType
 from shared.state import layout
@@ -48,7 +49,8 @@ class Snapshot:
 class UserBuild:
     """A user's state as PostgreSQL has it. ``newest_index`` is the newest period of a ledger row.
 
-    ``revoked_tokens`` has the seconds after which each of them expires.
+    ``revoked_tokens`` has the seconds after which each of them expires; tokens issued before ``tokens_from``, in Unix
+    time, are refused.
     """
 
     tier: str
@@ -59,6 +61,7 @@ class UserBuild:
     standing: layout.Standing
     revoked_tokens: Mapping[str, int]
     exception: str = ""
+    tokens_from: int = 0
 
 
 class Expected(NamedTuple):
@@ -151,6 +154,7 @@ class BudgetScripts:
             extra=expected.extra_nano,
             limits=limits_of(tier),
             enforced=int(expected.enforced),
+            issued=principal.issued_at,
             id=ask.id,
             user_id=user_id,
             full=bounds.full,
@@ -220,6 +224,7 @@ class BudgetScripts:
                     tombstone=keys.tombstone(reservation.id),
                     id=reservation.id,
                     user_id=principal.user_id,
+                    issued=principal.issued_at,
                     reserved=reservation.packed(),
                 )
                 for reservation in reservations
@@ -294,20 +299,23 @@ class BudgetScripts:
             spent=build.spent_nano,
             newest=build.newest_index,
             standing=build.standing,
+            tokens_from=build.tokens_from,
             each=[_LOAD.item(token=keys.token(jti), seconds=left) for jti, left in build.revoked_tokens.items()],
         )
         reply: bytes = await self.executor.run(keys.number, call)
         return reply == b"ok"
 
-    async def state(self, user_id: str, jti: str) -> list[bytes]:
+    async def state(self, principal: Principal) -> list[bytes]:
         """The words of ``state.lua``'s reply."""
+        user_id = principal.user_id
         keys = layout.of_user(user_id)
         call = _STATE.call(
             user=keys.user(user_id),
-            identity=keys.identity(split_user(user_id)[0]),
-            token=keys.token(jti),
+            identity=keys.identity(principal.identity),
+            token=keys.token(principal.jti),
             requests_window=keys.requests_window(user_id),
             tokens_window=keys.tokens_window(user_id),
+            issued=principal.issued_at,
         )
         reply: bytes = await self.executor.run(keys.number, call)
         return reply.split()

@@ -192,7 +192,7 @@ class Budgets:
         :raises UserBlocked, InvalidToken, DependencyUnavailable: as ``admit``.
         """
         for _ in range(_TRIES):
-            reason, *words = await self._scripts.state(principal.user_id, principal.jti)
+            reason, *words = await self._scripts.state(principal)
             if reason == b"ok":
                 name, extra, seconds, period, spent, reserved, *rates = words
                 tier = self._rows.get(name.decode(), principal.service_type)

@@ -49,6 +49,7 @@ class Rebuilder:
                 newest_index=max([record.newest_index, *_periods(snapshot, record)]),
                 standing=record.standing,
                 revoked_tokens=record.revoked_tokens,
+                tokens_from=record.tokens_from,
             )
             if await self._scripts.load(user_id, snapshot, build):
                 self._metrics.rebuilds.inc()

@@ -61,6 +61,7 @@ _USER = Query.text(
         (select jsonb_build_array(extract(epoch from ends_at), extra_nano, without_rates) from exceptions
             where user_id = :user_id and ends_at > now()) as exception,
         (select blocked_at is not null from identities where identity = :identity) as blocked,
+        (select tokens_from_ms / 1000 from identities where identity = :identity) as tokens_from,
         (select revoked_at is not null from devices where key_id = :identity) as revoked,
         case when period.seconds % 86400 = 0
             then (select coalesce(sum(spent_nano), 0) from user_spend where user_id = :user_id
@@ -126,6 +127,7 @@ class UserRecord:
     newest_index: int
     written: dict[str, int]
     revoked_tokens: dict[str, int]
+    tokens_from: int
 
 
 class LedgerStorage:
@@ -182,6 +184,7 @@ class LedgerStorage:
             newest_index=row["newest"],
             written=written,
             revoked_tokens=tokens,
+            tokens_from=row["tokens_from"] or 0,
         )
 
     @contextlib.asynccontextmanager

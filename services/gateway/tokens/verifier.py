@@ -121,5 +121,5 @@ class TokenVerifier:
             raise InvalidToken from error
         if service_type != row.name:
             raise InvalidToken
-        principal = Principal(claims.sub, identity, row, claims.jti, float(claims.exp), claims.body_sha256)
+        principal = Principal(claims.sub, identity, row, claims.jti, float(claims.exp), claims.body_sha256, claims.iat)
         return _Verified(principal, kid, key)

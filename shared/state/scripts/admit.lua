@@ -2,9 +2,10 @@
 --@ use clock windows totals exception
 --@ keys user identity token requests_window tokens_window leases outbox tombstone totals
 --@ args epoch tier extra# *limits enforced
---@ args id user_id full# least# empty# limit# least_grant# prompt_units# unit_price# scale# estimate# choices#
+--@ args issued# id user_id full# least# empty# limit# least_grant# prompt_units# unit_price# scale# estimate# choices#
 --@ args total prompt_bound details lease# room#? outbox_limit#
 -- tier, limits: the row of the tier that the caller expects the user to have
+-- issued: the unix second in which the access token was
 -- extra: the nano-dollars of the exception that the caller expects
 -- enforced: "0" if budget and rates refuse nobody, and lower no grant
 -- full, least, empty: the cost of the limit asked for, of the least grant, and of the least grant without a prompt
@@ -19,7 +20,7 @@ if outbox_limit > 0 and redis.call('HLEN', outbox) >= outbox_limit then return '
 local user_epoch, user_tier, excepted, user_duration, period, spent, reserved, open, estimated, used_tokens, newest =
   unpack(redis.call('HMGET', user, EPOCH, TIER, EXCEPTION, DURATION, PERIOD, SPENT, RESERVED, OPEN, ESTIMATED,
     USED_TOKENS, NEWEST))
-local identity_epoch, standing = unpack(redis.call('HMGET', identity, EPOCH, STANDING))
+local identity_epoch, standing, tokens_from = unpack(redis.call('HMGET', identity, EPOCH, STANDING, TOKENS_FROM))
 if user_epoch ~= epoch or identity_epoch ~= epoch then return 'load' end
 if redis.call('EXISTS', tombstone) == 1 then return 'settled' end
 local extra_now, without_rates = exception(excepted)
@@ -65,7 +66,7 @@ local function answer(...)
     {int(requests), int(requests_reset), int(tokens), int(tokens_reset)}, ' ')
 end
 
-local revoked = redis.call('EXISTS', token) == 1
+local revoked = redis.call('EXISTS', token) == 1 or issued < tonumber(tokens_from or 0)
 local available = math.min(budget - spent - reserved, room or math.huge)
 local skipped = {}
 --@ include decide

@@ -4,7 +4,9 @@
 --@ keys identity
 --@ args known_user
 -- known_user: the field of the service type
--- Reply {standing, 1 when the user row is known to exist, the version of both}
-local standing, known, version = unpack(redis.call('HMGET', identity, STANDING, known_user, VERSION))
+-- Reply {standing, 1 when the user row is known to exist, the version of both, the second from which tokens are good, the
+--       highest generation}
+local standing, known, version, tokens_from, generation = unpack(
+  redis.call('HMGET', identity, STANDING, known_user, VERSION, TOKENS_FROM, GENERATION))
 local run = run_id()
-return {standing, known == run and 1 or 0, run .. ':' .. (version or '')}
+return {standing, known == run and 1 or 0, run .. ':' .. (version or ''), tokens_from or '0', generation or '0'}

@@ -1,7 +1,7 @@
 -- Builds a user's state from PostgreSQL's answers, unless it has changed since the snapshot.
 --@ use clock reservation windows rebuild
 --@ keys user identity requests_window tokens_window
---@ args epoch user_version identity_version tier exception duration# period# spent newest# standing
+--@ args epoch user_version identity_version tier exception duration# period# spent newest# standing tokens_from
 --@ each keys token
 --@ each args seconds
 -- exception: as packed.Excepted, or empty; newest: period of a row in the ledger; per revoked token the seconds until it would have expired
@@ -23,7 +23,7 @@ redis.call('HSET', user, EPOCH, epoch, TIER, tier, DURATION, int(duration), PERI
   SPENT, spent, RESERVED, int(reserved), OPEN, open, ESTIMATED, int(estimated), USED_TOKENS, int(sum_of(tokens_window)))
 if exception == '' then redis.call('HDEL', user, EXCEPTION) else redis.call('HSET', user, EXCEPTION, exception) end
 redis.call('EXPIRE', user, IDLE)
-redis.call('HSET', identity, EPOCH, epoch, STANDING, standing)
+redis.call('HSET', identity, EPOCH, epoch, STANDING, standing, TOKENS_FROM, tokens_from)
 redis.call('EXPIRE', identity, IDLE)
 for _, item in each() do
   redis.call('SET', item.token, '1', 'EX', item.seconds)

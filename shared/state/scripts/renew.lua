@@ -4,7 +4,7 @@
 --@ keys leases totals
 --@ args lease#
 --@ each keys user identity token tombstone
---@ each args id user_id reserved
+--@ each args id user_id issued# reserved
 -- Reply per request "ok" | "reaped" | "settled" | "blocked" | "revoked" | "token"
 local replies = {}
 for at, item in each() do
@@ -31,10 +31,10 @@ for at, item in each() do
     end
     redis.call('EXPIRE', user, IDLE)
     redis.call('ZADD', leases, now + lease, item.id .. ' ' .. item.user_id)
-    local standing = redis.call('HGET', item.identity, STANDING)
+    local standing, tokens_from = unpack(redis.call('HMGET', item.identity, STANDING, TOKENS_FROM))
     if standing and standing ~= GOOD then
       replies[at] = standing
-    elseif redis.call('EXISTS', item.token) == 1 then
+    elseif redis.call('EXISTS', item.token) == 1 or item.issued < tonumber(tokens_from or 0) then
       replies[at] = 'token'
     else
       replies[at] = 'ok'

@@ -2,15 +2,15 @@
 --@ flags no-writes
 --@ use clock windows exception
 --@ keys user identity token requests_window tokens_window
---@ args epoch
+--@ args epoch issued#
 -- Reply "load" | "blocked" | "revoked" | "token" | "ok TIER EXTRA DURATION PERIOD SPENT RESERVED RATES"
 --       (see admit.lua)
 local user_epoch, tier, excepted, duration, period, spent, reserved, estimated, used_tokens, newest = unpack(
   redis.call('HMGET', user, EPOCH, TIER, EXCEPTION, DURATION, PERIOD, SPENT, RESERVED, ESTIMATED, USED_TOKENS, NEWEST))
-local identity_epoch, standing = unpack(redis.call('HMGET', identity, EPOCH, STANDING))
+local identity_epoch, standing, tokens_from = unpack(redis.call('HMGET', identity, EPOCH, STANDING, TOKENS_FROM))
 if user_epoch ~= epoch or identity_epoch ~= epoch then return 'load' end
 if standing ~= GOOD then return standing end
-if redis.call('EXISTS', token) == 1 then return 'token' end
+if redis.call('EXISTS', token) == 1 or issued < tonumber(tokens_from or 0) then return 'token' end
 local current = period_of(now, tonumber(duration))
 if current ~= tonumber(period) then
   if current <= tonumber(newest) then return 'load' end

@@ -52,6 +52,8 @@ def test_the_fields_and_expiries() -> None:
         "RESERVATION": "r:",
         "UNWRITTEN": "x:",
         "STANDING": "blk",
+        "TOKENS_FROM": "from",
+        "GENERATION": "gen",
         "GOOD": "0",
         "KNOWN_USER": "u:",
         "SUM_SPENT": "s|",

@@ -30,4 +30,10 @@ class FxACredential:
             raise InvalidSubjectToken from error
         except (ScopeNotAllowed, ClientNotAllowed) as error:
             raise InvalidScope from error
-        return Subject(identity.uid, identity.client_id, expires_at=identity.expires_at)
+        return Subject(
+            identity.uid,
+            identity.client_id,
+            expires_at=identity.expires_at,
+            issued_at=identity.issued_at,
+            generation=identity.generation,
+        )

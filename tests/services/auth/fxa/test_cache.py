@@ -122,7 +122,7 @@ async def test_an_entry_is_not_believed_beyond_its_time_though_redis_kept_it(
 async def test_a_token_that_expires_while_it_is_remembered_is_not_found(rig: Rig, cache: Cache, redis: Client) -> None:
     key = cache.key(TOKEN)
     now = rig.clock()
-    await redis.set(key.name, cache._seal(key, _Verified(now + 300, UID, "abc", (), expires_at=now + 10)))
+    await redis.set(key.name, cache._seal(key, _Verified(now + 300, UID, "abc", (), now + 10, now, None)))
     rig.clock.now += 9
     assert await cache.get(key) is not None
     rig.clock.now += 1

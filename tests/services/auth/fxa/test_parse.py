@@ -166,6 +166,9 @@ def test_a_header_that_lacks_a_member_is_refused(name: str) -> None:
         {"exp": 1e300},
         {"iat": None},
         {"nbf": "x"},
+        {"fxa-generation": "1"},
+        {"fxa-generation": -1},
+        {"fxa-generation": 1.5},
     ],
     ids=str,
 )

@@ -130,6 +130,20 @@ async def test_ten_thousand_jwts_with_unknown_key_ids_make_one_fetch(rig: Rig) -
         assert (await verifier.verify(token)).source == "local"
 
 
+async def test_the_age_of_a_token_is_known_wherever_the_answer_comes_from(rig: Rig) -> None:
+    rig.clock.now += 0.5
+    changed = rig.fxa.claims(TokenOrder())["fxa-generation"]
+    jwt, opaque = rig.jwt(), rig.opaque()
+    rig.clock.now += 2
+    async with rig.verifier() as verifier:
+        for source in ("first", "cache"):
+            one, other = await verifier.verify(jwt), await verifier.verify(opaque)
+            assert (one.issued_at, one.generation) == (1_800_000_000, changed), source
+            assert (other.issued_at, other.generation) == (1_800_000_002.5, None), source
+            rig.clock.now += 1
+    assert (one.source, other.source) == ("cache", "cache")
+
+
 async def test_a_wrong_signature_is_refused(rig: Rig) -> None:
     head, claims, signature = rig.jwt().split(".")
     other = rig.jwt(uid="f" * 32)

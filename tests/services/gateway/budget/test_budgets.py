@@ -25,6 +25,7 @@ from services.gateway.errors import (
 from shared.domain.identity import shard
 from shared.errors import DependencyUnavailable
 from shared.state import decisions, layout
+from shared.state.decisions import Oldest
 from shared.state.layout import Standing
 from shared.stores.postgres import Query
 from shared.stores.redis import connect
@@ -221,6 +222,34 @@ async def test_a_block_and_a_revocation_end_open_requests(redis_url: str, postgr
             budgets.settle(reservation, delivered())
         budgets.settle(await budgets.admit(ask(principal(user=1))), delivered())
         await client.aclose()
+
+
+async def test_older_tokens_are_refused_by_all_gateways_and_after_redis_was_emptied(
+    redis_url: str, postgres_url: str
+) -> None:
+    older, good = (dataclasses.replace(principal(), issued_at=second, jti=str(second)) for second in (99, 100))
+    insert = Query.text("insert into identities (identity, tokens_from_ms) values (:identity, 100999)")
+    async with (
+        opened(redis_url, postgres_url) as (one, database, _),
+        opened(redis_url, postgres_url) as (other, _, _),
+        connect(redis_url, max_connections=1) as client,
+    ):
+        held = [await budgets.admit(ask(who)) for budgets in (one, other) for who in (older, good)]
+        await database.execute(insert, identity=older.identity)
+        await decisions.set_standing(client, older.identity, Standing.GOOD, Oldest(100))
+        for emptied in (False, True):
+            if emptied:
+                await client.flushall()
+            for budgets in (one, other):
+                for refused in (budgets.admit(ask(older)), budgets.check(older)):
+                    with pytest.raises(InvalidToken):
+                        await refused
+                held.append(await budgets.admit(ask(good)))
+        ends = await asyncio.wait_for(asyncio.gather(held[0].revoked, held[2].revoked), 5)
+        assert [type(error) for error in ends] == [InvalidToken] * 2
+        assert not held[1].revoked.done() and not held[3].revoked.done()
+        for at, reservation in enumerate(held):
+            (other if at in (2, 3, 5, 7) else one).settle(reservation, delivered())
 
 
 async def test_a_tier_set_by_an_operator_holds_from_the_next_request(redis_url: str, postgres_url: str) -> None:

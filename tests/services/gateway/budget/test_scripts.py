@@ -43,7 +43,7 @@ async def test_a_rebuild_begun_before_redis_was_emptied_does_not_count_afterward
         assert await load(await scripts.snapshot(user), 0)
         await settle()
         assert not await load(before, 0)
-        assert await scripts.state(user, "jti") == [b"load"]
+        assert await scripts.state(principal()) == [b"load"]
 
 
 async def test_an_exception_counts_until_its_last_moment_and_a_rebuild_takes_it_back(
@@ -58,7 +58,7 @@ async def test_an_exception_counts_until_its_last_moment_and_a_rebuild_takes_it_
 
         async def extra(at: int) -> bytes:
             executor.now_ms = at
-            return (await scripts.state(user, "jti"))[2]
+            return (await scripts.state(principal()))[2]
 
         assert await scripts.load(user, await scripts.snapshot(user), build)
         assert [await extra(NOW + 999), await extra(NOW + 1000)] == [b"5", b"0"]
@@ -84,10 +84,10 @@ async def test_a_decision_about_a_user_restarts_a_rebuild_and_leaves_no_state(va
         assert await scripts.load(user, await scripts.snapshot(user), build)
         client.expire(key, 100)
         await decisions.set_user(auth, user, "large", Excepted(NOW / 1000 + 1, 5, without_rates=False))
-        assert (await scripts.state(user, "jti"))[1:3] == [b"large", b"5"]
+        assert (await scripts.state(principal()))[1:3] == [b"large", b"5"]
         assert 0 < client.ttl(key) <= 100
         await decisions.set_user(auth, user, "ai")
-        assert (await scripts.state(user, "jti"))[1:3] == [b"ai", b"0"]
+        assert (await scripts.state(principal()))[1:3] == [b"ai", b"0"]
     await auth.aclose()
 
 
@@ -109,9 +109,9 @@ async def test_a_period_before_which_the_clock_went_back_begins_with_a_rebuild(
             assert await scripts.renew(shard(principal().identity), [reservation]) == ["ok"]
         else:
             await executor.run(*scripts.settle_call(reservation.row(Charge(5, 1, 1, 0), "success")))
-        assert (await scripts.state(user, "jti"))[0] == b"ok"
+        assert (await scripts.state(principal()))[0] == b"ok"
         executor.now_ms = tomorrow
-        assert await scripts.state(user, "jti") == [b"load"]
+        assert await scripts.state(principal()) == [b"load"]
         tier = principal().service_type
         answer = await scripts.admit(
             ask(), Expected(tier.name, tier, 0, enforced=True), bounds(ask(), tier.max_budget_nano)
