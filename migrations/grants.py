@@ -59,6 +59,8 @@ GRANTS: dict[str, dict[str, tuple[str, ...]]] = {
             "update (prompt_tokens, completion_tokens, cost_nano, outcome, settled_at)",
         ),
     },
+    # Auth shows them, and deletes old ones
+    "refusals": {AUTH: ("select", "delete"), GATEWAY: ("insert",)},
     # The ledger's triggers write these, with the rights of the owner
     "user_spend": {AUTH: ("select",), GATEWAY: ("select",)},
     "ledger_totals": {GATEWAY: ("select",)},

@@ -48,6 +48,7 @@ from services.auth.tokens.issuer import Issuer
 from services.auth.tokens.key_ring import KEY_RING, KeyRing, ensure_key
 from services.auth.tokens.revocation import REVOCATION, Revocation
 from services.auth.usage.age import LedgerAge
+from services.auth.usage.old_refusals import OldRefusals
 from services.auth.users.entry import Users
 from shared.domain.identity import Credential
 from shared.domain.service_types import ConfigurationError, ServiceTypes
@@ -227,6 +228,7 @@ async def _open(
     await stack.enter_async_context(changes.running())
     await stack.enter_async_context(prepared.key_ring.running(registry))
     await stack.enter_async_context(LedgerAge(database, registry).running())
+    await stack.enter_async_context(OldRefusals(database, registry).running())
     assertions = Assertions(database, challenges, prepared.policy, metrics, unused_days=settings.device_unused_days)
     play_metrics = PlayMetrics(registry)
     google = await stack.enter_async_context(

@@ -25,6 +25,7 @@ from services.gateway.firefox.credentials import CREDENTIALS, UNVERIFIED_BYTES, 
 from services.gateway.firefox.dialect import FIREFOX
 from services.gateway.firefox.exchanges import Exchanges
 from services.gateway.health import health, upstream_config
+from services.gateway.ledger.refusals import RefusalLog
 from services.gateway.relay.bodies import Bodies
 from services.gateway.relay.collaborators import COLLABORATORS, Collaborators
 from services.gateway.relay.config import RelayConfig
@@ -160,6 +161,8 @@ async def _open(
     stack.push_async_callback(key_set.close)
     await stack.enter_async_context(background.running(registry, key_set=key_set.keep_fresh))
 
+    refusals = RefusalLog(database, registry)
+    await stack.enter_async_context(refusals.running(registry))
     open_requests = OpenRequests(settings.max_open_requests)
     limit = registry.gauge("open_requests_limit", "Requests that may be open in this process; 0 for no limit.")
     limit.set(settings.max_open_requests)
@@ -172,7 +175,9 @@ async def _open(
     config = RelayConfig.of(settings)
     apps.put(
         COLLABORATORS,
-        Collaborators(operations, config, catalogue, budgets, litellm, metrics, open_requests, Bodies(config)),
+        Collaborators(
+            operations, config, catalogue, budgets, litellm, metrics, open_requests, Bodies(config), refusals
+        ),
     )
     if settings.firefox_clients:
         exchanges = await stack.enter_async_context(_exchanges(settings, registry))

@@ -54,7 +54,8 @@ KEY_REFUSALS = ("key", "budget")
 
 
 class GatewayError(ServiceError):
-    """An error of the gateway's table. `type` is OpenAI's family, `param` the field at fault.
+    """An error of the gateway's table. `type` is OpenAI's family, `param` the field at fault. `why` says more than the
+    message, to operators alone.
 
     `should_retry` False sends `x-should-retry: false`, which OpenAI's SDKs obey. A class states in its head whether the
     failure is `ours` (it counts against availability) and, where that is not its code, the metric reason it is
@@ -67,6 +68,7 @@ class GatewayError(ServiceError):
     type: ClassVar[str] = "server_error"
     mlpa_code: ClassVar[int | None] = None
     param: str | None = None
+    why: str | None = None
     should_retry: bool | None = None
     ours: ClassVar[bool] = True
     counted_as: ClassVar[str] = "server_error"
@@ -160,7 +162,12 @@ class UpstreamRateLimited(GatewayError, ours=True):
 
 
 class InvalidModel(GatewayError, ours=False):
-    """The model is unknown, not allowed for the service type, or not a model name."""
+    """The model is unknown, not allowed for the service type, or not a model name.
+
+    `model`: the one that was asked for, if LiteLLM has it.
+    """
+
+    model: str | None = None
 
     status = 400
     code = "invalid_model"

@@ -26,6 +26,12 @@ def nano_to_usd(nano: int) -> float:
     return round(nano / NANO, 9)
 
 
+def usd_text(nano: int) -> str:
+    """For files and sentences: all digits that say something, ``0.1``."""
+    text = f"{Decimal(nano).scaleb(-9):f}"
+    return text.rstrip("0").rstrip(".") if "." in text else text
+
+
 def ceil_nano(usd: Decimal) -> int:
     """The one rounding of a cost: up, to whole nano-dollars."""
     with localcontext() as context:

@@ -54,6 +54,7 @@ devices = sa.Table(
         "receipt_due_at",
         postgresql_where=sa.text("receipt is not null and revoked_at is null"),
     ),
+    sa.Index("devices_revoked", "key_id", postgresql_where=sa.text("revoked_at is not null")),
 )
 
 #: Decisions about an identity, in all its service types. A row exists after the first decision.
@@ -66,6 +67,7 @@ identities = sa.Table(
     sa.Column("created_at", Time, nullable=False, server_default=_now),
     sa.Column("tokens_from_ms", sa.BigInteger, comment="unix ms; tokens issued in an earlier second are refused"),
     sa.Column("generation", sa.BigInteger, comment="the highest that its FxA tokens had"),
+    sa.Index("identities_blocked", "identity", postgresql_where=sa.text("blocked_at is not null")),
 )
 
 #: Deliveries of FxA's events that were accepted, for as long as they could be sent again.
@@ -92,6 +94,8 @@ users = sa.Table(
         postgresql_where=sa.text("litellm_budget is distinct from 'mlpa:' || budget_tier"),
     ),
     sa.Index("users_created", "created_at", "user_id"),
+    sa.Index("users_tier", "budget_tier", "user_id"),
+    sa.Index("users_installs", "user_id", postgresql_where=sa.text("credential_of(user_id) = 'play'")),
 )
 
 #: Users per service type, advanced in the transaction that adds or deletes one: the lock that makes max_users exact.
@@ -184,6 +188,22 @@ ledger = sa.Table(
     postgresql_partition_by="RANGE (admitted_at)",
 )
 
+#: Samples of refused requests, of the last week. Gateways write them in batches, auth deletes old ones.
+refusals = sa.Table(
+    "refusals",
+    metadata,
+    sa.Column("at", Time, primary_key=True),
+    sa.Column("id", Id, primary_key=True, comment="made by the gateway, unique"),
+    sa.Column("request_id", sa.Text, nullable=False, comment="X-Request-ID, which a client may choose"),
+    sa.Column("user_id", Id, comment="null before the token was verified"),
+    sa.Column("service_type", sa.Text, nullable=False),
+    sa.Column("model", sa.Text, nullable=False),
+    sa.Column("code", sa.Text, nullable=False, comment="the error code that the client got"),
+    sa.Column("reason", sa.Text, nullable=False, comment="in words, for operators"),
+    sa.Index("refusals_user", "user_id", sa.text("at DESC")),
+    sa.Index("refusals_request", "request_id"),
+)
+
 #: The sums below are kept by triggers, in the statement that writes the ledger's rows (migration 0005).
 
 #: What a user spent on a UTC day: budgets are rebuilt from it.
@@ -193,6 +213,7 @@ user_spend = sa.Table(
     sa.Column("user_id", Id, primary_key=True),
     sa.Column("day", sa.Date, primary_key=True, comment="of admission, UTC"),
     sa.Column("spent_nano", sa.BigInteger, nullable=False, comment="nano-dollars"),
+    sa.Index("user_spend_day", "day", postgresql_using="brin"),
     postgresql_with={"fillfactor": 70},
 )
 

@@ -34,10 +34,11 @@ class Refusal:
     tier: str = ""
     extra_nano: int = 0
 
-    def error(self, after_reset: float = 0) -> ServiceError:
+    def error(self, after_reset: float = 0, **facts: Any) -> ServiceError:
         """What the client gets.
 
         :param after_reset: seconds after the reset of a spent budget at which it should come back.
+        :param facts: what the sentence for operators names, where it is known.
         """
         if self.reason is Word.FULL:
             return DependencyUnavailable("postgres", retry_after=5, reason="too many ledger rows wait in Redis")
@@ -49,7 +50,10 @@ class Refusal:
             given["retry_after"] = self.retry_after + (after_reset if kind is BudgetExceeded else 0)
         if kind is RateLimited:
             given["reason"] = self.reason.label
-        return kind(self.reason.row.message, **given)
+        error = kind(self.reason.row.message, **given)
+        if facts and self.reason.row.noted:
+            error.why = self.reason.row.noted.format(**facts)
+        return error
 
 
 def label(error: ServiceError) -> str:

@@ -26,7 +26,7 @@ from services.gateway.redis import server_check
 from services.gateway.redis.executor import Executor, NotRun
 from services.gateway.redis.wire import Link
 from services.gateway.tokens.models import Principal
-from shared.domain.money import NANO
+from shared.domain.money import NANO, usd_text
 from shared.domain.outcome import Outcome
 from shared.domain.service_types import ServiceType, ServiceTypes
 from shared.errors import DependencyUnavailable, ServiceError
@@ -172,7 +172,11 @@ class Budgets:
             elif answer.reason is Word.TIER:
                 self._learn(principal, answer.tier, answer.extra_nano)
             else:
-                raise answer.error(resets.delay(principal.user_id, expected.row.duration_seconds))
+                raise answer.error(
+                    resets.delay(principal.user_id, expected.row.duration_seconds),
+                    tier=expected.row,
+                    budget=usd_text(expected.budget_nano),
+                )
         raise DependencyUnavailable("redis")
 
     def settle(self, reservation: Reservation, delivery: Delivery) -> Charge:

@@ -16,7 +16,7 @@ from services.gateway.budget.refusals import Refusal
 from services.gateway.budget.scripts import BudgetScripts, TotalsBegun
 from services.gateway.ledger.storage import LedgerStorage
 from shared.domain.identity import SHARDS
-from shared.domain.money import NANO
+from shared.domain.money import NANO, usd_text
 from shared.domain.service_types import ServiceType, ServiceTypes
 from shared.errors import DependencyUnavailable
 from shared.state.layout import SUM_RESERVED, SUM_SPENT
@@ -94,7 +94,13 @@ class Totals:
         refusal = known.refusal(row, bounds.least, bounds.empty, now)
         if refusal is None:
             return known.room(row)
-        raise Refusal(*refusal).error(resets.delay(ask.principal.user_id, row.duration_seconds))
+        raise Refusal(*refusal).error(
+            resets.delay(ask.principal.user_id, row.duration_seconds),
+            tier=row,
+            budget=usd_text(row.total_budget_nano),
+            spent=usd_text(known.spent_nano),
+            reserved=usd_text(known.reserved_nano),
+        )
 
     def unknown(self) -> list[str]:
         """The service types whose total spend is not known at the moment: their chats are refused."""

@@ -18,6 +18,7 @@ from services.gateway.upstream.client import LiteLLM
 if TYPE_CHECKING:
     from services.gateway.budget.charging import Charge
     from services.gateway.budget.models import Ask, Delivery, Reservation
+    from shared.errors import ServiceError
 
 
 class Budgets(Protocol):
@@ -34,6 +35,15 @@ class Budgets(Protocol):
         """Charge what was consumed, exactly once; never raises or waits."""
 
 
+class Refusals(Protocol):
+    """The record of refused requests, for operators."""
+
+    def add(
+        self, error: ServiceError, *, request_id: str, user_id: str | None, service_type: str, model: str | None
+    ) -> None:
+        """Note a request that is answered with an error; never raises or waits."""
+
+
 @dataclass(frozen=True, slots=True)
 class Collaborators:
     """What all paid operations share. ``operations`` are they themselves, by their paths."""
@@ -46,6 +56,7 @@ class Collaborators:
     metrics: RelayMetrics
     open_requests: OpenRequests
     bodies: Bodies
+    refusals: Refusals
 
 
 COLLABORATORS = web.AppKey("collaborators", Collaborators)

@@ -19,7 +19,7 @@ from services.gateway.catalogue.prices import PricedModel
 from services.gateway.dialects import authenticate
 from services.gateway.dialects import of as dialect_of
 from services.gateway.error_body import AUTHENTICATED, ErrorBody
-from services.gateway.errors import InvalidRequest, InvalidToken, kinds
+from services.gateway.errors import InvalidModel, InvalidRequest, InvalidToken, kinds
 from services.gateway.relay.collaborators import COLLABORATORS, Collaborators
 from services.gateway.relay.operation import PaidOperation, Size, permitted
 from services.gateway.relay.relay import Relay
@@ -28,7 +28,7 @@ from services.gateway.tokens.models import Principal
 from shared.domain.outcome import Outcome
 from shared.domain.service_types import ServiceType
 from shared.errors import DependencyUnavailable, ServiceError
-from shared.service.web import LOGGED, REQUEST_ID, SERVICE_TYPE
+from shared.service.web import LOGGED, REQUEST_ID, SERVICE_TYPE, USER_ID
 from shared.telemetry.metrics import Registry
 from shared.telemetry.openapi import Answer, Body, Operation, Parameter
 from shared.telemetry.tracing import traceparent
@@ -142,12 +142,20 @@ def _purpose(request: web.Request, row: ServiceType) -> str:
 
 
 def count_refusal(request: web.Request, error: ServiceError) -> None:
-    """Count a request of a paid operation that is answered with an error, whatever refused it."""
+    """Count and note a request of a paid operation that is answered with an error, whatever refused it."""
     resource = request.match_info.route.resource
     if resource is not None and resource.canonical in (shared := request.app[COLLABORATORS]).operations:
-        shared.metrics.rejected(error, request.get(MODEL, "other"), request.get(SERVICE_TYPE, "none"))
+        model, service_type = request.get(MODEL), request.get(SERVICE_TYPE, "none")
+        shared.metrics.rejected(error, model or "other", service_type)
+        shared.refusals.add(
+            error,
+            request_id=request.get(REQUEST_ID, ""),
+            user_id=request.get(USER_ID),
+            service_type=service_type,
+            model=error.model if isinstance(error, InvalidModel) else model,
+        )
         if LOGGED not in request:  # otherwise the relay has said how it ended
-            request[LOGGED] = {"model": request.get(MODEL), "outcome": "refused"}
+            request[LOGGED] = {"model": model, "outcome": "refused"}
 
 
 async def _admit(

@@ -33,6 +33,7 @@ from services.gateway.relay.views import Paid, count_refusal
 from services.gateway.settings import GatewaySettings
 from services.gateway.tokens.models import Principal
 from services.gateway.upstream.client import LiteLLM, UpstreamConfig
+from shared.errors import ServiceError
 from shared.service.serve import listen
 from shared.service.web import SERVICE_TYPE, USER_ID, Frame
 from shared.telemetry.logs import UserDigest
@@ -108,6 +109,16 @@ class NotingBudgets:
         return self.settled[number - 1][1]
 
 
+@dataclass
+class NotingRefusals:
+    """Notes each refusal."""
+
+    noted: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
+
+    def add(self, error: ServiceError, **more: Any) -> None:
+        self.noted.append((error.code, more))
+
+
 class Models(dict[str, Model]):
     """The catalogue: any name that doesn't begin with ``unknown``. Those that begin with ``embed`` make embeddings."""
 
@@ -144,6 +155,7 @@ class Gateway:
         self.chat = chat or CHAT_CONFIG
         self.upstream = upstream
         self.budgets = NotingBudgets()
+        self.refusals = NotingRefusals()
         self.models = Models()
         self.registry = Registry()
         self.open_requests = OpenRequests(max_open_requests)
@@ -198,6 +210,7 @@ class Gateway:
                 RelayMetrics(self.registry),
                 self.open_requests,
                 Bodies(self.config),
+                self.refusals,
             )
             runner = self._runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=0.5)
             await runner.setup()

@@ -17,6 +17,7 @@ from shared.state.refusals import Word
 from shared.telemetry.metrics import Registry
 from tests.deploy.declarations import ROOT
 from tests.services.test_protocol import errors
+from tests.support.service_types import service_type
 
 #: The public label values of chat's errors: the reasons, by their side.
 PINNED = {
@@ -136,3 +137,14 @@ def test_refusals_of_the_frame_have_the_codes_of_the_table(
 def test_a_challenge_has_a_parameter_and_names_no_error_where_no_token_was(error: InvalidToken, challenge: str) -> None:
     """RFC 6750 section 3."""
     assert error_headers(error)["WWW-Authenticate"] == challenge
+
+
+@pytest.mark.parametrize("word", [word for word in Word if word.row.code and word is not Word.TOTAL_UNKNOWN])
+def test_every_refusal_of_admission_tells_operators_more_than_its_code(word: Word) -> None:
+    tier = service_type(rpm=40, tpm=2000, max_streams=3)
+    error = Refusal(word).error(tier=tier, budget="5", spent="5.01", reserved="0")
+    assert isinstance(error, GatewayError)
+    told = error.why or error.message
+    assert told != type(error).message
+    assert "{" not in told
+    assert error.why is None or error.why not in str(envelope(error))

@@ -6,7 +6,10 @@ import json
 
 import pytest
 
-from tests.services.gateway.conftest import Gateway, RawClient, request_body
+from services.gateway.errors import BudgetExceeded, InvalidModel
+from services.gateway.relay.operation import permitted
+from tests.services.gateway.conftest import Gateway, Models, RawClient, request_body
+from tests.support.service_types import service_type
 from tests.support.waiting import until
 
 AVAILABILITY = "chat_availability_total"
@@ -72,3 +75,23 @@ async def test_a_client_that_leaves_while_it_waits_for_its_admission_counts_as_o
     client.reset()
     await until(lambda: gateway.metric(AVAILABILITY) == 1)
     assert gateway.metric(AVAILABILITY, outcome="failure", reason="abort_before_answer") == 1
+
+
+async def test_a_refusal_is_noted_for_operators_and_names_no_model_that_a_client_invented(gateway: Gateway) -> None:
+    gateway.budgets.refuse = BudgetExceeded()
+    await gateway.read(headers={"X-Request-ID": "spent"})
+    await gateway.read({"model": "unknown-secret"}, headers={"X-Request-ID": "invented"})
+    await gateway.read(headers={"Authorization": "Bearer of nothing", "X-Request-ID": "nobody"})
+    assert gateway.refusals.noted == [
+        ("budget_exceeded", {"request_id": "spent", "user_id": "uid:ai", "service_type": "ai", "model": "double"}),
+        ("invalid_model", {"request_id": "invented", "user_id": "uid:ai", "service_type": "ai", "model": None}),
+        ("invalid_token", {"request_id": "nobody", "user_id": None, "service_type": "none", "model": None}),
+    ]
+
+
+def test_a_model_that_litellm_has_and_the_service_type_may_not_use_is_named_for_operators() -> None:
+    row = service_type(models=("others",))
+    with pytest.raises(InvalidModel) as caught:
+        permitted("gpt", row, Models())
+    assert (caught.value.model, caught.value.why) == ("gpt", f"{row.name} may not use this model.")
+    assert "gpt" not in caught.value.message

@@ -1,0 +1,46 @@
+"""The end of refused requests: those that are older than a week are deleted."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from shared.errors import DependencyUnavailable
+from shared.service import background
+from shared.stores.postgres import Database, Query
+from shared.telemetry.metrics import Registry
+
+KEPT_DAYS = 7
+_EVERY, _AT_ONCE = 60.0, 5000
+_DELETE = Query.text(
+    """
+    delete from refusals where (at, id) in (
+        select at, id from refusals where at < now() - make_interval(days => :days) order by at, id limit :most)
+    """
+)
+
+
+class OldRefusals:
+    """Deletes in batches, once a minute. Processes may do so at once: the second finds the rows gone."""
+
+    def __init__(self, database: Database, registry: Registry) -> None:
+        self._database, self._registry = database, registry
+
+    async def delete(self) -> None:
+        """:raises DatabaseUnavailable: PostgreSQL could not be asked."""
+        while await self._database.execute(_DELETE, days=KEPT_DAYS, most=_AT_ONCE) == _AT_ONCE:
+            pass
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        async with background.running(self._registry, old_refusals=self._keep_deleting):
+            yield
+
+    async def _keep_deleting(self) -> None:
+        while True:
+            await asyncio.sleep(_EVERY)
+            try:
+                await self.delete()
+            except DependencyUnavailable:
+                continue
