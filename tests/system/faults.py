@@ -32,7 +32,7 @@ WORK = ("exchange", "opaque", "device", "newcomer", "chat", "new stream", "strea
 
 SLOW = 1.0
 #: How long a fault lasts at the least, and at the most: longer than any answer may take.
-HOLD, MOST_HOLD = 0.5, 3.6
+HOLD, MOST_HOLD = 0.5, 6.5
 #: How long a recovery may take, and how long a ledger row waits at most.
 HEALTHY, GIVE_UP = 5.0, 20.0
 _PIECE = 'data: {"id":"c","object":"chat.completion.chunk","choices":[{"index":0,"delta":{"content":"x"}}]}\n\n'

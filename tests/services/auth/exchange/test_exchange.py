@@ -256,13 +256,14 @@ async def test_of_newcomers_that_race_exactly_max_users_enter(
     tokens = [auth.fxa_token(uid=f"{index:032x}") for index in range(520)]
     answers = await many(520, lambda index: auth.exchange(tokens[index]))
     statuses = Counter(status for status, _ in answers)
-    assert statuses[200] == 20
+    assert statuses[200] <= 20
     assert set(statuses) <= {200, 403, 503}
     assert {body["error"] for status, body in answers if status == 403} == {"max_users_reached"}
     async with Database.connect(postgres_url) as database:
         assert (await database.fetch(_CAPACITY, service_type="ai"))[0]["users"] == 20
-    admitted = [token for token, (status, _) in zip(tokens, answers, strict=True) if status == 200]
-    assert (await auth.exchange(admitted[0]))[0] == 200
+    # a 503 may belong to one who is in: all who are not refused ask again
+    again = [token for token, (status, _) in zip(tokens, answers, strict=True) if status != 403]
+    assert [(await auth.exchange(token))[0] for token in again].count(200) == 20
 
 
 async def test_a_row_takes_only_its_kinds_of_credential(start_auth: StartAuth, tmp_path: Any) -> None:

@@ -195,7 +195,7 @@ async def test_a_retry_after_that_is_none_is_passed_over(rig: Rig, text: str) ->
 
 async def test_junk_takes_no_more_places_than_there_are(rig: Rig) -> None:
     registry = Registry()
-    rig.fxa.set_fault(Fault("verify", latency=0.2))
+    rig.fxa.set_fault(Fault("verify", latency=0.5))
     async with rig.verifier(registry, max_concurrency=4, queue_wait=0.05) as verifier:
         outcomes = await asyncio.gather(
             *(verifier.verify(f"{number:064x}") for number in range(40)), return_exceptions=True
