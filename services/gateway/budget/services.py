@@ -60,7 +60,7 @@ class Budgets:
         self._metrics.outbox_limit.set(outbox_limit)
         storage = LedgerStorage(database)
         self._rebuilder = Rebuilder(self._scripts, storage, service_types, self._metrics)
-        self._queue = LedgerQueue(self._scripts, storage, self._metrics, every=timings.flush)
+        self._queue = LedgerQueue(self._scripts, storage, self._metrics, service_types, every=timings.flush)
         self._renewals = Renewals(self._scripts, self._metrics, every=timings.renew)
         self._reaper = Reaper(
             self._scripts,

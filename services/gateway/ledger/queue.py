@@ -16,9 +16,10 @@ from services.gateway.budget.scripts import BudgetScripts
 from services.gateway.ledger.storage import LedgerStorage
 from services.gateway.redis.wire import ScriptFailed
 from shared.domain.money import NANO
+from shared.domain.service_types import ServiceTypes
 from shared.errors import DependencyUnavailable
 from shared.state import layout
-from shared.state.packed import LedgerRow
+from shared.state.packed import LedgerRow, total_name
 from shared.telemetry import logs
 
 _log = logs.logger("budget")
@@ -29,10 +30,7 @@ _LEAST_PAUSE, _MOST_PAUSE, _MOST_PAUSE_OF_WRITES = 0.05, 1.0, 2.0
 
 @dataclass(slots=True, eq=False)
 class _Settled:
-    """A row that waits for PostgreSQL, and the epoch of the Redis server that settled it.
-
-    The epoch is empty where the row can't be settled again, should that server have lost it.
-    """
+    """A row that waits for PostgreSQL, and the epoch of the Redis server that had it; empty if nobody knows that."""
 
     row: LedgerRow
     epoch: str
@@ -52,11 +50,13 @@ class LedgerQueue:
         scripts: BudgetScripts,
         storage: LedgerStorage,
         metrics: BudgetMetrics,
+        service_types: ServiceTypes,
         *,
         every: float,
         room: int = 20_000,
     ) -> None:
         self._scripts, self._storage, self._metrics = scripts, storage, metrics
+        self._service_types = service_types
         self._every, self._room = every, room
         self._sent: set[str] = set()
         self._waiting = 0
@@ -168,7 +168,7 @@ class LedgerQueue:
         flag, _, settled_ms = reply.partition(b" ")
         lowers = flag == b"1"
         if lowers:
-            self._metrics.lowered_usd.inc(by=(row.reserved_nano - row.cost_nano) / NANO)
+            self._metrics.lowered_usd.inc(by=max(0, row.reserved_nano - row.cost_nano) / NANO)
         self.add(replace(row, lowers=lowers, settled_ms=int(settled_ms)), epoch)
 
     def _count_unsettled(self) -> None:
@@ -182,19 +182,19 @@ class LedgerQueue:
     # --- to PostgreSQL --------------------------------------------------------------------------------------------
 
     def add(self, row: LedgerRow, epoch: str = "") -> None:
-        """A row that is settled; without an epoch, by another process or a reaper."""
+        """A row that is settled, and is not settled again if it has no epoch."""
         if len(self._settled) >= self._room and row.id not in self._settled:
             return
         self._settled[row.id] = _Settled(row, epoch)
         self._metrics.ledger_queue.set(len(self._settled))
         self._some_settled.set()
 
-    def add_orphans(self, rows: Iterable[LedgerRow]) -> None:
+    def add_orphans(self, rows: Iterable[LedgerRow], epoch: str) -> None:
         """Rows found in an outbox, perhaps this process's own."""
         for row in rows:
             known = self._settled.get(row.id)
             if known is None or (row.lowers and not known.row.lowers):
-                self.add(row)
+                self.add(row, epoch)
 
     async def write(self) -> None:
         """Write, forever. Rows are collected for a moment, so that many go in one statement."""
@@ -266,7 +266,8 @@ class LedgerQueue:
                 ready.append(entry)
             else:
                 del self._settled[entry.row.id]
-                self.settle(entry.row)
+                kind = self._service_types.rows.get(entry.row.details.service_type)
+                self.settle(replace(entry.row, total=total_name(kind) if kind else ""))
         return ready
 
     async def _acknowledge(self, rows: Sequence[LedgerRow]) -> None:

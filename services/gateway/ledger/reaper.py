@@ -53,6 +53,7 @@ class Reaper:
         executor = self._scripts.executor
         try:
             steady = await executor.steady_for(number)
+            epoch = executor.epoch(number)  # of the server that answers, or of one before: then all is settled again
             orphan = _NEVER if self._queue.down else self._orphan
             found = await self._scripts.sweep(number, self._who, 0.9 * self._every, orphan, self._cursors[number])
             if found is None:
@@ -65,7 +66,7 @@ class Reaper:
                     self._metrics.reaped.inc()
                     self._metrics.reaped_usd.inc(by=row.cost_nano / NANO)
                     self._metrics.spend.inc(row.details.service_type, by=row.cost_nano / NANO)
-                    self._queue.add(row)
+                    self._queue.add(row, epoch)
                     _log.warning("reservation_reaped", id=row.id, request_id=row.details.request_id)
         except DependencyUnavailable:
             return
@@ -73,4 +74,4 @@ class Reaper:
         first = self._cursors[number] == "0"
         self._ages[number] = found.oldest_ms if first else max(self._ages[number], found.oldest_ms)
         self._cursors[number], self._waiting[number] = found.cursor, found.waiting
-        self._queue.add_orphans(found.rows)
+        self._queue.add_orphans(found.rows, epoch)

@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 import uuid
 
 import psycopg2
+import pytest
 
 from services.gateway.budget.models import Timings
 from services.gateway.budget.services import Budgets
 from services.gateway.ledger.storage import LedgerStorage
 from services.local.postgres import PostgresServer
+from services.local.valkey import ValkeyServer
 from shared.domain.identity import SHARDS
-from shared.state.packed import Details, LedgerRow
+from shared.errors import DependencyUnavailable
+from shared.state import layout
+from shared.state.packed import Details, LedgerRow, total_name
 from shared.stores import migrate
 from shared.stores.postgres import Database
-from shared.stores.redis import connect
+from shared.stores.redis import RedisError, connect
 from shared.telemetry.metrics import Registry
-from tests.services.gateway.budget.support import FAST, ask, delivered, opened, principal, rows, total
+from tests.services.gateway.budget.support import FAST, ask, delivered, opened, principal, row, rows, total
 from tests.support.waiting import until
 
 ROWS = 300
@@ -117,3 +122,47 @@ async def test_an_active_users_identity_lives_as_long_as_the_user(redis_url: str
             await client.expire(key, 100)
         budgets.settle(await budgets.admit(ask()), delivered())
         assert [await client.ttl(key) > 170_000 for key in keys] == [True, True]
+
+
+@pytest.mark.parametrize("left", ["a reservation", "a row"])
+async def test_what_a_dead_gateway_left_counts_though_redis_was_emptied_before_it_was_written(
+    own_valkey: ValkeyServer, postgres_url: str, left: str
+) -> None:
+    """A reaper has it, and nobody else, when the user and the totals are built again."""
+    kinds = rows(row(total_budget_nano=10**12))
+    name, totals = total_name(kinds.rows["ai"]), layout.of_user(principal().user_id).totals
+    async with (
+        opened(own_valkey.url, postgres_url, kinds) as (budgets, database, _),
+        connect(own_valkey.url) as client,
+    ):
+        queue = budgets._queue
+        await until(lambda: not budgets._totals.unknown())
+        async with queue._flushing:
+            reservation = await budgets.admit(ask())
+            if left == "a row":
+                budgets.settle(reservation, delivered(100, 1000))
+                assert await queue.all_settled(5)
+                queue._settled.clear()
+            else:
+                budgets._renewals.remove(reservation)
+            await until(lambda: queue._settled)
+            await asyncio.to_thread(own_valkey.process.kill)
+            await asyncio.to_thread(own_valkey.start)
+
+            async def spent() -> int | None:
+                with contextlib.suppress(DependencyUnavailable, RedisError):
+                    if await client.hexists(totals, layout.BUILT + name):
+                        return (await budgets.state(principal())).spent_nano
+                return None
+
+            async def built() -> bool:
+                return await spent() == 0
+
+            await until(built)
+        amount = reservation.amount_nano
+
+        async def counted() -> bool:
+            return await total(database) == (1, amount) and await spent() == amount
+
+        await until(counted)
+        await until(lambda: budgets._totals._known[name].total.spent_nano == amount)
