@@ -343,14 +343,14 @@ class BudgetScripts:
         call = _TOTALS.call(totals=SHARD_KEYS[number].totals, each=[_TOTALS.item(total=name) for name in names])
         return list(map(int, await self.executor.run(number, call)))
 
-    async def begin_totals(self, number: int, builder: str, names: Sequence[str], most: int) -> TotalsBegun | None:
+    async def begin_totals(self, number: int, build: str, names: Sequence[str], most: int) -> TotalsBegun | None:
         """Empty sums of a shard, in order to build them; None while more than ``most`` rows wait in its outbox."""
         keys = SHARD_KEYS[number]
         call = _TOTALS_BEGIN.call(
             totals=keys.totals,
             leases=keys.leases,
             outbox=keys.outbox,
-            builder=builder,
+            build=build,
             users=keys.users,
             most=most,
             each=[_TOTALS_BEGIN.item(total=name) for name in names],
@@ -364,11 +364,11 @@ class BudgetScripts:
         open_ = [OpenAmount(total, int(admitted), int(amount)) for total, admitted, amount in amounts]
         return TotalsBegun(int(now), open_, parse_outbox(rows))
 
-    async def load_totals(self, number: int, builder: str, names: Sequence[str], sums: Mapping[str, int]) -> None:
+    async def load_totals(self, number: int, build: str, names: Sequence[str], sums: Mapping[str, int]) -> None:
         """Add to the sums of a shard what was there before they were emptied, by field."""
         fields = {**{f"{layout.BUILT}{name}": 1 for name in names}, **sums}
         each = [_TOTALS_LOAD.item(field=field, amount=amount) for field, amount in fields.items()]
-        await self.executor.run(number, _TOTALS_LOAD.call(totals=SHARD_KEYS[number].totals, builder=builder, each=each))
+        await self.executor.run(number, _TOTALS_LOAD.call(totals=SHARD_KEYS[number].totals, build=build, each=each))
 
 
 def rate_limits(tier: ServiceType, values: Sequence[bytes]) -> RateLimits:

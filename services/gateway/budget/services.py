@@ -71,7 +71,7 @@ class Budgets:
             orphan=timings.orphan,
             grace=2 * timings.renew,
         )
-        self._totals = Totals(self._scripts, storage, service_types, self._metrics, who=who, every=timings.totals)
+        self._totals = Totals(self._scripts, storage, service_types, self._metrics, every=timings.totals)
         self._checks: set[asyncio.Task[None]] = set()
         executor.on_epoch(self._check_servers)
         # Users with another tier than their service type's, or an exception with money: known from the last answer. One

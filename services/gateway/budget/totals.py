@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+import uuid
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -52,10 +53,9 @@ class Totals:
         service_types: ServiceTypes,
         metrics: BudgetMetrics,
         *,
-        who: str,
         every: float,
     ) -> None:
-        self._scripts, self._storage, self._who, self._every = scripts, storage, who, every
+        self._scripts, self._storage, self._every = scripts, storage, every
         self._service_types = service_types
         self._metrics = metrics
         self._rows: dict[str, ServiceType] = {}
@@ -174,7 +174,8 @@ class Totals:
         async with self._storage.standing_still() as ledger:
             if ledger is None:
                 return
-            begun = await self._begin(missing)
+            build = uuid.uuid4().hex  # a call of an earlier one that comes late changes nothing
+            begun = await self._begin(build, missing)
             rows = [row for shard in begun.values() for row in shard.rows]
             written = await ledger.written(rows) if rows else {}
             spent: dict[str, dict[int, int]] = {}  # by field
@@ -190,13 +191,11 @@ class Totals:
                 for name in missing[number]:
                     field = sum_field(SUM_SPENT, name, period_of(shard.now_ms, self._rows[name].duration_seconds))
                     fields[field] += spent[field].get(number, 0)
-                await self._scripts.load_totals(number, self._who, missing[number], fields)
+                await self._scripts.load_totals(number, build, missing[number], fields)
         _log.info("totals_built", shards=len(begun))
 
-    async def _begin(self, missing: Mapping[int, Sequence[str]]) -> dict[int, TotalsBegun]:
-        calls = [
-            self._scripts.begin_totals(number, self._who, names, _MOST_WAITING) for number, names in missing.items()
-        ]
+    async def _begin(self, build: str, missing: Mapping[int, Sequence[str]]) -> dict[int, TotalsBegun]:
+        calls = [self._scripts.begin_totals(number, build, names, _MOST_WAITING) for number, names in missing.items()]
         begun = dict(zip(missing, await asyncio.gather(*calls), strict=True))
         if waiting := sum(shard is None for shard in begun.values()):
             _log.warning("totals_wait_for_outbox", shards=waiting)

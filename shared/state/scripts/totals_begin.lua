@@ -2,9 +2,9 @@
 -- and totals_load.lua adds them. The users' keys, made here from the leases, are in this shard's slot.
 --@ use clock reservation
 --@ keys totals leases outbox
---@ args epoch builder users most#
+--@ args epoch build users most#
 --@ each args total
--- users: the beginning of the users' keys; most: the build does not begin with more rows than this in the outbox
+-- build: a new name of this build; users: the beginning of the users' keys; most: the build does not begin with more rows than this in the outbox
 -- Reply {} while the outbox has too many rows; else {now, {"type:seconds", admitted ms, amount...}, {id, outbox entry...}}
 if redis.call('HLEN', outbox) > most then return {} end
 local wanted = {}
@@ -21,7 +21,7 @@ for _, field in ipairs(redis.call('HKEYS', totals)) do
     redis.call('HDEL', totals, field)
   end
 end
-redis.call('HSET', totals, BUILDING, int(now) .. ' ' .. builder)
+redis.call('HSET', totals, BUILDING, build)
 local open = {}
 for _, member in ipairs(redis.call('ZRANGE', leases, 0, -1)) do
   local id, user = string.match(member, '^(%S+) (.+)$')

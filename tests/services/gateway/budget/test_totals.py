@@ -356,7 +356,7 @@ async def test_the_end_of_a_period_is_that_of_redis_clock(redis_url: str, postgr
     async with Database.connect(postgres_url) as database:
         totals = Totals(
             BudgetScripts(executor, 30), LedgerStorage(database), KINDS, BudgetMetrics(Registry(), KINDS),
-            who="w", every=0.3,
+            every=0.3,
         )  # fmt: skip
         wanted = ask(principal(KIND))
         limits = bounds(wanted, KIND.max_budget_nano)
@@ -394,7 +394,7 @@ async def test_a_slow_redis_does_not_end_a_period_early(redis_url: str, postgres
         async with Database.connect(postgres_url) as database:
             totals = Totals(
                 BudgetScripts(executor, 30), LedgerStorage(database), KINDS, BudgetMetrics(Registry(), KINDS),
-                who="w", every=0.3,
+                every=0.3,
             )  # fmt: skip
             await totals.refresh()
             client.hincrby(layout.SHARD_KEYS[3].totals, f"s|ai:86400|{end // 86_400_000 - 1}", TOTAL)
@@ -419,13 +419,51 @@ async def test_sums_that_are_emptied_after_a_periods_end_are_built_for_the_new_o
             storage = LedgerStorage(database)
             made = Reservation(ask(who), 1, 1, 86_400, end + 3, RateLimits(0, 0, 0, 0, 0, 0), "ai:86400")
             await storage.write([replace(made.row(Charge(7, 1, 1, 1), Outcome.SUCCESS), settled_ms=end + 4)])
-            totals = Totals(
-                BudgetScripts(executor, 30), storage, KINDS, BudgetMetrics(Registry(), KINDS), who="w", every=0.3
-            )
+            totals = Totals(BudgetScripts(executor, 30), storage, KINDS, BudgetMetrics(Registry(), KINDS), every=0.3)
             await totals.refresh()
             executor.now_ms += 1_000
             await totals.refresh()
             assert totals._known["ai:86400"].total.spent_nano == 7
+
+
+class OvertakingExecutor(ClockedExecutor):
+    """A Redis that gets the first load of a build after the next build has begun; its sender gave up on it."""
+
+    late: tuple[int, ScriptCall] | None = None
+
+    async def run(self, shard: int, call: ScriptCall) -> Any:
+        if call.script.name == "totals_load" and self.late is None:
+            self.late = shard, call
+            raise DependencyUnavailable("redis")
+        reply = await super().run(shard, call)
+        if call.script.name == "totals_begin" and self.late is not None and self.late[0] == shard:
+            await super().run(*self.late)
+        return reply
+
+
+async def test_a_build_that_was_given_up_adds_nothing_to_the_next_one_of_the_same_gateway(
+    redis_url: str, postgres_url: str
+) -> None:
+    now = 1_700_000_000_000
+    with redis.Redis.from_url(redis_url) as client:
+        executor: Any = OvertakingExecutor(client, now)
+        who = principal(KIND, user=next(user for user in itertools.count() if shard(f"{user:032x}") == 0))
+        async with Database.connect(postgres_url) as database:
+            storage = LedgerStorage(database)
+
+            async def write(cost: int) -> None:
+                made = Reservation(ask(who), 1, 1, 86_400, now, RateLimits(0, 0, 0, 0, 0, 0), "ai:86400")
+                await storage.write([replace(made.row(Charge(cost, 1, 1, 1), Outcome.SUCCESS), settled_ms=now)])
+
+            totals = Totals(BudgetScripts(executor, 30), storage, KINDS, BudgetMetrics(Registry(), KINDS), every=0.3)
+            await write(7)
+            await totals.refresh()
+            assert executor.late[0] == 0
+            await write(5)
+            for _ in range(2):
+                executor.now_ms += 1_000
+                await totals.refresh()
+            assert totals._known["ai:86400"].total.spent_nano == 12
 
 
 async def test_the_shards_are_read_by_one_gateway_when_a_sum_is_old_or_missing(redis_url: str) -> None:
