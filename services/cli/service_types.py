@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import fields
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import click
+import msgspec
 
 from services.auth.settings import AuthSettings
 from services.auth.users.affected import Affected, affected
@@ -84,7 +84,7 @@ def _lines(before: ServiceTypes, after: ServiceTypes, found: Mapping[str, Affect
 
 
 def _changes(old: Any, new: Any) -> Iterator[str]:
-    for field in fields(old):
+    for field in msgspec.structs.fields(old):
         one, other = getattr(old, field.name), getattr(new, field.name)
         if one != other and field.name not in _DERIVED:
             name = field.name.replace("_nano", "_usd")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
 from datetime import datetime
 from decimal import Decimal
 from fnmatch import fnmatchcase
@@ -15,6 +14,7 @@ from types import MappingProxyType
 from typing import Annotated, Any, Literal
 
 import msgspec
+from msgspec.structs import replace
 
 from shared.domain.identity import MAX_USER_ID, Credential, longest_service_type
 from shared.domain.money import usd_to_nano
@@ -35,57 +35,65 @@ MAX_MODEL_NAME = 256
 LEAST_COMPLETION, REASONING_LEAST_COMPLETION = 16, 1024
 #: The longest time, in seconds, for which a row's budget and rates can be set not to refuse anybody.
 LONGEST_UNENFORCED = 30 * 86_400
-#: Amounts of USD that a row has.
-_MONEY = ("max_budget", "total_budget", "search_cost")
-#: Parameters of requests that a row may set, with the largest value of each.
-_SAMPLING = {"temperature": 2, "top_p": 1}
 
 
 class ConfigurationError(Exception):
     """A setting or file that the service cannot start with; the message says which, and why."""
 
 
-class _ServiceTypeRow(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+class ServiceTypeFields(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
+    """The fields of a row that are the same in its file, in a process and in the API of the console."""
+
     name: _Name
-    max_budget: str
-    duration: Literal["1h", "1d", "7d", "30d"]
     rpm: _Count
     tpm: _Count
-    models: list[str]
-    credentials: list[Credential]
-    purposes: list[_Name] = []
-    fxa_scopes: list[str] = []
-    fxa_client_ids: list[str] = []
-    bundle_ids: list[str] | None = None
+    models: tuple[str, ...]
+    credentials: tuple[Credential, ...]
+    purposes: tuple[_Name, ...] = ()
+    fxa_scopes: tuple[str, ...] = ()
+    fxa_client_ids: tuple[str, ...] = ()
+    bundle_ids: tuple[str, ...] | None = None
     max_streams: _Count = 0
     max_users: _Count = 0
+    purposes_required: bool = False
+    client_key: _Name | None = None
+    exclusive_models: tuple[str, ...] = ()
+    pool: _Name | None = None
+    aliases: tuple[_Name, ...] = ()
+    search_tool: _Tool | None = None
+    play_integrity: PlayLevel = "device"
+    validation_categories: tuple[_Category, ...] = ()
+    max_risk_metric: _Count = 0
+    enabled: bool = True
+
+    def common(self) -> dict[str, Any]:
+        """These fields' values."""
+        return {name: getattr(self, name) for name in ServiceTypeFields.__struct_fields__}
+
+
+class _ServiceTypeRow(ServiceTypeFields, forbid_unknown_fields=True, frozen=True, kw_only=True):
+    max_budget: str
+    duration: Literal["1h", "1d", "7d", "30d"]
     total_budget: str = "0"
     temperature: str | None = None
     top_p: str | None = None
-    purposes_required: bool = False
-    client_key: _Name | None = None
-    exclusive_models: list[str] = []
-    pool: _Name | None = None
-    aliases: list[_Name] = []
-    search_tool: _Tool | None = None
     search_cost: str | None = None
-    play_integrity: PlayLevel = "device"
-    validation_categories: list[_Category] = []
-    max_risk_metric: _Count = 0
-    enabled: bool = True
     enforce: bool = True
     enforce_until: Annotated[datetime, msgspec.Meta(tz=True)] | None = None
 
 
-class _ModelRow(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
-    name: str
-    input_cost_per_token: str | None = None
-    output_cost_per_token: str | None = None
+class _ModelFields(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
     min_completion_tokens: Annotated[int, msgspec.Meta(ge=1, le=10**6)] | None = None
     prompt_bytes_per_token: Annotated[int, msgspec.Meta(ge=1, le=16)] = 1
     max_tokens_per_image: Annotated[int, msgspec.Meta(ge=1, le=10**6)] = 8192
     reasoning: bool = False
     enabled: bool = True
+
+
+class _ModelRow(_ModelFields, forbid_unknown_fields=True, frozen=True):
+    name: str
+    input_cost_per_token: str | None = None
+    output_cost_per_token: str | None = None
 
 
 class _File(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
@@ -101,46 +109,24 @@ class _Fault(ValueError):
         super().__init__(message)
 
 
-@dataclass(frozen=True, slots=True)
-class ServiceType:
+class ServiceType(ServiceTypeFields, frozen=True, kw_only=True):
     """One row: the accepted credentials, and the limits of its users. 0 means no limit, except for the budget.
 
     ``enforce_until`` is Unix time: when the budget and the rates refuse again whatever ``enforce`` says.
     """
 
-    name: str
     max_budget_nano: int
     duration_seconds: int
-    rpm: int
-    tpm: int
-    models: tuple[str, ...]
-    purposes: tuple[str, ...]
-    credentials: tuple[Credential, ...]
-    fxa_scopes: tuple[str, ...]
-    fxa_client_ids: tuple[str, ...]
-    bundle_ids: tuple[str, ...] | None
-    max_streams: int
-    max_users: int
     total_budget_nano: int
-    temperature: float | None = None
-    top_p: float | None = None
-    purposes_required: bool = False
-    client_key: str | None = None
-    exclusive_models: tuple[str, ...] = ()
-    pool: str | None = None
-    aliases: tuple[str, ...] = ()
-    search_tool: str | None = None
-    search_cost_nano: int = 0
-    play_integrity: PlayLevel = "device"
-    validation_categories: tuple[int, ...] = ()
-    max_risk_metric: int = 0
+    temperature: float | None
+    top_p: float | None
+    search_cost_nano: int
+    enforce: bool
+    enforce_until: float
     #: Models that rows, this one or others, name as exclusive.
     reserved_models: frozenset[str] = frozenset()
     #: The names of the pool's rows, in order.
     pool_members: tuple[str, ...] = ()
-    enabled: bool = True
-    enforce: bool = True
-    enforce_until: float = 0.0
 
     def __hash__(self) -> int:
         return hash(self.name)  # quick, since each request looks something up by its row
@@ -161,18 +147,12 @@ class ServiceType:
         return given if given in self.purposes else "other"
 
 
-@dataclass(frozen=True, slots=True)
-class ModelRow:
+class ModelRow(_ModelFields, frozen=True):
     """Facts about a model that LiteLLM lacks or should not decide. ``min_completion_tokens`` None: by its kind."""
 
     name: str
     input_cost_per_token: Decimal | None
     output_cost_per_token: Decimal | None
-    min_completion_tokens: int | None = None
-    prompt_bytes_per_token: int = 1
-    max_tokens_per_image: int = 8192
-    reasoning: bool = False
-    enabled: bool = True
 
     def least_completion(self, *, reasoning: bool) -> int:
         """The least completion tokens of a grant, for a model that reasons or doesn't."""
@@ -350,32 +330,40 @@ def _line(raw: bytes, error: Exception) -> str:
 
 
 def _service_type(number: int, row: _ServiceTypeRow) -> ServiceType:
-    values: dict[str, Any] = {
-        name: tuple(value) if isinstance(value := getattr(row, name), list) else value
-        for name in row.__struct_fields__
-        if name not in (*_MONEY, "duration", "enforce_until", *_SAMPLING)
-    }
-    for field in _MONEY:
-        try:
-            amount = getattr(row, field)
-            values[f"{field}_nano"] = 0 if amount is None else usd_to_nano(amount)
-        except ValueError as error:
-            raise _Fault(f"service type {row.name!r}: {field}: {error}", number, field) from error
-        if values[f"{field}_nano"] >= 2**52:
-            raise _Fault(
-                f"service type {row.name!r}: {field}: more than can be counted exactly (4.5 million USD)", number, field
-            )
-    for field, most in _SAMPLING.items():
-        text: str | None = getattr(row, field)
-        if text is not None and not (re.fullmatch(r"\d(\.\d{1,6})?", text) and float(text) <= most):
-            raise _Fault(f"service type {row.name!r}: {field}: not a number from 0 to {most}", number, field)
-        values[field] = None if text is None else float(text)
     if (row.search_tool is None) != (row.search_cost is None):
         given, other = sorted(("search_tool", "search_cost"), key=lambda field: getattr(row, field) is None)
         raise _Fault(f"service type {row.name!r}: {given} needs {other}", number, given)
-    if row.enforce_until is not None:
-        values["enforce_until"] = row.enforce_until.timestamp()
-    return ServiceType(duration_seconds=DURATIONS[row.duration], **values)
+    return ServiceType(
+        **row.common(),
+        max_budget_nano=_money(number, row, "max_budget"),
+        total_budget_nano=_money(number, row, "total_budget"),
+        search_cost_nano=_money(number, row, "search_cost"),
+        temperature=_sampling(number, row, "temperature", 2),
+        top_p=_sampling(number, row, "top_p", 1),
+        duration_seconds=DURATIONS[row.duration],
+        enforce=row.enforce,
+        enforce_until=row.enforce_until.timestamp() if row.enforce_until else 0.0,
+    )
+
+
+def _money(number: int, row: _ServiceTypeRow, field: str) -> int:
+    text: str | None = getattr(row, field)
+    try:
+        amount = 0 if text is None else usd_to_nano(text)
+    except ValueError as error:
+        raise _Fault(f"service type {row.name!r}: {field}: {error}", number, field) from error
+    if amount >= 2**52:
+        raise _Fault(
+            f"service type {row.name!r}: {field}: more than can be counted exactly (4.5 million USD)", number, field
+        )
+    return amount
+
+
+def _sampling(number: int, row: _ServiceTypeRow, field: str, most: int) -> float | None:
+    text: str | None = getattr(row, field)
+    if text is not None and not (re.fullmatch(r"\d(\.\d{1,6})?", text) and float(text) <= most):
+        raise _Fault(f"service type {row.name!r}: {field}: not a number from 0 to {most}", number, field)
+    return None if text is None else float(text)
 
 
 def is_model_name(name: str) -> bool:
@@ -390,16 +378,8 @@ def _model(number: int, row: _ModelRow) -> ModelRow:
             number,
             kind="model",
         )
-    return ModelRow(
-        row.name,
-        _price(number, row, "input_cost_per_token"),
-        _price(number, row, "output_cost_per_token"),
-        row.min_completion_tokens,
-        row.prompt_bytes_per_token,
-        row.max_tokens_per_image,
-        row.reasoning,
-        row.enabled,
-    )
+    prices = [_price(number, row, field) for field in ("input_cost_per_token", "output_cost_per_token")]
+    return ModelRow(row.name, *prices, **{field: getattr(row, field) for field in _ModelFields.__struct_fields__})
 
 
 def _price(number: int, row: _ModelRow, field: str) -> Decimal | None:

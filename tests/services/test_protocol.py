@@ -123,7 +123,7 @@ def test_it_has_every_field_of_a_row(tmp_path: Path) -> None:
     rows: list[Any] = [*loaded.rows.values(), *loaded.models.values()]
     parts = re.split(r"^\[\[\w+\]\]", example, flags=re.MULTILINE)[1:]
     for row, part in zip(rows, parts, strict=True):
-        known = {name.removesuffix("_nano").removesuffix("_seconds") for name in row.__dataclass_fields__}
+        known = {name.removesuffix("_nano").removesuffix("_seconds") for name in row.__struct_fields__}
         known -= {"reserved_models", "pool_members"}  # what follows from the other rows
         assert known == set(re.findall(r"^(\w+) = ", part, re.MULTILINE))
 

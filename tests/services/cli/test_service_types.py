@@ -56,8 +56,8 @@ def test_users_over_a_lower_budget_are_counted_by_tier_and_period(tmp_path: Path
     assert (result.exit_code, result.output.splitlines()) == (
         0,
         [
-            "service type ai: max_budget_usd: 0.1 -> 0.05",
             "service type ai: rpm: 100 -> 7",
+            "service type ai: max_budget_usd: 0.1 -> 0.05",
             "service type ai: 6 users, 3 over its budget in this period",
         ],
     )

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import re
 from importlib.resources import files
 from typing import Any
 
+import msgspec
 import pytest
 from redis.exceptions import ResponseError
 
@@ -79,7 +79,7 @@ def test_the_limits_of_a_row_reach_the_script_under_their_names(valkey_server: V
     text = "--@ args first *limits last\nreturn {first, duration + budget, rpm + tpm, max_streams * 1, last}"
     with valkey_server.client() as client:
         assert client.eval(assemble("x", text), 0, "a", *limits_of(row), "b") == [b"a", 3, 7, 5, b"b"]
-    other = dataclasses.replace(row, rpm=6)
+    other = msgspec.structs.replace(row, rpm=6)
     assert limits_of(other) != limits_of(row)
 
 

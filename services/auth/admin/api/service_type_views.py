@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from dataclasses import asdict
 from datetime import UTC, datetime
 
 import msgspec
@@ -14,42 +13,21 @@ from services.auth.admin.api.requests import COMMON, answer, operation
 from services.auth.admin.times import rfc3339
 from services.auth.settings import SERVICE_TYPES
 from shared.domain.money import nano_to_usd
-from shared.domain.service_types import ServiceType
+from shared.domain.service_types import ServiceType, ServiceTypeFields
 from shared.telemetry.openapi import Answer
 
 
-class ServiceTypeBody(msgspec.Struct, frozen=True):
+class ServiceTypeBody(ServiceTypeFields, frozen=True, kw_only=True):
     """A row of ``SERVICE_TYPES`` as this process holds it; 0 means no limit, but for ``max_budget_usd``.
 
     ``enforced``: whether budget and rates refuse at this moment.
     """
 
-    name: str
-    enabled: bool
     enforced: bool
     enforce_until: str | None
     max_budget_usd: float
     duration_seconds: int
-    rpm: int
-    tpm: int
-    max_streams: int
-    max_users: int
     total_budget_usd: float
-    pool: str | None
-    models: list[str]
-    exclusive_models: list[str]
-    credentials: list[str]
-    purposes: list[str]
-    purposes_required: bool
-    fxa_scopes: list[str]
-    fxa_client_ids: list[str]
-    bundle_ids: list[str] | None
-    play_integrity: str
-    validation_categories: list[int]
-    max_risk_metric: int
-    client_key: str | None
-    aliases: list[str]
-    search_tool: str | None
     search_cost_usd: float
     temperature: float | None
     top_p: float | None
@@ -66,15 +44,17 @@ async def list_service_types(request: web.Request) -> web.Response:
 
 
 def _body(row: ServiceType, now: float) -> ServiceTypeBody:
-    shown = {
-        **asdict(row),
-        "enforced": row.enforces(now),
-        "enforce_until": rfc3339(datetime.fromtimestamp(row.enforce_until, UTC)) if row.enforce_until else None,
-        "max_budget_usd": nano_to_usd(row.max_budget_nano),
-        "total_budget_usd": nano_to_usd(row.total_budget_nano),
-        "search_cost_usd": nano_to_usd(row.search_cost_nano),
-    }
-    return msgspec.convert(shown, ServiceTypeBody)
+    return ServiceTypeBody(
+        **row.common(),
+        enforced=row.enforces(now),
+        enforce_until=rfc3339(datetime.fromtimestamp(row.enforce_until, UTC)) if row.enforce_until else None,
+        max_budget_usd=nano_to_usd(row.max_budget_nano),
+        duration_seconds=row.duration_seconds,
+        total_budget_usd=nano_to_usd(row.total_budget_nano),
+        search_cost_usd=nano_to_usd(row.search_cost_nano),
+        temperature=row.temperature,
+        top_p=row.top_p,
+    )
 
 
 OPERATIONS = [

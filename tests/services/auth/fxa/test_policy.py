@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from services.auth.fxa import policy
@@ -27,17 +28,17 @@ def test_a_named_client_with_the_scopes_may(row: ServiceType) -> None:
 
 
 def test_any_client_may_where_that_is_written(row: ServiceType) -> None:
-    policy.check(dataclasses.replace(IDENTITY, client_id="other"), dataclasses.replace(row, fxa_client_ids=("*",)))
+    policy.check(dataclasses.replace(IDENTITY, client_id="other"), msgspec.structs.replace(row, fxa_client_ids=("*",)))
 
 
 @pytest.mark.parametrize("clients", [(), ("ffffffffffffffff",), ("5882386c6d80177",), ("5882386c6d8017766",)])
 def test_another_client_may_not_and_no_list_is_not_any(row: ServiceType, clients: tuple[str, ...]) -> None:
     with pytest.raises(ClientNotAllowed):
-        policy.check(IDENTITY, dataclasses.replace(row, fxa_client_ids=clients))
+        policy.check(IDENTITY, msgspec.structs.replace(row, fxa_client_ids=clients))
 
 
 def test_every_scope_of_the_row_is_needed(row: ServiceType) -> None:
-    row = dataclasses.replace(row, fxa_scopes=("profile:uid", "https://identity.mozilla.com/apps/smartwindow"))
+    row = msgspec.structs.replace(row, fxa_scopes=("profile:uid", "https://identity.mozilla.com/apps/smartwindow"))
     with pytest.raises(ScopeNotAllowed):
         policy.check(IDENTITY, row)
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import os
 import time
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from services.auth.fxa import policy
@@ -261,11 +261,11 @@ async def test_a_policy_that_changed_is_applied_to_what_was_remembered_before(ri
         policy.check(await verifier.verify(token), row)
         remembered = await verifier.verify(token)
         assert remembered.source == "cache"
-        policy.check(remembered, dataclasses.replace(row, fxa_scopes=("profile:uid", smart)))
+        policy.check(remembered, msgspec.structs.replace(row, fxa_scopes=("profile:uid", smart)))
         with pytest.raises(ScopeNotAllowed):
-            policy.check(remembered, dataclasses.replace(row, fxa_scopes=("profile:email",)))
+            policy.check(remembered, msgspec.structs.replace(row, fxa_scopes=("profile:email",)))
         with pytest.raises(ClientNotAllowed):
-            policy.check(remembered, dataclasses.replace(row, fxa_client_ids=("def",)))
+            policy.check(remembered, msgspec.structs.replace(row, fxa_client_ids=("def",)))
 
 
 async def test_an_opaque_token_that_fxa_destroyed_is_refused_after_a_minute_at_the_latest(rig: Rig) -> None:

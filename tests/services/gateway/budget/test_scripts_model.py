@@ -304,7 +304,7 @@ class Scripts(RuleBasedStateMachine):
         who = self.principals[user]
         until = 0.0 if enforced else 2.0**40
         kinds = {
-            name: dataclasses.replace(one, total_budget_nano=0, enforce=enforced, enforce_until=until)
+            name: msgspec.structs.replace(one, total_budget_nano=0, enforce=enforced, enforce_until=until)
             for name, one in ROWS.items()
         }
         standing = Standing(self.blocks[who.identity])

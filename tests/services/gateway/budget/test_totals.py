@@ -108,7 +108,7 @@ async def test_all_users_together_stay_under_the_total(redis_url: str, postgres_
 
 
 async def test_one_request_takes_no_more_than_the_total_leaves(redis_url: str, postgres_url: str) -> None:
-    small = rows(dataclasses.replace(KIND, total_budget_nano=1_000_000))
+    small = rows(replace(KIND, total_budget_nano=1_000_000))
     async with opened(redis_url, postgres_url, small) as (budgets, _, _):
         await known(budgets)
         reservation = await budgets.admit(ask(principal(small.rows["ai"])))
@@ -258,7 +258,7 @@ async def test_a_build_counts_each_row_once_wherever_it_is(redis_url: str, postg
 
 async def test_builds_under_load_lose_nothing_and_count_nothing_twice(redis_url: str, postgres_url: str) -> None:
     """The sums are lost again and again while two gateways settle, write and acknowledge."""
-    large = rows(dataclasses.replace(KIND, total_budget_nano=10**12))
+    large = rows(replace(KIND, total_budget_nano=10**12))
     async with (
         opened(redis_url, postgres_url, large) as (one, database, _),
         opened(redis_url, postgres_url, large) as (two, _, _),
@@ -317,7 +317,7 @@ async def test_a_total_is_known_two_seconds_after_redis_lost_a_large_day(redis_u
 async def test_a_total_budget_that_is_set_within_a_period_counts_what_was_spent(
     redis_url: str, postgres_url: str
 ) -> None:
-    async with opened(redis_url, postgres_url, rows(dataclasses.replace(KIND, total_budget_nano=0))) as (budgets, _, _):
+    async with opened(redis_url, postgres_url, rows(replace(KIND, total_budget_nano=0))) as (budgets, _, _):
         budgets.settle(await budgets.admit(ask(principal(budgets._rows["ai"]))), delivered())
     two = rows(KIND, row("other", total_budget_nano=10**12))
     async with opened(redis_url, postgres_url, rows(two.rows["other"])) as (budgets, _, _):

@@ -7,12 +7,12 @@ import json
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from aiohttp import web
+from msgspec.structs import replace
 
 from services.gateway import keys
 from services.gateway.app import _render_error, build_app

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator
-from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 from urllib.parse import quote
@@ -12,6 +11,7 @@ from urllib.parse import quote
 import aiohttp
 import pytest
 from aiohttp import web
+from msgspec.structs import replace
 from yarl import URL
 
 from services.gateway import keys
