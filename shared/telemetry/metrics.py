@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import math
+from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
-from itertools import product
+from itertools import accumulate, product
 from typing import Any, TypeVar
 
 from aioprometheus import collectors
 from aioprometheus.formats.text import TextFormatter
-from aioprometheus.histogram import Histogram as Buckets
 
 from shared.service.flight import Kept
 
@@ -48,7 +48,7 @@ def _escape(text: str) -> str:
 
 
 class _Metric:
-    """A metric that caches the collector's key for label values, since aioprometheus serialises labels at each call."""
+    """A metric that holds its series by their label values: aioprometheus serialises labels at each call."""
 
     def __init__(self, collector: collectors.Collector, labels: Sequence[str]) -> None:
         self._collector = collector
@@ -60,9 +60,6 @@ class _Metric:
     def name(self) -> str:
         return str(self._collector.name)
 
-    def _named(self, values: tuple[str, ...]) -> dict[str, str]:
-        return dict(zip(self._labels, values, strict=True))
-
     def preset_all(self, *choices: Sequence[str]) -> None:
         """Make the series of every combination of the given label values."""
         for values in product(*choices):
@@ -70,6 +67,18 @@ class _Metric:
 
     def preset(self, *values: str) -> None:
         """Make one series, at 0."""
+        if values not in self._series:
+            self._make(values)
+
+    def _make(self, values: tuple[str, ...]) -> Any:
+        """:raises ValueError: there are more or fewer values than labels."""
+        if len(values) != len(self._labels):
+            raise ValueError(f"{self.name} has the labels {self._labels}")
+        self._series[values] = self._zero()
+        return self._series[values]
+
+    def _zero(self) -> Any:
+        """A series that has counted nothing."""
         raise TypeError("declare a Counter, a Gauge or a Histogram")
 
     def head(self) -> list[str]:
@@ -82,7 +91,7 @@ class _Metric:
         for values in tuple(self._series):
             starts = self._starts.get(values)
             if starts is None:
-                starts = self._starts[values] = self._make_starts(self._named(values))
+                starts = self._starts[values] = self._make_starts(dict(zip(self._labels, values, strict=True)))
             yield self._lines(starts, self._series[values])
 
     def _make_starts(self, labels: dict[str, str]) -> Any:
@@ -94,36 +103,27 @@ class _Metric:
 
 class _Number(_Metric):
     def _add(self, values: tuple[str, ...], by: float) -> None:
-        key = self._series.get(values)
-        if key is None:
-            key = self._key(values)
-        store = self._collector.values.store
-        store[key] = store[key] + by
+        try:
+            self._series[values] += by
+        except KeyError:
+            self._series[values] = self._make(values) + by
 
-    def _key(self, values: tuple[str, ...]) -> Any:
-        self._collector.set_value(self._named(values), 0)
-        key = next(reversed(self._collector.values.store))  # the one just made: dicts keep their order
-        self._series[values] = key
-        return key
-
-    def preset(self, *values: str) -> None:
-        if values not in self._series:
-            self._key(values)
+    def _zero(self) -> float:
+        return 0
 
     def _make_starts(self, labels: dict[str, str]) -> str:
         return _start(self.name, labels)
 
-    def _lines(self, starts: str, series: Any) -> list[str]:
-        return [f"{starts}{self._collector.values.store[series]}"]
+    def _lines(self, starts: str, series: float) -> list[str]:
+        return [f"{starts}{series}"]
 
     def take(self, total: float) -> None:
         """Take over a value that is counted elsewhere, for a metric without labels."""
-        self._collector.values.store[self._series[()]] = total
+        self._series[()] = total
 
     def value(self, *values: str) -> float:
         """The exposed value for these label values; 0 for a missing series."""
-        key = self._series.get(values)
-        return 0.0 if key is None else float(self._collector.values.store[key])
+        return float(self._series.get(values, 0))
 
 
 class Counter(_Number):
@@ -133,8 +133,9 @@ class Counter(_Number):
 
 class Gauge(_Number):
     def set(self, value: float, *values: str) -> None:
-        self.preset(*values)
-        self._collector.values.store[self._series[values]] = value
+        if values not in self._series:
+            self._make(values)
+        self._series[values] = value
 
     def inc(self, *values: str) -> None:
         self._add(values, 1)
@@ -144,39 +145,35 @@ class Gauge(_Number):
 
 
 class Histogram(_Metric):
+    """A histogram. A series is a list: how many values each bucket alone has, and their sum."""
+
     def __init__(self, collector: collectors.Histogram, labels: Sequence[str]) -> None:
         super().__init__(collector, labels)
-        self._buckets = collector.upper_bounds
+        self._bounds = [*map(float, collector.upper_bounds), math.inf]
 
     def observe(self, value: float, *values: str) -> None:
         series = self._series.get(values)
         if series is None:
             series = self._make(values)
-        series.observe(value)
+        series[bisect_left(self._bounds, value)] += 1
+        series[-1] += value
 
-    def _make(self, values: tuple[str, ...]) -> Any:
-        series = Buckets(*self._buckets)
-        self._collector.set_value(self._named(values), series)
-        self._series[values] = series
-        return series
-
-    def preset(self, *values: str) -> None:
-        if values not in self._series:
-            self._make(values)
+    def _zero(self) -> list[float]:
+        return [*(0 for _ in self._bounds), 0.0]
 
     def _make_starts(self, labels: dict[str, str]) -> list[str]:
-        bounds = ["+Inf" if bound == math.inf else str(bound) for bound in Buckets(*self._buckets).buckets]
+        bounds = ["+Inf" if bound == math.inf else str(bound) for bound in self._bounds]
         buckets = [_start(f"{self.name}_bucket", {**labels, "le": bound}) for bound in bounds]
         return [*buckets, _start(f"{self.name}_count", labels), _start(f"{self.name}_sum", labels)]
 
-    def _lines(self, starts: list[str], series: Buckets) -> list[str]:
-        values = (*series.buckets.values(), series.observations, series.sum)
+    def _lines(self, starts: list[str], series: list[float]) -> list[str]:
+        *each, total = series
+        values = (*accumulate(each), sum(each), total)
         return [f"{start}{float(value)}" for start, value in zip(starts, values, strict=True)]
 
     def count(self, *values: str) -> int:
         """The number of observations with these label values."""
-        series = self._series.get(values)
-        return 0 if series is None else int(series.observations)
+        return int(sum(self._series.get(values, (0, 0.0))[:-1]))
 
 
 class Registry:
