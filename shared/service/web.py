@@ -63,6 +63,7 @@ HTML_POLICY = (
     "connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
 )
 _log = logs.logger("http")
+_log_request = logs.Frequent("http", "request")
 
 ErrorRenderer = Callable[[web.Request | None, ServiceError], web.Response]
 OnRefusal = Callable[[web.Request, ServiceError], None]
@@ -183,16 +184,17 @@ class Frame:
             metrics.answers.inc(endpoint, outcome_of(status))
             metrics.latency.observe(seconds, method, endpoint)
             user = request.get(USER_ID)
-            _log.info(
-                "request",
-                method=method,
-                route=endpoint,
-                status=status,
-                duration_ms=round(seconds * 1000, 2),
-                user=self._digest(user) if user else None,
-                service_type=request.get(SERVICE_TYPE),
-                error=request.get(ERROR),
-                **request.get(LOGGED, {}),
+            _log_request(
+                {
+                    "method": method,
+                    "route": endpoint,
+                    "status": status,
+                    "duration_ms": round(seconds * 1000, 2),
+                    "user": self._digest(user) if user else None,
+                    "service_type": request.get(SERVICE_TYPE),
+                    "error": request.get(ERROR),
+                    **request.get(LOGGED, {}),
+                }
             )
             logs.request_id.reset(token)
 

@@ -9,7 +9,6 @@ and stack without its message, since libraries quote input in messages.
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import hmac
 import logging
 import os
@@ -19,6 +18,8 @@ import sys
 import time
 import traceback
 from contextvars import ContextVar
+from datetime import UTC, datetime
+from functools import lru_cache
 from types import TracebackType
 from typing import Any, Literal, TextIO, cast
 
@@ -42,6 +43,7 @@ _SYSLOG = {"critical": 2, "error": 3, "warning": 4, "info": 6, "debug": 7}
 def configure(*, form: Format, level: str) -> None:
     """Set up logging for this process, including uncaught errors; call once, at start."""
     output = cast(TextIO, lines.stdout)
+    _shaped.clear()
     shared: list[Processor] = [
         _add_request_id,
         structlog.processors.add_log_level,
@@ -53,6 +55,8 @@ def configure(*, form: Format, level: str) -> None:
     else:
         shapes: dict[str, list[Processor]] = {"json": [], "mozlog": [_mozlog(socket.gethostname())], "gcp": [_gcp]}
         renderers = [*shapes[form], structlog.processors.JSONRenderer(serializer=_to_json)]
+        if logging.getLevelName(level) <= logging.INFO:
+            _shaped.extend(shapes[form] or [_as_it_is])
     structlog.configure(
         processors=[*shared, *renderers],
         wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelName(level)),
@@ -68,6 +72,29 @@ def configure(*, form: Format, level: str) -> None:
     )
     logging.basicConfig(handlers=[handler], level=max(logging.getLevelName(level), logging.INFO), force=True)
     sys.excepthook = _uncaught
+
+
+#: The shape of a form that machines read, while lines of level info are written in one.
+_shaped: list[Processor] = []
+
+
+class Frequent:
+    """The logger of one event at level info that comes with every request.
+
+    In the forms that machines read it makes its line at once: structlog's chain takes twice as long for the same.
+    """
+
+    def __init__(self, source: str, event: str) -> None:
+        self._named = {"source": source, "event": event}
+        self._log = logger(source)
+
+    def __call__(self, fields: dict[str, Any]) -> None:
+        if not _shaped:
+            self._log.info(self._named["event"], **fields)
+            return
+        timestamp = datetime.now(UTC).isoformat().replace("+00:00", "Z")
+        line = {**self._named, **fields, "level": "info", "timestamp": timestamp}
+        lines.stdout.write(_to_json(_shaped[0](None, "info", _add_request_id(None, "info", line))) + "\n")
 
 
 def _stack(exc_info: tuple[type[BaseException], BaseException, Any]) -> str:
@@ -122,6 +149,10 @@ def _gcp(_logger: Any, _method: str, event: Any) -> Any:
     return event
 
 
+def _as_it_is(_logger: Any, _method: str, event: Any) -> Any:
+    return event
+
+
 def _to_json(event: Any, **_options: Any) -> str:
     return msgspec.json.encode(event, enc_hook=str).decode()
 
@@ -132,9 +163,13 @@ class UserDigest:
     def __init__(self, secret: str | None) -> None:
         """:param secret: None for one of this process's own, which dies with it."""
         self._key = secret.encode() if secret else secrets.token_bytes(32)
+        self._kept = lru_cache(maxsize=10_000)(self._digest)
 
     def __call__(self, user_id: str) -> str:
-        return hmac.new(self._key, user_id.encode(), hashlib.sha256).hexdigest()[:16]
+        return self._kept(user_id)
+
+    def _digest(self, user_id: str) -> str:
+        return hmac.digest(self._key, user_id.encode(), "sha256").hex()[:16]
 
 
 def logger(name: str) -> Any:

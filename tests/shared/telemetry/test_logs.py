@@ -169,3 +169,36 @@ def test_lines_of_text_are_for_people() -> None:
 )
 def test_the_older_setting_counts_where_the_newer_one_is_not_set(given: dict[str, Any], form: str) -> None:
     assert Settings(_env_file=None, **given).form_of_logs == form
+
+
+#: The same line twice: from a logger, and from that of a frequent event.
+TWICE = """
+import sys
+from shared.telemetry import logs
+
+logs.configure(form=sys.argv[1], level=sys.argv[2])
+logs.request_id.set("r1")
+logs.logger("test").info("often", number=3, nothing=None)
+logs.Frequent("test", "often")({"number": 3, "nothing": None})
+"""
+
+
+@pytest.mark.parametrize("form", ["json", "mozlog", "gcp"])
+def test_a_frequent_events_line_is_that_of_any_logger(form: str) -> None:
+    usual, quick = map(json.loads, printed(TWICE, form, "INFO"))
+    assert usual.keys() == quick.keys()
+    for line in (usual, quick):
+        del line[next(name for name in ("Timestamp", "timestamp", "time") if name in line)]
+    assert usual == quick
+    assert "r1" in json.dumps(quick)
+
+
+@pytest.mark.parametrize("form", ["json", "text"])
+def test_a_frequent_event_keeps_to_the_level(form: str) -> None:
+    assert printed(TWICE, form, "WARNING") == []
+    assert len(printed(TWICE, form, "INFO")) == 2
+
+
+def printed(program: str, *arguments: str) -> list[str]:
+    done = subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True, check=True)
+    return done.stdout.splitlines()
