@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from decimal import Decimal
+
+import msgspec
 
 from services.gateway.budget.models import Ask, Delivery, Usage
 from shared.domain.money import ceil_nano
@@ -17,8 +18,7 @@ _MOST_USD = Decimal(10**6)
 _MOST_TOKENS = 10**12
 
 
-@dataclass(frozen=True, slots=True)
-class Bounds:
+class Bounds(msgspec.Struct, frozen=True):
     """The costs between which the script chooses, all exact.
 
     ``full`` pays for the limit asked for, ``least`` for the smallest grant, ``empty`` for that of one choice without
@@ -68,8 +68,7 @@ def bounds(ask: Ask, max_budget: int) -> Bounds:
     )
 
 
-@dataclass(frozen=True, slots=True)
-class Charge:
+class Charge(msgspec.Struct, frozen=True):
     """What a settled request is charged: the ledger's tokens and cost, and the tokens that TPM counts."""
 
     cost_nano: int

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import time
-import uuid
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import TYPE_CHECKING
@@ -35,14 +35,18 @@ class Timings:
     drain: float = 10
 
 
+#: Bits of the lower 80 of a UUIDv7 that are fixed, and the others.
+_VERSION_AND_VARIANT = 0x7000_8000_0000_0000_0000
+_NOT_OURS = 0x0FFF_3FFF_FFFF_FFFF_FFFF
+
+
 def new_id() -> str:
     """A UUIDv7 (RFC 9562, section 5.7) as hex: later ones sort later, so that the ledger's index grows at its end."""
-    random = uuid.uuid4().int & ((1 << 76) - 1)  # with the variant's bits
-    return f"{time.time_ns() // 1_000_000 << 80 | 7 << 76 | random:032x}"
+    random = int.from_bytes(os.urandom(10)) & _NOT_OURS | _VERSION_AND_VARIANT
+    return f"{time.time_ns() // 1_000_000:012x}{random:020x}"
 
 
-@dataclass(frozen=True, slots=True)
-class Ask:
+class Ask(msgspec.Struct, frozen=True):
     """A request that wants to be admitted.
 
     ``id`` is the gateway's (``new_id``); ``request_id`` is the client's, and never a key.
@@ -168,8 +172,7 @@ class Reservation(msgspec.Struct, frozen=True, eq=False):
         return self.grant < self.ask.limit
 
 
-@dataclass(frozen=True, slots=True)
-class Usage:
+class Usage(msgspec.Struct, frozen=True):
     """As LiteLLM counts it. Cache writes are part of the prompt's tokens, reasoning is part of the completion's."""
 
     prompt_tokens: int
@@ -178,8 +181,7 @@ class Usage:
     reasoning_tokens: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Delivery:
+class Delivery(msgspec.Struct, frozen=True):
     """How a request ended.
 
     ``sent``: any byte of the request went out. ``refused``: LiteLLM answered an error before any data.

@@ -13,7 +13,7 @@ from aiohttp import ClientPayloadError, web
 from services.gateway.errors import InvalidRequest, Malformed, RequestTooLarge, Unavailable
 from services.gateway.relay.config import RelayConfig
 from services.gateway.relay.door import Door
-from services.gateway.relay.raw_json import check_items, has_halves, mend_request
+from services.gateway.relay.raw_json import FEW_BYTES, check_items, has_halves, mend_request
 
 #: Concurrent body reads per user. Further ones queue, so that a slow sender delays only itself.
 AT_ONCE = 16
@@ -46,6 +46,8 @@ class Bodies:
         :raises RequestTooLarge, InvalidRequest, InvalidModel: as ``parse``.
         :raises RateLimited: the door has closed while this body waited for its turn.
         """
+        if len(body) <= FEW_BYTES and not has_halves(body):
+            return parse(body)
         async with self._parsing.place(user):
             self.door.check(user)
             await check_items(body)

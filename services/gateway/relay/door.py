@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from types import TracebackType
 
 from services.gateway.errors import InvalidModel, InvalidRequest, RateLimited, RequestTooLarge
 
@@ -31,21 +31,35 @@ class Door:
                 raise RateLimited("Too many of your requests were refused.", reason="refusals", retry_after=left)
             del self._refused[user]
 
-    @contextmanager
-    def passing(self, user: str) -> Iterator[None]:
+    def passing(self, user: str) -> Passing:
         """A block from a request's body to its admission. Refusals in it count.
 
         :raises RateLimited: the door is closed to this user.
         """
         self.check(user)
-        try:
-            yield
-        except (InvalidRequest, InvalidModel, RequestTooLarge):
-            self._count(user)
-            raise
+        return Passing(self, user)
 
-    def _count(self, user: str) -> None:
+    def count(self, user: str) -> None:
+        """A request of this user was refused."""
         self._refused.setdefault(user, deque(maxlen=MOST_REFUSALS)).append(self._clock())
         self._refused.move_to_end(user)
         if len(self._refused) > _REMEMBERED:
             self._refused.popitem(last=False)
+
+
+class Passing:
+    """The block of ``Door.passing``."""
+
+    __slots__ = ("_door", "_user")
+
+    def __init__(self, door: Door, user: str) -> None:
+        self._door = door
+        self._user = user
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if isinstance(error, InvalidRequest | InvalidModel | RequestTooLarge):
+            self._door.count(self._user)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
-from contextlib import contextmanager
+from types import TracebackType
 
 from services.gateway.errors import Unavailable
 from services.gateway.relay.watch import Watch
@@ -14,7 +13,7 @@ LAST_WORDS = 5.0
 
 
 class OpenRequests:
-    """The open requests of this process.
+    """The open requests of this process. A block within ``with`` is one of them, from its admission to its end.
 
     :param limit: how many there may be; 0 for no limit.
     """
@@ -37,21 +36,18 @@ class OpenRequests:
         if self._limit and self._count >= self._limit:
             raise Unavailable("Too many requests are open.")
 
-    @contextmanager
-    def place(self) -> Iterator[None]:
-        """A place for one request, from its admission to its end.
-
-        :raises Unavailable: as ``check``.
-        """
+    def __enter__(self) -> None:
+        """:raises Unavailable: as ``check``."""
         self.check()
         self._count += 1
         self._empty.clear()
-        try:
-            yield
-        finally:
-            self._count -= 1
-            if not self._count:
-                self._empty.set()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._count -= 1
+        if not self._count:
+            self._empty.set()
 
     def watch(self, watch: Watch) -> None:
         self._watches.add(watch)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -19,8 +18,7 @@ TOKENS_PER_SEPARATOR = 4
 BYTES_PER_TOKEN_GUESS = 4
 
 
-@dataclass(frozen=True, slots=True)
-class Prompt:
+class Prompt(msgspec.Struct, frozen=True):
     """A prompt's measures: bytes of text, images, messages, and separators in what is JSON within it.
 
     Text is the strings of messages as UTF-8 (URLs of images apart), and tools, tool calls and a response format as

@@ -122,7 +122,7 @@ async def serve(request: web.Request, shared: Collaborators, operation: PaidOper
             if not shared.litellm.accepts:
                 raise DependencyUnavailable("litellm")
             size = operation.size(asked, model)
-        with shared.open_requests.place():  # checked again, since the body may have taken 30 s
+        with shared.open_requests:  # checked again, since the body may have taken 30 s
             relay = await _admit(request, shared, operation, principal, asked, model, size, purpose, started)
             del body, asked  # a stream is long, and its request may be large
             return await relay.run()

@@ -8,9 +8,10 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
 from urllib.parse import urlsplit
+
+import msgspec
 
 from shared.telemetry.metrics import STREAM_BUCKETS, Registry
 
@@ -23,8 +24,7 @@ _CALL_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _HOST = re.compile(r"[a-z0-9.-]{1,100}")
 
 
-@dataclass(frozen=True, slots=True)
-class RoutingFacts:
+class RoutingFacts(msgspec.Struct, frozen=True):
     """The facts of one answer.
 
     ``backend`` is the host that LiteLLM asked; it, ``seconds`` and ``cost`` (USD) may be None.
