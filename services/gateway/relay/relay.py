@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
-import aiohttp
 from aiohttp import web
 
 from services.gateway.budget import resets
@@ -21,6 +20,7 @@ from services.gateway.relay.operation import PaidOperation
 from services.gateway.relay.raw_json import has_halves, mend_surrogates
 from services.gateway.relay.stream import WRITE_BUFFER, StreamFailed, StreamRelay
 from services.gateway.relay.watch import Watch
+from services.gateway.upstream.asking import Answer
 from services.gateway.upstream.classify import KNOWN_WORDS, UpstreamFailure, classify, read_event_failure, read_failure
 from services.gateway.upstream.routing import RoutingFacts, call_id
 from shared.domain.money import nano_to_usd
@@ -157,7 +157,7 @@ class Relay:
         self._shared.metrics.overhead(self._asked_at - self._started + time.perf_counter() - now)
         return response
 
-    async def _post(self) -> aiohttp.ClientResponse:
+    async def _post(self) -> Answer:
         """:raises ServiceError: LiteLLM did not answer 200."""
         asked, self._asked = self._asked, None  # a stream is long, and its request may be large
         operation = self._operation
@@ -186,7 +186,7 @@ class Relay:
             return None
         return facts.cost or self._tally.cost
 
-    def _classify(self, failure: UpstreamFailure, upstream: aiohttp.ClientResponse) -> ServiceError:
+    def _classify(self, failure: UpstreamFailure, upstream: Answer) -> ServiceError:
         reservation = self._reservation
         period_end = (reservation.period_index + 1) * reservation.period_seconds
         later = resets.delay(reservation.ask.principal.user_id, reservation.period_seconds)

@@ -25,11 +25,10 @@ SLOW_RETURN, LEAST_WEIGHT = 10.0, 0.1
 class Instance:
     """One instance of LiteLLM."""
 
-    __slots__ = ("_now", "_penalty", "_returned", "_urls", "failed_checks", "open", "out_until", "tried", "url")
+    __slots__ = ("_now", "_penalty", "_returned", "failed_checks", "open", "out_until", "tried", "url")
 
     def __init__(self, url: URL, now: Callable[[], float] = time.monotonic) -> None:
         self.url = url
-        self._urls: dict[str, URL] = {}
         self.open = 0
         #: Unanswered requests that were sent to it while it was out.
         self.tried = 0
@@ -38,13 +37,6 @@ class Instance:
         self._penalty = 0.0
         self._returned = float("-inf")
         self._now = now
-
-    def at(self, path: str) -> URL:
-        """The URL of a path, kept: there are few, and building one takes time."""
-        url = self._urls.get(path)
-        if url is None:
-            url = self._urls[path] = self.url.joinpath(*path.split("/"))
-        return url
 
     @property
     def healthy(self) -> bool:

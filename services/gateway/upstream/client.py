@@ -16,16 +16,15 @@ from yarl import URL
 
 from services.gateway.errors import UpstreamError, UpstreamTimeout
 from services.gateway.upstream import health
+from services.gateway.upstream.asking import READ_BUFFER, Answer, Target, ask
 from services.gateway.upstream.balance import Balancer, Instance
 from services.gateway.upstream.classify import MAX_ERROR_BODY
-from services.gateway.upstream.connector import Body, Connector, Wire, wire
+from services.gateway.upstream.connector import Connector, Wire
 from shared.errors import DependencyUnavailable
 from shared.service import fetch
 from shared.service.fetch import NoAnswer
 from shared.telemetry.metrics import Registry
 
-#: Reading from LiteLLM pauses when twice this is buffered of an answer.
-READ_BUFFER = 16 * 1024
 #: Largest answer that is not a stream: 2,048 embeddings of 3,072 numbers each, in base64.
 MAX_ANSWER = 40 * 1024 * 1024
 #: Seconds for LiteLLM to list its models.
@@ -57,11 +56,20 @@ class KeyRefused(DependencyUnavailable):
 class LiteLLM:
     """A client of all instances of LiteLLM."""
 
-    def __init__(self, config: UpstreamConfig, session: aiohttp.ClientSession, fresh: aiohttp.ClientSession) -> None:
-        """:param fresh: makes a new connection for each request."""
+    def __init__(
+        self, config: UpstreamConfig, pool: Connector, fresh: Connector, session: aiohttp.ClientSession
+    ) -> None:
+        """
+        :param pool: the connections of paid requests.
+        :param fresh: makes a new connection for each request.
+        :param session: for all else, over the same connections.
+        """
         self.balancer = Balancer([URL(url.rstrip("/")) for url in config.base_urls])
-        self._session = session
+        self._pool = pool
         self._fresh = fresh
+        self._session = session
+        self._timeout = session.timeout
+        self._targets: dict[tuple[Instance, str], Target] = {}
         self._headers = CIMultiDict(
             {
                 "Content-Type": "application/json",
@@ -78,8 +86,9 @@ class LiteLLM:
     @asynccontextmanager
     async def open(cls, config: UpstreamConfig, registry: Registry) -> AsyncIterator[LiteLLM]:
         """Opens the pool and begins the health checks; both end with the block."""
-        async with _session(config, config.keepalive) as session, _session(config, None) as fresh:
-            litellm = cls(config, session, fresh)
+        pool, fresh = Connector(keepalive=config.keepalive), Connector(keepalive=None)
+        async with fresh, _session(config, pool) as session:
+            litellm = cls(config, pool, fresh, session)
             async with health.checking(litellm.balancer.instances, litellm.check, config.health_interval, registry):
                 yield litellm
 
@@ -98,7 +107,28 @@ class LiteLLM:
 
     def call(self) -> Call:
         """A new request: ``async with litellm.call() as call``."""
-        return Call(self._session, self._fresh, self.balancer, self._headers)
+        return Call(self)
+
+    async def send(self, instance: Instance, path: str, fields: Mapping[str, str], wire: Wire) -> Answer:
+        """Send the wire's request to an instance.
+
+        If a kept connection closes before all of the request was written, it is sent again over a new one, since
+        LiteLLM acts only on whole requests.
+
+        :raises aiohttp.ClientError: as ``ask``.
+        """
+        target = self._targets.get((instance, path))
+        if target is None:
+            url = instance.url.joinpath(*path.split("/"))
+            target = self._targets[instance, path] = Target(url, self._headers)
+        try:
+            return await ask(self._pool, self._timeout, target, fields, wire)
+        except (aiohttp.ClientConnectorError, aiohttp.ServerTimeoutError):
+            raise
+        except aiohttp.ClientConnectionError:
+            if wire.written or not wire.reused:
+                raise
+        return await ask(self._fresh, self._timeout, target, {**fields, "Connection": "close"}, wire)
 
     async def check(self, instance: Instance) -> bool:
         """Whether an instance answers its liveness check."""
@@ -134,9 +164,9 @@ class LiteLLM:
         return answer.body
 
 
-def _session(config: UpstreamConfig, keepalive: float | None) -> aiohttp.ClientSession:
+def _session(config: UpstreamConfig, pool: Connector) -> aiohttp.ClientSession:
     return aiohttp.ClientSession(
-        connector=Connector(keepalive=keepalive),
+        connector=pool,
         cookie_jar=aiohttp.DummyCookieJar(),
         timeout=aiohttp.ClientTimeout(total=None, sock_connect=config.connect_timeout),
         auto_decompress=False,
@@ -151,22 +181,13 @@ class Call:
     Leaving the block ends it, and closes the connection unless the answer was read to the end.
     """
 
-    __slots__ = ("_balancer", "_closed", "_fresh", "_headers", "_instance", "_response", "_session", "_tried", "_wire")
+    __slots__ = ("_closed", "_instance", "_litellm", "_response", "_tried", "_wire")
 
-    def __init__(
-        self,
-        session: aiohttp.ClientSession,
-        fresh: aiohttp.ClientSession,
-        balancer: Balancer,
-        headers: CIMultiDict[str],
-    ) -> None:
-        self._session = session
-        self._fresh = fresh
-        self._balancer = balancer
-        self._headers = headers
+    def __init__(self, litellm: LiteLLM) -> None:
+        self._litellm = litellm
         self._instance: Instance | None = None
         self._tried = False
-        self._response: aiohttp.ClientResponse | None = None
+        self._response: Answer | None = None
         self._closed: asyncio.Future[None] | None = None
         self._wire = Wire()
 
@@ -193,27 +214,24 @@ class Call:
                 response.close()
         self._leave()
 
-    async def post(self, path: str, body: bytes, headers: Mapping[str, str]) -> aiohttp.ClientResponse:
+    async def post(self, path: str, body: bytes, headers: Mapping[str, str]) -> Answer:
         """Send the request; returns when the answer's headers have arrived.
 
-        If the connection fails, nothing was sent, and the next instance is asked. If a kept connection closes before
-        all of the request was written, it is sent again over a new one, since LiteLLM acts only on whole requests.
+        If an instance can't be reached, the next one is asked.
 
+        :param headers: those that this request has beside the common ones.
         :raises DependencyUnavailable: all instances are out, and enough requests are being tried.
         :raises UpstreamError: no connection lasted until the headers.
         :raises UpstreamTimeout: no instance accepted the connection in time.
         """
-        sent_headers = self._headers.copy()
-        sent_headers.update(headers)
-        wire.set(self._wire)
-        payload = Body(body, self._wire)
-        del body  # the payload releases it
+        self._wire.body = body
+        del body  # the wire releases it
         tried: set[Instance] = set()
         failure: Exception | None = None
-        while (instance := self._balancer.pick(tried)) is not None:
+        while (instance := self._litellm.balancer.pick(tried)) is not None:
             self._enter(instance)
             try:
-                response = await self._send(instance.at(path), payload, sent_headers)
+                response = await self._litellm.send(instance, path, headers, self._wire)
             except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
                 failure = error
                 instance.connect_failed()
@@ -234,24 +252,13 @@ class Call:
             raise UpstreamTimeout from failure
         raise UpstreamError from failure
 
-    async def _send(self, url: URL, payload: Body, headers: CIMultiDict[str]) -> aiohttp.ClientResponse:
-        """:raises aiohttp.ClientError: the connection failed."""
-        try:
-            return await self._session.post(url, data=payload, headers=headers, allow_redirects=False)
-        except (aiohttp.ClientConnectorError, aiohttp.ServerTimeoutError):
-            raise
-        except aiohttp.ClientConnectionError:
-            if self._wire.written or not self._wire.reused:
-                raise
-        return await self._fresh.post(url, data=payload, headers=headers, allow_redirects=False)
-
-    def _watch_connection(self, response: aiohttp.ClientResponse) -> None:
+    def _watch_connection(self, response: Answer) -> None:
         """End the reading of an answer whose connection aiohttp closes for broken framing.
 
         aiohttp records such a fault only for the reader of headers; the reader of the body would wait for ever.
         """
         connection = response.connection
-        if connection is not None and connection.protocol is not None:
+        if connection.protocol is not None:
             self._closed = connection.protocol.closed
         if self._closed is not None:
             self._closed.add_done_callback(self._connection_closed)

@@ -5,12 +5,10 @@ from __future__ import annotations
 import asyncio
 import select
 import socket
-from contextvars import ContextVar
 from typing import Any
 from weakref import WeakSet
 
-from aiohttp import BytesPayload, ClientRequest, ClientTimeout, TCPConnector
-from aiohttp.abc import AbstractStreamWriter
+from aiohttp import ClientRequest, ClientTimeout, ConnectionTimeoutError, TCPConnector
 from aiohttp.base_protocol import BaseProtocol
 from aiohttp.connector import Connection
 from aiohttp.tracing import Trace
@@ -24,27 +22,37 @@ USER_TIMEOUT_MS = 30_000
 
 
 class Wire:
-    """The state of one request's connection."""
+    """A request on its way: its body and its connection."""
 
-    __slots__ = ("reused", "transport", "used", "written")
+    __slots__ = ("_protocol", "_transport", "body", "reused")
 
     def __init__(self) -> None:
-        self.transport: asyncio.Transport | None = None
-        #: Bytes of the request may have gone out.
-        self.used = False
+        #: The request's body; released once the kernel has it, since the answer may take minutes.
+        self.body = b""
+        self._protocol: BaseProtocol | None = None
+        self._transport: asyncio.Transport | None = None
         #: An earlier request used the same connection.
         self.reused = False
-        #: The kernel has all bytes of the request.
-        self.written = False
+
+    def take(self, protocol: BaseProtocol, transport: asyncio.Transport, *, reused: bool) -> None:
+        """The request is written to this connection next."""
+        self._protocol, self._transport, self.reused = protocol, transport, reused
+        transport.set_write_buffer_limits(high=0)  # "not paused" then means "the kernel has all of it"
+
+    @property
+    def used(self) -> bool:
+        """Whether bytes of the request may have gone out."""
+        return self._protocol is not None
+
+    @property
+    def written(self) -> bool:
+        """Whether the kernel has taken all bytes of the request. This remains so when the connection is lost."""
+        return self._protocol is not None and not self._protocol.writing_paused
 
     def cut(self) -> None:
         """Close the connection now, discarding unwritten data."""
-        if self.transport is not None:
-            self.transport.abort()
-
-
-#: The wire of this task's request.
-wire: ContextVar[Wire] = ContextVar("wire")
+        if self._transport is not None:
+            self._transport.abort()
 
 
 class Connector(TCPConnector):
@@ -63,38 +71,35 @@ class Connector(TCPConnector):
         self._known = WeakSet[BaseProtocol]()
 
     async def connect(self, req: ClientRequest, traces: list[Trace], timeout: ClientTimeout) -> Connection:
-        """A connection that is open as far as this host knows. The caller writes the request at once."""
+        """A connection for a session, such as a health check's, which a paid request may be next to use."""
+        connection = await self._connect(req, traces, timeout)
+        if connection.protocol is not None:
+            self._known.add(connection.protocol)
+        return connection
+
+    async def lend(self, req: ClientRequest, timeout: ClientTimeout, wire: Wire) -> Connection:
+        """A connection for a paid request, which the caller writes at once.
+
+        :raises aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError: there is none.
+        """
+        try:
+            connection = await self._connect(req, [], timeout)
+        except TimeoutError as error:
+            raise ConnectionTimeoutError from error
+        protocol = connection.protocol
+        assert protocol is not None
+        assert protocol.transport is not None
+        wire.take(protocol, protocol.transport, reused=protocol in self._known)
+        self._known.add(protocol)
+        return connection
+
+    async def _connect(self, req: ClientRequest, traces: list[Trace], timeout: ClientTimeout) -> Connection:
+        """A connection that is open as far as this host knows."""
         while True:
             connection = await super().connect(req, traces, timeout)
             if not _stale(connection):
-                break
+                return connection
             connection.close()
-        used = wire.get(None)
-        protocol, transport = connection.protocol, connection.transport
-        if protocol is None or transport is None:
-            return connection
-        reused = protocol in self._known
-        self._known.add(protocol)  # also for a health check, whose connection a chat may be next to use
-        if used is not None:
-            used.transport = transport
-            used.used = True
-            used.reused = reused
-            transport.set_write_buffer_limits(high=0)  # "drained" then means "the kernel has all of it"
-        return connection
-
-
-class Body(BytesPayload):
-    """A request's body, released once the kernel has all of it: the answer may take minutes."""
-
-    def __init__(self, body: bytes, wire: Wire) -> None:
-        super().__init__(body, content_type="application/json")
-        self._wire = wire
-
-    async def write_with_length(self, writer: AbstractStreamWriter, content_length: int | None) -> None:
-        await super().write_with_length(writer, content_length)
-        await writer.drain()
-        self._wire.written = True
-        self._value = b""
 
 
 def _stale(connection: Connection) -> bool:
