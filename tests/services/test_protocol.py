@@ -153,8 +153,10 @@ def commands(command: click.Command, name: str) -> Iterator[tuple[str, set[str]]
     if not isinstance(command, click.Group) or (options and name != "mlpa"):
         yield name, options
     if isinstance(command, click.Group):
-        for inner, member in command.commands.items():
-            yield from commands(member, f"{name} {inner}")
+        context = click.Context(command)
+        for inner in command.list_commands(context):  # some are imported when they are asked for
+            if member := command.get_command(context, inner):
+                yield from commands(member, f"{name} {inner}")
 
 
 def test_it_has_every_command_with_its_options() -> None:
