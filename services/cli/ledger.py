@@ -59,22 +59,29 @@ async def _prune(url: str, before: float) -> int:
 @ledger.command()
 @click.option("--ahead", type=click.IntRange(1, 366), default=7, show_default=True, help="Days to make ahead.")
 @click.option("--older-than", "days", type=click.IntRange(2), help="Drop days that ended so many days ago.")
-def partitions(ahead: int, days: int | None) -> None:
+@click.option(
+    "--wait",
+    type=click.FloatRange(0),
+    default=60,
+    show_default=True,
+    help="Seconds for a table that somebody else holds.",
+)
+def partitions(ahead: int, days: int | None, wait: float) -> None:
     """Make the ledger's tables of the days ahead, and drop old ones. Run it every night, as the tables' owner.
 
     Rows of a day that nobody made are kept in a table of their own, and moved. Dropping days changes no budget.
     """
     url = AuthSettings.lenient().database_url.get_secret_value()
     try:
-        done = asyncio.run(_partitions(url, ahead, days))
+        done = asyncio.run(_partitions(url, ahead, days, wait))
     except DependencyUnavailable as error:
         raise click.ClickException(f"PostgreSQL: {error.reason}; what was done stays so, run it again") from error
     click.echo(f"made {done.made}, moved {done.moved} rows, dropped {done.dropped}")
 
 
-async def _partitions(url: str, ahead: int, days: int | None) -> Kept:
+async def _partitions(url: str, ahead: int, days: int | None, wait: float) -> Kept:
     async with Database.connect(url, max_size=1, timeout=_TIMEOUT_SECONDS) as database:
-        return await keep(database, time.time(), ahead=ahead, older_than=days)
+        return await keep(database, time.time(), ahead=ahead, older_than=days, wait=wait)
 
 
 @ledger.command()

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from datetime import UTC, date, datetime, time, timedelta
+from datetime import UTC, date, datetime, timedelta
 
-from shared.stores.postgres import Database, Query
+from psycopg2.errorcodes import LOCK_NOT_AVAILABLE
+
+from shared.stores.migrate import LOCK_SECONDS
+from shared.stores.postgres import Database, DatabaseUnavailable, Query, Transaction
 
 _DAY = timedelta(days=1)
 #: Two of the longest periods: no budget is rebuilt from what a user spent before.
@@ -27,8 +33,19 @@ _PARTITIONS = Query.text(
 _STRAY = Query.text(
     "select distinct cast(admitted_at at time zone 'UTC' as date) as day from ledger_default order by 1"
 )
-# A table that requests use is waited for no longer than this; the command can be run again
-_PATIENCE = Query.text("set local lock_timeout = '5s'")
+# Whoever writes queues behind a lock that is waited for: it is asked for again and again, a second each time
+_PATIENCE = Query.text("set local lock_timeout = '1s'")
+_PAUSE = 1.0
+_HOLDER = Query.text(
+    """
+    select format('process %s of %s (%s) has had it since %s', a.pid, a.usename,
+        coalesce(nullif(a.application_name, ''), 'no application name'), date_trunc('second', a.xact_start)) as text
+    from pg_locks as l join pg_stat_activity as a using (pid)
+    where l.granted and a.pid <> pg_backend_pid() and (l.relation = cast('ledger' as regclass)
+        or l.relation in (select inhrelid from pg_inherits where inhparent = cast('ledger' as regclass)))
+    order by a.xact_start limit 1
+    """
+)
 _CLOSE_DEFAULT = Query.text("lock table ledger_default in access exclusive mode")
 _PAGES = Query.text(
     "select pg_relation_size('user_spend') / cast(current_setting('block_size') as int) as pages",
@@ -65,11 +82,14 @@ class Kept:
     dropped: int = 0
 
 
-async def keep(database: Database, now: float, *, ahead: int, older_than: int | None) -> Kept:
+async def keep(
+    database: Database, now: float, *, ahead: int, older_than: int | None, wait: float = LOCK_SECONDS
+) -> Kept:
     """Make today and so many days ahead, and those of stray rows; drop the days that ended ``older_than`` days ago.
 
     The sums that the ledger keeps are tidied up too, so that they stay small. Needs the rights of the tables' owner.
 
+    :param wait: seconds for which a table that somebody else holds is asked for.
     :raises DatabaseUnavailable: what was done stays so; it can be run again.
     """
     done = Kept()
@@ -81,12 +101,12 @@ async def keep(database: Database, now: float, *, ahead: int, older_than: int | 
     wanted |= {row["day"] for row in await database.fetch(_STRAY)}
     for day in sorted(wanted):
         if _name(day) not in known and (before is None or _start(day) >= before):
-            done.moved += await _make(database, day)
+            done.moved += await _patiently(database, _make(day), wait)
             done.made += 1
     if older_than is not None:
         for row in partitions:
             if row["until"] is not None and row["until"] <= _start(today - older_than * _DAY):
-                await _drop(database, row["name"])
+                await _patiently(database, _drop(row["name"]), wait)
                 done.dropped += 1
     await _tidy(database, datetime.fromtimestamp(now, UTC))
     return done
@@ -97,14 +117,35 @@ def _name(day: date) -> str:
 
 
 def _start(day: date) -> datetime:
-    return datetime.combine(day, time(), UTC)
+    return datetime(day.year, day.month, day.day, tzinfo=UTC)
 
 
-async def _make(database: Database, day: date) -> int:
-    """Make a day, with the rows of it that the default partition took; how many those were."""
+async def _patiently(database: Database, work: Callable[[Transaction], Awaitable[int]], wait: float) -> int:
+    """Do work in a transaction, again while somebody else holds a table that it needs.
+
+    :raises DatabaseUnavailable: who still holds it after ``wait`` seconds, or another reason.
+    """
+    deadline = time.monotonic() + wait
+    while True:
+        try:
+            async with database.transaction() as transaction:
+                await transaction.execute(_PATIENCE)
+                return await work(transaction)
+        except DatabaseUnavailable as failure:
+            if failure.sqlstate != LOCK_NOT_AVAILABLE:
+                raise
+            if time.monotonic() >= deadline:
+                held = await database.fetch(_HOLDER)
+                who = held[0]["text"] if held else "it has just been let go of"
+                raise DatabaseUnavailable(f"a table of the ledger is locked: {who}") from failure
+        await asyncio.sleep(_PAUSE)
+
+
+def _make(day: date) -> Callable[[Transaction], Awaitable[int]]:
+    """Makes a day, with the rows of it that the default partition took; how many those were."""
     name, bounds = _name(day), {"start": _start(day), "until": _start(day + _DAY)}
-    async with database.transaction() as transaction:
-        await transaction.execute(_PATIENCE)
+
+    async def work(transaction: Transaction) -> int:
         await transaction.execute(_CLOSE_DEFAULT)
         await transaction.execute(Query.text(f"create table {name} (like ledger including all)"))
         moved = await transaction.execute(
@@ -117,13 +158,13 @@ async def _make(database: Database, day: date) -> int:
         await transaction.execute(
             Query.text(f"alter table ledger attach partition {name} for values from (:start) to (:until)"), **bounds
         )
-    return moved
+        return moved
+
+    return work
 
 
-async def _drop(database: Database, name: str) -> None:
-    async with database.transaction() as transaction:
-        await transaction.execute(_PATIENCE)
-        await transaction.execute(Query.text(f"drop table {name}"))
+def _drop(name: str) -> Callable[[Transaction], Awaitable[int]]:
+    return lambda transaction: transaction.execute(Query.text(f"drop table {name}"))
 
 
 async def _tidy(database: Database, now: datetime) -> None:

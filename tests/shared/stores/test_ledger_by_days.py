@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from datetime import UTC, datetime
 from typing import Any
 
@@ -137,3 +138,20 @@ def test_the_command_makes_and_drops_days(postgres_url: str) -> None:
     assert (done.exit_code, done.output) == (0, "made 12, moved 0 rows, dropped 0\n")
     assert runner.invoke(ledger, ["partitions"]).output == "made 0, moved 0 rows, dropped 0\n"
     assert runner.invoke(ledger, ["partitions", "--older-than", "1"]).exit_code == 2
+
+
+def test_a_day_that_somebody_reads_is_dropped_when_they_have_ended_and_else_names_them(postgres_url: str) -> None:
+    runner = CliRunner(env={"DATABASE_URL": postgres_url, "MLPA_DEBUG": "true"})
+    assert runner.invoke(ledger, ["partitions"]).exit_code == 0
+    reader = psycopg2.connect(postgres_url, application_name="a long report")
+    with reader.cursor() as cursor:
+        cursor.execute("select count(*) from ledger")
+    refused = runner.invoke(ledger, ["partitions", "--ahead", "20", "--wait", "0"])
+    assert refused.exit_code == 1
+    assert f"a table of the ledger is locked: process {reader.info.backend_pid} of " in refused.output
+    assert "(a long report) has had it since 2" in refused.output
+    end = threading.Timer(0.5, reader.close)
+    end.start()
+    done = runner.invoke(ledger, ["partitions", "--ahead", "20"])
+    end.join()
+    assert (done.exit_code, done.output) == (0, "made 12, moved 0 rows, dropped 0\n")
