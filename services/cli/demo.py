@@ -145,7 +145,7 @@ async def _spent(console: Console, client: Client, tokens: dict[str, str]) -> No
 
 
 def _next_steps(system: RunningSystem, console: Console) -> None:
-    console.heading("To go on with")
+    console.heading("Next steps")
     data = "" if system.data.name == ".mlpa" else f"--data {system.data} "
     mlpa = ".venv/bin/mlpa"
     for line in (

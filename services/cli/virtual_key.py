@@ -34,7 +34,7 @@ def virtual_key(env_file: Path, timeout: float) -> None:
     """Make a LiteLLM virtual key with MASTER_KEY, and write MLPA_VIRTUAL_KEY to .env.
 
     The key may use every model, and only the routes that the gateway needs. A key that .env had before stays valid
-    until it is deleted at LiteLLM, so that running gateways go on.
+    until it is deleted at LiteLLM, so that running gateways can still use it.
     """
     settings = AuthSettings.lenient()
     if settings.master_key is None:

@@ -38,7 +38,7 @@ KNOWN_USER = "u:"  # + service type: the run id of the server to which auth wrot
 SUM_SPENT = "s|"
 SUM_RESERVED = "r|"
 BUILT = "b|"  # + total: its sums are built under EPOCH
-BUILDING = "building"  # the name of the build of sums that began last, while it goes on
+BUILDING = "building"  # the name of the newest build of sums, while it runs
 
 # --- the hash of the sums of all shards (fields of sums: the total's name) ----------------------------------------
 READING = "reading"  # ms: the last time at which a gateway began to read the shards

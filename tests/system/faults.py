@@ -1,4 +1,4 @@
-"""The fault matrix: every part broken in every way while every kind of work goes on.
+"""The fault matrix: every part broken in every way while every kind of work runs.
 
 A row breaks one part of a system of its own in one way, then mends it. Rows of different parts run at the same time.
 """
@@ -26,7 +26,7 @@ PARTS = ("postgres", "valkey", "litellm", "fxa", "auth-1", "gateway-1")
 #: Faults after which a gateway knows nothing of its streams any more.
 DEADLY = ("killed", "restarted empty")
 FAULTS = ("killed", "stopped", "slow", "refusing", "restarted empty")
-#: What goes on meanwhile. The exchanges: of an account by JWT, by an opaque token that nobody knows yet, of a device,
+#: The work meanwhile. The exchanges: of an account by JWT, by an opaque token that nobody knows yet, of a device,
 #: of an account's first sight.
 WORK = ("exchange", "opaque", "device", "newcomer", "chat", "new stream", "stream in flight", "revoke", "block")
 

@@ -59,7 +59,7 @@ def _expected(service: str, method: str, path: str, credential: str) -> set[int]
         return {403} if changes else {200}
     if path in BY_CONTENT:
         return {400}
-    if path == "/v1/embeddings":  # whose token verifies is told that no model makes them here, before Redis is asked
+    if path == "/v1/embeddings":  # with a good token: no model makes them here, which is said before Redis is asked
         return {400 if credential in (*GATEWAY, "token revoked") else 401}
     if service == "gateway":
         return {GATEWAY.get(credential, 401)}

@@ -34,7 +34,7 @@ EXPECTED: dict[tuple[str, tuple[str, ...]], dict[tuple[str, ...], set[int]]] = {
     ("fxa", ("restarted empty",)): {("opaque",): {400}},
     ("auth-1", ("killed", "refusing")): {AUTH: {0}},
 }
-#: What waits for a part that is stopped, until it goes on.
+#: What waits until a stopped part continues.
 WAITS = {
     ("litellm", "stopped"): ("chat", "new stream"),
     ("auth-1", "stopped"): AUTH,

@@ -18,7 +18,7 @@ from tests.system.clients import Caller, SeenStream
 from tests.system.credentials import revoke_device, sign_in
 from tests.system.harness import System, running_system
 
-#: How long a stream may go on without its right, and what a busy machine may add, in seconds.
+#: How long a stream may last without its right, and what a busy machine may add, in seconds.
 LIMIT, SLACK = 10.0, 2.0
 _PIECE = 'data: {"id":"c","object":"chat.completion.chunk","choices":[{"index":0,"delta":{"content":"x"}}]}\n\n'
 _LONG: list[tuple[str, Any]] = [("send", _PIECE), ("sleep", 0.1)] * 300

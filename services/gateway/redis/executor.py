@@ -206,7 +206,7 @@ class Executor:
         if failure.code in _STATES | _AGAIN_SOON:
             reason = answer_reason(failure.code)
             self.state.failed(reason)
-            if failure.code != "OOM":  # those scripts go on that end or keep what was admitted
+            if failure.code != "OOM":  # scripts that end or keep what was admitted still run
                 link.unsteady()
             if _FROM_WITHIN not in str(failure):
                 return NotRun("redis", reason=reason)

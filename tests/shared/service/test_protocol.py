@@ -147,7 +147,7 @@ async def test_a_compressed_body_is_refused_from_the_head(
     client.send(head(b"Content-Encoding: " + coding, b"Content-Length: 5000", method=method, path=path))
     status, body = await client.answer()  # before any of the body is sent
     assert (status, json.loads(body)) == (415, {"code": "invalid_request"})
-    client.send(b"x" * 5000 + head(method=b"GET"))  # what still comes is thrown away, and the connection goes on
+    client.send(b"x" * 5000 + head(method=b"GET"))  # the rest is discarded, and the connection stays open
     assert (await client.answer())[0] == 200
     assert served.read == 0
 

@@ -228,7 +228,7 @@ async def test_redis_restarted_under_load(tmp_path: Path, postgres_url: str, los
 async def test_postgresql_away_for_a_while_costs_no_row(
     redis_url: str, own_postgres: PostgresServer, record_property: Any
 ) -> None:
-    """Chat of known users goes on; the rows wait, and all of them arrive once it is back."""
+    """Known users can still chat; the rows wait, and all of them arrive once it is back."""
     url = own_postgres.create_database("mlpa")
     await asyncio.to_thread(migrate.upgrade, url)
     away = 30 if FULL else 3

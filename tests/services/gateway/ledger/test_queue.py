@@ -43,7 +43,7 @@ def run(url: str, statement: str) -> None:
 
 
 async def test_a_backlog_drains_where_a_full_batch_would_never_end_in_time(redis_url: str, postgres_url: str) -> None:
-    """PostgreSQL takes 4 ms a row and ends statements after 400 ms, by itself, so that none goes on behind our back."""
+    """PostgreSQL takes 4 ms a row and ends statements after 400 ms, so that none is left after we gave up."""
     run(
         postgres_url,
         "create function slow() returns trigger language plpgsql as"

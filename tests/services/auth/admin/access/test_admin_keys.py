@@ -97,7 +97,7 @@ def test_a_key_is_good_to_the_end_of_its_last_day_and_is_announced_once_a_day(
     assert found.find("one") == until
     day[0] = date(2026, 3, 17)
     assert found.find("one") is None
-    assert found.named("jane") is None, "nor do its sessions go on"
+    assert found.named("jane") is None, "its sessions end too"
     assert found, "the console stays"
 
 
