@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ipaddress
 import re
+import runpy
 import shutil
 import subprocess
 from pathlib import Path
@@ -13,7 +15,7 @@ import pytest
 import yaml  # type: ignore[import-untyped]
 
 from services.auth.settings import AuthSettings
-from services.cli.ledger import partitions, prune
+from services.cli.ledger import partitions, prune, reconcile
 from services.gateway.settings import GatewaySettings
 from shared.domain.service_types import load
 
@@ -23,14 +25,22 @@ KUBECTL = shutil.which("kubectl")
 VERSIONS = ("1.34", "1.37")
 SETTINGS: dict[str, type[AuthSettings] | type[GatewaySettings]] = {"auth": AuthSettings, "gateway": GatewaySettings}
 #: The jobs of every night, with the command of each.
-NIGHTLY = {"ledger-partitions": partitions, "ledger-prune": prune}
+NIGHTLY = {"ledger-partitions": partitions, "ledger-prune": prune, "ledger-reconcile": reconcile}
+EXPORTERS = ("redis-exporter", "postgres-exporter")
+#: Everything that runs a pod.
+WORKLOADS = ("auth", "gateway", "migrate", *NIGHTLY, *EXPORTERS)
+#: Custom resources, whose schemas are not Kubernetes' own; tests/deploy/test_validators.py has them.
+CUSTOM = ("gateway.networking.k8s.io/", "monitoring.coreos.com/")
+#: What a process may be charged for at the peak of ten million users, by capacity.py.
+PEAK = runpy.run_path(str(FOLDER.parent / "capacity.py"))
 #: What OpenTelemetry reads of the environment by itself.
 OF_OPENTELEMETRY = {"OTEL_EXPORTER_OTLP_HEADERS", "OTEL_TRACES_SAMPLER", "OTEL_TRACES_SAMPLER_ARG"}
 
 
 def plain() -> list[dict[str, Any]]:
     """The objects as they are written, before kustomize."""
-    paths = [path for path in sorted(FOLDER.rglob("*.yaml")) if path.name != "kustomization.yaml"]
+    others = ("kustomization.yaml", "prometheus-adapter.yaml")
+    paths = [path for path in sorted(FOLDER.rglob("*.yaml")) if path.name not in others]
     return [found for path in paths for found in yaml.safe_load_all(path.read_text())]
 
 
@@ -62,9 +72,7 @@ def configuration(overlay: str = "base") -> dict[str, str]:
 @pytest.mark.parametrize("version", VERSIONS)
 def test_every_object_is_valid(version: str) -> None:
     for found in plain():
-        if not found["apiVersion"].startswith(
-            "gateway.networking.k8s.io/"
-        ):  # custom resources, whose schemas are elsewhere
+        if not found["apiVersion"].startswith(CUSTOM):
             kubernetes_validate.validate(found, version, strict=True)
 
 
@@ -73,15 +81,29 @@ def test_every_object_is_valid(version: str) -> None:
 def test_kustomize_renders_valid_objects(overlay: str) -> None:
     objects = rendered(overlay)
     for found in objects:
-        kubernetes_validate.validate(found, VERSIONS[-1], strict=True)
-    assert len(objects) >= 14
+        if not found["apiVersion"].startswith(CUSTOM):
+            kubernetes_validate.validate(found, VERSIONS[-1], strict=True)
+    assert len(objects) >= 20
+
+
+@pytest.mark.skipif(KUBECTL is None, reason="kubectl is not installed")
+def test_every_pod_of_production_is_one_that_the_policy_of_the_stores_selects() -> None:
+    """Names, PostgreSQL and Redis: without the label, which kustomize adds, a pod gets to none of them."""
+    objects = rendered("production")
+    for kind, at in (("Deployment", ()), ("Job", ()), ("CronJob", ("jobTemplate", "spec"))):
+        for found in (one for one in objects if one["kind"] == kind):
+            template = found["spec"]
+            for key in at:
+                template = template[key]
+            selector = the(objects, "NetworkPolicy", "stores")["spec"]["podSelector"]["matchLabels"]
+            assert selector.items() <= template["template"]["metadata"]["labels"].items(), found["metadata"]["name"]
 
 
 @pytest.mark.skipif(KUBECTL is None, reason="kubectl is not installed")
 def test_production_names_no_image_without_a_version() -> None:
-    for name in ("auth", "gateway", "migrate"):
+    for name in WORKLOADS:
         (container,) = pod(rendered("production"), name)["containers"]
-        assert re.fullmatch(r".+/mlpa-\w+:\d+\.\d+\.\d+", container["image"])
+        assert re.fullmatch(r".+/[\w-]+:v?\d+\.\d+\.\d+", container["image"])
 
 
 @pytest.mark.parametrize("name", SETTINGS)
@@ -116,20 +138,31 @@ def test_the_gateway_holds_none_of_auths_secrets() -> None:
 
 
 def test_no_secret_is_written_down() -> None:
-    for name in ("auth", "gateway", "migrate"):
+    for name in WORKLOADS:
         for variable in pod(plain(), name)["containers"][0]["env"]:
-            secret = re.search("SECRET|KEY$|KEYS$|DATABASE_URL|REDIS_URL", variable["name"])
+            secret = re.search("SECRET|KEY$|KEYS$|DATABASE_URL|REDIS_URL|PASS", variable["name"])
             assert not secret or "secretKeyRef" in variable["valueFrom"], variable
 
 
 @pytest.mark.parametrize("name", SETTINGS)
 def test_a_pod_is_given_longer_than_its_drain_takes(name: str) -> None:
-    config = configuration()
-    drain = float(config["DRAIN_DELAY_SECONDS"]) + float(config["DRAIN_SECONDS"])
+    given = literals(name)
+    drain = float(configuration()["DRAIN_DELAY_SECONDS"]) + float(given["DRAIN_SECONDS"])
     assert pod(plain(), name)["terminationGracePeriodSeconds"] >= drain + 10
 
 
-@pytest.mark.parametrize("name", ["auth", "gateway", "migrate", *NIGHTLY])
+def test_a_rollout_cuts_off_no_answer() -> None:
+    given = literals("gateway")
+    assert 0 < float(given["TOTAL_TIMEOUT_SECONDS"]) < float(given["DRAIN_SECONDS"])
+
+
+def literals(name: str) -> dict[str, str]:
+    """The variables of a pod that are written down."""
+    (container,) = pod(plain(), name)["containers"]
+    return {one["name"]: one["value"] for one in container["env"] if "value" in one}
+
+
+@pytest.mark.parametrize("name", WORKLOADS)
 def test_containers_have_no_more_rights_than_they_need(name: str) -> None:
     spec = pod(plain(), name)
     (container,) = spec["containers"]
@@ -145,22 +178,29 @@ def test_containers_have_no_more_rights_than_they_need(name: str) -> None:
 
 def test_the_variables_that_a_cluster_gives_a_pod_are_no_settings() -> None:
     """A Service makes NAME_PORT and the like in every pod of its namespace; ``auth`` makes AUTH_PORT."""
-    for name in ("auth", "gateway", "migrate", *NIGHTLY):
+    for name in WORKLOADS:
         assert pod(plain(), name)["enableServiceLinks"] is False
 
 
 @pytest.mark.parametrize("name", NIGHTLY)
-def test_the_ledger_is_kept_every_night_by_its_owner(name: str) -> None:
+def test_the_books_are_kept_every_night(name: str) -> None:
     (container,) = pod(plain(), name)["containers"]
     program, group, command, *arguments = container["command"]
     assert (program, group, command) == ("mlpa", "ledger", NIGHTLY[name].name)
-    assert NIGHTLY[name].make_context(command, list(arguments)).params["days"] == 90
+    parameters = NIGHTLY[name].make_context(command, list(arguments)).params
+    assert parameters.get("days", 90) == 90
     sources = {one["name"]: one["valueFrom"] for one in container["env"]}
-    assert sources["DATABASE_URL"] == {"secretKeyRef": {"name": "mlpa-migrate", "key": "DATABASE_URL"}}
+    role = "mlpa-auth" if name == "ledger-reconcile" else "mlpa-migrate"  # only the owner may drop and delete
+    assert sources["DATABASE_URL"] == {"secretKeyRef": {"name": role, "key": "DATABASE_URL"}}
     minute, hour, *rest = the(plain(), "CronJob", name)["spec"]["schedule"].split()
     assert minute.isdigit()
     assert hour.isdigit()
     assert rest == ["*"] * 3
+
+
+def test_no_two_nightly_jobs_begin_at_once() -> None:
+    schedules = [the(plain(), "CronJob", name)["spec"]["schedule"] for name in NIGHTLY]
+    assert len(set(schedules)) == len(NIGHTLY)
 
 
 def test_each_workload_has_a_database_role_of_its_own() -> None:
@@ -200,15 +240,94 @@ def test_the_ops_port_is_open_to_named_namespaces_only(name: str) -> None:
 def test_only_auth_and_gateways_reach_litellm() -> None:
     (rule,) = the(plain(), "NetworkPolicy", "litellm")["spec"]["ingress"]
     names = {peer["podSelector"]["matchLabels"]["app.kubernetes.io/name"] for peer in rule["from"]}
-    assert names == {"auth", "gateway"}
+    assert names == {"auth", "gateway", "ledger-reconcile"}
 
 
-def test_gateways_scale_on_open_streams_and_auth_on_cpu() -> None:
-    (gateway,) = the(plain(), "HorizontalPodAutoscaler", "gateway")["spec"]["metrics"]
-    (auth,) = the(plain(), "HorizontalPodAutoscaler", "auth")["spec"]["metrics"]
-    assert gateway["pods"]["metric"]["name"] == "in_progress_requests"
-    assert int(gateway["pods"]["target"]["averageValue"]) < GatewaySettings.model_fields["max_open_requests"].default
-    assert auth["resource"]["name"] == "cpu"
+@pytest.mark.parametrize("name", ["auth", "gateway", "jobs", "exporters"])
+def test_pods_get_out_to_named_places_alone(name: str) -> None:
+    policy = the(plain(), "NetworkPolicy", name)["spec"]
+    assert set(policy["policyTypes"]) == {"Ingress", "Egress"}
+    for rule in [*policy.get("egress", ()), *the(plain(), "NetworkPolicy", "stores")["spec"]["egress"]]:
+        assert rule["to"]
+        assert rule["ports"]
+
+
+def test_the_server_of_the_clouds_metadata_is_out_of_reach() -> None:
+    blocks = [
+        peer["ipBlock"]
+        for found in plain()
+        if found["kind"] == "NetworkPolicy"
+        for rule in found["spec"].get("egress", ())
+        for peer in rule["to"]
+        if "ipBlock" in peer
+    ]
+    assert len(blocks) > 4
+    metadata = ipaddress.ip_address("169.254.169.254")
+    for block in blocks:
+        network = ipaddress.ip_network(block["cidr"])
+        if metadata in network:
+            assert any(metadata in ipaddress.ip_network(one) for one in block["except"]), block
+
+
+def metrics_of(name: str) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = the(plain(), "HorizontalPodAutoscaler", name)["spec"]["metrics"]
+    return found
+
+
+def test_gateways_scale_on_open_requests_and_on_cpu_and_auth_on_cpu() -> None:
+    requests, cpu = metrics_of("gateway")
+    (of_auth,) = metrics_of("auth")
+    assert int(requests["pods"]["target"]["averageValue"]) < GatewaySettings.model_fields["max_open_requests"].default
+    assert cpu["resource"]["name"] == of_auth["resource"]["name"] == "cpu"
+    (rule,) = yaml.safe_load((FOLDER / "prometheus-adapter.yaml").read_text())["rules"]
+    assert rule["name"]["as"] == requests["pods"]["metric"]["name"]
+    assert rule["seriesQuery"].startswith("in_progress_requests{")
+    endpoints = re.compile(re.findall(r'endpoint=~"([^"]+)"', rule["metricsQuery"])[0])
+    for operation in ("chat/completions", "embeddings", "search"):
+        assert endpoints.fullmatch(f"/v1/{operation}")
+    assert not endpoints.fullmatch("/v1/models")
+
+
+def test_nothing_but_the_autoscaler_says_how_many_there_are() -> None:
+    for found in (the(plain(), "Deployment", name) for name in SETTINGS):
+        assert "replicas" not in found["spec"]
+    assert "/spec/replicas" not in (FOLDER / "production" / "kustomization.yaml").read_text()
+
+
+def test_there_may_be_as_many_as_the_plan_for_ten_million_users_has() -> None:
+    needed = PEAK["needed"](1e7, PEAK["Habits"](), PEAK["Costs"](), PEAK["Plan"]())
+    for name, times in (("gateway", 1), ("auth", 2)):
+        most = the(plain(), "HorizontalPodAutoscaler", name)["spec"]["maxReplicas"]
+        assert most >= times * needed[f"{name}: processes"]
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_nodes_can_be_emptied_soon_however_many_pods_there_are(name: str) -> None:
+    assert the(plain(), "PodDisruptionBudget", name)["spec"]["maxUnavailable"].endswith("%")
+    topologies = [one["topologyKey"] for one in pod(plain(), name)["topologySpreadConstraints"]]
+    assert topologies == ["topology.kubernetes.io/zone", "kubernetes.io/hostname"]
+
+
+def test_monitors_select_the_pods_and_make_jobs_that_the_rules_know() -> None:
+    rules = (FOLDER.parent / "prometheus" / "rules.yml").read_text()
+    assert 'up{job=~"(.+/)?mlpa-(auth|gateway)"}' in rules
+    for name in SETTINGS:
+        monitor = the(plain(), "PodMonitor", f"mlpa-{name}")["spec"]
+        labels = the(plain(), "Deployment", name)["spec"]["template"]["metadata"]["labels"]
+        assert monitor["selector"]["matchLabels"].items() <= labels.items()
+        ports = {port["name"]: port["containerPort"] for port in pod(plain(), name)["containers"][0]["ports"]}
+        assert [ports[endpoint["port"]] for endpoint in monitor["podMetricsEndpoints"]] == [9090]
+    monitor = the(plain(), "PodMonitor", "mlpa-exporters")["spec"]
+    for name in EXPORTERS:
+        labels = the(plain(), "Deployment", name)["spec"]["template"]["metadata"]["labels"]
+        assert monitor["selector"]["matchLabels"].items() <= labels.items()
+        assert pod(plain(), name)["containers"][0]["ports"][0]["name"] == monitor["podMetricsEndpoints"][0]["port"]
+
+
+def test_argo_and_helm_migrate_before_they_roll() -> None:
+    notes = the(plain(), "Job", "migrate")["metadata"]["annotations"]
+    assert notes["argocd.argoproj.io/hook"] == "PreSync"
+    assert set(notes["helm.sh/hook"].split(",")) == {"pre-install", "pre-upgrade"}
 
 
 def test_the_ingress_buffers_nothing_and_is_as_patient_as_the_gateway() -> None:

@@ -23,8 +23,12 @@ _TIMEOUT = 1.5
 _KEEP = 3.0
 _MAX_PAGE, _MAX_READINESS = 8 * 1024 * 1024, 64 * 1024
 _MAX_CHECKS = 32
-#: A count has no more digits than a double holds exactly.
-_REFUSALS = re.compile(rb"^chat_request_rejections_total\{(.{1,2000})\} ([0-9]{1,15})(?![0-9])", re.MULTILINE)
+#: A count has no more digits than a double holds exactly. Prometheus' own page (/federate) has an exponent from a
+#: million on, and a time behind each value.
+_REFUSALS = re.compile(
+    rb"^chat_request_rejections_total\{(.{1,2000})\} ([0-9]{1,15}|[0-9]\.?[0-9]{0,15}e\+(?:0[0-9]|1[0-4]))(?=\s|\Z)",
+    re.MULTILINE,
+)
 _REASON = re.compile(rb'(?:^|,)reason="([a-z_]{1,64})"')
 
 _Text = Annotated[str, msgspec.Meta(max_length=200)]
@@ -92,6 +96,6 @@ class Gateways:
         found: Counter[str] = Counter()
         for labels, value in _REFUSALS.findall(text):
             reason = _REASON.search(labels)
-            if reason and int(value):
-                found[reason[1].decode()] += int(value)
+            if reason and (count := int(float(value))):
+                found[reason[1].decode()] += count
         return found

@@ -114,3 +114,15 @@ async def test_numbers_without_end_are_no_counts(start: Start) -> None:
     async with aiohttp.ClientSession() as session:
         report = await Gateways(session, url, []).report()
     assert report.refusals == {"rpm": 7}
+
+
+async def test_refusals_are_read_from_prometheus_too(start: Start) -> None:
+    """Its page has a time behind each value, and an exponent from a million on."""
+    text = "".join(
+        f'chat_request_rejections_total{{reason="rpm",instance="{number}"}} {value} 1764119740123\n'
+        for number, value in enumerate(("12", "1.234567e+06", "2e+06", "1e+99", "1.5e+1", "3.e+05x"))
+    )
+    url, _ = await start(web.json_response(READY), web.Response(text=f"# TYPE x untyped\n{text}"))
+    async with aiohttp.ClientSession() as session:
+        report = await Gateways(session, url, [f"{url}/metrics?match[]=chat_request_rejections_total"]).report()
+    assert report.refusals == {"rpm": 12 + 1_234_567 + 2_000_000}
