@@ -27,8 +27,8 @@ ALERTS = {rule["alert"]: rule for group in RULES["groups"] for rule in group["ru
 RUNBOOK = "https://github.com/mozilla/mlpa/blob/main/deploy/RUNBOOK.md"
 
 #: What the alerts read of others: Prometheus itself, oliver006/redis_exporter (exporter/exporter.go),
-#: prometheus-community/postgres_exporter (collector/), the kubelet and prometheus/node_exporter
-#: (collector/filesystem_common.go).
+#: prometheus-community/postgres_exporter (collector/), kubernetes/kube-state-metrics, the kubelet and
+#: prometheus/node_exporter (collector/filesystem_common.go).
 OTHERS = {
     "up",
     "redis_up",
@@ -40,13 +40,14 @@ OTHERS = {
     "pg_up",
     "pg_stat_activity_count",
     "pg_settings_max_connections",
+    "kube_job_status_failed",
     "kubelet_volume_stats_available_bytes",
     "kubelet_volume_stats_capacity_bytes",
     "node_filesystem_avail_bytes",
     "node_filesystem_size_bytes",
 }
 #: Labels that Prometheus adds.
-ADDED = {"job", "instance", "namespace", "le"}
+ADDED = {"job", "instance", "namespace", "job_name", "le"}
 _FUNCTIONS = {"histogram_quantile", "max_over_time", "predict_linear", "group_left"}
 _SELECTOR = re.compile(r"(?<![\w:])([a-z]+(?:_[a-z]+)+|up)\b(?:\{([^}]*)\})?")
 _MATCHER = re.compile(r'(\w+)(=~|!~|!=|=)"((?:[^"\\]|\\.)*)"')
@@ -172,6 +173,24 @@ def test_each_alert_either_wakes_somebody_up_or_waits() -> None:
 
 def test_the_tests_of_the_rules_test_no_others() -> None:
     assert {case["alertname"] for test in TESTS for case in test["alert_rule_test"]} == ALERTS.keys()
+
+
+@pytest.mark.skipif(PROMTOOL is None, reason="Debian's package prometheus is not installed")
+def test_promtool_accepts_the_configuration_of_prometheus() -> None:
+    argv = [PROMTOOL or "", "check", "config", "prometheus.yml"]
+    done = subprocess.run(argv, cwd=DEPLOY / "prometheus", capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.skipif(shutil.which("amtool") is None, reason="Debian's package prometheus-alertmanager is not installed")
+def test_alertmanager_wakes_for_pages_alone(tmp_path: Path) -> None:
+    text = (DEPLOY / "prometheus" / "alertmanager.yml").read_text()
+    path = tmp_path / "alertmanager.yml"  # Debian's is older than `url_file`
+    path.write_text(re.sub(r"url_file: (/run/secrets/alerts/\w+)", r"url: http://x\1", text))
+    for severity in {alert["labels"]["severity"] for alert in ALERTS.values()}:
+        argv = ["amtool", "config", "routes", "test", f"--config.file={path}", f"severity={severity}"]
+        done = subprocess.run(argv, capture_output=True, text=True)
+        assert done.stdout.strip() == severity, done.stderr
 
 
 @pytest.mark.skipif(PROMTOOL is None, reason="Debian's package prometheus is not installed")

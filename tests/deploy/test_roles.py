@@ -26,6 +26,7 @@ PASSWORDS = {
     "mlpa_auth": "MLPA_AUTH_PASSWORD",
     "mlpa_gateway": "MLPA_GATEWAY_PASSWORD",
     "litellm": "LITELLM_PASSWORD",
+    "mlpa_monitor": "MLPA_MONITOR_PASSWORD",
 }
 
 
@@ -117,6 +118,7 @@ def test_the_audit_log_is_written_and_read_alone() -> None:
         ("mlpa_auth", "update alembic_version set version_num = '0'"),
         *((role, "create table mine (a int)") for role in ("mlpa_auth", "mlpa_gateway")),
         *((role, "create temporary table mine (a int)") for role in ("mlpa_auth", "mlpa_gateway")),
+        *(("mlpa_monitor", f"select * from public.{table}") for table in ("users", "ledger", "audit_log", "devices")),
         *((role, "create role mine") for role in PASSWORDS),
         *((role, "copy (select 1) to program 'true'") for role in PASSWORDS),
     ],
@@ -199,7 +201,8 @@ def test_no_role_is_made_without_its_password(tmp_path: Path) -> None:
 @pytest.fixture
 def valkey(tmp_path: Path) -> Iterator[ValkeyServer]:
     """A server with the file as it is, except that the default user may look on."""
-    lines = acl_lines(**{f"{name}_DIGEST": hashlib.sha256(name.encode()).hexdigest() for name in ("AUTH", "GATEWAY")})
+    names = ("AUTH", "GATEWAY", "MONITOR")
+    lines = acl_lines(**{f"{name}_DIGEST": hashlib.sha256(name.encode()).hexdigest() for name in names})
     assert lines[0] == "user default off"
     path = tmp_path / "users.acl"
     path.write_text("\n".join(["user default on nopass ~* &* +@all", *lines[1:], ""]))
@@ -220,6 +223,10 @@ def client(server: ValkeyServer, user: str) -> redis.Redis:
         ("gateway", "SET mlpa:{s00}:c:x 1"),
         ("gateway", "DEL mlpa:{s00}:c:x"),
         ("gateway", "HSET mlpa:rl:source:x now 0"),
+        ("monitor", "GET mlpa:{s00}:c:x"),
+        ("monitor", "KEYS *"),
+        ("monitor", "SLOWLOG GET 1"),
+        ("monitor", "CONFIG GET *"),
         ("auth", "HSET mlpa:{s00}:totals x 0"),
         ("auth", "HDEL mlpa:{s00}:outbox x"),
         ("auth", "GET mlpa:{s00}:d:x"),

@@ -37,7 +37,9 @@ def confined(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
         for name in ("auth", "gateway")
     }
     whole = System(folder / "system", template.data, listens=ports, own=own)
-    digests = {f"{name.upper()}_DIGEST": hashlib.sha256(name.upper().encode()).hexdigest() for name in own}
+    digests = {
+        f"{name.upper()}_DIGEST": hashlib.sha256(name.upper().encode()).hexdigest() for name in (*own, "monitor")
+    }
     for line in acl_lines(**digests)[1:]:
         _, user, rights = line.split(maxsplit=2)
         whole.valkey.options[f"user {user}"] = rights
