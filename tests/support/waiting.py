@@ -11,7 +11,7 @@ from typing import Any
 _PAUSE = 0.005
 
 
-async def until(condition: Callable[[], Any], seconds: float = 10, *, pause: float = _PAUSE) -> Any:
+async def until(condition: Callable[[], Any], seconds: float = 30, *, pause: float = _PAUSE) -> Any:
     """The first true answer of ``condition``, which may be a coroutine function.
 
     :raises AssertionError: there was none in time.
@@ -34,7 +34,7 @@ async def happens(condition: Callable[[], Any], seconds: float) -> bool:
     return True
 
 
-def wait_until(condition: Callable[[], Any], seconds: float = 10) -> Any:
+def wait_until(condition: Callable[[], Any], seconds: float = 30) -> Any:
     """``until`` for tests without an event loop.
 
     :raises AssertionError: there was no true answer in time.

@@ -112,7 +112,7 @@ async def test_what_a_services_own_part_takes_counts_towards_the_limit() -> None
         began = time.monotonic()
         os.kill(os.getpid(), signal.SIGTERM)
         await served
-        assert 2 <= time.monotonic() - began < 5.5  # two seconds to be cut off
+        assert 2 <= time.monotonic() - began < 15  # two more to be cut off, and a busy machine
         assert limits == [2]
         with pytest.raises(aiohttp.ClientError):
             await asked

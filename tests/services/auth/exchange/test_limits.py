@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import Any
 from urllib.parse import quote, urlencode
 
@@ -63,10 +64,12 @@ async def test_garbage_locks_no_good_credential_of_its_source_out(start_auth: St
                 return (await auth.exchange(junk[number % len(junk)]))[0]
             return (await auth.exchange(auth.fxa_token(uid=f"{number:032x}")))[0]
 
+    began = time.monotonic()
     statuses = await many(200, one)
+    regained = 1 + int(2 * (time.monotonic() - began))  # at 120 a minute, where the run meets the end of one
     assert [statuses[number] for number in range(0, 200, 10)] == [200] * 20
-    assert statuses.count(400) == 120
-    assert statuses.count(429) == 60
+    assert statuses.count(400) + statuses.count(429) == 180
+    assert 120 <= statuses.count(400) <= 120 + regained
     assert (await auth.exchange(auth.fxa_token()))[0] == 200
     assert (await auth.exchange_device(device))[0] == 200
     assert (await auth.exchange("x"))[0] == 429
