@@ -56,6 +56,9 @@ class Chunk(msgspec.Struct, gc=False):
 _one = msgspec.json.Decoder(Chunk)
 _many = msgspec.json.Decoder(list[Chunk])
 _OPAQUE = Chunk()
+#: The end of a stream, and the beginning of a chunk behind another event.
+_DONE = b"\n\ndata: [DONE]\n\n"
+_NEXT = b"\n\ndata: {"
 
 
 class Tally:
@@ -117,6 +120,15 @@ class Tally:
 
     def read(self, block: bytes) -> bytes:
         """Read whole events. Returns the bytes for the client."""
+        if block.endswith(_DONE):  # the usage is in the event before; only these two need a closer look
+            start = block.rfind(_NEXT, 0, -len(_DONE)) + 2
+            if start > 2:
+                kept = self._read_plain(block[:start])
+                return kept if self.over else kept + self._read_each(block[start:])
+        return self._read_plain(block)
+
+    def _read_plain(self, block: bytes) -> bytes:
+        """Read events that are likely to be plain: chunks of text on one line each."""
         if not block.startswith(b"data: {"):
             return self._read_each(block)
         chunks: Sequence[Chunk]
