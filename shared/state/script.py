@@ -73,10 +73,9 @@ class Script:
         self.call, self.item = _functions(self, head)
 
     @cached_property
-    def wire_head(self) -> bytes:
-        """The first two arguments of its EVALSHA as they go over the wire."""
-        sha = hashlib.sha1(self.source.encode(), usedforsecurity=False).hexdigest()
-        return f"$7\r\nEVALSHA\r\n$40\r\n{sha}\r\n".encode()
+    def sha(self) -> str:
+        """The name by which EVALSHA knows its source."""
+        return hashlib.sha1(self.source.encode(), usedforsecurity=False).hexdigest()
 
 
 def _functions(script: Script, head: _Head) -> tuple[Callable[..., ScriptCall], Callable[..., Item]]:

@@ -38,19 +38,11 @@ class ScriptFailed(Exception):
 
 def pack(*args: str) -> bytes:
     """One command in Redis's protocol."""
-    return b"*%d\r\n" % len(args) + _bulks(args)
+    return bytes(hiredis.pack_command(cast(Any, args)))  # the stub asks for a tuple of one
 
 
 def pack_script(call: ScriptCall, epoch: str) -> bytes:
-    args = (str(len(call.keys)), *call.keys, *call.argv(epoch))
-    return b"*%d\r\n%b%b" % (2 + len(args), call.script.wire_head, _bulks(args))
-
-
-def _bulks(args: Sequence[str]) -> bytes:
-    text = "".join([f"${len(arg)}\r\n{arg}\r\n" for arg in args])
-    if text.isascii():
-        return text.encode()
-    return b"".join([b"$%d\r\n%b\r\n" % (len(raw), raw) for raw in (arg.encode() for arg in args)])
+    return pack("EVALSHA", call.script.sha, str(len(call.keys)), *call.keys, *call.argv(epoch))
 
 
 class Link(asyncio.Protocol):

@@ -114,14 +114,15 @@ class Watch:
         self.end(revoked.result())
 
     def _arm(self) -> None:
-        config = self._config
+        config, now = self._config, self._loop.time()
         at = self._deadline
-        for since, limit in ((self.seen, config.idle_timeout), (self._loop.time(), config.slow_client)):
-            if limit:
-                at = min(at, since + limit)
+        if config.idle_timeout:
+            at = min(at, self.seen + config.idle_timeout)
+        if config.slow_client:
+            at = min(at, now + config.slow_client)
         if self._on_quiet is not None and config.keepalive:
             at = min(at, max(self.seen, self._spoke) + config.keepalive)
-        self._timer = self._loop.call_at(max(at, self._loop.time() + 0.001), self._tick)
+        self._timer = self._loop.call_at(max(at, now + 0.001), self._tick)
 
     def _tick(self) -> None:
         now = self._loop.time()
