@@ -48,19 +48,15 @@ it can be anybody.
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import re
 import secrets
-import socket
-import struct
 import time
-from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal, Self, TypeVar
+from typing import Any, Literal, Self
 
 import click
 import msgspec
@@ -71,6 +67,7 @@ from jose import jwk, jws, jwt
 from jose.backends.base import Key
 from jose.exceptions import JOSEError
 
+from services.local.faults import Faults, read
 from services.local.files import write_private
 
 DESKTOP_CLIENT_ID = "5882386c6d801776"
@@ -92,9 +89,7 @@ MAX_JWT_CHARACTERS = 1024
 _OPAQUE = re.compile(r"[0-9a-f]{64}")
 _JWT = re.compile(r"[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+")
 
-_T = TypeVar("_T")
 Kind = Literal["jwt", "opaque"]
-Endpoint = Literal["jwks", "verify"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,35 +176,10 @@ class TokenOrder(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     resource: str | None = None
 
 
-class Fault(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
-    """How an endpoint misbehaves.
-
-    ``answer``: as usual (after ``latency`` seconds); ``respond``: with ``status``, ``body`` and ``headers``;
-    ``hang``: never answers; ``reset``: the connection is reset. ``times``: for so many requests; 0 = until changed.
-    """
-
-    endpoint: Endpoint
-    kind: Literal["answer", "respond", "hang", "reset"] = "answer"
-    latency: float = 0
-    status: int = 503
-    body: str = ""
-    headers: dict[str, str] = {}
-    times: int = 0
-
-
 @dataclass(frozen=True, slots=True)
 class _Grant:
     order: TokenOrder
     expires_at: float
-
-
-@dataclass(slots=True)
-class _Calls:
-    """Counts of the requests received. ``most_at_once``: the most concurrent verifications."""
-
-    by_endpoint: Counter[str] = field(default_factory=Counter)
-    now: int = 0
-    most_at_once: int = 0
 
 
 class StandIn:
@@ -218,14 +188,12 @@ class StandIn:
     def __init__(self, issuer: str, ring: KeyRing, *, clock: Callable[[], float] = time.time) -> None:
         self.issuer = issuer
         self.ring = ring
-        self.calls = _Calls()
+        self.faults = Faults(lambda fault: web.Response(status=fault.status, headers=fault.headers))
         self._clock = clock
         #: When every account last changed its password and its profile, in milliseconds.
         self._changed_at = int(clock() * 1000)
         #: What FxA stores, by the opaque token or the ``jti`` of a JWT.
         self._stored: dict[str, _Grant] = {}
-        self._faults: dict[str, Fault] = {}
-        self._served: Counter[str] = Counter()  # since the endpoint's fault was set
 
     def mint(self, order: TokenOrder) -> str:
         """A token as FxA would make it."""
@@ -265,63 +233,22 @@ class StandIn:
         claims = self._claims_of(token)
         return self._stored.pop(claims["jti"] if claims else token, None) is not None
 
-    def set_fault(self, fault: Fault) -> None:
-        self._faults[fault.endpoint] = fault
-        self._served[fault.endpoint] = 0
-
-    def clear_faults(self) -> None:
-        self._faults.clear()
-
     def app(self) -> web.Application:
         """Serve it with ``handler_cancellation=True``, so that a hanging request ends with its client."""
         app = web.Application()
         app.add_routes(
             [
-                web.get("/v1/jwks", self._misbehaving("jwks", self._jwks)),
-                web.post("/v1/verify", self._misbehaving("verify", self._verify)),
+                *self.faults.routes(
+                    {"jwks": web.get("/v1/jwks", self._jwks), "verify": web.post("/v1/verify", self._verify)}
+                ),
                 web.post("/v1/destroy", self._destroy),
                 web.get("/__lbheartbeat__", self._heartbeat),
                 web.post("/local/token", self._token),
                 web.post("/local/rotate", self._rotate),
-                web.post("/local/faults", self._set_fault),
-                web.delete("/local/faults", self._clear_faults),
                 web.get("/local/calls", self._show_calls),
             ]
         )
         return app
-
-    def _misbehaving(
-        self, endpoint: Endpoint, handler: Callable[[web.Request], Awaitable[web.Response]]
-    ) -> Callable[[web.Request], Awaitable[web.Response]]:
-        async def handle(request: web.Request) -> web.Response:
-            self.calls.by_endpoint[endpoint] += 1
-            if endpoint == "jwks":
-                return await self._with_fault(endpoint, request, handler)
-            self.calls.now += 1
-            self.calls.most_at_once = max(self.calls.most_at_once, self.calls.now)
-            try:
-                return await self._with_fault(endpoint, request, handler)
-            finally:
-                self.calls.now -= 1
-
-        return handle
-
-    async def _with_fault(
-        self, endpoint: Endpoint, request: web.Request, handler: Callable[[web.Request], Awaitable[web.Response]]
-    ) -> web.Response:
-        fault = self._faults.get(endpoint, Fault(endpoint))
-        self._served[endpoint] += 1
-        if fault.times and self._served[endpoint] > fault.times:
-            fault = Fault(endpoint)
-        if fault.latency:
-            await asyncio.sleep(fault.latency)
-        if fault.kind == "hang":
-            await asyncio.Event().wait()
-        if fault.kind == "reset":
-            _reset(request)
-        if fault.kind == "respond":
-            return web.Response(status=fault.status, body=fault.body.encode(), headers=fault.headers)
-        return await handler(request)
 
     async def _jwks(self, _request: web.Request) -> web.Response:
         caching = {"Cache-Control": "max-age=10, must-revalidate, public"}
@@ -376,28 +303,16 @@ class StandIn:
         return web.json_response({})
 
     async def _token(self, request: web.Request) -> web.Response:
-        return web.json_response({"token": self.mint(await _read(request, TokenOrder))})
+        return web.json_response({"token": self.mint(await read(request, TokenOrder))})
 
     async def _rotate(self, _request: web.Request) -> web.Response:
         self.ring.rotate()
         return web.json_response({"kid": self.ring.signing.kid})
 
-    async def _set_fault(self, request: web.Request) -> web.Response:
-        self.set_fault(await _read(request, Fault))
-        return web.json_response({})
-
-    async def _clear_faults(self, _request: web.Request) -> web.Response:
-        self.clear_faults()
-        return web.json_response({})
-
     async def _show_calls(self, _request: web.Request) -> web.Response:
-        calls = self.calls
+        calls, most = self.faults.calls, self.faults.most_at_once
         return web.json_response(
-            {
-                "jwks": calls.by_endpoint["jwks"],
-                "verify": calls.by_endpoint["verify"],
-                "most_at_once": calls.most_at_once,
-            }
+            {"jwks": calls["jwks"], "verify": calls["verify"], "most_at_once": most["verify"]},
         )
 
 
@@ -431,13 +346,6 @@ def _iso(seconds: float) -> str:
     return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
-async def _read(request: web.Request, shape: type[_T]) -> _T:
-    try:
-        return msgspec.json.decode(await request.read() or b"{}", type=shape)
-    except ValueError as error:
-        raise web.HTTPBadRequest(text=f"{error}\n") from error
-
-
 def _error(errno: int, *, status: type[web.HTTPException] = web.HTTPBadRequest, **more: Any) -> web.HTTPException:
     body = {
         "code": status.status_code,
@@ -448,13 +356,6 @@ def _error(errno: int, *, status: type[web.HTTPException] = web.HTTPBadRequest, 
         **more,
     }
     return status(text=msgspec.json.encode(body).decode(), content_type="application/json")
-
-
-def _reset(request: web.Request) -> None:
-    transport = request.transport
-    assert transport is not None
-    transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-    transport.abort()
 
 
 @click.command()

@@ -35,15 +35,13 @@ must listen on loopback only: whoever reaches it can be any install.
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import hashlib
 import json
 import secrets
 import time
 import uuid
-from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -56,6 +54,7 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from jose import jwt
 from jose.exceptions import JOSEError
 
+from services.local.faults import Faults, read
 from services.local.files import write_private
 
 PACKAGE = "org.mozilla.fenix"
@@ -69,8 +68,6 @@ QUOTA = 10_000
 _AUDIENCE = "https://oauth2.googleapis.com/token"
 _GRANT = "urn:ietf:params:oauth:grant-type:jwt-bearer"
 _STATUSES = {400: "INVALID_ARGUMENT", 401: "UNAUTHENTICATED", 403: "PERMISSION_DENIED", 429: "RESOURCE_EXHAUSTED"}
-
-Endpoint = Literal["token", "decode"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,19 +103,6 @@ class InstallOrder(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     age: float = 0
 
 
-class Fault(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
-    """How an endpoint misbehaves: it answers with ``status``, ``body`` and ``headers``, or never (``hang``).
-
-    Without a ``body`` it is Google's for the status.
-    """
-
-    endpoint: Endpoint
-    kind: Literal["respond", "hang"] = "respond"
-    status: int = 503
-    body: str | None = None
-    headers: dict[str, str] = {}
-
-
 class StandIn:
     """The server's state; ``app`` serves it.
 
@@ -130,12 +114,11 @@ class StandIn:
         self, key: rsa.RSAPrivateKey | None = None, *, quota: int = QUOTA, clock: Callable[[], float] = time.time
     ) -> None:
         self.quota = quota
-        self.calls: Counter[str] = Counter()
+        self.faults = Faults(lambda fault: _error(fault.status, "as ordered", headers=fault.headers))
         self._clock = clock
         self._key = key or rsa.generate_private_key(65537, 2048)
         self._access: dict[str, float] = {}  # the end of each access token
         self._payloads: dict[str, tuple[str, dict[str, Any]]] = {}  # package and payload, by integrity token
-        self._faults: dict[str, Fault] = {}
 
     def service_account(self, url: str) -> str:
         """The key file of the service account, for a server at this URL."""
@@ -184,12 +167,6 @@ class StandIn:
             payload["testingDetails"] = {"isTestingResponse": True}
         return payload
 
-    def set_fault(self, fault: Fault) -> None:
-        self._faults[fault.endpoint] = fault
-
-    def clear_faults(self) -> None:
-        self._faults.clear()
-
     def withdraw_access(self) -> None:
         """No access token is good any more."""
         self._access.clear()
@@ -199,31 +176,17 @@ class StandIn:
         app = web.Application()
         app.add_routes(
             [
-                web.post("/token", self._misbehaving("token", self._token)),
-                web.post("/v1/{package}:decodeIntegrityToken", self._misbehaving("decode", self._decode)),
+                *self.faults.routes(
+                    {
+                        "token": web.post("/token", self._token),
+                        "decode": web.post("/v1/{package}:decodeIntegrityToken", self._decode),
+                    }
+                ),
                 web.post("/local/integrity-token", self._mint),
-                web.post("/local/faults", self._set_fault),
-                web.delete("/local/faults", self._clear_faults),
                 web.get("/", self._here),
             ]
         )
         return app
-
-    def _misbehaving(
-        self, endpoint: Endpoint, handler: Callable[[web.Request], Awaitable[web.Response]]
-    ) -> Callable[[web.Request], Awaitable[web.Response]]:
-        async def handle(request: web.Request) -> web.Response:
-            self.calls[endpoint] += 1
-            fault = self._faults.get(endpoint)
-            if fault is None:
-                return await handler(request)
-            if fault.kind == "hang":
-                await asyncio.Event().wait()
-            if fault.body is None:
-                return _error(fault.status, "as ordered", headers=fault.headers)
-            return web.Response(status=fault.status, body=fault.body.encode(), headers=fault.headers)
-
-        return handle
 
     async def _token(self, request: web.Request) -> web.Response:
         form = await request.post()
@@ -258,22 +221,7 @@ class StandIn:
         return web.json_response({"tokenPayloadExternal": payload})
 
     async def _mint(self, request: web.Request) -> web.Response:
-        try:
-            order = msgspec.json.decode(await request.read(), type=InstallOrder)
-        except ValueError as error:
-            raise web.HTTPBadRequest(text=f"{error}\n") from error
-        return web.json_response({"token": self.mint(order)})
-
-    async def _set_fault(self, request: web.Request) -> web.Response:
-        try:
-            self.set_fault(msgspec.json.decode(await request.read(), type=Fault))
-        except ValueError as error:
-            raise web.HTTPBadRequest(text=f"{error}\n") from error
-        return web.json_response({})
-
-    async def _clear_faults(self, _request: web.Request) -> web.Response:
-        self.clear_faults()
-        return web.json_response({})
+        return web.json_response({"token": self.mint(await read(request, InstallOrder))})
 
     async def _here(self, _request: web.Request) -> web.Response:
         return web.json_response({})

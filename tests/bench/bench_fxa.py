@@ -19,7 +19,8 @@ from aiohttp import web
 from services.auth.fxa.local import verify_jwt
 from services.auth.fxa.parse import JwtToken, parse
 from services.auth.fxa.services import FxAVerifier
-from services.local.fxa import Fault, KeyRing, StandIn
+from services.local.faults import Fault
+from services.local.fxa import KeyRing, StandIn
 from services.local.process import free_port
 from services.local.valkey import ValkeyServer
 from shared.stores.redis import Client, connect
@@ -155,7 +156,7 @@ async def _local(rig: Rig) -> Row:
 
 
 async def _one_call(rig: Rig) -> Row:
-    rig.fxa.set_fault(Fault("verify", latency=0.1))
+    rig.fxa.faults.set(Fault("verify", latency=0.1))
     calls = []
     for _ in range(ROUNDS):
         before, token = rig.calls("verify"), rig.opaque()

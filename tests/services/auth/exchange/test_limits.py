@@ -11,7 +11,7 @@ import pytest
 
 from services.auth.limits.services import source
 from services.cli.client import ACCESS_TOKEN, GRANT_TYPE
-from services.local.fxa import Fault
+from services.local.faults import Fault
 from tests.services.auth.conftest import UID, Auth, StartAuth, many
 from tests.support.service_types import toml
 
@@ -87,7 +87,7 @@ async def test_a_malformed_form_is_a_failure_too_and_says_when_to_come_back(star
 
 async def test_an_outage_is_no_failure_of_the_source(start_auth: StartAuth) -> None:
     auth = await start_auth(exchange_limit_per_source=2)
-    auth.fxa.set_fault(Fault("verify", "respond", status=500, body=""))
+    auth.fxa.faults.set(Fault("verify", "respond", status=500, body=""))
     statuses = [(await auth.exchange(auth.fxa_token(kind="opaque")))[0] for _ in range(4)]
     assert statuses == [503] * 4
     assert [(await auth.exchange("x"))[0] for _ in range(3)] == [400, 400, 429]

@@ -15,7 +15,8 @@ import pytest
 
 from services.auth.tokens.key_ring import create_key
 from services.cli.client import GRANT_TYPE
-from services.local.play import PACKAGE, Fault, Install, InstallOrder, StandIn
+from services.local.faults import Fault
+from services.local.play import PACKAGE, Install, InstallOrder, StandIn
 from services.local.valkey import ValkeyServer
 from shared.domain import tokens
 from shared.domain.identity import Credential
@@ -140,7 +141,7 @@ async def test_an_id_that_is_not_a_uuid_is_400_and_nobody_is_asked(play: Play) -
         assert (status, answer["error"]) == (400, "invalid_request"), user_id
         status, answer = await play.exchange(body)
         assert (status, answer["error"]) == (400, "invalid_request"), user_id
-    assert play.google.calls["decode"] == 0
+    assert play.google.faults.calls["decode"] == 0
 
 
 async def test_an_id_in_upper_case_is_the_same_install(play: Play) -> None:
@@ -177,7 +178,7 @@ async def test_a_malformed_body_is_400(play: Play) -> None:
         subject = base64.urlsafe_b64encode(raw).decode() or "AAAA"
         status, body = await play.auth.exchange(subject, TYPE, "s2s")
         assert (status, body["error"]) == (400, "invalid_request"), raw[:100]
-    assert play.google.calls["decode"] == 0
+    assert play.google.faults.calls["decode"] == 0
 
 
 REJECTIONS: list[tuple[str, dict[str, Any]]] = [
@@ -211,7 +212,8 @@ async def test_a_failed_check_is_401_and_its_step_is_counted_but_not_told(play: 
 
 async def test_an_app_that_is_not_ours_is_rejected_and_google_is_not_asked(play: Play) -> None:
     status, _, _ = await play.verify(play.body(Install(package="org.example.other")))
-    assert (status, play.count("play_rejections_total", step="package"), play.google.calls["decode"]) == (401, 1, 0)
+    assert (status, play.count("play_rejections_total", step="package")) == (401, 1)
+    assert play.google.faults.calls["decode"] == 0
 
 
 async def test_a_token_of_another_of_our_apps_is_rejected(start_play: StartPlay) -> None:
@@ -312,12 +314,12 @@ async def test_the_row_says_how_much_integrity_a_device_needs(
 async def test_an_integrity_token_is_good_once(play: Play) -> None:
     body = play.body(Install())
     assert (await play.verify(body))[0] == 200
-    asked = play.google.calls["decode"]
+    asked = play.google.faults.calls["decode"]
     assert (await play.verify(body))[0] == 401
     assert (await play.exchange(body))[0] == 400
     assert (await play.verify({**body, "integrity_token": body["integrity_token"] + "="}))[0] == 401
     assert play.count("play_rejections_total", step="used") == 3
-    assert play.google.calls["decode"] == asked, "Google's quota is not spent on it"
+    assert play.google.faults.calls["decode"] == asked, "Google's quota is not spent on it"
     assert (await play.verify(play.body(Install(body["user_id"]))))[0] == 200, "another one of the same install"
 
 
@@ -325,7 +327,7 @@ async def test_of_many_at_once_with_one_integrity_token_one_gets_through(play: P
     body = play.body(Install())
     answers = await many(20, lambda _: play.verify(body))
     assert Counter(status for status, _, _ in answers) == {200: 1, 401: 19}
-    assert play.google.calls["decode"] <= 3, "callers share a question"
+    assert play.google.faults.calls["decode"] <= 3, "callers share a question"
 
 
 async def test_what_was_refused_for_another_reason_is_not_used_up(play: Play, database: Database) -> None:
@@ -335,9 +337,9 @@ async def test_what_was_refused_for_another_reason_is_not_used_up(play: Play, da
     status, answer, _ = await play.verify(body)
     assert (status, answer["error"]) == (403, "access_denied")
     other = play.body(Install())
-    play.google.set_fault(Fault("decode", status=500))
+    play.google.faults.set(Fault("decode", "respond", status=500))
     assert (await play.verify(other))[0] == 503
-    play.google.clear_faults()
+    play.google.faults.clear()
     assert (await play.verify(other))[0] == 200
 
 
@@ -391,12 +393,12 @@ async def test_what_google_does_not_answer_is_503_and_never_the_installs_fault(p
     for status, text, reason in NO_ANSWERS:
         sent = play.body(Install())
         before = play.count("play_google_requests_total", endpoint="decode", result=reason)
-        play.google.set_fault(Fault("decode", status=status, body=text))
+        play.google.faults.set(Fault("decode", "respond", status=status, body=text))
         answered, answer, headers = await play.verify(sent)
         assert (answered, answer["error"], headers["Retry-After"]) == (503, "temporarily_unavailable", "1"), text
         assert (await play.exchange(sent))[0] == 503
         assert play.count("play_google_requests_total", endpoint="decode", result=reason) == before + 2, (status, text)
-        play.google.clear_faults()
+        play.google.faults.clear()
         assert (await play.verify(sent))[0] == 200
     assert play.count("dependency_errors_total", dependency="play") == 2 * len(NO_ANSWERS)
 
@@ -410,9 +412,9 @@ async def test_googles_400_is_the_installs_fault(play: Play) -> None:
 @pytest.mark.parametrize("endpoint", ["decode", "token"])
 async def test_silence_is_503_after_five_seconds(play: Play, endpoint: Any) -> None:
     sent = play.body(Install())
-    play.google.set_fault(Fault(endpoint, kind="hang"))
+    play.google.faults.set(Fault(endpoint, kind="hang"))
     assert (await play.verify(sent))[0] == 503
-    play.google.clear_faults()
+    play.google.faults.clear()
     assert (await play.verify(sent))[0] == 200
 
 
@@ -431,11 +433,11 @@ NO_TOKENS = [
 async def test_without_an_access_token_of_ours_it_is_503(play: Play) -> None:
     sent = play.body(Install())
     for number, (status, text) in enumerate(NO_TOKENS, 1):
-        play.google.set_fault(Fault("token", status=status, body=text))
+        play.google.faults.set(Fault("token", "respond", status=status, body=text))
         assert (await play.verify(sent))[0] == 503, text
         assert play.count("play_google_requests_total", endpoint="decode", result="not_sent") == number
-        assert play.google.calls["decode"] == 0
-    assert play.google.calls["token"] < 20, "the breaker spares Google"
+        assert play.google.faults.calls["decode"] == 0
+    assert play.google.faults.calls["token"] < 20, "the breaker spares Google"
 
 
 async def test_nobody_at_googles_address_is_503(start_play: StartPlay, unused_port: int) -> None:
@@ -455,22 +457,22 @@ async def test_a_spent_quota_is_503_until_google_says_otherwise(play: Play) -> N
 
 
 async def test_google_is_left_alone_for_as_long_as_it_asks(play: Play) -> None:
-    play.google.set_fault(Fault("decode", status=429, headers={"Retry-After": "120"}))
+    play.google.faults.set(Fault("decode", "respond", status=429, headers={"Retry-After": "120"}))
     for waits in ("120", "120", "120"):
         _, _, headers = await play.verify(play.body(Install()))
         assert int(headers["Retry-After"]) <= int(waits)
-    assert play.google.calls["decode"] == 1
+    assert play.google.faults.calls["decode"] == 1
     assert play.count("play_google_requests_total", endpoint="decode", result="not_sent") == 2
 
 
 async def test_one_access_token_serves_many_and_a_withdrawn_one_is_replaced(play: Play) -> None:
     answers = await many(10, lambda _: play.verify(play.body(Install())))
     assert [status for status, _, _ in answers] == [200] * 10
-    assert play.google.calls["token"] == 1
+    assert play.google.faults.calls["token"] == 1
     play.google.withdraw_access()
     sent = play.body(Install())
     assert [(await play.verify(sent))[0] for _ in range(2)] == [503, 200]
-    assert play.google.calls["token"] == 2
+    assert play.google.faults.calls["token"] == 2
 
 
 async def test_a_source_gets_google_asked_so_often_and_no_more(start_play: StartPlay) -> None:
@@ -480,7 +482,7 @@ async def test_a_source_gets_google_asked_so_often_and_no_more(start_play: Start
     status, body, headers = await play.verify(play.body(Install()))
     assert (status, body["error"]) == (429, "slow_down")
     assert 1 <= int(headers["Retry-After"]) <= 120
-    assert play.google.calls["decode"] == 3
+    assert play.google.faults.calls["decode"] == 3
 
 
 async def test_without_redis_nobody_gets_in_and_google_is_not_asked(
@@ -490,7 +492,7 @@ async def test_without_redis_nobody_gets_in_and_google_is_not_asked(
     sent = play.body(Install())
     own_valkey.kill()
     status, body, _ = await play.verify(sent)
-    assert (status, body["error"], play.google.calls["decode"]) == (503, "temporarily_unavailable", 0)
+    assert (status, body["error"], play.google.faults.calls["decode"]) == (503, "temporarily_unavailable", 0)
     own_valkey.start()
     assert (await play.verify(sent))[0] == 200
 

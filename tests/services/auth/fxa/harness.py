@@ -59,7 +59,7 @@ class Rig:
         return self.fxa.mint(TokenOrder(**{"uid": UID, **order, "kind": "opaque"}))
 
     def calls(self, endpoint: str) -> int:
-        return self.fxa.calls.by_endpoint[endpoint]
+        return self.fxa.faults.calls[endpoint]
 
     async def until_called(self, endpoint: str) -> None:
         await until(lambda: self.calls(endpoint))

@@ -14,7 +14,7 @@ from services.auth.fxa.cache import MAC_BYTES, Cache, _Verified
 from services.auth.fxa.errors import InvalidFxAToken
 from services.auth.fxa.metrics import FxAMetrics
 from services.auth.fxa.models import FxAIdentity
-from services.local.fxa import Fault
+from services.local.faults import Fault
 from services.local.valkey import ValkeyServer
 from shared.errors import DependencyUnavailable
 from shared.stores.redis import Client
@@ -224,7 +224,7 @@ async def test_a_purge_drops_all_tokens_of_that_user_and_no_others(rig: Rig, red
 
 
 async def test_a_purge_also_reaches_what_is_being_verified(rig: Rig) -> None:
-    rig.fxa.set_fault(Fault("verify", latency=0.1))
+    rig.fxa.faults.set(Fault("verify", latency=0.1))
     async with rig.verifier() as verifier:
         token = rig.opaque()
         asked = asyncio.create_task(verifier.verify(token))

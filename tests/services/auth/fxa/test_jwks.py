@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from services.auth.fxa.errors import InvalidFxAToken
 from services.auth.fxa.jwks import parse_key_set
 from services.auth.fxa.services import FxAVerifier
-from services.local.fxa import Fault, SigningKey, TokenOrder
+from services.local.faults import Fault
+from services.local.fxa import SigningKey, TokenOrder
 from shared.errors import DependencyUnavailable
 from shared.service.health import CheckFailed
 from shared.telemetry.metrics import Registry
@@ -133,7 +134,7 @@ async def test_it_is_fetched_at_the_start_and_again_before_it_is_too_old(rig: Ri
 
 
 async def test_the_first_token_waits_for_the_first_key_set(rig: Rig) -> None:
-    rig.fxa.set_fault(Fault("jwks", latency=0.05))
+    rig.fxa.faults.set(Fault("jwks", latency=0.05))
     async with rig.verifier(loaded=False) as verifier:
         assert (await verifier.verify(rig.jwt())).uid == UID
     assert rig.calls("jwks") == 1
@@ -208,13 +209,13 @@ BROKEN = [
 async def test_a_broken_key_set_never_replaces_a_good_one(rig: Rig, fault: Fault) -> None:
     registry = Registry()
     async with rig.verifier(registry, timeout=0.2) as verifier:
-        rig.fxa.set_fault(fault)
+        rig.fxa.faults.set(fault)
         for _ in range(5):
             rig.clock.now += 3600
             await verifier.keys.tick()
         assert (await verifier.verify(rig.jwt())).source == "local"
         assert metric(registry, "fxa_jwks_age_seconds") == 5 * 3600
-        rig.fxa.clear_faults()
+        rig.fxa.faults.clear()
         rig.clock.now += 61
         await verifier.keys.tick()
         assert metric(registry, "fxa_jwks_age_seconds") == 0
@@ -223,7 +224,7 @@ async def test_a_broken_key_set_never_replaces_a_good_one(rig: Rig, fault: Fault
 async def test_a_key_set_that_cannot_be_fetched_again_is_kept_for_a_day_at_most(rig: Rig) -> None:
     registry = Registry()
     async with rig.verifier(registry) as verifier:
-        rig.fxa.set_fault(Fault("jwks", "respond", status=500))
+        rig.fxa.faults.set(Fault("jwks", "respond", status=500))
         rig.clock.now += 24 * 3600
         assert (await verifier.verify(rig.jwt())).source == "local"
         rig.clock.now += 1
@@ -233,7 +234,7 @@ async def test_a_key_set_that_cannot_be_fetched_again_is_kept_for_a_day_at_most(
             await verifier.ready()
         await verifier.keys.tick()
         assert metric(registry, "fxa_jwks_age_seconds") == -1
-        rig.fxa.clear_faults()
+        rig.fxa.faults.clear()
         rig.clock.now += 61
         await verifier.keys.tick()
         assert (await verifier.verify(rig.jwt())).source == "local"
@@ -252,7 +253,7 @@ async def test_a_key_used_at_once_is_found_ten_seconds_after_another_unknown_one
 
 async def test_an_unknown_key_id_in_an_outage_is_not_called_invalid(rig: Rig) -> None:
     async with rig.verifier() as verifier:
-        rig.fxa.set_fault(Fault("jwks", "respond", status=500))
+        rig.fxa.faults.set(Fault("jwks", "respond", status=500))
         for _ in range(3):
             rig.fxa.ring.rotate()
         token = rig.jwt()
@@ -262,7 +263,7 @@ async def test_an_unknown_key_id_in_an_outage_is_not_called_invalid(rig: Rig) ->
                 await verifier.verify(token)
             assert 1 <= (caught.value.retry_after or 0) <= 10
         assert rig.calls("jwks") == before + 1
-        rig.fxa.clear_faults()
+        rig.fxa.faults.clear()
         rig.clock.now += 10
         assert (await verifier.verify(token)).source == "local"
         with pytest.raises(InvalidFxAToken, match="unknown key id"):
@@ -272,7 +273,7 @@ async def test_an_unknown_key_id_in_an_outage_is_not_called_invalid(rig: Rig) ->
 async def test_fxa_is_not_asked_for_keys_again_before_it_wants_to_be(rig: Rig) -> None:
     async with rig.verifier() as verifier:
         token = rig.fxa.sign(rig.fxa.claims(TokenOrder(uid=UID)), {"kid": "unknown"})
-        rig.fxa.set_fault(Fault("jwks", "respond", status=429, headers={"Retry-After": "200"}))
+        rig.fxa.faults.set(Fault("jwks", "respond", status=429, headers={"Retry-After": "200"}))
         before = rig.calls("jwks")
         for _ in range(19):
             with pytest.raises(DependencyUnavailable):
@@ -280,28 +281,28 @@ async def test_fxa_is_not_asked_for_keys_again_before_it_wants_to_be(rig: Rig) -
             rig.clock.now += 10
             await verifier.keys.tick()
         assert rig.calls("jwks") == before + 1
-        rig.fxa.clear_faults()
+        rig.fxa.faults.clear()
         rig.clock.now += 10
         await verifier.keys.tick()
         assert rig.calls("jwks") == before + 2
 
 
 async def test_without_any_key_set_a_jwt_is_unavailable_until_there_is_one(rig: Rig) -> None:
-    rig.fxa.set_fault(Fault("jwks", "respond", status=500))
+    rig.fxa.faults.set(Fault("jwks", "respond", status=500))
     async with rig.verifier() as verifier:
         for _ in range(20):
             with pytest.raises(DependencyUnavailable):
                 await verifier.verify(rig.jwt())
         failed = rig.calls("jwks")
         assert failed == 1
-        rig.fxa.clear_faults()
+        rig.fxa.faults.clear()
         rig.clock.now += 1
         await verifier.keys.tick()
         assert (await verifier.verify(rig.jwt())).source == "local"
 
 
 async def test_fetches_without_success_come_less_and_less_often(rig: Rig) -> None:
-    rig.fxa.set_fault(Fault("jwks", "respond", status=500))
+    rig.fxa.faults.set(Fault("jwks", "respond", status=500))
     async with rig.verifier() as verifier:
         for _ in range(600):
             rig.clock.now += 1
@@ -310,7 +311,7 @@ async def test_fetches_without_success_come_less_and_less_often(rig: Rig) -> Non
 
 
 async def test_one_who_stops_waiting_does_not_stop_the_fetch(rig: Rig) -> None:
-    rig.fxa.set_fault(Fault("jwks", latency=0.2))
+    rig.fxa.faults.set(Fault("jwks", latency=0.2))
     kid = rig.fxa.ring.signing.kid
     async with rig.verifier(loaded=False) as verifier:
         waiters = [asyncio.create_task(verifier.keys.get(kid)) for _ in range(3)]

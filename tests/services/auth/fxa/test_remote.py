@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from services.auth.fxa.errors import InvalidFxAToken
 from services.auth.fxa.places import FEW_PLACES, MANY_REFUSED
 from services.auth.fxa.remote import _identity
-from services.local.fxa import Fault
+from services.local.faults import Fault
 from shared.errors import DependencyUnavailable
 from shared.service.fetch import Answer, NoAnswer
 from shared.telemetry.metrics import Registry
@@ -44,7 +44,7 @@ async def test_a_token_of_fxa_is_verified(rig: Rig) -> None:
 
 @pytest.mark.parametrize("errno", [108, 109, 115])
 async def test_fxas_refusals_are_refusals(rig: Rig, errno: int) -> None:
-    rig.fxa.set_fault(refusal(errno))
+    rig.fxa.faults.set(refusal(errno))
     async with rig.verifier() as verifier:
         with pytest.raises(InvalidFxAToken) as caught:
             await verifier.verify(TOKEN)
@@ -53,7 +53,7 @@ async def test_fxas_refusals_are_refusals(rig: Rig, errno: int) -> None:
 
 @pytest.mark.parametrize("user", [UID.upper(), UID + "\n", f"{UID}:ai", ""])
 async def test_a_uid_that_is_none_is_refused(rig: Rig, user: str) -> None:
-    rig.fxa.set_fault(respond(200, {**GOOD, "user": user}))
+    rig.fxa.faults.set(respond(200, {**GOOD, "user": user}))
     async with rig.verifier() as verifier:
         with pytest.raises(InvalidFxAToken):
             await verifier.verify(TOKEN)
@@ -108,7 +108,7 @@ UNKNOWN = [
 
 @pytest.mark.parametrize("fault", UNKNOWN, ids=range(len(UNKNOWN)))
 async def test_any_other_answer_says_nothing_of_the_token_and_is_forgotten(rig: Rig, fault: Fault) -> None:
-    rig.fxa.set_fault(fault)
+    rig.fxa.faults.set(fault)
     token = rig.opaque()
     async with rig.verifier(timeout=0.15) as verifier:
         with pytest.raises(DependencyUnavailable) as caught:
@@ -116,7 +116,7 @@ async def test_any_other_answer_says_nothing_of_the_token_and_is_forgotten(rig: 
         assert caught.value.dependency == "fxa"
         assert caught.value.status == 503
         assert int(caught.value.headers["Retry-After"]) >= 1
-        rig.fxa.clear_faults()
+        rig.fxa.faults.clear()
         rig.clock.now += 600
         assert (await verifier.verify(token)).source == "remote"
 
@@ -128,7 +128,7 @@ async def test_fxa_that_is_gone_is_unavailable(rig: Rig, unused_port: int) -> No
 
 
 async def test_a_connection_that_fxa_closed_while_idle_costs_no_user_anything(rig: Rig) -> None:
-    rig.fxa.set_fault(Fault("verify", "reset", times=1))
+    rig.fxa.faults.set(Fault("verify", "reset", times=1))
     async with rig.verifier() as verifier:
         assert (await verifier.verify(rig.opaque())).source == "remote"
 
@@ -136,7 +136,7 @@ async def test_a_connection_that_fxa_closed_while_idle_costs_no_user_anything(ri
 async def test_an_outage_opens_the_breaker_and_its_end_closes_it(rig: Rig) -> None:
     registry = Registry()
     async with rig.verifier(registry) as verifier:
-        rig.fxa.set_fault(respond(500))
+        rig.fxa.faults.set(respond(500))
         for number in range(20):
             with pytest.raises(DependencyUnavailable):
                 await verifier.verify(f"{number:064x}")
@@ -151,7 +151,7 @@ async def test_an_outage_opens_the_breaker_and_its_end_closes_it(rig: Rig) -> No
             await verifier.verify(TOKEN)
         assert rig.calls("verify") == 6
 
-        rig.fxa.clear_faults()
+        rig.fxa.faults.clear()
         rig.clock.now += 10
         assert (await verifier.verify(rig.opaque())).source == "remote"
         assert metric(registry, "fxa_breaker_state") == 0
@@ -170,11 +170,11 @@ async def test_refusals_are_no_outage(rig: Rig) -> None:
 async def test_fxa_is_not_asked_again_before_it_wants_to_be(rig: Rig, form: str) -> None:
     wait = "90" if form == "seconds" else formatdate(rig.clock() + 90, usegmt=True)
     async with rig.verifier() as verifier:
-        rig.fxa.set_fault(respond(503, Retry_After=wait))
+        rig.fxa.faults.set(respond(503, Retry_After=wait))
         with pytest.raises(DependencyUnavailable) as caught:
             await verifier.verify(TOKEN)
         assert caught.value.headers["Retry-After"] == "90"
-        rig.fxa.clear_faults()
+        rig.fxa.faults.clear()
         rig.clock.now += 50
         with pytest.raises(DependencyUnavailable) as caught:
             await verifier.verify(rig.opaque())
@@ -186,7 +186,7 @@ async def test_fxa_is_not_asked_again_before_it_wants_to_be(rig: Rig, form: str)
 
 @pytest.mark.parametrize("text", ["-5", "soon", "1.5", "٣", "Tue, 99 Foo 2026 00:00:00 GMT", ""])
 async def test_a_retry_after_that_is_none_is_passed_over(rig: Rig, text: str) -> None:
-    rig.fxa.set_fault(respond(429, Retry_After=text))
+    rig.fxa.faults.set(respond(429, Retry_After=text))
     async with rig.verifier() as verifier:
         with pytest.raises(DependencyUnavailable) as caught:
             await verifier.verify(TOKEN)
@@ -195,12 +195,12 @@ async def test_a_retry_after_that_is_none_is_passed_over(rig: Rig, text: str) ->
 
 async def test_junk_takes_no_more_places_than_there_are(rig: Rig) -> None:
     registry = Registry()
-    rig.fxa.set_fault(Fault("verify", latency=0.5))
+    rig.fxa.faults.set(Fault("verify", latency=0.5))
     async with rig.verifier(registry, max_concurrency=4, queue_wait=0.05) as verifier:
         outcomes = await asyncio.gather(
             *(verifier.verify(f"{number:064x}") for number in range(40)), return_exceptions=True
         )
-    assert rig.fxa.calls.most_at_once == 4
+    assert rig.fxa.faults.most_at_once["verify"] == 4
     assert rig.calls("verify") == 4
     assert sum(isinstance(outcome, InvalidFxAToken) for outcome in outcomes) == 4
     assert sum(isinstance(outcome, DependencyUnavailable) for outcome in outcomes) == 36
@@ -210,7 +210,7 @@ async def test_junk_takes_no_more_places_than_there_are(rig: Rig) -> None:
 
 async def test_invented_tokens_of_one_source_starve_no_other(rig: Rig) -> None:
     registry = Registry()
-    rig.fxa.set_fault(Fault("verify", latency=0.3))
+    rig.fxa.faults.set(Fault("verify", latency=0.3))
     async with rig.verifier(registry) as verifier:
         invented = [asyncio.create_task(verifier.verify(f"{number:064x}", "attacker")) for number in range(90)]
         await rig.until_called("verify")
@@ -218,7 +218,7 @@ async def test_invented_tokens_of_one_source_starve_no_other(rig: Rig) -> None:
         identities = await asyncio.gather(*good)
         outcomes = await asyncio.gather(*invented, return_exceptions=True)
     assert [identity.source for identity in identities] == ["remote"] * 16
-    assert rig.fxa.calls.most_at_once == 8 + 16
+    assert rig.fxa.faults.most_at_once["verify"] == 8 + 16
     assert sum(isinstance(outcome, InvalidFxAToken) for outcome in outcomes) >= 8
     assert all(isinstance(outcome, InvalidFxAToken | DependencyUnavailable) for outcome in outcomes)
     assert metric(registry, "fxa_breaker_state") == 0
@@ -228,13 +228,13 @@ async def test_a_429_halves_the_places_and_stops_nobody(rig: Rig) -> None:
     registry = Registry()
     async with rig.verifier(registry) as verifier:
         assert metric(registry, "fxa_places") == 32
-        rig.fxa.set_fault(respond(429, Retry_After="90"))
+        rig.fxa.faults.set(respond(429, Retry_After="90"))
         with pytest.raises(DependencyUnavailable) as caught:
             await verifier.verify(TOKEN)
         assert caught.value.headers["Retry-After"] == "90"
         assert metric(registry, "fxa_places") == 16
         assert metric(registry, "fxa_request_failures_total", endpoint="verify", reason="rate_limited") == 1
-        rig.fxa.clear_faults()
+        rig.fxa.faults.clear()
         assert (await verifier.verify(rig.opaque())).source == "remote"
         assert metric(registry, "fxa_places") == 17
         for number in range(20):
@@ -245,7 +245,7 @@ async def test_a_429_halves_the_places_and_stops_nobody(rig: Rig) -> None:
 
 async def test_many_429s_at_once_halve_once_and_many_in_a_row_stop_it(rig: Rig) -> None:
     registry = Registry()
-    rig.fxa.set_fault(Fault("verify", "respond", status=429, latency=0.2, headers={"Retry-After": "90"}))
+    rig.fxa.faults.set(Fault("verify", "respond", status=429, latency=0.2, headers={"Retry-After": "90"}))
     async with rig.verifier(registry) as verifier:
         for places in (16, 8, 4, 2, 1):
             tokens = [verifier.verify(f"{places:032x}{number:032x}", str(number)) for number in range(places)]
@@ -256,7 +256,7 @@ async def test_many_429s_at_once_halve_once_and_many_in_a_row_stop_it(rig: Rig) 
         with pytest.raises(DependencyUnavailable):
             await verifier.verify(TOKEN)
         assert metric(registry, "fxa_breaker_state") == 2, "nothing is left to halve"
-        rig.fxa.clear_faults()
+        rig.fxa.faults.clear()
         rig.clock.now += 89
         with pytest.raises(DependencyUnavailable):
             await verifier.verify(rig.opaque())
@@ -269,11 +269,11 @@ async def test_a_source_of_many_refused_tokens_has_few_places_left_and_its_good_
         for number in range(MANY_REFUSED):
             with pytest.raises(InvalidFxAToken):
                 await verifier.verify(f"{number:064x}", "office")
-        rig.fxa.calls.most_at_once = 0
-        rig.fxa.set_fault(Fault("verify", latency=0.1))
+        rig.fxa.faults.most_at_once["verify"] = 0
+        rig.fxa.faults.set(Fault("verify", latency=0.1))
         good = [verifier.verify(rig.opaque(uid=f"{number:032x}"), "office") for number in range(4)]
         assert [identity.source for identity in await asyncio.gather(*good)] == ["remote"] * 4
-        assert rig.fxa.calls.most_at_once == FEW_PLACES
+        assert rig.fxa.faults.most_at_once["verify"] == FEW_PLACES
 
 
 json_values = st.recursive(
@@ -290,7 +290,7 @@ bodies = st.binary() | st.fixed_dictionaries(
 @given(st.sampled_from([200, 400]) | st.integers(200, 428), bodies)
 def test_no_answer_makes_it_fail_otherwise(status: int, body: bytes) -> None:
     try:
-        identity = _identity(Answer(status, {}, body))
+        identity = _identity(Answer(status, {}, body), 0)
     except InvalidFxAToken:
         assert status == 400
     except NoAnswer:

@@ -14,7 +14,8 @@ from services.auth.fxa import policy
 from services.auth.fxa.errors import ClientNotAllowed, InvalidFxAToken, ScopeNotAllowed
 from services.auth.fxa.metrics import FxAMetrics
 from services.auth.fxa.services import FxAVerifier
-from services.local.fxa import Fault, TokenOrder
+from services.local.faults import Fault
+from services.local.fxa import TokenOrder
 from services.local.valkey import ValkeyCluster, ValkeyServer
 from shared.errors import DependencyUnavailable
 from shared.service.health import CheckFailed
@@ -38,7 +39,7 @@ async def test_each_answer_is_counted_where_it_came_from(rig: Rig) -> None:
         for token in ("junk", "f" * 64, "f" * 64):
             with pytest.raises(InvalidFxAToken):
                 await verifier.verify(token)
-        rig.fxa.set_fault(OUTAGE)
+        rig.fxa.faults.set(OUTAGE)
         with pytest.raises(DependencyUnavailable):
             await verifier.verify("e" * 64)
 
@@ -69,7 +70,7 @@ def test_all_series_are_there_from_the_start() -> None:
 
 @pytest.mark.parametrize("kind", ["good", "unknown"])
 async def test_a_thousand_at_once_with_one_new_token_ask_fxa_once(rig: Rig, kind: str) -> None:
-    rig.fxa.set_fault(Fault("verify", latency=0.1))
+    rig.fxa.faults.set(Fault("verify", latency=0.1))
     token = rig.opaque() if kind == "good" else "f" * 64
     registry = Registry()
     async with rig.verifier(registry) as here, rig.verifier() as there:
@@ -85,7 +86,7 @@ async def test_a_thousand_at_once_with_one_new_token_ask_fxa_once(rig: Rig, kind
 
 async def test_a_thousand_at_once_ask_fxa_once_without_redis_too(rig: Rig, unused_port: int) -> None:
     rig.redis_url = f"redis://127.0.0.1:{unused_port}/0"
-    rig.fxa.set_fault(Fault("verify", latency=0.1))
+    rig.fxa.faults.set(Fault("verify", latency=0.1))
     token = rig.opaque()
     async with rig.verifier() as verifier:
         identities = await asyncio.gather(*(verifier.verify(token) for _ in range(1000)))
@@ -162,7 +163,7 @@ async def test_a_wrong_signature_is_refused(rig: Rig) -> None:
 
 
 async def test_a_waiter_that_is_cancelled_takes_nothing_from_the_others(rig: Rig) -> None:
-    rig.fxa.set_fault(Fault("verify", latency=0.1))
+    rig.fxa.faults.set(Fault("verify", latency=0.1))
     token = rig.opaque()
     async with rig.verifier() as verifier:
         waiters = [asyncio.create_task(verifier.verify(token)) for _ in range(10)]
@@ -231,11 +232,11 @@ async def test_a_process_that_died_while_verifying_holds_others_up_for_a_moment_
 async def test_the_lock_is_let_go_when_fxa_gave_no_answer(rig: Rig) -> None:
     token = rig.opaque()
     async with rig.verifier() as verifier, connect(rig.redis_url) as redis:
-        rig.fxa.set_fault(OUTAGE)
+        rig.fxa.faults.set(OUTAGE)
         with pytest.raises(DependencyUnavailable):
             await verifier.verify(token)
         assert await redis.keys("*") == []
-        rig.fxa.clear_faults()
+        rig.fxa.faults.clear()
         assert (await verifier.verify(token)).source == "remote"
         assert await redis.keys("mlpa:fxa:lock:*") == []
 
@@ -283,8 +284,8 @@ async def test_in_an_outage_remembered_users_and_jwts_go_on_and_nobody_is_called
     async with rig.verifier() as verifier:
         known, jwt, new = rig.opaque(), rig.jwt(), rig.opaque()
         await verifier.verify(known)
-        rig.fxa.set_fault(OUTAGE)
-        rig.fxa.set_fault(JWKS_OUTAGE)
+        rig.fxa.faults.set(OUTAGE)
+        rig.fxa.faults.set(JWKS_OUTAGE)
         for _ in range(10):
             assert (await verifier.verify(known)).uid == UID
             assert (await verifier.verify(jwt)).uid == UID
@@ -323,14 +324,14 @@ async def test_a_rotation_under_load_fails_no_exchange(rig: Rig) -> None:
 
 
 async def test_readiness_tells_of_keys_breaker_and_reach(rig: Rig) -> None:
-    rig.fxa.set_fault(JWKS_OUTAGE)
+    rig.fxa.faults.set(JWKS_OUTAGE)
     async with rig.verifier() as verifier:
         with pytest.raises(CheckFailed, match="no key set"):
             await verifier.ready()
-        rig.fxa.clear_faults()
+        rig.fxa.faults.clear()
         await verifier.keys.refresh()
         await verifier.ready()
-        rig.fxa.set_fault(OUTAGE)
+        rig.fxa.faults.set(OUTAGE)
         for number in range(5):
             with pytest.raises(DependencyUnavailable):
                 await verifier.verify(f"{number:064x}")
@@ -346,8 +347,8 @@ async def test_readiness_fails_when_fxa_is_out_of_reach(rig: Rig, unused_port: i
 
 
 async def test_closing_waits_for_nobody(rig: Rig) -> None:
-    rig.fxa.set_fault(Fault("verify", "hang"))
-    rig.fxa.set_fault(Fault("jwks", "hang"))
+    rig.fxa.faults.set(Fault("verify", "hang"))
+    rig.fxa.faults.set(Fault("jwks", "hang"))
     async with rig.verifier(loaded=False, timeout=30) as verifier:
         asked = asyncio.create_task(verifier.verify(rig.opaque()))
         await rig.until_called("verify")

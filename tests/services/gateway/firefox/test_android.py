@@ -54,7 +54,7 @@ async def test_an_install_chats_for_a_day_with_one_question_to_google(android: t
     assert (await door.android(token)).status == 200
     assert (await door.android(token, service_type="ai")).status == 403
     assert door.count("android", "play", "success") == 3
-    assert stand_in.calls["decode"] == 1
+    assert stand_in.faults.calls["decode"] == 1
     assert not door.between.asked, "nothing is exchanged for it"
 
 

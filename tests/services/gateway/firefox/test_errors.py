@@ -13,7 +13,7 @@ from click.testing import CliRunner
 from services.cli.commands import cli
 from services.gateway.errors import GatewayError, UserBlocked, kinds
 from services.gateway.firefox import rendering
-from services.local.fxa import Fault
+from services.local.faults import Fault
 from shared.stores.postgres import Database, Query
 from tests.doubles.litellm import Script, error_body
 from tests.services.auth.admin.conftest import ADMIN, ADMIN_SETTINGS, bearer
@@ -257,7 +257,7 @@ async def test_bytes_that_no_token_has_are_a_401_and_go_nowhere(door: Door, path
 async def test_fxa_away_is_a_503_and_those_remembered_still_chat(door: Door) -> None:
     remembered = door.auth.fxa_token(kind="opaque")
     assert (await door.desktop(remembered)).status == 200
-    door.auth.fxa.set_fault(Fault("verify", "respond", status=503))
+    door.auth.fxa.faults.set(Fault("verify", "respond", status=503))
     assert_text(await door.desktop(door.auth.fxa_token(uid="2" * 32, kind="opaque")), 503)
     assert (await door.desktop(remembered)).status == 200
 
