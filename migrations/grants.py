@@ -18,18 +18,24 @@ ROLES = (AUTH, GATEWAY)
 GRANTS: dict[str, dict[str, tuple[str, ...]]] = {
     # The code asks which revision it meets
     "alembic_version": {AUTH: ("select",), GATEWAY: ("select",)},
-    # Neither deleted nor given another key
+    # None is given another key
     "devices": {
         AUTH: (
             "select",
             "insert",
+            "delete",
             "update (counter, counters_taken, environment, bundle_id, bundle_version, validation_category, receipt, "
             "last_used_at, revoked_at, revoked_reason)",
         ),
         GATEWAY: ("select (key_id, revoked_at)",),
     },
     "identities": {
-        AUTH: ("select", "insert", "update (blocked_at, blocked_reason, tokens_from_ms, generation)"),
+        AUTH: (
+            "select",
+            "insert",
+            "update (identity, blocked_at, blocked_reason, tokens_from_ms, generation)",
+            "delete",
+        ),
         GATEWAY: ("select (identity, blocked_at, tokens_from_ms)",),
     },
     "fxa_deliveries": {AUTH: ("select", "insert", "delete")},
@@ -45,10 +51,10 @@ GRANTS: dict[str, dict[str, tuple[str, ...]]] = {
         GATEWAY: ("select (user_id, extra_nano, without_rates, ends_at)",),
     },
     "revocations": {
-        AUTH: ("select", "insert", "delete"),
+        AUTH: ("select", "insert", "update (user_id)", "delete"),
         GATEWAY: ("select (jti, user_id, expires_at)",),
     },
-    # What was written stays
+    # What was written stays, but for ids of the erased (``rename_entries``)
     "audit_log": {AUTH: ("select", "insert")},
     # ``mlpa ledger prune`` runs as the owner
     "ledger": {
@@ -67,6 +73,15 @@ GRANTS: dict[str, dict[str, tuple[str, ...]]] = {
     "ledger_hours": {AUTH: ("select",)},
     "usage_hours": {AUTH: ("select", "insert", "delete")},
     "redis_changes": {AUTH: ("select", "insert", "delete")},
+    "erasures": {
+        AUTH: ("select", "insert", "update", "delete"),
+        GATEWAY: ("select (digest, fingerprint)",),
+    },
+}
+#: Functions that run with the rights of the owner, and the roles that may call them.
+FUNCTIONS: dict[str, tuple[str, ...]] = {
+    "rename_requests(text, text, timestamptz, integer)": (AUTH,),
+    "rename_entries(text, text)": (AUTH,),
 }
 
 
@@ -85,6 +100,13 @@ def apply(connection: sa.Connection) -> None:
         for table in tables:
             if rights := GRANTS[table].get(role):
                 connection.execute(sa.text(f"grant {', '.join(rights)} on {table} to {role}"))
+    for function, callers in FUNCTIONS.items():
+        if connection.scalar(sa.text("select to_regprocedure(:function) is not null"), {"function": function}):
+            for role in roles:
+                verb = (
+                    "grant execute on function {} to {}" if role in callers else "revoke execute on function {} from {}"
+                )
+                connection.execute(sa.text(verb.format(function, role)))
 
 
 def _exists(connection: sa.Connection, what: str, name: str) -> bool:

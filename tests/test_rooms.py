@@ -41,6 +41,7 @@ AUTH = [
     "tokens",
     "users",
     "provisioning",
+    "erasure",
     "usage",
     "exchange",
     "health",

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 from aiohttp import web
 from cryptography.hazmat.primitives import hashes
+from pydantic import SecretStr
 
 from services.auth import bodies
 from services.auth.admin import app as admin
@@ -20,6 +21,7 @@ from services.auth.connections import Connections, open_connections
 from services.auth.devices import views as device_views
 from services.auth.devices.enrolment import ENROLMENT, Enrolment
 from services.auth.devices.metrics import DeviceMetrics
+from services.auth.erasure.services import ERASURES, Erasures
 from services.auth.error_body import ErrorBody
 from services.auth.exchange import play_views
 from services.auth.exchange import views as exchange_views
@@ -43,6 +45,7 @@ from services.auth.provisioning.client import LiteLLMAdmin
 from services.auth.provisioning.services import Provisioner
 from services.auth.settings import SERVICE_TYPES, SETTINGS, AuthSettings
 from services.auth.standing.changes import Changes
+from services.auth.standing.digests import Digests
 from services.auth.tokens import views as token_views
 from services.auth.tokens.issuer import Issuer
 from services.auth.tokens.key_ring import KEY_RING, KeyRing, ensure_key
@@ -56,6 +59,8 @@ from shared.service.app import Apps, ServiceDescription, build_apps
 from shared.service.ops import HEALTH
 from shared.service.protocol import ServiceSite
 from shared.service.service_types_file import SERVICE_TYPES_FILE
+from shared.stores.dependency import Dependency
+from shared.stores.postgres import Database
 from shared.telemetry import logs
 from shared.telemetry.metrics import Registry
 from shared.telemetry.openapi import Answer
@@ -65,6 +70,7 @@ _log = logs.logger("auth")
 #: Firefox for iOS sends its attestation, base64 in base64, in a header: about 11 KB.
 MAX_FIELD = 40 * 1024
 MAX_HEAD = 64 * 1024
+_JOB_SECONDS = 30.0
 
 DESCRIPTION = ServiceDescription(
     name="auth",
@@ -211,21 +217,36 @@ async def _open(
         },
     )
     issuer = Issuer(prepared.key_ring, issuer=settings.mlpa_issuer, ttl=settings.mlpa_access_token_ttl_seconds)
+    litellm: LiteLLMAdmin | None = None
     provisioner: Provisioner | None = None
     if settings.litellm_provision_users and settings.master_key is not None:
+        litellm = LiteLLMAdmin(session, settings.litellm_api_base, settings.master_key.get_secret_value())
         provisioner = Provisioner(
-            LiteLLMAdmin(session, settings.litellm_api_base, settings.master_key.get_secret_value()),
+            litellm,
             database,
             prepared.service_types,
             registry,
             factor=settings.litellm_budget_factor,
         )
-    users = Users(database, redis, registry, on_entry=provisioner.entered if provisioner else None)
+    digests = Digests(settings.erasure_secrets())
+    users = Users(database, redis, registry, digests, on_entry=provisioner.entered if provisioner else None)
     changes = Changes(database, redis, registry)
+    erasures = Erasures(
+        database,
+        await _jobs(stack, settings.database_url, database.state),
+        redis,
+        prepared.service_types,
+        digests,
+        registry,
+        purge_fxa=fxa.purge,
+        litellm=litellm,
+        litellm_rows=await _jobs(stack, settings.litellm_database_url) if settings.litellm_database_url else None,
+    )
     await stack.enter_async_context(users.running())
     if provisioner is not None:
         await stack.enter_async_context(provisioner.running())
     await stack.enter_async_context(changes.running())
+    await stack.enter_async_context(erasures.running())
     await stack.enter_async_context(prepared.key_ring.running(registry))
     await stack.enter_async_context(LedgerAge(database, registry).running())
     await stack.enter_async_context(OldRefusals(database, registry).running())
@@ -246,6 +267,7 @@ async def _open(
         AppAttestRequestCredential(assertions),
         PlayCredential(google, play_policy, limits, redis, play_metrics, token_ttl=settings.play_token_ttl_seconds),
     ]
+    apps.put(ERASURES, erasures)
     apps.put(CHALLENGES, challenges)
     apps.put(LIMITS, limits)
     apps.put(ENROLMENT, Enrolment(database, challenges, prepared.policy, metrics, limits))
@@ -266,3 +288,9 @@ async def _open(
             rejections={"App Attest": metrics.by_step, "Play Integrity": play_metrics.by_step},
             on_tier=on_tier,
         )
+
+
+async def _jobs(stack: AsyncExitStack, url: SecretStr, state: Dependency | None = None) -> Database:
+    """A connection for background work, whose statements may take long."""
+    connecting = Database.connect(url.get_secret_value(), max_size=1, timeout=_JOB_SECONDS, state=state)
+    return await stack.enter_async_context(connecting)

@@ -13,7 +13,7 @@ from pydantic_core import PydanticCustomError
 from shared.domain.service_types import ServiceTypes
 from shared.domain.tokens import LONGEST_LIFE, LONGEST_PLAY_LIFE
 from shared.service import start_rules
-from shared.service.settings import CommaSeparated, Limit, Settings, secret_parts
+from shared.service.settings import CommaSeparated, DatabaseUrl, Limit, Settings, secret_parts
 from shared.service.start_rules import Rule
 from shared.service.strength import AdminSecret, Secret, SecretList
 
@@ -36,6 +36,7 @@ class AuthSettings(Settings):
         "mlpa_signing_keys_dir": ".mlpa/keys",
         "challenge_secret": "development-challenge-secret",
         "fxa_cache_secret": "development-fxa-cache-secret",
+        "erasure_secret": "development-erasure-secret",
         "app_development_team": "DEVELOPMNT",
         "app_attest_bundle_ids": "org.mozilla.ios.Fennec",
     }
@@ -63,6 +64,11 @@ class AuthSettings(Settings):
     fxa_issuer: str = Field("https://accounts.firefox.com", description="`iss` of FxA's JWT access tokens.")
     fxa_cache_ttl_seconds: int = Field(300, ge=0, le=300, description="How long a verified FxA token is remembered.")
     fxa_cache_secret: Secret = Field(None, description="HMAC key of the FxA cache's keys and values.")
+    erasure_secret: SecretList = Field(
+        None,
+        description="HMAC key of what is kept of erased identities; a comma-separated list: the first makes digests, "
+        "those of all are recognised.",
+    )
     play_packages: CommaSeparated = Field(
         (), description="Android apps whose installs get in by Play Integrity, comma-separated; none if not set."
     )
@@ -98,6 +104,10 @@ class AuthSettings(Settings):
     )
     max_auth_request_size_bytes: int = Field(65536, ge=1024, description="Largest request body of auth.")
     master_key: SecretStr | None = Field(None, description="LiteLLM's master key, to make customers and budgets.")
+    litellm_database_url: DatabaseUrl | None = Field(
+        None,
+        description="LiteLLM's own PostgreSQL, for erasures to delete its spend rows: its API deletes none.",
+    )
     litellm_provision_users: bool = Field(
         True, description="Make users customers in LiteLLM; false for a LiteLLM without a database."
     )
@@ -120,7 +130,7 @@ class AuthSettings(Settings):
     )
 
     def needed(self) -> list[str]:
-        needed = [*super().needed(), "mlpa_signing_keys_dir", "challenge_secret", "fxa_cache_secret"]
+        needed = [*super().needed(), "mlpa_signing_keys_dir", "challenge_secret", "fxa_cache_secret", "erasure_secret"]
         needed += ["app_development_team", "app_attest_bundle_ids"]
         if self.litellm_provision_users and not self.mlpa_debug:
             needed.append("master_key")
@@ -133,6 +143,9 @@ class AuthSettings(Settings):
         """The longest life of an access token, in seconds."""
         play = self.play_token_ttl_seconds if self.play_packages else 0
         return max(self.mlpa_access_token_ttl_seconds, play)
+
+    def erasure_secrets(self) -> list[bytes]:
+        return secret_parts(self.erasure_secret)
 
     def challenge_secrets(self) -> list[bytes]:
         return secret_parts(self.challenge_secret)

@@ -254,6 +254,7 @@ class LocalSystem:
             "MLPA_ADMIN_KEY": self._secrets["admin_key"],
             "CHALLENGE_SECRET": self._secrets["challenge_secret"],
             "FXA_CACHE_SECRET": self._secrets["fxa_cache_secret"],
+            "ERASURE_SECRET": self._secrets["erasure_secret"],
             "DATABASE_URL": database,
             "REDIS_URL": self._valkey.url,
             "LITELLM_API_BASE": self._litellm.url,
@@ -341,6 +342,7 @@ def _load_secrets(path: Path) -> dict[str, str]:
         "admin_key": secrets.token_urlsafe(18),
         "challenge_secret": secrets.token_hex(32),
         "fxa_cache_secret": secrets.token_hex(32),
+        "erasure_secret": secrets.token_hex(32),
         "exchange_key": secrets.token_hex(32),
     }
     if made.keys() - known.keys():

@@ -105,3 +105,8 @@ def split_user(user: str) -> tuple[str, str]:
         raise ValueError("not a user id")
     identity, _, service_type = user.rpartition(":")
     return identity, service_type
+
+
+def identity_of(text: str) -> str:
+    """The identity of a user id, or the text itself, which may be an identity."""
+    return text.rpartition(":")[0] or text

@@ -23,8 +23,8 @@ from shared.state.script import Script, ScriptCall
 from shared.state.totals import add_up
 from shared.stores.redis import Client
 
-_SET_STANDING, _SET_USER, _SPENT, _KNOWN, _REMEMBER = map(
-    Script, ("set_standing", "set_user", "spent", "known", "remember")
+_SET_STANDING, _SET_USER, _SPENT, _KNOWN, _REMEMBER, _FORGET = map(
+    Script, ("set_standing", "set_user", "spent", "known", "remember", "forget")
 )
 _REFUSALS, _TOTALS = Script("refusals"), Script("totals")
 
@@ -196,6 +196,29 @@ async def forget_others(client: Client, identity: str, users: Sequence[str]) -> 
     gone = [name for name in known_users if join_user(identity, name.decode().removeprefix(KNOWN_USER)) not in users]
     if gone:
         await client.hdel(key, *gone)
+
+
+async def forget(client: Client, identity: str, service_types: Sequence[str]) -> int:
+    """Delete all state of an identity and of its users, unless requests of theirs are open or not in the ledger yet.
+
+    :returns: the number of such requests; while there are any, the identity is blocked, which ends them.
+    :raises RedisError: not known to be done.
+    """
+    keys = layout.of_identity(identity)
+    users = [join_user(identity, service_type) for service_type in service_types]
+    call = _FORGET.call(
+        identity=keys.identity(identity),
+        standing=Standing.BLOCKED,
+        each=[
+            _FORGET.item(
+                user=keys.user(user),
+                requests_window=keys.requests_window(user),
+                tokens_window=keys.tokens_window(user),
+            )
+            for user in users
+        ],
+    )
+    return int(await _eval(client, call))
 
 
 async def outlook(

@@ -6,7 +6,7 @@ Ids are compared by byte (``COLLATE "C"``), so that keyset pagination and prefix
 from __future__ import annotations
 
 import sqlalchemy as sa
-from sqlalchemy.dialects.postgresql import BYTEA, JSONB, TIMESTAMP
+from sqlalchemy.dialects.postgresql import ARRAY, BYTEA, JSONB, TIMESTAMP
 
 metadata = sa.MetaData()
 
@@ -14,7 +14,7 @@ Id = sa.Text(collation="C")
 Time = TIMESTAMP(timezone=True)
 _now = sa.text("now()")
 
-#: App Attest keys. Never deleted: the counter and a revocation must outlive the user.
+#: App Attest keys. Deleted by an erasure, which keeps a revocation, and by ``mlpa prune``.
 devices = sa.Table(
     "devices",
     metadata,
@@ -269,4 +269,25 @@ redis_changes = sa.Table(
     sa.Column("kind", sa.Text, nullable=False),
     sa.Column("payload", JSONB, nullable=False),
     sa.Column("created_at", Time, nullable=False, server_default=_now),
+)
+
+#: Erased identities. Their digest stands for them in ``ledger``, ``user_spend``, ``audit_log``, ``identities`` and
+#: ``revocations``.
+erasures = sa.Table(
+    "erasures",
+    metadata,
+    sa.Column("digest", Id, primary_key=True, comment="what is kept has this for an identity"),
+    sa.Column(
+        "fingerprint",
+        BYTEA,
+        comment="SHA-256 of the identity, for a day: gateways refuse its tokens by it, and rename late rows",
+    ),
+    sa.Column("sealed", BYTEA, comment="the identity, encrypted, until every store has forgotten it"),
+    sa.Column("service_types", ARRAY(sa.Text), nullable=False, server_default="{}"),
+    sa.Column("erased_at", Time, nullable=False, server_default=_now),
+    sa.Column("forgotten_at", Time, comment="when Redis had nothing of it any more"),
+    sa.Column("device_revoked_at", Time),
+    sa.Column("device_revoked_reason", sa.Text),
+    sa.Index("erasures_fingerprint", "fingerprint", unique=True),
+    sa.Index("erasures_open", "erased_at", postgresql_where=sa.text("sealed is not null")),
 )

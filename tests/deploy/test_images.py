@@ -18,7 +18,14 @@ ROOT = Path(__file__).parents[2]
 DOCKERFILE = (ROOT / "deploy" / "Dockerfile").read_text()
 COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
 SETTINGS: dict[str, type[AuthSettings] | type[GatewaySettings]] = {"auth": AuthSettings, "gateway": GatewaySettings}
-OF_AUTH = {"CHALLENGE_SECRET", "FXA_CACHE_SECRET", "MASTER_KEY", "MLPA_ADMIN_KEYS", "MLPA_SIGNING_KEYS_DIR"}
+OF_AUTH = {
+    "CHALLENGE_SECRET",
+    "FXA_CACHE_SECRET",
+    "ERASURE_SECRET",
+    "MASTER_KEY",
+    "MLPA_ADMIN_KEYS",
+    "MLPA_SIGNING_KEYS_DIR",
+}
 
 
 def test_the_build_copies_what_exists_and_is_not_ignored() -> None:

@@ -131,7 +131,15 @@ def test_the_gateway_holds_none_of_auths_secrets() -> None:
     (container,) = pod(plain(), "gateway")["containers"]
     names = {variable["name"] for variable in container["env"]}
     assert (
-        names & {"MASTER_KEY", "CHALLENGE_SECRET", "FXA_CACHE_SECRET", "MLPA_ADMIN_KEYS", "MLPA_SIGNING_KEYS_DIR"}
+        names
+        & {
+            "MASTER_KEY",
+            "CHALLENGE_SECRET",
+            "FXA_CACHE_SECRET",
+            "ERASURE_SECRET",
+            "MLPA_ADMIN_KEYS",
+            "MLPA_SIGNING_KEYS_DIR",
+        }
         == set()
     )
     assert not any(volume.get("secret") for volume in pod(plain(), "gateway")["volumes"])

@@ -8,7 +8,8 @@ litellm/proxy. tests/system/test_litellm_database.py asks the same of the real o
     /budget/new: a second time 400; /budget/update of one  management_endpoints/budget_management_endpoints.py
     that isn't there: 200 ``null``; /budget/info: a list
     /customer/new: a second time 400, and with an unknown  management_endpoints/customer_endpoints.py
-    budget 500 (a foreign key); /customer/update
+    budget 500 (a foreign key); /customer/update;
+    /customer/delete: 404, and nothing, if one is missing
     /customer/daily/activity: rows of days, pages          management_endpoints/common_daily_activity.py
     /key/generate: an alias a second time is 400           management_endpoints/key_management_endpoints.py
     errors: message, type, param, code; or ``detail``      _types.py (ProxyException), FastAPI's HTTPException
@@ -60,6 +61,7 @@ class LiteLLMAdminDouble:
                 web.post("/budget/update", self._budget_update),
                 web.post("/customer/new", self._customer_new),
                 web.post("/customer/update", self._customer_update),
+                web.post("/customer/delete", self._customer_delete),
                 web.get("/customer/daily/activity", self._activity),
                 web.post("/key/generate", self._key),
             ]
@@ -134,6 +136,14 @@ class LiteLLMAdminDouble:
             return _error(500, "internal_server_error", "Foreign key constraint failed")
         self.customers[given["user_id"]] |= given
         return web.json_response(self.customers[given["user_id"]])
+
+    async def _customer_delete(self, request: web.Request) -> web.Response:
+        users = (await request.json())["user_ids"]
+        if missing := [user for user in users if user not in self.customers]:
+            return _error(404, "not_found", f"End User Id(s)={', '.join(missing)} do not exist in db", "user_ids")
+        for user in users:
+            del self.customers[user]
+        return web.json_response({"deleted_customers": len(users), "message": "Successfully deleted customers"})
 
     async def _activity(self, request: web.Request) -> web.Response:
         """One row per user and day; a page has so many of them."""

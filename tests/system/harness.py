@@ -38,6 +38,7 @@ ROOT = Path(__file__).parents[2]
 SECRETS = {
     "CHALLENGE_SECRET": "canary-challenge-secret-5b1f0c-4be1c09d27",
     "FXA_CACHE_SECRET": "canary-fxa-cache-secret-77ad02-4be1c09d27",
+    "ERASURE_SECRET": "canary-erasure-secret-3e90bb-4be1c09d27",
     "MASTER_KEY": "sk-canary-master-key-90cc4e",
     "MLPA_VIRTUAL_KEY": "sk-canary-virtual-key-1d83fa",
     "MLPA_ADMIN_KEY": "canary-admin-key-c402b7",

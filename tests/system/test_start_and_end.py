@@ -28,6 +28,7 @@ NEEDED = {
         "MLPA_SIGNING_KEYS_DIR",
         "CHALLENGE_SECRET",
         "FXA_CACHE_SECRET",
+        "ERASURE_SECRET",
         "APP_DEVELOPMENT_TEAM",
         "APP_ATTEST_BUNDLE_IDS",
         "MASTER_KEY",

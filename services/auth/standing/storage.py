@@ -5,12 +5,13 @@ A decision and its row in ``redis_changes`` are written in one transaction.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from sqlalchemy.dialects.postgresql import JSONB
 
+from shared.errors import DependencyUnavailable
 from shared.state.decisions import Oldest
 from shared.state.layout import Standing
 from shared.state.packed import Excepted
@@ -37,6 +38,19 @@ _RAISE_GENERATION = Query.text(
     insert into identities as i (identity, generation) values (:identity, :generation)
     on conflict (identity) do update set generation = greatest(i.generation, excluded.generation)
     returning coalesce(tokens_from_ms / 1000, 0) as issued, generation
+    """
+)
+#: As an exchange sees it. Of an erased identity, what is decided is kept under its digests.
+_AT_DOOR = Query.text(
+    """
+    select coalesce(bool_or(blocked_at is not null), false) as blocked,
+           coalesce(max(tokens_from_ms) / 1000, 0) as issued, coalesce(max(generation), 0) as generation,
+           exists(select from devices where key_id = :identity and revoked_at is not null)
+               or exists(select from erasures where digest = any(cast(:names as text[]))
+                   and device_revoked_at is not null) as revoked,
+           exists(select from erasures where fingerprint = sha256(convert_to(:identity, 'UTF8'))
+               and forgotten_at is null) as erasing
+    from identities where identity = any(cast(:names as text[]))
     """
 )
 _BLOCK = Query.text(
@@ -140,6 +154,19 @@ async def raise_generation(transaction: Transaction, identity: str, generation: 
     row = await transaction.fetch_one(_RAISE_GENERATION, identity=identity, generation=generation)
     assert row is not None
     return Oldest(row["issued"], row["generation"])
+
+
+async def standing_at_door(database: Database, identity: str, digests: Sequence[str]) -> tuple[Standing, Oldest]:
+    """What is decided about an identity that exchanges a credential, as ``standing``.
+
+    :param digests: those under which it is kept, should the identity have been erased.
+    :raises DependencyUnavailable: the identity is being erased.
+    :raises DatabaseUnavailable: PostgreSQL could not be asked.
+    """
+    row = (await database.fetch(_AT_DOOR, identity=identity, names=[identity, *digests]))[0]
+    if row["erasing"]:
+        raise DependencyUnavailable("redis", reason="an erasure is not finished")
+    return Standing.of(blocked=row["blocked"], revoked=row["revoked"]), Oldest(row["issued"], row["generation"])
 
 
 async def block(transaction: Transaction, identity: str, reason: str | None) -> None:

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable
 
 from services.auth.errors import AccessDenied, InvalidSubjectToken, MaxUsersReached, UserBlocked
 from services.auth.standing import storage as decided
+from services.auth.standing.digests import Digests
 from services.auth.users import storage
 from shared.domain.identity import user_id
 from shared.domain.service_types import ServiceType
@@ -35,10 +36,17 @@ class Users:
     """
 
     def __init__(
-        self, database: Database, redis: Client, registry: Registry, *, on_entry: Callable[[str], None] | None = None
+        self,
+        database: Database,
+        redis: Client,
+        registry: Registry,
+        digests: Digests,
+        *,
+        on_entry: Callable[[str], None] | None = None,
     ) -> None:
         """:param on_entry: called with the id of each user that entered; it must not raise."""
         self._database = database
+        self._digests = digests
         self._redis = redis
         self._registry = registry
         self._seen: set[str] = set()
@@ -61,15 +69,16 @@ class Users:
         user = user_id(identity, row.name)
         remembered = await self._remembered(identity, row.name)
         if remembered is not None and remembered.user and remembered.standing is not None:
-            known, standing, oldest = True, remembered.standing, remembered.oldest
+            known, standing, oldest, digests = True, remembered.standing, remembered.oldest, []
         else:
-            known, (standing, oldest) = False, await decided.standing(self._database, identity)
+            known, digests = False, self._digests.all(identity)
+            standing, oldest = await decided.standing_at_door(self._database, identity, digests)
         if standing is Standing.GOOD:
             too_old = issued_at is not None and issued_at < oldest.issued
             if too_old or (generation is not None and generation < oldest.generation):
                 raise InvalidSubjectToken
         if not known:
-            if standing is Standing.GOOD and not await storage.enter(self._database, user, identity, row):
+            if standing is Standing.GOOD and not await storage.enter(self._database, user, identity, row, digests):
                 raise MaxUsersReached
             await self._remember(identity, row.name, standing, remembered, oldest)
         if standing is Standing.BLOCKED:

@@ -205,21 +205,8 @@ class UserAdmin:
         if self._on_tier is not None:
             self._on_tier(user_id)
 
-    async def delete(self, user_id: str, actor: Actor) -> None:
-        """Delete a user and free its place. Its ledger stays, and so does a block of its identity.
-
-        :raises NotFound: it does not exist.
-        :raises DependencyUnavailable: as ``block``.
-        """
-        async with self._change(user_id, "deleted", {"deleted": user_id}) as (transaction, row):
-            await storage.delete(transaction, row, self._rows.get(row.service_type))
-            old = {"service_type": row.service_type, "budget_tier": row.budget_tier, **_standing(row)}
-            await audit.record(transaction, actor, "user.delete", user_id, old=old)
-
     @asynccontextmanager
-    async def _change(
-        self, user_id: str, kind: str, payload: dict[str, str] | None = None
-    ) -> AsyncIterator[tuple[Transaction, UserRow]]:
+    async def _change(self, user_id: str, kind: str) -> AsyncIterator[tuple[Transaction, UserRow]]:
         """Run a change in a transaction that locks the identity's users, then apply it to Redis."""
         try:
             async with asyncio.timeout(_PATIENCE):
@@ -229,7 +216,7 @@ class UserAdmin:
                     if row is None:
                         raise NotFound
                     yield transaction, row
-                    await self._changes.record(transaction, identity, kind, payload)
+                    await self._changes.record(transaction, identity, kind)
                 await self._changes.apply(identity)
         except TimeoutError as error:  # a committed change reaches Redis later
             raise DependencyUnavailable("postgres") from error

@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal
 
-from services.auth.users import pools
-from shared.domain.service_types import ServiceType
 from shared.state.packed import Excepted
 from shared.stores.postgres import Database, Query, Row, Transaction
 
@@ -85,7 +83,6 @@ _LEDGER = Query.text(
     """
 )
 
-_DELETE = Query.text("delete from users where user_id = :user_id")
 # Below 0 where users entered without a limit: the sum with their lanes is exact
 _MAKE_ROOM = Query.text(
     "insert into capacity as c (service_type, users) values (:service_type, -1) "
@@ -234,13 +231,9 @@ async def lock(transaction: Transaction, user_id: str, identity: str) -> UserRow
     return next(iter(await by_ids(transaction, [user_id])), None)
 
 
-async def delete(transaction: Transaction, user: UserRow, row: ServiceType | None) -> None:
-    """Delete a user and free its place.
+async def make_room(transaction: Transaction, service_type: str) -> None:
+    """Free the place of a user that was deleted.
 
-    :param row: its service type, if there still is one.
     :raises DatabaseUnavailable: PostgreSQL could not be asked.
     """
-    if await transaction.execute(_DELETE, user_id=user.user_id):
-        await transaction.execute(_MAKE_ROOM, service_type=user.service_type)
-        if row is not None and row.pool is not None:
-            await pools.leave(transaction, user.identity, row)
+    await transaction.execute(_MAKE_ROOM, service_type=service_type)

@@ -6,13 +6,14 @@ from collections.abc import Sequence
 
 from services.auth.users import pools
 from shared.domain.service_types import ServiceType
-from shared.stores.postgres import Database, Query
+from shared.stores.postgres import Database, Query, Transaction
 
 _KNOWN = Query.text(
     """
     select exists(select 1 from users where user_id = :user_id) as known,
            coalesce((select users from capacity where service_type = :service_type), 0)
-           + (select coalesce(sum(users), 0) from capacity_lanes where service_type = :service_type) as users
+           + (select coalesce(sum(users), 0) from capacity_lanes where service_type = :service_type) as users,
+           exists(select from erasures where digest = any(cast(:digests as text[]))) as erased
     """
 )
 _INSERT = Query.text(
@@ -35,6 +36,21 @@ _COUNT = Query.text(
     "insert into capacity_lanes as c (service_type, lane, users) values (:service_type, pg_backend_pid() % 64, 1) "
     "on conflict (service_type, lane) do update set users = c.users + 1"
 )
+# What is kept of an erased identity becomes its own again: its decisions, and what it spent since a day that began
+# with the user's period or before
+_TAKE_BACK = [
+    Query.text(
+        "update identities set identity = :identity where identity = :digest"
+        " and not exists (select from identities where identity = :identity)"
+    ),
+    Query.text("update revocations set user_id = :user_id where user_id = :digest || ':' || :service_type"),
+]
+_RENAME_REQUESTS = Query.text(
+    """
+    select rename_requests(:digest || ':' || :service_type, :user_id,
+        date_trunc('day', to_timestamp(floor(extract(epoch from now()) / :seconds) * :seconds), 'UTC'), 100000)
+    """
+)
 _SEEN = Query.text("update users set last_seen_at = now() where user_id = any(:users)")
 
 
@@ -50,13 +66,16 @@ class _Full(Exception):
     """Rolls back the newcomer's transaction."""
 
 
-async def enter(database: Database, user_id: str, identity: str, row: ServiceType) -> bool:
+async def enter(database: Database, user_id: str, identity: str, row: ServiceType, digests: Sequence[str]) -> bool:
     """Make a user row. When newcomers race for the last places, exactly as many get in as there are places.
 
+    A newcomer that was erased spends from what is left of its period.
+
+    :param digests: those that records of the identity may have, should it have been erased.
     :returns: False when a newcomer found no place.
     :raises DatabaseUnavailable: PostgreSQL could not be asked.
     """
-    found = (await database.fetch(_KNOWN, user_id=user_id, service_type=row.name))[0]
+    found = (await database.fetch(_KNOWN, user_id=user_id, service_type=row.name, digests=list(digests)))[0]
     if found["known"]:
         return True
     if row.pool is not None:
@@ -75,9 +94,18 @@ async def enter(database: Database, user_id: str, identity: str, row: ServiceTyp
                 raise _Full
             if row.pool is not None and not await pools.take_place(transaction, user_id, identity, row):
                 raise _Full
+            for digest in digests if found["erased"] else ():
+                await _take_back(transaction, digest, user_id, identity, row)
     except _Full:
         return False
     return True
+
+
+async def _take_back(transaction: Transaction, digest: str, user_id: str, identity: str, row: ServiceType) -> None:
+    names = {"digest": digest, "service_type": row.name, "user_id": user_id}
+    for query in _TAKE_BACK:
+        await transaction.execute(query, identity=identity, **names)
+    await transaction.fetch(_RENAME_REQUESTS, seconds=row.duration_seconds, **names)
 
 
 async def seen(database: Database, users: Sequence[str]) -> None:

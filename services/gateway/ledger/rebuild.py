@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from services.gateway.budget.metrics import BudgetMetrics
+from services.gateway.budget.refusals import Refusal
 from services.gateway.budget.scripts import BudgetScripts, Snapshot, UserBuild
 from services.gateway.ledger.storage import LedgerStorage, UserRecord
 from shared.domain.identity import split_user
@@ -10,6 +11,7 @@ from shared.domain.service_types import ServiceType, ServiceTypes
 from shared.errors import DependencyUnavailable
 from shared.service.flight import Flight
 from shared.state.packed import period_of
+from shared.state.refusals import Word
 
 _TRIES = 20
 
@@ -21,7 +23,7 @@ class Rebuilder:
         self._scripts, self._storage, self._metrics = scripts, storage, metrics
         self._rows = service_types.rows
         #: Builds a user's state, given the user and its service type, once for all who ask while it runs. Raises
-        #: DependencyUnavailable.
+        #: DependencyUnavailable, and InvalidToken if the user was erased.
         self.build = Flight(self._build)
 
     async def close(self) -> None:
@@ -40,6 +42,8 @@ class Rebuilder:
                 now=snapshot.now_ms // 1000,
                 pending={name: row.admitted_ms for name, row in snapshot.rows.items()},
             )
+            if record.erased:
+                raise Refusal(Word.TOKEN).error()  # and Redis learns nothing of the user
             build = UserBuild(
                 tier=record.tier,
                 exception=record.exception.pack() if record.exception else "",

@@ -30,7 +30,11 @@ _LAST_PATIENCE = 1.0
 _WRITE = Query.text(
     """
     insert into refusals (at, id, request_id, user_id, service_type, model, code, reason)
-    select to_timestamp(at_ms / 1000.0), id, request_id, user_id, service_type, model, code, reason
+    select to_timestamp(at_ms / 1000.0), id, request_id, case when not exists (select from erasures
+        where fingerprint = sha256(convert_to(
+            left(row.user_id, length(row.user_id) - length(row.service_type) - 1), 'UTF8'))
+        and not exists (select from users where users.user_id = row.user_id)) then user_id end,
+        service_type, model, code, reason
     from jsonb_to_recordset(cast(:rows as jsonb)) as row (
         at_ms bigint, id text, request_id text, user_id text, service_type text, model text, code text, reason text)
     on conflict do nothing

@@ -13,15 +13,22 @@ from shared.state.layout import Standing
 from shared.state.packed import Excepted, LedgerRow, period_of
 from shared.stores.postgres import Database, Query, Transaction
 
-_ROWS = """
-    select id, request_id, user_id, service_type, model, purpose, prompt_tokens, completion_tokens, cost_nano,
+#: Rows of an identity that was erased meanwhile, and has not returned, get its digest. Fingerprints are few.
+_RENAMED = """
+    coalesce((select digest || ':' || row.service_type from erasures
+        where fingerprint = sha256(convert_to(
+            left(row.user_id, length(row.user_id) - length(row.service_type) - 1), 'UTF8'))
+        and not exists (select from users where users.user_id = row.user_id)), user_id) as user_id
+"""
+_ROWS = f"""
+    select id, request_id, {_RENAMED}, service_type, model, purpose, prompt_tokens, completion_tokens, cost_nano,
            period_seconds, period_index, outcome, to_timestamp(admitted_ms / 1000.0) as admitted_at,
            to_timestamp(settled_ms / 1000.0) as settled_at
     from jsonb_to_recordset(cast(:rows as jsonb)) as row (
         id text, request_id text, user_id text, service_type text, model text, purpose text, prompt_tokens bigint,
         completion_tokens bigint, cost_nano bigint, period_seconds int, period_index bigint, outcome text,
         admitted_ms bigint, settled_ms bigint)
-"""
+"""  # noqa: S608  ours
 #: Rows by id and time of admission, which name the day that a row is in.
 _KEYS = """
     (select id, to_timestamp(ms / 1000.0) as at
@@ -77,7 +84,9 @@ _USER = Query.text(
         (select jsonb_object_agg(ledger.id, cost_nano)
             from ledger join {_KEYS} on ledger.id = key.id and admitted_at = key.at) as written,
         (select jsonb_object_agg(jti, ceil(extract(epoch from expires_at - now()))) from revocations
-            where user_id = :user_id and expires_at > now()) as revoked_tokens
+            where user_id = :user_id and expires_at > now()) as revoked_tokens,
+        exists(select from erasures where fingerprint = sha256(convert_to(:identity, 'UTF8')))
+            and not exists(select from users where user_id = :user_id) as erased
     from period
     """  # noqa: S608  ours
 )
@@ -115,7 +124,7 @@ class UserRecord:
     """A user as PostgreSQL has it.
 
     ``newest_index`` is later than ``period_index`` only when the clock went back; ``written`` has the cost of those
-    pending rows that are in the ledger already.
+    pending rows that are in the ledger already. ``erased``: the user was, and has not returned.
     """
 
     tier: str
@@ -128,6 +137,7 @@ class UserRecord:
     written: dict[str, int]
     revoked_tokens: dict[str, int]
     tokens_from: int
+    erased: bool
 
 
 class LedgerStorage:
@@ -185,6 +195,7 @@ class LedgerStorage:
             written=written,
             revoked_tokens=tokens,
             tokens_from=row["tokens_from"] or 0,
+            erased=row["erased"],
         )
 
     @contextlib.asynccontextmanager

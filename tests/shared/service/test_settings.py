@@ -20,6 +20,7 @@ COMPLETE: dict[str, Any] = {
     "mlpa_signing_keys_dir": "/keys",
     "challenge_secret": "x" * 32,
     "fxa_cache_secret": "y" * 32,
+    "erasure_secret": "z" * 32,
     "app_development_team": "TEAM",
     "app_attest_bundle_ids": "a,b",
     "master_key": "sk",
@@ -31,6 +32,7 @@ NEEDED = {
         "mlpa_signing_keys_dir",
         "challenge_secret",
         "fxa_cache_secret",
+        "erasure_secret",
         "app_development_team",
         "app_attest_bundle_ids",
         "master_key",
@@ -113,7 +115,7 @@ def test_the_usual_urls_are_taken(name: str, url: str) -> None:
     AuthSettings.from_environment(**{**COMPLETE, name: url})
 
 
-@pytest.mark.parametrize("name", ["challenge_secret", "fxa_cache_secret"])
+@pytest.mark.parametrize("name", ["challenge_secret", "fxa_cache_secret", "erasure_secret"])
 @pytest.mark.parametrize("value", [",", " ", " , ,"])
 def test_a_list_of_nothings_is_no_secret(name: str, value: str) -> None:
     with pytest.raises(ConfigurationError, match=f"^{name.upper()} is not set"):

@@ -30,9 +30,11 @@ from services.auth.admin.api.requests import (
     one_each,
     operation,
 )
+from services.auth.erasure.services import ERASURES
 from services.auth.error_body import ErrorBody
 from services.auth.users.exceptions import excepted
 from services.auth.users.operators import USER_ADMIN, UserAdmin
+from shared.domain.identity import identity_of
 from shared.service.web import USER_ID
 from shared.telemetry.openapi import Answer, Body, Parameter
 
@@ -104,7 +106,7 @@ async def end_exception(request: web.Request) -> web.Response:
 
 async def delete_user(request: web.Request) -> web.Response:
     actor = await changing(request)
-    await _users(request).delete(_user_id(request), actor)
+    await request.app[ERASURES].erase(identity_of(_user_id(request)), actor)
     return web.Response(status=204)
 
 
@@ -131,6 +133,12 @@ _ID = Parameter(
     "`<identity>:<service type>`, percent-encoded: it may hold `/ + = :`.",
     where="path",
     example="0123456789abcdef0123456789abcdef:ai",
+)
+_ANY_ID = Parameter(
+    "user_id",
+    "`<identity>:<service type>` or `<identity>`, percent-encoded: it may hold `/ + = :`.",
+    where="path",
+    example="fedcba9876543210fedcba9876543210:ai",
 )
 #: Of an example, which is good for as long as a process runs, as a rule.
 _IN_A_MONTH = f"{datetime.now(UTC) + timedelta(days=30):%Y-%m-%dT00:00:00Z}"
@@ -197,9 +205,12 @@ OPERATIONS = [
         "DELETE",
         "/user/{user_id}",
         delete_user,
-        "Delete a user, and free its place in the capacity of its service type",
-        {204: Answer("Deleted; the ledger stays"), **_CHANGE},
-        parameters=[_ID],
+        "Erase the user's identity in all its service types",
+        {204: Answer("Erased"), **_CHANGE},
+        parameters=[_ANY_ID],
+        description="Its tokens of before are refused, and open requests end. Ledger and audit log keep their rows "
+        "under a digest. So are kept what was spent in this period, blocks and revocations, which an identity that "
+        "returns has again. The places in the capacity become free. LiteLLM follows in the background.",
     ),
     operation(
         _TAG,
@@ -273,6 +284,6 @@ OPERATIONS = [
         "A user's requests, newest first",
         {200: Answer("Requests", LedgerBody), **COMMON, **_NOT_FOUND, **MALFORMED},
         parameters=[_ID, LIMIT],
-        description="A deleted user's are still there.",
+        description="An erased user's are there under its digest.",
     ),
 ]

@@ -12,6 +12,7 @@ from services.auth.admin.console.filters import path
 from services.auth.admin.console.support import refusals
 from services.auth.audit.log import AUDIT_LOG
 from services.auth.devices.operators import DEVICE_ADMIN
+from services.auth.erasure.services import ERASURES
 from services.auth.errors import InvalidRequest
 from services.auth.exchange.credentials import KINDS
 from services.auth.settings import SERVICE_TYPES
@@ -20,7 +21,7 @@ from services.auth.users.exceptions import excepted
 from services.auth.users.operators import USER_ADMIN, User, UserAdmin
 from services.auth.users.operators_storage import Sort
 from services.auth.users.spending import SPENDING
-from shared.domain.identity import Credential
+from shared.domain.identity import Credential, identity_of
 
 _LEDGER_ROWS = 25
 _AUDIT_ROWS = 10
@@ -95,8 +96,8 @@ async def confirm_block(request: web.Request, session: Session) -> web.StreamRes
 
 
 @pages.page
-async def confirm_delete(request: web.Request, session: Session) -> web.StreamResponse:
-    return await _confirm(request, "delete.html")
+async def confirm_erase(request: web.Request, session: Session) -> web.StreamResponse:
+    return await _confirm(request, "erase.html")
 
 
 async def _confirm(request: web.Request, template: str) -> web.Response:
@@ -147,10 +148,12 @@ async def end_exception(request: web.Request, session: Session, change: pages.Ch
 
 
 @pages.action
-async def delete(request: web.Request, session: Session, change: pages.Change) -> web.StreamResponse:
+async def erase(request: web.Request, session: Session, change: pages.Change) -> web.StreamResponse:
     user_id = request.match_info["user_id"]
-    await _admin(request).delete(user_id, change.actor)
-    return await pages.done(request, session, "/admin/users", f"Deleted {user_id}. Its requests stay in the ledger.")
+    await request.app[ERASURES].erase(identity_of(user_id), change.actor)
+    return await pages.done(
+        request, session, "/admin/users", "Erased. Its requests stay in the ledger, under a digest."
+    )
 
 
 def _admin(request: web.Request) -> UserAdmin:

@@ -284,6 +284,7 @@ async def test_a_testers_verdict_counts_in_debug_alone(start_play: StartPlay, tm
         service_types=table,
         challenge_secret="c" * 40,
         fxa_cache_secret="f" * 40,
+        erasure_secret="e" * 40,
         fxa_issuer="http://127.0.0.1",
     )
     assert (await production.verify(production.body(Install(), testing=True)))[0] == 401

@@ -22,6 +22,7 @@ from shared.stores import migrate
 from shared.stores.postgres import Database, DatabaseUnavailable, Query
 from shared.stores.redis import Client, connect
 from shared.telemetry.metrics import Registry
+from tests.support.digests import DIGESTS
 from tests.support.service_types import service_type
 from tests.support.waiting import until
 
@@ -59,7 +60,7 @@ class Parts:
 async def parts(postgres_url: str, redis_url: str) -> AsyncIterator[Parts]:
     async with Database.connect(postgres_url, timeout=10) as database, connect(redis_url) as redis:
         registry = Registry()
-        users, changes = Users(database, redis, registry), Changes(database, redis, registry)
+        users, changes = Users(database, redis, registry, DIGESTS), Changes(database, redis, registry)
         yield Parts(database, redis, users, changes, service_type())
 
 
@@ -166,7 +167,7 @@ async def test_a_database_without_tables_does_not_end_the_background_work(
         async with changes.running():
             await until(lambda: database.state.reason)
             await asyncio.to_thread(migrate.upgrade, empty_postgres_url)
-            await Parts(database, redis, Users(database, redis, registry), changes, service_type()).decide(UID)
+            await Parts(database, redis, Users(database, redis, registry, DIGESTS), changes, service_type()).decide(UID)
 
             async def applied() -> bool:
                 return not await changes.waiting(UID)
@@ -176,7 +177,7 @@ async def test_a_database_without_tables_does_not_end_the_background_work(
 
 async def test_users_seen_before_the_migration_are_not_forgotten(empty_postgres_url: str, redis_url: str) -> None:
     async with Database.connect(empty_postgres_url) as database, connect(redis_url) as redis:
-        users = Users(database, redis, Registry())
+        users = Users(database, redis, Registry(), DIGESTS)
         users._seen.add(f"{UID}:ai")
         with pytest.raises(DatabaseUnavailable):
             await users.flush_seen()

@@ -2,27 +2,22 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
 import pytest
 
 from services.auth.audit.storage import Actor
-from services.auth.errors import MaxUsersReached
-from services.auth.standing import storage
 from services.auth.standing.changes import Changes
 from services.auth.users.entry import Users
 from services.auth.users.operators import UserAdmin
 from services.auth.users.spending import Spending
 from shared.domain.service_types import ServiceType, ServiceTypes
-from shared.errors import NotFound
-from shared.state import decisions, layout
-from shared.state.layout import Standing
 from shared.stores.postgres import Database, Query
 from shared.stores.redis import Client, connect
 from shared.telemetry.metrics import Registry
-from tests.support.service_types import development, service_type
+from tests.support.digests import DIGESTS
+from tests.support.service_types import development
 
 UID = "00112233445566778899aabbccddeeff"
 USER = f"{UID}:ai"
@@ -52,67 +47,8 @@ async def parts(postgres_url: str, redis_url: str) -> AsyncIterator[Parts]:
     async with Database.connect(postgres_url, max_size=10, timeout=10) as database:
         changes = Changes(database, redis, registry)
         admin = UserAdmin(database, Spending(database, redis, types), changes, types)
-        yield Parts(database, redis, types, Users(database, redis, registry), changes, admin)
+        yield Parts(database, redis, types, Users(database, redis, registry, DIGESTS), changes, admin)
     await redis.aclose()
-
-
-async def test_places_stay_exact_while_users_come_and_are_deleted_at_once(parts: Parts) -> None:
-    row = service_type(max_users=5)
-    uids = [f"{number:032x}" for number in range(30)]
-
-    async def come_and_go(uid: str) -> None:
-        for _ in range(3):
-            try:
-                await parts.users.enter(uid, row)
-            except MaxUsersReached:
-                continue
-            await parts.admin.delete(f"{uid}:ai", JANE)
-
-    await asyncio.gather(*map(come_and_go, uids))
-    assert await parts.one("select count(*) from users") == 0
-    assert await parts.one("select users from capacity where service_type = 'ai'") == 0
-    for uid in uids[:5]:
-        await parts.users.enter(uid, row)
-    with pytest.raises(MaxUsersReached):
-        await parts.users.enter(uids[5], row)
-    await parts.admin.delete(f"{uids[0]}:ai", JANE)
-    await parts.users.enter(uids[5], row)
-    assert await parts.admin.counts() == {"ai": 5, "s2s": 0, "memories": 0}
-
-
-async def test_of_racing_deletes_one_happens(parts: Parts) -> None:
-    await parts.users.enter(UID, parts.ai)
-    results = await asyncio.gather(*(parts.admin.delete(USER, JANE) for _ in range(10)), return_exceptions=True)
-    assert [type(result) for result in results].count(NotFound) == 9
-    assert await parts.admin.counts() == {"ai": 0, "s2s": 0, "memories": 0}
-    assert await parts.one("select count(*) from audit_log where action = 'user.delete'") == 1
-
-
-async def test_who_comes_back_after_a_deletion_begins_with_the_tier_of_the_service_type(parts: Parts) -> None:
-    await parts.users.enter(UID, parts.ai)
-    await parts.redis.hset(layout.user_key(USER), "ep", "some run")
-    await parts.admin.set_tier(USER, JANE, "memories")
-    assert await parts.redis.hget(layout.user_key(USER), "tier") == b"memories"
-    await parts.admin.delete(USER, JANE)
-    assert await parts.redis.hget(layout.user_key(USER), "tier") == b"ai"
-    await parts.users.enter(UID, parts.ai)
-    assert (await parts.admin.get(USER)).row.budget_tier == "ai"
-
-
-async def test_a_block_outlives_the_deletion_of_the_user(parts: Parts) -> None:
-    await parts.users.enter(UID, parts.ai)
-    await parts.admin.block(USER, JANE, "spam")
-    await parts.admin.delete(USER, JANE)
-    assert await storage.standing(parts.database, UID) is Standing.BLOCKED
-    assert (await decisions.known(parts.redis, UID, "ai")).standing is Standing.BLOCKED
-
-
-async def test_what_was_read_before_a_decision_is_not_remembered_after_it(parts: Parts) -> None:
-    await parts.users.enter(UID, parts.ai)
-    before = await decisions.known(parts.redis, UID, "ai")
-    await parts.admin.delete(USER, JANE)
-    await decisions.remember(parts.redis, UID, "ai", Standing.GOOD, before.version)
-    assert not (await decisions.known(parts.redis, UID, "ai")).user
 
 
 async def test_blocking_twice_keeps_the_first_time_and_takes_the_last_reason(parts: Parts) -> None:

@@ -16,8 +16,10 @@ from shared.domain.service_types import ServiceType, load
 from shared.stores.postgres import Database, Query
 from shared.stores.redis import connect
 from shared.telemetry.metrics import Registry
+from tests.support.digests import DIGESTS
 
 ROWS = load(None, debug=True).rows
+_DELETE = Query.text("delete from users where user_id = :user_id")
 
 
 def pooled(max_users: int, *names: str) -> dict[str, ServiceType]:
@@ -38,14 +40,15 @@ async def database(postgres_url: str) -> AsyncIterator[Database]:
 
 
 async def enter(database: Database, number: int, row: ServiceType) -> bool:
-    return await storage.enter(database, user_id(uid(number), row.name), uid(number), row)
+    return await storage.enter(database, user_id(uid(number), row.name), uid(number), row, [])
 
 
 async def leave(database: Database, number: int, row: ServiceType) -> None:
     async with database.transaction() as transaction:
-        user = await operators_storage.lock(transaction, user_id(uid(number), row.name), uid(number))
-        assert user is not None
-        await operators_storage.delete(transaction, user, row)
+        await transaction.execute(_DELETE, user_id=user_id(uid(number), row.name))
+        await operators_storage.make_room(transaction, row.name)
+        if row.pool is not None:
+            await pools.leave(transaction, uid(number), row)
 
 
 async def users(database: Database, rows: dict[str, ServiceType]) -> int:
@@ -82,7 +85,7 @@ async def test_of_persons_that_race_through_both_doors_exactly_as_many_enter_as_
     database: Database, redis_url: str
 ) -> None:
     rows, redis = pooled(10, "ai", "memories"), connect(redis_url)
-    entry, places = Users(database, redis, Registry()), asyncio.Semaphore(8)  # a connection for each
+    entry, places = Users(database, redis, Registry(), DIGESTS), asyncio.Semaphore(8)  # a connection for each
 
     async def one(number: int, row: ServiceType) -> bool:
         try:

@@ -277,7 +277,7 @@ async def test_a_tier_gives_the_money_of_its_row(start_auth: StartAuth, rows: Ro
     assert rows.audit() == [("admin", "user.tier", USER, {"budget_tier": "ai"}, {"budget_tier": "gold"})]
 
 
-async def test_a_deleted_user_frees_a_place_and_leaves_its_ledger(admin_auth: Auth, rows: Rows) -> None:
+async def test_an_erased_user_frees_a_place_and_leaves_its_ledger_under_a_digest(admin_auth: Auth, rows: Rows) -> None:
     assert (await admin_auth.exchange(admin_auth.fxa_token(UID)))[0] == 200
     rows.request("one", cost=1500, outcome="timeout")
     status, body, _ = await ask(admin_auth, "DELETE", at(USER))
@@ -285,7 +285,9 @@ async def test_a_deleted_user_frees_a_place_and_leaves_its_ledger(admin_auth: Au
     assert (await ask(admin_auth, "GET", at(USER)))[0] == 404
     assert (await ask(admin_auth, "DELETE", at(USER)))[0] == 404
     assert (await ask(admin_auth, "GET", "/user/counts-by-service-type"))[1]["ai"] == 0
-    status, body, _ = await ask(admin_auth, "GET", at(USER, "/ledger"))
+    assert (await ask(admin_auth, "GET", at(USER, "/ledger")))[0] == 404
+    ((digest,),) = rows.run("select digest from erasures")
+    status, body, _ = await ask(admin_auth, "GET", at(f"{digest}:ai", "/ledger"))
     assert status == 200
     assert [(row["id"], row["cost_usd"], row["outcome"]) for row in body["rows"]] == [("one", 0.0000015, "timeout")]
     # Redis has forgotten the user too: who comes back is counted again

@@ -86,6 +86,7 @@ async def test_the_cookies_are_for_this_console_alone(start_auth: StartAuth, peo
         service_types=Path("shared/domain/development.toml"),
         challenge_secret="c" * 32,
         fxa_cache_secret="f" * 32,
+        erasure_secret="e" * 32,
     )
     person = await people.come(auth)
     form = await person.get("/admin/sign-in")
@@ -118,19 +119,19 @@ async def test_a_form_from_elsewhere_does_nothing(admin_auth: Auth, people: Peop
     form = await person.get("/admin/sign-in")
     assert (await person.post("/admin/sign-in", key=ADMIN, csrf=form.csrf[:-1] + "!")).status == 403
     await person.sign_in()
-    actions = ("block", "unblock", "tier", "exception", "exception/end", "delete")
+    actions = ("block", "unblock", "tier", "exception", "exception/end", "erase")
     for path in (*(f"{HERE}/{action}" for action in actions), "/admin/sign-out"):
         for token in ({}, {"csrf": "x"}, {"csrf": form.csrf}):
             assert (await person.post(path, tier="s2s", extra="1", hours="1", **token)).status == 403, path
     page = await person.get(HERE)
     async with person.session.post(
-        f"{admin_auth.url}{HERE}/delete", data={"csrf": page.csrf}, headers={"Sec-Fetch-Site": "cross-site"}
+        f"{admin_auth.url}{HERE}/erase", data={"csrf": page.csrf}, headers={"Sec-Fetch-Site": "cross-site"}
     ) as response:
         assert response.status == 403
     assert [entry[1] for entry in rows.audit()] == ["sign_in"]
 
 
-async def test_block_unblock_tier_and_delete_say_what_they_did(person: Person, rows: Rows) -> None:
+async def test_block_unblock_tier_and_erase_say_what_they_did(person: Person, rows: Rows) -> None:
     rows.user()
     rows.user(f"{UID}:s2s")
     confirm = await person.get(f"{HERE}/block")
@@ -148,10 +149,11 @@ async def test_block_unblock_tier_and_delete_say_what_they_did(person: Person, r
     assert "are now those of memories" in page.words
     page = await person.submit(page, f"{HERE}/tier", tier="no such")
     assert page.status == 422
-    page = await person.submit(await person.get(f"{HERE}/delete"), f"{HERE}/delete")
-    assert f"Deleted {USER}." in page.words
+    page = await person.submit(await person.get(f"{HERE}/erase"), f"{HERE}/erase")
+    assert "Erased." in page.words
+    assert UID not in page.text
     assert (await person.get(HERE)).status == 404
-    actions = ["sign_in", "user.block", "user.unblock", "user.tier", "user.delete"]
+    actions = ["sign_in", "user.block", "user.unblock", "user.tier", "user.erase"]
     assert [entry[:2] for entry in rows.audit()] == [("admin", action) for action in actions]
     log = await person.get("/admin/audit")
     assert "sold their key <b>" in log.words
@@ -234,13 +236,13 @@ async def test_a_revoked_device_stays_out(person: Person, rows: Rows, redis_url:
 async def test_a_viewer_sees_everything_but_no_buttons(viewer: Person, admin_auth: Auth, rows: Rows) -> None:
     rows.user()
     rows.device(KEY_ID)
-    for path in [*PAGES, HERE, f"{HERE}/block", f"{HERE}/delete"]:
+    for path in [*PAGES, HERE, f"{HERE}/block", f"{HERE}/erase"]:
         page = await viewer.get(path)
         assert page.status == 200
         assert re.findall(r'<form[^>]*method="post"[^>]*action="([^"]*)"', page.text) == ["/admin/sign-out"]
         assert "Revoke…" not in page.text
         assert "Block…" not in page.text
-    changes = ("block", "unblock", "tier", "exception", "exception/end", "delete")
+    changes = ("block", "unblock", "tier", "exception", "exception/end", "erase")
     for path in (f"{HERE}/{what}" for what in changes):
         page = await viewer.submit(await viewer.get(HERE), path, tier="s2s", extra="1", hours="1")
         assert page.status == 403
@@ -257,7 +259,7 @@ async def test_hostile_names_stay_text(person: Person, rows: Rows, user_id: str)
     here = f"/admin/users/{quote(user_id, safe='')}"
     page = await person.submit(await person.get(f"{here}/block"), f"{here}/block", reason=user_id)
     assert (page.status, page.url.partition("?")[0]) == (200, here)
-    for path in [*PAGES, here, f"{here}/block", f"{here}/delete", f"/admin/users?q={quote(user_id[:9])}"]:
+    for path in [*PAGES, here, f"{here}/block", f"{here}/erase", f"/admin/users?q={quote(user_id[:9])}"]:
         page = await person.get(path)
         assert page.status == 200
         assert not re.search(r"<(script|b>:|i>:|u>:|img src=x)", page.text), path
@@ -265,7 +267,7 @@ async def test_hostile_names_stay_text(person: Person, rows: Rows, user_id: str)
     listed = await person.get("/admin/users")
     assert " ".join(user_id.split()) in listed.words
     assert (await person.submit(await person.get(here), f"{here}/unblock")).status == 200
-    assert (await person.submit(await person.get(here), f"{here}/delete")).status == 200
+    assert (await person.submit(await person.get(here), f"{here}/erase")).status == 200
     assert rows.run("select count(*) from redis_changes") == [(0,)]
 
 
@@ -278,7 +280,7 @@ async def test_a_name_is_not_a_template(person: Person, rows: Rows) -> None:
 async def test_every_page_has_a_strict_policy_and_no_inline_code(person: Person, rows: Rows) -> None:
     rows.user()
     rows.request("one")
-    for path in [*PAGES, HERE, f"{HERE}/block", f"{HERE}/delete", "/admin/nothing", "/admin/sign-in"]:
+    for path in [*PAGES, HERE, f"{HERE}/block", f"{HERE}/erase", "/admin/nothing", "/admin/sign-in"]:
         page = await person.get(path)
         assert page.headers["Content-Security-Policy"] == (pages.POLICY), path
         assert page.headers["Cache-Control"] == "no-store"

@@ -1,0 +1,242 @@
+"""The SQL of erasures.
+
+What PostgreSQL holds about an identity is removed, or renamed to its digest, in one transaction; but for ledger and
+audit log, which may be long, and are renamed in batches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from shared.stores.postgres import Database, Query, Row, Transaction
+
+#: Rows of the ledger that one statement renames.
+_BATCH = 1000
+
+# The same lock as that of decisions on their way to Redis (``standing/storage.py``)
+_LOCK = Query.text("select pg_advisory_xact_lock(hashtextextended(:identity, 0)) is null as locked")
+_USERS = Query.text("select user_id, service_type from users where identity = :identity order by user_id for update")
+#: ``;`` comes after ``:``.
+_IN_RANGE = "user_id >= :identity || ':' and user_id < :identity || ';'"
+_HELD = Query.text(
+    f"""
+    select exists(select from users where identity = :identity)
+        or exists(select from devices where key_id = :identity)
+        or exists(select from identities where identity = :identity)
+        or exists(select from redis_changes where identity = :identity)
+        or exists(select from refusals where {_IN_RANGE})
+        or exists(select from revocations where {_IN_RANGE})
+        or exists(select from user_spend where {_IN_RANGE})
+        or exists(select from ledger where {_IN_RANGE})
+        or exists(select from audit_log where subject = :identity
+            or (subject >= :identity || ':' and subject < :identity || ';')) as held
+    """  # noqa: S608  ours
+)
+#: Of two decisions about one identity, under its id and its digest, neither is lost.
+_KEEP_BLOCK = Query.text(
+    """
+    update identities as kept set blocked_at = coalesce(kept.blocked_at, gone.blocked_at),
+        blocked_reason = coalesce(kept.blocked_reason, gone.blocked_reason),
+        tokens_from_ms = greatest(kept.tokens_from_ms, gone.tokens_from_ms),
+        generation = greatest(kept.generation, gone.generation)
+    from identities as gone where kept.identity = :identity and gone.identity = :digest
+    """
+)
+_DROP_OLD = Query.text(
+    "delete from identities where identity = :digest and exists (select from identities where identity = :identity)"
+)
+_RENAME = [
+    Query.text(
+        "update identities set identity = :digest, blocked_reason = replace(blocked_reason, :identity, :digest)"
+        " where identity = :identity"
+    ),
+    Query.text(
+        "update revocations set user_id = :digest || substring(user_id from length(:identity) + 1)"  # noqa: S608  ours
+        f" where {_IN_RANGE}"
+    ),
+]
+_REMOVE_REFUSALS = Query.text(f"delete from refusals where {_IN_RANGE}")  # noqa: S608  ours
+_REMOVE = [
+    Query.text("delete from users where identity = :identity"),  # and its exceptions
+    Query.text("delete from devices where key_id = :identity"),
+    Query.text("delete from redis_changes where identity = :identity"),
+    _REMOVE_REFUSALS,
+]
+_BEGIN = Query.text(
+    """
+    insert into erasures as e (digest, fingerprint, sealed, service_types, device_revoked_at, device_revoked_reason)
+    select :digest, sha256(convert_to(:identity, 'UTF8')), :sealed, cast(:service_types as text[]),
+        (select revoked_at from devices where key_id = :identity),
+        (select replace(revoked_reason, :identity, :digest) from devices where key_id = :identity)
+    on conflict (digest) do update set fingerprint = excluded.fingerprint, sealed = excluded.sealed,
+        service_types = excluded.service_types, erased_at = now(), forgotten_at = null,
+        device_revoked_at = coalesce(e.device_revoked_at, excluded.device_revoked_at),
+        device_revoked_reason = coalesce(e.device_revoked_reason, excluded.device_revoked_reason)
+    returning erased_at
+    """
+)
+#: A digest by an older secret gives way, or its fingerprint would stand in the way.
+_FORGET_FINGERPRINT = Query.text(
+    "update erasures set fingerprint = null, sealed = null"
+    " where fingerprint = sha256(convert_to(:identity, 'UTF8')) and digest <> :digest"
+)
+
+_NEXT_USER = Query.text(
+    f"""
+    (select user_id from ledger where {_IN_RANGE} limit 1) union all
+    (select user_id from user_spend where {_IN_RANGE} limit 1) limit 1
+    """  # noqa: S608  ours
+)
+_RENAME_REQUESTS = Query.text("select rename_requests(:user_id, :becomes, '-infinity', :batch) as renamed")
+_RENAME_ENTRIES = Query.text("select rename_entries(:identity, :digest) as renamed")
+
+_RETURNED = Query.text("select exists(select from users where identity = :identity) as returned")
+_FORGOTTEN = Query.text("update erasures set forgotten_at = now() where digest = :digest and erased_at = :erased_at")
+_UNPROVISION = Query.text("update users set litellm_budget = null where identity = :identity")
+_DONE = Query.text(
+    "update erasures set sealed = null, service_types = '{}' where digest = :digest and erased_at = :erased_at"
+)
+_OPEN = Query.text(
+    """
+    select digest, sealed, service_types, erased_at, forgotten_at is not null as forgotten from erasures
+    where sealed is not null and (forgotten_at is null or forgotten_at < now() - make_interval(secs => :settle))
+    order by erased_at limit 100
+    """
+)
+_COUNT = Query.text(
+    "select count(*) as open, coalesce(extract(epoch from now() - min(erased_at)), 0)::float as oldest"
+    " from erasures where sealed is not null"
+)
+_CLEAR = Query.text(
+    "update erasures set fingerprint = null where fingerprint is not null and sealed is null"
+    " and erased_at < now() - make_interval(secs => :kept)"
+)
+_SPEND_ROWS = [
+    Query.text('delete from "LiteLLM_SpendLogs" where end_user = any(cast(:users as text[]))'),
+    Query.text('delete from "LiteLLM_DailyEndUserSpend" where end_user_id = any(cast(:users as text[]))'),
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Open:
+    """An erasure that some store has not finished. ``forgotten``: Redis has nothing of it any more."""
+
+    digest: str
+    sealed: bytes
+    service_types: list[str]
+    erased_at: datetime
+    forgotten: bool
+
+
+async def lock_users(transaction: Transaction, identity: str) -> list[Row]:
+    """Lock an identity and its users. Returns ``user_id`` and ``service_type`` of each.
+
+    :raises DatabaseUnavailable: PostgreSQL could not be asked.
+    """
+    await transaction.fetch(_LOCK, identity=identity)
+    return await transaction.fetch(_USERS, identity=identity)
+
+
+async def is_held(transaction: Transaction, identity: str) -> bool:
+    """Whether PostgreSQL holds anything about an identity.
+
+    :raises DatabaseUnavailable: PostgreSQL could not be asked.
+    """
+    return bool((await transaction.fetch(_HELD, identity=identity))[0]["held"])
+
+
+async def begin(
+    transaction: Transaction, identity: str, digest: str, sealed: bytes, service_types: Sequence[str]
+) -> Open:
+    """Remove an identity, keep its decisions under its digest, and record the erasure.
+
+    :raises DatabaseUnavailable: PostgreSQL could not be asked.
+    """
+    names = {"identity": identity, "digest": digest}
+    await transaction.execute(_FORGET_FINGERPRINT, **names)
+    row = await transaction.fetch_one(_BEGIN, sealed=sealed, service_types=list(service_types), **names)
+    assert row is not None
+    for query in (_KEEP_BLOCK, _DROP_OLD, *_RENAME, *_REMOVE):
+        await transaction.execute(query, **names)
+    return Open(digest, sealed, list(service_types), row["erased_at"], False)
+
+
+async def rename_records(database: Database, identity: str, digest: str) -> None:
+    """Rename what the ledger and the audit log have of an identity. May be repeated at any time.
+
+    :raises DatabaseUnavailable: some may be renamed, and some not.
+    """
+    while users := await database.fetch(_NEXT_USER, identity=identity):
+        user_id: str = users[0]["user_id"]
+        becomes = digest + user_id.removeprefix(identity)
+        renamed = _BATCH
+        while renamed == _BATCH:
+            row = await database.fetch_one(_RENAME_REQUESTS, user_id=user_id, becomes=becomes, batch=_BATCH)
+            renamed = row["renamed"] if row else 0
+    await database.execute(_REMOVE_REFUSALS, identity=identity)
+    await database.fetch_one(_RENAME_ENTRIES, identity=identity, digest=digest)
+
+
+async def has_returned(database: Database, identity: str) -> bool:
+    """:raises DatabaseUnavailable: PostgreSQL could not be asked."""
+    return bool((await database.fetch(_RETURNED, identity=identity))[0]["returned"])
+
+
+async def forgotten(database: Database, erasure: Open) -> None:
+    """Record that Redis has nothing of it any more: from now on the identity may return.
+
+    :raises DatabaseUnavailable: PostgreSQL could not be asked.
+    """
+    await database.execute(_FORGOTTEN, digest=erasure.digest, erased_at=erasure.erased_at)
+
+
+async def unprovision(database: Database, identity: str) -> None:
+    """Have the customers of an identity that has returned made again.
+
+    :raises DatabaseUnavailable: PostgreSQL could not be asked.
+    """
+    await database.execute(_UNPROVISION, identity=identity)
+
+
+async def done(database: Database, erasure: Open) -> None:
+    """Forget the identity of an erasure.
+
+    :raises DatabaseUnavailable: PostgreSQL could not be asked.
+    """
+    await database.execute(_DONE, digest=erasure.digest, erased_at=erasure.erased_at)
+
+
+async def open_erasures(database: Database, settle: float) -> list[Open]:
+    """The oldest erasures that are due: those that Redis has not forgotten, or has forgotten ``settle`` seconds ago.
+
+    :raises DatabaseUnavailable: PostgreSQL could not be asked.
+    """
+    return [Open(**row) for row in await database.fetch(_OPEN, settle=settle)]
+
+
+async def count_open(database: Database) -> tuple[int, float]:
+    """The number of erasures that are not finished, and the age of the oldest in seconds.
+
+    :raises DatabaseUnavailable: PostgreSQL could not be asked.
+    """
+    row = (await database.fetch(_COUNT))[0]
+    return row["open"], row["oldest"]
+
+
+async def clear(database: Database, kept: float) -> None:
+    """Delete the fingerprints of erasures that are older than ``kept`` seconds.
+
+    :raises DatabaseUnavailable: PostgreSQL could not be asked.
+    """
+    await database.execute(_CLEAR, kept=kept)
+
+
+async def delete_spend_rows(litellm: Database, users: Sequence[str]) -> None:
+    """Delete what LiteLLM recorded about requests of users, in its own database: its API has nothing for that.
+
+    :raises DatabaseUnavailable: LiteLLM's database could not be asked.
+    """
+    for query in _SPEND_ROWS:
+        await litellm.execute(query, users=list(users))
