@@ -14,6 +14,7 @@ from shared.errors import DependencyUnavailable
 from shared.stores.postgres import Database, Query
 from shared.stores.redis import Client, connect
 from shared.telemetry.metrics import Registry
+from tests.support.digests import DIGESTS
 from tests.support.service_types import service_type
 
 UID = "00112233445566778899aabbccddeeff"
@@ -25,13 +26,13 @@ _USERS = Query.text("select count(*) as users from users")
 @pytest.fixture
 async def without_redis(database: Database, unused_port: int) -> AsyncIterator[Users]:
     async with connect(f"redis://127.0.0.1:{unused_port}/0", timeout=0.2) as nobody:
-        yield Users(database, nobody, Registry())
+        yield Users(database, nobody, Registry(), DIGESTS)
 
 
 @pytest.fixture
 async def without_postgres(redis: Client, unused_port: int) -> AsyncIterator[Users]:
     async with Database.connect(f"postgresql://x:x@127.0.0.1:{unused_port}/x") as nobody:
-        yield Users(nobody, redis, Registry())
+        yield Users(nobody, redis, Registry(), DIGESTS)
 
 
 async def refuse_older(database: Database, ms: int) -> bool:
@@ -42,7 +43,7 @@ async def refuse_older(database: Database, ms: int) -> bool:
 async def test_a_credential_of_before_an_accounts_change_is_refused_and_makes_no_user(
     database: Database, redis: Client, without_redis: Users, without_postgres: Users
 ) -> None:
-    users, changes = Users(database, redis, Registry()), Changes(database, redis, Registry())
+    users, changes = Users(database, redis, Registry(), DIGESTS), Changes(database, redis, Registry())
     assert await refuse_older(database, 1_000_999)
     assert not await refuse_older(database, 1_000_999)
     for refusing in (users, without_redis):
@@ -69,7 +70,7 @@ async def test_a_credential_of_before_an_accounts_change_is_refused_and_makes_no
 async def test_the_highest_generation_counts_and_is_asked_for_in_redis_alone(
     database: Database, redis: Client, without_redis: Users, without_postgres: Users
 ) -> None:
-    users = Users(database, redis, Registry())
+    users = Users(database, redis, Registry(), DIGESTS)
     await users.enter(UID, AI, generation=7)
     assert (await database.fetch(_WAITING))[0]["waiting"] == 0
     await without_postgres.enter(UID, AI, generation=7)
@@ -87,7 +88,7 @@ async def test_the_highest_generation_counts_and_is_asked_for_in_redis_alone(
 async def test_a_generation_that_redis_missed_reaches_it(
     database: Database, redis: Client, without_redis: Users, without_postgres: Users
 ) -> None:
-    users, changes = Users(database, redis, Registry()), Changes(database, redis, Registry())
+    users, changes = Users(database, redis, Registry(), DIGESTS), Changes(database, redis, Registry())
     await users.enter(UID, AI, generation=7)
     await without_redis.enter(UID, AI, generation=9)
     await without_postgres.enter(UID, AI, generation=7)  # Redis does not know yet
@@ -100,7 +101,7 @@ async def test_a_generation_that_redis_missed_reaches_it(
 
 
 async def test_a_block_is_answered_before_the_age_of_a_credential(database: Database, redis: Client) -> None:
-    users = Users(database, redis, Registry())
+    users = Users(database, redis, Registry(), DIGESTS)
     async with database.transaction() as transaction:
         await storage.block(transaction, UID, None)
         await storage.refuse_older(transaction, UID, 1_000_000)
