@@ -147,6 +147,7 @@ def test_every_secret_of_our_own_declares_how_strong_it_must_be(kind: Any) -> No
         "mlpa_virtual_key",
         "sentry_dsn",
         "database_url",
+        "litellm_database_url",
         "redis_url",
         "mlpa_admin_keys",
         "client_keys",
