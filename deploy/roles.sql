@@ -2,7 +2,7 @@
 -- `mlpa migrate`, which runs as mlpa_owner and grants the others what they need (migrations/grants.py):
 --   MLPA_OWNER_PASSWORD=... MLPA_AUTH_PASSWORD=... MLPA_GATEWAY_PASSWORD=... LITELLM_PASSWORD=... \
 --   MLPA_MONITOR_PASSWORD=... psql -f deploy/roles.sql
--- Tables that were there before get the owner that they should have.
+-- Tables and functions that were there before get the owner that they should have.
 \set ON_ERROR_STOP on
 \getenv owner_password MLPA_OWNER_PASSWORD
 \getenv auth_password MLPA_AUTH_PASSWORD
@@ -43,6 +43,9 @@ alter schema public owner to mlpa_owner;
 revoke all on schema public from public;
 select format('alter table public.%I owner to mlpa_owner', relname) from pg_class
 where relnamespace = 'public'::regnamespace and relkind in ('r', 'p', 'v', 'm') and relowner <> 'mlpa_owner'::regrole \gexec
+select format('alter function public.%I(%s) owner to mlpa_owner', proname, pg_get_function_identity_arguments(oid))
+from pg_proc where pronamespace = 'public'::regnamespace and proowner <> 'mlpa_owner'::regrole
+    and not exists (select from pg_depend where classid = 'pg_proc'::regclass and objid = pg_proc.oid and deptype = 'e') \gexec
 
 \connect :litellm_database
 alter schema public owner to litellm;

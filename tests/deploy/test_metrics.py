@@ -38,6 +38,7 @@ LOOPS = {
         "provisioning",
         "provisioning_sweep",
         "redis_changes",
+        "erasures",
         "signing_keys",
     },
     "gateway": {

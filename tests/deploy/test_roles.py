@@ -17,8 +17,12 @@ from migrations import grants
 from services.local.postgres import PostgresServer, binaries
 from services.local.process import free_port
 from services.local.valkey import ValkeyServer
+from shared.state import decisions, layout
+from shared.state.layout import Standing
 from shared.stores import migrate
+from shared.stores.redis import connect
 from shared.stores.schema import metadata
+from tests.support.service_types import service_type
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 PASSWORDS = {
@@ -108,10 +112,14 @@ def test_the_audit_log_is_written_and_read_alone() -> None:
         ("mlpa_gateway", "update ledger set user_id = 'i:a'"),
         ("mlpa_gateway", "insert into redis_changes (identity, kind, payload) values ('i', 'block', '{}')"),
         ("mlpa_gateway", "select * from usage_hours"),
+        ("mlpa_gateway", "select sealed from erasures"),
+        ("mlpa_gateway", "select rename_requests('i:a', 'erased.x:a', now(), 1)"),
+        ("mlpa_gateway", "select rename_entries('i', 'erased.x')"),
         ("mlpa_auth", "update audit_log set actor = 'mallory'"),
         ("mlpa_auth", "delete from audit_log"),
         ("mlpa_auth", "truncate audit_log"),
-        ("mlpa_auth", "delete from devices"),
+        ("mlpa_auth", "update audit_log set subject = 's'"),
+        ("mlpa_auth", "update ledger set user_id = 'i:a'"),
         ("mlpa_auth", "update devices set public_key = ''"),
         ("mlpa_auth", "update ledger set cost_nano = 0"),
         ("mlpa_auth", "delete from ledger"),
@@ -126,6 +134,13 @@ def test_the_audit_log_is_written_and_read_alone() -> None:
 def test_a_role_can_not(server: PostgresServer, role: str, statement: str) -> None:
     with pytest.raises(psycopg2.errors.InsufficientPrivilege):
         run(server, role, statement, "litellm" if role == "litellm" else "app_attest")
+
+
+@pytest.mark.parametrize("call", ["rename_requests('i:a', 'j:a', now(), 1)", "rename_entries('i', 'j')"])
+def test_auth_can_rename_records_to_those_of_an_erased_identity_alone(server: PostgresServer, call: str) -> None:
+    with pytest.raises(psycopg2.errors.RaiseException, match="erased identity"):
+        run(server, "mlpa_auth", f"select {call}")
+    run(server, "mlpa_auth", f"select {call.replace('j', 'erased.j')}")
 
 
 @pytest.mark.parametrize(
@@ -250,6 +265,24 @@ def test_a_user_of_redis_can_not(valkey: ValkeyServer, user: str, command: str) 
 def test_a_script_has_no_more_rights_than_its_user(valkey: ValkeyServer) -> None:
     with client(valkey, "auth") as connection, pytest.raises(redis.ResponseError, match="No permissions"):
         connection.eval("return redis.call('HGETALL', KEYS[1])", 1, "mlpa:{s00}:totals")
+
+
+async def test_auth_can_run_its_scripts(valkey: ValkeyServer) -> None:
+    async with connect(f"redis://mlpa_auth:AUTH@127.0.0.1:{valkey.port}/0") as auth:
+        row = service_type()
+        recorded = decisions.Recorded("ai", Standing.GOOD, 0, ["j"])
+        with client(valkey, "gateway") as gateway:
+            gateway.hset(layout.of_identity("i").user("i:ai"), "x:1", "5|6")
+            gateway.zadd(layout.of_identity("i").requests_window("i:ai"), {"1": 1})
+        assert await decisions.outlook(auth, "i:ai", {"ai": row}, recorded, least=1, empty=1)
+        await decisions.set_user(auth, "i:ai", "ai")
+        await decisions.read_users(auth, ["i:ai"])
+        known = await decisions.known(auth, "i", "ai")
+        await decisions.remember(auth, "i", "ai", Standing.GOOD, known.version)
+        assert await decisions.forget(auth, "i", ["ai"]) == 1
+        with client(valkey, "gateway") as gateway:
+            gateway.hdel(layout.of_identity("i").user("i:ai"), "x:1")
+        assert await decisions.forget(auth, "i", ["ai"]) == 0
 
 
 def test_nobody_comes_in_without_a_password(valkey: ValkeyServer) -> None:
