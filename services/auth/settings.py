@@ -128,6 +128,9 @@ class AuthSettings(Settings):
     gateway_metrics_urls: CommaSeparated = Field(
         (), description="Metrics pages of the gateways, for the console's refusals; GATEWAY_URL/metrics if not set."
     )
+    gateway_catalogue_url: str = Field(
+        "", description="A gateway's `/catalogue`, for the console's models; GATEWAY_URL/catalogue if not set."
+    )
 
     def needed(self) -> list[str]:
         needed = [*super().needed(), "mlpa_signing_keys_dir", "challenge_secret", "fxa_cache_secret", "erasure_secret"]

@@ -20,7 +20,7 @@ from shared.state.limits import limits_of
 from shared.state.packed import Excepted, total_name
 from shared.state.refusals import Word
 from shared.state.script import Script, ScriptCall
-from shared.state.totals import add_up
+from shared.state.totals import Total, add_up
 from shared.stores.redis import Client
 
 _SET_STANDING, _SET_USER, _SPENT, _KNOWN, _REMEMBER, _FORGET = map(
@@ -269,14 +269,29 @@ async def _total(
     name = total_name(row) if row is not None else ""
     if row is None or not name:
         return {}, None
-    calls = [_TOTALS.call(totals=shard.totals, each=[_TOTALS.item(total=name)]) for shard in SHARD_KEYS]
-    replies = await _eval_all(client, calls)
-    found = [list(map(int, reply)) for reply in replies]
+    found = await _sums(client, [name])
     total = add_up([name], found).get(name)
     if total is None:
         return {Word.TOTAL_UNKNOWN: 1}, None
     refusal = total.refusal(row, least, empty, max(reply[0] for reply in found) / 1000)
     return (dict([refusal]), None) if refusal else ({}, total.room(row))
+
+
+async def totals(client: Client, rows: Sequence[ServiceType]) -> dict[str, Total]:
+    """What all users of service types with a total budget have spent, by name; without those that Redis has lost.
+
+    :raises RedisError: Redis could not be asked.
+    """
+    names = {total_name(row): row.name for row in rows}
+    found = add_up(list(names), await _sums(client, list(names)))
+    return {names[name]: total for name, total in found.items()}
+
+
+async def _sums(client: Client, names: Sequence[str]) -> list[list[int]]:
+    """What each shard has of these totals, behind Redis's clock."""
+    each = [_TOTALS.item(total=name) for name in names]
+    replies = await _eval_all(client, [_TOTALS.call(totals=shard.totals, each=each) for shard in SHARD_KEYS])
+    return [list(map(int, reply)) for reply in replies]
 
 
 async def _eval(client: Client, call: ScriptCall) -> Any:

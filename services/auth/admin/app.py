@@ -11,7 +11,7 @@ from services.auth.admin.access.sessions import SESSIONS, Sessions
 from services.auth.admin.access.wrong_keys import WRONG_KEYS, WrongKeys
 from services.auth.admin.console import pages, views
 from services.auth.admin.console.assets import ASSETS, Assets
-from services.auth.admin.console.gateways import Gateways
+from services.auth.admin.console.gateways import GATEWAYS, Gateways
 from services.auth.admin.console.overview import OVERVIEWS, Overviews
 from services.auth.audit.log import AUDIT_LOG, AuditLog
 from services.auth.audit.refusals import REFUSALS, Refusals
@@ -20,7 +20,10 @@ from services.auth.devices.operators import DEVICE_ADMIN, DeviceAdmin
 from services.auth.limits.services import Limits
 from services.auth.settings import SERVICE_TYPES, SETTINGS
 from services.auth.standing.changes import Changes
+from services.auth.usage.costs import COSTS, Costs
+from services.auth.usage.requests import REQUESTS, Requests
 from services.auth.usage.services import USAGE, Usage
+from services.auth.usage.totals import TotalBudgets
 from services.auth.users.operators import USER_ADMIN, UserAdmin
 from services.auth.users.spending import SPENDING, Spending
 from shared.service.app import Apps
@@ -70,7 +73,9 @@ async def open_admin(
     spending = Spending(database, redis, service_types)
     users = UserAdmin(database, spending, changes, service_types, on_tier=on_tier)
     usage = Usage(database, reports, users)
-    gateways = Gateways(connections.session, settings.gateway_url, settings.gateway_metrics_urls)
+    gateways = Gateways(
+        connections.session, settings.gateway_url, settings.gateway_metrics_urls, settings.gateway_catalogue_url
+    )
     refusals = Refusals(database)
     stack.push_async_callback(usage.close)
     await stack.enter_async_context(refusals.running(registry))
@@ -82,4 +87,9 @@ async def open_admin(
     apps.put(USER_ADMIN, users)
     apps.put(DEVICE_ADMIN, DeviceAdmin(database, changes))
     apps.put(USAGE, usage)
-    apps.put(OVERVIEWS, Overviews(health, gateways, users, usage, rejections))
+    apps.put(REQUESTS, Requests(database))
+    apps.put(COSTS, Costs(reports))
+    apps.put(GATEWAYS, gateways)
+    apps.put(
+        OVERVIEWS, Overviews(health, gateways, users, usage, TotalBudgets(redis, usage, service_types), rejections)
+    )

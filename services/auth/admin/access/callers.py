@@ -45,6 +45,20 @@ async def by_session(request: web.Request, *, take_flash: bool) -> Session | Non
     return await request.app[SESSIONS].find(session_id, take_flash=take_flash) if session_id else None
 
 
+async def by_key_or_session(request: web.Request) -> AdminKey:
+    """The key in a header, or of the browser's session.
+
+    :raises Unauthorized: neither, or a wrong key.
+    :raises SlowDown: a wrong key from an address that has sent too many.
+    :raises DependencyUnavailable: Redis has the sessions.
+    """
+    if not any(field in request.headers for field in _FIELDS):
+        session = await by_session(request, take_flash=False)
+        if session is not None:
+            return session.key
+    return await by_key(request)
+
+
 def actor(request: web.Request, key: AdminKey) -> Actor:
     return Actor(key.name, client_address(request))
 

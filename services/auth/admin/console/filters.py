@@ -81,6 +81,19 @@ def outcome_tone(outcome: str) -> str:
     return {Outcome.SUCCESS.value: "good", Outcome.ABORT.value: "plain"}.get(outcome, "bad")
 
 
+def outcome_words(outcome: str) -> str:
+    """What an outcome means."""
+    return _OUTCOMES.get(outcome, "")
+
+
+_OUTCOMES = {
+    Outcome.SUCCESS.value: "The answer was complete.",
+    Outcome.ERROR.value: "The model failed, or the answer broke off.",
+    Outcome.ABORT.value: "The client left.",
+    Outcome.TIMEOUT.value: "No data came in time.",
+    Outcome.EXPIRED.value: "The gateway ended before the answer did; it is charged whole.",
+}
+
 FILTERS: dict[str, Any] = {
     "usd": usd,
     "number": number,
@@ -93,4 +106,5 @@ FILTERS: dict[str, Any] = {
     "period": period,
     "path": path,
     "outcome_tone": outcome_tone,
+    "outcome_words": outcome_words,
 }

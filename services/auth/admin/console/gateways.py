@@ -1,4 +1,4 @@
-"""The state of the gateways by their own report: readiness, and counts of refusals.
+"""The state of the gateways by their own report: readiness, counts of refusals, and models with their prices.
 
 A gateway may have been taken over, or another server may answer at its address: no redirect is followed, and
 everything that is read, kept or shown has bounds.
@@ -15,6 +15,7 @@ from typing import Annotated, Any
 
 import aiohttp
 import msgspec
+from aiohttp import web
 
 from shared.service import fetch
 from shared.service.flight import Kept
@@ -22,7 +23,7 @@ from shared.service.flight import Kept
 _TIMEOUT = 1.5
 _KEEP = 3.0
 _MAX_PAGE, _MAX_READINESS = 8 * 1024 * 1024, 64 * 1024
-_MAX_CHECKS = 32
+_MAX_CHECKS, _MAX_MODELS = 32, 5000
 #: A count has no more digits than a double holds exactly. Prometheus' own page (/federate) has an exponent from a
 #: million on, and a time behind each value.
 _REFUSALS = re.compile(
@@ -46,6 +47,25 @@ class _Readiness(msgspec.Struct, frozen=True):
     checks: Annotated[dict[_Text, _Check], msgspec.Meta(max_length=_MAX_CHECKS)]
 
 
+class Model(msgspec.Struct, frozen=True):
+    """A model as a gateway knows it. Prices, which come as text, are USD per token."""
+
+    name: _Text
+    service_types: list[_Text]
+    refused: Annotated[str, msgspec.Meta(max_length=1000)] | None = None
+    input_usd_per_token: float | None = None
+    output_usd_per_token: float | None = None
+    context_window: int | None = None
+    max_output_tokens: int | None = None
+    reasoning: bool | None = None
+    embedding: bool | None = None
+
+
+class _Catalogue(msgspec.Struct, frozen=True):
+    models: Annotated[list[Model], msgspec.Meta(max_length=_MAX_MODELS)]
+
+
+_catalogue = msgspec.json.Decoder(_Catalogue, strict=False)
 _readiness = msgspec.json.Decoder(_Readiness)
 
 
@@ -62,14 +82,25 @@ class GatewayReport:
 class Gateways:
     """The gateways, asked at most every few seconds, once for all concurrent callers."""
 
-    def __init__(self, session: aiohttp.ClientSession, url: str, metrics_urls: Sequence[str]) -> None:
+    def __init__(
+        self, session: aiohttp.ClientSession, url: str, metrics_urls: Sequence[str], catalogue_url: str = ""
+    ) -> None:
         self._session = session
         self._url = url.rstrip("/")
         self._metrics_urls = tuple(metrics_urls) or (f"{self._url}/metrics",)
+        self._catalogue_url = catalogue_url or f"{self._url}/catalogue"
         self._kept = Kept(self._ask, _KEEP)
 
     async def report(self) -> GatewayReport:
         return await self._kept.get()
+
+    async def models(self) -> list[Model] | None:
+        """The models of LiteLLM, by name; None when no gateway tells."""
+        try:
+            body = await fetch.get(self._session, self._catalogue_url, limit=_MAX_PAGE, timeout=_TIMEOUT)
+            return _catalogue.decode(body).models
+        except (fetch.NoAnswer, ValueError, RecursionError):
+            return None
 
     async def _ask(self) -> GatewayReport:
         (status, checks), *pages = await asyncio.gather(self._readiness(), *map(self._refusals, self._metrics_urls))
@@ -99,3 +130,6 @@ class Gateways:
             if reason and (count := int(float(value))):
                 found[reason[1].decode()] += count
         return found
+
+
+GATEWAYS = web.AppKey("gateways", Gateways)

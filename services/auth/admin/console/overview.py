@@ -15,6 +15,7 @@ from services.auth.admin.console.gateways import GatewayReport, Gateways
 from services.auth.admin.console.plots import Plot
 from services.auth.usage.services import NearLimit, Usage
 from services.auth.usage.storage import Hour
+from services.auth.usage.totals import TotalBudgets, TotalUse
 from services.auth.users.operators import UserAdmin
 from shared.domain.outcome import Outcome
 from shared.errors import DependencyUnavailable
@@ -52,6 +53,7 @@ class Overview:
     users: dict[str, int] | None
     traffic: Traffic | None
     near: NearLimit | None
+    totals: list[TotalUse] | None
     rejections: dict[str, dict[str, int]]
     in_days: bool
 
@@ -63,28 +65,33 @@ class Overviews:
         gateways: Gateways,
         users: UserAdmin,
         usage: Usage,
+        totals: TotalBudgets,
         rejections: Mapping[str, Callable[[], dict[str, int]]],
     ) -> None:
         self._health = health
         self._gateways = gateways
         self._users = users
         self._usage = usage
+        self._totals = totals
         self._rejections = rejections
 
     async def read(self, *, in_days: bool, draining: bool) -> Overview:
         """The last 30 days, or the last 24 hours."""
-        (_, health), gateway, users, traffic, near = await asyncio.gather(
+        (_, health), gateway, users, traffic, near, totals = await asyncio.gather(
             self._health.readiness(draining=draining),
             self._gateways.report(),
             _or_none(self._users.counts),
             _or_none(self._days if in_days else self._hours),
             _or_none(self._usage.near_limit),
+            _or_none(self._totals.read),
         )
         rejections = {
             name: {step: count for step, count in by_step().items() if count}
             for name, by_step in self._rejections.items()
         }
-        return Overview((health["status"], health["checks"]), gateway, users, traffic, near, rejections, in_days)
+        return Overview(
+            (health["status"], health["checks"]), gateway, users, traffic, near, totals, rejections, in_days
+        )
 
     async def _hours(self) -> Traffic:
         newest = self._usage.now().replace(minute=0, second=0, microsecond=0)

@@ -16,6 +16,7 @@ from services.auth.erasure.services import ERASURES
 from services.auth.errors import InvalidRequest
 from services.auth.exchange.credentials import KINDS
 from services.auth.settings import SERVICE_TYPES
+from services.auth.usage.requests import REQUESTS
 from services.auth.usage.services import USAGE
 from services.auth.users.exceptions import excepted
 from services.auth.users.operators import USER_ADMIN, User, UserAdmin
@@ -24,7 +25,7 @@ from services.auth.users.spending import SPENDING
 from shared.domain.identity import Credential, identity_of
 
 _LEDGER_ROWS = 25
-_AUDIT_ROWS = 10
+_AUDIT_ROWS, _REFUSED_ROWS = 10, 10
 
 
 @pages.page
@@ -55,11 +56,12 @@ async def user(request: web.Request, session: Session) -> web.StreamResponse:
     row, admin = found.row, _admin(request)
     spending = request.app[SPENDING]
     now = request.app[USAGE].now()
-    ledger, others, device, entries = await asyncio.gather(
+    ledger, others, device, entries, refused = await asyncio.gather(
         admin.ledger(row.user_id, limit=_LEDGER_ROWS, cursor=request.query.get("cursor")),
         admin.of_identity(row.identity),
         request.app[DEVICE_ADMIN].find(row.identity),
         request.app[AUDIT_LOG].about([row.user_id, row.identity], limit=_AUDIT_ROWS),
+        request.app[REQUESTS].refused(row.user_id, limit=_REFUSED_ROWS),
     )
     # as cheap as the cheapest of the requests shown: a remainder too small for that is too small for any of them
     least = min((one.cost_nano for one in ledger.rows if one.cost_nano > 0), default=1)
@@ -76,6 +78,7 @@ async def user(request: web.Request, session: Session) -> web.StreamResponse:
         refusals=refusals(found, tier, outlook, least),
         outlook=outlook,
         ledger=ledger,
+        refused=refused,
         search_tools={one.search_tool for one in request.app[SERVICE_TYPES].rows.values()},
         first="cursor" not in request.query,
         others=[other for other in others if other.row.user_id != row.user_id],

@@ -9,7 +9,16 @@ from typing import Any
 from aiohttp import web
 
 from services.auth.admin.access.sessions import Session
-from services.auth.admin.console import assets, device_views, filters, pages, sign_in_views, user_views
+from services.auth.admin.console import (
+    assets,
+    cost_views,
+    device_views,
+    filters,
+    pages,
+    request_views,
+    sign_in_views,
+    user_views,
+)
 from services.auth.admin.console.assets import ASSETS
 from services.auth.admin.console.overview import OVERVIEWS
 from services.auth.audit.log import AUDIT_LOG
@@ -87,6 +96,10 @@ OPERATIONS = [
     _operation("POST", "/admin/users/{user_id}/exception/end", user_views.end_exception),
     _operation("GET", "/admin/users/{user_id}/erase", user_views.confirm_erase),
     _operation("POST", "/admin/users/{user_id}/erase", user_views.erase),
+    _operation("GET", "/admin/requests", request_views.requests),
+    _operation("GET", "/admin/find", request_views.find),
+    _operation("GET", "/admin/costs", cost_views.costs),
+    _operation("GET", "/admin/models", cost_views.models),
     _operation("GET", "/admin/devices", device_views.devices),
     _operation("GET", "/admin/devices/{key_id}/revoke", device_views.confirm_revoke),
     _operation("POST", "/admin/devices/{key_id}/revoke", device_views.revoke),

@@ -30,7 +30,10 @@ from tests.services.auth.admin.conftest import (
 from tests.services.auth.conftest import Auth, StartAuth, many
 from tests.support.service_types import toml
 
-PAGES = ["/admin", "/admin?span=30d", "/admin/users", "/admin/devices", "/admin/audit", "/admin/service-types"]
+PAGES = [
+    *("/admin", "/admin?span=30d", "/admin/users", "/admin/devices", "/admin/audit", "/admin/service-types"),
+    *("/admin/requests", "/admin/costs", "/admin/models"),
+]
 HERE = f"/admin/users/{quote(USER, safe='')}"
 KEY_ID = "+/" + "A" * 41 + "="
 HOSTILE = [

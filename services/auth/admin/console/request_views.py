@@ -1,0 +1,71 @@
+"""The page of requests, admitted and refused, and the box that finds anything by its id."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from urllib.parse import urlencode
+
+from aiohttp import web
+
+from services.auth.admin.access.sessions import Session
+from services.auth.admin.console import pages
+from services.auth.admin.console.filters import path
+from services.auth.errors import InvalidRequest
+from services.auth.settings import SERVICE_TYPES
+from services.auth.usage.requests import REQUESTS, Sought
+from services.auth.users.operators import USER_ADMIN
+from shared.domain.outcome import Outcome
+from shared.errors import NotFound
+
+#: How the page names the fields of ``Sought``.
+_FIELDS = {"request": "request_id", "user": "user_id", "model": "model", "type": "service_type", "code": "code"}
+#: The error codes of the gateway, for the form; any other text may be looked for.
+CODES = (
+    *("budget_exceeded", "budget_reserved", "rate_limit_exceeded", "request_too_large", "upstream_rate_limited"),
+    *("invalid_model", "invalid_request", "invalid_token", "user_blocked", "max_users_reached", "forbidden"),
+    *("upstream_error", "upstream_timeout", "unavailable", "server_error"),
+)
+
+
+@pages.page
+async def requests(request: web.Request, session: Session) -> web.StreamResponse:
+    given = {name: value for name in (*_FIELDS, "until") if (value := request.query.get(name, "").strip())}
+    sought = Sought(
+        **{field: given.get(name, "") for name, field in _FIELDS.items()},
+        until=_minute(given["until"]) if "until" in given else None,
+    )
+    cursor = request.query.get("cursor")
+    found = await request.app[REQUESTS].page(sought, limit=pages.PER_PAGE, cursor=cursor)
+    return pages.render(
+        request,
+        "requests.html",
+        section="requests",
+        page=found,
+        given=given,
+        first=not cursor,
+        service_types=list(request.app[SERVICE_TYPES].rows),
+        outcomes=[outcome.value for outcome in Outcome],
+        codes=CODES,
+    )
+
+
+@pages.page
+async def find(request: web.Request, session: Session) -> web.StreamResponse:
+    """Lead to what has this id: a user, a request, else the users whose ids begin so."""
+    q = request.query.get("q", "").strip()
+    try:
+        await request.app[USER_ADMIN].get(q)
+        return pages.redirect(f"/admin/users/{path(q)}")
+    except NotFound:
+        pass
+    if q and (await request.app[REQUESTS].page(Sought(request_id=q), limit=1)).rows:
+        return pages.redirect(f"/admin/requests?{urlencode({'request': q})}")
+    return pages.redirect(f"/admin/users?{urlencode({'q': q})}")
+
+
+def _minute(text: str) -> datetime:
+    """:raises InvalidRequest: it is not a date and a time."""
+    try:
+        return datetime.fromisoformat(text.removesuffix("Z")).replace(tzinfo=UTC)
+    except ValueError as error:
+        raise InvalidRequest("A time is written like 2026-01-31T18:30.") from error
