@@ -38,6 +38,7 @@ AUTH = [
     "audit",
     "standing",
     "devices",
+    "receipts",
     "tokens",
     "users",
     "provisioning",

@@ -41,7 +41,12 @@ class AuthSettings(Settings):
         "app_attest_bundle_ids": "org.mozilla.ios.Fennec",
     }
 
-    rules: ClassVar[tuple[Rule, ...]] = (*Settings.rules, start_rules.fxa_is_one_stack, start_rules.play_is_https)
+    rules: ClassVar[tuple[Rule, ...]] = (
+        *Settings.rules,
+        start_rules.fxa_is_one_stack,
+        start_rules.play_is_https,
+        start_rules.receipts_are_https,
+    )
 
     auth_port: int = Field(8081, ge=0, le=65535, description="Port of auth.")
     mlpa_signing_keys_dir: Path | None = Field(None, description="Folder of the ES256 keys that sign tokens (PEM).")
@@ -57,6 +62,14 @@ class AuthSettings(Settings):
     app_attest_bundle_ids: CommaSeparated = Field((), description="Bundle ids that may enrol, comma-separated.")
     app_attest_production: bool = Field(False, description="Accept App Attest's production keys, not development's.")
     app_attest_root_ca: Path | None = Field(None, description="PEM of the App Attest root; Apple's when not set.")
+    apple_receipt_key: Path | None = Field(
+        None, description="The team's DeviceCheck key (.p8), with which `mlpa device receipts` renews receipts."
+    )
+    apple_receipt_key_id: str = Field("", description="Its id.")
+    apple_receipt_base_url: str = Field(
+        "", description="Apple's App Attest server; when not set, that of production or of development keys."
+    )
+    apple_receipt_root_ca: Path | None = Field(None, description="PEM of the root of receipts; Apple's when not set.")
     device_unused_days: int = Field(
         0, ge=0, le=36500, description="Days without use after which an App Attest key is refused; 0 = never."
     )
@@ -137,6 +150,8 @@ class AuthSettings(Settings):
         needed += ["app_development_team", "app_attest_bundle_ids"]
         if self.litellm_provision_users and not self.mlpa_debug:
             needed.append("master_key")
+        if self.apple_receipt_key:
+            needed.append("apple_receipt_key_id")
         if self.play_packages:
             needed.append("play_certificates")
         return needed

@@ -10,9 +10,12 @@ from pathlib import Path
 from typing import TextIO
 from urllib.parse import quote
 
+import aiohttp
 import click
 
 from services.auth.devices import importing, storage
+from services.auth.receipts.apple import DEVELOPMENT, PRODUCTION, Apple
+from services.auth.receipts.renewal import Renewal, Stopped, prepare
 from services.auth.settings import AuthSettings
 from services.cli import target
 from services.cli.admin_api import CURSOR, LIMIT, REASON, AdminApi
@@ -58,7 +61,7 @@ _SCOPE = click.option("--scope", default="ai", show_default=True, help="The serv
 @click.option("--team", help="Apple team id; the system's when not given.")
 @_pass
 def new(context: _Context, bundle_id: str | None, team: str | None) -> None:
-    """Make a device with a key of its own; it replaces the one before."""
+    """Make a key on the device, which is made with the first one; it replaces the key before."""
     pki = context.data / "app-attest" / "pki.json"
     if not pki.exists():
         raise click.ClickException(f"{pki} is not there: the test root is made by mlpa up")
@@ -68,6 +71,8 @@ def new(context: _Context, bundle_id: str | None, team: str | None) -> None:
         team_id=team or context.environment.get("APP_DEVELOPMENT_TEAM", "DEVELOPMNT"),
         bundle_id=bundle_id or bundles.split(",")[0],
     )
+    if context.device_path.exists():
+        made.phone = context.load().phone
     context.save(made)
     click.echo(made.key_id_b64)
 
@@ -151,6 +156,49 @@ def revoke(context: _Context, key_id: str, reason: str) -> None:
     """Refuse the device KEY_ID from now on, in all its service types. This can't be undone."""
     body = {"reason": reason or None}
     AdminApi(context.auth_url).show("POST", f"/device/{quote(key_id, safe='')}/revoke", body=body)
+
+
+@device.command("receipts")
+@click.option(
+    "--rate", type=click.FloatRange(0.01, 1000), default=10, show_default=True, help="Requests to Apple per second."
+)
+@click.option(
+    "--every", type=click.IntRange(1, 60), default=7, show_default=True, help="Days between two renewals of a receipt."
+)
+@click.option("--limit", type=click.IntRange(1), help="How many receipts at most.")
+@_pass
+def receipts_(context: _Context, rate: float, every: int, limit: int | None) -> None:
+    """Verify the receipts of DATABASE_URL that are due, renew them at Apple, and store the risk metrics.
+
+    Without APPLE_RECEIPT_KEY, those of a running `mlpa up`.
+
+    It works until nothing is due; run it every few minutes. Several may run at the same time, and the next one goes on
+    where one was stopped. Exit code 1 if Apple refuses the key, asks to wait, or does not answer.
+    """
+    settings = AuthSettings.lenient()
+    if settings.apple_receipt_key is None:
+        local = {name.lower(): value for name, value in context.environment.items()}
+        settings = AuthSettings.lenient(**{name: local[name] for name in AuthSettings.model_fields if name in local})
+    try:
+        asyncio.run(_receipts(settings, rate=rate, every=every, limit=limit))
+    except DatabaseUnavailable as error:
+        raise click.ClickException(f"PostgreSQL: {error.reason}; what was renewed is kept") from None
+    except Stopped as error:
+        raise click.ClickException(str(error)) from None
+
+
+async def _receipts(settings: AuthSettings, *, rate: float, every: int, limit: int | None) -> None:
+    credentials, trust = prepare(settings)
+    url = settings.database_url.get_secret_value()
+    base_url = settings.apple_receipt_base_url or (PRODUCTION if settings.app_attest_production else DEVELOPMENT)
+    async with aiohttp.ClientSession() as session, Database.connect(url, max_size=8, timeout=30) as database:
+        renewal = Renewal(database, Apple(session, base_url, credentials), trust, rate=rate, every=every * 86_400)
+        try:
+            await renewal.run(limit)
+        finally:
+            click.echo(
+                ", ".join(f"{number} {name}" for name, number in sorted(renewal.done.items())) or "nothing is due"
+            )
 
 
 @device.command("import")

@@ -23,7 +23,7 @@ from urllib.request import ProxyHandler, build_opener
 
 from services.cli.console import Console
 from services.cli.supervisor import Part, RunningSystem, Supervisor
-from services.local import litellm, play
+from services.local import apple, litellm, play
 from services.local.files import write_private
 from services.local.litellm import LiteLLMServer
 from services.local.pki import Pki
@@ -33,7 +33,16 @@ from services.local.valkey import ValkeyServer
 
 HOST = "127.0.0.1"
 DEFAULT_PORT_BASE = 8080
-PORTS = ("gateway", "auth", "FxA", "LiteLLM", "PostgreSQL", "Valkey", "Google")  # each one above the one before
+PORTS = (
+    "gateway",
+    "auth",
+    "FxA",
+    "LiteLLM",
+    "PostgreSQL",
+    "Valkey",
+    "Google",
+    "Apple",
+)  # each one above the one before
 DATABASE = "mlpa"
 TEAM = "DEVELOPMNT"
 BUNDLE_ID = "org.mozilla.ios.Fennec"
@@ -180,6 +189,7 @@ class LocalSystem:
             group.create_task(self._start_valkey())
             group.create_task(self._start_fxa())
             group.create_task(self._start_google())
+            group.create_task(self._start_apple())
         await self._start_service("auth", 4)
 
     async def _start_postgres(self) -> None:
@@ -205,6 +215,13 @@ class LocalSystem:
         argv = (sys.executable, "-P", "-m", "services.local.play", "--port", str(port), "--folder", "google")
         process = Process(Program("Google stand-in", argv, cwd=self.data), self._log("google"))
         await self._start("Google", 3, process, lambda: answers(f"http://{HOST}:{port}/"))
+
+    async def _start_apple(self) -> None:
+        port = self._ports["Apple"]
+        options = ("--port", str(port), "--folder", "apple", "--pki", "app-attest/pki.json")
+        argv = (sys.executable, "-P", "-m", "services.local.apple", *options, "--team", TEAM)
+        process = Process(Program("Apple stand-in", argv, cwd=self.data), self._log("apple"))
+        await self._start("Apple", 3, process, lambda: answers(f"http://{HOST}:{port}/"))
 
     async def _start_service(self, name: str, rank: int) -> None:
         process = Process(self._mlpa(name), self._log(name))
@@ -268,6 +285,10 @@ class LocalSystem:
             "PLAY_CREDENTIALS": str(self.data / "google" / play.KEY_FILE),
             "PLAY_BASE_URL": urls["Google"],
             "APP_ATTEST_ROOT_CA": str(self.data / "app-attest" / "root.pem"),
+            "APPLE_RECEIPT_KEY": str(self.data / "apple" / apple.KEY_FILE),
+            "APPLE_RECEIPT_KEY_ID": apple.KEY_ID,
+            "APPLE_RECEIPT_BASE_URL": urls["Apple"],
+            "APPLE_RECEIPT_ROOT_CA": str(self.data / "app-attest" / "root.pem"),
             "APP_DEVELOPMENT_TEAM": TEAM,
             "APP_ATTEST_BUNDLE_IDS": BUNDLE_ID,
             "FIREFOX_CLIENTS": "true",

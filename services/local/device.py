@@ -18,8 +18,10 @@ are at hand; "Apple": "Validating apps that connect to your server"):
     iOS 27: a map of apple_bundle_version_01 (text) and    Apple's sample of 2026: 226 bytes, flags still 0x40
     apple_validation_category_01 (4 bytes, little-endian)
 
-Where it differs on purpose: the receipt is a text and not Apple's PKCS#7, since nothing that verifies an attestation
-reads it; a key may be attested again, which iOS refuses; flags of an assertion and further extensions can be chosen.
+    the receipt                                            ``services/local/receipts.py``
+
+Where it differs on purpose: a key may be attested again, which iOS refuses; flags of an assertion and further
+extensions can be chosen.
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -36,6 +39,7 @@ import cbor2
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from services.local import receipts
 from services.local.pki import Pki, key_to_pem, load_key
 
 Environment = Literal["production", "development"]
@@ -52,6 +56,7 @@ class Device:
     """One app on one device, with its key and counter, under the authority that certifies it.
 
     With ``bundle_version`` and ``validation_category`` it's a device on iOS 27 or later, which reports both.
+    ``phone`` names the device, which may have other keys: Apple counts them.
     ``further`` are extensions that Apple doesn't define yet; ``assertion_flags`` those of its assertions'
     authenticator data.
     """
@@ -65,6 +70,7 @@ class Device:
     counter: int = 0
     further: dict[str, Any] = field(default_factory=dict)
     assertion_flags: int = ATTESTED_CREDENTIAL
+    phone: str = field(default_factory=lambda: secrets.token_hex(16))
     key: ec.EllipticCurvePrivateKey = field(default_factory=lambda: ec.generate_private_key(ec.SECP256R1()), repr=False)
 
     @property
@@ -90,12 +96,25 @@ class Device:
             extensions=self._extensions(),
         )
         nonce = hashlib.sha256(data + hashlib.sha256(challenge).digest()).digest()
-        leaf = self.pki.certify(self.key.public_key(), key_id=self.key_id, nonce=nonce, now=now or datetime.now(UTC))
+        now = now or datetime.now(UTC)
+        leaf = self.pki.certify(self.key.public_key(), key_id=self.key_id, nonce=nonce, now=now)
         x5c = [
             certificate.public_bytes(serialization.Encoding.DER)
             for certificate in (leaf, self.pki.intermediate.certificate)
         ]
-        return attestation_object(data, x5c, receipt=b"receipt of a simulated device")
+        return attestation_object(data, x5c, receipt=self.receipt(x5c[0], challenge, now))
+
+    def receipt(self, certificate: bytes, challenge: bytes, now: datetime) -> bytes:
+        """The receipt that comes with an attestation."""
+        fields = receipts.attest_fields(
+            app_id=f"{self.team_id}.{self.bundle_id}",
+            certificate=certificate,
+            client_hash=hashlib.sha256(challenge).digest(),
+            token=self.phone.encode(),
+            production=self.environment == "production",
+            now=now,
+        )
+        return receipts.sign(fields, self.pki, receipts.signer(self.pki, now))
 
     def assert_(self, client_data: bytes) -> bytes:
         """The assertion object for ``client_data``; each one advances the counter."""
@@ -124,6 +143,7 @@ class Device:
             "counter": self.counter,
             "further": self.further,
             "assertion_flags": self.assertion_flags,
+            "phone": self.phone,
             "key": key_to_pem(self.key),
             "pki": self.pki.to_members(),
         }

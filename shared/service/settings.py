@@ -144,12 +144,12 @@ class Settings(BaseSettings):
         return cls._read(overrides).completed()
 
     @classmethod
-    def lenient(cls) -> Self:
+    def lenient(cls, **overrides: Any) -> Self:
         """For commands that need only some of the settings: missing ones are None.
 
         :raises ConfigurationError: one is malformed.
         """
-        return cls._read({})
+        return cls._read(overrides)
 
     @classmethod
     def _read(cls, overrides: dict[str, Any]) -> Self:

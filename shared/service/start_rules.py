@@ -110,10 +110,20 @@ def auth_url(settings: Any) -> Iterator[str]:
 
 def play_is_https(settings: Any) -> Iterator[str]:
     """Google is reached over https: its answers decide which installs are genuine."""
-    yield from _base_url("PLAY_BASE_URL", settings.play_base_url)
-    parts = _split(settings.play_base_url)
-    if parts is not None and parts.scheme == "http" and not settings.mlpa_debug and not is_loopback(parts.hostname):
-        yield "PLAY_BASE_URL must be https, or on loopback, outside MLPA_DEBUG"
+    yield from _https("PLAY_BASE_URL", settings.play_base_url, debug=settings.mlpa_debug)
+
+
+def receipts_are_https(settings: Any) -> Iterator[str]:
+    """Apple is reached over https: it gets a token of ours."""
+    if settings.apple_receipt_base_url:
+        yield from _https("APPLE_RECEIPT_BASE_URL", settings.apple_receipt_base_url, debug=settings.mlpa_debug)
+
+
+def _https(name: str, url: str, *, debug: bool) -> Iterator[str]:
+    yield from _base_url(name, url)
+    parts = _split(url)
+    if parts is not None and parts.scheme == "http" and not debug and not is_loopback(parts.hostname):
+        yield f"{name} must be https, or on loopback, outside MLPA_DEBUG"
 
 
 def _base_url(name: str, url: str) -> Iterator[str]:

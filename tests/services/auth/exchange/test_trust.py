@@ -22,6 +22,8 @@ _FARM = Query.text(
     """
 )
 
+_DUE = Query.text("select key_id from devices where receipt_due_at <= now()")
+
 
 async def started(start_auth: StartAuth, folder: Path, *, settings: dict[str, Any] | None = None, **row: Any) -> Auth:
     """Auth with two service types for devices: ``ai`` with fields of the test's, ``s2s`` without."""
@@ -154,3 +156,15 @@ async def test_whose_signature_is_wrong_learns_nothing_about_the_device(start_au
     status, body = await auth.exchange(sent, ASSERTION)
     assert (status, body["error"]) == (400, "invalid_request")
     assert "attest again" not in body["error_description"]
+
+
+@pytest.mark.parametrize("known", ["risk_metric = 9", "receipt_fault = 'forged'"])
+async def test_who_attests_again_gets_rid_of_nothing(start_auth: StartAuth, tmp_path: Path, known: str) -> None:
+    auth = await started(start_auth, tmp_path, max_risk_metric=5)
+    device = auth.device()
+    await auth.enrol(device)
+    await change(auth, f"{known}, receipt_due_at = null")
+    assert await auth.enrol(device) == (201, {"status": "success"})
+    assert await outcome(auth, device) == (403, "access_denied")
+    async with Database.connect(auth.settings.database_url.get_secret_value()) as database:
+        assert [row["key_id"] for row in await database.fetch(_DUE)] == [device.key_id_b64], "its new receipt is due"
