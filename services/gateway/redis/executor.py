@@ -14,6 +14,7 @@ from redis.crc import key_slot
 from services.gateway.redis.wire import Link, Node, ScriptFailed, observe, pack, pack_script
 from shared.domain.identity import SHARDS, shard_tag
 from shared.errors import DependencyUnavailable
+from shared.service.flight import Flight
 from shared.state.script import Script, ScriptCall
 from shared.stores.dependency import Dependency
 from shared.stores.redis import Place, answer_reason, harden
@@ -56,7 +57,7 @@ class Executor:
         self._scripts, self._timeout = scripts, timeout
         self._nodes: dict[Address, Node] = {}
         self._owners: list[Node] = []
-        self._mapping: asyncio.Task[None] | None = None
+        self._mapping = Flight(self._look)
         self._listeners: list[Callable[[list[int]], None]] = []
         parts = urlsplit(self._place.url)
         self._seed: Address = (parts.hostname or "localhost", parts.port or 6379)
@@ -71,8 +72,7 @@ class Executor:
         try:
             yield executor
         finally:
-            if executor._mapping is not None:
-                executor._mapping.cancel()
+            await executor._mapping.close()
             for node in executor._nodes.values():
                 await node.close()
 
@@ -226,14 +226,11 @@ class Executor:
         return await self._owners[shard].connect()
 
     async def _map(self) -> None:
-        """Learn which node holds which shard, once for concurrent callers."""
-        if not self._cluster:
-            return
-        if self._mapping is None or self._mapping.done():
-            self._mapping = asyncio.create_task(self._look())
-        await asyncio.shield(self._mapping)
+        if self._cluster:
+            await self._mapping()
 
     async def _look(self) -> None:
+        """Learn which node holds which shard."""
         failure: Exception = ConnectionError("no node of the cluster answers")
         # Those that answer first: one that is gone without a word takes a second to find out
         known = sorted(self._nodes, key=lambda address: self._nodes[address].link is None)

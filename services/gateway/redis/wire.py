@@ -11,7 +11,6 @@ server that restarted, or a replica that took over, has another one.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, cast
@@ -20,6 +19,7 @@ import hiredis
 from redis.asyncio.connection import AbstractConnection, ConnectionPool
 from redis.exceptions import RedisError
 
+from shared.service.flight import Flight
 from shared.state.script import Script, ScriptCall
 from shared.telemetry import logs
 
@@ -195,7 +195,7 @@ class Node:
     ) -> None:
         self._pool, self._scripts, self._timeout, self._on_epoch = pool, scripts, timeout, on_epoch
         self._link: Link | None = None
-        self._opening: asyncio.Task[Link] | None = None
+        self._opening = Flight(self._open)
         self._epoch = ""
 
     @property
@@ -211,28 +211,21 @@ class Node:
         """
         if (link := self.link) is not None:
             return link
-        if self._opening is None or self._opening.done():
-            self._opening = asyncio.create_task(Link.open(self._pool, self._scripts, self._timeout))
-            self._opening.add_done_callback(self._opened)
         try:
-            return await asyncio.shield(self._opening)
+            return await self._opening()
         except (RedisError, OSError, TimeoutError) as error:
             raise ConnectionError(str(error)) from error
 
-    def _opened(self, opening: asyncio.Task[Link]) -> None:
-        if opening.cancelled() or opening.exception() is not None:
-            return
-        self._link = opening.result()
-        if self._epoch != self._link.epoch:
-            changed, self._epoch = bool(self._epoch), self._link.epoch
+    async def _open(self) -> Link:
+        link = self._link = await Link.open(self._pool, self._scripts, self._timeout)
+        if self._epoch != link.epoch:
+            changed, self._epoch = bool(self._epoch), link.epoch
             if changed:
                 _log.warning("redis_epoch_changed", epoch=self._epoch)
             self._on_epoch(self)
+        return link
 
     async def close(self) -> None:
-        if self._opening is not None:
-            self._opening.cancel()
-            with contextlib.suppress(asyncio.CancelledError, RedisError, OSError):
-                await self._opening
+        await self._opening.close()
         if self._link is not None:
             self._link.close()
