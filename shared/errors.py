@@ -1,12 +1,5 @@
 """Errors that a client may see.
 
-    ServiceError
-    ├── DependencyUnavailable      a dependency could not be asked: 503
-    ├── Draining                   this process takes no more requests: 503
-    ├── NotFound, MethodNotAllowed, PayloadTooLarge   (any service)
-    ├── BadRequest                 HeadTooLate, EncodedBody, HeadTooLarge
-    └── services.auth.errors, services.gateway.errors
-
 Each class owns its status, its stable code and a public default message; one middleware per service
 renders them in that service's envelope. Messages never hold a credential or a client's input.
 """

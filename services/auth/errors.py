@@ -1,29 +1,7 @@
 """The errors of auth.
 
-    ServiceError
-    └── AuthError                      rendered as {"error", "error_description"} (RFC 6749 section 5.2)
-        ├── InvalidRequest             400 invalid_request
-        │   └── InvalidSubjectToken    400 invalid_request: the credential is not good
-        │       ├── UnknownKey         400 invalid_request: an App Attest key that was never enrolled here
-        │       └── UnusedKey          400 invalid_request: an App Attest key that nobody used for long
-        ├── UnsupportedGrantType       400 unsupported_grant_type
-        ├── InvalidScope               400 invalid_scope
-        ├── InvalidTarget              400 invalid_target
-        ├── InvalidChallenge           401 invalid_challenge
-        ├── IntegrityRejected          401 integrity_rejected
-        ├── Unauthorized               401 unauthorized (admin key)
-        ├── AttestationRejected        403 attestation_rejected
-        ├── AccessDenied               403 access_denied
-        │   ├── UserBlocked
-        │   └── DeviceNotTrusted       how its app was distributed, or its risk
-        ├── MaxUsersReached            403 max_users_reached
-        ├── Forbidden                  403 forbidden (a viewer changing something)
-        ├── UnknownTier                422 unknown_service_type
-        └── SlowDown                   429 slow_down
-    SwitchedOff                        503 temporarily_unavailable
-    DependencyUnavailable (shared)     503 temporarily_unavailable
-
-"Bad credential" (400, 401, 403) and "could not check it" (503) are never mixed up.
+They are rendered as {"error", "error_description"} (RFC 6749 section 5.2). A bad credential (400, 401, 403) and a
+credential that could not be checked (503) are never mixed up.
 """
 
 from __future__ import annotations

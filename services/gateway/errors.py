@@ -1,28 +1,7 @@
 """What the gateway answers when it refuses or fails: one class per row of the error table.
 
-    ServiceError
-    └── GatewayError                  type, param, mlpa_code beside status and code
-        ├── BudgetExceeded            429  budget_exceeded         1
-        ├── BudgetReserved            429  budget_reserved         2
-        ├── RateLimited               429  rate_limit_exceeded     2
-        ├── RequestTooLarge           413  request_too_large       3
-        ├── UpstreamRateLimited       429  upstream_rate_limited   5
-        ├── InvalidModel              400  invalid_model           8
-        ├── InvalidRequest            400  invalid_request         9
-        │   └── Malformed
-        ├── ModelNotFound             404  model_not_found
-        ├── UnknownPath               404  not_found
-        ├── WrongMethod               405  method_not_allowed
-        ├── InvalidToken              401  invalid_token
-        ├── UserBlocked               403  user_blocked
-        ├── MaxUsersReached           403  max_users_reached       4
-        ├── Forbidden                 403  forbidden
-        ├── UpstreamError             502  upstream_error
-        ├── Unavailable               503  unavailable
-        │   ├── SwitchedOff
-        │   └── UpstreamKeyRefused    503  unavailable            10
-        └── UpstreamTimeout           504  upstream_timeout
-    Each shared error is answered and counted as the class that `kind_of` finds for it.
+Classes that share a code are subclasses of its first one. Each shared error is answered and counted as the class that
+`kind_of` finds for it.
 
 `error_response` renders any ServiceError as a plain answer, `error_event` as the last event of a stream.
 """
