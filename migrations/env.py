@@ -53,5 +53,7 @@ if context.is_offline_mode():
     )
     with context.begin_transaction():
         context.run_migrations()
+        for statement in grants.script():
+            context.execute(statement)
 else:
     run_online()

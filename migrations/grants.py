@@ -7,6 +7,8 @@ right that a release stops using is taken away one release later, since both run
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+
 import sqlalchemy as sa
 
 OWNER = "mlpa_owner"
@@ -93,20 +95,39 @@ def apply(connection: sa.Connection) -> None:
         for name in GRANTS
         if _exists(connection, "pg_tables where schemaname = 'public' and tablename = :name", name)
     ]
+    functions = [
+        name
+        for name in FUNCTIONS
+        if connection.scalar(sa.text("select to_regprocedure(:name) is not null"), {"name": name})
+    ]
     for role in roles:
-        connection.execute(sa.text(f"revoke all on all tables in schema public from {role}"))
-        connection.execute(sa.text(f"revoke all on all sequences in schema public from {role}"))
-        connection.execute(sa.text(f"grant usage on schema public to {role}"))
-        for table in tables:
-            if rights := GRANTS[table].get(role):
-                connection.execute(sa.text(f"grant {', '.join(rights)} on {table} to {role}"))
-    for function, callers in FUNCTIONS.items():
-        if connection.scalar(sa.text("select to_regprocedure(:function) is not null"), {"function": function}):
-            for role in roles:
-                verb = (
-                    "grant execute on function {} to {}" if role in callers else "revoke execute on function {} from {}"
-                )
-                connection.execute(sa.text(verb.format(function, role)))
+        for statement in _statements(role, tables, functions):
+            connection.execute(sa.text(statement))
+
+
+def script() -> list[str]:
+    """The same for a database with all of them, as statements that find out themselves which roles there are."""
+    blocks = []
+    for role in ROLES:
+        body = "".join(f"\n        {statement};" for statement in _statements(role, GRANTS, FUNCTIONS))
+        condition = f"exists (select from pg_roles where rolname = '{role}')"
+        blocks.append(f"do $$ begin\n    if {condition} then{body}\n    end if;\nend $$")
+    return blocks
+
+
+def _statements(role: str, tables: Iterable[str], functions: Iterable[str]) -> Iterator[str]:
+    yield f"revoke all on all tables in schema public from {role}"
+    yield f"revoke all on all sequences in schema public from {role}"
+    yield f"grant usage on schema public to {role}"
+    for table in tables:
+        if rights := GRANTS[table].get(role):
+            yield f"grant {', '.join(rights)} on {table} to {role}"
+    for name in functions:
+        yield (
+            f"grant execute on function {name} to {role}"
+            if role in FUNCTIONS[name]
+            else f"revoke execute on function {name} from {role}"
+        )
 
 
 def _exists(connection: sa.Connection, what: str, name: str) -> bool:

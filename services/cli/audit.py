@@ -13,5 +13,5 @@ from services.cli.admin_api import AUTH_URL, CURSOR, LIMIT, AdminApi
 @CURSOR
 @click.argument("subject", default="")
 def audit(auth_url: str, limit: int, cursor: str | None, subject: str) -> None:
-    """Print what was done, newest first; with SUBJECT, the whole id of a user or device, only what concerns it."""
+    """Print the audit log, newest first. With SUBJECT, the whole id of a user or device, only what concerns it."""
     AdminApi(auth_url).show("GET", "/audit", query={"limit": limit, "cursor": cursor, "subject": subject})

@@ -14,7 +14,10 @@ from shared.telemetry import logs
 
 @click.group()
 def check() -> None:
-    """Test what a service needs: settings, files and dependencies. Starts nothing; exit code 1 on a failure."""
+    """Try settings, files and dependencies before a start.
+
+    Starts nothing; exit code 1 on a failure.
+    """
     logs.configure(form="text", level="CRITICAL")  # what fails is printed
 
 

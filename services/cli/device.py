@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import csv
+import secrets
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,6 +20,7 @@ from services.auth.receipts.renewal import Renewal, Stopped, prepare
 from services.auth.settings import AuthSettings
 from services.cli import target
 from services.cli.admin_api import CURSOR, LIMIT, REASON, AdminApi
+from services.cli.proxy import Proxy, serve
 from services.cli.target import Target
 from services.local.device import Device
 from services.local.files import write_private
@@ -48,7 +50,7 @@ class _Context(Target):
 @target.options("the device")
 @click.pass_context
 def device(context: click.Context, data: Path, auth_url: str | None, gateway_url: str | None) -> None:
-    """A simulated App Attest device, under the test root of `mlpa up`."""
+    """A simulated App Attest device. It is under the test root of `mlpa up`."""
     context.obj = _Context(data, auth_url, gateway_url)
 
 
@@ -136,6 +138,30 @@ def chat(context: _Context, scope: str, model: str, shipped: str | None, text: s
         click.echo()
 
     context.run(talk())
+
+
+@device.command()
+@_SCOPE
+@click.option("--port", type=click.IntRange(0, 65535), default=8089, show_default=True, help="0 takes a free one.")
+@click.option("--key", envvar="MLPA_PROXY_KEY", help="The key that tools give; a new one when not given.")
+@_pass
+def proxy(context: _Context, scope: str, port: int, key: str | None) -> None:
+    """Give tools with a static key the device's tokens.
+
+    Serves the gateway's API on this machine alone, until Ctrl-C, and renews the access token in time: for tools that
+    can't, such as `llm` and `aider`.
+    """
+    made, known = context.load(), key or secrets.token_urlsafe(24)
+
+    def ready(url: str) -> None:
+        click.echo(f"export OPENAI_BASE_URL={url} OPENAI_API_BASE={url} OPENAI_API_KEY={known}")
+
+    try:
+        context.run(serve(Proxy(context.gateway_url, known, lambda: _token(context, made, scope)), port, ready))
+    except KeyboardInterrupt:
+        pass
+    except OSError as error:
+        raise click.ClickException(f"port {port}: {error.strerror or error}") from None
 
 
 @device.command("list")

@@ -30,21 +30,31 @@ def fxa() -> None:
     """Firefox accounts."""
 
 
-@fxa.command()
-@click.option(
-    "--fxa-url",
-    envvar="FXA_BASE_URL",
-    default="http://127.0.0.1:8082/v1",
+_DATA = click.option(
+    "--data",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=Path(".mlpa"),
     show_default=True,
-    help="The stand-in's URL.",
+    help="Data folder of `mlpa up`, which tells where the system runs.",
 )
+
+
+@fxa.command()
+@_DATA
+@click.option("--fxa-url", envvar="FXA_BASE_URL", help="The stand-in, when it isn't the one of the data folder.")
 @click.option("--uid", help="32 hex digits; a new user when not given.")
 @click.option("--scope", "scopes", multiple=True, help="A scope of the token; may be given again.")
 @click.option("--client-id", help="The relying party; Firefox's when not given.")
 @click.option("--opaque", is_flag=True, help="64 hex digits rather than a JWT.")
 @click.option("--ttl", type=float, help="Its life in seconds; six hours when not given.")
 def token(
-    fxa_url: str, uid: str | None, scopes: tuple[str, ...], client_id: str | None, opaque: bool, ttl: float | None
+    data: Path,
+    fxa_url: str | None,
+    uid: str | None,
+    scopes: tuple[str, ...],
+    client_id: str | None,
+    opaque: bool,
+    ttl: float | None,
 ) -> None:
     """Print a token of the running FxA stand-in."""
     order = {
@@ -55,18 +65,13 @@ def token(
         "ttl": ttl,
     }
     given = {name: value for name, value in order.items() if value is not None}
-    url = fxa_url.rstrip("/").removesuffix("/v1") + "/local/token"
-    click.echo(asyncio.run(_order(url, given)))
+    running = RunningSystem.load(data)
+    base = fxa_url or (running.fxa_url if running else "http://127.0.0.1:8082")
+    click.echo(asyncio.run(_order(base.rstrip("/").removesuffix("/v1") + "/local/token", given)))
 
 
 @fxa.command()
-@click.option(
-    "--data",
-    type=click.Path(file_okay=False, path_type=Path),
-    default=Path(".mlpa"),
-    show_default=True,
-    help="Data folder of `mlpa up`, which tells where the system runs.",
-)
+@_DATA
 @click.option("--uid", help="32 hex digits; a new user when not given.")
 @click.option("--scope", default="ai", show_default=True, help="The service type.")
 @click.option("--model", default="local/slow", show_default=True)

@@ -14,7 +14,7 @@ from services.auth.tokens import key_ring as key_files
 
 @click.group()
 def keys() -> None:
-    """Signing keys of access tokens (ES256 PEM files in MLPA_SIGNING_KEYS_DIR)."""
+    """The keys that sign access tokens. ES256, as PEM files in MLPA_SIGNING_KEYS_DIR."""
 
 
 _OUT = click.option(

@@ -38,7 +38,7 @@ class _Context(Target):
 @target.options("the install")
 @click.pass_context
 def play(context: click.Context, data: Path, auth_url: str | None, gateway_url: str | None) -> None:
-    """A simulated install of an Android app, which the stand-in for Google of `mlpa up` vouches for."""
+    """A simulated install of an Android app. The stand-in for Google of `mlpa up` vouches for it."""
     context.obj = _Context(data, auth_url, gateway_url)
 
 

@@ -39,7 +39,7 @@ _WORKERS = click.option(
 @click.command()
 @_WORKERS
 def auth(workers: int) -> None:
-    """The auth service, configured by the environment (and .env)."""
+    """Run auth, configured by the environment and .env."""
     from services.auth.app import build_app
     from services.auth.settings import AuthSettings
 
@@ -50,7 +50,7 @@ def auth(workers: int) -> None:
 @click.command()
 @_WORKERS
 def gateway(workers: int) -> None:
-    """The gateway service, configured by the environment (and .env)."""
+    """Run a gateway, configured by the environment and .env."""
     from services.gateway.app import build_app
     from services.gateway.settings import GatewaySettings
 
@@ -70,7 +70,7 @@ def gateway(workers: int) -> None:
     help="Seconds for others.",
 )
 def migrate(check: bool, sql: bool, down: int | None, wait: float) -> None:
-    """Bring the database to the newest revision (alembic upgrade head)."""
+    """Bring the database to the newest revision."""
     if check + sql + (down is not None) > 1:
         raise click.UsageError("--check, --sql and --down exclude each other")
     url = Settings.lenient().database_url.get_secret_value()
@@ -111,7 +111,10 @@ def _check_revision(url: str) -> None:
     help="Folder of databases, logs, keys; kept between runs.",
 )
 def up(demo: bool, port_base: int | None, data: Path) -> None:
-    """The whole system on this machine, then a demonstration; stays up until Ctrl-C."""
+    """Run the whole system on this machine, and show it.
+
+    It stays up until Ctrl-C.
+    """
     from services.cli.up import up as run_up
 
     sys.exit(asyncio.run(run_up(demo=demo, port_base=port_base, data=data)))

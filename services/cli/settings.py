@@ -16,7 +16,7 @@ from shared.service.settings import Settings
 @click.command()
 @click.option("--markdown", is_flag=True, help="A table for a document, without current values.")
 def settings(markdown: bool) -> None:
-    """Every setting: name, default, current value (secrets masked), sentence."""
+    """Print every setting and its current value. Secrets are masked."""
     if markdown:
         click.echo("| name | default | for | |\n|---|---|---|---|")
     for name, (service, field, value) in sorted(_all().items()):

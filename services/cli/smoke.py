@@ -25,7 +25,7 @@ Step = Callable[[], Awaitable[str]]
 @click.option("--service-type", default="ai", show_default=True, help="That of the chat.")
 @click.option("--model", help="That of the chat; the first that the token may use, if not given.")
 def smoke(gateway_url: str, auth_url: str, fxa_token: str | None, service_type: str, model: str | None) -> None:
-    """Try a running deployment from outside; one line each, exit code 1 if something fails."""
+    """Try a running deployment from outside. One line each, exit code 1 if something fails."""
     run = _Smoke(gateway_url.rstrip("/"), auth_url.rstrip("/"))
     if not asyncio.run(run.all(fxa_token, service_type, model)):
         raise SystemExit(1)

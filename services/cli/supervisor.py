@@ -43,10 +43,10 @@ class RunningSystem:
 
     @classmethod
     def load(cls, data: Path) -> Self | None:
-        """The system that runs on a data folder, if any."""
+        """The system that runs on a data folder, if any that the caller may know of."""
         try:
             members = json.loads((data / STATE_FILE).read_text())
-        except FileNotFoundError:
+        except (FileNotFoundError, PermissionError):
             return None
         return cls(**{**members, "data": Path(members["data"])})
 

@@ -319,10 +319,15 @@ class LocalSystem:
 def _locked(data: Path) -> Iterator[None]:
     """Makes the data folder and locks it.
 
-    :raises ProcessError: another run has locked it.
+    :raises ProcessError: another run has locked it, or nothing can be written there.
     """
-    data.mkdir(parents=True, exist_ok=True, mode=0o700)
-    lock = os.open(data / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        data.mkdir(parents=True, exist_ok=True, mode=0o700)
+        lock = os.open(data / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+    except OSError as error:
+        raise ProcessError(
+            f"{_relative(data)}: {error.strerror}; give this run another folder with --data DIR"
+        ) from None
     try:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

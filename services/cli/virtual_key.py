@@ -31,7 +31,7 @@ NAME = "MLPA_VIRTUAL_KEY"
     "--timeout", type=click.FloatRange(0.1), default=30, show_default=True, help="Seconds to wait for LiteLLM."
 )
 def virtual_key(env_file: Path, timeout: float) -> None:
-    """Make a LiteLLM virtual key with MASTER_KEY, and write MLPA_VIRTUAL_KEY to .env.
+    """Make LiteLLM's virtual key of the gateways. With MASTER_KEY; writes MLPA_VIRTUAL_KEY to .env.
 
     The key may use every model, and only the routes that the gateway needs. A key that .env had before stays valid
     until it is deleted at LiteLLM, so that running gateways can still use it.

@@ -12,8 +12,10 @@ from pathlib import Path
 import psycopg2
 import pytest
 import redis
+from click.testing import CliRunner
 
 from migrations import grants
+from services.cli.commands import cli
 from services.local.postgres import PostgresServer, binaries
 from services.local.process import free_port
 from services.local.valkey import ValkeyServer
@@ -197,6 +199,34 @@ def test_a_right_that_is_taken_away_is_gone_after_the_next_migration(server: Pos
     ):
         with pytest.raises(psycopg2.errors.InsufficientPrivilege):
             run(server, role, statement)
+
+
+def test_the_statements_that_mlpa_migrate_shows_grant_the_same(server: PostgresServer) -> None:
+    granted = []
+    psql = str(binaries(server.account) / "psql")
+    for name in ("app_attest", "shown"):
+        assert run_roles(server, name).returncode == 0
+        if name == "shown":
+            shown = CliRunner().invoke(cli, ["migrate", "--sql"]).stdout
+            argv = [psql, "--no-psqlrc", "--quiet", "-v", "ON_ERROR_STOP=1", url(server, "mlpa_owner", name)]
+            done = subprocess.run(argv, input=shown, capture_output=True, text=True, check=False)
+            assert done.returncode == 0, done.stderr
+        connection = psycopg2.connect(server.url(name))
+        with connection, connection.cursor() as cursor:
+            cursor.execute(PRIVILEGES)
+            granted.append(cursor.fetchall())
+        connection.close()
+    assert granted[0] == granted[1]
+    assert len(granted[0]) > 50
+
+
+PRIVILEGES = """
+    select grantee, table_name, column_name, privilege_type from information_schema.column_privileges
+    where grantee in ('mlpa_auth', 'mlpa_gateway') and table_name !~ '^ledger_[0-9]'
+    union all
+    select grantee, routine_name, routine_schema, privilege_type from information_schema.routine_privileges
+    where grantee in ('mlpa_auth', 'mlpa_gateway') order by 1, 2, 3, 4
+"""
 
 
 def test_no_role_is_made_without_its_password(tmp_path: Path) -> None:

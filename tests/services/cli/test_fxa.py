@@ -13,6 +13,7 @@ from click.testing import CliRunner, Result
 from services.auth.fxa.models import FxAConfig
 from services.auth.fxa.services import FxAVerifier
 from services.cli.fxa import fxa
+from services.cli.supervisor import RunningSystem
 from services.local.process import Process, answers
 from shared.stores.redis import connect
 from shared.telemetry.metrics import Registry
@@ -75,6 +76,11 @@ def test_a_purge_that_could_not_be_done_is_an_error(unused_port: int) -> None:
 @pytest.mark.parametrize("uid", ["", UID[:-1], UID.upper(), UID + ":ai"])
 def test_what_is_no_uid_is_told(uid: str) -> None:
     assert invoke("purge", uid).exit_code == 2
+
+
+def test_the_stand_in_is_that_of_the_system_that_runs(base_url: str, tmp_path: Path) -> None:
+    RunningSystem("", "", base_url.removesuffix("/v1"), "", "", tmp_path, "", {}).save()
+    assert invoke("token", "--data", str(tmp_path)).exit_code == 0
 
 
 def test_a_stand_in_that_is_not_there_is_told(unused_port: int) -> None:

@@ -47,6 +47,13 @@ def test_a_second_run_on_the_same_folder_is_refused(tmp_path: Path) -> None:
         pass
 
 
+def test_a_folder_that_can_not_be_used_is_refused_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for data in (tmp_path / "file", tmp_path / "file" / "data"):
+        with pytest.raises(ProcessError, match=r"--data DIR$"), up._locked(data):
+            pass
+
+
 def test_no_secret_is_in_the_representation_of_a_running_system(tmp_path: Path) -> None:
     system = up.LocalSystem(Recorder(), tmp_path, port_base=None)
     for secret in up._load_secrets(tmp_path / "secrets.json").values():
