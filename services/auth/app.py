@@ -21,6 +21,7 @@ from services.auth.connections import Connections, open_connections
 from services.auth.devices import views as device_views
 from services.auth.devices.enrolment import ENROLMENT, Enrolment
 from services.auth.devices.metrics import DeviceMetrics
+from services.auth.erasure.export import EXPORTS, Exports
 from services.auth.erasure.services import ERASURES, Erasures
 from services.auth.error_body import ErrorBody
 from services.auth.exchange import play_views
@@ -231,9 +232,10 @@ async def _open(
     digests = Digests(settings.erasure_secrets())
     users = Users(database, redis, registry, digests, on_entry=provisioner.entered if provisioner else None)
     changes = Changes(database, redis, registry)
+    jobs = await _jobs(stack, settings.database_url, database.state)
     erasures = Erasures(
         database,
-        await _jobs(stack, settings.database_url, database.state),
+        jobs,
         redis,
         prepared.service_types,
         digests,
@@ -268,6 +270,7 @@ async def _open(
         PlayCredential(google, play_policy, limits, redis, play_metrics, token_ttl=settings.play_token_ttl_seconds),
     ]
     apps.put(ERASURES, erasures)
+    apps.put(EXPORTS, Exports(database, jobs, redis, prepared.service_types, read_fxa=fxa.held))
     apps.put(CHALLENGES, challenges)
     apps.put(LIMITS, limits)
     apps.put(ENROLMENT, Enrolment(database, challenges, prepared.policy, metrics, limits))

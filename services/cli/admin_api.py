@@ -28,6 +28,19 @@ class AdminApi:
     def __init__(self, auth_url: str) -> None:
         self._auth = auth_url.rstrip("/")
 
+    def save(self, path: str) -> None:
+        """Ask for JSON of any length, and print it as it comes.
+
+        :raises ClickException: as ``show``, or when it breaks off.
+        """
+        asyncio.run(_save(address(self._auth, path), self._headers()))
+
+    def _headers(self) -> dict[str, str]:
+        key = os.environ.get("MLPA_ADMIN_KEY", "")
+        if not key:
+            raise click.UsageError("MLPA_ADMIN_KEY is not set: an admin key of auth")
+        return {"Authorization": f"Bearer {key}"}
+
     def show(
         self, method: str, path: str, *, query: Mapping[str, Any] | None = None, body: Mapping[str, Any] | None = None
     ) -> None:
@@ -38,12 +51,11 @@ class AdminApi:
         :raises UsageError: there is no key, or the address is no URL.
         :raises ClickException: it is refused, or auth doesn't answer.
         """
-        key = os.environ.get("MLPA_ADMIN_KEY", "")
-        if not key:
-            raise click.UsageError("MLPA_ADMIN_KEY is not set: an admin key of auth")
+        headers = self._headers()
         url = address(self._auth, path).update_query({name: value for name, value in (query or {}).items() if value})
-        headers = {"Authorization": f"Bearer {key}"}
-        click.echo(json.dumps(asyncio.run(ask("auth", method, url, headers=headers, json=body)), indent=2))
+        answer = asyncio.run(ask("auth", method, url, headers=headers, json=body))
+        if answer is not None:
+            click.echo(json.dumps(answer, indent=2))
 
 
 def address(base: str, path: str) -> URL:
@@ -70,16 +82,34 @@ async def ask(service: str, method: str, url: URL, **options: Any) -> Any:
             aiohttp.ClientSession(timeout=_TIMEOUT) as session,
             session.request(method, url, **options) as response,
         ):
-            answer = await response.json()
+            answer = None if response.status == 204 else await response.json()
     except (aiohttp.ClientError, TimeoutError, ValueError) as error:
         raise click.ClickException(f"{url.origin()}: no answer from {service} ({type(error).__name__})") from None
     if response.ok:
         return answer
+    raise _refusal(service, url, response.status, answer)
+
+
+async def _save(url: URL, headers: dict[str, str]) -> None:
+    try:
+        async with (
+            aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(connect=5, sock_read=30)) as session,
+            session.get(url, headers=headers) as response,
+        ):
+            if not response.ok:
+                raise _refusal("auth", url, response.status, await response.json())
+            async for piece in response.content.iter_any():
+                click.echo(piece, nl=False)
+    except (aiohttp.ClientError, TimeoutError, ValueError) as error:
+        raise click.ClickException(f"{url.origin()}: no whole answer from auth ({type(error).__name__})") from None
+
+
+def _refusal(service: str, url: URL, status: int, answer: Any) -> click.ClickException:
     match answer:
         case {"error": str(code), "error_description": str(message)}:  # auth's form
             pass
         case {"error": {"code": str(code), "message": str(message)}}:  # the gateway's
             pass
         case _:
-            raise click.ClickException(f"{url.origin()}: {response.status}, and not in the words of {service}")
-    raise click.ClickException(f"{response.status} {code}: {message}")
+            return click.ClickException(f"{url.origin()}: {status}, and not in the words of {service}")
+    return click.ClickException(f"{status} {code}: {message}")

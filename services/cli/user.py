@@ -11,6 +11,7 @@ import click
 from services.cli.admin_api import AUTH_URL, REASON, AdminApi
 
 _USER = click.argument("user_id")
+_IDENTITY = click.argument("identity", metavar="ID")
 
 
 @click.group()
@@ -53,6 +54,23 @@ def block(api: _Api, user_id: str, reason: str) -> None:
 def unblock(api: _Api, user_id: str) -> None:
     """Admit the identity again."""
     api.user("POST", user_id, "/unblock")
+
+
+@user.command()
+@_IDENTITY
+@_pass
+def erase(api: _Api, identity: str) -> None:
+    """Erase an identity in all its service types. ID is that of a user or the identity alone."""
+    api.user("DELETE", identity)
+    click.echo("erased", err=True)
+
+
+@user.command()
+@_IDENTITY
+@_pass
+def export(api: _Api, identity: str) -> None:
+    """Print all that is held about an identity, as JSON. ID is that of a user or the identity alone."""
+    api.save(f"/user/{quote(identity, safe='')}/export")
 
 
 @user.command()

@@ -18,18 +18,18 @@ _BATCH = 1000
 # The same lock as that of decisions on their way to Redis (``standing/storage.py``)
 _LOCK = Query.text("select pg_advisory_xact_lock(hashtextextended(:identity, 0)) is null as locked")
 _USERS = Query.text("select user_id, service_type from users where identity = :identity order by user_id for update")
-#: ``;`` comes after ``:``.
-_IN_RANGE = "user_id >= :identity || ':' and user_id < :identity || ';'"
+#: The rows of an identity's users: ``;`` comes after ``:``.
+IN_RANGE = "user_id >= :identity || ':' and user_id < :identity || ';'"
 _HELD = Query.text(
     f"""
     select exists(select from users where identity = :identity)
         or exists(select from devices where key_id = :identity)
         or exists(select from identities where identity = :identity)
         or exists(select from redis_changes where identity = :identity)
-        or exists(select from refusals where {_IN_RANGE})
-        or exists(select from revocations where {_IN_RANGE})
-        or exists(select from user_spend where {_IN_RANGE})
-        or exists(select from ledger where {_IN_RANGE})
+        or exists(select from refusals where {IN_RANGE})
+        or exists(select from revocations where {IN_RANGE})
+        or exists(select from user_spend where {IN_RANGE})
+        or exists(select from ledger where {IN_RANGE})
         or exists(select from audit_log where subject = :identity
             or (subject >= :identity || ':' and subject < :identity || ';')) as held
     """  # noqa: S608  ours
@@ -54,10 +54,10 @@ _RENAME = [
     ),
     Query.text(
         "update revocations set user_id = :digest || substring(user_id from length(:identity) + 1)"  # noqa: S608  ours
-        f" where {_IN_RANGE}"
+        f" where {IN_RANGE}"
     ),
 ]
-_REMOVE_REFUSALS = Query.text(f"delete from refusals where {_IN_RANGE}")  # noqa: S608  ours
+_REMOVE_REFUSALS = Query.text(f"delete from refusals where {IN_RANGE}")  # noqa: S608  ours
 _REMOVE = [
     Query.text("delete from users where identity = :identity"),  # and its exceptions
     Query.text("delete from devices where key_id = :identity"),
@@ -85,8 +85,8 @@ _FORGET_FINGERPRINT = Query.text(
 
 _NEXT_USER = Query.text(
     f"""
-    (select user_id from ledger where {_IN_RANGE} limit 1) union all
-    (select user_id from user_spend where {_IN_RANGE} limit 1) limit 1
+    (select user_id from ledger where {IN_RANGE} limit 1) union all
+    (select user_id from user_spend where {IN_RANGE} limit 1) limit 1
     """  # noqa: S608  ours
 )
 _RENAME_REQUESTS = Query.text("select rename_requests(:user_id, :becomes, '-infinity', :batch) as renamed")

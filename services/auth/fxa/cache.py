@@ -180,6 +180,20 @@ class Cache:
             raise DependencyUnavailable("redis") from error
         return dropped
 
+    async def held(self, uid: str) -> list[FxAIdentity]:
+        """The identities that are stored of an account's tokens.
+
+        :raises DependencyUnavailable: Redis is down.
+        """
+        try:
+            digests: list[Any] = await self._redis.zrange(f"mlpa:fxa:uid:{self._uid_name(uid)}", 0, -1)
+            keys = [EntryKey(digest, f"mlpa:fxa:v1:{digest.hex()}", "") for digest in digests]
+            values: list[Any] = [await self._redis.get(key.name) for key in keys]
+        except RedisError as error:
+            raise DependencyUnavailable("redis") from error
+        found = [self._open(key, value) for key, value in zip(keys, values, strict=True) if value is not None]
+        return [one for one in found if isinstance(one, FxAIdentity)]
+
     def _lifetime(self, identity: FxAIdentity, now: float) -> float:
         if identity.expires_at is None:
             return min(self._config.cache_ttl, self._config.opaque_cache_ttl)

@@ -131,6 +131,13 @@ class FxAVerifier:
         """
         return await self._cache.purge(uid)
 
+    async def held(self, uid: str) -> list[FxAIdentity]:
+        """What is remembered of an account's tokens.
+
+        :raises DependencyUnavailable: Redis is down.
+        """
+        return await self._cache.held(uid)
+
     async def ready(self) -> None:
         """The readiness check ``fxa``.
 

@@ -30,11 +30,14 @@ from services.auth.admin.api.requests import (
     one_each,
     operation,
 )
+from services.auth.audit.log import AUDIT_LOG
+from services.auth.erasure.export import EXPORTS
 from services.auth.erasure.services import ERASURES
 from services.auth.error_body import ErrorBody
 from services.auth.users.exceptions import excepted
 from services.auth.users.operators import USER_ADMIN, UserAdmin
 from shared.domain.identity import identity_of
+from shared.errors import DependencyUnavailable
 from shared.service.web import USER_ID
 from shared.telemetry.openapi import Answer, Body, Parameter
 
@@ -110,6 +113,23 @@ async def delete_user(request: web.Request) -> web.Response:
     return web.Response(status=204)
 
 
+async def export(request: web.Request) -> web.StreamResponse:
+    actor, identity = await changing(request), identity_of(_user_id(request))
+    pieces = request.app[EXPORTS].export(identity)
+    first = await anext(pieces)
+    await request.app[AUDIT_LOG].record(actor, "user.export", identity)
+    response = web.StreamResponse(headers={"Content-Type": "application/json"})
+    await response.prepare(request)
+    await response.write(first)
+    try:
+        async for piece in pieces:
+            await response.write(piece)
+    except DependencyUnavailable:
+        if request.transport is not None:
+            request.transport.abort()  # what was sent is not the whole
+    return response
+
+
 def _users(request: web.Request) -> UserAdmin:
     return request.app[USER_ADMIN]
 
@@ -128,6 +148,18 @@ async def _user(request: web.Request) -> web.Response:
 _TAG = "Users"
 _NOT_FOUND = {404: Answer("There is no such user", ErrorBody)}
 _CHANGE = {**CHANGE, **_NOT_FOUND}
+_READ_ALL = {**COMMON, **_NOT_FOUND, 403: Answer("A viewer's key", ErrorBody)}
+_EXPORT = {
+    "type": "object",
+    "required": ["identity", "exported_at", "redis", "litellm", "postgresql"],
+    "properties": {
+        "identity": {"type": "string"},
+        "exported_at": {"type": "string", "format": "date-time"},
+        "redis": {"type": "object", "description": "By key; `fxa`: the cached verifications."},
+        "litellm": {"type": "object", "description": "The customers, and the tables and columns that name them."},
+        "postgresql": {"type": "object", "description": "The rows of each table."},
+    },
+}
 _ID = Parameter(
     "user_id",
     "`<identity>:<service type>`, percent-encoded: it may hold `/ + = :`.",
@@ -275,6 +307,16 @@ OPERATIONS = [
         "End a user's exception before its time",
         {200: Answer("The user", UserBody), **_CHANGE},
         parameters=[_ID],
+    ),
+    operation(
+        _TAG,
+        "GET",
+        "/user/{user_id}/export",
+        export,
+        "All that is held about the user's identity",
+        {200: Answer("The rows of each table, what is in Redis, and what LiteLLM has", _EXPORT), **_READ_ALL},
+        parameters=[_ANY_ID],
+        description="The audit log has an entry about each export. An answer that breaks off is not the whole.",
     ),
     operation(
         _TAG,

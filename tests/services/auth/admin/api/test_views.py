@@ -310,3 +310,23 @@ async def test_on_an_ops_port_the_main_one_has_neither_users_nor_console(
     auth = await start_auth(**ADMIN_SETTINGS, ops_port=unused_port)
     for path in ("/user", "/admin", "/admin/sign-in", "/admin/static/console.css"):
         assert (await ask(auth, "GET", path))[0] == 404
+
+
+async def test_an_export_is_all_that_is_held_by_user_or_by_identity(admin_auth: Auth, rows: Rows) -> None:
+    assert (await ask(admin_auth, "GET", at(USER, "/export")))[0] == 404
+    assert (await admin_auth.exchange(admin_auth.fxa_token(UID)))[0] == 200
+    for number in range(1203):
+        rows.request(f"row{number:04d}")
+    status, body, _ = await ask(admin_auth, "GET", at(UID, "/export"))
+    assert status == 200
+    held = body["postgresql"]
+    assert sorted(row["id"] for row in held["ledger"]) == [f"row{number:04d}" for number in range(1203)]
+    assert [row["user_id"] for row in held["users"]] == [USER]
+    assert held["user_spend"][0]["spent_nano"] == 1203 * 1000
+    assert body["redis"]["fxa"][0]["uid"] == UID
+    assert any(UID in key for key in body["redis"])
+    assert USER in body["litellm"]["customers"]
+    assert rows.audit() == [("admin", "user.export", UID, None, None)]
+    status, again, _ = await ask(admin_auth, "GET", at(USER, "/export"))
+    assert (status, len(again["postgresql"]["audit_log"])) == (200, 1)
+    assert (await ask(admin_auth, "GET", at(USER, "/export"), VIEWER))[0] == 403
