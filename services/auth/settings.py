@@ -10,7 +10,7 @@ from aiohttp import web
 from pydantic import AfterValidator, Field, SecretStr
 from pydantic_core import PydanticCustomError
 
-from shared.domain.service_types import ServiceTypes
+from shared.domain.service_types import DURATIONS, ServiceTypes
 from shared.domain.tokens import LONGEST_LIFE, LONGEST_PLAY_LIFE
 from shared.service import start_rules
 from shared.service.settings import CommaSeparated, DatabaseUrl, Limit, Settings, secret_parts
@@ -28,6 +28,16 @@ def _certificates(value: tuple[str, ...]) -> tuple[str, ...]:
 #: SHA-256 in base64url, whose last character has two unused bits.
 _DIGEST = re.compile(r"[A-Za-z0-9_-]{42}[AEIMQUYcgkosw048]")
 PlayCertificates = Annotated[CommaSeparated, AfterValidator(_certificates)]
+
+
+def _kept_days(value: int) -> int:
+    # Budgets are rebuilt from what was spent in the longest period
+    if 0 < value <= max(DURATIONS.values()) // 86_400:
+        raise PydanticCustomError("kept_days", "must be 0 or at least 31")
+    return value
+
+
+KeptDays = Annotated[int, Field(ge=0, le=36500), AfterValidator(_kept_days)]
 
 
 class AuthSettings(Settings):
@@ -71,7 +81,16 @@ class AuthSettings(Settings):
     )
     apple_receipt_root_ca: Path | None = Field(None, description="PEM of the root of receipts; Apple's when not set.")
     device_unused_days: int = Field(
-        0, ge=0, le=36500, description="Days without use after which an App Attest key is refused; 0 = never."
+        0,
+        ge=0,
+        le=36500,
+        description="Days without use after which an App Attest key is refused, and pruned; 0 = never.",
+    )
+    ledger_kept_days: KeptDays = Field(
+        0, description="Days after which `mlpa prune` drops ledger rows, at least 31; 0 = never."
+    )
+    audit_log_kept_days: int = Field(
+        0, ge=0, le=36500, description="Days after which `mlpa prune` deletes audit entries; 0 = never."
     )
     fxa_base_url: str = Field("https://oauth.accounts.firefox.com/v1", description="FxA's OAuth API.")
     fxa_issuer: str = Field("https://accounts.firefox.com", description="`iss` of FxA's JWT access tokens.")

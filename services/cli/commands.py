@@ -28,6 +28,7 @@ _MODULES = {
     "app-attest": "app_attest",
     "virtual-key": "virtual_key",
     "ledger": "ledger",
+    "prune": "prune",
     "settings": "settings",
     "service-types": "service_types",
     "import-settings": "import_settings",

@@ -20,7 +20,7 @@ from shared.stores.redis import RedisError, connect
 
 _DAY = 86_400
 _BATCH = 5000
-_TIMEOUT_SECONDS = 60.0
+TIMEOUT_SECONDS = 60.0
 
 
 @click.group()
@@ -41,15 +41,15 @@ def prune(days: int) -> None:
     if days * _DAY < longest:
         raise click.BadParameter(f"the longest period has {longest // _DAY} days", param_hint="--older-than")
     try:
-        deleted = asyncio.run(_prune(settings.database_url.get_secret_value(), time.time() - days * _DAY))
+        deleted = asyncio.run(prune_rows(settings.database_url.get_secret_value(), time.time() - days * _DAY))
     except DependencyUnavailable as error:
         raise click.ClickException(f"PostgreSQL: {error.reason}; what was deleted stays so") from error
     click.echo(f"deleted {deleted}")
 
 
-async def _prune(url: str, before: float) -> int:
+async def prune_rows(url: str, before: float) -> int:
     deleted = 0
-    async with Database.connect(url, max_size=1, timeout=_TIMEOUT_SECONDS) as database:
+    async with Database.connect(url, max_size=1, timeout=TIMEOUT_SECONDS) as database:
         storage = LedgerStorage(database)
         while count := await storage.prune(before, _BATCH):
             deleted += count
@@ -73,14 +73,14 @@ def partitions(ahead: int, days: int | None, wait: float) -> None:
     """
     url = AuthSettings.lenient().database_url.get_secret_value()
     try:
-        done = asyncio.run(_partitions(url, ahead, days, wait))
+        done = asyncio.run(keep_days(url, ahead, days, wait))
     except DependencyUnavailable as error:
         raise click.ClickException(f"PostgreSQL: {error.reason}; what was done stays so, run it again") from error
     click.echo(f"made {done.made}, moved {done.moved} rows, dropped {done.dropped}")
 
 
-async def _partitions(url: str, ahead: int, days: int | None, wait: float) -> Kept:
-    async with Database.connect(url, max_size=1, timeout=_TIMEOUT_SECONDS) as database:
+async def keep_days(url: str, ahead: int, days: int | None, wait: float) -> Kept:
+    async with Database.connect(url, max_size=1, timeout=TIMEOUT_SECONDS) as database:
         return await keep(database, time.time(), ahead=ahead, older_than=days, wait=wait)
 
 
@@ -118,7 +118,7 @@ async def _reconcile(settings: AuthSettings) -> list[Difference]:
     redis = connect(settings.redis_url.get_secret_value(), timeout=5.0, max_connections=2)
     try:
         async with Database.connect(
-            settings.database_url.get_secret_value(), max_size=1, timeout=_TIMEOUT_SECONDS
+            settings.database_url.get_secret_value(), max_size=1, timeout=TIMEOUT_SECONDS
         ) as database:
             if settings.master_key is None:
                 return await differences(database, redis, service_types, None, now=time.time)

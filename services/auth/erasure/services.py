@@ -77,7 +77,6 @@ class Erasures:
         self._rows, self._digests, self._registry = service_types.rows, digests, registry
         self._purge_fxa, self._litellm, self._litellm_rows = purge_fxa, litellm, litellm_rows
         self._settle, self._every = settle, every
-        self._open = registry.gauge("erasures_open", "Erasures that a store has not finished.")
         self._oldest = registry.gauge("erasures_oldest_seconds", "Age of the oldest erasure that is not finished.")
 
     async def erase(self, identity: str, actor: Actor) -> None:
@@ -200,9 +199,7 @@ class Erasures:
                     _log.info("erased", digest=erasure.digest)
             except (DependencyUnavailable, LiteLLMError) as error:
                 failure = error
-        open_erasures, oldest = await storage.count_open(self._database)
-        self._open.set(open_erasures)
-        self._oldest.set(oldest)
+        self._oldest.set(await storage.oldest(self._database))
         if failure is not None:
             raise failure
 

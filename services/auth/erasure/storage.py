@@ -105,9 +105,9 @@ _OPEN = Query.text(
     order by erased_at limit 100
     """
 )
-_COUNT = Query.text(
-    "select count(*) as open, coalesce(extract(epoch from now() - min(erased_at)), 0)::float as oldest"
-    " from erasures where sealed is not null"
+_OLDEST = Query.text(
+    "select coalesce(extract(epoch from now() - min(erased_at)), 0)::float as age from erasures"
+    " where sealed is not null"
 )
 _CLEAR = Query.text(
     "update erasures set fingerprint = null where fingerprint is not null and sealed is null"
@@ -216,13 +216,13 @@ async def open_erasures(database: Database, settle: float) -> list[Open]:
     return [Open(**row) for row in await database.fetch(_OPEN, settle=settle)]
 
 
-async def count_open(database: Database) -> tuple[int, float]:
-    """The number of erasures that are not finished, and the age of the oldest in seconds.
+async def oldest(database: Database) -> float:
+    """The age of the oldest erasure that is not finished, in seconds; 0 if there is none.
 
     :raises DatabaseUnavailable: PostgreSQL could not be asked.
     """
-    row = (await database.fetch(_COUNT))[0]
-    return row["open"], row["oldest"]
+    age: float = (await database.fetch(_OLDEST))[0]["age"]
+    return age
 
 
 async def clear(database: Database, kept: float) -> None:

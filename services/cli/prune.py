@@ -1,0 +1,63 @@
+"""``mlpa prune``: deletes what is older than the settings say."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+import click
+
+from services.auth.settings import AuthSettings
+from services.cli.ledger import TIMEOUT_SECONDS, keep_days, prune_rows
+from shared.errors import DependencyUnavailable
+from shared.stores.postgres import Database, Query
+
+_BATCH = 5000
+#: Days of the ledger that are made ahead, and seconds for a table that somebody else holds.
+_AHEAD, _WAIT = 7, 60.0
+_AUDIT_LOG = Query.text(
+    """
+    delete from audit_log where id in (
+        select id from audit_log where at < now() - make_interval(days => :days) order by at limit :batch)
+    """
+)
+# A revoked key stays refused
+_DEVICES = Query.text(
+    """
+    delete from devices where key_id in (
+        select key_id from devices where revoked_at is null
+            and coalesce(last_used_at, created_at) < now() - make_interval(days => :days) limit :batch)
+    """
+)
+
+
+@click.command()
+def prune() -> None:
+    """Delete ledger rows, audit entries and devices that are older than LEDGER_KEPT_DAYS, AUDIT_LOG_KEPT_DAYS and
+    DEVICE_UNUSED_DAYS; 0 keeps them for ever. Run it every night, as the tables' owner.
+    """
+    try:
+        done = asyncio.run(_prune(AuthSettings.lenient()))
+    except DependencyUnavailable as error:
+        raise click.ClickException(f"PostgreSQL: {error.reason}; what was deleted stays so") from error
+    click.echo(", ".join(f"{number} {what}" for what, number in done.items()))
+
+
+async def _prune(settings: AuthSettings) -> dict[str, int]:
+    url = settings.database_url.get_secret_value()
+    done = {"ledger days": 0, "ledger rows": 0}
+    if days := settings.ledger_kept_days:
+        done["ledger days"] = (await keep_days(url, _AHEAD, days, _WAIT)).dropped
+        done["ledger rows"] = await prune_rows(url, time.time() - days * 86_400)
+    async with Database.connect(url, max_size=1, timeout=TIMEOUT_SECONDS) as database:
+        done["audit entries"] = await _delete(database, _AUDIT_LOG, settings.audit_log_kept_days)
+        done["devices"] = await _delete(database, _DEVICES, settings.device_unused_days)
+    return done
+
+
+async def _delete(database: Database, query: Query, days: int) -> int:
+    deleted, last = 0, _BATCH if days else 0
+    while last == _BATCH:
+        last = await database.execute(query, days=days, batch=_BATCH)
+        deleted += last
+    return deleted

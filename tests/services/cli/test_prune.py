@@ -1,0 +1,60 @@
+"""`mlpa prune`: what it deletes, and what it keeps."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from typing import Any
+
+import psycopg2
+import pytest
+from click.testing import CliRunner
+
+from services.cli.prune import prune
+
+_FILL = """
+    insert into ledger (id, request_id, user_id, service_type, model, prompt_tokens, completion_tokens, cost_nano,
+        period_seconds, period_index, outcome, admitted_at, settled_at)
+    select n::text, 'r', 'x:ai', 'ai', 'm', 1, 1, 1, 86400, 0, 'success', now() - n * interval '1 day', now()
+    from generate_series(0, 100, 20) n;
+    insert into audit_log (at, actor, action, subject)
+    select now() - n * interval '1 day', 'jane', 'sign_in', n::text from generate_series(0, 100, 20) n;
+    insert into devices (key_id, public_key, created_at, last_used_at, revoked_at)
+    values ('used', '', now() - interval '1 year', now(), null), ('new', '', now(), null, null),
+        ('never used', '', now() - interval '1 year', null, null),
+        ('unused', '', now() - interval '1 year', now() - interval '41 days', null),
+        ('revoked', '', now() - interval '1 year', now() - interval '1 year', now());
+"""
+
+
+@pytest.fixture
+def filled(postgres_url: str) -> str:
+    with closing(psycopg2.connect(postgres_url)) as connection, connection, connection.cursor() as cursor:
+        cursor.execute(_FILL)
+    return postgres_url
+
+
+def left(url: str, query: str) -> list[Any]:
+    with closing(psycopg2.connect(url)) as connection, connection.cursor() as cursor:
+        cursor.execute(query)
+        return [row[0] for row in cursor.fetchall()]
+
+
+def test_it_deletes_what_is_older_than_the_settings_say(filled: str) -> None:
+    env = {"DATABASE_URL": filled, "LEDGER_KEPT_DAYS": "31", "AUDIT_LOG_KEPT_DAYS": "70", "DEVICE_UNUSED_DAYS": "40"}
+    result = CliRunner().invoke(prune, env=env)
+    assert (result.exit_code, result.output) == (0, "0 ledger days, 4 ledger rows, 2 audit entries, 2 devices\n")
+    assert left(filled, "select id::int from ledger order by 1") == [0, 20]
+    assert left(filled, "select subject::int from audit_log order by 1") == [0, 20, 40, 60]
+    assert left(filled, "select key_id from devices order by 1") == ["new", "revoked", "used"]
+
+
+def test_without_settings_it_keeps_everything(filled: str) -> None:
+    result = CliRunner().invoke(prune, env={"DATABASE_URL": filled})
+    assert (result.exit_code, result.output) == (0, "0 ledger days, 0 ledger rows, 0 audit entries, 0 devices\n")
+    assert len(left(filled, "select id from ledger")) == 6
+
+
+@pytest.mark.parametrize("days", ["1", "30", "-1"])
+def test_a_ledger_that_is_shorter_than_the_longest_period_is_refused(filled: str, days: str) -> None:
+    result = CliRunner().invoke(prune, env={"DATABASE_URL": filled, "LEDGER_KEPT_DAYS": days})
+    assert "LEDGER_KEPT_DAYS" in str(result.exception)
