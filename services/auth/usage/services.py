@@ -29,15 +29,21 @@ _NEAR_WAIT = 1.0
 _NEAR_EACH = 50
 _NEAR_SHARE = 0.75
 _NEAR_SHOWN = 10
+#: Requests in which the users are looked for that came last.
+_RECENT_SCANNED = 5000
 
 _log = logs.logger("usage")
 
 
 @dataclass(frozen=True, slots=True)
 class NearLimit:
-    """Users with little budget left, of those who spent most today and yesterday; the closest first."""
+    """Users with little budget left, of those who spent most today and yesterday; the closest first.
+
+    ``spenders``: those who spent most in their present period.
+    """
 
     users: list[User]
+    spenders: list[User]
     as_of: datetime
 
 
@@ -91,6 +97,15 @@ class Usage:
                 await asyncio.wait([asking], timeout=_NEAR_WAIT)
         return self._near
 
+    async def recent(self, limit: int) -> dict[str, tuple[User, datetime]]:
+        """The users of the newest requests that still exist, each with its last one; the newest first.
+
+        :raises DependencyUnavailable: a dependency could not be asked.
+        """
+        last = await storage.recent(self._database, scan=_RECENT_SCANNED, limit=limit)
+        users = {user.row.user_id: user for user in await self._users.some(list(last))}
+        return {name: (users[name], at) for name, at in last.items() if name in users}
+
     async def _find_near_limit(self) -> None:
         try:
             names = await storage.spenders(self._reports, (self.now() - _DAY).date(), _NEAR_EACH)
@@ -99,7 +114,8 @@ class Usage:
             _log.warning("near_limit_unknown")
             return
         near = sorted((user for user in users if user.spent.share >= _NEAR_SHARE), key=lambda user: -user.spent.share)
-        self._near = NearLimit(near[:_NEAR_SHOWN], self.now())
+        spenders = sorted(users, key=lambda user: -user.spent.spent_nano)
+        self._near = NearLimit(near[:_NEAR_SHOWN], spenders, self.now())
 
     async def close(self) -> None:
         """End the look-up that is under way."""

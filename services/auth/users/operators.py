@@ -21,7 +21,7 @@ from services.auth.standing import storage as standing
 from services.auth.standing.changes import Changes
 from services.auth.users import operators_storage as storage
 from services.auth.users import pools
-from services.auth.users.operators_storage import LedgerRow, Sort, UserRow
+from services.auth.users.operators_storage import LedgerRow, Sort, UserRow, Which
 from services.auth.users.spending import Spending, Spent
 from shared.domain.money import nano_to_usd
 from shared.domain.service_types import ServiceTypes
@@ -65,21 +65,37 @@ class UserAdmin:
         self._clock = clock
 
     async def page(
-        self, *, q: str = "", cursor: str | None = None, limit: int, sort: Sort = "id", descending: bool = False
+        self,
+        *,
+        q: str = "",
+        cursor: str | None = None,
+        limit: int,
+        sort: Sort = "id",
+        descending: bool = False,
+        which: Which = "all",
+        tier: str = "",
     ) -> tuple[Page[User], int]:
-        """Users whose id starts with ``q``, and about how many there are in all. A search is always sorted by id.
+        """Users of a list whose id starts with ``q``, and about how many there are in all such ids. A search, and each
+        list but that of all users, is sorted by id.
 
         :raises InvalidRequest: the cursor is not one of this list.
         :raises DependencyUnavailable: a dependency could not be asked.
         """
-        sort = "id" if q else sort
+        sort = "id" if q or which != "all" else sort
         place = pagination.place(cursor, 2)
         after = (place.key[0], _time(place.key[1])) if place.key else None
-        if "\0" in q:
+        if "\0" in q + tier:
             return Page([]), 0
         rows, total = await asyncio.gather(
             storage.page(
-                self._database, q=q, sort=sort, descending=descending != place.backwards, after=after, limit=limit + 1
+                self._database,
+                q=q,
+                sort=sort,
+                descending=descending != place.backwards,
+                after=after,
+                limit=limit + 1,
+                which=which,
+                tier=tier,
             ),
             storage.estimate(self._database, q),
         )

@@ -11,6 +11,8 @@ from shared.state.packed import Excepted
 from shared.stores.postgres import Database, Query, Row, Transaction
 
 Sort = Literal["id", "created"]
+#: Lists of users: all, those of a tier, with a blocked identity, with a revoked device, with an exception, on Android.
+Which = Literal["all", "tier", "blocked", "revoked", "exception", "installs"]
 
 #: Above every id in byte order.
 LAST = "\U0010ffff"
@@ -30,19 +32,45 @@ def _select(users: str, order: str = "") -> Query:
     return Query.text(_USER.format(users=users) + order)
 
 
-def _page(where: str, order: str) -> Query:
-    return _select(f"select * from users where {where} order by {order} limit :limit", f"order by {order}")  # noqa: S608
+def _page(where: str, order: str, source: str = "users u", *, first: str = "") -> Query:
+    """
+    :param first: what ``source`` is in the order of, and its users too.
+    """
+    users = f"select u.* from {source} where {where} order by {first}{order} limit :limit"  # noqa: S608  ours
+    return _select(users, f"order by {order}")
+
+
+def _of(table: str, identity: str, condition: str, comparison: str) -> str:
+    """The users of the identities in a table, which is read by its index: however many users there are."""
+    return (
+        f"(select {identity} as identity from {table} where {condition} and {identity} {comparison}= :identity) one "  # noqa: S608
+        "cross join lateral (select * from users where users.identity = one.identity offset 0) u"
+    )
 
 
 _PREFIX = "user_id >= :q and user_id < :end"
-_PAGES: dict[tuple[Sort, bool], Query] = {
-    ("id", False): _page(f"user_id > :id and {_PREFIX}", "user_id"),
-    ("id", True): _page(f"user_id < :id and {_PREFIX}", "user_id desc"),
-    ("created", False): _page("(created_at, user_id) > (cast(:at as timestamptz), :id)", "created_at, user_id"),
-    ("created", True): _page(
-        "(created_at, user_id) < (cast(:at as timestamptz), :id)", "created_at desc, user_id desc"
-    ),
+_CREATED = "(created_at, user_id) {} (cast(:at as timestamptz), :id)"
+_PAGES: dict[tuple[Which | Literal["created"], bool], Query] = {
+    ("created", False): _page(_CREATED.format(">"), "created_at, user_id"),
+    ("created", True): _page(_CREATED.format("<"), "created_at desc, user_id desc"),
 }
+for _down, _compare, _order in ((False, ">", ""), (True, "<", " desc")):
+    _where, _by = f"u.user_id {_compare} :id and u.user_id >= :q and u.user_id < :end", f"u.user_id{_order}"
+    _ones = f"one.identity{_order}, "
+    _PAGES |= {
+        ("all", _down): _page(_where, _by),
+        ("tier", _down): _page(f"u.budget_tier = :tier and {_where}", _by),
+        ("installs", _down): _page(f"credential_of(u.user_id) = 'play' and {_where}", _by),
+        ("blocked", _down): _page(
+            _where, _by, _of("identities", "identity", "blocked_at is not null", _compare), first=_ones
+        ),
+        ("revoked", _down): _page(
+            _where, _by, _of("devices", "key_id", "revoked_at is not null", _compare), first=_ones
+        ),
+        ("exception", _down): _page(
+            f"x.ends_at > now() and {_where}", _by, "exceptions x join users u on u.user_id = x.user_id"
+        ),
+    }
 _BY_IDS = _select("select * from users where user_id = any(:users)", "order by user_id")
 _OF_IDENTITY = _select("select * from users where identity = :identity order by user_id limit 100", "order by user_id")
 _LOCK = Query.text("select user_id from users where identity = :identity order by user_id for update")
@@ -138,17 +166,31 @@ def _users(rows: Sequence[Row]) -> list[UserRow]:
 
 
 async def page(
-    database: Database, *, q: str, sort: Sort, descending: bool, after: tuple[str, str] | None, limit: int
+    database: Database,
+    *,
+    q: str,
+    sort: Sort,
+    descending: bool,
+    after: tuple[str, str] | None,
+    limit: int,
+    which: Which = "all",
+    tier: str = "",
 ) -> list[UserRow]:
-    """Users whose id starts with ``q`` (all of them when sorted by creation).
+    """Users of a list whose id starts with ``q``; all users when sorted by creation.
 
     :param after: ``(id, creation time as text)`` of the user that the page follows; None for the first page.
     :raises DatabaseUnavailable: PostgreSQL could not be asked.
     """
     edge = ("", "-infinity") if not descending else (LAST, "infinity")
     user_id, at = after or edge
-    bounds = _bounds(q) if sort == "id" else {"at": at}
-    return _users(await database.fetch(_PAGES[sort, descending], id=user_id, limit=limit, **bounds))
+    if sort == "created":
+        return _users(await database.fetch(_PAGES[sort, descending], id=user_id, limit=limit, at=at))
+    given = _bounds(q)
+    if which == "tier":
+        given["tier"] = tier
+    if which in ("blocked", "revoked"):
+        given["identity"] = user_id.rpartition(":")[0] if after else user_id
+    return _users(await database.fetch(_PAGES[which, descending], id=user_id, limit=limit, **given))
 
 
 def _bounds(q: str) -> dict[str, str]:

@@ -15,27 +15,53 @@ from services.auth.devices.operators import DEVICE_ADMIN
 from services.auth.erasure.services import ERASURES
 from services.auth.errors import InvalidRequest
 from services.auth.exchange.credentials import KINDS
+from services.auth.pagination import Page
 from services.auth.settings import SERVICE_TYPES
 from services.auth.usage.requests import REQUESTS
 from services.auth.usage.services import USAGE
 from services.auth.users.exceptions import excepted
 from services.auth.users.operators import USER_ADMIN, User, UserAdmin
-from services.auth.users.operators_storage import Sort
+from services.auth.users.operators_storage import Sort, Which
 from services.auth.users.spending import SPENDING
 from shared.domain.identity import Credential, identity_of
 
 _LEDGER_ROWS = 25
+#: Users in the lists that have one page.
+_TOP = 100
+_LISTS: dict[str, Which] = {
+    "tier": "tier",
+    "blocked": "blocked",
+    "revoked": "revoked",
+    "exception": "exception",
+    "installs": "installs",
+}
 _AUDIT_ROWS, _REFUSED_ROWS = 10, 10
 
 
 @pages.page
 async def users(request: web.Request, session: Session) -> web.StreamResponse:
     q = request.query.get("q", "").strip()
-    sort: Sort = "created" if request.query.get("sort") == "created" and not q else "id"
+    listed, _, tier = request.query.get("list", "").partition(":")
+    sort: Sort = "created" if request.query.get("sort") == "created" and not (q or listed) else "id"
     descending = request.query.get("order") == "desc"
-    found, total = await _admin(request).page(
-        q=q, cursor=request.query.get("cursor"), limit=pages.PER_PAGE, sort=sort, descending=descending
-    )
+    usage, last_use, as_of, total = request.app[USAGE], None, None, 0
+    if listed == "recent":
+        recent = await usage.recent(_TOP)
+        found = Page([user for user, _ in recent.values()])
+        last_use = {user_id: at for user_id, (_, at) in recent.items()}
+    elif listed == "spend":
+        near = await usage.near_limit()
+        found, as_of = Page(near.spenders[:_TOP] if near else []), near.as_of if near else None
+    else:
+        found, total = await _admin(request).page(
+            q=q,
+            cursor=request.query.get("cursor"),
+            limit=pages.PER_PAGE,
+            sort=sort,
+            descending=descending,
+            which=_LISTS.get(listed, "all"),
+            tier=tier,
+        )
     return pages.render(
         request,
         "users.html",
@@ -45,6 +71,11 @@ async def users(request: web.Request, session: Session) -> web.StreamResponse:
         kind_of=_kind_of,
         kinds=list({kind.words.identity: kind.words for kind in KINDS}.values()),
         q=q,
+        listed=listed,
+        whole=request.query.get("list", ""),
+        tiers=list(request.app[SERVICE_TYPES].rows),
+        last_use=last_use,
+        as_of=as_of,
         sort=sort,
         order="desc" if descending else "asc",
     )

@@ -9,8 +9,10 @@ import pytest
 
 from services.auth.audit.storage import Actor
 from services.auth.standing.changes import Changes
+from services.auth.users import operators_storage as storage
 from services.auth.users.entry import Users
 from services.auth.users.operators import UserAdmin
+from services.auth.users.operators_storage import Which
 from services.auth.users.spending import Spending
 from shared.domain.service_types import ServiceType, ServiceTypes
 from shared.stores.postgres import Database, Query
@@ -80,7 +82,8 @@ async def test_pages_and_searches_read_no_more_than_they_show(parts: Parts) -> N
     await parts.database.execute(
         Query.text(
             "insert into users (user_id, identity, service_type, budget_tier, created_at) "
-            "select md5(n::text) || '\\:ai', md5(n::text), 'ai', 'ai', now() - interval '1 min' * n "
+            "select md5(n::text) || '\\:ai', md5(n::text), 'ai', (array['ai', 's2s', 'memories'])[1 + n % 3], "
+            "now() - interval '1 min' * n "
             "from generate_series(1, 20000) n"
         )
     )
@@ -99,3 +102,62 @@ async def test_pages_and_searches_read_no_more_than_they_show(parts: Parts) -> N
         assert "Index" in text
         assert "Seq Scan" not in text
         assert "Sort" not in text
+
+
+async def test_each_list_is_paged_in_both_directions_by_an_index(parts: Parts) -> None:
+    """Every third identity is blocked, revoked, excepted or of another tier; 20,000 others are not read."""
+    run = parts.database.execute
+    for shape in ("md5(n::text)", "encode(sha256(n::text::bytea), 'base64')"):
+        await run(
+            Query.text(
+                "insert into users (user_id, identity, service_type, budget_tier) "
+                f"select {shape} || '\\:' || kind, {shape}, kind, case when n <= 60 then 's2s' else kind end "
+                "from generate_series(1, 10000) n, unnest(array['ai', 'memories']) kind"
+            )
+        )
+    await run(
+        Query.text(
+            "insert into identities (identity, blocked_at) select md5(n::text), case when n <= 30 then now() end "
+            "from generate_series(1, 10000) n"
+        )
+    )
+    await run(
+        Query.text(
+            "insert into devices (key_id, public_key, revoked_at) select encode(sha256(n::text::bytea), 'base64'), "
+            "'x', case when n <= 30 then now() end from generate_series(1, 10000) n"
+        )
+    )
+    await run(
+        Query.text(
+            "insert into exceptions select user_id, 1, false, now() + interval '1 day', null from users "
+            "where budget_tier = 's2s'"
+        )
+    )
+    await run(
+        Query.text(
+            "insert into users (user_id, identity, service_type, budget_tier) "
+            "select gen_random_uuid() || '\\:ai', 'x', 'ai', 'ai' from generate_series(1, 60)"
+        )
+    )
+    await run(Query.text("analyze"))
+    counts: dict[Which, int] = {"tier": 240, "blocked": 60, "revoked": 60, "exception": 240, "installs": 60}
+    for which, number in counts.items():
+        page, _ = await parts.admin.page(limit=25, which=which, tier="s2s")
+        seen, pages = page.rows, [page]
+        while page.next_cursor:
+            page, _ = await parts.admin.page(limit=25, which=which, tier="s2s", cursor=page.next_cursor)
+            seen, pages = [*seen, *page.rows], [*pages, page]
+        ids = [user.row.user_id for user in seen]
+        assert (len(ids), ids) == (number, sorted(set(ids))), which
+        back, _ = await parts.admin.page(limit=25, which=which, tier="s2s", cursor=pages[-1].previous_cursor)
+        assert back.rows == pages[-2].rows, which
+    for (which, _), query in storage._PAGES.items():
+        given = dict.fromkeys(("id", "q", "identity"), "") | {
+            "end": storage.LAST,
+            "tier": "s2s",
+            "at": "now",
+            "limit": 25,
+        }
+        explain = Query.text("explain " + query.sql.replace("%(", ":").replace(")s", "").replace("::", "\\:\\:"))
+        plan = "\n".join(str(row["QUERY PLAN"]) for row in await parts.database.fetch(explain, **given))
+        assert "Seq Scan on users" not in plan, (which, plan)
