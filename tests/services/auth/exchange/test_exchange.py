@@ -152,6 +152,23 @@ async def test_a_challenge_of_another_key_is_refused(auth: Auth) -> None:
     assert status == 400
 
 
+async def test_a_challenge_that_enrolled_signs_no_exchange(auth: Auth) -> None:
+    device = auth.device()
+    challenge = await auth.challenge(device)
+    status, _, _ = await auth.ask("POST", "/verify/attest", json=auth.attest_body(device, challenge))
+    assert status == 201
+    status, body = await auth.exchange(await auth.assertion(device, challenge=challenge), ASSERTION)
+    assert (status, body["error"]) == (400, "invalid_request")
+
+
+async def test_an_older_assertion_is_refused_after_a_newer_one(auth: Auth) -> None:
+    device = auth.device()
+    await auth.enrol(device)
+    older, newer = await auth.assertion(device), await auth.assertion(device)
+    assert (await auth.exchange(newer, ASSERTION))[0] == 200
+    assert (await auth.exchange(older, ASSERTION))[0] == 400
+
+
 def assert_one_wins(statuses: list[int], won: int, lost: int) -> None:
     """On a busy machine some of a crowd may get a 503; never does more than one win."""
     counts = Counter(statuses)
