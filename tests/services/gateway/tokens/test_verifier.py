@@ -301,37 +301,9 @@ async def test_a_reading_that_changes_nothing_forgets_nothing(rig: Rig) -> None:
     assert await rig.verifier.verify(token) is first
 
 
-async def test_unknown_kids_make_one_fetch_in_five_seconds(rig: Rig) -> None:
-    await rig.keys.refresh()
-    before = rig.auth.fetches
-    for index in range(100):
-        with pytest.raises(InvalidToken):
-            await rig.verifier.verify(rig.forge({"kid": f"k{index}"}))
-    assert rig.auth.fetches == before + 1
-    rig.clock.now += 6
-    for index in range(100):
-        with pytest.raises(InvalidToken):
-            await rig.verifier.verify(rig.forge({"kid": f"l{index}"}))
-    assert rig.auth.fetches == before + 2
-
-
-async def test_a_new_key_is_found_by_asking_again(rig: Rig) -> None:
-    await rig.verifier.verify(rig.issue())
-    rig.clock.now += 6
-    create_key(rig.folder, activate_at=rig.clock.now - 1)
-    rig.auth.ring.refresh()
-    assert (await rig.verifier.verify(rig.issue())).user_id == USER
-
-
 BROKEN_SETS: list[Any] = [
-    {"keys": []},
-    {},
-    [],
-    "junk",
     {"keys": [{"kty": "RSA", "kid": "x"}]},
     {"keys": [{"kty": "EC", "crv": "P-256", "kid": "x", "x": "AA", "y": "AA"}]},
-    b'{"keys": ' + b"[" * 5000,
-    b'{"other": ' + b'{"a": ' * 5000,
 ]
 
 
