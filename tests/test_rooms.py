@@ -37,6 +37,7 @@ AUTH = [
     "play",
     "audit",
     "standing",
+    "events",
     "devices",
     "receipts",
     "tokens",

@@ -24,6 +24,8 @@ from services.auth.devices.metrics import DeviceMetrics
 from services.auth.erasure.export import EXPORTS, Exports
 from services.auth.erasure.services import ERASURES, Erasures
 from services.auth.error_body import ErrorBody
+from services.auth.events import views as event_views
+from services.auth.events.services import FXA_EVENTS, FxAEvents
 from services.auth.exchange import play_views
 from services.auth.exchange import views as exchange_views
 from services.auth.exchange.credentials.app_attest import AppAttestCredential
@@ -83,6 +85,7 @@ DESCRIPTION = ServiceDescription(
         *play_views.OPERATIONS,
         *exchange_views.OPERATIONS,
         *token_views.OPERATIONS,
+        *event_views.OPERATIONS,
     ],
     internal=admin.OPERATIONS,
     common_answers={
@@ -92,7 +95,8 @@ DESCRIPTION = ServiceDescription(
         500: Answer("The service failed", ErrorBody),
     },
     security_schemes={
-        "admin_key": {"type": "http", "scheme": "bearer", "description": "A key of MLPA_ADMIN_KEYS, or the like."}
+        "admin_key": {"type": "http", "scheme": "bearer", "description": "A key of MLPA_ADMIN_KEYS, or the like."},
+        "security_event": {"type": "http", "scheme": "bearer", "description": "A Security Event Token of FxA's."},
     },
     render_error=render_error,
     make_site=lambda runner, sock, frame, settings: ServiceSite(
@@ -197,9 +201,8 @@ async def _open(
         connections.session,
         connections.registry,
     )
-    fxa = await stack.enter_async_context(
-        FxAVerifier.open(FxAConfig.from_settings(settings), redis=redis, session=session, registry=registry)
-    )
+    fxa_config = FxAConfig.from_settings(settings)
+    fxa = await stack.enter_async_context(FxAVerifier.open(fxa_config, redis=redis, session=session, registry=registry))
     metrics = DeviceMetrics(registry)
     challenges = Challenges(settings.challenge_secrets(), lifetime=settings.challenge_expiry_seconds, redis=redis)
     limits = Limits(
@@ -216,6 +219,7 @@ async def _open(
             "exchange": settings.exchange_limit_per_source,
             "revoke": settings.revoke_limit_per_source,
         },
+        refusals={event_views.DOOR: settings.fxa_events_limit_per_source},
     )
     issuer = Issuer(prepared.key_ring, issuer=settings.mlpa_issuer, ttl=settings.mlpa_access_token_ttl_seconds)
     litellm: LiteLLMAdmin | None = None
@@ -276,6 +280,11 @@ async def _open(
     apps.put(ENROLMENT, Enrolment(database, challenges, prepared.policy, metrics, limits))
     apps.put(KNOWN_GATEWAYS, KnownGateways(settings.exchange_keys()))
     apps.put(EXCHANGE, TokenExchange(credentials, prepared.service_types, users, issuer, limits, registry))
+    events = FxAEvents(
+        database, fxa, changes, registry, issuer=fxa_config.issuer, client_ids=frozenset(settings.fxa_client_ids)
+    )
+    await stack.enter_async_context(events.running())
+    apps.put(FXA_EVENTS, events)
     apps.put(REVOCATION, Revocation(issuer, database, changes))
     readiness = health(prepared.key_ring, connections, fxa, apps.main[SERVICE_TYPES_FILE])
     apps.put(HEALTH, readiness)

@@ -35,6 +35,10 @@ class UnusedKey(InvalidSubjectToken):
     message = "The key of the subject_token was not used for too long: attest again, with a new key."
 
 
+class InvalidSecurityEvent(InvalidRequest):
+    message = "The events of the token are malformed."
+
+
 class UnsupportedGrantType(AuthError):
     code = "unsupported_grant_type"
     message = "grant_type must be urn:ietf:params:oauth:grant-type:token-exchange."
@@ -72,6 +76,16 @@ class Unauthorized(AuthError):
     status = 401
     code = "unauthorized"
     message = "The admin key is missing."
+
+
+class UnknownSecurityEvent(AuthError):
+    status = 401
+    code = "invalid_token"
+    message = "The token is not a Security Event Token of FxA's for this service."
+
+    def __init__(self, *, missing: bool) -> None:
+        error = "" if missing else ', error="invalid_token"'  # RFC 6750 section 3.1
+        super().__init__(headers={"WWW-Authenticate": f'Bearer realm="mlpa"{error}'})
 
 
 class AttestationRejected(AuthError):

@@ -93,13 +93,19 @@ class AuthSettings(Settings):
         0, ge=0, le=36500, description="Days after which `mlpa prune` deletes audit entries; 0 = never."
     )
     fxa_base_url: str = Field("https://oauth.accounts.firefox.com/v1", description="FxA's OAuth API.")
-    fxa_issuer: str = Field("https://accounts.firefox.com", description="`iss` of FxA's JWT access tokens.")
+    fxa_issuer: str = Field("https://accounts.firefox.com", description="`iss` of FxA's JWT access tokens and events.")
     fxa_cache_ttl_seconds: int = Field(300, ge=0, le=300, description="How long a verified FxA token is remembered.")
     fxa_cache_secret: Secret = Field(None, description="HMAC key of the FxA cache's keys and values.")
     erasure_secret: SecretList = Field(
         None,
         description="HMAC key of what is kept of erased identities; a comma-separated list: the first makes digests, "
         "those of all are recognised.",
+    )
+    fxa_client_ids: CommaSeparated = Field(
+        (), description="Relying parties whose events FxA sends to `/fxa/events`, comma-separated; none if not set."
+    )
+    fxa_events_limit_per_source: Limit = Field(
+        600, description="Refused deliveries of FxA's events per source and minute; 0 = no limit. Good ones have none."
     )
     play_packages: CommaSeparated = Field(
         (), description="Android apps whose installs get in by Play Integrity, comma-separated; none if not set."

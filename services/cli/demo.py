@@ -6,6 +6,7 @@ import asyncio
 import functools
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
 
 import aiohttp
 from openai import AsyncOpenAI, OpenAIError
@@ -46,6 +47,7 @@ async def _demonstrate(system: RunningSystem, console: Console) -> None:
         install_token = await _install(system, console, client)
         await _spent(console, client, {"device": device_token, "account": access_token, "install": install_token})
         await _shipped(console, client, device, fxa_token, install_token)
+        await _password_change(system, console, client, access_token)
 
 
 async def _device(system: RunningSystem, console: Console, client: Client) -> tuple[Device, str]:
@@ -105,6 +107,18 @@ async def _shipped(console: Console, client: Client, device: Device, fxa_token: 
     await _stream(console, asked)
 
 
+async def _password_change(system: RunningSystem, console: Console, client: Client, access_token: str) -> None:
+    console.heading("A new password of the account, of which FxA tells auth")
+    with console.step("event", "from FxA to auth") as step:
+        status = await _ask_fxa(f"{system.fxa_url}/local/events", {"uid": _UID}, "status")
+        try:
+            await client.budget(access_token)
+        except RequestFailed as refused:
+            step.done(f"auth answered {status}; the token of before: {refused}")
+        else:
+            raise ProcessError("a token of before the new password is still good")
+
+
 async def _install(system: RunningSystem, console: Console, client: Client) -> str:
     console.heading("An Android app from Google Play, by Play Integrity")
     install = Install(package=system.environment["PLAY_PACKAGES"].split(",")[0])
@@ -161,6 +175,10 @@ def _next_steps(system: RunningSystem, console: Console) -> None:
 
 async def _order_fxa_token(fxa_url: str) -> str:
     order = {"uid": _UID, "scopes": ["profile:uid"], "kind": "jwt"}
-    async with aiohttp.ClientSession() as session, session.post(f"{fxa_url}/local/token", json=order) as response:
+    return str(await _ask_fxa(f"{fxa_url}/local/token", order, "token"))
+
+
+async def _ask_fxa(url: str, order: dict[str, Any], member: str) -> Any:
+    async with aiohttp.ClientSession() as session, session.post(url, json=order) as response:
         response.raise_for_status()
-        return str((await response.json())["token"])
+        return (await response.json())[member]

@@ -37,11 +37,14 @@ _DATA = click.option(
     show_default=True,
     help="Data folder of `mlpa up`, which tells where the system runs.",
 )
+_FXA_URL = click.option(
+    "--fxa-url", envvar="FXA_BASE_URL", help="The stand-in, when it isn't the one of the data folder."
+)
 
 
 @fxa.command()
 @_DATA
-@click.option("--fxa-url", envvar="FXA_BASE_URL", help="The stand-in, when it isn't the one of the data folder.")
+@_FXA_URL
 @click.option("--uid", help="32 hex digits; a new user when not given.")
 @click.option("--scope", "scopes", multiple=True, help="A scope of the token; may be given again.")
 @click.option("--client-id", help="The relying party; Firefox's when not given.")
@@ -65,9 +68,25 @@ def token(
         "ttl": ttl,
     }
     given = {name: value for name, value in order.items() if value is not None}
-    running = RunningSystem.load(data)
-    base = fxa_url or (running.fxa_url if running else "http://127.0.0.1:8082")
-    click.echo(asyncio.run(_order(base.rstrip("/").removesuffix("/v1") + "/local/token", given)))
+    click.echo(asyncio.run(_order(f"{_origin(data, fxa_url)}/local/token", given)))
+
+
+@fxa.command("password-change")
+@_DATA
+@_FXA_URL
+@click.argument("account", metavar="UID|TOKEN")
+def password_change(data: Path, fxa_url: str | None, account: str) -> None:
+    """Change the password of an account of the FxA stand-in, which tells auth."""
+    click.echo(asyncio.run(_happen(_origin(data, fxa_url), account, "password-change")))
+
+
+@fxa.command()
+@_DATA
+@_FXA_URL
+@click.argument("account", metavar="UID|TOKEN")
+def delete(data: Path, fxa_url: str | None, account: str) -> None:
+    """Delete an account of the FxA stand-in, which tells auth."""
+    click.echo(asyncio.run(_happen(_origin(data, fxa_url), account, "delete-user")))
 
 
 @fxa.command()
@@ -122,7 +141,29 @@ def purge(uid: str) -> None:
     click.echo(f"dropped {dropped}")
 
 
+def _origin(data: Path, fxa_url: str | None) -> str:
+    running = RunningSystem.load(data)
+    base = fxa_url or (running.fxa_url if running else "http://127.0.0.1:8082")
+    return base.rstrip("/").removesuffix("/v1")
+
+
+async def _happen(origin: str, account: str, event: str) -> str:
+    """Have something happen to the account of a uid or a token; says what auth answered."""
+    is_uid = Credential.FXA.identity.fullmatch(account)
+    uid = account if is_uid else await _ask(f"{origin}/v1/verify", {"token": account}, "user")
+    status = await _ask(f"{origin}/local/events", {"uid": uid, "event": event}, "status")
+    return f"{event} of {uid}: " + (f"auth answered {status}" if status else "auth did not answer")
+
+
 async def _order(url: str, order: dict[str, Any]) -> str:
+    return str(await _ask(url, order, "token"))
+
+
+async def _ask(url: str, order: dict[str, Any], member: str) -> Any:
+    """A member of the stand-in's answer.
+
+    :raises click.ClickException: it refused, or there is none.
+    """
     try:
         async with (
             aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(TIMEOUT_SECONDS)) as session,
@@ -131,7 +172,7 @@ async def _order(url: str, order: dict[str, Any]) -> str:
             text = await response.text()
             if response.status != 200:
                 raise click.ClickException(f"{url} answered {response.status}: {text.strip()[:200]}")
-            return str(json.loads(text)["token"])
+            return json.loads(text)[member]
     except (aiohttp.ClientError, TimeoutError) as error:
         raise click.ClickException(f"no FxA stand-in at {url}: {error}") from error
     except (ValueError, KeyError, TypeError) as error:

@@ -25,6 +25,7 @@ from services.cli.console import Console
 from services.cli.supervisor import Part, RunningSystem, Supervisor
 from services.local import apple, litellm, play
 from services.local.files import write_private
+from services.local.fxa import DESKTOP_CLIENT_ID
 from services.local.litellm import LiteLLMServer
 from services.local.pki import Pki
 from services.local.postgres import PostgresServer
@@ -206,7 +207,8 @@ class LocalSystem:
 
     async def _start_fxa(self) -> None:
         port = self._ports["FxA"]
-        argv = (sys.executable, "-P", "-m", "services.local.fxa", "--port", str(port), "--keys", "fxa-keys")
+        events = ("--events-url", f"{self.running.auth_url}/fxa/events")
+        argv = (sys.executable, "-P", "-m", "services.local.fxa", "--port", str(port), "--keys", "fxa-keys", *events)
         process = Process(Program("FxA stand-in", argv, cwd=self.data), self._log("fxa"))
         await self._start("FxA", 3, process, lambda: answers(f"http://{HOST}:{port}/v1/jwks"))
 
@@ -280,6 +282,7 @@ class LocalSystem:
             "LITELLM_PROVISION_USERS": "false",
             "FXA_BASE_URL": f"{urls['FxA']}/v1",
             "FXA_ISSUER": urls["FxA"],
+            "FXA_CLIENT_IDS": DESKTOP_CLIENT_ID,
             "PLAY_PACKAGES": play.PACKAGE,
             "PLAY_CERTIFICATES": play.CERTIFICATE,
             "PLAY_CREDENTIALS": str(self.data / "google" / play.KEY_FILE),

@@ -26,6 +26,14 @@ packages/fxa-auth-server/lib; ``errors`` is libs/accounts/errors/src/oauth-error
     POST /v1/destroy {"token"} -> {}; what is not stored   routes/oauth/destroy.js
     is 108, and so is a JWT that lives for 6 hours or less
     GET /__lbheartbeat__ -> {}                             the Dockerflow of every Mozilla service
+    events: POST with Authorization: Bearer and no body;   packages/fxa-event-broker/src: pubsub-proxy/
+    a new token for each delivery, and another delivery    pubsub-proxy.controller.ts (proxyMessage, generateSET);
+    after any answer but 2xx                               its answer is that of a push, which Google then repeats
+    claims: aud, events, iat (with fractions), jti         packages/fxa-event-broker/src/jwtset/jwtset.service.ts
+    (a UUID), sub; ``iss`` with a slash at its end         and set.interface.ts; mozilla/fxa-jwtool index.js (signSync)
+    header: alg, jku, kid, and no ``typ``                  mozilla/fxa-jwtool index.js (PrivateJWK.signSync)
+    a changed password or a deleted account ends the       oauth/db/index.js (removePublicAndCanGrantTokens); JWTs of
+    account's stored tokens                                6 hours or less live on
 
 Where it differs on purpose:
 
@@ -38,9 +46,10 @@ Where it differs on purpose:
 Controls, for local runs and tests only:
     POST   /local/token    a ``TokenOrder``, every member optional -> {"token"}
     POST   /local/rotate   the next key signs from now on -> {"kid"}
+    POST   /local/events   an ``EventOrder`` -> {"status"}: of the first delivery to ``--events-url``; null: no answer
     POST   /local/faults   a ``Fault``; replaces that of the same endpoint
     DELETE /local/faults   no endpoint misbehaves
-    GET    /local/calls    {"jwks", "verify", "most_at_once"}
+    GET    /local/calls    {"jwks", "verify", "most_at_once", "deliveries": [status, ...]}
 
 Run alone: ``python -m services.local.fxa --port 8082 --keys DIR``. It must listen on loopback only: whoever reaches
 it can be anybody.
@@ -48,16 +57,20 @@ it can be anybody.
 
 from __future__ import annotations
 
+import asyncio
+import base64
 import hashlib
 import re
 import secrets
 import time
+import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, Self
 
+import aiohttp
 import click
 import msgspec
 from aiohttp import web
@@ -69,6 +82,7 @@ from jose.exceptions import JOSEError
 
 from services.local.faults import Faults, read
 from services.local.files import write_private
+from shared.service import background
 
 DESKTOP_CLIENT_ID = "5882386c6d801776"
 DEFAULT_SCOPES = ("profile:uid",)
@@ -85,6 +99,8 @@ ERROR_INFO = "https://mozilla.github.io/ecosystem-platform/api#section/Response-
 #: FxA stores no JWT with a life of that many seconds or fewer.
 SHORT_LIFE = 6 * 3600
 MAX_JWT_CHARACTERS = 1024
+#: Seconds to the second delivery of an event, and the most between two.
+FIRST_PAUSE, LONGEST_PAUSE = 0.2, 10.0
 
 _OPAQUE = re.compile(r"[0-9a-f]{64}")
 _JWT = re.compile(r"[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+")
@@ -176,6 +192,14 @@ class TokenOrder(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     resource: str | None = None
 
 
+class EventOrder(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    """Something that happens to an account, and the relying party that is told."""
+
+    uid: str
+    event: Literal["password-change", "delete-user", "profile-change", "subscription-state-change"] = "password-change"
+    client_id: str = DESKTOP_CLIENT_ID
+
+
 @dataclass(frozen=True, slots=True)
 class _Grant:
     order: TokenOrder
@@ -183,15 +207,25 @@ class _Grant:
 
 
 class StandIn:
-    """The server's state; ``app`` serves it."""
+    """The server's state; ``app`` serves it.
 
-    def __init__(self, issuer: str, ring: KeyRing, *, clock: Callable[[], float] = time.time) -> None:
+    :param events_url: where a relying party takes events.
+    """
+
+    def __init__(
+        self, issuer: str, ring: KeyRing, *, events_url: str = "", clock: Callable[[], float] = time.time
+    ) -> None:
         self.issuer = issuer
         self.ring = ring
         self.faults = Faults(lambda fault: web.Response(status=fault.status, headers=fault.headers))
+        self.events_url = events_url
+        #: The status of each delivery of events; None where there was no answer.
+        self.deliveries: list[int | None] = []
         self._clock = clock
-        #: When every account last changed its password and its profile, in milliseconds.
-        self._changed_at = int(clock() * 1000)
+        #: When an account last changed its password and its profile, in milliseconds; all others did when this began.
+        self._changes: dict[str, int] = {}
+        self._began_at = int(clock() * 1000)
+        self._deliveries: set[asyncio.Task[None]] = set()
         #: What FxA stores, by the opaque token or the ``jti`` of a JWT.
         self._stored: dict[str, _Grant] = {}
 
@@ -218,15 +252,88 @@ class StandIn:
             "jti": secrets.token_hex(32),
             "scope": " ".join(order.scopes),
             "sub": order.uid,
-            "fxa-generation": self._changed_at,
-            "fxa-profileChangedAt": self._changed_at,
+            "fxa-generation": self._changed_at(order.uid),
+            "fxa-profileChangedAt": self._changed_at(order.uid),
         }
+
+    def _changed_at(self, uid: str) -> int:
+        return self._changes.get(uid, self._began_at)
 
     def sign(self, claims: dict[str, Any], header: dict[str, Any] | None = None) -> str:
         """A JWT of any claims, signed by the current key; ``header`` adds to the header or changes it."""
         key = self.ring.signing
         headers = {"typ": "at+JWT", "kid": key.kid, **(header or {})}
         return str(jwt.encode(claims, key.private, algorithm="RS256", headers=headers))
+
+    def security_event(self, order: EventOrder, **claims: Any) -> str:
+        """A token that tells of an event, made for one delivery; ``claims`` change its claims."""
+        details: dict[str, dict[str, Any]] = {
+            "password-change": {"changeTime": self._changed_at(order.uid)},
+            "profile-change": {"email": "somebody@example.com"},
+            "subscription-state-change": {
+                "capabilities": ["one"],
+                "changeTime": int(self._clock() * 1000),
+                "isActive": True,
+            },
+        }
+        made = {
+            "aud": order.client_id,
+            "events": {f"https://schemas.accounts.firefox.com/event/{order.event}": details.get(order.event, {})},
+            "iat": self._clock(),
+            "jti": str(uuid.uuid4()),
+            "sub": order.uid,
+            "iss": f"{self.issuer}/",
+            **claims,
+        }
+        return self.sign_event(made)
+
+    def sign_event(self, claims: dict[str, Any], header: dict[str, Any] | None = None) -> str:
+        """A JWS of any claims with the header of events, which has no ``typ``; ``header`` adds to it or changes it."""
+        key = self.ring.signing
+        headers = {"alg": "RS256", "jku": f"{self.issuer}/v1/jwks", "kid": key.kid, **(header or {})}
+        signed = b".".join(_base64url(msgspec.json.encode(part)) for part in (headers, claims))
+        return (signed + b"." + _base64url(key.private.sign(signed))).decode()
+
+    async def happen(self, order: EventOrder) -> int | None:
+        """Change the account, and deliver the event until the relying party has taken it.
+
+        :returns: the status of the first delivery; None if there was no answer.
+        """
+        if order.event in ("password-change", "delete-user"):
+            self._changes[order.uid] = int(self._clock() * 1000)
+            for name in [name for name, grant in self._stored.items() if grant.order.uid == order.uid]:
+                del self._stored[name]
+        status = await self._deliver(order)
+        if not _is_taken(status):
+            task = asyncio.create_task(self._deliver_again(order))
+            self._deliveries.add(task)
+            task.add_done_callback(self._deliveries.discard)
+        return status
+
+    async def _deliver(self, order: EventOrder) -> int | None:
+        headers = {"Authorization": f"Bearer {self.security_event(order)}"}
+        status = None
+        try:
+            async with (
+                aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(10)) as session,
+                session.post(self.events_url, headers=headers) as response,
+            ):
+                status = response.status
+        except (aiohttp.ClientError, TimeoutError):
+            pass
+        self.deliveries.append(status)
+        return status
+
+    async def _deliver_again(self, order: EventOrder) -> None:
+        pause = FIRST_PAUSE
+        while True:
+            await asyncio.sleep(pause)
+            if _is_taken(await self._deliver(order)):
+                return
+            pause = min(2 * pause, LONGEST_PAUSE)
+
+    async def _end_deliveries(self, _app: web.Application) -> None:
+        await background.end(*self._deliveries)
 
     def destroy(self, token: str) -> bool:
         """End a token that FxA stores; False for others."""
@@ -236,6 +343,7 @@ class StandIn:
     def app(self) -> web.Application:
         """Serve it with ``handler_cancellation=True``, so that a hanging request ends with its client."""
         app = web.Application()
+        app.on_shutdown.append(self._end_deliveries)
         app.add_routes(
             [
                 *self.faults.routes(
@@ -245,6 +353,7 @@ class StandIn:
                 web.get("/__lbheartbeat__", self._heartbeat),
                 web.post("/local/token", self._token),
                 web.post("/local/rotate", self._rotate),
+                web.post("/local/events", self._event),
                 web.get("/local/calls", self._show_calls),
             ]
         )
@@ -278,7 +387,7 @@ class StandIn:
                 "user": order.uid,
                 "client_id": order.client_id,
                 "scope": list(order.scopes),
-                "profile_changed_at": self._changed_at,
+                "profile_changed_at": self._changed_at(order.uid),
             }
         )
 
@@ -305,6 +414,11 @@ class StandIn:
     async def _token(self, request: web.Request) -> web.Response:
         return web.json_response({"token": self.mint(await read(request, TokenOrder))})
 
+    async def _event(self, request: web.Request) -> web.Response:
+        if not self.events_url:
+            raise web.HTTPConflict(text="it was started without --events-url\n")
+        return web.json_response({"status": await self.happen(await read(request, EventOrder))})
+
     async def _rotate(self, _request: web.Request) -> web.Response:
         self.ring.rotate()
         return web.json_response({"kid": self.ring.signing.kid})
@@ -312,7 +426,7 @@ class StandIn:
     async def _show_calls(self, _request: web.Request) -> web.Response:
         calls, most = self.faults.calls, self.faults.most_at_once
         return web.json_response(
-            {"jwks": calls["jwks"], "verify": calls["verify"], "most_at_once": most["verify"]},
+            {"jwks": calls["jwks"], "verify": calls["verify"], "most_at_once": most["verify"], "deliveries": self.deliveries},
         )
 
 
@@ -335,6 +449,14 @@ async def _token_of(request: web.Request) -> str:
     if not isinstance(token, str) or not (is_jwt or _OPAQUE.fullmatch(token)):
         raise _error(109, validation={"source": "payload", "keys": ["token"]})
     return token
+
+
+def _is_taken(status: int | None) -> bool:
+    return status is not None and 200 <= status < 300
+
+
+def _base64url(raw: bytes) -> bytes:
+    return base64.urlsafe_b64encode(raw).rstrip(b"=")
 
 
 def _media_type(typ: str) -> str:
@@ -363,9 +485,10 @@ def _error(errno: int, *, status: type[web.HTTPException] = web.HTTPBadRequest, 
 @click.option("--port", type=int, required=True, help="Port to listen on.")
 @click.option("--issuer", help="The `iss` of its JWTs; its own URL when not given.")
 @click.option("--keys", type=click.Path(path_type=Path), help="Folder that keeps its keys; none: new ones each time.")
-def main(host: str, port: int, issuer: str | None, keys: Path | None) -> None:
+@click.option("--events-url", default="", help="Where events are delivered: auth's /fxa/events.")
+def main(host: str, port: int, issuer: str | None, keys: Path | None, events_url: str) -> None:
     """Run the FxA stand-in."""
-    stand_in = StandIn(issuer or f"http://{host}:{port}", KeyRing.open(keys))
+    stand_in = StandIn(issuer or f"http://{host}:{port}", KeyRing.open(keys), events_url=events_url)
     web.run_app(stand_in.app(), host=host, port=port, handler_cancellation=True, shutdown_timeout=1, print=None)
 
 

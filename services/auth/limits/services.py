@@ -76,14 +76,17 @@ class Limits:
         *,
         kinds: Mapping[str, int],
         doors: Mapping[str, int] | None = None,
+        refusals: Mapping[str, int] | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         """
         :param kinds: the limit per minute of each kind; 0 = no limit.
         :param doors: kinds with a second window of the same size, for the refusals that ``failures`` counts.
+        :param refusals: doors that have the second window alone.
         """
         doors = doors or {}
-        kinds = {**kinds, **doors, **{f"{name}{_REFUSED}": limit for name, limit in doors.items()}}
+        refusals = {**doors, **(refusals or {})}
+        kinds = {**kinds, **doors, **{f"{name}{_REFUSED}": limit for name, limit in refusals.items()}}
         self._script: Any = redis.register_script(_SCRIPT)
         self._kinds = kinds
         self._clock = clock

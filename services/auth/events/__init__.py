@@ -1,0 +1,1 @@
+"""Events of accounts, as FxA delivers them."""

@@ -1,0 +1,126 @@
+"""What FxA's events about an account change here.
+
+A delivery and all that it decides are committed in one transaction, with a row in ``redis_changes``. It is answered
+with success once Redis has it too; otherwise FxA sends the events again, in another token.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator, Callable, Collection
+
+from aiohttp import web
+
+from services.auth.errors import InvalidSecurityEvent, UnknownSecurityEvent
+from services.auth.events import storage
+from services.auth.events.metrics import EventMetrics
+from services.auth.fxa import security_events
+from services.auth.fxa.security_events import MALFORMED, AccountEvents, Reason, Refused
+from services.auth.fxa.services import FxAVerifier
+from services.auth.standing import storage as standing
+from services.auth.standing.changes import Changes
+from shared.errors import DependencyUnavailable
+from shared.service import background
+from shared.stores.postgres import Database
+from shared.telemetry import logs
+from shared.telemetry.metrics import Registry
+
+#: Seconds between two deletions of deliveries that can't be sent again.
+_CLEAR_EVERY = 300.0
+
+_log = logs.logger("fxa_events")
+
+
+class FxAEvents:
+    def __init__(
+        self,
+        database: Database,
+        fxa: FxAVerifier,
+        changes: Changes,
+        registry: Registry,
+        *,
+        issuer: str,
+        client_ids: Collection[str],
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        """
+        :param issuer: FxA's, without a slash at its end.
+        :param client_ids: the relying parties that events may be for.
+        """
+        self._database = database
+        self._fxa = fxa
+        self._changes = changes
+        self._registry = registry
+        self._issuer = issuer
+        self._client_ids = client_ids
+        self._clock = clock
+        self._metrics = EventMetrics(registry)
+
+    async def deliver(self, token: str | None) -> None:
+        """Take the events of a token, unless it was taken before.
+
+        :param token: None if there is none.
+        :raises UnknownSecurityEvent: it is not one of FxA's for us.
+        :raises InvalidSecurityEvent: it is one, and malformed.
+        :raises DependencyUnavailable: it could not be checked, or is not known to have been committed.
+        """
+        try:
+            events = await self._verify(token)
+            await self._take(events)
+        except Refused as refused:
+            self._metrics.refusals.inc(refused.reason)
+            if refused.reason.signed:
+                _log.warning("fxa_event_refused", reason=refused.reason.value)
+            if refused.reason in MALFORMED:
+                raise InvalidSecurityEvent from refused
+            raise UnknownSecurityEvent(missing=refused.reason is Reason.MISSING) from refused
+        except DependencyUnavailable as error:
+            self._metrics.failures.inc(error.dependency)
+            raise
+
+    async def _verify(self, token: str | None) -> AccountEvents:
+        """
+        :raises Refused: with the reason.
+        :raises DependencyUnavailable: FxA's keys could not be read.
+        """
+        if token is None:
+            raise Refused(Reason.MISSING)
+        unverified = security_events.parse(token)
+        key = await self._fxa.keys.get(unverified.kid)
+        if key is None:
+            raise Refused(Reason.KEY)
+        return security_events.verify(
+            unverified, key, issuer=self._issuer, client_ids=self._client_ids, now=self._clock()
+        )
+
+    async def _take(self, events: AccountEvents) -> None:
+        """:raises DependencyUnavailable: PostgreSQL or Redis may lack some of it."""
+        changed_ms = events.password_changed_ms
+        async with self._database.transaction() as transaction:
+            new = await storage.take(transaction, events.jti, events.expires_at)
+            if new and changed_ms is not None and await standing.refuse_older(transaction, events.uid, changed_ms):
+                await self._changes.record(transaction, events.uid, "password changed")
+        if new:
+            for name in events.types:
+                self._metrics.events.inc(name)
+        # Also what an earlier delivery decided and Redis has not taken yet
+        if changed_ms is not None and await self._changes.waiting(events.uid):
+            await self._fxa.purge(events.uid)
+            await self._changes.apply(events.uid)
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Forgets old deliveries in the background."""
+        async with background.running(self._registry, fxa_deliveries=self._keep_clearing):
+            yield
+
+    async def _keep_clearing(self) -> None:
+        while True:
+            with contextlib.suppress(DependencyUnavailable):
+                await storage.clear_expired(self._database)
+            await asyncio.sleep(_CLEAR_EVERY)
+
+
+FXA_EVENTS = web.AppKey("fxa_events", FxAEvents)
