@@ -30,6 +30,7 @@ LOOPS = {
     "auth": {
         "service_types",
         "audit_refusals",
+        "fxa_deliveries",
         "fxa_key_set",
         "last_seen",
         "ledger_age",

@@ -43,6 +43,7 @@ EXAMPLE_DEVICE = "3q2+7wARIjNEVWZ3iJmqu8zd7v8AESIzRFVmd4iZqrs="
 #: What the examples of these are answered with: they are of the right form, but nobody's credentials.
 REFUSED = {
     ("POST", "/token"): (400, "invalid_request"),
+    ("POST", "/fxa/events"): (401, "invalid_token"),
     ("POST", "/verify/attest"): (401, "invalid_challenge"),
     ("POST", "/verify/play"): (401, "integrity_rejected"),
 }

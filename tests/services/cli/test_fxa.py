@@ -67,6 +67,18 @@ def test_a_token_is_printed_and_a_purge_makes_it_be_verified_again(base_url: str
     assert asyncio.run(verify(base_url, redis_url, text)) == (UID, direct)
 
 
+@pytest.mark.parametrize(("command", "event"), [("password-change", "password-change"), ("delete", "delete-user")])
+def test_an_account_changes_by_its_uid_or_a_token_of_it(base_url: str, command: str, event: str) -> None:
+    jwt, opaque = (
+        invoke("token", "--uid", UID, *more, FXA_BASE_URL=base_url).stdout.strip() for more in ((), ("--opaque",))
+    )
+    for account in (opaque, jwt, UID):
+        assert invoke(command, account, FXA_BASE_URL=base_url).stdout == f"{event} of {UID}: auth answered 405\n"
+    result = invoke(command, opaque, FXA_BASE_URL=base_url)  # destroyed
+    assert result.exit_code == 1
+    assert "answered 400" in result.stderr
+
+
 def test_a_purge_that_could_not_be_done_is_an_error(unused_port: int) -> None:
     result = invoke("purge", UID, REDIS_URL=f"redis://127.0.0.1:{unused_port}/0", FXA_CACHE_SECRET="s")
     assert result.exit_code == 1

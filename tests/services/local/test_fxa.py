@@ -13,12 +13,14 @@ from typing import Any
 
 import aiohttp
 import pytest
+from aiohttp import web
 from joserfc import jwt
 from joserfc.jwk import KeySet
 
-from services.local.fxa import DESKTOP_CLIENT_ID, KeyRing, SigningKey, StandIn
+from services.local.fxa import DESKTOP_CLIENT_ID, EventOrder, KeyRing, SigningKey, StandIn, TokenOrder
 from services.local.process import Process, Program, answers
 from tests.support.serving import serve
+from tests.support.waiting import until
 
 UID = "0123456789abcdef0123456789abcdef"
 ISSUER = "https://accounts.firefox.test"
@@ -61,6 +63,40 @@ async def test_three_rsa_keys_are_published_as_fxa_does(client: Client) -> None:
         assert (key["kty"], key["alg"], key["use"]) == ("RSA", "RS256", "sig")
         assert re.fullmatch(r"\d{8}-[0-9a-f]{8}", key["kid"])
         assert key["fxa-createdAt"] % 3600 == 0
+
+
+async def test_an_event_is_delivered_until_it_is_taken_each_time_in_another_token(fxa_keys: list[SigningKey]) -> None:
+    statuses, sent = [500, 429, 204], []
+    taken = asyncio.Event()
+
+    async def take(request: web.Request) -> web.Response:
+        assert await request.read() == b""
+        sent.append(request.headers["Authorization"].removeprefix("Bearer "))
+        if len(sent) == len(statuses):
+            taken.set()
+        return web.Response(status=statuses[len(sent) - 1])
+
+    app = web.Application()
+    app.router.add_post("/events", take)
+    fxa = StandIn(ISSUER, KeyRing(fxa_keys))
+    order = TokenOrder(uid=UID, kind="opaque")
+    mine, others = fxa.mint(order), fxa.mint(TokenOrder(kind="opaque"))
+    async with serve(app) as url, serve(fxa.app()):
+        fxa.events_url = f"{url}/events"
+        assert await fxa.happen(EventOrder(UID)) == 500
+        await asyncio.wait_for(taken.wait(), 10)
+        await until(lambda: fxa.calls.deliveries == statuses)
+    keys = KeySet.import_key_set({"keys": fxa.ring.published()})  # type: ignore[typeddict-item]
+    tokens = [jwt.decode(text, keys, algorithms=["RS256"]) for text in sent]
+    assert len({token.claims["jti"] for token in tokens}) == 3
+    for token in tokens:
+        assert token.header == {"alg": "RS256", "kid": fxa.ring.signing.kid, "jku": f"{ISSUER}/v1/jwks"}
+        assert token.claims.keys() == {"iss", "aud", "sub", "iat", "jti", "events"}
+        assert (token.claims["iss"], token.claims["sub"]) == (f"{ISSUER}/", UID)
+        assert isinstance(token.claims["iat"], float)
+        changed = {"changeTime": fxa.claims(order)["fxa-generation"]}
+        assert token.claims["events"] == {"https://schemas.accounts.firefox.com/event/password-change": changed}
+    assert (fxa.destroy(mine), fxa.destroy(others)) == (False, True)
 
 
 async def test_a_jwt_is_as_fxa_makes_it(client: Client) -> None:
@@ -208,7 +244,8 @@ def test_keys_are_kept_in_their_folder_for_the_owner_alone(tmp_path: Path) -> No
 
 
 def program(folder: Path, port: int) -> Program:
-    argv = (sys.executable, "-m", "services.local.fxa", "--port", str(port), "--keys", str(folder / "keys"))
+    events = ("--events-url", f"http://127.0.0.1:{port}/__lbheartbeat__")  # answers 405
+    argv = (sys.executable, "-m", "services.local.fxa", "--port", str(port), "--keys", str(folder / "keys"), *events)
     return Program("the FxA stand-in", argv)
 
 

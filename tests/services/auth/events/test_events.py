@@ -170,7 +170,8 @@ async def test_without_redis_an_event_is_sent_again_until_redis_has_it(
     own_valkey.kill()
     assert await auth.fxa.happen(EventOrder(UID)) == 503
     token = password_changed(auth, int(time.time() * 1000) + 2)
-    assert (await deliver(auth, token))[0] == 503
+    for _ in range(2):
+        assert (await deliver(auth, token))[0] == 503
     assert (await held(database))[0] is not None
     assert metric(auth.registry, "fxa_event_failures_total", dependency="redis") >= 2
     own_valkey.start()
