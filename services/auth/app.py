@@ -281,7 +281,13 @@ async def _open(
     apps.put(KNOWN_GATEWAYS, KnownGateways(settings.exchange_keys()))
     apps.put(EXCHANGE, TokenExchange(credentials, prepared.service_types, users, issuer, limits, registry))
     events = FxAEvents(
-        database, fxa, changes, registry, issuer=fxa_config.issuer, client_ids=frozenset(settings.fxa_client_ids)
+        database,
+        fxa,
+        changes,
+        erasures,
+        registry,
+        issuer=fxa_config.issuer,
+        client_ids=frozenset(settings.fxa_client_ids),
     )
     await stack.enter_async_context(events.running())
     apps.put(FXA_EVENTS, events)

@@ -425,9 +425,8 @@ class StandIn:
 
     async def _show_calls(self, _request: web.Request) -> web.Response:
         calls, most = self.faults.calls, self.faults.most_at_once
-        return web.json_response(
-            {"jwks": calls["jwks"], "verify": calls["verify"], "most_at_once": most["verify"], "deliveries": self.deliveries},
-        )
+        counts = {"jwks": calls["jwks"], "verify": calls["verify"], "most_at_once": most["verify"]}
+        return web.json_response({**counts, "deliveries": self.deliveries})
 
 
 async def _token_of(request: web.Request) -> str:

@@ -1,7 +1,8 @@
 """What FxA's events about an account change here.
 
-A delivery and all that it decides are committed in one transaction, with a row in ``redis_changes``. It is answered
-with success once Redis has it too; otherwise FxA sends the events again, in another token.
+A changed password is committed in one transaction with its delivery and a row in ``redis_changes``. A deleted account
+is erased before its delivery is committed. A delivery is answered with success once Redis has all of it too; otherwise
+FxA sends the events again, in another token.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from collections.abc import AsyncIterator, Callable, Collection
 
 from aiohttp import web
 
+from services.auth.audit.storage import Actor
+from services.auth.erasure.services import Erasures
 from services.auth.errors import InvalidSecurityEvent, UnknownSecurityEvent
 from services.auth.events import storage
 from services.auth.events.metrics import EventMetrics
@@ -21,7 +24,7 @@ from services.auth.fxa.security_events import MALFORMED, AccountEvents, Reason, 
 from services.auth.fxa.services import FxAVerifier
 from services.auth.standing import storage as standing
 from services.auth.standing.changes import Changes
-from shared.errors import DependencyUnavailable
+from shared.errors import DependencyUnavailable, NotFound
 from shared.service import background
 from shared.stores.postgres import Database
 from shared.telemetry import logs
@@ -39,6 +42,7 @@ class FxAEvents:
         database: Database,
         fxa: FxAVerifier,
         changes: Changes,
+        erasures: Erasures,
         registry: Registry,
         *,
         issuer: str,
@@ -52,23 +56,25 @@ class FxAEvents:
         self._database = database
         self._fxa = fxa
         self._changes = changes
+        self._erasures = erasures
         self._registry = registry
         self._issuer = issuer
         self._client_ids = client_ids
         self._clock = clock
         self._metrics = EventMetrics(registry)
 
-    async def deliver(self, token: str | None) -> None:
+    async def deliver(self, token: str | None, source: str) -> None:
         """Take the events of a token, unless it was taken before.
 
         :param token: None if there is none.
+        :param source: the address that sent it, for the audit log.
         :raises UnknownSecurityEvent: it is not one of FxA's for us.
         :raises InvalidSecurityEvent: it is one, and malformed.
         :raises DependencyUnavailable: it could not be checked, or is not known to have been committed.
         """
         try:
             events = await self._verify(token)
-            await self._take(events)
+            await self._take(events, source)
         except Refused as refused:
             self._metrics.refusals.inc(refused.reason)
             if refused.reason.signed:
@@ -95,9 +101,11 @@ class FxAEvents:
             unverified, key, issuer=self._issuer, client_ids=self._client_ids, now=self._clock()
         )
 
-    async def _take(self, events: AccountEvents) -> None:
+    async def _take(self, events: AccountEvents, source: str) -> None:
         """:raises DependencyUnavailable: PostgreSQL or Redis may lack some of it."""
-        changed_ms = events.password_changed_ms
+        if events.deleted and not await storage.is_taken(self._database, events.jti):
+            await self._delete(events.uid, source)
+        changed_ms = None if events.deleted else events.password_changed_ms
         async with self._database.transaction() as transaction:
             new = await storage.take(transaction, events.jti, events.expires_at)
             if new and changed_ms is not None and await standing.refuse_older(transaction, events.uid, changed_ms):
@@ -109,6 +117,15 @@ class FxAEvents:
         if changed_ms is not None and await self._changes.waiting(events.uid):
             await self._fxa.purge(events.uid)
             await self._changes.apply(events.uid)
+
+    async def _delete(self, uid: str, source: str) -> None:
+        """:raises DependencyUnavailable: PostgreSQL or Redis may lack some of it."""
+        # Under the digest, this outlives the erasure: a token that somebody still has makes no new user of it
+        next_second = int(self._clock()) + 1
+        async with self._database.transaction() as transaction:
+            await standing.refuse_older(transaction, uid, next_second * 1000)
+        with contextlib.suppress(NotFound):
+            await self._erasures.erase(uid, Actor("FxA", source))
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:

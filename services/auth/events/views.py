@@ -15,8 +15,9 @@ DOOR = "fxa_events"
 
 
 async def deliver(request: web.Request) -> web.Response:
-    async with request.app[LIMITS].failures(DOOR, client_address(request)):
-        await request.app[FXA_EVENTS].deliver(_bearer(request))
+    source = client_address(request)
+    async with request.app[LIMITS].failures(DOOR, source):
+        await request.app[FXA_EVENTS].deliver(_bearer(request), source)
     return web.Response()
 
 

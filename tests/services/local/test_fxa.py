@@ -85,7 +85,7 @@ async def test_an_event_is_delivered_until_it_is_taken_each_time_in_another_toke
         fxa.events_url = f"{url}/events"
         assert await fxa.happen(EventOrder(UID)) == 500
         await asyncio.wait_for(taken.wait(), 10)
-        await until(lambda: fxa.calls.deliveries == statuses)
+        await until(lambda: fxa.deliveries == statuses)
     keys = KeySet.import_key_set({"keys": fxa.ring.published()})  # type: ignore[typeddict-item]
     tokens = [jwt.decode(text, keys, algorithms=["RS256"]) for text in sent]
     assert len({token.claims["jti"] for token in tokens}) == 3

@@ -12,11 +12,13 @@ import pytest
 from services.auth.events import storage
 from services.gateway.errors import InvalidToken
 from services.gateway.tokens.models import Principal
-from services.local.fxa import EventOrder, Fault, KeyRing, SigningKey, StandIn
+from services.local.faults import Fault
+from services.local.fxa import EventOrder, KeyRing, SigningKey, StandIn
 from services.local.postgres import PostgresServer
 from services.local.valkey import ValkeyServer
 from shared.domain import tokens
 from shared.domain.identity import split_user
+from shared.errors import ServiceError
 from shared.stores import migrate
 from shared.stores.postgres import Database, Query
 from shared.stores.redis import Client
@@ -107,9 +109,9 @@ async def test_remembered_verifications_of_an_account_are_dropped(auth: Auth) ->
     token = auth.fxa_token(kind="opaque")
     assert (await auth.exchange(token))[0] == 200
     assert await auth.fxa.happen(EventOrder(UID)) == 200  # FxA has destroyed the token by then
-    asked = auth.fxa.calls.by_endpoint["verify"]
+    asked = auth.fxa.faults.calls["verify"]
     assert (await auth.exchange(token))[0] == 400
-    assert auth.fxa.calls.by_endpoint["verify"] == asked + 1
+    assert auth.fxa.faults.calls["verify"] == asked + 1
 
 
 async def test_a_token_that_was_sent_before_changes_nothing(auth: Auth, database: Database, redis: Client) -> None:
@@ -154,6 +156,54 @@ async def test_of_many_deliveries_at_once_each_counts_once_and_the_latest_change
     assert metric(auth.registry, "fxa_events_total", type="password-change") == 6
 
 
+async def test_a_deleted_account_is_erased_and_its_tokens_are_good_for_nothing(
+    auth: Auth, redis: Client, database: Database, redis_url: str, postgres_url: str
+) -> None:
+    fxa_token = jwt(auth, int(time.time()))
+    ours = [bearer((await auth.exchange(fxa_token, scope=scope))[1]["access_token"]) for scope in ("ai", "s2s")]
+    kinds = rows(row("ai"), row("s2s"))
+    async with (
+        opened(redis_url, postgres_url, kinds) as (one, _, _),
+        opened(redis_url, postgres_url, kinds) as (other, _, _),
+    ):
+        for principal in ours:
+            await one.check(principal)
+        token = auth.fxa.security_event(EventOrder(UID, "delete-user"))
+        assert (await deliver(auth, token))[0] == 200
+        for emptied in (False, True):
+            if emptied:
+                await redis.flushall()
+            for principal in ours:
+                for budgets in (one, other):
+                    with pytest.raises(ServiceError) as refused:
+                        await budgets.check(principal)
+                    assert 400 <= refused.value.status < 500
+            assert (await auth.exchange(fxa_token))[0] in (400, 403)
+        erased = await database.fetch(Query.text("select count(*) as erased from erasures where sealed is not null"))
+        assert erased[0]["erased"] == 1
+        assert (await database.fetch(Query.text("select identity from users"))) == []
+        assert (await deliver(auth, token))[0] == 200
+        assert metric(auth.registry, "fxa_events_total", type="delete-user") == 1
+
+
+async def test_of_an_account_that_was_never_here_only_the_digest_is_kept(auth: Auth, database: Database) -> None:
+    assert await auth.fxa.happen(EventOrder(UID, "delete-user")) == 200
+    kept = await database.fetch(Query.text("select identity from identities"))
+    assert [one["identity"][:7] for one in kept] == ["erased."]
+    assert (await auth.exchange(jwt(auth, int(time.time()) - 60)))[0] == 400
+    assert (await database.fetch(Query.text("select identity from users"))) == []
+
+
+async def test_a_deletion_that_redis_lacks_is_sent_again(start_auth: StartAuth, own_valkey: ValkeyServer) -> None:
+    auth = await start(start_auth, redis_url=own_valkey.url)
+    own_valkey.kill()
+    assert await auth.fxa.happen(EventOrder(UID, "delete-user")) == 503
+    assert metric(auth.registry, "fxa_events_total", type="delete-user") == 0
+    own_valkey.start()
+    await until(lambda: auth.fxa.deliveries[-1] == 200)
+    assert metric(auth.registry, "fxa_events_total", type="delete-user") == 1
+
+
 async def test_other_events_are_counted_and_change_nothing(auth: Auth, database: Database) -> None:
     for event in ("profile-change", "subscription-state-change"):
         assert await auth.fxa.happen(EventOrder(UID, event)) == 200  # type: ignore[arg-type]
@@ -175,7 +225,7 @@ async def test_without_redis_an_event_is_sent_again_until_redis_has_it(
     assert (await held(database))[0] is not None
     assert metric(auth.registry, "fxa_event_failures_total", dependency="redis") >= 2
     own_valkey.start()
-    await until(lambda: auth.fxa.calls.deliveries[-1] == 200)
+    await until(lambda: auth.fxa.deliveries[-1] == 200)
     assert (await deliver(auth, token))[0] == 200
     assert (await held(database))[2] == 0
     assert (await auth.exchange(jwt(auth, int(time.time()) - 60)))[0] == 400
@@ -195,7 +245,7 @@ async def test_without_postgresql_nothing_is_taken_and_the_event_is_sent_again(
     assert metric(auth.registry, "fxa_event_failures_total", dependency="postgres") >= 1
     assert metric(auth.registry, "fxa_events_total") == 0
     own_postgres.start()
-    await until(lambda: auth.fxa.calls.deliveries[-1] == 200)
+    await until(lambda: auth.fxa.deliveries[-1] == 200)
     assert (await auth.exchange(old))[0] == 400
     async with Database.connect(url) as database:
         assert (await held(database))[1] == 1
@@ -212,7 +262,7 @@ async def test_without_fxas_keys_an_event_is_sent_again(auth: Auth) -> None:
     assert await auth.fxa.happen(EventOrder(UID)) == 200
     auth.fxa.ring.rotate()
     auth.fxa.ring.rotate()
-    auth.fxa.set_fault(Fault("jwks", "respond", status=503))
+    auth.fxa.faults.set(Fault("jwks", "respond", status=503))
     status, body, headers = await deliver(auth, auth.fxa.security_event(EventOrder(UID)))
     assert (status, body["error"]) == (503, "temporarily_unavailable") and headers["Retry-After"]
     assert metric(auth.registry, "fxa_event_failures_total", dependency="fxa") == 1
