@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import aiohttp
@@ -43,11 +43,32 @@ class World:
     postgres_url: str
     types: ServiceTypes
     litellm: LiteLLMAdminDouble
+    litellm_admin: LiteLLMAdmin
     users: Users
     changes: Changes
     admin: UserAdmin
-    erasures: Erasures
     purged: list[str] = field(default_factory=list)
+
+    @cached_property
+    def erasures(self) -> Erasures:
+        return self.anew()
+
+    def anew(self, **options: Any) -> Erasures:
+        """Erasures as another process has them."""
+
+        async def purge(uid: str) -> None:
+            self.purged.append(uid)
+
+        given = {"database": self.database, "jobs": self.database, "redis": self.redis, "digests": DIGESTS, **options}
+        return Erasures(
+            service_types=self.types,
+            registry=Registry(),
+            purge_fxa=purge,
+            litellm=self.litellm_admin,
+            settle=0,
+            every=0.05,
+            **given,
+        )
 
     async def run(self, sql: str, **params: Any) -> list[dict[str, Any]]:
         return await self.database.fetch(Query.text(sql), **params)
@@ -104,12 +125,6 @@ async def world(postgres_url: str, redis_url: str) -> AsyncIterator[World]:
         LiteLLMAdminDouble().running() as litellm,
         aiohttp.ClientSession() as session,
     ):
-        purged: list[str] = []
-
-        async def purge(uid: str) -> None:
-            purged.append(uid)
-            await asyncio.sleep(0)
-
         changes = Changes(database, redis, registry)
         yield World(
             database,
@@ -118,19 +133,8 @@ async def world(postgres_url: str, redis_url: str) -> AsyncIterator[World]:
             postgres_url,
             types,
             litellm,
+            LiteLLMAdmin(session, [litellm.url], MASTER_KEY),
             Users(database, redis, registry, DIGESTS),
             changes,
             UserAdmin(database, Spending(database, redis, types), changes, types),
-            Erasures(
-                database,
-                database,
-                redis,
-                types,
-                DIGESTS,
-                registry,
-                purge_fxa=purge,
-                litellm=LiteLLMAdmin(session, [litellm.url], MASTER_KEY),
-                settle=0,
-            ),
-            purged,
         )

@@ -3,11 +3,30 @@
 from __future__ import annotations
 
 import asyncio
+import time
 
+import msgspec
 import pytest
 
+from services.auth.devices.operators import DeviceAdmin
+from services.auth.erasure import storage
+from services.auth.errors import AccessDenied, MaxUsersReached, UserBlocked
+from services.auth.provisioning.client import LiteLLMError
+from services.auth.standing.digests import Digests
+from services.auth.users.entry import Users
 from services.gateway.errors import InvalidToken
 from services.gateway.errors import UserBlocked as Ended
+from services.gateway.ledger.reconcile import differences
+from services.gateway.ledger.refusals import RefusalLog
+from services.gateway.ledger.storage import LedgerStorage
+from services.local.valkey import ValkeyServer
+from shared.domain.service_types import ServiceTypes
+from shared.errors import DependencyUnavailable, NotFound
+from shared.state.packed import Details, LedgerRow
+from shared.stores.postgres import Database, Query
+from shared.stores.redis import connect
+from shared.telemetry.metrics import Registry
+from tests.doubles.litellm_admin import html
 from tests.services.auth.erasure.conftest import JANE, World
 from tests.services.gateway.budget.support import ask, delivered, opened, principal, row
 from tests.support.digests import DIGESTS
@@ -83,3 +102,182 @@ async def test_no_sum_changes_by_an_erasure(world: World) -> None:
     await world.erasures.erase(UID, JANE)
     assert await world.sums() == before
     assert await world.one("select count(*) from ledger where user_id like :uid", uid=f"{UID}%") == 0
+
+
+async def erased(world: World, identity: str) -> None:
+    await world.erasures.erase(identity, JANE)
+    await world.erasures.finish()
+    assert await world.traces(identity) == []
+
+
+@pytest.mark.parametrize("identity", [UID, KEY, INSTALL])
+async def test_an_identity_that_returns_is_still_blocked(world: World, identity: str) -> None:
+    await world.users.enter(identity, world.types.rows["ai"])
+    await world.admin.block(f"{identity}:ai", JANE, f"{identity} spends through a script")
+    await erased(world, identity)
+    for service_type in ("ai", "memories"):
+        with pytest.raises(UserBlocked):
+            await world.users.enter(identity, world.types.rows[service_type])
+    assert await world.one("select count(*) from users") == 0
+    assert await world.one("select blocked_reason from identities") == f"{DIGESTS.of(identity)} spends through a script"
+
+
+async def test_a_device_that_returns_is_still_revoked(world: World) -> None:
+    enrol = "insert into devices (key_id, public_key) values (:key, '') returning key_id"
+    await world.run(enrol, key=KEY)
+    await world.users.enter(KEY, world.types.rows["ai"])
+    await DeviceAdmin(world.database, world.changes).revoke(KEY, JANE, "stolen")
+    await erased(world, KEY)
+    await world.run(enrol, key=KEY)  # attested again
+    with pytest.raises(AccessDenied):
+        await world.users.enter(KEY, world.types.rows["ai"])
+
+
+@pytest.mark.parametrize("seconds", [3600, 86_400, 7 * 86_400])
+async def test_an_identity_that_returns_goes_on_in_its_period(world: World, seconds: int) -> None:
+    who = principal(row(duration_seconds=seconds))
+    types = ServiceTypes({"ai": who.service_type}, {})
+    async with opened(world.redis_url, world.postgres_url, types) as (budgets, _, _):
+        for _ in range(2):
+            await world.users.enter(UID, who.service_type)
+            budgets.settle(await budgets.admit(ask(who)), delivered())
+            before = await budgets.state(who)
+            await until(lambda: world.one("select count(*) > 0 from ledger where user_id = :u", u=who.user_id))
+            await erased(world, UID)
+        await world.users.enter(UID, who.service_type)
+        assert before.spent_nano == 2 * 50_000
+        assert (await budgets.state(who)).spent_nano == before.spent_nano
+        assert await world.one("select count(*) from ledger where user_id = :u", u=who.user_id) == 2
+        assert (await world.admin.get(who.user_id)).spent.spent_nano == before.spent_nano
+        assert len(await differences(world.database, world.redis, types, None, now=time.time)) == 0
+
+
+async def test_what_was_decided_is_found_by_an_older_secret(world: World) -> None:
+    await world.users.enter(UID, world.types.rows["ai"])
+    await world.admin.block(WHO.user_id, JANE)
+    await world.erasures.erase(UID, JANE)
+    rotated = Digests([b"the new secret", b"a secret of tests"])
+    with pytest.raises(UserBlocked):
+        await Users(world.database, world.redis, Registry(), rotated).enter(UID, world.types.rows["ai"])
+    await world.anew(digests=rotated).finish()
+    assert await world.traces(UID) == []
+    assert await world.one("select count(*) from erasures where sealed is not null") == 0
+
+
+async def test_of_racing_erasures_one_happens_and_places_stay_exact(world: World) -> None:
+    full = row("ai", max_users=1)
+    await world.users.enter(UID, full)
+    results = await asyncio.gather(*(world.erasures.erase(UID, JANE) for _ in range(10)), return_exceptions=True)
+    assert [type(result) for result in results].count(NotFound) == 9
+    assert await world.admin.counts() == {"ai": 0, "memories": 0}
+    assert await world.one("select count(*) from audit_log where action = 'user.erase'") == 1
+    await world.users.enter("f" * 32, full)
+    with pytest.raises(MaxUsersReached):
+        await world.users.enter(UID, full)
+
+
+async def test_an_unknown_identity_leaves_no_trace_by_being_erased(world: World) -> None:
+    for identity in (UID, "nobody", "a\0b", ""):
+        with pytest.raises(NotFound):
+            await world.erasures.erase(identity, JANE)
+    assert await world.one("select count(*) from erasures") == 0
+    assert UID in world.purged, "of a uid that never got in, a verification may be cached"
+
+
+async def test_rows_that_come_late_are_written_under_the_digest(world: World) -> None:
+    """Of a gateway that could not reach Redis or PostgreSQL for a while."""
+    await world.users.enter(UID, world.types.rows["ai"])
+    await erased(world, UID)
+    now = int(time.time() * 1000)
+    late = LedgerRow(
+        "late", WHO.user_id, 5, now, 1, 1, "success", Details("r", "ai", "m", "none", 86_400), settled_ms=now
+    )
+    await LedgerStorage(world.database).write([late])
+    log = RefusalLog(world.database, Registry())
+    log.add(InvalidToken(), user_id=WHO.user_id, request_id="r", service_type="ai", model="m")
+    log.add(InvalidToken(), user_id=None, request_id="r", service_type="none", model="m")
+    await log.write()
+    assert await world.one("select count(*) from refusals where user_id is null") == 2
+    assert await world.traces(UID) == []
+    assert await world.one("select user_id from ledger") == f"{DIGESTS.of(UID)}:ai"
+    await world.users.enter(UID, world.types.rows["ai"])
+    await LedgerStorage(world.database).write([msgspec.structs.replace(late, id="later")])
+    assert await world.one("select user_id from ledger where id = 'later'") == WHO.user_id
+
+
+async def test_redis_that_is_down_is_told_when_it_is_back(world: World, own_valkey: ValkeyServer) -> None:
+    async with connect(own_valkey.url, timeout=0.5) as redis:
+        erasures = world.anew(redis=redis)
+        await world.users.enter(UID, world.types.rows["ai"])
+        own_valkey.stop()
+        with pytest.raises(DependencyUnavailable):
+            await erasures.erase(UID, JANE)
+        assert [trace for trace in await world.traces(UID) if not trace.startswith("redis")] == []
+        users = Users(world.database, redis, Registry(), DIGESTS)
+        with pytest.raises(DependencyUnavailable):
+            await users.enter(UID, world.types.rows["ai"])  # not before Redis has forgotten it
+        own_valkey.start()
+        async with erasures.running():
+            await until(lambda: world.one("select count(*) = 0 from erasures where sealed is not null"))
+        await users.enter(UID, world.types.rows["ai"])
+
+
+async def test_litellm_that_is_down_is_told_when_it_is_back(world: World) -> None:
+    await world.users.enter(UID, world.types.rows["ai"])
+    world.litellm.customers[WHO.user_id] = {"budget_id": None}
+    world.litellm.fault = html
+    await world.erasures.erase(UID, JANE)
+    with pytest.raises(LiteLLMError):
+        await world.erasures.finish()
+    await world.users.enter(UID, world.types.rows["ai"])  # who returns need not wait for LiteLLM
+    await world.run("update users set litellm_budget = 'mlpa:ai' returning 1")
+    world.litellm.fault = None
+    await world.erasures.finish()
+    assert WHO.user_id not in world.litellm.customers
+    assert await world.one("select litellm_budget from users") is None, "and is made a customer again"
+    assert await world.one("select count(*) from erasures where sealed is not null") == 0
+
+
+@pytest.mark.parametrize("dead", ["database", "jobs", "litellm_rows"])
+async def test_an_erasure_that_broke_off_is_finished_by_another_process(
+    world: World, unused_port: int, dead: str
+) -> None:
+    await world.users.enter(UID, world.types.rows["ai"])
+    async with Database.connect(f"postgresql://x:x@127.0.0.1:{unused_port}/x") as nobody:
+        broken = world.anew(**{dead: nobody})
+        if dead != "litellm_rows":
+            with pytest.raises(DependencyUnavailable):
+                await broken.erase(UID, JANE)
+        else:
+            await broken.erase(UID, JANE)
+            with pytest.raises(DependencyUnavailable):
+                await broken.finish()
+    if dead == "database":
+        assert await world.one("select count(*) from users") == 1, "nothing was done"
+        await world.erasures.erase(UID, JANE)
+    for _ in range(2):
+        await world.erasures.finish()
+    assert await world.traces(UID) == []
+    assert await world.one("select count(*) from erasures where sealed is not null") == 0
+
+
+async def test_litellms_own_rows_are_deleted_in_its_database(world: World, empty_postgres_url: str) -> None:
+    async with Database.connect(empty_postgres_url) as rows_of:
+        for table, column in (("LiteLLM_SpendLogs", "end_user"), ("LiteLLM_DailyEndUserSpend", "end_user_id")):
+            await rows_of.execute(Query.text(f'create table "{table}" ({column} text)'))
+            await rows_of.execute(
+                Query.text(f"insert into \"{table}\" values ('{UID}\\:ai'), ('{UID}\\:memories'), ('x')")
+            )
+        await world.users.enter(UID, world.types.rows["ai"])
+        await world.anew(litellm_rows=rows_of).erase(UID, JANE)
+        for table in ("LiteLLM_SpendLogs", "LiteLLM_DailyEndUserSpend"):
+            assert (await rows_of.fetch(Query.text(f'select count(*) as n from "{table}"')))[0]["n"] == 1
+
+
+async def test_fingerprints_are_kept_no_longer_than_tokens_live(world: World) -> None:
+    await world.users.enter(UID, world.types.rows["ai"])
+    await erased(world, UID)
+    await storage.clear(world.database, kept=3600)
+    assert await world.one("select count(fingerprint) from erasures") == 1
+    await storage.clear(world.database, kept=0)
+    assert await world.one("select count(fingerprint) from erasures") == 0
