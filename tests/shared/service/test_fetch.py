@@ -157,7 +157,10 @@ async def test_a_lost_connection_is_tried_once_more_only_when_that_does_no_harm(
 
 @pytest.mark.parametrize(
     ("text", "seconds"),
-    [("7", 7), ("0", 0), (formatdate(1090, usegmt=True), 90), (formatdate(900, usegmt=True), 0), ("soon", None)],
+    [
+        *(("7", 7), ("0", 0), (formatdate(1090, usegmt=True), 90), (formatdate(900, usegmt=True), 0)),
+        *((text, None) for text in ("soon", "-5", "1.5", "\u0663", "Tue, 99 Foo 2026 00:00:00 GMT", "")),
+    ],
 )
 def test_the_wish_to_be_asked_later_is_passed_on(text: str, seconds: float | None) -> None:
     error = Answer(503, {"Retry-After": text}, b"").unexpected(lambda: 1000.0)

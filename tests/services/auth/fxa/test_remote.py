@@ -69,45 +69,42 @@ async def test_a_token_that_fxa_does_not_know_or_that_expired_is_refused(rig: Ri
             await verifier.verify(token)
 
 
-UNKNOWN = [
-    respond(429),
-    respond(429, Retry_After="9"),
-    respond(500),
-    respond(502, "<html>bad gateway</html>"),
-    respond(503, Retry_After="9"),
-    respond(200, "<html>sign in</html>"),
-    respond(200, "{"),
-    respond(200, ""),
-    respond(200, {}),
-    respond(200, []),
-    respond(200, {**GOOD, "user": None}),
-    respond(200, {**GOOD, "client_id": 5}),
-    respond(200, {**GOOD, "scope": "profile"}),
-    respond(200, {**GOOD, "scope": ["a b"]}),
-    respond(200, {**GOOD, "scope": ["a"] * 257}),
-    respond(200, json.dumps(GOOD) + " " * 70_000),
-    respond(200, "[" * 50_000),
-    respond(200, '{"x":' + "[" * 50_000),
-    respond(201, GOOD),
-    respond(204),
-    respond(301, GOOD, Location="/v1/verify"),
-    respond(307, GOOD, Location="/v1/verify"),
-    respond(401, {"code": 401, "errno": 108}),
-    respond(403, "<html>"),
-    respond(404, {"code": 404, "errno": 108}),
-    respond(400, "<html>"),
-    respond(400, {"errno": "108", "code": 400}),
-    respond(400, [108]),
-    refusal(110),
-    refusal(201),
-    refusal(108, status=500),
-    Fault("verify", "reset"),
-    Fault("verify", "hang"),
-]
+@pytest.mark.parametrize(
+    ("status", "body"),
+    [
+        (200, "<html>sign in</html>"),
+        (200, "{"),
+        (200, ""),
+        (200, {}),
+        (200, []),
+        (200, {**GOOD, "user": None}),
+        (200, {**GOOD, "client_id": 5}),
+        (200, {**GOOD, "scope": "profile"}),
+        (200, {**GOOD, "scope": ["a b"]}),
+        (200, {**GOOD, "scope": ["a"] * 257}),
+        (200, "[" * 50_000),
+        (200, '{"x":' + "[" * 50_000),
+        (201, GOOD),
+        (401, {"code": 401, "errno": 108}),
+        (404, {"code": 404, "errno": 108}),
+        (500, {"code": 500, "errno": 108}),
+        (400, "<html>"),
+        (400, {"errno": "108", "code": 400}),
+        (400, [108]),
+        (400, {"code": 400, "errno": 110}),
+        (400, {"code": 400, "errno": 201}),
+    ],
+)
+def test_any_other_answer_is_none(status: int, body: Any) -> None:
+    text = body if isinstance(body, str) else json.dumps(body)
+    with pytest.raises(NoAnswer):
+        _identity(Answer(status, {}, text.encode()), 0)
 
 
-@pytest.mark.parametrize("fault", UNKNOWN, ids=range(len(UNKNOWN)))
-async def test_any_other_answer_says_nothing_of_the_token_and_is_forgotten(rig: Rig, fault: Fault) -> None:
+@pytest.mark.parametrize(
+    "fault", [respond(503, Retry_After="9"), respond(200, "{"), Fault("verify", "reset"), Fault("verify", "hang")]
+)
+async def test_no_answer_says_nothing_of_the_token_and_is_forgotten(rig: Rig, fault: Fault) -> None:
     rig.fxa.faults.set(fault)
     token = rig.opaque()
     async with rig.verifier(timeout=0.15) as verifier:
@@ -182,15 +179,6 @@ async def test_fxa_is_not_asked_again_before_it_wants_to_be(rig: Rig, form: str)
         assert rig.calls("verify") == 1
         rig.clock.now += 40
         assert (await verifier.verify(rig.opaque())).source == "remote"
-
-
-@pytest.mark.parametrize("text", ["-5", "soon", "1.5", "٣", "Tue, 99 Foo 2026 00:00:00 GMT", ""])
-async def test_a_retry_after_that_is_none_is_passed_over(rig: Rig, text: str) -> None:
-    rig.fxa.faults.set(respond(429, Retry_After=text))
-    async with rig.verifier() as verifier:
-        with pytest.raises(DependencyUnavailable) as caught:
-            await verifier.verify(TOKEN)
-        assert caught.value.headers["Retry-After"] == "1"
 
 
 async def test_junk_takes_no_more_places_than_there_are(rig: Rig) -> None:
