@@ -6,7 +6,6 @@ import asyncio
 import os
 import signal
 import socket
-import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator
@@ -16,51 +15,10 @@ from urllib.parse import urlencode
 import pytest
 
 from services.cli.client import ACCESS_TOKEN, GRANT_TYPE
-from services.cli.main import main
 from services.local.process import Process, answers, free_port
 from tests.support.waiting import until
 from tests.system.clients import Caller
 from tests.system.harness import HOST, Part, System
-
-NEEDED = {
-    "auth": (
-        "SERVICE_TYPES",
-        "MLPA_SIGNING_KEYS_DIR",
-        "CHALLENGE_SECRET",
-        "FXA_CACHE_SECRET",
-        "ERASURE_SECRET",
-        "APP_DEVELOPMENT_TEAM",
-        "APP_ATTEST_BUNDLE_IDS",
-        "MASTER_KEY",
-    ),
-    "gateway": ("SERVICE_TYPES", "MLPA_VIRTUAL_KEY"),
-}
-
-
-@pytest.mark.parametrize(("command", "missing"), [(name, one) for name, some in NEEDED.items() for one in some])
-def test_production_does_not_start_without(
-    system: System, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], command: str, missing: str
-) -> None:
-    for name, value in system.environment.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.setenv("LITELLM_PROVISION_USERS", "true")
-    monkeypatch.delenv(missing)
-    monkeypatch.chdir(system.folder)
-    monkeypatch.setattr(sys, "argv", ["mlpa", command])
-    with pytest.raises(SystemExit) as ended:
-        main()
-    said = capsys.readouterr()
-    assert ended.value.code == 2
-    assert said.out == ""
-    assert said.err.count("\n") == 1
-    assert missing in said.err
-
-
-def test_a_process_that_cannot_start_says_why_in_one_line(system: System) -> None:
-    program = system.program("gateway", environment={"MLPA_VIRTUAL_KEY": ""})
-    done = subprocess.run(program.argv, env=program.env, cwd=program.cwd, capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == "mlpa: MLPA_VIRTUAL_KEY is not set; it has no default outside MLPA_DEBUG\n"
 
 
 @pytest.fixture
