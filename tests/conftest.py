@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from services.local import litellm
-from services.local.fxa import SigningKey
+from services.local.fxa_keys import SigningKey
 from services.local.litellm import LiteLLMServer
 from services.local.postgres import PostgresServer
 from services.local.process import free_port

@@ -24,7 +24,8 @@ from services.cli.client import ACCESS_TOKEN, ASSERTION, GRANT_TYPE, subject_tok
 from services.gateway.tokens.keyset import key_set
 from services.gateway.tokens.verifier import TokenVerifier
 from services.local.device import Device
-from services.local.fxa import KeyRing, StandIn, TokenOrder
+from services.local.fxa import StandIn, TokenOrder
+from services.local.fxa_keys import KeyRing
 from services.local.pki import Pki
 from services.local.postgres import PostgresServer
 from services.local.process import free_port

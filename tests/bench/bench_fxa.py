@@ -20,7 +20,8 @@ from services.auth.fxa.local import verify_jwt
 from services.auth.fxa.parse import JwtToken, parse
 from services.auth.fxa.services import FxAVerifier
 from services.local.faults import Fault
-from services.local.fxa import KeyRing, StandIn
+from services.local.fxa import StandIn
+from services.local.fxa_keys import KeyRing
 from services.local.process import free_port
 from services.local.valkey import ValkeyServer
 from shared.stores.redis import Client, connect

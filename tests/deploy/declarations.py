@@ -113,6 +113,8 @@ def log_events() -> dict[str, str]:
                     if isinstance(logger, ast.Name) and logger.id == "_log" and node.args:
                         for text in _texts(node.args[0], path):
                             events[text] = "error" if node.func.attr == "exception" else node.func.attr
+                elif isinstance(node, ast.Call) and ast.unparse(node.func) == "logs.Frequent":
+                    events.update(dict.fromkeys(_texts(node.args[1], path), "info"))
     return events
 
 

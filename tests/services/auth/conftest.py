@@ -20,7 +20,8 @@ from services.auth.app import build_app
 from services.auth.settings import AuthSettings
 from services.cli.client import ACCESS_TOKEN, ASSERTION, GRANT_TYPE
 from services.local.device import Device
-from services.local.fxa import KeyRing, SigningKey, StandIn, TokenOrder
+from services.local.fxa import StandIn, TokenOrder
+from services.local.fxa_keys import KeyRing, SigningKey
 from services.local.pki import Pki
 from shared.service.app import Apps
 from shared.service.serve import listen

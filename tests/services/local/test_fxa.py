@@ -17,7 +17,8 @@ from aiohttp import web
 from joserfc import jwt
 from joserfc.jwk import KeySet
 
-from services.local.fxa import DESKTOP_CLIENT_ID, EventOrder, KeyRing, SigningKey, StandIn, TokenOrder
+from services.local.fxa import DESKTOP_CLIENT_ID, EventOrder, StandIn, TokenOrder
+from services.local.fxa_keys import KeyRing, SigningKey
 from services.local.process import Process, Program, answers
 from tests.support.serving import serve
 from tests.support.waiting import until

@@ -13,7 +13,8 @@ from services.auth.events import storage
 from services.gateway.errors import InvalidToken
 from services.gateway.tokens.models import Principal
 from services.local.faults import Fault
-from services.local.fxa import EventOrder, KeyRing, SigningKey, StandIn
+from services.local.fxa import EventOrder, StandIn
+from services.local.fxa_keys import KeyRing, SigningKey
 from services.local.postgres import PostgresServer
 from services.local.valkey import ValkeyServer
 from shared.domain import tokens

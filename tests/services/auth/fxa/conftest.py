@@ -6,7 +6,8 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from services.local.fxa import KeyRing, SigningKey, StandIn
+from services.local.fxa import StandIn
+from services.local.fxa_keys import KeyRing, SigningKey
 from tests.services.auth.fxa.harness import ISSUER, Rig
 from tests.support.clock import Clock
 from tests.support.serving import serve

@@ -16,7 +16,8 @@ from services.auth.fxa.errors import InvalidFxAToken
 from services.auth.fxa.jwks import parse_key_set
 from services.auth.fxa.services import FxAVerifier
 from services.local.faults import Fault
-from services.local.fxa import SigningKey, TokenOrder
+from services.local.fxa import TokenOrder
+from services.local.fxa_keys import SigningKey
 from shared.errors import DependencyUnavailable
 from shared.service.health import CheckFailed
 from shared.telemetry.metrics import Registry

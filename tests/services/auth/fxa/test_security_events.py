@@ -14,7 +14,8 @@ from jose import jwt
 
 from services.auth.fxa import security_events
 from services.auth.fxa.security_events import MAX_CHARACTERS, SCHEMA, TYPES, AccountEvents, Reason, Refused
-from services.local.fxa import EventOrder, KeyRing, SigningKey, StandIn
+from services.local.fxa import EventOrder, StandIn
+from services.local.fxa_keys import KeyRing, SigningKey
 from tests.services.auth.fxa.harness import ISSUER, UID
 from tests.support.clock import Clock
 
