@@ -9,6 +9,7 @@ import time
 from dataclasses import dataclass, field
 
 END_OF_CHUNKS = b"0\r\n\r\n"
+STALL = 0.02
 
 
 @dataclass(slots=True)
@@ -19,14 +20,27 @@ class Load:
     errors: int = 0
     events: int = 0
     requests: int = 0
+    #: Gaps of more than ``STALL`` seconds between events, whichever streams they belong to.
+    stalls: int = 0
+    last: float = float("inf")
+
+    def seen(self, events: int) -> None:
+        """Events have arrived."""
+        now = time.perf_counter()
+        self.events += events
+        self.stalls += now - self.last > STALL
+        self.last = now
 
     def fail(self, why: str) -> None:
         self.errors += 1
         print(f"failed: {why!r}", file=sys.stderr)
 
 
-def request(model: str, token: str, *, stream: bool, image: int = 0) -> bytes:
-    """The bytes of a chat, with an image of so many bytes of base64 where there is to be one."""
+def request(model: str, token: str, *, stream: bool, image: int = 0, fields: str = "") -> bytes:
+    """The bytes of a chat, with an image of so many bytes of base64 where there is to be one.
+
+    :param fields: more of its head, each with the end of its line.
+    """
     text = "Tell me something about proxies. " * 5
     url = f"data:image/png;base64,{'A' * (image // 4 * 4)}"
     content = [{"type": "text", "text": text}, {"type": "image_url", "image_url": {"url": url}}] if image else text
@@ -43,7 +57,7 @@ def request(model: str, token: str, *, stream: bool, image: int = 0) -> bytes:
     ).encode()
     return (
         "POST /v1/chat/completions HTTP/1.1\r\nHost: bench\r\nContent-Type: application/json\r\n"
-        f"Authorization: Bearer {token}\r\nContent-Length: {len(body)}\r\n\r\n"
+        f"Authorization: Bearer {token}\r\nContent-Length: {len(body)}\r\n{fields}\r\n"
     ).encode() + body
 
 
@@ -56,7 +70,7 @@ async def stream(port: int, ask: bytes, load: Load) -> None:
         seen, tail, done, head = False, b"", False, b""
         while part := await reader.read(262_144):
             head = head or part[:400]
-            load.events += part.count(b"data: {")
+            load.seen(part.count(b"data: {"))
             if not seen and b"data: {" in part:
                 seen = True
                 load.first.append(time.perf_counter() - started)

@@ -21,14 +21,16 @@ END = event(chunk(finish="stop")) + event(usage_chunk(10, 100)) + DONE
 ANSWER = json.dumps(answer("word " * 50)).encode()
 MODELS = [
     "plain",
-    "paced-20-150",
-    "paced-20-300",
+    "paced-20-50",
     "paced-20-75",
+    "paced-20-300",
+    "paced-20-700",
+    "paced-50-300",
     "paced-500-8",
     "paced-500-10",
     "paced-5000-48",
-    "burst-3000",
     "burst-10",
+    "burst-100",
 ]
 
 
