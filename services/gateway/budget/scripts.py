@@ -240,6 +240,7 @@ class BudgetScripts:
             leases=keys.leases,
             outbox=keys.outbox,
             claim=keys.claim,
+            totals=keys.totals,
             gateway=who,
             interval=int(claim * 1000),
             orphan=int(orphan * 1000),

@@ -20,7 +20,7 @@ from services.gateway.errors import (
 from services.gateway.tokens.models import Principal
 from shared.domain.service_types import ServiceType
 from shared.errors import ServiceError
-from shared.state import decisions
+from shared.state import decisions, layout
 from shared.state.decisions import Outlook, Recorded
 from shared.state.layout import Standing
 from shared.state.packed import Excepted
@@ -225,6 +225,34 @@ async def test_what_all_users_together_are_refused_for_is_known_beforehand(
 
         await until(refused)
         assert set((await outlook(redis, kind)).refusals) == {reason}
+
+
+async def test_an_answer_about_an_identity_is_kept_unless_a_decision_came_in_between(redis: Client) -> None:
+    who, other = principal().identity, principal(user=2).identity
+    key = layout.identity_key(who)
+    unknown = await decisions.known(redis, who, "ai")
+    assert (unknown.standing, unknown.user) == (None, False)
+    assert await decisions.remember(redis, who, "ai", Standing.GOOD, unknown.version)
+    assert layout.IDLE - 60 <= await redis.ttl(key) <= layout.IDLE
+    found = await decisions.known(redis, who, "ai")
+    assert (found.standing, found.user) == (Standing.GOOD, True)
+    assert not (await decisions.known(redis, who, "s2s")).user
+    await redis.expire(key, 100)
+    assert await decisions.set_standing(redis, who, Standing.BLOCKED)
+    assert await redis.ttl(key) <= 100
+    assert not await decisions.remember(redis, who, "ai", Standing.GOOD, found.version)
+    blocked = await decisions.known(redis, who, "ai")
+    assert blocked.standing is Standing.BLOCKED
+    assert await decisions.remember(redis, who, "s2s", Standing.BLOCKED, blocked.version)
+    assert not (await decisions.known(redis, who, "s2s")).user, "nobody blocked gets in by what Redis knows"
+    await redis.hset(key, f"{layout.KNOWN_USER}s2s", "the run id of another server")  # type: ignore[misc]
+    assert not (await decisions.known(redis, who, "s2s")).user
+
+    assert await decisions.set_standing(redis, other, Standing.BLOCKED, version="0")
+    assert layout.IDLE - 60 <= await redis.ttl(layout.identity_key(other)) <= layout.IDLE
+    assert not await decisions.set_standing(redis, other, Standing.GOOD, version="0")
+    assert not await decisions.set_standing(redis, other, Standing.GOOD, version="2")
+    assert await decisions.set_standing(redis, other, Standing.GOOD, version="1")
 
 
 def _small(who: Principal) -> Ask:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import pytest
+from msgspec.structs import replace
 
 from services.gateway.budget.charging import Charge, bounds
 from services.gateway.budget.models import RateLimits, Reservation
 from services.gateway.budget.refusals import Refusal
-from services.gateway.budget.scripts import BudgetScripts, Expected, Snapshot, UserBuild
+from services.gateway.budget.scripts import BudgetScripts, Expected, Snapshot, Sweep, UserBuild
 from services.local.valkey import ValkeyServer
 from shared.domain.identity import shard
 from shared.state import decisions, layout
@@ -118,3 +119,93 @@ async def test_a_period_before_which_the_clock_went_back_begins_with_a_rebuild(
         )
         assert isinstance(answer, Refusal)
         assert answer.reason == "load"
+
+
+async def test_a_sweep_finds_what_is_old_enough_page_by_page_and_forgets_old_sums(valkey_server: ValkeyServer) -> None:
+    day = 86_400_000
+    with valkey_server.client() as client:
+        client.flushall()
+        executor = ClockedExecutor(client, NOW)
+        scripts = BudgetScripts(executor, 30)  # type: ignore[arg-type]  # stands where Executor does
+        keys = layout.SHARD_KEYS[0]
+
+        async def sweep(cursor: str = "0") -> Sweep:
+            client.delete(keys.claim)
+            found = await scripts.sweep(0, "me", 60, 5, cursor)
+            assert found is not None
+            return found
+
+        def settle(age: int) -> str:
+            made = Reservation(ask(), 1, 1, 86_400, NOW - age, RateLimits(0, 0, 0, 0, 0, 0), "")
+            line = f"0|1|{NOW - age}|{principal().user_id}|{made.row(Charge(1, 1, 1, 1), 'success').end}"
+            client.hset(keys.outbox, made.id, line)
+            return made.id
+
+        empty = await sweep()
+        assert (empty.cursor, empty.waiting, empty.oldest_ms) == ("0", 0, 0)
+        old, _, older = settle(5_001), settle(5_000), settle(7_000)
+        found = await sweep()
+        assert (found.waiting, found.oldest_ms, {row.id for row in found.rows}) == (3, 7_000, {old, older})
+        for _ in range(2_000):
+            settle(6_000)
+        first = await sweep()
+        assert len(first.rows) < 2_000
+        assert first.cursor != "0"
+        assert len((await sweep(first.cursor)).rows) < 2_000
+
+        ended = NOW // day - 2  # the last period of a day that ended more than a day ago
+        kept = [f"{kind}ai:86400|{ended + 1}" for kind in (layout.SUM_SPENT, layout.SUM_RESERVED)]
+        kept += [f"{layout.BUILT}ai:86400", layout.EPOCH, f"{layout.SUM_SPENT}ai:100|{(NOW - day) // 100_000 - 1}"]
+        gone = [f"{layout.SUM_SPENT}ai:86400|{ended}", f"{layout.SUM_RESERVED}ai:100|{(NOW - day) // 100_000 - 2}"]
+        client.hset(keys.totals, mapping=dict.fromkeys(kept + gone, 1))
+        await sweep()
+        assert {name.decode() for name in client.hkeys(keys.totals)} == set(kept)
+
+
+async def test_an_acknowledgement_forgets_a_row_that_is_written_and_no_other(valkey_server: ValkeyServer) -> None:
+    """Any change of what is not written yet restarts a rebuild; an acknowledgement that comes again changes nothing."""
+    with valkey_server.client() as client:
+        client.flushall()
+        executor = ClockedExecutor(client, NOW)
+        scripts = BudgetScripts(executor, 30)  # type: ignore[arg-type]  # stands where Executor does
+        user = principal().user_id
+        made = Reservation(ask(), 1, 1, 86_400, NOW, RateLimits(0, 0, 0, 0, 0, 0), "")
+        row = made.row(Charge(5, 1, 1, 0), "success")
+        await executor.run(*scripts.settle_call(row))
+        versions = [(await scripts.snapshot(user)).user_version]
+        await scripts.acknowledge(shard(principal().identity), [replace(row, cost_nano=6)])
+        found = await scripts.snapshot(user)
+        versions.append(found.user_version)
+        assert found.rows == {row.id: (5, NOW)}
+        for _ in range(2):
+            await scripts.acknowledge(shard(principal().identity), [row])
+            found = await scripts.snapshot(user)
+            versions.append(found.user_version)
+            assert found.rows == {}
+        assert versions == ["1", "1", "2", "2"]
+
+
+async def test_a_state_that_is_built_lives_for_two_days_and_counts_tokens_for_a_minute(
+    valkey_server: ValkeyServer,
+) -> None:
+    with valkey_server.client() as client:
+        client.flushall()
+        executor = ClockedExecutor(client, NOW)
+        scripts = BudgetScripts(executor, 30)  # type: ignore[arg-type]  # stands where Executor does
+        user, index = principal().user_id, NOW // 1000 // 86_400
+        build = UserBuild("ai", 86_400, index, 0, index, Standing.GOOD, {})
+        made = Reservation(ask(), 1, 1, 86_400, NOW, RateLimits(0, 0, 0, 0, 0, 0), "")
+        await executor.run(*scripts.settle_call(made.row(Charge(5, 1, 1, 8), "success")))
+        snapshot = await scripts.snapshot(user)
+        for key in (layout.user_key(user), layout.identity_key(principal().identity)):
+            client.persist(key)
+        assert await scripts.load(user, snapshot, build)
+        for key in (layout.user_key(user), layout.identity_key(principal().identity)):
+            assert layout.IDLE - 60 <= client.ttl(key) <= layout.IDLE
+
+        async def tokens(at: int) -> list[bytes]:
+            executor.now_ms = at
+            return (await scripts.state(principal()))[-2:]
+
+        assert await tokens(NOW + 59_999) == [b"8", b"1"]
+        assert await tokens(NOW + 60_000) == [b"0", b"0"]
