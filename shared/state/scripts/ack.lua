@@ -17,4 +17,3 @@ for _, item in each() do
     end
   end
 end
-return 'ok'

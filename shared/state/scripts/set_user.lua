@@ -9,4 +9,3 @@ if redis.call('HEXISTS', user, EPOCH) == 1 then
   if exception == '' then redis.call('HDEL', user, EXCEPTION) else redis.call('HSET', user, EXCEPTION, exception) end
 end
 if redis.call('TTL', user) < 0 then redis.call('EXPIRE', user, IDLE) end
-return 1

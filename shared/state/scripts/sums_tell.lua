@@ -5,4 +5,3 @@
 for _, item in each() do
   redis.call('HSET', sums, item.total, table.concat({read_at, item.period, item.spent, item.reserved}, ' '))
 end
-return 'ok'

@@ -255,5 +255,23 @@ async def test_an_answer_about_an_identity_is_kept_unless_a_decision_came_in_bet
     assert await decisions.set_standing(redis, other, Standing.GOOD, version="1")
 
 
+async def test_amounts_are_told_only_of_a_state_that_this_server_built(
+    redis: Client, redis_url: str, postgres_url: str
+) -> None:
+    user_id = principal().user_id
+    async with opened(redis_url, postgres_url) as (budgets, _, _):
+        assert await decisions.read_users(redis, [user_id]) == [None]
+        await settle_one(redis, budgets, principal())
+        held = await budgets.admit(ask())
+        (found,) = await decisions.read_users(redis, [user_id])
+        assert found is not None
+        assert (found.tier, found.spent_nano, found.reserved_nano) == ("ai", 50_000, held.amount_nano)
+        assert found.period_index == held.admitted_ms // 1000 // found.period_seconds
+        budgets.settle(held, delivered())
+        assert await budgets._queue.all_settled(5)
+        await redis.hset(layout.user_key(user_id), layout.EPOCH, "another server")  # type: ignore[misc]
+        assert await decisions.read_users(redis, [user_id]) == [None]
+
+
 def _small(who: Principal) -> Ask:
     return ask(who, limit=16)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from msgspec.structs import replace
 
 from services.gateway.budget.charging import Charge, bounds
 from services.gateway.budget.models import RateLimits, Reservation
 from services.gateway.budget.refusals import Refusal
-from services.gateway.budget.scripts import BudgetScripts, Expected, Snapshot, Sweep, UserBuild
+from services.gateway.budget.scripts import BudgetScripts, Expected, Expired, Snapshot, Sweep, UserBuild
 from services.local.valkey import ValkeyServer
 from shared.domain.identity import shard
 from shared.state import decisions, layout
@@ -209,3 +211,43 @@ async def test_a_state_that_is_built_lives_for_two_days_and_counts_tokens_for_a_
 
         assert await tokens(NOW + 59_999) == [b"8", b"1"]
         assert await tokens(NOW + 60_000) == [b"0", b"0"]
+
+
+async def test_a_late_settlement_lowers_a_charge_once_and_never_raises_it(valkey_server: ValkeyServer) -> None:
+    with valkey_server.client() as client:
+        client.flushall()
+        executor = ClockedExecutor(client, NOW)
+        scripts = BudgetScripts(executor, 30)  # type: ignore[arg-type]  # stands where Executor does
+        who, index = principal(), NOW // 1000 // 86_400
+        number, keys = shard(who.identity), layout.of_user(who.user_id)
+        build = UserBuild("ai", 86_400, index, 0, index, Standing.GOOD, {})
+        assert await scripts.load(who.user_id, await scripts.snapshot(who.user_id), build)
+
+        def held(amount: int) -> Reservation:
+            return Reservation(ask(), 1, amount, 86_400, NOW, RateLimits(0, 0, 0, 0, 0, 0), "ai:86400")
+
+        async def settle(one: Reservation, cost: int, tokens: int = 0) -> Any:
+            return await executor.run(*scripts.settle_call(one.row(Charge(cost, 1, 1, tokens), "success")))
+
+        async def amounts() -> tuple[list[int], list[int]]:
+            """Spent and reserved, of the user and of all."""
+            fields = [f"{kind}ai:86400|{index}" for kind in (layout.SUM_SPENT, layout.SUM_RESERVED)]
+            words = await scripts.state(who)
+            return [int(word) for word in words[5:7]], [int(value or 0) for value in client.hmget(keys.totals, fields)]
+
+        in_time, equal, lower, least = held(10), held(10), held(10), held(1)
+        assert await scripts.renew(number, [in_time, equal, lower, least]) == ["ok"] * 4
+        assert await amounts() == ([0, 31], [0, 31])
+        assert await settle(in_time, 4) == f"0 {NOW}".encode()
+        assert await amounts() == ([4, 21], [4, 21])
+        assert not client.exists(keys.tokens_window(who.user_id))
+        executor.now_ms = late = NOW + 30_000
+        await scripts.reap(number, [Expired(one.id, who.user_id) for one in (equal, lower, least)])
+        assert await amounts() == ([25, 0], [25, 0])
+        client.persist(keys.user(who.user_id))
+        assert [await settle(equal, 10), await settle(lower, 3)] == [b"-", f"1 {late}".encode()]
+        assert layout.IDLE - 60 <= client.ttl(keys.user(who.user_id)) <= layout.IDLE
+        assert [await settle(least, 0, tokens=1), await settle(lower, 2)] == [f"1 {late}".encode()] * 2
+        assert await amounts() == ([17, 0], [17, 0])
+        assert client.zrange(keys.tokens_window(who.user_id), 0, -1) == [f"{least.id} 1".encode()]
+        assert layout.WINDOW - 60_000 < client.pttl(keys.tokens_window(who.user_id)) <= layout.WINDOW

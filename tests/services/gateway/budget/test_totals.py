@@ -509,7 +509,7 @@ async def test_a_build_empties_its_own_sums_alone_and_waits_while_too_many_rows_
         async def begin(most: int) -> TotalsBegun | None:
             return await scripts.begin_totals(number, "me", [ours], most)
 
-        await scripts.renew(number, [open_ := held(ours), held(other)])
+        await scripts.renew(number, [open_ := held(ours), held(other), held(ours)])
         for _ in range(2):
             await executor.run(*scripts.settle_call(held("").row(Charge(5, 1, 1, 0), Outcome.SUCCESS)))
         client.delete(keys.totals)
@@ -521,7 +521,7 @@ async def test_a_build_empties_its_own_sums_alone_and_waits_while_too_many_rows_
         assert begun is not None
         assert (begun.now_ms, begun.open, len(begun.rows)) == (
             executor.now_ms,
-            [(ours, open_.admitted_ms, 1)],
+            [(ours, open_.admitted_ms, 1)] * 2,
             2,
         )
         assert sums() == foreign
