@@ -9,6 +9,7 @@ from __future__ import annotations
 import psycopg2
 from psycopg2 import errorcodes
 
+LOCK_NOT_AVAILABLE = errorcodes.LOCK_NOT_AVAILABLE
 #: The driver's own words for a connection that could not be made or was lost.
 CONNECTION_FAULTS = (psycopg2.OperationalError, psycopg2.InterfaceError, AssertionError, OSError, TimeoutError)
 
