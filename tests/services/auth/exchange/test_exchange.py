@@ -303,9 +303,9 @@ async def test_an_expired_fxa_token_is_an_invalid_request(auth: Auth) -> None:
 
 async def test_the_standing_of_a_user_reads_block_and_revocation(auth: Auth, postgres_url: str) -> None:
     async with Database.connect(postgres_url) as database:
-        assert await standing.standing(database, UID) is Standing.GOOD
+        assert (await standing.standing(database, UID))[0] is Standing.GOOD
         await database.execute(_BLOCK, identity=UID)
-        assert await standing.standing(database, UID) is Standing.BLOCKED
+        assert (await standing.standing(database, UID))[0] is Standing.BLOCKED
 
 
 async def test_a_device_of_development_ends_with_the_switch_to_production(start_auth: StartAuth) -> None:
