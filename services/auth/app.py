@@ -21,6 +21,7 @@ from services.auth.connections import Connections, open_connections
 from services.auth.devices import views as device_views
 from services.auth.devices.enrolment import ENROLMENT, Enrolment
 from services.auth.devices.metrics import DeviceMetrics
+from services.auth.devices.sources import EnrollingSources
 from services.auth.erasure.export import EXPORTS, Exports
 from services.auth.erasure.services import ERASURES, Erasures
 from services.auth.error_body import ErrorBody
@@ -255,6 +256,7 @@ async def _open(
     await stack.enter_async_context(erasures.running())
     await stack.enter_async_context(prepared.key_ring.running(registry))
     await stack.enter_async_context(LedgerAge(database, registry).running())
+    await stack.enter_async_context(EnrollingSources(database, registry).running())
     await stack.enter_async_context(OldRefusals(database, registry).running())
     assertions = Assertions(database, challenges, prepared.policy, metrics, unused_days=settings.device_unused_days)
     play_metrics = PlayMetrics(registry)
@@ -277,7 +279,12 @@ async def _open(
     apps.put(EXPORTS, Exports(database, jobs, redis, prepared.service_types, read_fxa=fxa.held))
     apps.put(CHALLENGES, challenges)
     apps.put(LIMITS, limits)
-    apps.put(ENROLMENT, Enrolment(database, challenges, prepared.policy, metrics, limits))
+    apps.put(
+        ENROLMENT,
+        Enrolment(
+            database, challenges, prepared.policy, metrics, limits, source_secret=settings.challenge_secrets()[0]
+        ),
+    )
     apps.put(KNOWN_GATEWAYS, KnownGateways(settings.exchange_keys()))
     apps.put(EXCHANGE, TokenExchange(credentials, prepared.service_types, users, issuer, limits, registry))
     events = FxAEvents(

@@ -6,9 +6,10 @@ import asyncio
 import csv
 import secrets
 import sys
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO, TypeVar
 from urllib.parse import quote
 
 import aiohttp
@@ -26,6 +27,8 @@ from services.local.device import Device
 from services.local.files import write_private
 from services.local.pki import Pki
 from shared.stores.postgres import Database, DatabaseUnavailable
+
+_Command = TypeVar("_Command", bound=Callable[..., Any])
 
 
 class _Context(Target):
@@ -164,14 +167,56 @@ def proxy(context: _Context, scope: str, port: int, key: str | None) -> None:
         raise click.ClickException(f"port {port}: {error.strerror or error}") from None
 
 
+#: The criteria by which devices are listed and blocked.
+_CRITERIA = (
+    click.option("--bundle", "bundle_id", help="The app."),
+    click.option("--version", "bundle_version", help="The app's version."),
+    click.option("--category", "validation_category", type=click.IntRange(0), help="How the app was distributed."),
+    click.option("--first-seen-from", type=click.DateTime(), help="Enrolled then or later; in UTC."),
+    click.option("--first-seen-to", type=click.DateTime(), help="Enrolled before; in UTC."),
+    click.option("--source-digest", help="Enrolled from this source; `list` prints the digests."),
+)
+
+
+def _criteria(command: _Command) -> _Command:
+    for option in reversed(_CRITERIA):
+        command = option(command)
+    return command
+
+
+def _sent(criteria: dict[str, Any]) -> dict[str, Any]:
+    """The criteria as the API takes them."""
+    return {
+        name: f"{value.isoformat()}Z" if isinstance(value, datetime) else value
+        for name, value in criteria.items()
+        if value is not None
+    }
+
+
 @device.command("list")
 @LIMIT
 @CURSOR
+@_criteria
 @click.argument("start", default="")
 @_pass
-def list_(context: _Context, limit: int, cursor: str | None, start: str) -> None:
+def list_(context: _Context, /, limit: int, cursor: str | None, start: str, **criteria: Any) -> None:
     """Print the devices that auth knows, by key id; with START, those whose key id begins with it."""
-    AdminApi(context.auth_url).show("GET", "/device", query={"limit": limit, "cursor": cursor, "q": start})
+    query = {"limit": limit, "cursor": cursor, "q": start, **{n: str(value) for n, value in _sent(criteria).items()}}
+    AdminApi(context.auth_url).show("GET", "/device", query=query)
+
+
+@device.command()
+@_criteria
+@click.option("--apply", is_flag=True, help="Block them; without it they are only counted.")
+@REASON
+@_pass
+def block(context: _Context, /, apply: bool, reason: str, **criteria: Any) -> None:
+    """Block all devices that meet the criteria, 10,000 at most, with one entry in the audit log.
+
+    `mlpa user unblock` admits one again.
+    """
+    body = {**_sent(criteria), "dry_run": not apply, "reason": reason or None}
+    AdminApi(context.auth_url).show("POST", "/device/block", body=body)
 
 
 @device.command()

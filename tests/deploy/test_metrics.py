@@ -31,6 +31,7 @@ LOOPS = {
         "service_types",
         "audit_refusals",
         "fxa_deliveries",
+        "enrolling_sources",
         "fxa_key_set",
         "last_seen",
         "ledger_age",

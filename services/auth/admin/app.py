@@ -85,7 +85,7 @@ async def open_admin(
     apps.put(WRONG_KEYS, WrongKeys(limits, refusals, registry))
     apps.put(SPENDING, spending)
     apps.put(USER_ADMIN, users)
-    apps.put(DEVICE_ADMIN, DeviceAdmin(database, changes))
+    apps.put(DEVICE_ADMIN, DeviceAdmin(database, changes, reports))
     apps.put(USAGE, usage)
     apps.put(REQUESTS, Requests(database))
     apps.put(COSTS, Costs(reports))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import hmac
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -26,7 +27,7 @@ from services.auth.challenge.services import Challenges
 from services.auth.devices import storage
 from services.auth.devices.metrics import DeviceMetrics
 from services.auth.errors import AccessDenied, AttestationRejected, AuthError, InvalidRequest, SlowDown
-from services.auth.limits.services import Limits
+from services.auth.limits.services import Limits, source
 from shared.stores.postgres import Database
 
 #: Longer than any challenge we issue; a longer one is refused as not ours rather than as malformed.
@@ -52,16 +53,19 @@ class Enrolment:
         metrics: DeviceMetrics,
         limits: Limits,
         *,
+        source_secret: bytes,
         clock: Callable[[], float] = time.time,
     ) -> None:
+        """:param source_secret: makes the digests of sources, by which operators find what one source enrolled."""
         self._database = database
         self._challenges = challenges
         self._policy = policy
         self._metrics = metrics
         self._limits = limits
+        self._source_secret = source_secret
         self._clock = clock
 
-    async def enrol(self, claims: AttestRequest, source: str) -> None:
+    async def enrol(self, claims: AttestRequest, address: str) -> None:
         """Verify and store a key; on return it is committed.
 
         :raises InvalidRequest: malformed base64 or CBOR.
@@ -74,7 +78,7 @@ class Enrolment:
         started = time.perf_counter()
         result = "unavailable"
         try:
-            await self._enrol(claims, source)
+            await self._enrol(claims, address)
             result = "success"
         except SlowDown:
             raise
@@ -84,7 +88,7 @@ class Enrolment:
         finally:
             self._metrics.attestation.observe(time.perf_counter() - started, result)
 
-    async def _enrol(self, claims: AttestRequest, source: str) -> None:
+    async def _enrol(self, claims: AttestRequest, address: str) -> None:
         try:
             key_id = canonical_key_id(claims.key_id_b64)
             attestation_obj = decode_base64(claims.attestation_obj_b64, max_bytes=MAX_ATTESTATION_BYTES)
@@ -112,11 +116,14 @@ class Enrolment:
         self._metrics.verified(attestation)
         sent = (attestation_obj, claims.bundle_id.encode())
         async with self._challenges.consumed(challenge.decode(), key_id, *sent) as use:
-            await self._limits.take_source("enroll", source)
-            stored = await storage.enrol(self._database, key_id, attestation)
+            await self._limits.take_source("enroll", address)
+            stored = await storage.enrol(self._database, key_id, attestation, self._digest(address))
             if stored is storage.Stored.REFUSED:
                 raise AccessDenied
             use.decided = stored is storage.Stored.NEW
+
+    def _digest(self, address: str) -> str:
+        return hmac.digest(self._source_secret, b"mlpa source v1\0" + source(address).encode(), "sha256").hex()[:32]
 
     def _check_challenge(self, challenge: bytes, key_id: str) -> None:
         started = time.perf_counter()

@@ -2,26 +2,45 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from datetime import datetime
+
 from aiohttp import web
 
 from services.auth import pagination
 from services.auth.audit import storage as audit
 from services.auth.audit.storage import Actor
 from services.auth.devices import operators_storage as storage
-from services.auth.devices.operators_storage import DeviceRow
+from services.auth.devices.operators_storage import Chosen, DeviceRow
+from services.auth.errors import InvalidRequest
 from services.auth.pagination import Page
 from services.auth.standing import storage as standing
 from services.auth.standing.changes import Changes
 from shared.errors import NotFound
 from shared.stores.postgres import Database
 
+#: Devices that one change blocks.
+MOST_BLOCKED = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class Blocked:
+    """Devices that were meant and not blocked yet, and those that are now."""
+
+    matching: int
+    blocked: int
+
 
 class DeviceAdmin:
-    def __init__(self, database: Database, changes: Changes) -> None:
+    def __init__(self, database: Database, changes: Changes, reports: Database) -> None:
+        """:param reports: PostgreSQL again, with more patience."""
         self._database = database
+        self._reports = reports
         self._changes = changes
 
-    async def page(self, *, q: str = "", cursor: str | None = None, limit: int) -> Page[DeviceRow]:
+    async def page(
+        self, *, q: str = "", cursor: str | None = None, limit: int, chosen: Chosen | None = None
+    ) -> Page[DeviceRow]:
         """Devices whose key id starts with ``q``, by key id.
 
         :raises InvalidRequest: the cursor is not one of this list.
@@ -31,7 +50,8 @@ class DeviceAdmin:
         if "\0" in q:
             return Page([])
         key = place.key[0] if place.key else None
-        rows = await storage.page(self._database, q=q, key=key, backwards=place.backwards, limit=limit + 1)
+        database = self._reports if chosen is not None and chosen.given() else self._database
+        rows = await storage.page(database, q=q, key=key, backwards=place.backwards, limit=limit + 1, chosen=chosen)
         return pagination.page(place, rows, limit, lambda device: (device.key_id,))
 
     async def find(self, key_id: str) -> DeviceRow | None:
@@ -64,6 +84,26 @@ class DeviceAdmin:
             await audit.record(transaction, actor, "device.revoke", key_id, old=old, new=new)
             await self._changes.record(transaction, key_id, "device revoked")
         await self._changes.apply(key_id)
+
+    async def block(self, chosen: Chosen, actor: Actor, reason: str | None = None, *, dry_run: bool) -> Blocked:
+        """Block the devices that are meant, at most ``MOST_BLOCKED``, with one entry in the audit log.
+
+        Redis learns of them one after another, some hundreds per second.
+
+        :raises InvalidRequest: all devices are meant.
+        :raises DatabaseUnavailable: PostgreSQL could not be asked; then all or none are blocked.
+        """
+        if not (given := chosen.given()):
+            raise InvalidRequest("Say which devices are meant.")
+        if dry_run:
+            return Blocked(await storage.blockable(self._reports, chosen), 0)
+        async with self._reports.transaction() as transaction:
+            matching = await storage.blockable(transaction, chosen)
+            blocked = await storage.block(transaction, chosen, reason=reason, limit=MOST_BLOCKED)
+            meant = {name: value.isoformat() if isinstance(value, datetime) else value for name, value in given.items()}
+            new = {"meant": meant, "matching": matching, "blocked": blocked, "reason": reason}
+            await audit.record(transaction, actor, "device.block", "devices", new=new)
+        return Blocked(matching, blocked)
 
 
 DEVICE_ADMIN = web.AppKey("device_admin", DeviceAdmin)

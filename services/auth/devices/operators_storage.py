@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import datetime
+from typing import Any
 
 from shared.stores.postgres import Database, Query, Transaction
 
@@ -24,12 +25,43 @@ class DeviceRow:
     last_used_at: datetime | None
     revoked_at: datetime | None
     revoked_reason: str | None
+    validation_category: int | None
+    risk_metric: int | None
+    risk_metric_at: datetime | None
+    receipt_fault: str | None
+    source_digest: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """Which devices are meant: those for which all holds that is not None. First seen: from, and before."""
+
+    bundle_id: str | None = None
+    bundle_version: str | None = None
+    validation_category: int | None = None
+    first_seen_from: datetime | None = None
+    first_seen_to: datetime | None = None
+    source_digest: str | None = None
+
+    def given(self) -> dict[str, Any]:
+        """What is demanded, by name."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
 
 
 _COLUMNS = (
-    "key_id, environment, bundle_id, bundle_version, counter, created_at, last_used_at, revoked_at, revoked_reason"
+    "key_id, environment, bundle_id, bundle_version, counter, created_at, last_used_at, revoked_at, revoked_reason, "
+    "validation_category, risk_metric, risk_metric_at, receipt_fault, source_digest"
 )
-_RANGE = "key_id >= :q and key_id < :end"
+# the server sees constants: it drops the conditions of what is not given, and takes the index of what is
+_CHOSEN = """
+    (cast(:bundle_id as text) is null or bundle_id = :bundle_id)
+    and (cast(:bundle_version as text) is null or bundle_version = :bundle_version)
+    and (cast(:validation_category as bigint) is null or validation_category = :validation_category)
+    and (cast(:first_seen_from as timestamptz) is null or created_at >= :first_seen_from)
+    and (cast(:first_seen_to as timestamptz) is null or created_at < :first_seen_to)
+    and (cast(:source_digest as text) is null or source_digest = :source_digest)
+"""
+_RANGE = f"key_id >= :q and key_id < :end and {_CHOSEN}"
 _FORWARDS = Query.text(
     f"select {_COLUMNS} from devices where key_id > :key and {_RANGE} order by key_id limit :limit"  # noqa: S608
 )
@@ -40,14 +72,51 @@ _FIND = Query.text(f"select {_COLUMNS} from devices where key_id = :key_id")  # 
 _LOCK = Query.text(f"select {_COLUMNS} from devices where key_id = :key_id for update")  # noqa: S608
 
 
-async def page(database: Database, *, q: str, key: str | None, backwards: bool, limit: int) -> list[DeviceRow]:
+_BLOCKABLE = f"""
+    from devices d where {_CHOSEN} and revoked_at is null
+        and not exists (select from identities i where i.identity = d.key_id and i.blocked_at is not null)
+"""
+_COUNT = Query.text(f"select count(*) as devices {_BLOCKABLE}")
+_BLOCK = Query.text(
+    f"""
+    with meant as (select key_id {_BLOCKABLE} order by key_id limit :limit),
+    blocked as (
+        insert into identities as i (identity, blocked_at, blocked_reason) select key_id, now(), :reason from meant
+        on conflict (identity) do update set blocked_at = coalesce(i.blocked_at, now()), blocked_reason = :reason
+        returning identity
+    )
+    insert into redis_changes (identity, kind, payload) select identity, 'devices blocked', '{{}}' from blocked
+    """  # noqa: S608
+)
+
+
+async def blockable(database: Database | Transaction, chosen: Chosen) -> int:
+    """The number of devices that are neither blocked nor revoked.
+
+    :raises DatabaseUnavailable: PostgreSQL could not be asked.
+    """
+    return int((await database.fetch(_COUNT, **asdict(chosen)))[0]["devices"])
+
+
+async def block(transaction: Transaction, chosen: Chosen, *, reason: str | None, limit: int) -> int:
+    """Block devices, and record that Redis must know; their number.
+
+    :raises DatabaseUnavailable: PostgreSQL could not be asked.
+    """
+    return await transaction.execute(_BLOCK, reason=reason, limit=limit, **asdict(chosen))
+
+
+async def page(
+    database: Database, *, q: str, key: str | None, backwards: bool, limit: int, chosen: Chosen | None = None
+) -> list[DeviceRow]:
     """Devices whose key id starts with ``q``, by key id, from ``key`` on in the given direction.
 
     :raises DatabaseUnavailable: PostgreSQL could not be asked.
     """
     edge = _LAST if backwards else ""
     query = _BACKWARDS if backwards else _FORWARDS
-    rows = await database.fetch(query, q=q, end=q + _LAST, key=edge if key is None else key, limit=limit)
+    edge = edge if key is None else key
+    rows = await database.fetch(query, q=q, end=q + _LAST, key=edge, limit=limit, **asdict(chosen or Chosen()))
     return [DeviceRow(**row) for row in rows]
 
 

@@ -59,8 +59,10 @@ LATE_COUNTERS = 64
 _ENROL = Query.text(
     """
     insert into devices
-        (key_id, public_key, counter, environment, bundle_id, bundle_version, validation_category, receipt)
-    values (:key_id, :public_key, 0, :environment, :bundle_id, :bundle_version, :validation_category, :receipt)
+        (key_id, public_key, counter, environment, bundle_id, bundle_version, validation_category, receipt,
+         source_digest)
+    values (:key_id, :public_key, 0, :environment, :bundle_id, :bundle_version, :validation_category, :receipt,
+            :source_digest)
     on conflict (key_id) do update set
         receipt = excluded.receipt,
         environment = coalesce(devices.environment, excluded.environment),
@@ -130,8 +132,8 @@ def _category(number: int | None) -> int | None:
     return number if number is None or number <= _MAX_INTEGER else None
 
 
-async def enrol(database: Database, key_id: str, attestation: Attestation) -> Stored:
-    """Store a newly attested key, committed on return. A known key keeps its public key and its counter.
+async def enrol(database: Database, key_id: str, attestation: Attestation, source_digest: str) -> Stored:
+    """Store a newly attested key, committed on return. A known key keeps its public key, its counter and its source.
 
     :returns: REFUSED when the key is revoked.
     :raises DatabaseUnavailable: whether it was stored is unknown.
@@ -145,6 +147,7 @@ async def enrol(database: Database, key_id: str, attestation: Attestation) -> St
         bundle_version=attestation.bundle_version,
         validation_category=_category(attestation.validation_category),
         receipt=attestation.receipt,
+        source_digest=source_digest,
     )
     if row is None:
         return Stored.REFUSED

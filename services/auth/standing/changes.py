@@ -102,19 +102,23 @@ class Changes:
             yield
 
     async def _keep_applying(self) -> None:
-        cleared = time.monotonic()
+        cleared, more = time.monotonic(), False
         while True:
-            await asyncio.sleep(self._every)
+            await asyncio.sleep(0 if more else self._every)
+            more = False
             try:
-                await self.apply_pending()
+                more = await self.apply_pending()
                 if time.monotonic() - cleared >= _CLEAR_EVERY:
                     cleared = time.monotonic()
                     await storage.clear_expired(self._database)
             except DependencyUnavailable as error:
                 _log.warning("decisions_wait", dependency=error.dependency)
 
-    async def apply_pending(self) -> None:
-        """:raises DependencyUnavailable: some decisions could not be applied; all others were."""
+    async def apply_pending(self) -> bool:
+        """Apply the decisions that have waited longest; whether more wait.
+
+        :raises DependencyUnavailable: some decisions could not be applied; all others were.
+        """
         failed: DependencyUnavailable | None = None
         for identity in await storage.pending(self._database):
             try:
@@ -122,9 +126,11 @@ class Changes:
             except DependencyUnavailable as error:
                 failed = error
                 await self._ping()  # a failure for one identity must not hold up the others
-        self._pending.set(await storage.count_pending(self._database))
+        pending = await storage.count_pending(self._database)
+        self._pending.set(pending)
         if failed is not None:
             raise failed
+        return pending > 0
 
     async def _ping(self) -> None:
         try:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from datetime import datetime
+from typing import Annotated
+
 import msgspec
 from aiohttp import web
 
 from services.auth.admin.access import callers
-from services.auth.admin.api.models import RevokeRequest
+from services.auth.admin.api.models import Reason, RevokeRequest
 from services.auth.admin.api.requests import (
     CHANGE,
     COMMON,
@@ -22,8 +25,9 @@ from services.auth.admin.api.requests import (
 )
 from services.auth.admin.times import rfc3339
 from services.auth.devices.operators import DEVICE_ADMIN
-from services.auth.devices.operators_storage import DeviceRow
+from services.auth.devices.operators_storage import Chosen, DeviceRow
 from services.auth.error_body import ErrorBody
+from services.auth.errors import InvalidRequest
 from shared.telemetry.openapi import Answer, Body, Parameter
 
 
@@ -39,6 +43,11 @@ class DeviceBody(msgspec.Struct, frozen=True):
     last_used_at: str | None
     revoked_at: str | None
     revoked_reason: str | None
+    validation_category: int | None
+    risk_metric: int | None
+    risk_metric_at: str | None
+    receipt_fault: str | None
+    source_digest: str | None
 
 
 class DevicesBody(msgspec.Struct, frozen=True):
@@ -46,10 +55,50 @@ class DevicesBody(msgspec.Struct, frozen=True):
     next_cursor: str | None
 
 
+class BlockedBody(msgspec.Struct, frozen=True):
+    """Devices that were meant and not blocked yet, and those that are now."""
+
+    dry_run: bool
+    matching: int
+    blocked: int
+
+
+_Text = Annotated[str, msgspec.Meta(min_length=1, max_length=256, pattern=r"^[^\x00-\x1f\x7f]*$")]
+_Moment = Annotated[datetime, msgspec.Meta(tz=True)]
+
+
+class ChosenQuery(msgspec.Struct, frozen=True):
+    bundle_id: _Text | None = None
+    bundle_version: _Text | None = None
+    validation_category: Annotated[int, msgspec.Meta(ge=0, lt=2**32)] | None = None
+    first_seen_from: _Moment | None = None
+    first_seen_to: _Moment | None = None
+    source_digest: _Text | None = None
+
+    def chosen(self) -> Chosen:
+        return Chosen(*(getattr(self, name) for name in _CHOSEN))
+
+
+class BlockRequest(ChosenQuery, frozen=True, forbid_unknown_fields=True):
+    dry_run: bool = True
+    reason: Reason | None = None
+
+
+_CHOSEN = ChosenQuery.__struct_fields__
+
+
 async def list_devices(request: web.Request) -> web.Response:
     await callers.by_key(request)
-    query = one_each(request, ("limit", "cursor", "q"))
-    page = await request.app[DEVICE_ADMIN].page(q=query.get("q", ""), cursor=query.get("cursor"), limit=limit(query))
+    query = one_each(request, ("limit", "cursor", "q", *_CHOSEN))
+    try:
+        chosen = msgspec.convert({name: query[name] for name in _CHOSEN if name in query}, ChosenQuery, strict=False)
+    except ValueError as error:
+        raise InvalidRequest(
+            "bundle_id, validation_category, first_seen_from or another criterion is malformed."
+        ) from error
+    page = await request.app[DEVICE_ADMIN].page(
+        q=query.get("q", ""), cursor=query.get("cursor"), limit=limit(query), chosen=chosen.chosen()
+    )
     return answer(DevicesBody([_body(device) for device in page.rows], page.next_cursor))
 
 
@@ -64,6 +113,13 @@ async def revoke(request: web.Request) -> web.Response:
     asked = decode(raw, RevokeRequest) if raw.strip() else RevokeRequest()
     await request.app[DEVICE_ADMIN].revoke(request.match_info["key_id"], actor, asked.reason or None)
     return await _device(request)
+
+
+async def block(request: web.Request) -> web.Response:
+    actor = await changing(request)
+    asked = decode(await request.read(), BlockRequest)
+    found = await request.app[DEVICE_ADMIN].block(asked.chosen(), actor, asked.reason or None, dry_run=asked.dry_run)
+    return answer(BlockedBody(asked.dry_run, found.matching, found.blocked))
 
 
 async def _device(request: web.Request) -> web.Response:
@@ -81,10 +137,16 @@ def _body(device: DeviceRow) -> DeviceBody:
         rfc3339(device.last_used_at) if device.last_used_at else None,
         rfc3339(device.revoked_at) if device.revoked_at else None,
         device.revoked_reason,
+        device.validation_category,
+        device.risk_metric,
+        rfc3339(device.risk_metric_at) if device.risk_metric_at else None,
+        device.receipt_fault,
+        device.source_digest,
     )
 
 
 _TAG = "Devices"
+_MOMENT = {"type": "string", "format": "date-time"}
 _NOT_FOUND = {404: Answer("There is no such device", ErrorBody)}
 _ID = Parameter(
     "key_id",
@@ -101,7 +163,33 @@ OPERATIONS = [
         list_devices,
         "List or search App Attest devices",
         {200: Answer("A page, by key id", DevicesBody), **COMMON, **MALFORMED},
-        parameters=[LIMIT, CURSOR, Parameter("q", "Start of the key id.")],
+        parameters=[
+            LIMIT,
+            CURSOR,
+            Parameter("q", "Start of the key id."),
+            Parameter("bundle_id", "The app."),
+            Parameter("bundle_version", "Its version, which devices report since iOS 27."),
+            Parameter(
+                "validation_category",
+                "How the app was distributed, by Apple's number.",
+                schema={"type": "integer", "minimum": 0, "maximum": 2**32 - 1},
+            ),
+            Parameter("first_seen_from", "Enrolled at this moment or later.", schema=_MOMENT),
+            Parameter("first_seen_to", "Enrolled before this moment.", schema=_MOMENT),
+            Parameter("source_digest", "Enrolled from the source with this digest."),
+        ],
+    ),
+    operation(
+        _TAG,
+        "POST",
+        "/device/block",
+        block,
+        "Block all devices of an app, a version, a time or a source",
+        {200: Answer("How many", BlockedBody), **CHANGE, **MALFORMED},
+        body=Body(BlockRequest, {"source_digest": "0123456789abcdef0123456789abcdef", "dry_run": True}),
+        description="At least one criterion. Only counts unless `dry_run` is false. Blocks at most 10,000, with one "
+        "entry in the audit log; gateways learn of them one after another, some hundreds per second. "
+        "`POST /user/{user_id}/unblock` admits one again.",
     ),
     operation(
         _TAG,

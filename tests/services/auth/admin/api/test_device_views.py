@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from urllib.parse import quote
+import re
+from urllib.parse import quote, urlencode
 
 import pytest
 
+from services.auth.devices.sources import EnrollingSources
 from shared.state import layout
+from shared.stores.postgres import Database
 from shared.stores.redis import connect
+from shared.telemetry.metrics import Registry
 from tests.services.auth.admin.api.test_views import ask
 from tests.services.auth.admin.conftest import VIEWER, Rows
 from tests.services.auth.conftest import Auth
+from tests.support.waiting import until
 
 KEY_ID = "+/" + "A" * 41 + "="
 
@@ -37,6 +42,7 @@ async def test_devices_are_listed_and_searched_page_by_page(admin_auth: Auth, ro
     assert body["devices"][0].keys() == {
         "key_id", "environment", "bundle_id", "bundle_version", "counter",
         "created_at", "last_used_at", "revoked_at", "revoked_reason",
+        "validation_category", "risk_metric", "risk_metric_at", "receipt_fault", "source_digest",
     }  # fmt: skip
 
 
@@ -74,3 +80,151 @@ async def test_a_viewer_revokes_nothing_and_nobody_revokes_what_is_not_there(adm
         assert (await ask(admin_auth, "GET", path))[0] == 404
         assert (await ask(admin_auth, "POST", f"{path}/revoke"))[0] == 404
     assert rows.run("select count(*) from devices where revoked_at is not null") == [(0,)]
+
+
+def farm(rows: Rows) -> list[str]:
+    """Devices that differ in app, version, category, age and source."""
+    found = []
+    for number in range(8):
+        key_id = f"{number}{'A' * 42}="
+        rows.run(
+            "insert into devices (key_id, public_key, bundle_id, bundle_version, validation_category, source_digest, "
+            "created_at) values (%s, '\\x04', %s, %s, %s, %s, timestamptz '2026-01-01' + %s * interval '1 day')",
+            key_id,
+            "org.example.a" if number < 4 else "org.example.b",
+            str(number % 2),
+            number % 4 or None,
+            "even" if number % 2 == 0 else "odd",
+            number,
+        )
+        found.append(key_id)
+    return found
+
+
+CRITERIA = [
+    ({"bundle_id": "org.example.a"}, {0, 1, 2, 3}),
+    ({"bundle_version": "1"}, {1, 3, 5, 7}),
+    ({"validation_category": 2}, {2, 6}),
+    ({"first_seen_from": "2026-01-06T00:00:00Z"}, {5, 6, 7}),
+    ({"first_seen_to": "2026-01-03T00:00:00+00:00"}, {0, 1}),
+    ({"source_digest": "even"}, {0, 2, 4, 6}),
+    ({"source_digest": "odd", "bundle_id": "org.example.b", "first_seen_to": "2026-01-07T00:00:00Z"}, {5}),
+    ({"bundle_id": "org.example"}, set()),
+    ({"bundle_id": "' or '1' = '1"}, set()),
+]
+
+
+@pytest.mark.parametrize(("criteria", "meant"), CRITERIA)
+async def test_what_is_listed_is_what_is_blocked(
+    admin_auth: Auth, rows: Rows, criteria: dict[str, object], meant: set[int]
+) -> None:
+    keys = farm(rows)
+    query = urlencode(criteria)
+    _, body, _ = await ask(admin_auth, "GET", f"/device?limit=200&{query}")
+    assert [device["key_id"] for device in body["devices"]] == [keys[number] for number in sorted(meant)]
+    status, body, _ = await ask(admin_auth, "POST", "/device/block", json=criteria)
+    assert (status, body) == (200, {"dry_run": True, "matching": len(meant), "blocked": 0})
+    assert rows.run("select count(*) from identities") == [(0,)], "a dry run changes nothing"
+    assert rows.audit() == []
+    status, body, _ = await ask(admin_auth, "POST", "/device/block", json={**criteria, "dry_run": False})
+    assert (status, body) == (200, {"dry_run": False, "matching": len(meant), "blocked": len(meant)})
+    blocked = {row[0] for row in rows.run("select identity from identities where blocked_at is not null")}
+    assert blocked == {keys[number] for number in meant}
+
+
+async def test_blocked_devices_are_refused_in_redis_with_one_entry_on_record(
+    admin_auth: Auth, rows: Rows, redis_url: str
+) -> None:
+    keys = farm(rows)
+    rows.run("update devices set revoked_at = now() where key_id = %s", keys[0])
+    asked = {"source_digest": "even", "dry_run": False, "reason": "a farm"}
+    status, body, _ = await ask(admin_auth, "POST", "/device/block", json=asked)
+    assert (status, body["matching"], body["blocked"]) == (200, 3, 3), "the revoked one needs no block"
+    redis = connect(redis_url)
+    for number in (2, 4, 6):
+
+        async def standing(key_id: str = keys[number]) -> bool:
+            found = await redis.hget(layout.of_identity(key_id).identity(key_id), layout.STANDING)
+            return bool(found == b"blocked")
+
+        await until(standing)
+    await redis.aclose()
+    ((actor, action, subject, old, new),) = rows.audit()
+    assert (actor, action, subject, old) == ("admin", "device.block", "devices", None)
+    assert new == {"meant": {"source_digest": "even"}, "matching": 3, "blocked": 3, "reason": "a farm"}
+    _, body, _ = await ask(admin_auth, "POST", "/device/block", json=asked)
+    assert (body["matching"], body["blocked"]) == (0, 0), "they are blocked already"
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {},
+        {"dry_run": False},
+        {"dry_run": False, "reason": "all"},
+        {"bundle_id": ""},
+        {"bundle_id": "a\0"},
+        {"validation_category": -1},
+        {"validation_category": "4"},
+        {"validation_category": 2**32},
+        {"first_seen_from": "yesterday"},
+        {"first_seen_to": "2026-01-01T00:00:00"},
+        {"bundle_id": "a", "dry_run": "false"},
+        {"bundle": "a", "dry_run": False},
+        {"bundle_id": "a", "budle_version": "1"},
+        {"bundle_id": "a", "reason": "x" * 501},
+        ["bundle_id"],
+    ],
+)
+async def test_a_block_that_does_not_say_whom_is_refused(admin_auth: Auth, rows: Rows, asked: object) -> None:
+    farm(rows)
+    status, body, _ = await ask(admin_auth, "POST", "/device/block", json=asked)
+    assert (status, body["error"]) == (400, "invalid_request")
+    assert rows.run("select count(*) from identities") == [(0,)]
+
+
+async def test_a_viewer_blocks_nothing(admin_auth: Auth, rows: Rows) -> None:
+    farm(rows)
+    asked = {"source_digest": "even", "dry_run": False}
+    assert (await ask(admin_auth, "POST", "/device/block", VIEWER, json=asked))[0] == 403
+    assert (await ask(admin_auth, "POST", "/device/block", None, json=asked))[0] == 401
+    assert rows.run("select count(*) from identities") == [(0,)]
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        "validation_category=x",
+        "first_seen_from=now",
+        "first_seen_to=2026-01-01",
+        "bundle_id=%00",
+        "bundle_id=a&bundle_id=b",
+    ],
+)
+async def test_a_malformed_criterion_is_refused(admin_auth: Auth, query: str) -> None:
+    assert (await ask(admin_auth, "GET", f"/device?{query}"))[0] == 400
+
+
+async def test_keys_of_one_source_have_one_digest_that_does_not_tell_the_address(admin_auth: Auth, rows: Rows) -> None:
+    for _ in range(2):
+        assert (await admin_auth.enrol(admin_auth.device()))[0] == 201
+    _, body, _ = await ask(admin_auth, "GET", "/device")
+    digests = {device["source_digest"] for device in body["devices"]}
+    assert len(digests) == 1
+    assert re.fullmatch(r"[0-9a-f]{32}", digests.pop())
+
+
+async def test_the_sources_that_enrol_most_are_counted(admin_auth: Auth, rows: Rows) -> None:
+    rows.run(
+        "insert into devices (key_id, public_key, source_digest, created_at) "
+        "select 'key' || n, '\\x04', case when n < 120 then 'farm' when n < 130 then 'office' else n::text end, "
+        "now() - case when mod(n, 40) = 0 then interval '2 hours' else interval '1 minute' end "
+        "from generate_series(1, 140) n"
+    )
+    registry = Registry()
+    async with Database.connect(admin_auth.settings.database_url.get_secret_value()) as database:
+        await EnrollingSources(database, registry).read()
+    shown = registry.render().decode()
+    assert "enrolled_keys_of_busiest_source 117" in shown
+    counts = [re.search(rf'enrolling_sources{{keys="{step}"}} (\d+)', shown) for step in (1, 10, 100, 1000)]
+    assert [int(found[1]) for found in counts if found] == [13, 1, 1, 0]

@@ -1,0 +1,62 @@
+"""The sources that enrolled keys in the last hour: a farm is a source with many."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from shared.errors import DependencyUnavailable
+from shared.service import background
+from shared.stores.postgres import Database, Query
+from shared.telemetry.metrics import Registry
+
+#: Seconds between two readings.
+_EVERY = 60.0
+_STEPS = (1, 10, 100, 1000)
+_AT_LEAST = ", ".join(f"count(*) filter (where keys >= {step}) as from_{step}" for step in _STEPS)
+_READ = Query.text(
+    f"""
+    select coalesce(max(keys), 0) as most, {_AT_LEAST}
+    from (
+        select count(*) as keys from devices
+        where created_at > now() - interval '1 hour' and source_digest is not null group by source_digest
+    ) as sources
+    """  # noqa: S608
+)
+
+
+class EnrollingSources:
+    """Gauges of how many keys the sources enrolled in the last hour; no series is a source's own."""
+
+    def __init__(self, database: Database, registry: Registry, *, every: float = _EVERY) -> None:
+        self._database = database
+        self._registry = registry
+        self._every = every
+        self._most = registry.gauge(
+            "enrolled_keys_of_busiest_source", "Most App Attest keys that one source enrolled in the last hour."
+        )
+        self._sources = registry.gauge(
+            "enrolling_sources", "Sources that enrolled at least so many App Attest keys in the last hour.", ("keys",)
+        )
+        for step in _STEPS:
+            self._sources.preset(str(step))
+
+    async def read(self) -> None:
+        """:raises DependencyUnavailable: PostgreSQL could not be asked."""
+        found = (await self._database.fetch(_READ))[0]
+        self._most.set(found["most"])
+        for step in _STEPS:
+            self._sources.set(found[f"from_{step}"], str(step))
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        async with background.running(self._registry, enrolling_sources=self._keep_reading):
+            yield
+
+    async def _keep_reading(self) -> None:
+        while True:
+            with contextlib.suppress(DependencyUnavailable):  # the log tells of the outage
+                await self.read()
+            await asyncio.sleep(self._every)
