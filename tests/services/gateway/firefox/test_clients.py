@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from typing import Any
 
 import pytest
 
 from services.local.device import Device
+from services.local.fxa import DESKTOP_CLIENT_ID, EventOrder, TokenOrder
 from shared.domain.tokens import CLIENT_HEADER, EXCHANGE_KEY_HEADER
 from tests.doubles.litellm import DONE, Script, chunk, event, stream_of
 from tests.services.auth.conftest import UID
@@ -27,6 +29,23 @@ async def test_a_chat_of_desktop_is_answered(door: Door) -> None:
     assert door.count("desktop", "fxa", "success") == 1
     (headers, form) = door.between.asked[0]
     assert (headers[EXCHANGE_KEY_HEADER], headers[CLIENT_HEADER], form["scope"]) == (KEY, "127.0.0.1", "ai")
+
+
+async def test_a_token_of_before_a_new_password_is_a_401_although_its_exchange_is_remembered(
+    start_door: StartDoor,
+) -> None:
+    door = await start_door(auth_settings={"fxa_client_ids": DESKTOP_CLIENT_ID})
+    fxa, claims = door.auth.fxa, door.auth.fxa.claims(TokenOrder(uid=UID))
+    before = fxa.sign(claims)
+    assert (await door.desktop(before)).status == 200
+    second = int(time.time()) + 1
+    changed = {"https://schemas.accounts.firefox.com/event/password-change": {"changeTime": second * 1000}}
+    bearer = {"Authorization": f"Bearer {fxa.security_event(EventOrder(UID), events=changed)}"}
+    assert (await door.auth.ask("POST", "/fxa/events", headers=bearer))[0] == 200
+    assert (await door.desktop(before)).status == 401
+    await asyncio.sleep(max(0, second - time.time()))  # so that the next access token is of after it too
+    assert (await door.desktop(fxa.sign({**claims, "iat": second}))).status == 200
+    assert len(door.between.asked) == 2
 
 
 async def test_a_search_of_desktop_is_answered_until_the_budget_is_spent(
