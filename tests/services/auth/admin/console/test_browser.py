@@ -6,6 +6,8 @@ import asyncio
 import re
 import shutil
 from collections.abc import AsyncIterator
+from typing import Any
+from urllib.parse import quote
 
 import aiohttp
 import pytest
@@ -146,6 +148,76 @@ async def test_hostile_names_run_nothing_and_every_page_fits_a_phone(
         assert await page.locator("img[src='x'], script").count() == 0
     assert dialogs == []
     await context.close()
+
+
+@pytest.mark.parametrize(("scheme", "width"), [("light", 1280), ("dark", 375)])
+async def test_every_page_can_be_read_by_everybody_and_fits(
+    browser: playwright.Browser, auth_with_gateway: Auth, rows: Rows, scheme: Any, width: int
+) -> None:
+    """axe-core finds nothing: contrast, names, headings, tables; at a desk in daylight, on a phone at night."""
+    axe = pytest.importorskip("axe_playwright_python.async_playwright").Axe()
+    device = f"{'A' * 43}=:ai"
+    for name in (USER, device):
+        rows.user(name)
+        rows.request(f"success {name}", name)
+        rows.request(f"error {name}", name, outcome="error", model="another", cost=90_000_000)
+        rows.run("insert into refusals values (now(), %s, %s, %s, 'ai', 'gpt', 'rpm', 'In words.')", name, name, name)
+    rows.device(device.rpartition(":")[0])
+    rows.run("insert into identities (identity, blocked_at, blocked_reason) values (%s, now(), 'spam')", UID)
+    rows.run("insert into exceptions values (%s, 1, true, now() + interval '1 day', 'fair')", USER)
+    rows.run(
+        "insert into audit_log (actor, action, subject, new) values ('jane', 'user.block', %s, '{\"a\": 1}')", USER
+    )
+    context = await browser.new_context(color_scheme=scheme, viewport={"width": width, "height": 800})
+    page = await context.new_page()
+    here, there = (f"/users/{quote(name, safe='')}" for name in (USER, device))
+    paths = ["/sign-in", "", *("/users", "/users?list=recent", "/users?q=none", here, there, f"{here}/block")]
+    paths += [*("/requests", "/requests?code=none", "/devices", "/costs", "/costs?by=model", "/models")]
+    paths += ["/service-types", "/audit", f"/devices/{quote(device.rpartition(':')[0], safe='')}/revoke", "/nothing"]
+    for path in (
+        paths if scheme == "light" else ["/sign-in", "", "/users", here, "/requests", "/costs", "/service-types"]
+    ):
+        await page.goto(f"{auth_with_gateway.url}/admin{path}")
+        found = await axe.run(page)
+        assert found.violations_count == 0, f"{path}: {found.generate_report()}"
+        assert await page.evaluate("document.documentElement.scrollWidth") <= width, path
+        if path == "/sign-in":
+            await page.get_by_label("Admin key").fill(ADMIN)
+            await page.keyboard.press("Enter")
+            await page.get_by_role("heading", name="Overview").wait_for()
+    await context.close()
+
+
+async def test_the_console_is_used_with_the_keyboard_alone(
+    browser: playwright.Browser, auth_with_gateway: Auth, rows: Rows
+) -> None:
+    rows.user()
+    page = await browser.new_page()
+    await page.goto(f"{auth_with_gateway.url}/admin")
+    await page.keyboard.type(ADMIN)
+    await page.keyboard.press("Enter")
+    await page.get_by_role("heading", name="Overview").wait_for()
+    await page.keyboard.press("Tab")
+    assert await page.evaluate("document.activeElement.textContent") == "Skip to content"
+    await page.keyboard.press("Enter")
+    await page.keyboard.press("Tab")
+    await page.keyboard.type(USER)
+    await page.keyboard.press("Enter")
+    await page.get_by_role("heading", name=USER).wait_for()
+    for _ in range(60):
+        await page.keyboard.press("Tab")
+        focused = await page.evaluate(
+            "[document.activeElement.textContent, getComputedStyle(document.activeElement).outlineStyle]"
+        )
+        assert focused[1] != "none", focused
+        if focused[0] == "Block…":
+            break
+    await page.keyboard.press("Enter")
+    await page.get_by_role("heading", name="Block this user?").wait_for()
+    await page.keyboard.type("by hand")
+    await page.keyboard.press("Enter")
+    await page.get_by_text("“by hand”").wait_for()
+    await page.close()
 
 
 async def test_the_api_docs_send_a_real_request(browser: playwright.Browser, auth_with_gateway: Auth) -> None:
