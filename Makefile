@@ -15,7 +15,7 @@ LOCKS := deploy/requirements
 PIP := -m pip --disable-pip-version-check --no-input
 
 .DEFAULT_GOAL := help
-.PHONY: help setup litellm run test test-system test-gateway test-rest test-full lint bench lock audit clean distclean
+.PHONY: help setup litellm run test test-system test-gateway test-rest test-full lint bench lock audit release rehearse clean distclean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1 /p' $(MAKEFILE_LIST) | while read name text; do printf '  %-10s %s\n' "$$name" "$$text"; done
@@ -78,6 +78,12 @@ lock: ## Renew the locks of deploy/requirements/ after a change of setup.cfg (AR
 
 audit: $(STAMP) ## Ask the package index about every locked version, and the advisories where they can be reached
 	@$(BIN)/python deploy/audit.py
+
+release: $(STAMP) ## Check the tree and build the wheel (ARGS="--prepare X.Y.Z": begin; ARGS=--tag: tag it as well)
+	@$(BIN)/python deploy/release.py $(ARGS)
+
+rehearse: $(STAMP) ## Lose a database and get it back from its backups (ARGS="1000000 10000000": users, ledger rows)
+	@$(BIN)/python -m deploy.rehearse $(ARGS)
 
 clean: ## Remove caches, builds and the data of local runs
 	rm -rf .mlpa build .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -86,7 +86,7 @@ async def keep_days(url: str, ahead: int, days: int | None, wait: float) -> Kept
 
 @ledger.command()
 def reconcile() -> None:
-    """Compare the ledger with the counters in Redis, and with LiteLLM when MASTER_KEY is set.
+    """Compare the ledger with the counters in Redis, and with LiteLLM when that has customers.
 
     One JSON line per user who differs; exit code 1 if there is one. A counter should be the ledger's sum of the
     current period. LiteLLM should not have counted more than the ledger on this UTC day and the one before.
@@ -120,7 +120,7 @@ async def _reconcile(settings: AuthSettings) -> list[Difference]:
         async with Database.connect(
             settings.database_url.get_secret_value(), max_size=1, timeout=TIMEOUT_SECONDS
         ) as database:
-            if settings.master_key is None:
+            if settings.master_key is None or not settings.litellm_provision_users:
                 return await differences(database, redis, service_types, None, now=time.time)
             key = settings.master_key.get_secret_value()
             async with LiteLLMAdmin.open(settings.litellm_api_base, key) as admin:
