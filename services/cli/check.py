@@ -23,7 +23,7 @@ def check() -> None:
 
 @check.command()
 def auth() -> None:
-    """Settings, service types and keys of auth; PostgreSQL, Redis, FxA, and LiteLLM's admin API."""
+    """Try all that auth needs. Settings, service types and keys; PostgreSQL, Redis, FxA, LiteLLM's admin API."""
     from services.auth.app import prepare
     from services.auth.health import before_start
     from services.auth.settings import AuthSettings
@@ -37,7 +37,7 @@ def auth() -> None:
 
 @check.command()
 def gateway() -> None:
-    """Settings and service types of a gateway; PostgreSQL, Redis, LiteLLM with its key, and auth's key set."""
+    """Try all that a gateway needs. Settings, service types; PostgreSQL, Redis, LiteLLM, auth's key set."""
     from services.gateway.health import before_start
     from services.gateway.settings import GatewaySettings
 

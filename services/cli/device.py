@@ -66,7 +66,7 @@ _SCOPE = click.option("--scope", default="ai", show_default=True, help="The serv
 @click.option("--team", help="Apple team id; the system's when not given.")
 @_pass
 def new(context: _Context, bundle_id: str | None, team: str | None) -> None:
-    """Make a key on the device, which is made with the first one; it replaces the key before."""
+    """Make a key on the device, in place of the one before. The first one makes the device."""
     pki = context.data / "app-attest" / "pki.json"
     if not pki.exists():
         raise click.ClickException(f"{pki} is not there: the test root is made by mlpa up")
@@ -124,7 +124,7 @@ def token(context: _Context, scope: str) -> None:
 @click.argument("text", default="Tell me about Firefox.")
 @_pass
 def chat(context: _Context, scope: str, model: str, shipped: str | None, text: str) -> None:
-    """Exchange an assertion, ask TEXT, and show the answer as it streams."""
+    """Exchange an assertion and ask TEXT. The answer is shown as it streams."""
 
     async def talk() -> None:
         made = context.load()
@@ -200,7 +200,7 @@ def _sent(criteria: dict[str, Any]) -> dict[str, Any]:
 @click.argument("start", default="")
 @_pass
 def list_(context: _Context, /, limit: int, cursor: str | None, start: str, **criteria: Any) -> None:
-    """Print the devices that auth knows, by key id; with START, those whose key id begins with it."""
+    """Print the devices that auth knows, by key id. With START, those whose key id begins with it."""
     query = {"limit": limit, "cursor": cursor, "q": start, **{n: str(value) for n, value in _sent(criteria).items()}}
     AdminApi(context.auth_url).show("GET", "/device", query=query)
 
@@ -211,7 +211,7 @@ def list_(context: _Context, /, limit: int, cursor: str | None, start: str, **cr
 @REASON
 @_pass
 def block(context: _Context, /, apply: bool, reason: str, **criteria: Any) -> None:
-    """Block all devices that meet the criteria, 10,000 at most, with one entry in the audit log.
+    """Block all devices that meet the criteria. 10,000 at most, with one entry in the audit log.
 
     `mlpa user unblock` admits one again.
     """
@@ -239,7 +239,7 @@ def revoke(context: _Context, key_id: str, reason: str) -> None:
 @click.option("--limit", type=click.IntRange(1), help="How many receipts at most.")
 @_pass
 def receipts_(context: _Context, rate: float, every: int, limit: int | None) -> None:
-    """Verify the receipts of DATABASE_URL that are due, renew them at Apple, and store the risk metrics.
+    """Renew the receipts that are due. Verifies those of DATABASE_URL, asks Apple, and stores the risk metrics.
 
     Without APPLE_RECEIPT_KEY, those of a running `mlpa up`.
 
@@ -325,7 +325,7 @@ async def _import(file: TextIO, url: str, *, production: bool) -> tuple[int, int
 @device.command()
 @click.option("--since", type=click.DateTime(), help="Leave out what was enrolled before; in UTC.")
 def export(since: datetime | None) -> None:
-    """Write the devices of DATABASE_URL to stdout as CSV, as `import` takes them, but for revoked ones.
+    """Write all devices as CSV, as `import` takes them. Those of DATABASE_URL, but for revoked ones.
 
     So that another deployment knows the devices that enrolled at this one.
     """

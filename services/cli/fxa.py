@@ -76,7 +76,7 @@ def token(
 @_FXA_URL
 @click.argument("account", metavar="UID|TOKEN")
 def password_change(data: Path, fxa_url: str | None, account: str) -> None:
-    """Change the password of an account of the FxA stand-in, which tells auth."""
+    """Change an account's password at the stand-in. It tells auth."""
     click.echo(asyncio.run(_happen(_origin(data, fxa_url), account, "password-change")))
 
 
@@ -102,7 +102,7 @@ def delete(data: Path, fxa_url: str | None, account: str) -> None:
 )
 @click.argument("text", default="Tell me about Firefox.")
 def chat(data: Path, uid: str | None, scope: str, model: str, shipped: str | None, text: str) -> None:
-    """Get a token of the FxA stand-in, exchange it, ask TEXT, and show the answer as it streams."""
+    """Exchange a token of the stand-in and ask TEXT. The answer is shown as it streams."""
     running = RunningSystem.load(data)
     if running is None:
         raise click.ClickException(f"{data} does not tell where the system runs (mlpa up)")
@@ -130,7 +130,7 @@ def chat(data: Path, uid: str | None, scope: str, model: str, shipped: str | Non
 @fxa.command()
 @click.argument("uid")
 def purge(uid: str) -> None:
-    """Forget all verified tokens of the user UID, so that the next use of each is verified again."""
+    """Forget all verified tokens of the user UID. The next use of each is verified again."""
     if not Credential.FXA.identity.fullmatch(uid):
         raise click.BadParameter("a uid has 32 lowercase hex digits")
     settings = AuthSettings.from_environment()

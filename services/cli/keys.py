@@ -45,7 +45,7 @@ def _time(seconds: float) -> str:
 @keys.command("list")
 @_OUT
 def list_(out: Path | None) -> None:
-    """All keys: which one signs, which wait, which are only still published."""
+    """List all keys. It says which one signs, which wait, which are only still published."""
     folder = _folder(out)
     found = sorted(_load(folder), key=lambda key: (key.activation, key.path.name))
     if not found:

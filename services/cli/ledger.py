@@ -31,7 +31,7 @@ def ledger() -> None:
 @ledger.command()
 @click.option("--older-than", "days", type=click.IntRange(1), default=90, show_default=True, help="Days.")
 def prune(days: int) -> None:
-    """Delete rows of requests that were admitted more than so many days ago.
+    """Delete rows that are older than so many days.
 
     Budgets are rebuilt from the rows of the current periods, so at least the longest period of a service type
     must be kept.
@@ -86,7 +86,7 @@ async def keep_days(url: str, ahead: int, days: int | None, wait: float) -> Kept
 
 @ledger.command()
 def reconcile() -> None:
-    """Compare the ledger with the counters in Redis, and with LiteLLM when that has customers.
+    """Compare the ledger with Redis, and with LiteLLM. The latter when it has customers.
 
     One JSON line per user who differs; exit code 1 if there is one. A counter should be the ledger's sum of the
     current period. LiteLLM should not have counted more than the ledger on this UTC day and the one before.

@@ -79,7 +79,7 @@ def token(context: _Context, scope: str) -> None:
 @click.argument("text", default="Tell me about Firefox.")
 @_pass
 def chat(context: _Context, scope: str, model: str, shipped: str | None, text: str) -> None:
-    """Exchange an integrity token, ask TEXT, and show the answer as it streams."""
+    """Exchange an integrity token and ask TEXT. The answer is shown as it streams."""
 
     async def talk() -> None:
         async with context.client() as client:

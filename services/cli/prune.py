@@ -33,8 +33,10 @@ _DEVICES = Query.text(
 
 @click.command()
 def prune() -> None:
-    """Delete ledger rows, audit entries and devices that are older than LEDGER_KEPT_DAYS, AUDIT_LOG_KEPT_DAYS and
-    DEVICE_UNUSED_DAYS; 0 keeps them for ever. Run it every night, as the tables' owner.
+    """Delete what is older than the settings say.
+
+    LEDGER_KEPT_DAYS, AUDIT_LOG_KEPT_DAYS and DEVICE_UNUSED_DAYS; 0 keeps for ever. Run it every night, as the
+    tables' owner.
     """
     try:
         done = asyncio.run(_prune(AuthSettings.lenient()))

@@ -10,12 +10,13 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+import click
 import kubernetes_validate  # type: ignore[import-untyped]
 import pytest
 import yaml  # type: ignore[import-untyped]
 
 from services.auth.settings import AuthSettings
-from services.cli.ledger import partitions, prune, reconcile
+from services.cli.commands import cli
 from services.gateway.settings import GatewaySettings
 from shared.domain.service_types import load
 
@@ -24,11 +25,11 @@ KUBECTL = shutil.which("kubectl")
 #: The oldest that is still supported by its makers, and the newest that the schemas know.
 VERSIONS = ("1.34", "1.37")
 SETTINGS: dict[str, type[AuthSettings] | type[GatewaySettings]] = {"auth": AuthSettings, "gateway": GatewaySettings}
-#: The jobs of every night, with the command of each.
-NIGHTLY = {"ledger-partitions": partitions, "ledger-prune": prune, "ledger-reconcile": reconcile}
+#: The jobs that run again and again.
+JOBS = ("prune", "ledger-reconcile", "device-receipts")
 EXPORTERS = ("redis-exporter", "postgres-exporter")
 #: Everything that runs a pod.
-WORKLOADS = ("auth", "gateway", "migrate", *NIGHTLY, *EXPORTERS)
+WORKLOADS = ("auth", "gateway", "migrate", *JOBS, *EXPORTERS)
 #: Custom resources, whose schemas are not Kubernetes' own; tests/deploy/test_validators.py has them.
 CUSTOM = ("gateway.networking.k8s.io/", "monitoring.coreos.com/")
 #: What a process may be charged for at the peak of ten million users, by capacity.py.
@@ -56,7 +57,7 @@ def the(objects: list[dict[str, Any]], kind: str, name: str) -> dict[str, Any]:
 
 
 def pod(objects: list[dict[str, Any]], name: str) -> dict[str, Any]:
-    kind = "Job" if name == "migrate" else "CronJob" if name in NIGHTLY else "Deployment"
+    kind = "Job" if name == "migrate" else "CronJob" if name in JOBS else "Deployment"
     spec = the(objects, kind, name)["spec"]
     found: dict[str, Any] = spec.get("jobTemplate", {"spec": spec})["spec"]["template"]["spec"]
     return found
@@ -149,7 +150,8 @@ def test_no_secret_is_written_down() -> None:
     for name in WORKLOADS:
         for variable in pod(plain(), name)["containers"][0]["env"]:
             secret = re.search("SECRET|KEY$|KEYS$|DATABASE_URL|REDIS_URL|PASS", variable["name"])
-            assert not secret or "secretKeyRef" in variable["valueFrom"], variable
+            in_a_file = variable.get("value", "").startswith("/run/secrets/")
+            assert not secret or in_a_file or "secretKeyRef" in variable["valueFrom"], variable
 
 
 @pytest.mark.parametrize("name", SETTINGS)
@@ -190,25 +192,30 @@ def test_the_variables_that_a_cluster_gives_a_pod_are_no_settings() -> None:
         assert pod(plain(), name)["enableServiceLinks"] is False
 
 
-@pytest.mark.parametrize("name", NIGHTLY)
-def test_the_books_are_kept_every_night(name: str) -> None:
+@pytest.mark.parametrize("name", JOBS)
+def test_jobs_run_commands_that_there_are_with_the_settings_that_these_read(name: str) -> None:
     (container,) = pod(plain(), name)["containers"]
-    program, group, command, *arguments = container["command"]
-    assert (program, group, command) == ("mlpa", "ledger", NIGHTLY[name].name)
-    parameters = NIGHTLY[name].make_context(command, list(arguments)).params
-    assert parameters.get("days", 90) == 90
-    sources = {one["name"]: one["valueFrom"] for one in container["env"]}
-    role = "mlpa-auth" if name == "ledger-reconcile" else "mlpa-migrate"  # only the owner may drop and delete
-    assert sources["DATABASE_URL"] == {"secretKeyRef": {"name": role, "key": "DATABASE_URL"}}
-    minute, hour, *rest = the(plain(), "CronJob", name)["spec"]["schedule"].split()
-    assert minute.isdigit()
-    assert hour.isdigit()
-    assert rest == ["*"] * 3
+    program, *words = container["command"]
+    command: Any = cli
+    for word in words:
+        command = command.get_command(click.Context(command), word)
+    assert program == "mlpa"
+    command.make_context(command.name, [], resilient_parsing=True)
+    assert container["envFrom"] == [{"configMapRef": {"name": "mlpa"}}]
+    given = {one["name"]: one.get("valueFrom") for one in container["env"]}
+    assert given.keys() <= {setting.upper() for setting in AuthSettings.model_fields}
+    role = "mlpa-migrate" if name == "prune" else "mlpa-auth"  # only the owner may drop and delete
+    assert given["DATABASE_URL"] == {"secretKeyRef": {"name": role, "key": "DATABASE_URL"}}
 
 
-def test_no_two_nightly_jobs_begin_at_once() -> None:
-    schedules = [the(plain(), "CronJob", name)["spec"]["schedule"] for name in NIGHTLY]
-    assert len(set(schedules)) == len(NIGHTLY)
+def test_what_is_deleted_is_written_down_and_jobs_have_times_of_their_own() -> None:
+    assert int(configuration()["LEDGER_KEPT_DAYS"]) >= 31
+    schedules = {name: the(plain(), "CronJob", name)["spec"]["schedule"] for name in JOBS}
+    assert len(set(schedules.values())) == len(JOBS)
+    for name in ("prune", "ledger-reconcile"):  # every night
+        assert re.fullmatch(r"\d+ \d+ \* \* \*", schedules[name])
+    alert = (FOLDER.parent / "prometheus" / "rules.yml").read_text()
+    assert f'job_name=~"({"|".join(JOBS)})-.+"' in alert
 
 
 def test_each_workload_has_a_database_role_of_its_own() -> None:

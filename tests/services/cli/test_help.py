@@ -18,8 +18,11 @@ from services.cli.commands import cli
 def groups(command: click.Command, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
     if isinstance(command, click.Group):
         yield path
-        for name, one in command.commands.items():
-            yield from groups(one, (*path, name))
+        context = click.Context(command)
+        for name in command.list_commands(context):
+            found = command.get_command(context, name)
+            assert found is not None
+            yield from groups(found, (*path, name))
 
 
 @pytest.mark.parametrize("path", list(groups(cli)), ids=" ".join)
