@@ -8,8 +8,8 @@ identity. The steps that follow may each be repeated:
    the identity is blocked instead, which ends them; then 1 and 2 are tried again.
 3. *LiteLLM.* The customers are deleted, and the rows of their requests where LITELLM_DATABASE_URL is set.
 
-All of it is done once more a minute later, since LiteLLM writes what a request cost some 15 s late, and makes a
-customer for it. Then the row keeps the digest alone.
+All of it is done once more a minute later: LiteLLM writes what a request cost some 15 s late, and makes a customer for
+it; and a gateway whose Redis was lost may have registered an open request again. Then the row keeps the digest alone.
 """
 
 from __future__ import annotations
@@ -105,6 +105,18 @@ class Erasures:
                     await asyncio.sleep(_POLL)
                 with contextlib.suppress(DependencyUnavailable, LiteLLMError):
                     await self._leave_litellm(identity, erasure.service_types)
+
+    async def unblock(self, identity: str, actor: Actor) -> None:
+        """Admit an erased identity, should it return, in spite of the block that it had.
+
+        :raises NotFound: no block of it is kept.
+        :raises DependencyUnavailable: PostgreSQL did not take it.
+        """
+        async with self._database.transaction() as transaction:
+            if not await storage.unblock(transaction, self._digests.all(identity)):
+                raise NotFound("There is no such user.")
+            new = {"blocked": False, "reason": None}
+            await audit.record(transaction, actor, "user.unblock", self._digests.of(identity), new=new)
 
     async def _begin(self, transaction: Transaction, identity: str, actor: Actor) -> Open | None:
         users = await storage.lock_users(transaction, identity)

@@ -83,6 +83,10 @@ _FORGET_FINGERPRINT = Query.text(
     " where fingerprint = sha256(convert_to(:identity, 'UTF8')) and digest <> :digest"
 )
 
+_UNBLOCK = Query.text(
+    "update identities set blocked_at = null, blocked_reason = null"
+    " where identity = any(cast(:digests as text[])) and blocked_at is not null"
+)
 _NEXT_USER = Query.text(
     f"""
     (select user_id from ledger where {IN_RANGE} limit 1) union all
@@ -161,6 +165,15 @@ async def begin(
     for query in (_KEEP_BLOCK, _DROP_OLD, *_RENAME, *_REMOVE):
         await transaction.execute(query, **names)
     return Open(digest, sealed, list(service_types), row["erased_at"], False)
+
+
+async def unblock(transaction: Transaction, digests: Sequence[str]) -> bool:
+    """End the block that is kept under one of these digests.
+
+    :returns: False if there is none.
+    :raises DatabaseUnavailable: PostgreSQL could not be asked.
+    """
+    return bool(await transaction.execute(_UNBLOCK, digests=list(digests)))
 
 
 async def rename_records(database: Database, identity: str, digest: str) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 
 from services.auth.standing import storage
 from services.auth.standing.storage import Decided
@@ -44,15 +44,12 @@ class Changes:
         self._every = every
         self._pending = registry.gauge("redis_changes_pending", "Decisions that Redis does not know yet.")
 
-    async def record(
-        self, transaction: Transaction, identity: str, kind: str, payload: Mapping[str, str] | None = None
-    ) -> None:
+    async def record(self, transaction: Transaction, identity: str, kind: str) -> None:
         """Record a change, within its own transaction.
 
         :param kind: a name for people who read the table.
-        :param payload: ``{"deleted": user_id}`` when a user was deleted, since no row shows that any more.
         """
-        await storage.record(transaction, identity, kind, payload or {})
+        await storage.record(transaction, identity, kind)
 
     async def waiting(self, identity: str) -> bool:
         """Whether Redis may lack a decision about an identity.
@@ -71,6 +68,8 @@ class Changes:
         """
         async with self._database.transaction() as transaction:
             decided = await storage.take(transaction, identity)
+            if not decided.change:
+                return  # another process was faster, or the identity was erased
             try:
                 await self._write(identity, decided)
             except RedisError as error:
@@ -89,8 +88,7 @@ class Changes:
             for jti, expires_at in decided.revoked_tokens.items():
                 await decisions.revoke_token(pipeline, identity, jti, expires_at)
             await pipeline.execute()
-        deleted = {user: user.rpartition(":")[2] for user in decided.deleted}
-        for user, tier in ({**decided.tiers, **deleted}).items():
+        for user, tier in decided.tiers.items():
             if is_user(user):  # ids that no token can carry have no state
                 await decisions.set_user(self._redis, user, tier, decided.exceptions.get(user))
         await decisions.forget_others(self._redis, identity, list(decided.tiers))

@@ -9,8 +9,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from sqlalchemy.dialects.postgresql import JSONB
-
 from shared.errors import DependencyUnavailable
 from shared.state.decisions import Oldest
 from shared.state.layout import Standing
@@ -95,15 +93,9 @@ _EXCEPTIONS = Query.text(
 _CLEAR_EXCEPTIONS = Query.text("delete from exceptions where ends_at < now() - interval '1 day'")
 _TIERS = Query.text("select user_id, budget_tier from users where identity = :identity")
 
-_RECORD = Query.text(
-    "insert into redis_changes (identity, kind, payload) values (:identity, :kind, :payload) returning id",
-    payload=JSONB(),
-)
+_RECORD = Query.text("insert into redis_changes (identity, kind, payload) values (:identity, :kind, '{}') returning id")
 _LOCK = Query.text("select pg_advisory_xact_lock(hashtextextended(:identity, 0)) is null as locked")
-_TAKEN = Query.text(
-    "select coalesce(max(id), 0) as id, array_remove(array_agg(payload->>'deleted'), null) as deleted "
-    "from redis_changes where identity = :identity"
-)
+_TAKEN = Query.text("select coalesce(max(id), 0) as id from redis_changes where identity = :identity")
 _DONE = Query.text("delete from redis_changes where identity = :identity and id <= :id")
 _WAITING = Query.text("select exists(select 1 from redis_changes where identity = :identity) as waiting")
 _PENDING = Query.text("select identity, min(id) as first from redis_changes group by identity order by 2 limit 100")
@@ -112,16 +104,14 @@ _COUNT = Query.text("select count(*) as pending from redis_changes")
 
 @dataclass(frozen=True, slots=True)
 class Decided:
-    """All decisions about an identity, up to the change with the number ``change``.
+    """All decisions about an identity, up to the change with the number ``change``; 0 if Redis has them all.
 
-    ``tiers`` maps the identity's user ids to tiers. ``deleted`` are users that no longer exist; should they come back,
-    they begin with the tier of their service type. ``revoked_tokens`` maps token ids to the times of their expiry.
+    ``tiers`` maps the identity's user ids to tiers, ``revoked_tokens`` token ids to the times of their expiry.
     """
 
     standing: Standing
     oldest: Oldest
     tiers: Mapping[str, str]
-    deleted: frozenset[str]
     revoked_tokens: Mapping[str, float]
     exceptions: Mapping[str, Excepted]
     change: int
@@ -223,12 +213,12 @@ async def knows_revoked(database: Database, identity: str, jti: str) -> bool:
     return bool(rows) and not rows[0]["waiting"]
 
 
-async def record(transaction: Transaction, identity: str, kind: str, payload: Mapping[str, str]) -> None:
+async def record(transaction: Transaction, identity: str, kind: str) -> None:
     """Record that the decision of this transaction must be written to Redis.
 
     :raises DatabaseUnavailable: PostgreSQL could not be asked.
     """
-    await transaction.fetch_one(_RECORD, identity=identity, kind=kind, payload=dict(payload))
+    await transaction.fetch_one(_RECORD, identity=identity, kind=kind)
 
 
 async def take(transaction: Transaction, identity: str) -> Decided:
@@ -249,7 +239,6 @@ async def take(transaction: Transaction, identity: str) -> Decided:
         found,
         oldest,
         tiers,
-        frozenset(taken["deleted"] or ()) - tiers.keys(),
         {row["jti"]: row["expires_at"] for row in revoked},
         exceptions,
         taken["id"],

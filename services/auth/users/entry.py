@@ -121,7 +121,7 @@ class Users:
         async with self._database.transaction() as transaction:
             oldest = await decided.raise_generation(transaction, identity, generation)
             if not await self._remember(identity, service_type, Standing.GOOD, remembered, oldest):
-                await decided.record(transaction, identity, "generation", {})
+                await decided.record(transaction, identity, "generation")
         if generation < oldest.generation:
             raise InvalidSubjectToken
 

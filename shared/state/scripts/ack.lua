@@ -14,6 +14,10 @@ for _, item in each() do
     end
     if redis.call('HDEL', item.user, UNWRITTEN .. item.id) == 1 then
       redis.call('HINCRBY', item.user, VERSION, 1)
+      if redis.call('HLEN', item.user) <= 2 and redis.call('HEXISTS', item.user, EPOCH) == 0 then
+        -- The version and USED_TOKENS alone, of a user that was erased, say: they must only outlive a rebuild under way
+        redis.call('EXPIRE', item.user, SETTLED)
+      end
     end
   end
 end

@@ -37,7 +37,7 @@ from services.auth.error_body import ErrorBody
 from services.auth.users.exceptions import excepted
 from services.auth.users.operators import USER_ADMIN, UserAdmin
 from shared.domain.identity import identity_of
-from shared.errors import DependencyUnavailable
+from shared.errors import DependencyUnavailable, NotFound
 from shared.service.web import USER_ID
 from shared.telemetry.openapi import Answer, Body, Parameter
 
@@ -82,7 +82,11 @@ async def block(request: web.Request) -> web.Response:
 
 async def unblock(request: web.Request) -> web.Response:
     actor = await changing(request)
-    await _users(request).unblock(_user_id(request), actor)
+    try:
+        await _users(request).unblock(_user_id(request), actor)
+    except NotFound:  # or it was erased, and its block is kept
+        await request.app[ERASURES].unblock(identity_of(_user_id(request)), actor)
+        return web.Response(status=204)
     return await _user(request)
 
 
@@ -261,7 +265,7 @@ OPERATIONS = [
         "/user/{user_id}/unblock",
         unblock,
         "Admit a blocked identity again",
-        {200: Answer("The user", UserBody), **_CHANGE},
+        {200: Answer("The user", UserBody), 204: Answer("It was erased, and may return"), **_CHANGE},
         parameters=[_ID],
     ),
     operation(

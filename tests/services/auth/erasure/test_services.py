@@ -22,6 +22,7 @@ from services.gateway.ledger.storage import LedgerStorage
 from services.local.valkey import ValkeyServer
 from shared.domain.service_types import ServiceTypes
 from shared.errors import DependencyUnavailable, NotFound
+from shared.state import layout
 from shared.state.packed import Details, LedgerRow
 from shared.stores.postgres import Database, Query
 from shared.stores.redis import connect
@@ -126,7 +127,7 @@ async def test_a_device_that_returns_is_still_revoked(world: World) -> None:
     enrol = "insert into devices (key_id, public_key) values (:key, '') returning key_id"
     await world.run(enrol, key=KEY)
     await world.users.enter(KEY, world.types.rows["ai"])
-    await DeviceAdmin(world.database, world.changes).revoke(KEY, JANE, "stolen")
+    await DeviceAdmin(world.database, world.changes, reports=world.database).revoke(KEY, JANE, "stolen")
     await erased(world, KEY)
     await world.run(enrol, key=KEY)  # attested again
     with pytest.raises(AccessDenied):
@@ -203,6 +204,34 @@ async def test_rows_that_come_late_are_written_under_the_digest(world: World) ->
     await world.users.enter(UID, world.types.rows["ai"])
     await LedgerStorage(world.database).write([msgspec.structs.replace(late, id="later")])
     assert await world.one("select user_id from ledger where id = 'later'") == WHO.user_id
+
+
+async def test_a_settlement_that_comes_late_leaves_redis_after_some_minutes(world: World) -> None:
+    async with opened(world.redis_url, world.postgres_url, world.types) as (budgets, _, _):
+        await world.users.enter(UID, WHO.service_type)
+        cut_off = await budgets.admit(ask(WHO))
+        await world.redis.flushall()
+        # As if its gateway had slept: its request was charged whole, and its settlement lowers that
+        await world.redis.set(layout.of_user(WHO.user_id).tombstone(cut_off.id), f"reaped {cut_off.amount_nano}")
+        await erased(world, UID)
+        budgets.settle(cut_off, delivered())
+        await until(lambda: world.one("select count(*) = 1 from ledger"))
+        key = layout.user_key(WHO.user_id)
+
+        async def fades() -> bool:
+            return 0 < await world.redis.ttl(key) <= layout.SETTLED
+
+        await until(fades)
+        assert await world.one("select user_id from ledger") == f"{DIGESTS.of(UID)}:ai"
+
+
+async def test_a_change_that_was_waiting_brings_nothing_back(world: World) -> None:
+    await world.users.enter(UID, world.types.rows["ai"])
+    async with world.database.transaction() as transaction:
+        await world.changes.record(transaction, UID, "blocked")
+    await erased(world, UID)
+    await world.changes.apply(UID)
+    assert await world.traces(UID) == []
 
 
 async def test_redis_that_is_down_is_told_when_it_is_back(world: World, own_valkey: ValkeyServer) -> None:

@@ -330,3 +330,16 @@ async def test_an_export_is_all_that_is_held_by_user_or_by_identity(admin_auth: 
     status, again, _ = await ask(admin_auth, "GET", at(USER, "/export"))
     assert (status, len(again["postgresql"]["audit_log"])) == (200, 1)
     assert (await ask(admin_auth, "GET", at(USER, "/export"), VIEWER))[0] == 403
+
+
+async def test_a_block_that_outlives_an_erasure_can_be_ended(admin_auth: Auth, rows: Rows) -> None:
+    assert (await admin_auth.exchange(admin_auth.fxa_token(UID)))[0] == 200
+    assert (await ask(admin_auth, "POST", at(USER, "/block")))[0] == 200
+    assert (await ask(admin_auth, "DELETE", at(USER)))[0] == 204
+    status, body = await admin_auth.exchange(admin_auth.fxa_token(UID))
+    assert (status, body["error"]) == (403, "access_denied")
+    assert (await ask(admin_auth, "POST", at(USER, "/unblock")))[:2] == (204, None)
+    assert (await ask(admin_auth, "POST", at(USER, "/unblock")))[0] == 404
+    assert (await admin_auth.exchange(admin_auth.fxa_token(UID)))[0] == 200
+    assert [entry[1] for entry in rows.audit()] == ["user.block", "user.erase", "user.unblock"]
+    assert all(UID not in str(entry) for entry in rows.audit())
