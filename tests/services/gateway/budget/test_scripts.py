@@ -201,6 +201,9 @@ async def test_a_state_that_is_built_lives_for_two_days_and_counts_tokens_for_a_
         snapshot = await scripts.snapshot(user)
         for key in (layout.user_key(user), layout.identity_key(principal().identity)):
             client.persist(key)
+        executor.now_ms = NOW + 86_400_000
+        assert not await scripts.load(user, snapshot, build), "another period has begun"
+        executor.now_ms = NOW
         assert await scripts.load(user, snapshot, build)
         for key in (layout.user_key(user), layout.identity_key(principal().identity)):
             assert layout.IDLE - 60 <= client.ttl(key) <= layout.IDLE
@@ -242,8 +245,10 @@ async def test_a_late_settlement_lowers_a_charge_once_and_never_raises_it(valkey
         assert await amounts() == ([4, 21], [4, 21])
         assert not client.exists(keys.tokens_window(who.user_id))
         executor.now_ms = late = NOW + 30_000
+        client.persist(keys.user(who.user_id))
         await scripts.reap(number, [Expired(one.id, who.user_id) for one in (equal, lower, least)])
         assert await amounts() == ([25, 0], [25, 0])
+        assert layout.IDLE - 60 <= client.ttl(keys.user(who.user_id)) <= layout.IDLE
         client.persist(keys.user(who.user_id))
         assert [await settle(equal, 10), await settle(lower, 3)] == [b"-", f"1 {late}".encode()]
         assert layout.IDLE - 60 <= client.ttl(keys.user(who.user_id)) <= layout.IDLE
