@@ -13,13 +13,13 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from statistics import quantiles
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import msgspec
 import psutil
@@ -82,16 +82,31 @@ class Relay:
         return clients.request(model, self.token, stream=stream, image=image, fields=self.fields)
 
 
-#: The gateway and the bare relay.
-Relays = tuple[Relay, Relay]
+#: The gateway and the bare relay, and others where the rig has them.
+Relays = tuple[Relay, ...]
+
+
+class Other(NamedTuple):
+    """Another program in the gateway's place."""
+
+    name: str
+    port: int
+    token: str
+    argv: tuple[str, ...]
+    environment: Mapping[str, str] | None = None
+    fields: str = ""
+
 
 #: CPU seconds, and what the clients saw.
-_Measured = tuple[float, clients.Load]
+Measured = tuple[float, clients.Load]
 
 
 @asynccontextmanager
-async def rig() -> AsyncIterator[Relays]:
-    """The gateway and the bare relay, running."""
+async def rig(*others: Callable[[Path, str], Other | None]) -> AsyncIterator[Relays]:
+    """The gateway and the bare relay, running.
+
+    :param others: make more, of a folder and the upstream's URL; None if one can't be had.
+    """
     cores = sorted(os.sched_getaffinity(0))
     async with AsyncExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
@@ -129,9 +144,9 @@ async def rig() -> AsyncIterator[Relays]:
         log = folder / "log"
         output = stack.enter_context(log.open("wb"))
 
-        def start(core: int, *command: str) -> subprocess.Popen[bytes]:
+        def start(core: int, *command: str, env: Mapping[str, str] = environment) -> subprocess.Popen[bytes]:
             argv = ["taskset", "-c", str(core), *command]
-            return subprocess.Popen(argv, stdout=output, stderr=output, env=environment)
+            return subprocess.Popen(argv, stdout=output, stderr=output, env=env)
 
         python = sys.executable
         double = start(cores[-1], python, "-m", "tests.bench.relay.upstream", str(upstream), str(folder / "jwks"))
@@ -139,9 +154,14 @@ async def rig() -> AsyncIterator[Relays]:
         stack.callback(double.kill)
         await _answering(upstream)
         plain = (python, "-m", "tests.bench.relay.bare", str(bare), url)
+        found = [other for make in others if (other := make(folder, url)) is not None]
         relays = (
             Relay("gateway", gateway, token, log, partial(start, cores[0], *GATEWAY)),
             Relay("bare", bare, token, log, partial(start, cores[0], *plain)),
+            *(
+                Relay(name, port, key, log, partial(start, cores[0], *argv, env=env or environment), fields)
+                for name, port, key, argv, env, fields in found
+            ),
         )
         for relay in relays:
             stack.callback(relay.stop)
@@ -150,7 +170,7 @@ async def rig() -> AsyncIterator[Relays]:
 
 
 async def _answering(port: int) -> None:
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(90):
         while True:
             try:
                 _, writer = await asyncio.open_connection("127.0.0.1", port)
@@ -177,26 +197,28 @@ async def _streams(relay: Relay, *, model: str, count: int, spread: float = 0) -
 
 
 async def _cpu_row(
-    relays: Relays, name: str, goal: str, work: Callable[[Relay], Awaitable[_Measured]], rounds: int = ROUNDS
+    relays: Relays, name: str, goal: str, work: Callable[[Relay], Awaitable[Measured]], rounds: int = ROUNDS
 ) -> Row:
     mine, bare = await _both(relays, work, rounds)
     figure = beside([cpu for cpu, _ in mine], [cpu for cpu, _ in bare], "us", 1e6, goal=goal)
     return f"CPU per event, {name}", f"{figure}; {_errors(*mine, *bare)}"
 
 
-def _errors(*measured: _Measured) -> str:
+def _errors(*measured: Measured) -> str:
     return f"{sum(load.errors for _, load in measured)} errors"
 
 
-async def unpaced(relays: Relays) -> list[Row]:
-    async def work(relay: Relay) -> _Measured:
-        before, whole = relay.cpu_seconds(), clients.Load()
-        for _ in range(10):
-            load = await clients.streams(relay.port, relay.ask("burst-100"), 32)
-            whole.events, whole.errors = whole.events + load.events, whole.errors + load.errors
-        return (relay.cpu_seconds() - before) / max(1, whole.events), whole
+async def bursts(relay: Relay, times: int = 10) -> Measured:
+    """CPU seconds per event of 32 unpaced streams at once, so many times."""
+    before, whole = relay.cpu_seconds(), clients.Load()
+    for _ in range(times):
+        load = await clients.streams(relay.port, relay.ask("burst-100"), 32)
+        whole.events, whole.errors = whole.events + load.events, whole.errors + load.errors
+    return (relay.cpu_seconds() - before) / max(1, whole.events), whole
 
-    return [await _cpu_row(relays, "streams of 100 events unpaced, 32 at once", "1.6x", work)]
+
+async def unpaced(relays: Relays) -> list[Row]:
+    return [await _cpu_row(relays, "streams of 100 events unpaced, 32 at once", "1.6x", bursts)]
 
 
 async def paced(relays: Relays) -> list[Row]:
@@ -210,7 +232,7 @@ async def long(relays: Relays) -> list[Row]:
     return [await _cpu_row(relays, "streams of 300 events in 15 s, 200 at once", "1.10x", work, rounds=3)]
 
 
-async def _while_they_run(relay: Relay) -> _Measured:
+async def _while_they_run(relay: Relay) -> Measured:
     """CPU seconds per event of 200 streams, from 1.5 to 5.5 seconds after the first of them began."""
     async with _running(relay, "paced-20-300") as load:
         before, events = relay.cpu_seconds(), load.events
@@ -257,7 +279,7 @@ async def stalls(relays: Relays) -> list[Row]:
 
 async def answers(relays: Relays) -> list[Row]:
     (rates, cpu, errors), (bare_rates, bare_cpu, bare_errors) = (
-        zip(*measured, strict=True) for measured in await _both(relays, _answers)
+        zip(*measured, strict=True) for measured in await _both(relays, whole_answers)
     )
     rate = beside(rates, bare_rates, "a second", goal="at least 0.45x")
     return [
@@ -266,12 +288,12 @@ async def answers(relays: Relays) -> list[Row]:
     ]
 
 
-async def _answers(relay: Relay) -> tuple[float, float, int]:
+async def whole_answers(relay: Relay) -> tuple[float, float, int]:
     """Requests per second, CPU seconds per request, errors."""
     before, started = relay.cpu_seconds(), time.perf_counter()
     load = await clients.answers(relay.port, relay.ask("plain", stream=False), 32, 2.0)
     seconds, cpu = time.perf_counter() - started, relay.cpu_seconds() - before
-    return load.requests / seconds, cpu / load.requests, load.errors
+    return load.requests / seconds, cpu / max(1, load.requests), load.errors
 
 
 async def memory(relays: Relays) -> list[Row]:
