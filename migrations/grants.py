@@ -27,7 +27,7 @@ GRANTS: dict[str, dict[str, tuple[str, ...]]] = {
             "insert",
             "delete",
             "update (counter, counters_taken, environment, bundle_id, bundle_version, validation_category, receipt, "
-            "last_used_at, revoked_at, revoked_reason)",
+            "receipt_due_at, receipt_fault, risk_metric, risk_metric_at, last_used_at, revoked_at, revoked_reason)",
         ),
         GATEWAY: ("select (key_id, revoked_at)",),
     },

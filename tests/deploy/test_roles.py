@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import os
+import pkgutil
 import re
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 import psycopg2
 import pytest
 import redis
 from click.testing import CliRunner
 
+import services.auth
+import services.gateway
 from migrations import grants
 from services.cli.commands import cli
 from services.local.postgres import PostgresServer, binaries
@@ -22,6 +27,7 @@ from services.local.valkey import ValkeyServer
 from shared.state import decisions, layout
 from shared.state.layout import Standing
 from shared.stores import migrate
+from shared.stores.postgres import Query
 from shared.stores.redis import connect
 from shared.stores.schema import metadata
 from tests.support.service_types import service_type
@@ -325,3 +331,45 @@ def test_only_named_commands_are_granted() -> None:
     for line in acl_lines()[1:]:
         assert " -@all " in line
         assert not re.search(r" \+@| ~\*| &\*| nopass|allkeys|allcommands", line)
+
+
+def statements(package: ModuleType) -> Iterator[tuple[str, Query]]:
+    """The statements that the modules of a package have as constants, with their names."""
+    for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
+        for name, value in vars(importlib.import_module(module.name)).items():
+            found = value if isinstance(value, list | tuple) else value.values() if isinstance(value, dict) else [value]
+            for query in found:
+                if isinstance(query, Query) and re.match(r"\s*(select|insert|update|delete|with|explain)\b", query.sql):
+                    yield f"{module.name}.{name}", query
+
+
+@pytest.mark.parametrize(
+    ("role", "package", "by_others"),
+    [
+        ("mlpa_auth", services.auth, ("services.auth.erasure.storage._SPEND_ROWS",)),  # of LiteLLM's own database
+        # What the owner runs, to prune the ledger
+        ("mlpa_gateway", services.gateway, ("services.gateway.ledger.storage._PRUNE", "services.gateway.ledger.parti")),
+    ],
+)
+def test_a_service_may_run_each_of_its_statements(
+    server: PostgresServer, role: str, package: ModuleType, by_others: tuple[str, ...]
+) -> None:
+    """PostgreSQL checks rights when it explains, whatever a conflict or a condition would spare."""
+    refused, checked = [], 0
+    connection = psycopg2.connect(url(server, role))
+    connection.autocommit = True
+    try:
+        with connection.cursor() as cursor:
+            for name, query in statements(package):
+                if name.startswith(by_others):
+                    continue
+                checked += 1
+                try:
+                    sql = query.sql if query.sql.startswith("explain") else f"explain {query.sql}"
+                    cursor.execute(sql, dict.fromkeys(re.findall(r"%\((\w+)\)s", query.sql)))
+                except psycopg2.errors.InsufficientPrivilege as error:
+                    refused.append(f"{name}: {error}")
+    finally:
+        connection.close()
+    assert checked >= 9
+    assert not refused

@@ -12,7 +12,7 @@ from shared.domain.service_types import ServiceType
 from shared.stores.postgres import Database, Query, Transaction
 
 _LOCK = Query.text(
-    "insert into pools (pool) values (:pool) on conflict (pool) do update set pool = excluded.pool "
+    "insert into pools (pool) values (:pool) on conflict (pool) do update set users = pools.users "
     "returning service_types"
 )
 _COUNT = Query.text(
