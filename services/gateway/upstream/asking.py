@@ -13,6 +13,7 @@ from http import HTTPStatus
 
 import aiohttp
 from aiohttp import StreamReader
+from aiohttp.base_protocol import BaseProtocol
 from aiohttp.connector import Connection
 from aiohttp.http import StreamWriter
 from aiohttp.http_exceptions import HttpProcessingError
@@ -74,8 +75,9 @@ class Answer:
         if self._wire.written:
             self.closed = True
             self.connection.release()
-        else:
-            self.close()  # it came before all of the request was sent
+        else:  # it came before all of the request was sent
+            self._wire.cut()
+            self.close()
 
     def close(self) -> None:
         """Close the connection, unless the answer has ended."""
@@ -101,21 +103,33 @@ async def ask(
     protocol, transport = connection.protocol, connection.transport
     assert protocol is not None
     assert transport is not None
+    sending: asyncio.Task[None] | None = None
     try:
         protocol.set_response_params(read_until_eof=True, auto_decompress=False, read_bufsize=READ_BUFFER)
         transport.writelines((target.head(fields, len(wire.body)), wire.body))
-        if not wire.written:
-            with suppress(ConnectionError):  # the answer, or the reason that there is none, is read below
-                await StreamWriter(protocol, asyncio.get_running_loop()).drain()
         if wire.written:
             wire.body = b""
+        else:  # an answer may come before all of a large request was sent
+            sending = asyncio.get_running_loop().create_task(_release_once_written(wire, protocol))
         message, content = await protocol.read()
         while message.code < HTTPStatus.OK and message.code != HTTPStatus.SWITCHING_PROTOCOLS:
             message, content = await protocol.read()
+        wire.body = b""  # what was answered is not sent again
     except HttpProcessingError as error:
         connection.close()
         raise aiohttp.ClientPayloadError from error
     except BaseException:
         connection.close()
         raise
+    finally:
+        if sending is not None:
+            sending.cancel()
     return Answer(connection, wire, message.code, message.headers, content)
+
+
+async def _release_once_written(wire: Wire, protocol: BaseProtocol) -> None:
+    """Drop the body of a request once the kernel has it, since the answer may take minutes."""
+    with suppress(ConnectionError):  # the reader of the answer learns the reason
+        await StreamWriter(protocol, asyncio.get_running_loop()).drain()
+        if wire.written:
+            wire.body = b""

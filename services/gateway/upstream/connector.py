@@ -8,7 +8,7 @@ import socket
 from typing import Any
 from weakref import WeakSet
 
-from aiohttp import ClientRequest, ClientTimeout, ConnectionTimeoutError, TCPConnector
+from aiohttp import ClientConnectorError, ClientRequest, ClientTimeout, ConnectionTimeoutError, TCPConnector
 from aiohttp.base_protocol import BaseProtocol
 from aiohttp.connector import Connection
 from aiohttp.tracing import Trace
@@ -56,7 +56,7 @@ class Wire:
 
 
 class Connector(TCPConnector):
-    """A pool that never hands out a connection that the other side has closed.
+    """A pool that never hands out a connection that the other side has closed, or still sends to.
 
     :param keepalive: seconds that an idle connection is kept; None to keep none.
     """
@@ -94,22 +94,28 @@ class Connector(TCPConnector):
         return connection
 
     async def _connect(self, req: ClientRequest, traces: list[Trace], timeout: ClientTimeout) -> Connection:
-        """A connection that is open as far as this host knows."""
+        """A connection that is open as far as this host knows, and on which nothing waits to be read.
+
+        :raises aiohttp.ClientConnectorError: as ``lend``; also if the other side closes a new one at once.
+        """
         while True:
             connection = await super().connect(req, traces, timeout)
-            if not _stale(connection):
+            kept = connection.protocol in self._known
+            if _usable(connection, kept=kept):
                 return connection
             connection.close()
+            if not kept:
+                raise ClientConnectorError(req.connection_key, ConnectionResetError("it was closed at once"))
 
 
-def _stale(connection: Connection) -> bool:
-    """Whether the other side has closed a connection without the loop having noticed."""
-    transport = connection.transport
-    if transport is None or transport.is_closing():
-        return True
+def _usable(connection: Connection, *, kept: bool) -> bool:
+    """Whether a connection is open, also for the kernel, and a kept one has nothing that would pass for an answer."""
+    protocol, transport = connection.protocol, connection.transport
+    if protocol is None or transport is None or transport.is_closing() or (kept and protocol.should_close):
+        return False
     poll = select.poll()
-    poll.register(transport.get_extra_info("socket").fileno(), select.POLLRDHUP)
-    return bool(poll.poll(0))
+    poll.register(transport.get_extra_info("socket").fileno(), select.POLLRDHUP | (select.POLLIN if kept else 0))
+    return not poll.poll(0)
 
 
 def _make_socket(address: Any) -> socket.socket:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
 
 import pytest
 from multidict import CIMultiDict
@@ -31,17 +33,57 @@ async def test_a_field_cannot_add_another_one(value: str) -> None:
         target.head({"X-Request-ID": value}, 0)
 
 
-async def test_an_answer_that_comes_before_all_of_the_request_was_sent_is_read() -> None:
+@asynccontextmanager
+async def asking(
+    serve: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]],
+) -> AsyncIterator[LiteLLM]:
+    """A client of a server that serves each connection so."""
+
+    async def serve_until_closed(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(asyncio.IncompleteReadError, ConnectionError):
+            await serve(reader, writer)
+        writer.close()
+
+    server = await asyncio.start_server(serve_until_closed, "127.0.0.1", 0)
+    async with server:
+        config = UpstreamConfig((f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}",), health_interval=60)
+        async with LiteLLM.open(config, Registry()) as litellm:
+            yield litellm
+
+
+@pytest.mark.parametrize("reads_on", [True, False])
+async def test_an_answer_that_comes_before_all_of_the_request_was_sent_is_read(reads_on: bool) -> None:
+    answered = asyncio.Event()
+
     async def refuse_early(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
         writer.write(b"HTTP/1.1 413 \r\nContent-Length: 2\r\n\r\n{}")
-        await reader.readexactly(5_000_000)
-        writer.close()
+        if reads_on:
+            await reader.readexactly(9_000_000)
+        await answered.wait()
 
-    server = await asyncio.start_server(refuse_early, "127.0.0.1", 0)
-    async with server:
-        port = server.sockets[0].getsockname()[1]
-        config = UpstreamConfig((f"http://127.0.0.1:{port}",), health_interval=60)
-        async with LiteLLM.open(config, Registry()) as litellm, litellm.call() as call:
-            answer = await call.post("v1/chat/completions", b"x" * 5_000_000, {})
-            assert (answer.status, await call.read_error()) == (413, b"{}")
+    async with asking(refuse_early) as litellm, litellm.call() as call:
+        try:
+            async with asyncio.timeout(10):
+                answer = await call.post("v1/chat/completions", b"x" * 9_000_000, {})
+                assert (answer.status, await call.read_error()) == (413, b"{}")
+        finally:
+            answered.set()
+
+
+async def test_what_follows_an_answer_is_never_the_answer_of_another_request() -> None:
+    begun = asyncio.Event()
+
+    async def answer_twice(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while b"POST" in await reader.readuntil(b"\r\n\r\n"):
+            writer.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
+            await begun.wait()
+            writer.write(b"2\r\nok\r\n0\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 7\r\n\r\nanother")
+
+    async with asking(answer_twice) as litellm:
+        for _ in range(2):
+            async with litellm.call() as call:
+                begun.clear()
+                await call.post("v1/chat/completions", b"", {})
+                begun.set()
+                assert await call.read_answer(lambda: None) == b"ok"
