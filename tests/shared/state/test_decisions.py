@@ -218,7 +218,7 @@ async def test_what_all_users_together_are_refused_for_is_known_beforehand(
 
         async def refused() -> bool:
             try:
-                budgets.settle(await budgets.admit(_small(principal(kind))), delivered(1, 0))
+                budgets.settle(await budgets.admit(_small(principal(kind))), delivered(0, 0))
             except refusal:
                 return True
             return False
