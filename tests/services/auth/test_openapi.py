@@ -39,6 +39,7 @@ async def test_requests_made_from_the_document_get_what_it_says(start_auth: Star
 
 
 EXAMPLE_USER = "0123456789abcdef0123456789abcdef:ai"
+EXAMPLE_OF_ERASURE = "fedcba9876543210fedcba9876543210:ai"
 EXAMPLE_DEVICE = "3q2+7wARIjNEVWZ3iJmqu8zd7v8AESIzRFVmd4iZqrs="
 #: What the examples of these are answered with: they are of the right form, but nobody's credentials.
 REFUSED = {
@@ -52,6 +53,7 @@ REFUSED = {
 async def test_every_example_of_the_document_is_taken(start_auth: StartAuth, rows: Rows) -> None:
     auth = await start_auth(**ADMIN_SETTINGS, **UNLIMITED)
     rows.user(EXAMPLE_USER)
+    rows.user(EXAMPLE_OF_ERASURE)
     rows.device(EXAMPLE_DEVICE)
     _, document, _ = await auth.ask("GET", "/openapi.json")
     last = ("DELETE", "/user/{user_id}")
