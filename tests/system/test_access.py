@@ -34,7 +34,7 @@ PUBLIC = (
 BY_CONTENT = ("/token", "/revoke", "/verify/challenge", "/verify/attest", "/verify/play")
 
 #: What admin keys open.
-API = ("/user", "/device", "/audit", "/service-types")
+API = ("/user", "/device", "/audit", "/service-types", "/admin/costs.csv")
 #: At the gateway, by credential; the others are 401.
 GATEWAY = {"access token": 200, "user blocked": 403, "device revoked": 403}
 
@@ -80,6 +80,10 @@ def _session_expected(method: str, path: str, session: str) -> set[int]:
     if path.startswith(PUBLIC):
         return {200, 303, 403, 404}
     changes = method not in ("GET", "HEAD")
+    if session == "junk" and path.endswith(".csv"):
+        return {401}
+    if path == "/admin/find":  # it leads to what it finds
+        return {303}
     if session == "junk":
         return {303, 401, 403} if changes else {303}
     # without the token that its forms carry, a session changes nothing; and a viewer is not even shown the forms

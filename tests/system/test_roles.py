@@ -107,7 +107,10 @@ async def test_the_console_works(confined: System, caller: Caller) -> None:
     for header in signed_in.headers.getall("Set-Cookie"):  # type: ignore[attr-defined]
         name, _, value = header.partition(";")[0].partition("=")
         cookies[name] = value
-    for path in ("/admin", "/admin/users", "/admin/devices", "/admin/audit", "/admin/service-types"):
+    for path in (
+        *("/admin", "/admin/users", "/admin/users?list=blocked", "/admin/users?list=installs", "/admin/devices"),
+        *("/admin/audit", "/admin/service-types", "/admin/requests", "/admin/costs", "/admin/models"),
+    ):
         shown = await caller.ask("GET", f"{confined.auth_url}{path}", cookies=cookies)
         assert shown.status == 200, path
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 
-from aiohttp import web
+from aiohttp import hdrs, web
 
 from services.auth.admin.access import callers
 from services.auth.admin.api.requests import COMMON, MALFORMED, one_each, operation
@@ -37,6 +37,8 @@ async def costs_csv(request: web.Request) -> web.StreamResponse:
         }
     )
     await response.prepare(request)
+    if request.method == hdrs.METH_HEAD:
+        return response
     await response.write(_line((*by, *_FIGURES)).encode())
     try:
         while part is not None:

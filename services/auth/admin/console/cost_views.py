@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from urllib.parse import urlencode
 
 from aiohttp import web
@@ -19,6 +19,8 @@ from shared.domain.outcome import Outcome
 from shared.errors import DependencyUnavailable
 
 _OTHERS = "others"
+#: Spans that are a click away: from and to how many days ago.
+_SPANS = {"Today": (0, 0), "Yesterday": (1, 1), "7 days": (6, 0), "30 days": (29, 0)}
 #: Series of a plot beside the others: as many as there are colours.
 _SERIES = 5
 
@@ -41,7 +43,8 @@ class Sums:
 
 @pages.page
 async def costs(request: web.Request, session: Session) -> web.StreamResponse:
-    span = Span.of(request.query, request.app[USAGE].now())
+    now = request.app[USAGE].now()
+    span = Span.of(request.query, now)
     by = request.query.get("by", "")
     by = by if by in DIMENSIONS[1:] else DIMENSIONS[1]
     found = await request.app[COSTS].sums(span, ("day", by))
@@ -60,6 +63,7 @@ async def costs(request: web.Request, session: Session) -> web.StreamResponse:
         by=by,
         dimensions=DIMENSIONS[1:],
         here=here,
+        spans={label: _days(now, *days) for label, days in _SPANS.items()},
         plot=_plot(span, found, list(ranked)[:_SERIES]),
         values=ranked,
         total=total,
@@ -67,6 +71,11 @@ async def costs(request: web.Request, session: Session) -> web.StreamResponse:
         csv=f"/admin/costs.csv?{urlencode({**here, 'by': f'day,{by}'})}",
         csv_all=f"/admin/costs.csv?{urlencode({**here, 'by': ','.join(DIMENSIONS)})}",
     )
+
+
+def _days(now: datetime, first: int, last: int) -> dict[str, str]:
+    """The days from ``first`` to ``last`` days ago, as the query of a link."""
+    return {name: f"{now - timedelta(days=ago):%Y-%m-%d}" for name, ago in (("from", first), ("to", last))}
 
 
 def _plot(span: Span, found: list[Cost], names: list[str]) -> Plot:

@@ -92,6 +92,7 @@ async def test_a_session_gets_it_too_and_nobody_else(admin_auth: Auth, person: P
     assert page.headers["Content-Disposition"].startswith("attachment; filename=")
     assert (await admin_auth.ask("GET", "/admin/costs.csv"))[0] == 401
     assert (await read(admin_auth, key="wrong"))[0] == 401
+    assert (await admin_auth.ask("HEAD", "/admin/costs.csv", headers=bearer()))[:2] == (200, b"")
 
 
 async def test_a_name_that_a_spreadsheet_would_run_is_quoted(admin_auth: Auth, rows: Rows) -> None:
