@@ -1,6 +1,7 @@
 """The cost of the console's pages with 200,000 users and 2 million requests, against an empty database.
 
-MLPA_BENCH_SCALE=0.1 takes a tenth of the rows.
+MLPA_BENCH_SCALE=0.1 takes a tenth of the rows, MLPA_BENCH_USERS=10000000 as many users.
+No page should take longer than 300 ms.
 """
 
 from __future__ import annotations
@@ -32,9 +33,9 @@ from tests.bench.figures import ROUNDS, Row, beside, turns
 
 KEY = "the-key-of-the-bench"
 SCALE = float(os.environ.get("MLPA_BENCH_SCALE", "1"))
-USERS, REQUESTS = int(200_000 * SCALE), int(2_000_000 * SCALE)
+USERS, REQUESTS = int(os.environ.get("MLPA_BENCH_USERS", 200_000 * SCALE)), int(2_000_000 * SCALE)
 WARM_UP, READS = 3, 20
-GOAL = "at most 3x"
+GOAL = "at most 3x, and 300 ms"
 
 #: Where it answers, and the session of somebody who is signed in.
 Console = tuple[str, aiohttp.ClientSession]

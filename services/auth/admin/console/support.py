@@ -20,9 +20,12 @@ class Refusal:
     text: str
 
 
-def refusals(user: User, tier: ServiceType | None, outlook: Outlook | None, least: int) -> list[Refusal]:
+def refusals(
+    user: User, row: ServiceType | None, tier: ServiceType | None, outlook: Outlook | None, least: int
+) -> list[Refusal]:
     """The forecast of the admission scripts, in words.
 
+    :param row: the row of the user's service type.
     :param tier: the row whose money and rates hold.
     :param outlook: None when Redis can't be asked; then the answer has only the reasons that PostgreSQL knows.
     :param least: the cost of the request that the outlook is about.
@@ -53,6 +56,8 @@ def refusals(user: User, tier: ServiceType | None, outlook: Outlook | None, leas
                 "unavailable", "Redis can't be asked from here. Where the gateways can't ask it, they admit no request."
             )
         )
+    if row is not None and not row.enabled:
+        answers.append(Refusal("unavailable", "The service type is switched off, for all its users."))
     if tier is None:
         answers.append(Refusal("invalid_scope", "There is no such service type any more."))
     return answers

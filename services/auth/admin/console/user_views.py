@@ -106,7 +106,7 @@ async def user(request: web.Request, session: Session) -> web.StreamResponse:
         now=now,
         tier=tier,
         tiers=list(request.app[SERVICE_TYPES].rows),
-        refusals=refusals(found, tier, outlook, least),
+        refusals=refusals(found, request.app[SERVICE_TYPES].rows.get(row.service_type), tier, outlook, least),
         outlook=outlook,
         ledger=ledger,
         refused=refused,

@@ -43,15 +43,23 @@ def user(spent: int = 0, *, blocked: bool = False) -> User:
 )
 def test_a_reason_in_words(reason: str, code: str, words: str) -> None:
     outlook = Outlook({Word(reason): 30.0}, requests=41, tokens=2100, open_requests=3)
-    (found,) = refusals(user(99_000_000), KIND, outlook, 5_000_000)
+    (found,) = refusals(user(99_000_000), KIND, KIND, outlook, 5_000_000)
     assert found.code == code
     assert words in found.text
 
 
 def test_without_redis_only_what_postgresql_knows_is_said() -> None:
-    codes = [found.code for found in refusals(user(blocked=True), KIND, None, 1)]
+    codes = [found.code for found in refusals(user(blocked=True), KIND, KIND, None, 1)]
     assert codes == ["user_blocked", "unavailable"]
 
 
 def test_a_service_type_that_is_no_more_is_said() -> None:
-    assert [found.code for found in refusals(user(blocked=True), None, None, 1)] == ["user_blocked", "invalid_scope"]
+    assert [found.code for found in refusals(user(blocked=True), None, None, None, 1)] == [
+        "user_blocked",
+        "invalid_scope",
+    ]
+
+
+def test_a_service_type_that_is_switched_off_is_said() -> None:
+    (found,) = refusals(user(), row(enabled=False), KIND, Outlook({}, 0, 0, 0), 1)
+    assert (found.code, found.text) == ("unavailable", "The service type is switched off, for all its users.")
