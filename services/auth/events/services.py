@@ -108,13 +108,15 @@ class FxAEvents:
         changed_ms = None if events.deleted else events.password_changed_ms
         async with self._database.transaction() as transaction:
             new = await storage.take(transaction, events.jti, events.expires_at)
-            if new and changed_ms is not None and await standing.refuse_older(transaction, events.uid, changed_ms):
-                await self._changes.record(transaction, events.uid, "password changed")
+            if new and changed_ms is not None:
+                name = await self._erasures.kept_as(transaction, events.uid)
+                if await standing.refuse_older(transaction, name, changed_ms) and name == events.uid:
+                    await self._changes.record(transaction, events.uid, "password changed")
         if new:
             for name in events.types:
                 self._metrics.events.inc(name)
-        # Also what an earlier delivery decided and Redis has not taken yet
-        if changed_ms is not None and await self._changes.waiting(events.uid):
+        # Also what an earlier delivery decided and Redis has not taken yet. Others apply changes too, but purge nothing
+        if changed_ms is not None:
             await self._fxa.purge(events.uid)
             await self._changes.apply(events.uid)
 
@@ -123,7 +125,8 @@ class FxAEvents:
         # Under the digest, this outlives the erasure: a token that somebody still has makes no new user of it
         next_second = int(self._clock()) + 1
         async with self._database.transaction() as transaction:
-            await standing.refuse_older(transaction, uid, next_second * 1000)
+            name = await self._erasures.kept_as(transaction, uid)
+            await standing.refuse_older(transaction, name, next_second * 1000)
         with contextlib.suppress(NotFound):
             await self._erasures.erase(uid, Actor("FxA", source))
 

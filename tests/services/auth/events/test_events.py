@@ -195,6 +195,36 @@ async def test_of_an_account_that_was_never_here_only_the_digest_is_kept(auth: A
     assert (await database.fetch(Query.text("select identity from users"))) == []
 
 
+async def test_an_event_that_comes_after_the_deletion_brings_no_uid_back(
+    auth: Auth, database: Database, redis: Client
+) -> None:
+    assert (await auth.exchange(auth.fxa_token()))[0] == 200
+    assert await auth.fxa.happen(EventOrder(UID, "delete-user")) == 200
+    ahead = int(time.time() * 1000) + 20_000
+    assert (await deliver(auth, password_changed(auth, ahead)))[0] == 200
+    assert await auth.fxa.happen(EventOrder(UID, "delete-user")) == 200
+    kept = await database.fetch(Query.text("select identity, tokens_from_ms from identities"))
+    assert [(one["identity"][:7], one["tokens_from_ms"]) for one in kept] == [("erased.", ahead)]
+    assert (await held(database))[2] == 0
+    assert [key for key in await redis.keys() if UID.encode() in key] == []
+    assert (await auth.exchange(jwt(auth, int(time.time()) + 2)))[0] == 400, "a change that came late holds as well"
+
+
+async def test_verifications_are_dropped_also_when_another_process_has_applied_the_change(
+    start_auth: StartAuth, database: Database, redis: Client
+) -> None:
+    auth = await start(start_auth)
+    token = password_changed(auth, int(time.time()) * 1000)
+    assert (await deliver(auth, token))[0] == 200
+    assert (await auth.exchange(auth.fxa_token(kind="opaque")))[0] == 200
+    await redis.delete(*await redis.keys("mlpa:fxa:purged:*"))
+    assert (await auth.exchange(auth.fxa_token(kind="opaque")))[0] == 200
+    assert await redis.keys("mlpa:fxa:v1:*") != []
+    assert (await held(database))[2] == 0, "nothing waits"
+    assert (await deliver(auth, token))[0] == 200
+    assert await redis.keys("mlpa:fxa:v1:*") == []
+
+
 async def test_a_deletion_that_redis_lacks_is_sent_again(start_auth: StartAuth, own_valkey: ValkeyServer) -> None:
     auth = await start(start_auth, redis_url=own_valkey.url)
     own_valkey.kill()
