@@ -19,6 +19,7 @@ from shared.domain.outcome import Outcome
 from shared.errors import DependencyUnavailable
 
 _OTHERS = "others"
+_LABELS = 10
 #: Spans that are a click away: from and to how many days ago.
 _SPANS = {"Today": (0, 0), "Yesterday": (1, 1), "7 days": (6, 0), "30 days": (29, 0)}
 #: Series of a plot beside the others: as many as there are colours.
@@ -86,7 +87,8 @@ def _plot(span: Span, found: list[Cost], names: list[str]) -> Plot:
         series[cost.of[1] if cost.of[1] in names else _OTHERS][places[cost.of[0]]] += cost.cost_nano
     if not any(series[_OTHERS]):
         del series[_OTHERS]
-    return plots.stacked(days, series, short=[day[5:] for day in days])
+    shown = len(days) if 2 <= len(days) <= _LABELS else 5  # a label below each bar, as long as they fit
+    return plots.stacked(days, series, short=[day[5:] for day in days], shown=shown)
 
 
 @dataclass(slots=True)
