@@ -9,7 +9,7 @@ Classes that share a code are subclasses of its first one. Each shared error is 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import msgspec
 from aiohttp import web
@@ -154,6 +154,13 @@ class InvalidModel(GatewayError, ours=False):
     type = "invalid_request_error"
     mlpa_code = 8
     param = "model"
+
+    @classmethod
+    def forbidden(cls, model: str, service_type: str) -> Self:
+        """A model that LiteLLM has and the service type may not use."""
+        error = cls()
+        error.model, error.why = model, f"{service_type} may not use this model."
+        return error
 
 
 class ModelNotFound(GatewayError, ours=False, counted_as=InvalidModel.code):

@@ -129,7 +129,10 @@ class Reading:
         if refusal is not None:
             refusal.model = self.model
             if refusal is not error:
-                raise refusal from None
+                try:
+                    raise refusal from None
+                finally:  # its traceback has this frame: a cycle would keep the body until the next collection
+                    del refusal, error, trace
 
     def _refusal(self, error: BaseException | None) -> InvalidRequest | None:
         if isinstance(error, InvalidRequest):

@@ -166,11 +166,10 @@ def permitted(name: str, row: ServiceType, models: Models, *, embedding: bool = 
     model = models.get(name)
     if not models.loaded:
         raise DependencyUnavailable("litellm")
-    if model is None or not row.allows_model(name):
-        refusal = InvalidModel()
-        if model is not None:
-            refusal.model, refusal.why = name, f"{row.name} may not use this model."
-        raise refusal
+    if model is None:
+        raise InvalidModel
+    if not row.allows_model(name):
+        raise InvalidModel.forbidden(name, row.name)
     if model.embedding is not embedding:
         raise InvalidModel("The model makes embeddings alone." if model.embedding else "The model makes no embeddings.")
     return model

@@ -1,17 +1,23 @@
-"""The memory of an open request: it does not hold its body."""
+"""The memory of a request: neither an open nor a refused one holds its body."""
 
 from __future__ import annotations
 
 import gc
+import sys
 import tracemalloc
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from services.gateway.chat.request import parse
+from services.gateway.errors import GatewayError
 from services.gateway.relay import views
+from services.gateway.relay.operation import permitted
 from tests.doubles.litellm import Script, chunk, event
-from tests.services.gateway.conftest import Gateway
+from tests.services.gateway.conftest import Gateway, Models
+from tests.support.configs import CHAT_CONFIG
+from tests.support.service_types import service_type
 from tests.support.waiting import until
 
 OPEN = 10
@@ -57,3 +63,28 @@ async def test_a_body_is_let_go_of_once_it_is_sent(gateway: Gateway, stage: str,
     await until(lambda: _held() - before < OPEN * 50_000)
     for client in clients:
         client.close()
+
+
+@pytest.mark.parametrize(
+    ("body", "refuse"),
+    [
+        (
+            b'{"model":"m","messages":[{"role":"user","content":"x"}],"temperature":"hot"}',
+            lambda b: parse(b, CHAT_CONFIG),
+        ),
+        (b'{"model":"m","messages":[{"role":"user","content":"x"}],"n":', lambda b: parse(b, CHAT_CONFIG)),
+        (b"not allowed", lambda b: permitted("gpt", service_type(models=("others",)), Models())),
+    ],
+)
+def test_a_refused_body_is_let_go_of_without_a_garbage_collection(
+    body: bytes, refuse: Callable[[bytes], object]
+) -> None:
+    gc.disable()
+    try:
+        before = sys.getrefcount(body)
+        with pytest.raises(GatewayError) as caught:
+            refuse(body)
+        del caught
+        assert sys.getrefcount(body) == before
+    finally:
+        gc.enable()
