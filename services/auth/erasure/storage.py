@@ -10,13 +10,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
+from services.auth.standing import storage as standing
 from shared.stores.postgres import Database, Query, Row, Transaction
 
 #: Rows of the ledger that one statement renames.
 _BATCH = 1000
 
-# The same lock as that of decisions on their way to Redis (``standing/storage.py``)
-_LOCK = Query.text("select pg_advisory_xact_lock(hashtextextended(:identity, 0)) is null as locked")
 _USERS = Query.text("select user_id, service_type from users where identity = :identity order by user_id for update")
 #: The rows of an identity's users: ``;`` comes after ``:``.
 IN_RANGE = "user_id >= :identity || ':' and user_id < :identity || ';'"
@@ -145,7 +144,7 @@ async def lock_users(transaction: Transaction, identity: str) -> list[Row]:
 
     :raises DatabaseUnavailable: PostgreSQL could not be asked.
     """
-    await transaction.fetch(_LOCK, identity=identity)
+    await standing.lock(transaction, identity)
     return await transaction.fetch(_USERS, identity=identity)
 
 
@@ -180,7 +179,7 @@ async def kept_as(transaction: Transaction, identity: str, digests: Sequence[str
 
     :raises DatabaseUnavailable: PostgreSQL could not be asked.
     """
-    await transaction.fetch(_LOCK, identity=identity)
+    await standing.lock(transaction, identity)
     row = await transaction.fetch_one(_KEPT_AS, identity=identity, digests=list(digests))
     return row["digest"] if row else identity
 

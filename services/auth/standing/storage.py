@@ -33,7 +33,8 @@ _REFUSE_OLDER = Query.text(
 )
 _RAISE_GENERATION = Query.text(
     """
-    insert into identities as i (identity, generation) values (:identity, :generation)
+    insert into identities as i (identity, generation)
+    select :identity, :generation where exists (select from users where identity = :identity)
     on conflict (identity) do update set generation = greatest(i.generation, excluded.generation)
     returning coalesce(tokens_from_ms / 1000, 0) as issued, generation
     """
@@ -117,6 +118,19 @@ class Decided:
     change: int
 
 
+def being_erased() -> DependencyUnavailable:
+    """Redis has not forgotten an identity yet, which can't return before."""
+    return DependencyUnavailable("redis", reason="an erasure is not finished")
+
+
+async def lock(transaction: Transaction, identity: str) -> None:
+    """Let no erasure of an identity, and no writer of its decisions to Redis, come in between until the end.
+
+    :raises DatabaseUnavailable: PostgreSQL could not be asked.
+    """
+    await transaction.fetch(_LOCK, identity=identity)
+
+
 async def standing(database: Database | Transaction, identity: str) -> tuple[Standing, Oldest]:
     """What is decided about an identity, and the oldest of its tokens that are good.
 
@@ -139,10 +153,13 @@ async def refuse_older(transaction: Transaction, identity: str, ms: int) -> bool
 async def raise_generation(transaction: Transaction, identity: str, generation: int) -> Oldest:
     """Record the generation of a token, unless a later one is known.
 
+    :raises DependencyUnavailable: the identity was erased in the meantime.
     :raises DatabaseUnavailable: PostgreSQL could not be asked.
     """
+    await lock(transaction, identity)
     row = await transaction.fetch_one(_RAISE_GENERATION, identity=identity, generation=generation)
-    assert row is not None
+    if row is None:
+        raise being_erased()
     return Oldest(row["issued"], row["generation"])
 
 
@@ -155,7 +172,7 @@ async def standing_at_door(database: Database, identity: str, digests: Sequence[
     """
     row = (await database.fetch(_AT_DOOR, identity=identity, names=[identity, *digests]))[0]
     if row["erasing"]:
-        raise DependencyUnavailable("redis", reason="an erasure is not finished")
+        raise being_erased()
     return Standing.of(blocked=row["blocked"], revoked=row["revoked"]), Oldest(row["issued"], row["generation"])
 
 
@@ -226,7 +243,7 @@ async def take(transaction: Transaction, identity: str) -> Decided:
 
     :raises DatabaseUnavailable: PostgreSQL could not be asked.
     """
-    await transaction.fetch(_LOCK, identity=identity)
+    await lock(transaction, identity)
     taken = (await transaction.fetch(_TAKEN, identity=identity))[0]
     found, oldest = await standing(transaction, identity)
     revoked = await transaction.fetch(_TOKENS, prefix=_like(identity) + ":%")

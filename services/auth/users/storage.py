@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from services.auth.standing import storage as standing
 from services.auth.users import pools
 from shared.domain.service_types import ServiceType
 from shared.stores.postgres import Database, Query, Transaction
@@ -12,13 +13,17 @@ _KNOWN = Query.text(
     """
     select exists(select 1 from users where user_id = :user_id) as known,
            coalesce((select users from capacity where service_type = :service_type), 0)
-           + (select coalesce(sum(users), 0) from capacity_lanes where service_type = :service_type) as users,
-           exists(select from erasures where digest = any(cast(:digests as text[]))) as erased
+           + (select coalesce(sum(users), 0) from capacity_lanes where service_type = :service_type) as users
     """
 )
 _INSERT = Query.text(
-    "insert into users (user_id, identity, service_type, budget_tier) "
-    "values (:user_id, :identity, :service_type, :service_type) on conflict do nothing returning user_id"
+    """
+    insert into users (user_id, identity, service_type, budget_tier)
+    select :user_id, :identity, :service_type, :service_type where not exists (
+        select from erasures where fingerprint = sha256(convert_to(:identity, 'UTF8')) and forgotten_at is null)
+    on conflict do nothing
+    returning exists(select from erasures where digest = any(cast(:digests as text[]))) as erased
+    """
 )
 _ROOM = Query.text(
     """
@@ -73,9 +78,11 @@ async def enter(database: Database, user_id: str, identity: str, row: ServiceTyp
 
     :param digests: those that records of the identity may have, should it have been erased.
     :returns: False when a newcomer found no place.
+    :raises DependencyUnavailable: the identity is being erased.
     :raises DatabaseUnavailable: PostgreSQL could not be asked.
     """
-    found = (await database.fetch(_KNOWN, user_id=user_id, service_type=row.name, digests=list(digests)))[0]
+    names = {"user_id": user_id, "service_type": row.name}
+    found = (await database.fetch(_KNOWN, **names))[0]
     if found["known"]:
         return True
     if row.pool is not None:
@@ -85,16 +92,19 @@ async def enter(database: Database, user_id: str, identity: str, row: ServiceTyp
         return False  # while the service type is full, each newcomer costs one read and no lock
     try:
         async with database.transaction() as transaction:
-            inserted = await transaction.fetch_one(_INSERT, user_id=user_id, identity=identity, service_type=row.name)
+            await standing.lock(transaction, identity)
+            inserted = await transaction.fetch_one(_INSERT, identity=identity, digests=list(digests), **names)
             if inserted is None:
-                return True
+                if (await transaction.fetch(_KNOWN, **names))[0]["known"]:
+                    return True
+                raise standing.being_erased()
             if row.pool is not None or not row.max_users:
                 await transaction.execute(_COUNT, service_type=row.name)
             elif await transaction.fetch_one(_ROOM, service_type=row.name, max_users=row.max_users) is None:
                 raise _Full
             if row.pool is not None and not await pools.take_place(transaction, user_id, identity, row):
                 raise _Full
-            for digest in digests if found["erased"] else ():
+            for digest in digests if inserted["erased"] else ():
                 await _take_back(transaction, digest, user_id, identity, row)
     except _Full:
         return False

@@ -310,3 +310,19 @@ async def test_fingerprints_are_kept_no_longer_than_tokens_live(world: World) ->
     assert await world.one("select count(fingerprint) from erasures") == 1
     await storage.clear(world.database, kept=0)
     assert await world.one("select count(fingerprint) from erasures") == 0
+
+
+@pytest.mark.parametrize("service_type", ["ai", "memories"])
+async def test_an_exchange_during_an_erasure_brings_nothing_back(world: World, service_type: str) -> None:
+    """A newcomer to a service type, and a known user with a new generation, which both wait for the erasure."""
+    await world.users.enter(UID, world.types.rows["ai"], generation=1)
+    async with world.database.transaction() as transaction:
+        await storage.lock_users(transaction, UID)
+        entering = asyncio.create_task(world.users.enter(UID, world.types.rows[service_type], generation=2))
+        await until(lambda: world.one("select count(*) = 1 from pg_locks where locktype = 'advisory' and not granted"))
+        await storage.begin(transaction, UID, DIGESTS.of(UID), DIGESTS.seal(UID), ["ai", "memories"])
+    with pytest.raises(DependencyUnavailable):
+        await entering
+    await world.erasures.finish()
+    assert await world.traces(UID) == []
+    await world.users.enter(UID, world.types.rows[service_type], generation=2)
