@@ -44,6 +44,7 @@ async def requests(request: web.Request, session: Session) -> web.StreamResponse
         given=given,
         first=not cursor,
         service_types=list(request.app[SERVICE_TYPES].rows),
+        search_tools={row.search_tool for row in request.app[SERVICE_TYPES].rows.values()},
         outcomes=[outcome.value for outcome in Outcome],
         codes=CODES,
     )
