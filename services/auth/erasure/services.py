@@ -77,6 +77,7 @@ class Erasures:
         self._rows, self._digests, self._registry = service_types.rows, digests, registry
         self._purge_fxa, self._litellm, self._litellm_rows = purge_fxa, litellm, litellm_rows
         self._settle, self._every = settle, every
+        self._unreadable: set[str] = set()  # digests of erasures under a secret that is gone, as logged
         self._oldest = registry.gauge("erasures_oldest_seconds", "Age of the oldest erasure that is not finished.")
 
     async def erase(self, identity: str, actor: Actor) -> None:
@@ -204,10 +205,12 @@ class Erasures:
         :raises DependencyUnavailable, LiteLLMError: some have to be done again; all others were done.
         """
         failure: DependencyUnavailable | LiteLLMError | None = None
-        for erasure in await storage.open_erasures(self._database, self._settle):
+        async for erasure in storage.open_erasures(self._database, self._settle):
             identity = self._digests.unseal(erasure.sealed)
             if identity is None:
-                _log.error("erasure_has_no_secret", digest=erasure.digest)
+                if erasure.digest not in self._unreadable:
+                    self._unreadable.add(erasure.digest)
+                    _log.error("erasure_has_no_secret", digest=erasure.digest)
                 continue
             try:
                 if not await self._leave_stores(erasure, identity):

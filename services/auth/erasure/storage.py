@@ -6,7 +6,7 @@ audit log, which may be long, and are renamed in batches.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -111,7 +111,8 @@ _OPEN = Query.text(
     """
     select digest, sealed, service_types, erased_at, forgotten_at is not null as forgotten from erasures
     where sealed is not null and (forgotten_at is null or forgotten_at < now() - make_interval(secs => :settle))
-    order by erased_at limit 100
+        and (erased_at, digest) > (cast(:at as timestamptz), :after)
+    order by erased_at, digest limit 100
     """
 )
 _OLDEST = Query.text(
@@ -238,12 +239,17 @@ async def done(database: Database, erasure: Open) -> None:
     await database.execute(_DONE, digest=erasure.digest, erased_at=erasure.erased_at)
 
 
-async def open_erasures(database: Database, settle: float) -> list[Open]:
-    """The oldest erasures that are due: those that Redis has not forgotten, or has forgotten ``settle`` seconds ago.
+async def open_erasures(database: Database, settle: float) -> AsyncIterator[Open]:
+    """The erasures that are due, oldest first: those that Redis has not forgotten, or has ``settle`` seconds ago.
 
     :raises DatabaseUnavailable: PostgreSQL could not be asked.
     """
-    return [Open(**row) for row in await database.fetch(_OPEN, settle=settle)]
+    at: datetime | str = "-infinity"
+    after = ""
+    while rows := await database.fetch(_OPEN, settle=settle, at=at, after=after):
+        for row in rows:
+            yield Open(**row)
+        at, after = rows[-1]["erased_at"], rows[-1]["digest"]
 
 
 async def oldest(database: Database) -> float:

@@ -326,3 +326,19 @@ async def test_an_exchange_during_an_erasure_brings_nothing_back(world: World, s
     await world.erasures.finish()
     assert await world.traces(UID) == []
     await world.users.enter(UID, world.types.rows[service_type], generation=2)
+
+
+async def test_erasures_whose_secret_is_lost_hold_up_no_later_one(
+    world: World, capsys: pytest.CaptureFixture[str]
+) -> None:
+    await world.run(
+        "insert into erasures (digest, sealed, erased_at)"
+        " select 'erased.' || n, convert_to(repeat('x', 60), 'UTF8'), now() - interval '1 day'"
+        " from generate_series(1, 250) as n returning digest"
+    )
+    await world.users.enter(UID, world.types.rows["ai"])
+    await world.erasures.erase(UID, JANE)
+    for _ in range(3):
+        await world.erasures.finish()
+    assert await world.one("select count(*) from erasures where sealed is not null") == 250
+    assert capsys.readouterr().out.count("erasure_has_no_secret") == 250, "each is told once"
