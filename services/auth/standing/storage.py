@@ -58,7 +58,10 @@ _BLOCK = Query.text(
     on conflict (identity) do update set blocked_at = coalesce(i.blocked_at, now()), blocked_reason = :reason
     """
 )
-_UNBLOCK = Query.text("update identities set blocked_at = null, blocked_reason = null where identity = :identity")
+_UNBLOCK = Query.text(
+    "update identities set blocked_at = null, blocked_reason = null "
+    "where identity = :identity and blocked_at is not null"
+)
 _REVOKE_DEVICE = Query.text(
     "update devices set revoked_at = coalesce(revoked_at, now()), revoked_reason = :reason where key_id = :key_id"
 )
@@ -181,9 +184,12 @@ async def block(transaction: Transaction, identity: str, reason: str | None) -> 
     await transaction.execute(_BLOCK, identity=identity, reason=reason)
 
 
-async def unblock(transaction: Transaction, identity: str) -> None:
-    """:raises DatabaseUnavailable: PostgreSQL could not be asked."""
-    await transaction.execute(_UNBLOCK, identity=identity)
+async def unblock(transaction: Transaction, identity: str) -> bool:
+    """
+    :returns: False if it was not blocked.
+    :raises DatabaseUnavailable: PostgreSQL could not be asked.
+    """
+    return bool(await transaction.execute(_UNBLOCK, identity=identity))
 
 
 async def revoke_device(transaction: Transaction, key_id: str, reason: str | None) -> None:

@@ -178,6 +178,22 @@ class UserAdmin:
             new = {"blocked": False, "reason": None}
             await audit.record(transaction, actor, "user.unblock", user_id, old=_standing(row), new=new)
 
+    async def unblock_identity(self, identity: str, actor: Actor) -> bool:
+        """Admit an identity that has no user, such as a device that was blocked before it came for a token.
+
+        :returns: False if it is not blocked.
+        :raises DependencyUnavailable: as ``block``.
+        """
+        if "\0" in identity:
+            return False
+        async with self._database.transaction() as transaction:
+            if not await standing.unblock(transaction, identity):
+                return False
+            await audit.record(transaction, actor, "user.unblock", identity, new={"blocked": False, "reason": None})
+            await self._changes.record(transaction, identity, "unblocked")
+        await self._changes.apply(identity)
+        return True
+
     async def set_tier(self, user_id: str, actor: Actor, tier: str) -> None:
         """Give a user the money and rates of another service type's row.
 

@@ -189,7 +189,7 @@ OPERATIONS = [
         body=Body(BlockRequest, {"source_digest": "0123456789abcdef0123456789abcdef", "dry_run": True}),
         description="At least one criterion. Only counts unless `dry_run` is false. Blocks at most 10,000, with one "
         "entry in the audit log; gateways learn of them one after another, some hundreds per second. "
-        "`POST /user/{user_id}/unblock` admits one again.",
+        "`POST /user/{key_id}/unblock` admits one again.",
     ),
     operation(
         _TAG,

@@ -84,8 +84,10 @@ async def unblock(request: web.Request) -> web.Response:
     actor = await changing(request)
     try:
         await _users(request).unblock(_user_id(request), actor)
-    except NotFound:  # or it was erased, and its block is kept
-        await request.app[ERASURES].unblock(identity_of(_user_id(request)), actor)
+    except NotFound:  # an identity without users, or one that was erased, and its block is kept
+        identity = identity_of(_user_id(request))
+        if not await _users(request).unblock_identity(identity, actor):
+            await request.app[ERASURES].unblock(identity, actor)
         return web.Response(status=204)
     return await _user(request)
 
@@ -265,7 +267,7 @@ OPERATIONS = [
         "/user/{user_id}/unblock",
         unblock,
         "Admit a blocked identity again",
-        {200: Answer("The user", UserBody), 204: Answer("It was erased, and may return"), **_CHANGE},
+        {200: Answer("The user", UserBody), 204: Answer("It has no user, or was erased, and may come"), **_CHANGE},
         parameters=[_ID],
     ),
     operation(

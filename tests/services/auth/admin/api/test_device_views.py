@@ -148,12 +148,20 @@ async def test_blocked_devices_are_refused_in_redis_with_one_entry_on_record(
             return bool(found == b"blocked")
 
         await until(standing)
-    await redis.aclose()
     ((actor, action, subject, old, new),) = rows.audit()
     assert (actor, action, subject, old) == ("admin", "device.block", "devices", None)
     assert new == {"meant": {"source_digest": "even"}, "matching": 3, "blocked": 3, "reason": "a farm"}
     _, body, _ = await ask(admin_auth, "POST", "/device/block", json=asked)
     assert (body["matching"], body["blocked"]) == (0, 0), "they are blocked already"
+
+    for key_id in (keys[2], f"{keys[4]}:ai"):  # neither has a user: it was blocked before it came for a token
+        path = f"/user/{quote(key_id, safe='')}/unblock"
+        assert [(await ask(admin_auth, "POST", path))[0] for _ in range(2)] == [204, 404]
+    assert (await ask(admin_auth, "POST", "/user/nul%00/unblock"))[0] == 404
+    assert rows.run("select identity from identities where blocked_at is not null") == [(keys[6],)]
+    assert await redis.hget(layout.of_identity(keys[2]).identity(keys[2]), layout.STANDING) == b"0"
+    assert {entry[1:3] for entry in rows.audit()} > {("user.unblock", keys[2]), ("user.unblock", keys[4])}
+    await redis.aclose()
 
 
 @pytest.mark.parametrize(
