@@ -29,6 +29,7 @@ from shared.telemetry.metrics import Registry
 from shared.telemetry.openapi import Answer, Operation
 from shared.telemetry.tracing import Tracing, traceparent
 from tests.doubles.otlp import Collector
+from tests.services.gateway.budget.support import principal
 from tests.support.service_types import development
 
 TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
@@ -178,7 +179,7 @@ async def test_scripts_of_budgets_are_spans_by_their_names(redis_url: str) -> No
         scripts = BudgetScripts(executor, 30)
 
         async def asks(_request: web.Request) -> web.Response:
-            return web.json_response([word.decode() for word in await scripts.state(f"{'a' * 32}:ai", "jti")])
+            return web.json_response([word.decode() for word in await scripts.state(principal())])
 
         app = web.Application()
         app.router.add_get("/asks", asks)
