@@ -74,10 +74,12 @@ class DeviceAdmin:
         :raises NotFound: it does not exist.
         :raises DependencyUnavailable: it may be in PostgreSQL only; then it is applied to Redis later.
         """
-        await self.get(key_id)
+        if "\0" in key_id:
+            raise NotFound("There is no such device.")
         async with self._database.transaction() as transaction:
             device = await storage.lock(transaction, key_id)
-            assert device is not None  # devices are never deleted
+            if device is None:
+                raise NotFound("There is no such device.")
             await standing.revoke_device(transaction, key_id, reason)
             old = {"revoked": device.revoked_at is not None, "reason": device.revoked_reason}
             new = {"revoked": True, "reason": reason}

@@ -77,9 +77,10 @@ _BLOCKABLE = f"""
         and not exists (select from identities i where i.identity = d.key_id and i.blocked_at is not null)
 """
 _COUNT = Query.text(f"select count(*) as devices {_BLOCKABLE}")
+# An erasure waits for the lock, exchanges do not
 _BLOCK = Query.text(
     f"""
-    with meant as (select key_id {_BLOCKABLE} order by key_id limit :limit),
+    with meant as (select key_id {_BLOCKABLE} order by key_id limit :limit for key share of d),
     blocked as (
         insert into identities as i (identity, blocked_at, blocked_reason) select key_id, now(), :reason from meant
         on conflict (identity) do update set blocked_at = coalesce(i.blocked_at, now()), blocked_reason = :reason

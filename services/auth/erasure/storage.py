@@ -17,6 +17,8 @@ from shared.stores.postgres import Database, Query, Row, Transaction
 _BATCH = 1000
 
 _USERS = Query.text("select user_id, service_type from users where identity = :identity order by user_id for update")
+# Whoever decides about a device has its row first
+_DEVICE = Query.text("select key_id from devices where key_id = :identity for update")
 #: The rows of an identity's users: ``;`` comes after ``:``.
 IN_RANGE = "user_id >= :identity || ':' and user_id < :identity || ';'"
 _HELD = Query.text(
@@ -141,11 +143,12 @@ class Open:
 
 
 async def lock_users(transaction: Transaction, identity: str) -> list[Row]:
-    """Lock an identity and its users. Returns ``user_id`` and ``service_type`` of each.
+    """Lock an identity, its device and its users. Returns ``user_id`` and ``service_type`` of each.
 
     :raises DatabaseUnavailable: PostgreSQL could not be asked.
     """
     await standing.lock(transaction, identity)
+    await transaction.fetch(_DEVICE, identity=identity)
     return await transaction.fetch(_USERS, identity=identity)
 
 

@@ -8,10 +8,13 @@ import time
 import msgspec
 import pytest
 
+from services.auth.devices import operators_storage
 from services.auth.devices.operators import DeviceAdmin
+from services.auth.devices.operators_storage import Chosen
 from services.auth.erasure import storage
 from services.auth.errors import AccessDenied, MaxUsersReached, UserBlocked
 from services.auth.provisioning.client import LiteLLMError
+from services.auth.standing import storage as standing
 from services.auth.standing.digests import Digests
 from services.auth.users.entry import Users
 from services.gateway.errors import InvalidToken
@@ -342,3 +345,24 @@ async def test_erasures_whose_secret_is_lost_hold_up_no_later_one(
         await world.erasures.finish()
     assert await world.one("select count(*) from erasures where sealed is not null") == 250
     assert capsys.readouterr().out.count("erasure_has_no_secret") == 250, "each is told once"
+
+
+@pytest.mark.parametrize("bulk", [False, True])
+async def test_a_decision_about_a_device_that_commits_during_its_erasure_is_kept(world: World, bulk: bool) -> None:
+    enrol = "insert into devices (key_id, public_key, source_digest) values (:key, '', 'farm') returning key_id"
+    await world.run(enrol, key=KEY)
+    await world.users.enter(KEY, world.types.rows["ai"])
+    async with world.database.transaction() as transaction:
+        if bulk:
+            await operators_storage.block(transaction, Chosen(source_digest="farm"), reason=None, limit=10)
+        else:
+            await operators_storage.lock(transaction, KEY)
+            await standing.revoke_device(transaction, KEY, "stolen")
+        erasing = asyncio.create_task(world.erasures.erase(KEY, JANE))
+        await until(lambda: world.one("select count(*) > 0 from pg_locks where not granted"))
+    await erasing
+    await world.erasures.finish()
+    assert await world.traces(KEY) == []
+    await world.run(enrol, key=KEY)  # attested again
+    with pytest.raises(AccessDenied):
+        await world.users.enter(KEY, world.types.rows["ai"])
