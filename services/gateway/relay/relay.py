@@ -123,7 +123,10 @@ class Relay:
             if isinstance(failure, UpstreamTimeout):
                 self._outcome = Outcome.TIMEOUT
             charged = self._settle(dropped=watch.dropped)
-        return response if failure is None else await self._fail(failure, charged)
+        try:
+            return response if failure is None else await self._fail(failure, charged)
+        finally:
+            del failure  # its traceback has this frame: a cycle, which would last until the next garbage collection
 
     async def _relay(self, stream: StreamRelay, watch: Watch) -> web.StreamResponse:
         upstream = await self._post()
@@ -211,7 +214,10 @@ class Relay:
         if charged.cost_nano and isinstance(error, UpstreamError | UpstreamTimeout):
             error.should_retry = False
         error.headers.update(self._limits())
-        raise error
+        try:
+            raise error
+        finally:
+            del error  # as in run
 
     def _limits(self) -> dict[str, str]:
         headers = self._reservation.rate_limits.headers()

@@ -104,7 +104,7 @@ class StreamRelay:
             try:
                 data = await read()
             except aiohttp.ClientError as error:
-                await self._end(watch, error)
+                await self._end(watch, error.with_traceback(None))  # content holds it: a cycle with this frame
                 return
             if not data:
                 await self._end(watch, None)
@@ -160,7 +160,11 @@ class StreamRelay:
         self._write(block)
         if self._tally.started:
             self.begun = True
-            self._on_begin()
+            self._tell_begun()
+
+    def _tell_begun(self) -> None:
+        self._on_begin()
+        del self._on_begin  # it may hold who holds this: a cycle, which would last until the next garbage collection
 
     async def _relay(self, block: bytes) -> None:
         if self.begun:
@@ -180,7 +184,7 @@ class StreamRelay:
             self._ended = True  # no comment may follow, however long the client needs for the rest
             await self.response.write_eof(self._held + block)
             if not self.begun:
-                self._on_begin()
+                self._tell_begun()
             self.begun = self.complete = True
             return
         if block and self._tally.started:

@@ -297,7 +297,7 @@ class Call:
                 if size > MAX_ANSWER:
                     raise UpstreamError("The model's answer is too large.")
         except aiohttp.ClientError as error:
-            raise UpstreamError from error
+            raise UpstreamError from error.with_traceback(None)  # content holds it: a cycle with this frame
         return b"".join(parts)
 
     async def read_to_end(self, seconds: float) -> None:

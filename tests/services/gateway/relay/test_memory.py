@@ -6,15 +6,19 @@ import gc
 import sys
 import tracemalloc
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
+import aiohttp
 import pytest
 
 from services.gateway.chat.request import parse
 from services.gateway.errors import GatewayError
 from services.gateway.relay import views
 from services.gateway.relay.operation import permitted
-from tests.doubles.litellm import Script, chunk, event
+from services.gateway.relay.relay import Relay
+from tests.doubles.litellm import Script, chunk, event, stream_of
 from tests.services.gateway.conftest import Gateway, Models
 from tests.support.configs import CHAT_CONFIG
 from tests.support.service_types import service_type
@@ -86,5 +90,28 @@ def test_a_refused_body_is_let_go_of_without_a_garbage_collection(
             refuse(body)
         del caught
         assert sys.getrefcount(body) == before
+    finally:
+        gc.enable()
+
+
+@pytest.mark.parametrize(
+    ("body", "script"),
+    [
+        ({"stream": True}, Script.events(stream_of(["Hello"]))),
+        ({"stream": True}, Script([("send", event(chunk("abc"))), ("cut", None)])),
+        ({}, Script(status=500)),
+        ({}, Script(first=[("reset", None)])),
+        ({}, Script([("send", b"{"), ("cut", None)])),
+    ],
+)
+async def test_nothing_of_a_request_that_has_ended_waits_for_a_garbage_collection(
+    gateway: Gateway, body: dict[str, Any], script: Script
+) -> None:
+    gateway.double.script("double", script)
+    gc.disable()
+    try:
+        with suppress(aiohttp.ClientError):
+            await gateway.read(body)
+        await until(lambda: not any(isinstance(each, Relay) for each in gc.get_objects()))
     finally:
         gc.enable()
