@@ -87,3 +87,21 @@ async def test_what_follows_an_answer_is_never_the_answer_of_another_request() -
                 await call.post("v1/chat/completions", b"", {})
                 begun.set()
                 assert await call.read_answer(lambda: None) == b"ok"
+
+
+async def test_what_comes_on_an_idle_connection_is_not_an_answer() -> None:
+    async def give_up_waiting(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while b"POST" in await reader.readuntil(b"\r\n\r\n"):
+            writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+            await idle.wait()
+            writer.write(b"HTTP/1.1 408 Request Timeout\r\nContent-Length: 0\r\n\r\n")
+            gave_up.set()
+
+    idle, gave_up = asyncio.Event(), asyncio.Event()
+    async with asking(give_up_waiting) as litellm:
+        for _ in range(2):
+            async with litellm.call() as call:
+                assert (await call.post("v1/chat/completions", b"", {})).status == 200
+                assert await call.read_answer(lambda: None) == b"ok"
+            idle.set()
+            await gave_up.wait()
