@@ -292,13 +292,14 @@ async def _open(
         fxa,
         changes,
         erasures,
+        digests,
         registry,
         issuer=fxa_config.issuer,
         client_ids=frozenset(settings.fxa_client_ids),
     )
     await stack.enter_async_context(events.running())
     apps.put(FXA_EVENTS, events)
-    apps.put(REVOCATION, Revocation(issuer, database, changes))
+    apps.put(REVOCATION, Revocation(issuer, database, changes, digests))
     readiness = health(prepared.key_ring, connections, fxa, apps.main[SERVICE_TYPES_FILE])
     apps.put(HEALTH, readiness)
     if prepared.admin_keys:

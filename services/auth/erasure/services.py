@@ -107,13 +107,6 @@ class Erasures:
                 with contextlib.suppress(DependencyUnavailable, LiteLLMError):
                     await self._leave_litellm(identity, erasure.service_types)
 
-    async def kept_as(self, transaction: Transaction, identity: str) -> str:
-        """The name under which to keep a decision about an identity: a digest if it was erased and has not returned.
-
-        :raises DatabaseUnavailable: PostgreSQL could not be asked.
-        """
-        return await storage.kept_as(transaction, identity, self._digests.all(identity))
-
     async def unblock(self, identity: str, actor: Actor) -> None:
         """Admit an erased identity, should it return, in spite of the block that it had.
 

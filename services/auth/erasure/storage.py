@@ -88,12 +88,6 @@ _UNBLOCK = Query.text(
     "update identities set blocked_at = null, blocked_reason = null"
     " where identity = any(cast(:digests as text[])) and blocked_at is not null"
 )
-_KEPT_AS = Query.text(
-    """
-    select digest from erasures where digest = any(cast(:digests as text[]))
-        and not exists (select from users where identity = :identity) order by erased_at desc limit 1
-    """
-)
 _NEXT_USER = Query.text(
     f"""
     (select user_id from ledger where {IN_RANGE} limit 1) union all
@@ -174,18 +168,6 @@ async def begin(
     for query in (_KEEP_BLOCK, _DROP_OLD, *_RENAME, *_REMOVE):
         await transaction.execute(query, **names)
     return Open(digest, sealed, list(service_types), row["erased_at"], False)
-
-
-async def kept_as(transaction: Transaction, identity: str, digests: Sequence[str]) -> str:
-    """The name under which to keep a decision about an identity: a digest if it was erased and has not returned.
-
-    No erasure comes in between until the transaction ends.
-
-    :raises DatabaseUnavailable: PostgreSQL could not be asked.
-    """
-    await standing.lock(transaction, identity)
-    row = await transaction.fetch_one(_KEPT_AS, identity=identity, digests=list(digests))
-    return row["digest"] if row else identity
 
 
 async def unblock(transaction: Transaction, digests: Sequence[str]) -> bool:

@@ -24,6 +24,7 @@ from services.auth.fxa.security_events import MALFORMED, AccountEvents, Reason, 
 from services.auth.fxa.services import FxAVerifier
 from services.auth.standing import storage as standing
 from services.auth.standing.changes import Changes
+from services.auth.standing.digests import Digests
 from shared.errors import DependencyUnavailable, NotFound
 from shared.service import background
 from shared.stores.postgres import Database
@@ -43,6 +44,7 @@ class FxAEvents:
         fxa: FxAVerifier,
         changes: Changes,
         erasures: Erasures,
+        digests: Digests,
         registry: Registry,
         *,
         issuer: str,
@@ -57,6 +59,7 @@ class FxAEvents:
         self._fxa = fxa
         self._changes = changes
         self._erasures = erasures
+        self._digests = digests
         self._registry = registry
         self._issuer = issuer
         self._client_ids = client_ids
@@ -109,7 +112,7 @@ class FxAEvents:
         async with self._database.transaction() as transaction:
             new = await storage.take(transaction, events.jti, events.expires_at)
             if new and changed_ms is not None:
-                name = await self._erasures.kept_as(transaction, events.uid)
+                name = await standing.kept_as(transaction, events.uid, self._digests.all(events.uid))
                 if await standing.refuse_older(transaction, name, changed_ms) and name == events.uid:
                     await self._changes.record(transaction, events.uid, "password changed")
         if new:
@@ -125,7 +128,7 @@ class FxAEvents:
         # Under the digest, this outlives the erasure: a token that somebody still has makes no new user of it
         next_second = int(self._clock()) + 1
         async with self._database.transaction() as transaction:
-            name = await self._erasures.kept_as(transaction, uid)
+            name = await standing.kept_as(transaction, uid, self._digests.all(uid))
             await standing.refuse_older(transaction, name, next_second * 1000)
         with contextlib.suppress(NotFound):
             await self._erasures.erase(uid, Actor("FxA", source))

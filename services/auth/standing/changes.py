@@ -51,13 +51,6 @@ class Changes:
         """
         await storage.record(transaction, identity, kind)
 
-    async def waiting(self, identity: str) -> bool:
-        """Whether Redis may lack a decision about an identity.
-
-        :raises DependencyUnavailable: a dependency could not be asked.
-        """
-        return await storage.waiting(self._database, identity)
-
     async def apply(self, identity: str) -> None:
         """Write all decisions about an identity from PostgreSQL to Redis: standing, tiers, refused tokens.
 

@@ -100,8 +100,13 @@ _TIERS = Query.text("select user_id, budget_tier from users where identity = :id
 _RECORD = Query.text("insert into redis_changes (identity, kind, payload) values (:identity, :kind, '{}') returning id")
 _LOCK = Query.text("select pg_advisory_xact_lock(hashtextextended(:identity, 0)) is null as locked")
 _TAKEN = Query.text("select coalesce(max(id), 0) as id from redis_changes where identity = :identity")
+_KEPT_AS = Query.text(
+    """
+    select digest from erasures where digest = any(cast(:digests as text[]))
+        and not exists (select from users where identity = :identity) order by erased_at desc limit 1
+    """
+)
 _DONE = Query.text("delete from redis_changes where identity = :identity and id <= :id")
-_WAITING = Query.text("select exists(select 1 from redis_changes where identity = :identity) as waiting")
 _PENDING = Query.text("select identity, min(id) as first from redis_changes group by identity order by 2 limit 100")
 _COUNT = Query.text("select count(*) as pending from redis_changes")
 
@@ -132,6 +137,18 @@ async def lock(transaction: Transaction, identity: str) -> None:
     :raises DatabaseUnavailable: PostgreSQL could not be asked.
     """
     await transaction.fetch(_LOCK, identity=identity)
+
+
+async def kept_as(transaction: Transaction, identity: str, digests: Sequence[str]) -> str:
+    """The name under which to keep a decision about an identity: a digest if it was erased and has not returned.
+
+    No erasure comes in between until the transaction ends.
+
+    :raises DatabaseUnavailable: PostgreSQL could not be asked.
+    """
+    await lock(transaction, identity)
+    row = await transaction.fetch_one(_KEPT_AS, identity=identity, digests=list(digests))
+    return row["digest"] if row else identity
 
 
 async def standing(database: Database | Transaction, identity: str) -> tuple[Standing, Oldest]:
@@ -274,14 +291,6 @@ async def done(transaction: Transaction, identity: str, change: int) -> None:
     :raises DatabaseUnavailable: PostgreSQL could not be asked.
     """
     await transaction.execute(_DONE, identity=identity, id=change)
-
-
-async def waiting(database: Database, identity: str) -> bool:
-    """Whether Redis may lack a decision about an identity.
-
-    :raises DatabaseUnavailable: PostgreSQL could not be asked.
-    """
-    return bool((await database.fetch(_WAITING, identity=identity))[0]["waiting"])
 
 
 async def pending(database: Database) -> list[str]:

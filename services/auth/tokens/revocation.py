@@ -10,19 +10,27 @@ from aiohttp import web
 
 from services.auth.standing import storage
 from services.auth.standing.changes import Changes
+from services.auth.standing.digests import Digests
 from services.auth.tokens.issuer import IssuedToken, Issuer
-from shared.domain.identity import split_user
+from shared.domain.identity import split_user, user_id
 from shared.domain.tokens import CLOCK_SKEW
 from shared.stores.postgres import Database
 
 
 class Revocation:
     def __init__(
-        self, issuer: Issuer, database: Database, changes: Changes, *, clock: Callable[[], float] = time.time
+        self,
+        issuer: Issuer,
+        database: Database,
+        changes: Changes,
+        digests: Digests,
+        *,
+        clock: Callable[[], float] = time.time,
     ) -> None:
         self._issuer = issuer
         self._database = database
         self._changes = changes
+        self._digests = digests
         self._clock = clock
 
     def recognise(self, token: str) -> IssuedToken | None:
@@ -37,16 +45,17 @@ class Revocation:
 
         :raises DependencyUnavailable: it is not in both PostgreSQL and Redis; a committed revocation is applied later.
         """
-        identity, _ = split_user(token.user_id)
+        identity, service_type = split_user(token.user_id)
         if await storage.knows_revoked(self._database, identity, token.jti):
             return
         until = datetime.fromtimestamp(_until(token), UTC)
         async with self._database.transaction() as transaction:
-            new = await storage.revoke_token(transaction, token.jti, token.user_id, until)
-            if new:
+            # Tokens of an erased identity are refused anyway, unless it returns
+            name = await storage.kept_as(transaction, identity, self._digests.all(identity))
+            new = await storage.revoke_token(transaction, token.jti, user_id(name, service_type), until)
+            if new and name == identity:
                 await self._changes.record(transaction, identity, "token revoked")
-        if new or await self._changes.waiting(identity):
-            await self._changes.apply(identity)
+        await self._changes.apply(identity)
 
 
 REVOCATION = web.AppKey("revocation", Revocation)

@@ -211,6 +211,19 @@ async def test_an_event_that_comes_after_the_deletion_brings_no_uid_back(
     assert (await auth.exchange(jwt(auth, int(time.time()) + 2)))[0] == 400, "a change that came late holds as well"
 
 
+async def test_a_token_that_is_revoked_after_the_deletion_brings_no_uid_back(
+    auth: Auth, database: Database, redis: Client
+) -> None:
+    """As a client does that signs out because its account is gone."""
+    token = (await auth.exchange(auth.fxa_token()))[1]["access_token"]
+    assert await auth.fxa.happen(EventOrder(UID, "delete-user")) == 200
+    assert (await auth.ask("POST", "/revoke", data={"token": token}))[0] == 200
+    revoked = await database.fetch(Query.text("select user_id from revocations"))
+    assert [one["user_id"][:11] + one["user_id"][-3:] for one in revoked] == ["erased.fxa.:ai"]
+    assert (await held(database))[2] == 0
+    assert [key for key in await redis.keys() if UID.encode() in key] == []
+
+
 async def test_verifications_are_dropped_also_when_another_process_has_applied_the_change(
     start_auth: StartAuth, database: Database, redis: Client
 ) -> None:

@@ -170,7 +170,7 @@ async def test_a_database_without_tables_does_not_end_the_background_work(
             await Parts(database, redis, Users(database, redis, registry, DIGESTS), changes, service_type()).decide(UID)
 
             async def applied() -> bool:
-                return not await changes.waiting(UID)
+                return await storage.count_pending(database) == 0
 
             await until(applied)
 
