@@ -123,10 +123,11 @@ class Relay:
             if isinstance(failure, UpstreamTimeout):
                 self._outcome = Outcome.TIMEOUT
             charged = self._settle(dropped=watch.dropped)
+            self._stream = None  # it holds this relay: a cycle, which would last until the next garbage collection
         try:
-            return response if failure is None else await self._fail(failure, charged)
+            return response if failure is None else await self._fail(failure, charged, stream)
         finally:
-            del failure  # its traceback has this frame: a cycle, which would last until the next garbage collection
+            del failure  # its traceback has this frame: another one
 
     async def _relay(self, stream: StreamRelay, watch: Watch) -> web.StreamResponse:
         upstream = await self._post()
@@ -204,8 +205,7 @@ class Relay:
         )
         return error
 
-    async def _fail(self, error: ServiceError, charged: Charge) -> web.StreamResponse:
-        stream = self._stream
+    async def _fail(self, error: ServiceError, charged: Charge, stream: StreamRelay | None) -> web.StreamResponse:
         if stream is not None and stream.committed:
             self._shared.metrics.rejected(error, self._labels[0], self._labels[1])
             self._request[ERROR] = error_name(error)

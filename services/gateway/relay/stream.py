@@ -160,11 +160,7 @@ class StreamRelay:
         self._write(block)
         if self._tally.started:
             self.begun = True
-            self._tell_begun()
-
-    def _tell_begun(self) -> None:
-        self._on_begin()
-        del self._on_begin  # it may hold who holds this: a cycle, which would last until the next garbage collection
+            self._on_begin()
 
     async def _relay(self, block: bytes) -> None:
         if self.begun:
@@ -184,7 +180,7 @@ class StreamRelay:
             self._ended = True  # no comment may follow, however long the client needs for the rest
             await self.response.write_eof(self._held + block)
             if not self.begun:
-                self._tell_begun()
+                self._on_begin()
             self.begun = self.complete = True
             return
         if block and self._tally.started:

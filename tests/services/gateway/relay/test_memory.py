@@ -100,6 +100,7 @@ def test_a_refused_body_is_let_go_of_without_a_garbage_collection(
         ({"stream": True}, Script.events(stream_of(["Hello"]))),
         ({"stream": True}, Script([("send", event(chunk("abc"))), ("cut", None)])),
         ({}, Script(status=500)),
+        ({"stream": True}, Script(status=500)),
         ({}, Script(first=[("reset", None)])),
         ({}, Script([("send", b"{"), ("cut", None)])),
     ],
