@@ -175,6 +175,7 @@ def build_app(settings: AuthSettings, *, registry: Registry | None = None) -> Ap
         service,
         max_body=settings.max_auth_request_size_bytes,
         service_types=prepared.service_types,
+        admin_port=settings.admin_port,
     )
     if prepared.admin_keys:
         admin.install(apps, prepared.admin_keys)

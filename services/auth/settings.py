@@ -56,9 +56,16 @@ class AuthSettings(Settings):
         start_rules.fxa_is_one_stack,
         start_rules.play_is_https,
         start_rules.receipts_are_https,
+        start_rules.operators_have_their_port,
     )
 
     auth_port: int = Field(8081, ge=0, le=65535, description="Port of auth.")
+    admin_port: int | None = Field(
+        None,
+        ge=1,
+        le=65535,
+        description="Port that alone serves auth's console and API of operators, of all workers; OPS_PORT if not set.",
+    )
     mlpa_signing_keys_dir: Path | None = Field(None, description="Folder of the ES256 keys that sign tokens (PEM).")
     mlpa_access_token_ttl_seconds: int = Field(300, ge=10, le=LONGEST_LIFE, description="Life of an access token.")
     key_activation_seconds: int = Field(

@@ -15,7 +15,10 @@ from yarl import URL
 _TIMEOUT = aiohttp.ClientTimeout(total=30, connect=5)
 
 AUTH_URL = click.option(
-    "--auth-url", default="http://127.0.0.1:8081", show_default=True, help="Auth, or its ops port if it has one."
+    "--auth-url",
+    default="http://127.0.0.1:8081",
+    show_default=True,
+    help="Auth at its ADMIN_PORT, or else OPS_PORT, if it has one.",
 )
 LIMIT = click.option("--limit", type=click.IntRange(1, 200), default=50, show_default=True, help="How many at most.")
 CURSOR = click.option("--cursor", help="The `next_cursor` of the page before.")

@@ -44,7 +44,7 @@ def auth(workers: int) -> None:
     from services.auth.settings import AuthSettings
 
     settings = AuthSettings.from_environment()
-    _run("auth", settings, settings.auth_port, lambda: build_app(settings), workers)
+    _run("auth", settings, settings.auth_port, lambda: build_app(settings), workers, admin_port=settings.admin_port)
 
 
 @click.command()
@@ -120,7 +120,15 @@ def up(demo: bool, port_base: int | None, data: Path) -> None:
     sys.exit(asyncio.run(run_up(demo=demo, port_base=port_base, data=data)))
 
 
-def _run(name: str, settings: Settings, port: int, build: Callable[[], Apps], count: int) -> None:
+def _run(
+    name: str,
+    settings: Settings,
+    port: int,
+    build: Callable[[], Apps],
+    count: int,
+    *,
+    admin_port: int | None = None,
+) -> None:
     logs.configure(form=settings.form_of_logs, level=settings.log_level)
     if not workers.is_worker():
         _warn(settings)
@@ -131,17 +139,15 @@ def _run(name: str, settings: Settings, port: int, build: Callable[[], Apps], co
         report_errors(settings.sentry_dsn.get_secret_value(), name)
     apps = build()
     apps.main.on_startup.append(_spare_the_long_lived)  # after what opens with the app
-    main = Site(apps.main, port, apps.make_site)
-    ops = (
-        Site(apps.ops, settings.ops_port + index, apps.make_ops_site)
-        if apps.ops is not None and settings.ops_port
-        else None
-    )
+    sites = [Site(apps.main, port, apps.make_site)]
+    if apps.ops is not None and settings.ops_port:
+        sites.append(Site(apps.ops, settings.ops_port + index, apps.make_ops_site, shared=False))
+    if apps.admin is not None and admin_port:
+        sites.append(Site(apps.admin, admin_port, apps.make_ops_site))
     try:
         served = uvloop.run(
             serve(
-                main,
-                ops,
+                *sites,
                 host=settings.host,
                 name=name,
                 hang_up=apps.main[SERVICE_TYPES_FILE].read_soon,
@@ -149,7 +155,7 @@ def _run(name: str, settings: Settings, port: int, build: Callable[[], Apps], co
             )
         )
     except OSError as error:
-        raise click.ClickException(f"{settings.host}:{port}: {error.strerror or error}") from None
+        raise click.ClickException(f"{error.filename or name}: {error.strerror or error}") from None
     if not served:
         sys.exit(TERMINATED)
 

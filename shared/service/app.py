@@ -30,27 +30,28 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True, slots=True)
 class Apps:
-    """The app of the service's port, and the one of the ops port when that is set."""
+    """The app of the service's port, and those of the ops port and of the operators' port when these are set."""
 
     main: web.Application
     ops: web.Application | None
-    #: How the two are served.
+    admin: web.Application | None
+    #: How they are served, the last two in the same way.
     make_site: SiteFactory
     make_ops_site: SiteFactory
 
     @property
     def all(self) -> tuple[web.Application, ...]:
-        return (self.main,) if self.ops is None else (self.main, self.ops)
+        return tuple(app for app in (self.main, self.ops, self.admin) if app is not None)
 
     def put(self, key: web.AppKey[_T], value: _T) -> None:
-        """Give both apps a collaborator."""
+        """Give every app a collaborator."""
         for app in self.all:
             app[key] = value
 
 
 @dataclass(frozen=True, slots=True)
 class ServiceDescription:
-    """The outside of a service. ``internal`` operations move to the ops port if there is one."""
+    """The outside of a service. ``internal`` operations move to the operators' port, or else to the ops port."""
 
     name: str
     title: str
@@ -72,16 +73,17 @@ def build_apps(
     *,
     max_body: int,
     service_types: ServiceTypes,
+    admin_port: int | None = None,
 ) -> Apps:
     """Routes, middleware, probes, metrics, docs. Opens nothing.
 
+    :param admin_port: that the internal operations have a port of their own, which this is.
     :param service_types: kept as their file has them for as long as the main app runs.
     :raises ConfigurationError: tracing is asked for and can't be had.
     """
     secret = settings.log_user_secret.get_secret_value() if settings.log_user_secret else None
     digest = UserDigest(secret)
-    internal = [ops.METRICS_OPERATION, *service.internal]
-    everything = [*ops.OPERATIONS, *internal, *service.operations]
+    everything = [*ops.OPERATIONS, ops.METRICS_OPERATION, *service.internal, *service.operations]
     probes = [op.path for op in (*ops.OPERATIONS, ops.METRICS_OPERATION)]
     main = web.Application(client_max_size=max_body)
     if settings.otel_exporter_otlp_endpoint:
@@ -98,16 +100,16 @@ def build_apps(
     apps = Apps(
         main,
         web.Application(client_max_size=max_body) if settings.ops_port else None,
+        web.Application(client_max_size=max_body) if admin_port else None,
         make_site=lambda runner, sock: service.make_site(runner, sock, frame, settings),
         make_ops_site=lambda runner, sock: ServiceSite(runner, sock, frame, max_body=max_body),
     )
-    if apps.ops is None:
-        add_routes(main, everything)
-    else:
-        add_routes(main, [*ops.OPERATIONS, *service.operations])
-        add_routes(apps.ops, [*ops.OPERATIONS, *internal])
-        frame.install(apps.ops)
-    frame.install(main)
+    places = {main: list(service.operations), **{app: [] for app in apps.all[1:]}}
+    places[apps.ops or main].append(ops.METRICS_OPERATION)
+    places[apps.admin or apps.ops or main].extend(service.internal)
+    for app, operations in places.items():
+        add_routes(app, [*ops.OPERATIONS, *operations])
+        frame.install(app)
     service_types.on_change(frame.make_series)
     file = ServiceTypesFile(settings.service_types, service_types, registry, debug=settings.mlpa_debug)
     apps.put(SERVICE_TYPES_FILE, file)
@@ -126,8 +128,8 @@ def build_apps(
     apps.put(ops.METRICS, Page(registry))
     proxy_metrics = ProxyMetrics(registry)
     main[PROXIES] = Proxies(settings.trusted_proxies, settings.trusted_proxy_networks, proxy_metrics)
-    if apps.ops is not None:  # no proxy is in front of the ops port, whatever is in front of the other
-        apps.ops[PROXIES] = Proxies(0, (), proxy_metrics)
+    for app in apps.all[1:]:  # no proxy is in front of these, whatever is in front of the service's port
+        app[PROXIES] = Proxies(0, (), proxy_metrics)
     drain = Drain(delay=settings.drain_delay_seconds, limit=settings.drain_seconds, refuse_new=frame.refuse_new)
     apps.put(DRAIN, drain)
     apps.put(

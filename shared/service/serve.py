@@ -1,4 +1,4 @@
-"""Runs one service in this process until a signal ends it: sites, ops port, drain.
+"""Runs one service in this process until a signal ends it: sites, drain.
 
 After SIGTERM or SIGINT: readiness says 503 at once; new requests are served for ``drain_delay`` seconds, so that
 balancers notice, and then answered 503, except probes. The gateway lets its streams finish, the listeners
@@ -87,12 +87,13 @@ class Site:
     app: web.Application
     port: int
     make: SiteFactory
+    #: Whether all workers of a service listen on the one port.
+    shared: bool = True
 
 
 async def serve(
     main: Site,
-    ops: Site | None,
-    *,
+    *others: Site,
     host: str,
     name: str,
     hang_up: Callable[[], object],
@@ -100,7 +101,7 @@ async def serve(
 ) -> bool:
     """Serve until a signal, then drain. Returns when all is closed.
 
-    :param ops: an app for the ops port, served beside the main one.
+    :param others: apps of further ports, served beside the main one.
     :param hang_up: called at SIGHUP, also for one that arrived while SIGHUP was blocked.
     :returns: whether it ever served: False if the signal came before.
     :raises OSError: a port is taken.
@@ -110,7 +111,7 @@ async def serve(
     loop.set_exception_handler(logs.loop_error)
     drain = main.app[DRAIN]
     runners: list[web.AppRunner] = []
-    starting = asyncio.create_task(_start(runners, main, ops, host, reuse_port=reuse_port))
+    starting = asyncio.create_task(_start(runners, (main, *others), host, reuse_port=reuse_port))
     draining: set[asyncio.Task[None]] = set()
     too_early = False
 
@@ -131,7 +132,7 @@ async def serve(
             starting.result()
         if too_early:
             return False
-        _log.info("listening", service=name, host=host, port=main.port, ops_port=ops.port if ops else None)
+        _log.info("listening", service=name, host=host, port=main.port, others=[site.port for site in others])
         await _close(runners, await drain.wait())
     finally:
         await end(starting)
@@ -141,15 +142,13 @@ async def serve(
     return True
 
 
-async def _start(runners: list[web.AppRunner], main: Site, ops: Site | None, host: str, *, reuse_port: bool) -> None:
+async def _start(runners: list[web.AppRunner], sites: Iterable[Site], host: str, *, reuse_port: bool) -> None:
     """Open the apps and their ports. A runner joins the list before it has anything to clean up."""
-    for site in (main, ops):
-        if site is None:
-            continue
+    for site in sites:
         runner = web.AppRunner(site.app, handler_cancellation=True, access_log=None, shutdown_timeout=1.0)
         runners.append(runner)
         await runner.setup()
-        await site.make(runner, listen(host, site.port, reuse_port=reuse_port and site is main)).start()
+        await site.make(runner, listen(host, site.port, reuse_port=reuse_port and site.shared)).start()
 
 
 async def _close(runners: Iterable[web.AppRunner], seconds: float) -> None:
@@ -193,7 +192,7 @@ def listen(host: str, port: int, *, reuse_port: bool = False) -> socket.socket:
         sock.bind((host, port))
         sock.listen(4096)
         sock.setblocking(False)
-    except OSError:
+    except OSError as error:
         sock.close()
-        raise
+        raise OSError(error.errno, error.strerror or str(error), f"{host}:{port}") from None
     return sock

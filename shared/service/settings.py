@@ -82,7 +82,7 @@ class Settings(BaseSettings):
         None,
         ge=1,
         le=65535,
-        description="Port that alone serves /metrics (plus the index of a worker), and auth's console and API.",
+        description="Port that alone serves /metrics (plus a worker's index), and what ADMIN_PORT would if not set.",
     )
     database_url: DatabaseUrl = Field(
         SecretStr("postgresql://litellm:litellm@localhost:5432/app_attest"), description="PostgreSQL."

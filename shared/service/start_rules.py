@@ -119,6 +119,13 @@ def receipts_are_https(settings: Any) -> Iterator[str]:
         yield from _https("APPLE_RECEIPT_BASE_URL", settings.apple_receipt_base_url, debug=settings.mlpa_debug)
 
 
+def operators_have_their_port(settings: Any) -> Iterator[str]:
+    """Workers share ports, so the system would not refuse one that two apps of auth listen on."""
+    for name in ("auth_port", "ops_port"):
+        if settings.admin_port is not None and settings.admin_port == getattr(settings, name):
+            yield f"ADMIN_PORT must be another port than {name.upper()}"
+
+
 def _https(name: str, url: str, *, debug: bool) -> Iterator[str]:
     yield from _base_url(name, url)
     parts = _split(url)

@@ -252,6 +252,23 @@ def test_the_ops_port_is_open_to_named_namespaces_only(name: str) -> None:
     assert configuration()["OPS_PORT"] == "9090"
 
 
+def test_operators_and_the_monitoring_reach_a_port_of_auth_each() -> None:
+    objects = plain()
+    port = int(literals("auth")["ADMIN_PORT"])
+    named = {one["name"]: one["containerPort"] for one in pod(objects, "auth")["containers"][0]["ports"]}
+    assert named == {"http": 8081, "ops": 9090, "admin": port}
+    service = the(objects, "Service", "auth-admin")["spec"]
+    assert [(one["port"], one["targetPort"]) for one in service["ports"]] == [(port, "admin")]
+    assert service["selector"] == the(objects, "Service", "auth")["spec"]["selector"]
+    rules = the(objects, "NetworkPolicy", "auth")["spec"]["ingress"]
+    peers = {one["port"]: rule["from"] for rule in rules for one in rule["ports"] if "from" in rule}
+    label = "kubernetes.io/metadata.name"
+    assert peers == {
+        9090: [{"namespaceSelector": {"matchLabels": {label: "monitoring"}}}],
+        port: [{"namespaceSelector": {"matchLabels": {label: "mlpa-operators"}}}],
+    }
+
+
 def test_only_auth_and_gateways_reach_litellm() -> None:
     (rule,) = the(plain(), "NetworkPolicy", "litellm")["spec"]["ingress"]
     names = {peer["podSelector"]["matchLabels"]["app.kubernetes.io/name"] for peer in rule["from"]}

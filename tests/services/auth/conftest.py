@@ -152,11 +152,12 @@ async def start_auth(
             stack.push_async_callback(runner.cleanup)
             sock = listen("127.0.0.1", 0)
             await apps.make_site(runner, sock).start()
-            if apps.ops is not None and made.ops_port:
-                ops_runner = web.AppRunner(apps.ops, handler_cancellation=True)
-                await ops_runner.setup()
-                stack.push_async_callback(ops_runner.cleanup)
-                await apps.make_ops_site(ops_runner, listen("127.0.0.1", made.ops_port)).start()
+            for app, port in ((apps.ops, made.ops_port), (apps.admin, made.admin_port)):
+                if app is not None and port:
+                    beside = web.AppRunner(app, handler_cancellation=True)
+                    await beside.setup()
+                    stack.push_async_callback(beside.cleanup)
+                    await apps.make_ops_site(beside, listen("127.0.0.1", port)).start()
             session = await stack.enter_async_context(aiohttp.ClientSession())
             return Auth(f"http://127.0.0.1:{sock.getsockname()[1]}", session, registry, made, fxa, pki, apps)
 

@@ -149,6 +149,8 @@ def test_neither_service_starts_with(refused: Start, command: str, name: str, ch
         ("FXA_BASE_URL", {"FXA_BASE_URL": "https://accounts.firefox.com.example.org/v1"}),
         ("FXA_BASE_URL", {"FXA_ISSUER": "https://accounts.stage.mozaws.net"}),
         ("FXA_ISSUER", {"FXA_ISSUER": "accounts.firefox.com"}),
+        ("ADMIN_PORT", {"ADMIN_PORT": "8081"}),
+        ("ADMIN_PORT", {"ADMIN_PORT": "9090", "OPS_PORT": "9090"}),
     ],
 )
 def test_auth_does_not_start_with(refused: Start, name: str, changes: dict[str, str]) -> None:

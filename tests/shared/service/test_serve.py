@@ -46,7 +46,7 @@ class Slow:
         """The task of ``serve``; its one request, sent by ``ask``, begins in the meantime."""
         frame = Frame(Registry(), _render, endpoints=["/"], user_digest=UserDigest(None))
         site = Site(self.app, self.port, lambda runner, sock: ServiceSite(runner, sock, frame))
-        task = asyncio.create_task(serve(site, None, host="127.0.0.1", name="slow", hang_up=lambda: None))
+        task = asyncio.create_task(serve(site, host="127.0.0.1", name="slow", hang_up=lambda: None))
         try:
             async with asyncio.timeout(10):
                 yield task

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from typing import Any
 from urllib.parse import quote
 
 import pytest
 from yarl import URL
 
+from services.auth.admin.app import OPERATIONS
 from shared.state import decisions, layout
 from shared.state.layout import Standing
 from shared.stores.redis import connect
@@ -61,9 +63,12 @@ async def test_other_authorization_headers_are_refused(admin_auth: Auth, header:
     assert status == 401
 
 
-async def test_on_the_ops_port_nobody_chooses_its_source(start_auth: StartAuth, rows: Rows, unused_port: int) -> None:
+@pytest.mark.parametrize("setting", ["ops_port", "admin_port"])
+async def test_on_a_port_of_operators_nobody_chooses_its_source(
+    start_auth: StartAuth, rows: Rows, unused_port: int, setting: str
+) -> None:
     """No proxy is in front of it, whatever is in front of the other port."""
-    auth = await start_auth(**ADMIN_SETTINGS, ops_port=unused_port, trusted_proxies=1)
+    auth = await start_auth(**ADMIN_SETTINGS, **{setting: unused_port}, trusted_proxies=1)
     rows.user()
     url = URL(f"http://127.0.0.1:{unused_port}{at(USER, '/block')}", encoded=True)
     async with auth.session.post(url, headers={**bearer(ADMIN), "X-Forwarded-For": "192.0.2.9"}) as response:
@@ -310,6 +315,28 @@ async def test_on_an_ops_port_the_main_one_has_neither_users_nor_console(
     auth = await start_auth(**ADMIN_SETTINGS, ops_port=unused_port)
     for path in ("/user", "/admin", "/admin/sign-in", "/admin/static/console.css"):
         assert (await ask(auth, "GET", path))[0] == 404
+
+
+@pytest.mark.parametrize("with_ops_port", [False, True])
+async def test_administration_has_a_port_apart_from_metrics(
+    start_auth: StartAuth, unused_ports: Callable[[], int], *, with_ops_port: bool
+) -> None:
+    ports = {"admin_port": unused_ports(), **({"ops_port": unused_ports()} if with_ops_port else {})}
+    auth = await start_auth(**ADMIN_SETTINGS, **ports)
+    places = {"main": auth.url, **{name: f"http://127.0.0.1:{port}" for name, port in ports.items()}}
+    paths = {operation.path for operation in OPERATIONS if operation.method == "GET" and "{" not in operation.path}
+    assert {"/user", "/device", "/audit", "/service-types", "/admin", "/admin/costs.csv"} <= paths
+    served: dict[str, set[str]] = {}
+    for name, base in places.items():
+        for path in (*paths, "/metrics", "/health/liveness"):
+            async with auth.session.get(base + path, headers=bearer(ADMIN), allow_redirects=False) as response:
+                if response.status != 404:
+                    served.setdefault(path, set()).add(name)
+    metrics = served.pop("/metrics")
+    assert metrics == {"ops_port" if with_ops_port else "main"}
+    assert served.pop("/health/liveness") == set(places)
+    assert served == {path: {"admin_port"} for path in paths}
+    assert (await auth.ask("POST", f"/user/{USER}/block", headers=bearer(ADMIN)))[0] == 404
 
 
 async def test_an_export_is_all_that_is_held_by_user_or_by_identity(admin_auth: Auth, rows: Rows) -> None:
