@@ -20,18 +20,20 @@ class Dependency:
     :param name: ``postgres``, ``redis``, ``litellm``, ``fxa`` or ``auth``.
     """
 
-    __slots__ = ("_failed_at", "_now", "_since", "_told", "name", "reason")
+    __slots__ = ("_back_at", "_failed_at", "_now", "_since", "_told", "name", "reason")
 
     def __init__(self, name: str, now: Callable[[], float] = time.monotonic) -> None:
         self.name = name
         self.reason: str | None = None  #: why it does not answer; None while it does
         self._now = now
         self._since = self._failed_at = 0.0
+        self._back_at: float | None = None  # of the first answer since the last failure
         self._told: set[str] = set()  # reasons that the log has of this outage
 
     def failed(self, reason: str) -> None:
         """:param reason: one line for the log and readiness: never a credential, nor the text of a statement."""
         self._failed_at = self._now()
+        self._back_at = None
         if self.reason is None:
             self._since = self._failed_at
         self.reason = reason
@@ -40,7 +42,12 @@ class Dependency:
             _log.error("dependency_out", dependency=self.name, reason=reason)
 
     def answered(self) -> None:
-        if self.reason is not None and self._now() - self._failed_at >= SETTLED:
-            _log.info("dependency_back", dependency=self.name, after_s=round(self._now() - self._since, 1))
+        if self.reason is None:
+            return
+        now = self._now()
+        if self._back_at is None:
+            self._back_at = now
+        if now - self._failed_at >= SETTLED:
+            _log.info("dependency_back", dependency=self.name, after_s=round(self._back_at - self._since, 1))
             self.reason = None
             self._told.clear()

@@ -37,7 +37,18 @@ from shared.errors import DependencyUnavailable
 from shared.stores.dependency import Dependency
 from shared.telemetry import spans
 
-__all__ = ["Client", "Place", "RedisError", "answer_reason", "can_write", "check_url", "connect", "harden", "reason"]
+__all__ = [
+    "Client",
+    "Place",
+    "RedisError",
+    "answer_reason",
+    "answered",
+    "can_write",
+    "check_url",
+    "connect",
+    "harden",
+    "reason",
+]
 
 #: Schemes of a Redis Cluster: ``redis+cluster``, ``rediss+cluster``.
 _CLUSTER = "+cluster"
@@ -61,6 +72,8 @@ _ANSWERS = {
     "WRONGPASS": "the server refuses the user name or password (WRONGPASS)",
     "NOAUTH": "the server wants a password (NOAUTH)",
 }
+#: Of these, the ones in which the server answers other commands: only a check that writes ends them.
+_SHOWN_BY_WRITES = {_ANSWERS[code] for code in ("NOPERM", "READONLY", "NOREPLICAS", "OOM", "MISCONF", "CLUSTERDOWN")}
 #: Classes of redis-py's that have lost the first word, the most special one first.
 _STATES: dict[type[RedisError], str] = {
     NoPermissionError: "NOPERM",
@@ -236,6 +249,8 @@ class _Hardened(AbstractConnection):
     state: ClassVar[Dependency]
 
     async def connect(self) -> None:
+        if self.is_connected:  # redis-py asks for it before each command
+            return
         try:
             await super().connect()  # type: ignore[no-untyped-call]
         except RedisError as error:
@@ -251,11 +266,19 @@ class _Hardened(AbstractConnection):
 
     async def read_response(self, *args: Any, **kwargs: Any) -> Any:
         try:
-            return await super().read_response(*args, **kwargs)
+            answer = await super().read_response(*args, **kwargs)
         except RedisError as error:
             if isinstance(error, (TimeoutError, *_STATES)):
                 self.state.failed(reason(error))
             raise
+        answered(self.state)
+        return answer
+
+
+def answered(state: Dependency) -> None:
+    """For each answer that is no error: it ends an outage, unless only some commands failed."""
+    if state.reason is not None and state.reason not in _SHOWN_BY_WRITES:
+        state.answered()
 
 
 def reason(error: RedisError) -> str:

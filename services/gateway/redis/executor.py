@@ -17,7 +17,7 @@ from shared.errors import DependencyUnavailable
 from shared.service.flight import Flight
 from shared.state.script import Script, ScriptCall
 from shared.stores.dependency import Dependency
-from shared.stores.redis import Place, answer_reason, harden
+from shared.stores.redis import Place, answer_reason, answered, harden
 from shared.telemetry import logs, spans
 
 _log = logs.logger("budget")
@@ -155,12 +155,14 @@ class Executor:
         link = self._owners[shard].link if self._owners else None
         if link is not None:
             try:
-                return await link.send(pack_script(call, link.epoch))
+                reply = await link.send(pack_script(call, link.epoch))
             except ScriptFailed as failure:
                 if failure.code not in _AGAIN_SOON:
                     raise self._refused(call.script, failure, link) from failure
             except ConnectionError as error:
                 raise DependencyUnavailable("redis") from error
+            answered(self.state)
+            return reply
         return await self._run_slowly(shard, call)
 
     async def _run_slowly(self, shard: int, call: ScriptCall) -> Any:

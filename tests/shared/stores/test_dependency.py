@@ -20,3 +20,15 @@ def test_reasons_that_alternate_are_logged_once_an_outage(capsys: pytest.Capture
     output = capsys.readouterr().out
     assert output.count("dependency_out") == 2 * 2, output
     assert output.count("dependency_back") == 2, output
+
+
+def test_the_length_of_an_outage_is_that_until_the_first_answer(capsys: pytest.CaptureFixture[str]) -> None:
+    clock = [0.0]
+    state = Dependency("redis", now=lambda: clock[0])
+    state.failed("refused")
+    for clock[0] in (1.0, 2.0):
+        state.answered()
+        state.failed("refused")
+    for clock[0] in (4.0 - SETTLED / 2, 50.0):
+        state.answered()
+    assert "after_s=3.0" in capsys.readouterr().out

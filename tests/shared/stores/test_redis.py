@@ -223,3 +223,21 @@ def test_an_outage_is_two_lines_however_often_it_is_met(capsys: pytest.CaptureFi
     assert state.reason is None
     output = capsys.readouterr().out
     assert (output.count("dependency_out"), output.count("dependency_back")) == (1, 1)
+
+
+async def test_a_good_answer_ends_an_outage_unless_it_says_nothing_of_writes(own_valkey: ValkeyServer) -> None:
+    clock = [0.0]
+    state = Dependency("redis", now=lambda: clock[0])
+    async with client(own_valkey.url, state) as auth:
+        await auth.get("x")
+        for reason, still in (
+            ("no answer in time", False),
+            ("the server is still loading its data (LOADING)", False),
+            ("the server is a replica and takes no writes (READONLY)", True),
+        ):
+            state.failed(reason)
+            clock[0] += SETTLED
+            await auth.get("x")
+            assert (state.reason is not None) is still, reason
+        await can_write(auth, state)
+        assert state.reason is None

@@ -5,10 +5,13 @@ from __future__ import annotations
 import asyncio
 import time
 
+import pytest
+
 from services.gateway.redis.executor import Executor
 from services.local.valkey import ValkeyServer
 from shared.state import layout
 from shared.state.script import Script
+from shared.stores.dependency import Dependency
 from tests.support.waiting import until
 
 
@@ -23,3 +26,23 @@ async def test_an_answer_that_waited_for_a_blocked_loop_beyond_the_deadline_coun
         await until(lambda: any(link._pending and not link._out for link in executor.links()), pause=0)
         time.sleep(0.5)  # noqa: ASYNC251 - the loop is to be blocked
         assert (await answer)[:2] == [b"0", b"0"]
+
+
+async def test_the_first_good_script_ends_an_outage_in_the_log(
+    own_valkey: ValkeyServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With no check and no new connection: nobody may ask for readiness, and a server that loads keeps connections."""
+    script, clock = Script("snapshot"), [0.0]
+    call = script.call(user=layout.SHARD_KEYS[0].user("u"), identity=layout.SHARD_KEYS[0].identity("i"))
+    async with Executor.open(own_valkey.url, ()) as executor:
+        await executor.run(0, call)
+        executor.state = Dependency("redis", now=lambda: clock[0])
+        executor.state.failed("the server is still loading its data (LOADING)")
+        clock[0] = 3.0
+        await executor.run(0, call)
+        assert executor.state.reason is None
+        executor.state.failed("the server's memory is full (OOM)")
+        clock[0] = 9.0
+        await executor.run(0, call)
+        assert executor.state.reason is not None, "a script that needs no memory says nothing of those that do"
+    assert capsys.readouterr().out.count("dependency_back") == 1
