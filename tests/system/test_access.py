@@ -65,6 +65,7 @@ def _expected(service: str, method: str, path: str, credential: str) -> set[int]
         return {GATEWAY.get(credential, 401)}
     if path.startswith(API):
         found = 404 if "{" in path else 200
+        changes |= path.endswith("/export")  # a viewer does not get everything about an identity
         return {
             found
             if credential == "admin key" or (credential == "viewer key" and not changes)
@@ -147,6 +148,8 @@ def _options(header: str | None, path: str) -> dict[str, Any]:
     if path == "/user/{user_id}/exception":
         until = datetime.now(UTC) + timedelta(hours=1)
         return {"headers": headers, "json": {"until": until.isoformat(), "without_rates": True}}
+    if path == "/device/block":
+        return {"headers": headers, "json": {"bundle_id": "org.example.nowhere"}}
     if path == "/user/{user_id}/budget":
         return {"headers": headers, "json": {"service_type": "ai"}}
     if path.startswith(("/token", "/revoke", "/admin/")):
