@@ -26,6 +26,7 @@ from services.local.process import free_port
 from services.local.valkey import ValkeyServer
 from shared.state import decisions, layout
 from shared.state.layout import Standing
+from shared.state.refusals import Word
 from shared.stores import migrate
 from shared.stores.postgres import Query
 from shared.stores.redis import connect
@@ -305,12 +306,14 @@ def test_a_script_has_no_more_rights_than_its_user(valkey: ValkeyServer) -> None
 
 async def test_auth_can_run_its_scripts(valkey: ValkeyServer) -> None:
     async with connect(f"redis://mlpa_auth:AUTH@127.0.0.1:{valkey.port}/0") as auth:
-        row = service_type()
+        row = service_type(total_budget_nano=5)
         recorded = decisions.Recorded("ai", Standing.GOOD, 0, ["j"])
         with client(valkey, "gateway") as gateway:
             gateway.hset(layout.of_identity("i").user("i:ai"), "x:1", "5|6")
             gateway.zadd(layout.of_identity("i").requests_window("i:ai"), {"1": 1})
-        assert await decisions.outlook(auth, "i:ai", {"ai": row}, recorded, least=1, empty=1)
+        outlook = await decisions.outlook(auth, "i:ai", {"ai": row}, recorded, least=1, empty=1)
+        assert Word.TOTAL_UNKNOWN in outlook.refusals
+        assert await decisions.totals(auth, [row]) == {}
         await decisions.set_user(auth, "i:ai", "ai")
         await decisions.read_users(auth, ["i:ai"])
         known = await decisions.known(auth, "i", "ai")
