@@ -161,8 +161,9 @@ class Executor:
                     raise self._refused(call.script, failure, link) from failure
             except ConnectionError as error:
                 raise DependencyUnavailable("redis") from error
-            answered(self.state)
-            return reply
+            else:
+                answered(self.state)
+                return reply
         return await self._run_slowly(shard, call)
 
     async def _run_slowly(self, shard: int, call: ScriptCall) -> Any:
