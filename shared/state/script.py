@@ -69,6 +69,8 @@ class Script:
         text = _read(name)
         head = _Head.of(text)
         self.takes_epoch = head.args[:1] == ["epoch"]
+        #: Whether Redis runs it only while it may write and has memory.
+        self.needs_writes = not head.flags
         self.source = assemble(name, text)
         self.call, self.item = _functions(self, head)
 

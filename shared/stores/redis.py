@@ -72,7 +72,7 @@ _ANSWERS = {
     "WRONGPASS": "the server refuses the user name or password (WRONGPASS)",
     "NOAUTH": "the server wants a password (NOAUTH)",
 }
-#: Of these, the ones in which the server answers other commands: only a check that writes ends them.
+#: Of these, the ones in which the server answers other commands: only a write ends them.
 _SHOWN_BY_WRITES = {_ANSWERS[code] for code in ("NOPERM", "READONLY", "NOREPLICAS", "OOM", "MISCONF", "CLUSTERDOWN")}
 #: Classes of redis-py's that have lost the first word, the most special one first.
 _STATES: dict[type[RedisError], str] = {
@@ -275,9 +275,9 @@ class _Hardened(AbstractConnection):
         return answer
 
 
-def answered(state: Dependency) -> None:
+def answered(state: Dependency, *, wrote: bool = False) -> None:
     """For each answer that is no error: it ends an outage, unless only some commands failed."""
-    if state.reason is not None and state.reason not in _SHOWN_BY_WRITES:
+    if state.reason is not None and (wrote or state.reason not in _SHOWN_BY_WRITES):
         state.answered()
 
 

@@ -149,21 +149,20 @@ class Executor:
         :raises DependencyUnavailable: no answer in time, or the script failed. What it did is unknown.
         """
         with spans.child(f"redis {call.script.name}", "redis"):
-            return await self._run(shard, call)
+            reply = await self._run(shard, call)
+        answered(self.state, wrote=call.script.needs_writes)
+        return reply
 
     async def _run(self, shard: int, call: ScriptCall) -> Any:
         link = self._owners[shard].link if self._owners else None
         if link is not None:
             try:
-                reply = await link.send(pack_script(call, link.epoch))
+                return await link.send(pack_script(call, link.epoch))
             except ScriptFailed as failure:
                 if failure.code not in _AGAIN_SOON:
                     raise self._refused(call.script, failure, link) from failure
             except ConnectionError as error:
                 raise DependencyUnavailable("redis") from error
-            else:
-                answered(self.state)
-                return reply
         return await self._run_slowly(shard, call)
 
     async def _run_slowly(self, shard: int, call: ScriptCall) -> Any:

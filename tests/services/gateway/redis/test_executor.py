@@ -47,5 +47,8 @@ async def test_the_first_good_script_ends_an_outage_in_the_log(
         executor.state.failed("the server's memory is full (OOM)")
         clock[0] = 9.0
         await executor.run(0, call)
-        assert executor.state.reason is not None, "a script that needs no memory says nothing of those that do"
-    assert capsys.readouterr().out.count("dependency_back") == 1
+        assert executor.state.reason is not None, "a script that only reads says nothing of those that write"
+        tell = Script("sums_tell")
+        await executor.run(0, tell.call(sums=layout.SHARD_KEYS[0].sums, read_at=1, each=[]))
+        assert executor.state.reason is None
+    assert capsys.readouterr().out.count("dependency_back") == 2
