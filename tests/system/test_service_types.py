@@ -235,7 +235,11 @@ async def test_a_row_that_is_not_enforced_refuses_nobody_and_an_exception_lifts_
         fleet.hang_up()
         await fleet.everywhere(gauge, 0)
         assert await chats() == ({(200, "")}, {(200, "")})
-        assert sum(await fleet.metric(would)) > 0
+
+        async def counted() -> bool:
+            return sum(await fleet.metric(would)) > 0
+
+        await fleet.until(counted)
         assert (await caller.admin("POST", f"/user/{excepted}/block", json={})).status == 200
         assert await chats() == ({(200, "")}, {(403, "user_blocked")})
         fleet.file.write_text(slow)
