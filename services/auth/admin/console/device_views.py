@@ -31,4 +31,4 @@ async def confirm_revoke(request: web.Request, session: Session) -> web.StreamRe
 async def revoke(request: web.Request, session: Session, change: pages.Change) -> web.StreamResponse:
     key_id = request.match_info["key_id"]
     await request.app[DEVICE_ADMIN].revoke(key_id, change.actor, change.reason)
-    return await pages.done(request, session, "/admin/devices", f"Revoked {key_id}.")
+    return await pages.done(request, session, "/admin/devices", "Revoked, in all service types of this device.")

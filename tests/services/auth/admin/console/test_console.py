@@ -213,13 +213,16 @@ async def test_a_revoked_device_stays_out(person: Person, rows: Rows, redis_url:
     path = f"/admin/devices/{quote(KEY_ID, safe='')}/revoke"
     confirm = await person.get(path)
     assert "can't be undone" in confirm.words
-    page = await person.submit(confirm, path, reason="stolen")
-    assert f"Revoked {KEY_ID}." in page.words
+    assert (await person.submit(confirm, path, reason="stolen", follow=False)).status == 303
     assert rows.run("select revoked_reason from devices where revoked_at is not null") == [("stolen",)]
     redis = connect(redis_url)
     keys = [key async for key in redis.scan_iter(f"mlpa:*i:{KEY_ID}")]
     assert await redis.hget(keys[0], "blk") == b"revoked"
+    (session,) = [await redis.hgetall(key) async for key in redis.scan_iter("mlpa:session:*")]
+    assert b"Revoked" in session[b"flash"]
+    assert KEY_ID.encode() not in session[b"flash"], "an erasure could not remove it from there"
     await redis.aclose()
+    assert "Revoked, in all service types" in (await person.get("/admin/devices")).words
     user = await person.get(f"/admin/users/{quote(KEY_ID + ':ai', safe='')}")
     assert "Device revoked" in user.words
     assert "user_blocked The device is revoked." in user.words, "which is what the gateways answer"
