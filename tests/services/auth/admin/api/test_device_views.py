@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from urllib.parse import quote, urlencode
 
 import pytest
 
 from services.auth.devices.sources import EnrollingSources
-from shared.state import layout
+from services.local.postgres import PostgresServer
+from services.local.valkey import ValkeyServer
+from shared.state import decisions, layout
+from shared.stores import migrate
 from shared.stores.postgres import Database
 from shared.stores.redis import connect
 from shared.telemetry.metrics import Registry
 from tests.services.auth.admin.api.test_views import ask
-from tests.services.auth.admin.conftest import VIEWER, Rows
-from tests.services.auth.conftest import Auth
+from tests.services.auth.admin.conftest import ADMIN_SETTINGS, VIEWER, Rows
+from tests.services.auth.conftest import Auth, StartAuth
 from tests.support.waiting import until
 
 KEY_ID = "+/" + "A" * 41 + "="
@@ -197,6 +201,61 @@ async def test_a_viewer_blocks_nothing(admin_auth: Auth, rows: Rows) -> None:
     assert (await ask(admin_auth, "POST", "/device/block", VIEWER, json=asked))[0] == 403
     assert (await ask(admin_auth, "POST", "/device/block", None, json=asked))[0] == 401
     assert rows.run("select count(*) from identities") == [(0,)]
+
+
+async def test_without_postgresql_a_block_is_refused_whole_and_can_be_repeated(
+    start_auth: StartAuth, own_postgres: PostgresServer
+) -> None:
+    url = own_postgres.create_database("mlpa")
+    await asyncio.to_thread(migrate.upgrade, url)
+    auth = await start_auth(**ADMIN_SETTINGS, database_url=url)
+    rows = Rows(url)
+    farm(rows)
+    # The devices are blocked before the entry of the audit log is written
+    rows.run("alter table audit_log rename to gone")
+    asked = {"source_digest": "even", "dry_run": False}
+    status, body, headers = await ask(auth, "POST", "/device/block", json=asked)
+    assert (status, body["error"], "Retry-After" in headers) == (503, "temporarily_unavailable", True)
+    assert rows.run("select (select count(*) from identities), (select count(*) from redis_changes)") == [(0, 0)]
+    rows.run("alter table gone rename to audit_log")
+    rows.close()
+    own_postgres.kill()
+    for dry_run in (True, False):
+        status, body, headers = await ask(auth, "POST", "/device/block", json={**asked, "dry_run": dry_run})
+        assert (status, body["error"], "Retry-After" in headers) == (503, "temporarily_unavailable", True)
+    own_postgres.start()
+    rows = Rows(url)
+    assert rows.run("select count(*) from identities") == [(0,)]
+
+    async def blocked() -> bool:
+        status, body, _ = await ask(auth, "POST", "/device/block", json=asked)
+        return bool(status == 200 and body == {"dry_run": False, "matching": 4, "blocked": 4})
+
+    await until(blocked)
+    assert len(rows.audit()) == 1
+    rows.close()
+
+
+async def test_without_redis_a_block_waits_whole_in_postgresql(
+    start_auth: StartAuth, own_valkey: ValkeyServer, rows: Rows
+) -> None:
+    auth = await start_auth(**ADMIN_SETTINGS, redis_url=own_valkey.url)
+    keys = farm(rows)
+    own_valkey.kill()
+    asked = {"source_digest": "even", "dry_run": False}
+    status, body, _ = await ask(auth, "POST", "/device/block", json=asked)
+    assert (status, body) == (200, {"dry_run": False, "matching": 4, "blocked": 4})
+    assert rows.run("select count(*) from redis_changes") == [(4,)]
+    own_valkey.start()
+    async with connect(own_valkey.url) as redis:
+        for key_id in keys[::2]:
+
+            async def refused(key_id: str = key_id) -> bool:
+                return (await decisions.known(redis, key_id, "ai")).standing is layout.Standing.BLOCKED
+
+            await until(refused)
+        assert (await decisions.known(redis, keys[1], "ai")).standing is not layout.Standing.BLOCKED
+    assert len(rows.audit()) == 1
 
 
 @pytest.mark.parametrize(
