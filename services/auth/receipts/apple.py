@@ -23,7 +23,6 @@ from shared.service.fetch import NoAnswer
 
 PRODUCTION, DEVELOPMENT = "https://data.appattest.apple.com", "https://data-development.appattest.apple.com"
 _PATH = "/v1/attestationData"
-_TIMEOUT = 15.0
 #: Seconds for which a token of ours is used; Apple takes one for an hour.
 _TOKEN_LIFE = 1200
 
@@ -103,10 +102,15 @@ class Credentials:
 
 
 class Apple:
-    """A client of Apple's server."""
+    """A client of Apple's server.
 
-    def __init__(self, session: aiohttp.ClientSession, base_url: str, credentials: Credentials) -> None:
-        self._session = session
+    :param timeout: seconds that Apple has for an answer.
+    """
+
+    def __init__(
+        self, session: aiohttp.ClientSession, base_url: str, credentials: Credentials, *, timeout: float = 15.0
+    ) -> None:
+        self._session, self._timeout = session, timeout
         self._url = base_url.rstrip("/") + _PATH
         self._credentials = credentials
 
@@ -118,7 +122,7 @@ class Apple:
                 "POST",
                 self._url,
                 limit=2 * MAX_RECEIPT_BYTES,
-                timeout=_TIMEOUT,
+                timeout=self._timeout,
                 body=base64.b64encode(receipt),
                 headers={"Authorization": self._credentials.token(), "Content-Type": "text/plain"},
                 again=True,

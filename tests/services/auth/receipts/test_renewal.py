@@ -68,7 +68,7 @@ class World:
         credentials = Credentials(
             options.pop("key", self.stand_in.key_pem).encode(), key_id=apple.KEY_ID, team_id=TEAM, clock=self.clock
         )
-        client = Apple(self.session, self.url, credentials)
+        client = Apple(self.session, self.url, credentials, timeout=options.pop("timeout", 30.0))
         trust = Trust(TEAM, load_roots(self.pki.root_pem))
         return Renewal(self.database, client, trust, **{"rate": 1000, "every": WEEK, "clock": self.clock, **options})
 
@@ -236,6 +236,22 @@ async def test_five_failures_in_a_row_end_the_run(world: World) -> None:
     assert why == "Apple does not answer"
     assert done["unavailable"] < 30
     assert world.stand_in.calls["fault"] < 30
+
+
+async def test_an_apple_that_is_silent_ends_the_run_and_loses_nothing(world: World) -> None:
+    devices = [await world.device() for _ in range(12)]
+    before = [(await world.read(device))["receipt"] for device in devices]
+    world.stand_in.fault = Fault(hang=True)
+    why, done = await world.stopped(timeout=0.1)
+    assert (why, done.total()) == ("Apple does not answer", 12)
+    assert 5 <= done["unavailable"] == world.stand_in.calls["fault"] < 12
+    for device, receipt in zip(devices, before, strict=True):
+        stored = await world.read(device)
+        assert (stored["receipt"], stored["fault"], stored["risk_metric"]) == (receipt, None, None)
+        assert 500 < stored["due"] <= 600
+    world.stand_in.fault = None
+    await world.make_due()
+    assert await world.run() == {"renewed": 12}
 
 
 @pytest.mark.parametrize("body", ["", "!", "AAAA", "cmVjZWlwdA=="])
