@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import time
+from dataclasses import replace
 
 import msgspec
 import pytest
 
+from services.auth.admin.access.admin_keys import AdminKey, AdminKeys
+from services.auth.admin.access.sessions import Sessions
 from services.auth.devices import operators_storage
 from services.auth.devices.operators import DeviceAdmin
 from services.auth.devices.operators_storage import Chosen
 from services.auth.erasure import storage
+from services.auth.erasure.export import HELD
 from services.auth.errors import AccessDenied, MaxUsersReached, UserBlocked
 from services.auth.provisioning.client import LiteLLMError
 from services.auth.standing import storage as standing
@@ -22,8 +27,9 @@ from services.gateway.errors import UserBlocked as Ended
 from services.gateway.ledger.reconcile import differences
 from services.gateway.ledger.refusals import RefusalLog
 from services.gateway.ledger.storage import LedgerStorage
+from services.gateway.tokens.models import Principal
 from services.local.valkey import ValkeyServer
-from shared.domain.service_types import ServiceTypes
+from shared.domain.service_types import ServiceType, ServiceTypes
 from shared.errors import DependencyUnavailable, NotFound
 from shared.state import layout
 from shared.state.packed import Details, LedgerRow
@@ -42,49 +48,82 @@ KEY = "3q2+7wARIjNEVWZ3iJmqu8zd7v8AESIzRFVmd4iZqrs="
 INSTALL = "12345678-9abc-4def-8123-456789abcdef"
 
 
-async def test_an_erased_account_leaves_no_trace_but_its_digest(world: World) -> None:
-    other = principal(user=2)
-    memories = principal(row("memories"))
-    for identity in (UID, other.identity):
+#: Of another kind of identity there is none, but its row would be erased all the same.
+_DEVICE = (
+    "insert into devices (key_id, public_key, receipt, source_digest) values (:identity, '\\x04', '\\x05', 'office')"
+    " returning key_id"
+)
+ADMIN_KEY = AdminKey("jane", "admin", hashlib.sha256(b"jane").digest())
+
+
+def of(identity: str, service_type: ServiceType | None = None) -> Principal:
+    service_type = service_type or row()
+    return replace(principal(service_type), identity=identity, user_id=f"{identity}:{service_type.name}")
+
+
+@pytest.mark.parametrize(("identity", "kind"), [(UID, "fxa"), (KEY, "app_attest"), (INSTALL, "play")])
+async def test_an_erased_identity_leaves_no_trace_but_its_digest(
+    world: World, capsys: pytest.CaptureFixture[str], identity: str, kind: str
+) -> None:
+    who, memories, other = of(identity), of(identity, row("memories")), of(f"f{identity[1:]}")
+    for entering in (identity, other.identity):
         for service_type in ("ai", "memories"):
-            await world.users.enter(identity, world.types.rows[service_type])
-            world.litellm.customers[f"{identity}:{service_type}"] = {"budget_id": None}
-    await world.admin.set_tier(WHO.user_id, JANE, "memories")
+            await world.users.enter(entering, world.types.rows[service_type])
+            world.litellm.customers[f"{entering}:{service_type}"] = {"budget_id": None}
+    await world.run(_DEVICE, identity=identity)
+    sessions = Sessions(world.redis, AdminKeys([ADMIN_KEY]), [b"a secret"])
+    signed_in = await sessions.begin(ADMIN_KEY)
+    await world.admin.set_tier(who.user_id, JANE, "memories")
     await world.run(
         "insert into exceptions values (:user, 5, false, now() + interval '1 day', 'fair') returning 1",
-        user=WHO.user_id,
+        user=who.user_id,
     )
     await world.run(
-        "insert into revocations values ('j', :user, now() + interval '1 day') returning 1", user=WHO.user_id
+        "insert into revocations values ('j', :user, now() + interval '1 day') returning 1", user=who.user_id
     )
-    await world.admin.block(WHO.user_id, JANE, f"{UID} is a robot")
-    await world.admin.unblock(WHO.user_id, JANE)
+    await world.admin.block(who.user_id, JANE, f"{identity} is a robot")
+    await world.admin.unblock(who.user_id, JANE)
     async with opened(world.redis_url, world.postgres_url, world.types) as (budgets, _, _):
-        for who in (WHO, memories, other):
-            done = await budgets.admit(ask(who))
+        for each in (who, memories, other):
+            done = await budgets.admit(ask(each))
             budgets.settle(done, delivered())
         await until(lambda: world.one("select count(*) = 3 from ledger"))
-        running = await budgets.admit(ask(WHO))
+        running = await budgets.admit(ask(who))
         last_row = await budgets.admit(ask(memories))
         budgets.settle(last_row, delivered())  # on its way to the ledger
 
-        erasing = asyncio.create_task(world.erasures.erase(UID, JANE))
+        refusals = RefusalLog(world.database, Registry())
+        refusals.add(InvalidToken(), user_id=who.user_id, request_id="r", service_type="ai", model="m")
+        await refusals.write()
+        async with world.database.transaction() as transaction:
+            await world.changes.record(transaction, identity, "tier")
+        places = {place.partition(":")[0] for place in await world.traces(identity)}
+        assert places == {*HELD, "litellm", "redis"}, (
+            "a kind of place that is empty here would not show that it is emptied"
+        )
+        capsys.readouterr()
+
+        erasing = asyncio.create_task(world.erasures.erase(identity, JANE))
         with pytest.raises(Ended):
             raise await running.revoked
         budgets.settle(running, delivered(outcome="error"))
         await erasing
         await world.erasures.finish()
 
-        assert await world.traces(UID) == []
+        assert await world.traces(identity) == []
         assert await world.one("select count(*) from ledger") == 5
-        for who in (WHO, memories):
+        for each in (who, memories):
             with pytest.raises(InvalidToken):
-                await budgets.admit(ask(who))
-        assert await world.traces(UID) == [], "a token in hand brings nothing back"
+                await budgets.admit(ask(each))
+        assert await world.traces(identity) == [], "a token in hand brings nothing back"
         budgets.settle(await budgets.admit(ask(other)), delivered())
         await until(lambda: world.one("select count(*) = 6 from ledger"))
-    assert world.purged.count(UID) >= 1
-    digest = DIGESTS.of(UID)
+    assert (identity in world.purged) is (kind == "fxa")
+    lines = capsys.readouterr()
+    assert "erased" in lines.out
+    assert identity not in lines.out + lines.err
+    assert await sessions.find(signed_in.id, take_flash=True) is not None
+    digest = DIGESTS.of(identity)
     assert await world.one("select count(*) from ledger where user_id like :d", d=f"{digest}:%") == 4
     assert await world.one("select count(*) from audit_log where subject like :d", d=f"{digest}%") == 4
     assert await world.admin.counts() == {"ai": 1, "memories": 1}
@@ -92,7 +131,7 @@ async def test_an_erased_account_leaves_no_trace_but_its_digest(world: World) ->
     spent = await world.one("select sum(cost_nano)::text from ledger")
     for table in ("user_spend", "ledger_totals"):
         assert await world.one(f"select sum(spent_nano)::text from {table}") == spent
-    assert await world.one("select sum(cost_nano)::text from ledger_hours where credential = 'fxa'") == spent
+    assert await world.one("select sum(cost_nano)::text from ledger_hours where credential = :kind", kind=kind) == spent
 
 
 async def test_no_sum_changes_by_an_erasure(world: World) -> None:

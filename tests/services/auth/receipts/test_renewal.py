@@ -239,19 +239,19 @@ async def test_five_failures_in_a_row_end_the_run(world: World) -> None:
 
 
 async def test_an_apple_that_is_silent_ends_the_run_and_loses_nothing(world: World) -> None:
-    devices = [await world.device() for _ in range(12)]
+    devices = [await world.device() for _ in range(30)]
     before = [(await world.read(device))["receipt"] for device in devices]
     world.stand_in.fault = Fault(hang=True)
     why, done = await world.stopped(timeout=0.1)
-    assert (why, done.total()) == ("Apple does not answer", 12)
-    assert 5 <= done["unavailable"] == world.stand_in.calls["fault"] < 12
+    assert (why, done.total()) == ("Apple does not answer", 30)
+    assert 5 <= done["unavailable"] == world.stand_in.calls["fault"] < 30
     for device, receipt in zip(devices, before, strict=True):
         stored = await world.read(device)
         assert (stored["receipt"], stored["fault"], stored["risk_metric"]) == (receipt, None, None)
         assert 500 < stored["due"] <= 600
     world.stand_in.fault = None
     await world.make_due()
-    assert await world.run() == {"renewed": 12}
+    assert await world.run() == {"renewed": 30}
 
 
 @pytest.mark.parametrize("body", ["", "!", "AAAA", "cmVjZWlwdA=="])
