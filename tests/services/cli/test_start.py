@@ -8,7 +8,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -17,6 +17,7 @@ from services.auth.app import build_app
 from services.auth.settings import AuthSettings
 from services.auth.tokens.key_ring import ensure_key
 from services.cli.main import main
+from services.gateway.app import build_app as build_gateway
 from services.gateway.settings import GatewaySettings
 from shared.domain.service_types import ConfigurationError
 from tests.support.service_types import toml
@@ -64,7 +65,9 @@ def environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, st
 
 
 @pytest.fixture
-def refused(environment: dict[str, str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Start:
+def refused(
+    environment: dict[str, str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Iterator[Start]:
     """Runs ``mlpa COMMAND``, which is refused; gives the line."""
 
     def start(command: str, **changes: str) -> str:
@@ -79,7 +82,10 @@ def refused(environment: dict[str, str], monkeypatch: pytest.MonkeyPatch, capsys
         assert said.err.count("\n") == 1
         return said.err
 
-    return start
+    mask, handler = signal.pthread_sigmask(signal.SIG_BLOCK, ()), signal.getsignal(signal.SIGTERM)
+    yield start
+    signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+    signal.signal(signal.SIGTERM, handler)
 
 
 def test_a_good_start_is_not_refused(environment: dict[str, str]) -> None:
@@ -205,11 +211,14 @@ def test_a_digest_of_a_development_value_is_refused(
             build_app(AuthSettings.from_environment())
 
 
-@pytest.mark.parametrize("command", ["auth", "gateway"])
-def test_an_unfit_row_is_refused(refused: Start, command: str) -> None:
+def test_an_unfit_row_is_refused(environment: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
     Path("no-scopes.toml").write_text(ROW.replace('["profile:uid"]', "[]"))
-    said = refused(command, SERVICE_TYPES="no-scopes.toml")
-    assert said.startswith("mlpa: SERVICE_TYPES: no-scopes.toml: service type 'ai': fxa_scopes")
+    monkeypatch.setenv("SERVICE_TYPES", "no-scopes.toml")
+    said = "^SERVICE_TYPES: no-scopes.toml: service type 'ai': fxa_scopes"
+    with pytest.raises(ConfigurationError, match=said):
+        build_app(AuthSettings.from_environment())
+    with pytest.raises(ConfigurationError, match=said):
+        build_gateway(GatewaySettings.from_environment())
 
 
 @pytest.mark.parametrize(
