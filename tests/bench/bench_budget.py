@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import os
 import statistics
 import tempfile
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+
+import msgspec
 
 from services.gateway.budget.charging import bounds, charge
 from services.gateway.budget.models import Delivery, Reservation, Timings
@@ -86,7 +87,7 @@ async def _python_cpu(budgets: Budgets) -> Row:
 
     async def worker(number: int) -> None:
         for turn in range(CALLS // CONCURRENCY * 4):
-            wanted = dataclasses.replace(
+            wanted = msgspec.structs.replace(
                 asks[(number * 7 + turn) % USERS], id=f"{number}-{turn}-{time.perf_counter_ns()}"
             )
             budgets.settle(await budgets.admit(wanted), delivered())
@@ -115,7 +116,7 @@ async def _script_cpu(budgets: Budgets, client: Client) -> tuple[float, float]:
     """CPU seconds of an admission and of a settlement."""
     scripts = budgets._scripts
     asks = [
-        dataclasses.replace(ask(principal(KIND, user=turn % USERS)), id=f"v{turn}-{time.perf_counter_ns()}")
+        msgspec.structs.replace(ask(principal(KIND, user=turn % USERS)), id=f"v{turn}-{time.perf_counter_ns()}")
         for turn in range(4 * CALLS)
     ]
     limits = bounds(asks[0], KIND.max_budget_nano)

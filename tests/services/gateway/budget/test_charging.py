@@ -6,6 +6,7 @@ import dataclasses
 from decimal import Decimal
 from math import ceil, floor
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -66,7 +67,7 @@ def test_nothing_is_charged_when_nothing_was_sent_or_litellm_refused() -> None:
 
 def test_usage_is_charged_at_the_models_prices() -> None:
     charged = charge(ask(), 1000, Delivery("success", sent=True, usage=Usage(10, 20)))
-    assert dataclasses.astuple(charged) == (10 * 1000 + 20 * 2000, 10, 20, 30)
+    assert msgspec.structs.astuple(charged) == (10 * 1000 + 20 * 2000, 10, 20, 30)
 
 
 @pytest.mark.parametrize(
@@ -91,7 +92,7 @@ def test_litellms_own_cost_counts_when_it_is_above_zero(given_cost: str | None, 
 def test_a_cut_stream_costs_its_prompt_bound_and_the_bytes_relayed() -> None:
     delivery = Delivery("abort", sent=True, relayed_bytes=50)
     charged = charge(ask(), 1000, delivery)
-    assert dataclasses.astuple(charged) == (100 * 1000 + 50 * 2000, 100, 50, 25 + 13)
+    assert msgspec.structs.astuple(charged) == (100 * 1000 + 50 * 2000, 100, 50, 25 + 13)
     assert charge(ask(), 30, delivery).cost_nano == 100 * 1000 + 30 * 2000, "never more than the grant"
     assert charge(ask(n=3), 30, delivery).completion_tokens == 50, "which is per choice"
 
@@ -120,7 +121,7 @@ def test_long_prompts_cache_writes_and_reasoning_have_their_own_prices() -> None
     usage = Usage(1000, 100, cache_write_tokens=200, reasoning_tokens=50)
     charged = charge(ask(model=model), 1000, Delivery("success", sent=True, usage=usage))
     assert charged.cost_nano == 5 + 800 * 1 + 200 * 3 + 50 * 2 + 50 * 4
-    longer = dataclasses.replace(usage, prompt_tokens=1001)
+    longer = msgspec.structs.replace(usage, prompt_tokens=1001)
     charged = charge(ask(model=model), 1000, Delivery("success", sent=True, usage=longer))
     assert charged.cost_nano == 5 + 801 * 10 + 200 * 30 + 50 * 20 + 50 * 40
     assert bounds(ask(model=model, prompt_bound=10, limit=20), 10**9).full == 5 + 10 * 30 + 20 * 40
