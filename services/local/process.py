@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import pwd
+import secrets
 import signal
 import socket
 import subprocess
@@ -25,6 +26,7 @@ from urllib.request import ProxyHandler, build_opener
 
 GUARD = Path(__file__).with_name("guard.py")
 POLL_SECONDS = 0.01
+_PORTS = range(15_000, 32_000)
 
 
 class ProcessError(Exception):
@@ -263,7 +265,9 @@ def answers(url: str, timeout: float = 2) -> bool:
 
 
 def free_port() -> int:
-    """A free TCP port of 127.0.0.1."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A free TCP port of 127.0.0.1, below those that Linux gives to outgoing connections, so that it remains free."""
+    while True:
+        port = secrets.choice(_PORTS)
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port

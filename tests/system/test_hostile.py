@@ -266,7 +266,7 @@ async def test_a_body_over_the_limit_is_413_with_and_without_its_length(system: 
         with_length = await caller.ask("POST", url, data=b"a" * (limit + 1), headers=headers)
         without = await caller.ask("POST", url, data=endless(limit + 1), headers=headers)
         assert (with_length.status, with_length.code) == (413, "request_too_large"), url
-        assert (without.status, without.code) == (413, "request_too_large"), url
+        assert (without.status, without.code) == (413, "request_too_large"), (url, without)
 
 
 @pytest.fixture
