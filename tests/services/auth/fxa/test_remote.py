@@ -206,7 +206,7 @@ async def test_invented_tokens_of_one_source_starve_no_other(rig: Rig) -> None:
         identities = await asyncio.gather(*good)
         outcomes = await asyncio.gather(*invented, return_exceptions=True)
     assert [identity.source for identity in identities] == ["remote"] * 16
-    assert rig.fxa.faults.most_at_once["verify"] == 8 + 16
+    assert rig.fxa.faults.most_at_once["verify"] <= 8 + 16  # of 32 places
     assert sum(isinstance(outcome, InvalidFxAToken) for outcome in outcomes) >= 8
     assert all(isinstance(outcome, InvalidFxAToken | DependencyUnavailable) for outcome in outcomes)
     assert metric(registry, "fxa_breaker_state") == 0
