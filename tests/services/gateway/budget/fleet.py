@@ -42,7 +42,8 @@ class Upstream:
         return self.delivered[request]
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with contextlib.suppress(ConnectionError, asyncio.CancelledError):
+        # From Python 3.12.1 on, the server ends only when all its connections are closed
+        with contextlib.closing(writer), contextlib.suppress(ConnectionError, asyncio.CancelledError):
             line = await reader.readline()
             if not line:
                 return
@@ -53,7 +54,6 @@ class Upstream:
             self.delivered[request["id"]] = cost
             for sent in range(tokens):
                 if sent == cut_at:
-                    writer.close()
                     return
                 writer.write(b"t\n")
                 if not await reader.readline():
@@ -63,7 +63,6 @@ class Upstream:
                 await asyncio.sleep(self.pace)
             writer.write(f"usage {request['prompt']} {tokens}\n".encode())
             await writer.drain()
-        writer.close()
 
 
 class Gateway:
