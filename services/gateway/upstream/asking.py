@@ -106,7 +106,8 @@ async def ask(
     sending: asyncio.Task[None] | None = None
     try:
         protocol.set_response_params(read_until_eof=True, auto_decompress=False, read_bufsize=READ_BUFFER)
-        transport.writelines((target.head(fields, len(wire.body)), wire.body))
+        # not writelines: asyncio's of Python 3.12 keeps an empty part for ever, and does not pause (CVE-2024-12254)
+        transport.write(target.head(fields, len(wire.body)) + wire.body)
         if wire.written:
             wire.body = b""
         else:  # an answer may come before all of a large request was sent
