@@ -1,7 +1,7 @@
 """Loses a database and gets it back from its backups: ``make rehearse``, or with numbers of users and ledger rows.
 
 A PostgreSQL of its own is filled, backed up in both ways (``pg_basebackup`` and the log that ``pg_receivewal`` takes;
-``pg_dump``), written to, and killed with its data folder. What comes back, and how long each step took, is printed.
+``pg_dump``), written to, and killed with its data folder. It prints the rows that came back, and the time of each step.
 Run it with production's numbers before you promise a time.
 """
 

@@ -243,7 +243,7 @@ def receipts_(context: _Context, rate: float, every: int, limit: int | None) -> 
 
     Without APPLE_RECEIPT_KEY, those of a running `mlpa up`.
 
-    It works until nothing is due; run it every few minutes. Several may run at the same time, and the next one goes on
+    It works until nothing is due; run it every few minutes. Several may run at the same time; the next continues
     where one was stopped. Exit code 1 if Apple refuses the key, asks to wait, or does not answer.
     """
     settings = AuthSettings.lenient()

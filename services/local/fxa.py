@@ -117,7 +117,7 @@ class TokenOrder(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
 
 
 class EventOrder(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
-    """Something that happens to an account, and the relying party that is told."""
+    """An event of an account, and the relying party that receives it."""
 
     uid: str
     event: Literal["password-change", "delete-user", "profile-change", "subscription-state-change"] = "password-change"

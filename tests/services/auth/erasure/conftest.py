@@ -51,9 +51,9 @@ class World:
 
     @cached_property
     def erasures(self) -> Erasures:
-        return self.anew()
+        return self.restarted()
 
-    def anew(self, **options: Any) -> Erasures:
+    def restarted(self, **options: Any) -> Erasures:
         """Erasures as another process has them."""
 
         async def purge(uid: str) -> None:

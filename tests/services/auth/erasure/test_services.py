@@ -202,7 +202,7 @@ async def test_what_was_decided_is_found_by_an_older_secret(world: World) -> Non
     rotated = Digests([b"the new secret", b"a secret of tests"])
     with pytest.raises(UserBlocked):
         await Users(world.database, world.redis, Registry(), rotated).enter(UID, world.types.rows["ai"])
-    await world.anew(digests=rotated).finish()
+    await world.restarted(digests=rotated).finish()
     assert await world.traces(UID) == []
     assert await world.one("select count(*) from erasures where sealed is not null") == 0
 
@@ -278,7 +278,7 @@ async def test_a_change_that_was_waiting_brings_nothing_back(world: World) -> No
 
 async def test_redis_that_is_down_is_told_when_it_is_back(world: World, own_valkey: ValkeyServer) -> None:
     async with connect(own_valkey.url, timeout=0.5) as redis:
-        erasures = world.anew(redis=redis)
+        erasures = world.restarted(redis=redis)
         await world.users.enter(UID, world.types.rows["ai"])
         own_valkey.stop()
         with pytest.raises(DependencyUnavailable):
@@ -315,7 +315,7 @@ async def test_an_erasure_that_broke_off_is_finished_by_another_process(
 ) -> None:
     await world.users.enter(UID, world.types.rows["ai"])
     async with Database.connect(f"postgresql://x:x@127.0.0.1:{unused_port}/x") as nobody:
-        broken = world.anew(**{dead: nobody})
+        broken = world.restarted(**{dead: nobody})
         if dead != "litellm_rows":
             with pytest.raises(DependencyUnavailable):
                 await broken.erase(UID, JANE)
@@ -340,7 +340,7 @@ async def test_litellms_own_rows_are_deleted_in_its_database(world: World, empty
                 Query.text(f"insert into \"{table}\" values ('{UID}\\:ai'), ('{UID}\\:memories'), ('x')")
             )
         await world.users.enter(UID, world.types.rows["ai"])
-        await world.anew(litellm_rows=rows_of).erase(UID, JANE)
+        await world.restarted(litellm_rows=rows_of).erase(UID, JANE)
         for table in ("LiteLLM_SpendLogs", "LiteLLM_DailyEndUserSpend"):
             assert (await rows_of.fetch(Query.text(f'select count(*) as n from "{table}"')))[0]["n"] == 1
 
