@@ -266,9 +266,9 @@ async def _total(
     client: Client, row: ServiceType | None, least: int, empty: int
 ) -> tuple[dict[Word, float], int | None]:
     """What the service type's total budget refuses, and what it leaves; neither without such a budget."""
-    name = total_name(row) if row is not None else ""
-    if row is None or not name:
+    if row is None or not row.total_budget_nano:
         return {}, None
+    name = total_name(row)
     found = await _sums(client, [name])
     total = add_up([name], found).get(name)
     if total is None:

@@ -65,7 +65,7 @@ class Totals:
 
     def _take_table(self) -> None:
         """Take the rows that have a total budget now. Only between two readings, which know them by name."""
-        rows = {name: row for row in self._service_types.rows.values() if (name := total_name(row))}
+        rows = {total_name(row): row for row in self._service_types.rows.values() if row.total_budget_nano}
         metrics = self._metrics
         for gauge in (metrics.total_limit, metrics.total_spent, metrics.total_reserved, metrics.total_known):
             gauge.preset_all([row.name for row in rows.values()])
@@ -83,7 +83,7 @@ class Totals:
         """
         row = ask.principal.service_type
         name = total_name(row)
-        if name not in self._rows:
+        if not row.total_budget_nano or name not in self._rows:
             return None
         if not self._is_known(name):
             raise DependencyUnavailable("redis")

@@ -1,4 +1,4 @@
--- Reads the sums that the users of a shard spent and reserved, per service type with a total budget.
+-- Reads the sums that the users of a shard spent and reserved, per service type.
 --@ flags no-writes
 --@ use clock run_id
 --@ keys totals

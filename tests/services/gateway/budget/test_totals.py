@@ -314,21 +314,30 @@ async def test_a_total_is_known_two_seconds_after_redis_lost_a_large_day(redis_u
         assert time.monotonic() - began < 2
 
 
-async def test_a_total_budget_that_is_set_within_a_period_counts_what_was_spent(
+async def test_a_total_budget_that_is_set_within_a_period_counts_what_was_spent_and_what_is_open(
     redis_url: str, postgres_url: str
 ) -> None:
-    async with opened(redis_url, postgres_url, rows(replace(KIND, total_budget_nano=0))) as (budgets, _, _):
-        budgets.settle(await budgets.admit(ask(principal(budgets._rows["ai"]))), delivered())
+    """Also what a gateway admits that has not read the table yet."""
     two = rows(KIND, row("other", total_budget_nano=10**12))
-    async with opened(redis_url, postgres_url, rows(two.rows["other"])) as (budgets, _, _):
+    async with opened(redis_url, postgres_url, rows(replace(KIND, total_budget_nano=0))) as (old, _, _):
+        who = principal(old._rows["ai"])
+        old.settle(await old.admit(ask(who)), delivered())
+        held = await old.admit(ask(who))
+        async with opened(redis_url, postgres_url, rows(two.rows["other"])) as (budgets, _, _):
+            await until(lambda: "other:86400" in budgets._totals._known)
+        async with opened(redis_url, postgres_url, two) as (budgets, _, _):
+            await known(budgets)
 
-        async def built() -> bool:
-            return "other:86400" in budgets._totals._known
+            def amounts() -> tuple[int, int]:
+                total = budgets._totals._known["ai:86400"].total
+                return total.spent_nano, total.reserved_nano
 
-        await until(built)
-    async with opened(redis_url, postgres_url, two) as (budgets, _, _):
-        await known(budgets)
-        assert await spent(budgets) == 50_000
+            assert amounts() == (50_000, held.amount_nano)
+            late = await old.admit(ask(who))
+            await until(lambda: amounts() == (50_000, held.amount_nano + late.amount_nano))
+            for reservation in (held, late):
+                old.settle(reservation, delivered())
+            await until(lambda: amounts() == (150_000, 0))
 
 
 async def test_one_gateway_reads_the_shards_for_all(redis_url: str, postgres_url: str) -> None:
