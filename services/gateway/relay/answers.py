@@ -1,14 +1,82 @@
-"""Reading whole answers of LiteLLM."""
+"""Whole answers of LiteLLM: read, and held until their clients have taken them."""
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import msgspec
+from aiohttp import web
 
 from services.gateway.errors import UpstreamError
 
 T = TypeVar("T")
+
+#: Bytes of large answers that a process holds at once, and those of a small one, which always has room.
+MOST_BYTES, SMALL = 256 * 1024 * 1024, 64 * 1024
+
+
+class Answers:
+    """The large answers that this process holds."""
+
+    def __init__(self, most_bytes: int = MOST_BYTES) -> None:
+        self.most_bytes = most_bytes
+        self.held = 0
+
+
+class Held:
+    """The bytes of one answer, which count for as long as this object lives."""
+
+    def __init__(self, answers: Answers) -> None:
+        self._answers = answers
+        self._size = self._counted = 0
+
+    def add(self, size: int) -> None:
+        """:raises UpstreamError: there is no room for more of it."""
+        self._size += size
+        if self._size > SMALL:
+            self._answers.held += self._size - self._counted
+            self._counted = self._size
+            if self._answers.held > self._answers.most_bytes:
+                raise UpstreamError("Too many large answers are under way.")
+
+    def __del__(self) -> None:
+        self._answers.held -= self._counted
+
+
+class LargeAnswer(web.Response):
+    """An answer that a client may take slowly.
+
+    :param held: its bytes.
+    :param backlog: returns those that wait in this process.
+    :param drop: called when they have not become fewer for ``patience`` seconds.
+    """
+
+    def __init__(
+        self,
+        body: bytes,
+        headers: dict[str, str],
+        held: Held,
+        *,
+        patience: float,
+        backlog: Callable[[], int],
+        drop: Callable[[], None],
+    ) -> None:
+        super().__init__(body=body, headers=headers)
+        self._held: Held | None = held
+        self._patience, self._backlog, self._drop = patience, backlog, drop
+
+    async def write_eof(self, data: bytes = b"") -> None:
+        writing, waiting = asyncio.create_task(super().write_eof(data)), -1
+        try:
+            while not (await asyncio.wait([writing], timeout=self._patience))[0]:
+                if waiting == (waiting := self._backlog()):
+                    self._drop()
+            await writing
+        finally:
+            writing.cancel()
+            self.body = self._held = None  # aiohttp keeps the last response of an idle connection
 
 
 def read_answer(body: bytes, decoder: msgspec.json.Decoder[T]) -> T:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 from aiohttp import web
 
+from services.gateway.relay.answers import Answers
 from services.gateway.relay.bodies import Bodies
 from services.gateway.relay.config import RelayConfig
 from services.gateway.relay.metrics import RelayMetrics
@@ -57,6 +58,7 @@ class Collaborators:
     open_requests: OpenRequests
     bodies: Bodies
     refusals: Refusals
+    answers: Answers = field(default_factory=Answers)
 
 
 COLLABORATORS = web.AppKey("collaborators", Collaborators)

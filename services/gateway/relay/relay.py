@@ -14,6 +14,7 @@ from services.gateway.budget import resets
 from services.gateway.budget.models import Delivery
 from services.gateway.dialects import of as dialect_of
 from services.gateway.errors import UpstreamError, UpstreamTimeout
+from services.gateway.relay.answers import SMALL, Held, LargeAnswer
 from services.gateway.relay.collaborators import Collaborators
 from services.gateway.relay.metrics import Labels
 from services.gateway.relay.operation import PaidOperation
@@ -146,7 +147,13 @@ class Relay:
 
     async def _answer(self, watch: Watch) -> web.StreamResponse:
         upstream = await self._post()
-        body = await self._call.read_answer(watch.touch)
+        held = Held(self._shared.answers)
+
+        def on_data(size: int) -> None:
+            watch.touch()
+            held.add(size)
+
+        body = await self._call.read_answer(on_data)
         if has_halves(body):
             body = mend_surrogates(body)
         now = time.perf_counter()
@@ -154,9 +161,18 @@ class Relay:
         if self._tally.error is not None:
             self._refused = True
             raise self._classify(read_event_failure(self._tally.error), upstream)
-        response = web.Response(
-            body=body,
-            headers={"Content-Type": "application/json", **self._limits()},
+        headers = {"Content-Type": "application/json", **self._limits()}
+        response = (
+            web.Response(body=body, headers=headers)
+            if len(body) <= SMALL
+            else LargeAnswer(
+                body,
+                headers,
+                held,
+                patience=self._shared.config.slow_client,
+                backlog=self._backlog,
+                drop=self._drop_slow,
+            )
         )
         self._shared.metrics.overhead(self._asked_at - self._started + time.perf_counter() - now)
         return response
@@ -269,6 +285,10 @@ class Relay:
     def _backlog(self) -> int:
         transport = self._request.transport
         return 0 if transport is None else transport.get_write_buffer_size()
+
+    def _drop_slow(self) -> None:
+        self._shared.metrics.slow_client()
+        self._drop()
 
     def _drop(self) -> None:
         transport = self._request.transport

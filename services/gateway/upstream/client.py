@@ -281,17 +281,17 @@ class Call:
             pass  # the status is enough
         return b"".join(parts)
 
-    async def read_answer(self, on_data: Callable[[], None]) -> bytes:
+    async def read_answer(self, on_data: Callable[[int], None]) -> bytes:
         """The whole body.
 
-        :param on_data: called for each part.
+        :param on_data: called with the size of each part.
         :raises UpstreamError: it was cut short, or is too large.
         """
         assert self._response is not None
         parts, size = [], 0
         try:
             while part := await self._response.content.readany():
-                on_data()
+                on_data(len(part))
                 parts.append(part)
                 size += len(part)
                 if size > MAX_ANSWER:

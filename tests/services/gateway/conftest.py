@@ -23,6 +23,7 @@ from services.gateway.chat.config import ChatConfig
 from services.gateway.chat.operation import CHAT, Chat
 from services.gateway.dialects import DIALECTS, OPENAI, Dialect
 from services.gateway.errors import InvalidToken
+from services.gateway.relay.answers import Answers
 from services.gateway.relay.bodies import Bodies
 from services.gateway.relay.collaborators import COLLABORATORS, Collaborators
 from services.gateway.relay.config import RelayConfig
@@ -159,6 +160,7 @@ class Gateway:
         self.models = Models()
         self.registry = Registry()
         self.open_requests = OpenRequests(max_open_requests)
+        self.answers = Answers()
         self._dialects = dialects
         self._paid = paid
         self._row = row or {}
@@ -211,6 +213,7 @@ class Gateway:
                 self.open_requests,
                 Bodies(self.config),
                 self.refusals,
+                self.answers,
             )
             runner = self._runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=0.5)
             await runner.setup()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import random
 import socket
 import time
@@ -206,6 +207,31 @@ class TestSlow:
         assert b"[DONE]" in got
         assert (await gateway.budgets.wait_settled()).outcome == "success"
         client.close()
+
+    async def test_a_client_that_takes_nothing_of_a_whole_answer_is_dropped(self, gateway: Gateway) -> None:
+        gateway.double.script("double", Script.json(answer("x" * 4_000_000)))
+        client = await gateway.connect(receive_buffer=4096)
+        await until(lambda: gateway.answers.held > 4_000_000)
+        await until(lambda: gateway.metric("chat_slow_clients_total") == 1)
+        await until(lambda: gateway.answers.held == 0)
+        client.close()
+
+
+async def test_large_answers_have_a_limit_together_until_their_clients_have_them(gateway: Gateway) -> None:
+    gateway.answers.most_bytes = 6_000_000
+    large, small = answer("x" * 4_000_000), answer("x" * 60_000)
+    gateway.double.script("double", Script.json(large))
+    slow = await gateway.connect(receive_buffer=4096)
+    await until(lambda: gateway.answers.held > 4_000_000 and gateway.budgets.settled)
+    status, body, headers = await gateway.read()
+    assert (status, b"upstream_error" in body, headers["x-should-retry"]) == (502, True, "false")
+    gateway.double.script("double", Script.json(small))
+    assert (await gateway.read())[0] == 200
+    slow.reset()
+    await until(lambda: gateway.answers.held == 0)
+    gateway.double.script("double", Script.json(large))
+    assert (await gateway.read())[:2] == (200, json.dumps(large).encode())
+    await until(lambda: gateway.answers.held == 0)
 
 
 async def test_a_vanished_network_is_noticed_by_the_kernel(gateway: Gateway) -> None:

@@ -86,7 +86,7 @@ async def test_what_follows_an_answer_is_never_the_answer_of_another_request() -
                 begun.clear()
                 await call.post("v1/chat/completions", b"", {})
                 begun.set()
-                assert await call.read_answer(lambda: None) == b"ok"
+                assert await call.read_answer(lambda _: None) == b"ok"
 
 
 async def test_what_comes_on_an_idle_connection_is_not_an_answer() -> None:
@@ -102,6 +102,6 @@ async def test_what_comes_on_an_idle_connection_is_not_an_answer() -> None:
         for _ in range(2):
             async with litellm.call() as call:
                 assert (await call.post("v1/chat/completions", b"", {})).status == 200
-                assert await call.read_answer(lambda: None) == b"ok"
+                assert await call.read_answer(lambda _: None) == b"ok"
             idle.set()
             await gave_up.wait()
