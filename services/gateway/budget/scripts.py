@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -209,8 +209,11 @@ class BudgetScripts:
         )
         return keys.number, call
 
-    async def renew(self, number: int, reservations: Sequence[Reservation]) -> list[Word]:
-        """Prolong the leases of open requests of one shard; what Redis forgot of them it learns again."""
+    async def renew(self, number: int, reservations: Sequence[Reservation], lapsed: Container[str] = ()) -> list[Word]:
+        """Prolong the leases of open requests of one shard; what Redis forgot of them it learns again.
+
+        :param lapsed: the ids of those that have no lease any more: only their users' right is looked at.
+        """
         keys = SHARD_KEYS[number]
         call = _RENEW.call(
             leases=keys.leases,
@@ -225,7 +228,7 @@ class BudgetScripts:
                     id=reservation.id,
                     user_id=principal.user_id,
                     issued=principal.issued_at,
-                    reserved=reservation.packed(),
+                    reserved="" if reservation.id in lapsed else reservation.packed(),
                 )
                 for reservation in reservations
                 for principal in (reservation.ask.principal,)

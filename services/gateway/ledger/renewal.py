@@ -40,12 +40,7 @@ class Renewals:
 
     def remove(self, reservation: Reservation) -> bool:
         """It is being settled; False when it was before."""
-        if reservation.id in self._lapsed:
-            self._lapsed.remove(reservation.id)
-            return True
-        return self._forget(reservation)
-
-    def _forget(self, reservation: Reservation) -> bool:
+        self._lapsed.discard(reservation.id)
         number = layout.of_user(reservation.ask.principal.user_id).number
         if self._open.get(number, {}).pop(reservation.id, None) is None:
             return False
@@ -93,17 +88,17 @@ class Renewals:
 
     async def _renew_some(self, number: int, reservations: list[Reservation]) -> bool:
         try:
-            states = await self._scripts.renew(number, reservations)
+            states = await self._scripts.renew(number, reservations, self._lapsed)
         except DependencyUnavailable:
             return False
         for reservation, state in zip(reservations, states, strict=True):
             if state is Word.OK or reservation.id not in self._open[number]:
                 continue
             if state in (Word.REAPED, Word.SETTLED):
-                # Charged whole by a reaper while this process slept; what it still delivers is paid for
-                _log.warning("reservation_lapsed", id=reservation.id, state=state.value)
-                self._forget(reservation)
-                self._lapsed.add(reservation.id)
+                # Charged whole by a reaper while this process slept: what it still delivers is paid for
+                if reservation.id not in self._lapsed:
+                    _log.warning("reservation_lapsed", id=reservation.id, state=state.value)
+                    self._lapsed.add(reservation.id)
             elif not reservation.revoked.done():
                 reservation.revoked.set_result(Refusal(state).error())
         return True

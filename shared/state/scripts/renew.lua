@@ -5,14 +5,13 @@
 --@ args lease#
 --@ each keys user identity token tombstone
 --@ each args id user_id issued# reserved
--- Reply per request "ok" | "reaped" | "settled" | "blocked" | "revoked" | "token"
+-- reserved: empty for a request that is over as far as its gateway knows, of which only its user is asked
+-- Reply per request "blocked" | "revoked" | "token" | "reaped" | "settled" | "ok": the first that is so
 local replies = {}
 for at, item in each() do
   local user = item.user
   local over = redis.call('GET', item.tombstone)
-  if over then
-    replies[at] = string.sub(over, 1, 6) == 'reaped' and 'reaped' or 'settled'
-  else
+  if not over and item.reserved ~= '' then
     if redis.call('HSETNX', user, RESERVATION .. item.id, item.reserved) == 1 then
       local amount, admitted, guess, _, _, total = reservation(item.reserved)
       local duration, period, reserved, open, estimated, newest = unpack(
@@ -31,14 +30,16 @@ for at, item in each() do
     end
     redis.call('EXPIRE', user, IDLE)
     redis.call('ZADD', leases, now + lease, item.id .. ' ' .. item.user_id)
-    local standing, tokens_from = unpack(redis.call('HMGET', item.identity, STANDING, TOKENS_FROM))
-    if standing and standing ~= GOOD then
-      replies[at] = standing
-    elseif redis.call('EXISTS', item.token) == 1 or item.issued < tonumber(tokens_from or 0) then
-      replies[at] = 'token'
-    else
-      replies[at] = 'ok'
-    end
+  end
+  local standing, tokens_from = unpack(redis.call('HMGET', item.identity, STANDING, TOKENS_FROM))
+  if standing and standing ~= GOOD then
+    replies[at] = standing
+  elseif redis.call('EXISTS', item.token) == 1 or item.issued < tonumber(tokens_from or 0) then
+    replies[at] = 'token'
+  elseif over then
+    replies[at] = string.sub(over, 1, 6) == 'reaped' and 'reaped' or 'settled'
+  else
+    replies[at] = 'ok'
   end
 end
 return replies

@@ -455,14 +455,14 @@ class Scripts(RuleBasedStateMachine):
         for request, state in zip(batch, states, strict=True):
             who = request.reservation.ask.principal
             block = self.blocks[who.identity] if self.identity_known(who.identity) else "0"
+            expected = "ok"
             if request.state == "reaped":
-                assert state == "reaped"
-                continue
-            if not request.known:
-                self.note_period(request)
-            request.known, request.ends = True, self.now + LEASE_MS
-            expected = block if block != "0" else "token" if self.token_refused(who) else "ok"
-            assert state == expected
+                expected = "reaped"
+            else:
+                if not request.known:
+                    self.note_period(request)
+                request.known, request.ends = True, self.now + LEASE_MS
+            assert state == (block if block != "0" else "token" if self.token_refused(who) else expected)
 
     def token_refused(self, who: Principal) -> bool:
         return who.jti in self.revoked_in_redis or who.issued_at < self.oldest_in_redis[who.identity]
@@ -783,24 +783,32 @@ class Scripts(RuleBasedStateMachine):
 
     @invariant()
     def the_sums_of_a_shard_are_those_of_its_users(self) -> None:
-        """``total_budget``: maintained as long as Redis keeps its data, and until a day after the period."""
+        """Whether or not there is a ``total_budget``: maintained as long as Redis keeps its data, and until a day after
+        the period.
+        """
         if not hasattr(self, "client") or not self.sums_kept:
             return
         for who_number in {shard(who.identity) for who in PRINCIPALS}:
-            sums: dict[bytes, int] = {}
-            oldest = (self.swept // 1000 - layout.REAPED) // 3600
+            sums = Counter[str]()
             for one in self.requests:
-                period = one.reservation.admitted_ms // 1000 // 3600
-                if one.number == who_number and one.reservation.total and period >= oldest:
+                of_type = one.reservation.ask.principal.service_type
+                total = f"{of_type.name}:{of_type.duration_seconds}"
+                period = one.reservation.admitted_ms // 1000 // of_type.duration_seconds
+                if one.number == who_number and self.keeps_sums(total, period):
                     if one.state == "open" and one.known:
-                        name = f"r|small:3600|{period}".encode()
-                        sums[name] = sums.get(name, 0) + one.reservation.amount_nano
+                        sums[f"r|{total}|{period}"] += one.reservation.amount_nano
                     elif one.state in ("settled", "reaped"):
-                        name = f"s|small:3600|{period}".encode()
-                        sums[name] = sums.get(name, 0) + one.cost
-            found = self.client.hgetall(layout.SHARD_KEYS[who_number].totals)
-            kept = {name: int(value) for name, value in found.items() if int(name.rpartition(b"|")[2]) >= oldest}
-            assert +Counter(kept) == +Counter(sums)
+                        sums[f"s|{total}|{period}"] += one.cost
+            kept = Counter[str]()
+            for name, value in self.client.hgetall(layout.SHARD_KEYS[who_number].totals).items():
+                _, total, period = name.decode().split("|")
+                if self.keeps_sums(total, int(period)):
+                    kept[name.decode()] = int(value)
+            assert +kept == +sums
+
+    def keeps_sums(self, total: str, period: int) -> bool:
+        """Whether no sweep has forgotten the sums of a period."""
+        return period >= (self.swept // 1000 - layout.REAPED) // int(total.rpartition(":")[2])
 
 
 def test_the_scripts_do_what_a_plain_model_does(valkey_server: ValkeyServer) -> None:
