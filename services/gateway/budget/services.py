@@ -200,16 +200,17 @@ class Budgets:
             if reason == b"ok":
                 name, extra, seconds, period, spent, reserved, *rates = words
                 tier = self._rows.get(name.decode(), principal.service_type)
-                return BudgetState(
-                    service_type=principal.service_type.name,
-                    tier=tier.name,
-                    max_budget_nano=tier.max_budget_nano + int(extra),
-                    spent_nano=int(spent),
-                    reserved_nano=int(reserved),
-                    resets_at=float((int(period) + 1) * int(seconds)),
-                    rate_limits=rate_limits(tier, rates),
-                )
-            if reason != b"load":
+                if tier.duration_seconds == int(seconds):  # otherwise the tier is new, and has other periods
+                    return BudgetState(
+                        service_type=principal.service_type.name,
+                        tier=tier.name,
+                        max_budget_nano=tier.max_budget_nano + int(extra),
+                        spent_nano=int(spent),
+                        reserved_nano=int(reserved),
+                        resets_at=float((int(period) + 1) * int(seconds)),
+                        rate_limits=rate_limits(tier, rates),
+                    )
+            elif reason != b"load":
                 raise Refusal(Word(reason.decode())).error()
             await self._rebuilder.build(principal.user_id, principal.service_type)
         raise DependencyUnavailable("redis")

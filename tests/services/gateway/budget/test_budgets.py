@@ -270,8 +270,10 @@ async def test_a_tier_set_by_an_operator_holds_from_the_next_request(redis_url: 
                 t=tier,
             )
             await decisions.set_user(client, who.user_id, tier)
-            reservation = await budgets.admit(ask())
             expected = kinds.rows.get(tier, kinds.rows["ai"])
+            seconds = expected.duration_seconds
+            assert (await budgets.state(who)).resets_at == (time.time() // seconds + 1) * seconds
+            reservation = await budgets.admit(ask())
             assert reservation.rate_limits.requests_limit == expected.rpm
             assert reservation.period_seconds == expected.duration_seconds
             budgets.settle(reservation, Delivery("abort", sent=False))
@@ -339,6 +341,30 @@ async def test_a_request_whose_gateway_is_gone_is_charged_whole_and_lowered_once
             assert (await alive.state(principal())).spent_nano == 2_150_000
             assert b"budget_lowered_usd_total 0.00205" in dead_registry.render()
             assert {one["outcome"] for one in await ledger(database)} == {"expired", "success"}
+
+
+async def test_a_request_that_was_charged_whole_ends_with_a_block_and_is_not_registered_again(
+    redis_url: str, postgres_url: str
+) -> None:
+    sleepy = Timings(lease=0.3, renew=60, flush=0.02, sweep=60)
+    number, user = shard(principal().identity), layout.user_key(principal().user_id)
+    async with opened(redis_url, postgres_url, timings=sleepy) as (slept, database, _), connect(redis_url) as client:
+        reservation = await slept.admit(ask())
+        async with opened(redis_url, postgres_url):
+
+            async def charged() -> bool:
+                return await total(database) == (1, 2_100_000)
+
+            await until(charged)
+        assert await slept._renewals._renew([number])
+        await client.flushall()
+        assert await slept._renewals._renew([number])
+        assert not await client.exists(user)
+        assert not reservation.revoked.done()
+        await decisions.set_standing(client, principal().identity, Standing.BLOCKED)
+        assert await slept._renewals._renew([number])
+        assert reservation.revoked.done()
+        slept.settle(reservation, delivered())
 
 
 async def test_nothing_in_redis_is_kept_for_ever(redis_url: str, postgres_url: str) -> None:
