@@ -1,7 +1,7 @@
 """Pools: service types that share their capacity. An identity takes one place in a pool, however many of them it uses.
 
-The number of a pool changes under the lock of its row. When the pool is new, or its service types have changed, the
-number is counted from the users.
+The number of a pool changes under the lock of its row. When the pool is new, its service types have changed, or it had
+no limit before, the number is counted from the users.
 """
 
 from __future__ import annotations
@@ -11,10 +11,17 @@ from collections.abc import Iterable
 from shared.domain.service_types import ServiceType
 from shared.stores.postgres import Database, Query, Transaction
 
+# The first number is any. The lock is the first that a transaction takes of a pool: newcomers of one without a limit
+# share it, so that none of them can be missed by a count
 _LOCK = Query.text(
-    "insert into pools (pool) values (:pool) on conflict (pool) do update set users = pools.users "
-    "returning service_types"
+    """
+    insert into pools (pool) select :pool from (select pg_advisory_xact_lock(1296846936, hashtext(:pool))) as locked
+    on conflict (pool) do update set users = pools.users
+    returning service_types
+    """
 )
+_SHARE_LOCK = Query.text("select pg_advisory_xact_lock_shared(1296846936, hashtext(:pool))")
+_UNCOUNT = Query.text("update pools set service_types = '' where pool = :pool and service_types <> ''")
 _COUNT = Query.text(
     """
     update pools set service_types = :of, users =
@@ -27,9 +34,7 @@ _HAS_PLACE = Query.text(
     "select exists(select 1 from users where identity = :identity "
     "and service_type = any(cast(:members as text[])) and user_id <> :user_id) as has_place"
 )
-_TAKE = Query.text(
-    "update pools set users = users + 1 where pool = :pool and (:max_users = 0 or users < :max_users) returning users"
-)
+_TAKE = Query.text("update pools set users = users + 1 where pool = :pool and users < :max_users returning users")
 _FULL = Query.text("select users from pools where pool = :pool and service_types = :of and users >= :max_users")
 _LEAVE = Query.text(
     """
@@ -66,6 +71,9 @@ async def take_place(transaction: Transaction, user_id: str, identity: str, row:
     :raises DatabaseUnavailable: PostgreSQL could not be asked.
     """
     pool, members = row.pool, _members(row)
+    if not row.max_users:
+        await _uncount(transaction, row)
+        return True
     locked = await transaction.fetch_one(_LOCK, pool=pool)
     if locked is None or locked["service_types"] != _of(row):
         await transaction.execute(_COUNT, pool=pool, of=_of(row), members=members, user_id=user_id)
@@ -80,8 +88,17 @@ async def leave(transaction: Transaction, identity: str, row: ServiceType) -> No
 
     :raises DatabaseUnavailable: PostgreSQL could not be asked.
     """
+    if not row.max_users:
+        await _uncount(transaction, row)
+        return
     await transaction.fetch_one(_LOCK, pool=row.pool)
     await transaction.execute(_LEAVE, pool=row.pool, of=_of(row), identity=identity, members=_members(row))
+
+
+async def _uncount(transaction: Transaction, row: ServiceType) -> None:
+    """Keep no number, since nobody is refused by it, so that newcomers don't wait for each other."""
+    await transaction.fetch_one(_SHARE_LOCK, pool=row.pool)
+    await transaction.execute(_UNCOUNT, pool=row.pool)
 
 
 async def status(database: Database, rows: Iterable[ServiceType]) -> list[tuple[str, int, int]]:

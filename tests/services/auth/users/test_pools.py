@@ -17,8 +17,13 @@ from shared.stores.postgres import Database, Query
 from shared.stores.redis import connect
 from shared.telemetry.metrics import Registry
 from tests.support.digests import DIGESTS
+from tests.support.waiting import until
 
 ROWS = load(None, debug=True).rows
+_INSERT = Query.text(
+    "insert into users (user_id, identity, service_type, budget_tier) values (:user_id, :identity, 'ai', 'ai')"
+)
+_WAITERS = Query.text("select from pg_locks where locktype = 'advisory' and not granted")
 _DELETE = Query.text("delete from users where user_id = :user_id")
 
 
@@ -138,6 +143,39 @@ async def test_newcomers_of_a_service_type_without_a_limit_wait_for_nobody(datab
         async with asyncio.timeout(5):
             assert all(await asyncio.gather(*(enter(database, number, unlimited) for number in range(1, 10))))
     assert await operators_storage.counts(database) == {"ai": 10}
+
+
+async def test_newcomers_of_a_pool_without_a_limit_wait_for_nobody_and_a_later_limit_counts_them(
+    database: Database,
+) -> None:
+    unlimited, limited = pooled(0, "ai", "memories"), pooled(4, "ai", "memories")
+    assert await enter(database, 0, limited["ai"])
+    assert await enter(database, 1, unlimited["ai"])
+    async with database.transaction() as other:
+        assert await pools.take_place(other, user_id(uid(9), "ai"), uid(9), unlimited["ai"])
+        async with asyncio.timeout(5):
+            assert all(await asyncio.gather(*(enter(database, 2, row) for row in unlimited.values())))
+    assert await users(database, unlimited) == 3
+    assert await enter(database, 3, limited["ai"])
+    assert not await enter(database, 4, limited["ai"])
+    assert await enter(database, 4, unlimited["ai"])
+    await leave(database, 0, unlimited["ai"])
+    assert not await enter(database, 5, limited["ai"])
+    assert await users(database, limited) == 4
+
+
+async def test_a_limit_that_comes_to_a_pool_waits_for_newcomers_that_came_without_one(database: Database) -> None:
+    unlimited, limited = pooled(0, "ai", "memories"), pooled(1, "ai", "memories")
+    async with database.transaction() as other:
+        await other.execute(_INSERT, user_id=user_id(uid(0), "ai"), identity=uid(0))
+        assert await pools.take_place(other, user_id(uid(0), "ai"), uid(0), unlimited["ai"])
+        late = asyncio.create_task(enter(database, 1, limited["ai"]))
+
+        async def waits() -> bool:
+            return len(await database.fetch(_WAITERS)) == 1
+
+        await until(waits)
+    assert not await late
 
 
 async def test_a_limit_that_comes_later_counts_who_entered_without_one(database: Database) -> None:
