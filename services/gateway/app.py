@@ -118,10 +118,10 @@ def build_app(settings: GatewaySettings, *, registry: Registry | None = None) ->
     apps.put(DIALECTS, (FIREFOX, OPENAI) if settings.firefox_clients else (OPENAI,))
     apps.put(CLIENT_KEYS, client_keys.configured(settings, service_types))
     if settings.firefox_clients:
-        apps.main.middlewares.append(firefox_metrics.counting(registry))
+        apps.main.middlewares.insert(0, firefox_metrics.counting(registry))
     if settings.client_metrics:
         paths = [one.route.path for one in _PAID]
-        apps.main.middlewares.append(client_metrics.counting(registry, paths, settings.client_metrics_series))
+        apps.main.middlewares.insert(0, client_metrics.counting(registry, paths, settings.client_metrics_series))
     return apps
 
 

@@ -7,13 +7,12 @@ from aiohttp.typedefs import Handler, Middleware
 
 from services.gateway.firefox.credentials import KIND, KINDS, kind_of
 from services.gateway.firefox.dialect import speaks
-from shared.errors import ServiceError
 from shared.service.web import ERROR, OUTCOMES, outcome_of
 from shared.telemetry.metrics import Registry
 
 
 def counting(registry: Registry) -> Middleware:
-    """The middleware that counts requests of shipped Firefox clients."""
+    """The middleware that counts requests of shipped Firefox clients, around the one that answers errors."""
     requests = registry.counter(
         "firefox_requests_total",
         "Requests of shipped Firefox clients, which send their credential each time.",
@@ -30,14 +29,9 @@ def counting(registry: Registry) -> Middleware:
         outcome = "abort"
         try:
             response = await handler(request)
-        except ServiceError as error:
-            outcome = outcome_of(error.status)
-            raise
-        except Exception:
-            outcome = "failure"
-            raise
-        else:
-            outcome = "failure" if ERROR in request else "success"  # of a stream that broke
+            outcome = outcome_of(response.status)
+            if outcome == "success" and ERROR in request:
+                outcome = "failure"  # of a stream that broke
             return response
         finally:
             kind = request.get(KIND) or kind_of(request)  # it may have been refused before its credential was read

@@ -293,6 +293,13 @@ async def test_who_asks_from_where_is_counted(start_door: StartDoor) -> None:
     assert counted("gpt", "DE", "148") == 1
 
 
+async def test_requests_that_are_refused_before_any_handler_are_counted(start_door: StartDoor) -> None:
+    door = await start_door(client_metrics=True, max_request_size_bytes=5000)
+    answer = await door.desktop(door.auth.fxa_token(), chat(user="x" * 5000))
+    assert (answer.status, door.count("desktop", "fxa", "refused")) == (413, 1)
+    assert door.metric('client_requests_total{country="unknown",firefox_version="148",model="other"') == 1
+
+
 async def test_a_country_from_nobody_known_is_unknown(start_door: StartDoor) -> None:
     door = await start_door(client_metrics=True)
     await door.desktop(door.auth.fxa_token(), more=[("X-Geo-Country", "DE")])
