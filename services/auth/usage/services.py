@@ -1,6 +1,6 @@
 """Figures of the overview, from the sums that the ledger keeps: no page sums up the ledger.
 
-The users who spent most are looked up on demand, at most twice a minute.
+The users who spent most are looked up on demand, at most twice a minute and for a small part of the time.
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ _HOUR = timedelta(hours=1)
 _DAY = timedelta(days=1)
 
 _NEAR_EVERY = 30.0
+#: A look-up reads all who spent since yesterday: the next one waits for so many times as long as the last one took.
+_NEAR_PAUSES = 20
 _NEAR_WAIT = 1.0
 _NEAR_EACH = 50
 _NEAR_SHARE = 0.75
@@ -65,6 +67,7 @@ class Usage:
         self._users = users
         self._clock = clock
         self._near: NearLimit | None = None
+        self._near_after = 0.0
         self._asking = Flight(self._find_near_limit)
 
     async def hours(self, count: int) -> list[Hour]:
@@ -90,8 +93,7 @@ class Usage:
 
     async def near_limit(self) -> NearLimit | None:
         """None as long as they are unknown."""
-        old = self._near is None or self._near.as_of < self.now() - timedelta(seconds=_NEAR_EVERY)
-        if old:
+        if self._clock() >= self._near_after:
             asking = self._asking.start()
             if self._near is None:
                 await asyncio.wait([asking], timeout=_NEAR_WAIT)
@@ -107,12 +109,17 @@ class Usage:
         return {name: (users[name], at) for name, at in last.items() if name in users}
 
     async def _find_near_limit(self) -> None:
+        began, pause = self._clock(), 0.0
         try:
             names = await storage.spenders(self._reports, (self.now() - _DAY).date(), _NEAR_EACH)
             users = await self._users.some(names)
+            pause = _NEAR_EVERY
         except DependencyUnavailable:
             _log.warning("near_limit_unknown")
             return
+        finally:
+            now = self._clock()
+            self._near_after = now + max(pause, _NEAR_PAUSES * (now - began))
         near = sorted((user for user in users if user.spent.share >= _NEAR_SHARE), key=lambda user: -user.spent.share)
         spenders = sorted(users, key=lambda user: -user.spent.spent_nano)
         self._near = NearLimit(near[:_NEAR_SHOWN], spenders, self.now())

@@ -16,6 +16,7 @@ from shared.stores.postgres import Database, Query
 from shared.stores.redis import connect
 from shared.telemetry.metrics import Registry
 from tests.services.auth.admin.conftest import Rows
+from tests.support.clock import Clock
 from tests.support.service_types import development
 
 NOON = datetime(2026, 3, 1, 12, 30, tzinfo=UTC)
@@ -95,6 +96,21 @@ async def test_who_is_near_the_limit_is_sorted_by_what_is_left(usage: Usage, row
     assert near is not None
     assert [user.row.identity[0] for user in near.users] == ["2", "3", "0"]
     assert near.users[0].spent.share == pytest.approx(1.2)
+
+
+async def test_a_slow_look_up_of_who_is_near_the_limit_is_not_repeated_soon(usage: Usage) -> None:
+    clock = Clock(NOON.timestamp())
+
+    def ticking() -> float:
+        clock.now += 10
+        return clock.now
+
+    usage._clock = ticking
+    assert await usage.near_limit() is not None
+    for seconds, again in ((100, False), (2000, True)):
+        clock.now += seconds
+        await usage.near_limit()
+        assert usage._asking.under_way() == again
 
 
 async def test_without_requests_there_is_nothing_and_nobody(usage: Usage) -> None:
