@@ -49,12 +49,12 @@ def prepare(root: Path, new: str, day: str) -> None:
 
     :raises NotReady: it is no later version, or nothing is unreleased.
     """
-    old = version(root)
-    if not _VERSION.fullmatch(new) or _numbers(new) <= _numbers(old):
+    old, changelog = version(root), (root / "CHANGELOG.md").read_text()
+    first = new == old and f"\n## [{old}]" not in changelog  # the version that nothing was released with yet
+    if not first and (not _VERSION.fullmatch(new) or _numbers(new) <= _numbers(old)):
         raise NotReady(f"{new} is no version after {old}")
-    changelog = (root / "CHANGELOG.md").read_text()
     _, found, rest = changelog.partition(_UNRELEASED)
-    if not found or rest.lstrip().startswith("## ["):
+    if not found or not rest.partition("\n## [")[0].strip():
         raise NotReady("CHANGELOG.md has nothing under [Unreleased]")
     (root / "CHANGELOG.md").write_text(changelog.replace(_UNRELEASED, f"{_UNRELEASED}\n## [{new}] - {day}\n", 1))
     for name, pattern in (

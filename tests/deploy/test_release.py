@@ -54,11 +54,21 @@ def test_what_is_prepared_and_committed_can_be_released(tree: Path) -> None:
         release.check(tree)
 
 
+def test_the_first_release_has_the_version_that_the_tree_has(tree: Path) -> None:
+    path, first = tree / "CHANGELOG.md", release.version(tree)
+    path.write_text("# Changelog\n\n## [Unreleased]\n\nThe first version.\n")
+    release.prepare(tree, first, "2026-12-01")
+    commit(tree)
+    assert release.check(tree) == "The first version."
+    with pytest.raises(release.NotReady, match="no version after"):
+        release.prepare(tree, first, "2026-12-01")
+
+
 def test_a_version_is_prepared_once_and_upwards(tree: Path) -> None:
+    release.prepare(tree, later(tree), "2026-12-01")
     for wrong in (release.version(tree), "0.0.9", "1", "2.0.0rc1"):
         with pytest.raises(release.NotReady, match="no version after"):
             release.prepare(tree, wrong, "2026-12-01")
-    release.prepare(tree, later(tree), "2026-12-01")
     with pytest.raises(release.NotReady, match="nothing under"):
         release.prepare(tree, later(tree), "2026-12-01")
 
