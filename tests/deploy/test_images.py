@@ -13,6 +13,7 @@ import yaml  # type: ignore[import-untyped]
 
 from services.auth.settings import AuthSettings
 from services.gateway.settings import GatewaySettings
+from tests.deploy.test_kubernetes import JOBS, plain, pod, the
 
 ROOT = Path(__file__).parents[2]
 DOCKERFILE = (ROOT / "deploy" / "Dockerfile").read_text()
@@ -129,13 +130,30 @@ def test_each_container_has_a_role_and_a_redis_user_of_its_own() -> None:
         }
         for variable in ("DATABASE_URL", "REDIS_URL")
     )
-    assert roles == {"auth": "mlpa_auth", "gateway": "mlpa_gateway", "migrate": "mlpa_owner", "litellm": "litellm"}
-    assert users == {"auth": "mlpa_auth", "gateway": "mlpa_gateway"}
+    services = {"auth": "mlpa_auth", "gateway": "mlpa_gateway", "migrate": "mlpa_owner", "litellm": "litellm"}
+    assert roles == {
+        **services,
+        "prune": "mlpa_owner",
+        **dict.fromkeys(("ledger-reconcile", "device-receipts"), "mlpa_auth"),
+    }
+    assert users == {"auth": "mlpa_auth", "gateway": "mlpa_gateway", "ledger-reconcile": "mlpa_auth"}
     assert environments["litellm"]["REDIS_HOST"] == "litellm-redis"
     # a password is known to the server and to one client of it
     for variable in set(re.findall(r"\$\{(\w+_PASSWORD)", str(COMPOSE))):
-        holders = {name for name, service in COMPOSE["services"].items() if variable in str(service)}
+        holders = {name for name, service in COMPOSE["services"].items() if variable in str(service)} - set(JOBS)
         assert len(holders - {"postgres", "redis", "litellm-redis"}) <= 1, variable
+
+
+@pytest.mark.parametrize("name", JOBS)
+def test_compose_has_every_job_of_the_cluster_with_what_it_needs(name: str) -> None:
+    service, (container,) = COMPOSE["services"][name], pod(plain(), name)["containers"]
+    assert service["entrypoint"] == container["command"]
+    assert service["environment"].keys() >= {one["name"] for one in container["env"]}
+    assert service["environment"].keys() <= {setting.upper() for setting in AuthSettings.model_fields}
+    assert (service["profiles"], service["restart"]) == (["jobs"], "no")
+    schedule = the(plain(), "CronJob", name)["spec"]["schedule"]
+    line = rf"^{re.escape(schedule)} .+ run --rm -T {name}\b"
+    assert re.search(line, (ROOT / "README.md").read_text(), re.MULTILINE)
 
 
 def test_what_makes_the_virtual_key_is_given_the_master_key_and_no_files() -> None:
