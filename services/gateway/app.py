@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack
 from dataclasses import replace
 
 import aiohttp
@@ -180,20 +180,7 @@ async def _open(
         ),
     )
     if settings.firefox_clients:
-        exchanges = await stack.enter_async_context(_exchanges(settings, registry))
+        exchanges = await stack.enter_async_context(Exchanges.open(settings, registry))
         bodies = Bodies(config, UNVERIFIED_BYTES)
         apps.put(CREDENTIALS, Credentials(exchanges, service_types, bodies, issuer=settings.mlpa_issuer))
     apps.put(HEALTH, health(budgets, database, key_set, litellm, apps.main[SERVICE_TYPES_FILE]))
-
-
-@asynccontextmanager
-async def _exchanges(settings: GatewaySettings, registry: Registry) -> AsyncIterator[Exchanges]:
-    async with aiohttp.ClientSession(cookie_jar=aiohttp.DummyCookieJar()) as session:
-        exchanges = Exchanges(
-            session,
-            registry,
-            auth_url=settings.auth_url or settings.mlpa_issuer,
-            key=settings.exchange_keys()[0],
-        )
-        yield exchanges
-        await exchanges.close()

@@ -9,12 +9,14 @@ import aiohttp
 
 from services.gateway import client_keys
 from services.gateway.budget.services import Budgets
+from services.gateway.firefox.exchanges import Exchanges
 from services.gateway.ledger.storage import can_write
 from services.gateway.redis.executor import Executor
 from services.gateway.settings import GatewaySettings
 from services.gateway.tokens.keyset import key_set
 from services.gateway.upstream.client import KeyRefused, LiteLLM, UpstreamConfig
 from shared.errors import ServiceError
+from shared.service.fetch import NoAnswer
 from shared.service.health import Check, CheckFailed, Health
 from shared.service.keyset import KeySet
 from shared.service.service_types_file import ServiceTypesFile
@@ -68,14 +70,16 @@ async def before_start(settings: GatewaySettings) -> AsyncIterator[Health]:
         session = await stack.enter_async_context(aiohttp.ClientSession(cookie_jar=aiohttp.DummyCookieJar()))
         keys = key_set(session, registry, issuer=settings.mlpa_issuer, jwks_url=settings.mlpa_jwks_url)
         stack.push_async_callback(keys.close)
-        yield Health(
-            [
-                Check("postgres", PostgresCheck(database, can_write), required=True),
-                Check("redis", redis.can_write, required=True),
-                Check("litellm", lambda: _litellm_serves(litellm), required=True),
-                Check("auth", lambda: _auth_answers(keys), required=True),
-            ]
-        )
+        checks = [
+            Check("postgres", PostgresCheck(database, can_write), required=True),
+            Check("redis", redis.can_write, required=True),
+            Check("litellm", lambda: _litellm_serves(litellm), required=True),
+            Check("auth", lambda: _auth_answers(keys), required=True),
+        ]
+        if settings.firefox_clients:
+            exchanges = await stack.enter_async_context(Exchanges.open(settings, registry))
+            checks.append(Check("exchange_key", lambda: _auth_knows_us(exchanges), required=True))
+        yield Health(checks)
 
 
 def upstream_config(settings: GatewaySettings) -> UpstreamConfig:
@@ -93,6 +97,16 @@ async def _auth_answers(keys: KeySet) -> None:
     await keys.refresh()
     if keys.failure:
         raise CheckFailed(f"auth's key set can't be read: {keys.failure}")
+
+
+async def _auth_knows_us(exchanges: Exchanges) -> None:
+    """:raises CheckFailed: auth does not take the key by which it knows gateways."""
+    try:
+        known = await exchanges.known()
+    except NoAnswer as error:
+        raise CheckFailed(f"auth's /token can't be asked (AUTH_URL): {error.reason}") from error
+    if not known:
+        raise CheckFailed("auth, which needs FIREFOX_CLIENTS too, does not know EXCHANGE_KEY")
 
 
 async def _litellm_serves(litellm: LiteLLM) -> None:

@@ -75,6 +75,7 @@ class Settings(BaseSettings):
         start_rules.issuer,
         start_rules.debug_is_local,
         start_rules.strong_secrets,
+        start_rules.litellm_urls,
     )
 
     host: str = Field("127.0.0.1", description="Address that the service listens on.")

@@ -108,6 +108,12 @@ def auth_url(settings: Any) -> Iterator[str]:
         yield from _base_url("AUTH_URL", settings.auth_url)
 
 
+def litellm_urls(settings: Any) -> Iterator[str]:
+    """A password in a URL would be in log lines and metrics that name the instance."""
+    for url in settings.litellm_api_base:
+        yield from _base_url("LITELLM_API_BASE", url)
+
+
 def play_is_https(settings: Any) -> Iterator[str]:
     """Google is reached over https: its answers decide which installs are genuine."""
     yield from _https("PLAY_BASE_URL", settings.play_base_url, debug=settings.mlpa_debug)

@@ -7,7 +7,8 @@ import hmac
 import secrets
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from http import HTTPStatus
 from typing import NamedTuple
 
@@ -15,6 +16,7 @@ import aiohttp
 import msgspec
 
 from services.gateway.errors import Forbidden, InvalidToken, MaxUsersReached, RateLimited, UserBlocked
+from services.gateway.settings import GatewaySettings
 from shared.domain.identity import Credential
 from shared.domain.tokens import BLOCKED, CLIENT_HEADER, EXCHANGE_KEY_HEADER, GRANT_TYPE
 from shared.errors import DependencyUnavailable, ServiceError
@@ -88,6 +90,16 @@ class Exchanges:
         )
         self._exchanges.preset_all([Credential.FXA, Credential.APP_ATTEST_REQUEST], _RESULTS)
 
+    @classmethod
+    @asynccontextmanager
+    async def open(cls, settings: GatewaySettings, registry: Registry) -> AsyncIterator[Exchanges]:
+        """With a session of its own, for a gateway that has an EXCHANGE_KEY."""
+        async with aiohttp.ClientSession(cookie_jar=aiohttp.DummyCookieJar()) as session:
+            auth = settings.auth_url or settings.mlpa_issuer
+            exchanges = cls(session, registry, auth_url=auth, key=settings.exchange_keys()[0])
+            yield exchanges
+            await exchanges.close()
+
     async def close(self) -> None:
         await self._flight.close()
 
@@ -120,6 +132,20 @@ class Exchanges:
             raise kept.refusal()
         return kept.token
 
+    async def known(self) -> bool:
+        """Whether auth knows the key: for a kind that gateways alone may exchange, it then looks at the service type.
+
+        :raises NoAnswer: auth could not be asked, or says neither.
+        """
+        answer = await self._post(Credential.APP_ATTEST_REQUEST, "none", "!", proxies.UNKNOWN)
+        try:
+            error = msgspec.json.decode(answer.body, type=_Refused).error
+        except msgspec.DecodeError:
+            raise NoAnswer("malformed") from None
+        if answer.status != HTTPStatus.BAD_REQUEST or error not in ("invalid_request", "invalid_scope"):
+            raise answer.unexpected()
+        return error == "invalid_scope"
+
     async def _exchange_and_keep(self, digest: bytes) -> _Kept:
         kept = await self._exchange(*self._asked.pop(digest))
         self._granted.pop(digest, None)
@@ -141,6 +167,14 @@ class Exchanges:
         return kept
 
     async def _ask(self, kind: Credential, subject_token: str, service_type: str, source: str) -> _Kept:
+        try:
+            return self._read(await self._post(kind, subject_token, service_type, source))
+        except NoAnswer as error:
+            _log.warning("exchange_not_answered", reason=error.reason)
+            raise DependencyUnavailable("auth", retry_after=error.retry_after or 1, reason=error.reason) from error
+
+    async def _post(self, kind: Credential, subject_token: str, service_type: str, source: str) -> Answer:
+        """:raises NoAnswer: auth could not be asked."""
         form = {
             "grant_type": GRANT_TYPE,
             "subject_token": subject_token,
@@ -148,22 +182,17 @@ class Exchanges:
             "scope": service_type,
         }
         client = {} if source == proxies.UNKNOWN else {CLIENT_HEADER: source}
-        try:
-            answer = await fetch.ask(
-                self._session,
-                "POST",
-                self._url,
-                form=form,
-                headers={**self._headers, **client},
-                limit=_MAX_BYTES,
-                timeout=_TIMEOUT,
-                # a device's counter is taken once: the second try would be refused although the first one was good
-                again=kind is not Credential.APP_ATTEST_REQUEST,
-            )
-            return self._read(answer)
-        except NoAnswer as error:
-            _log.warning("exchange_not_answered", reason=error.reason)
-            raise DependencyUnavailable("auth", retry_after=error.retry_after or 1, reason=error.reason) from error
+        return await fetch.ask(
+            self._session,
+            "POST",
+            self._url,
+            form=form,
+            headers={**self._headers, **client},
+            limit=_MAX_BYTES,
+            timeout=_TIMEOUT,
+            # a device's counter is taken once: the second try would be refused although the first one was good
+            again=kind is not Credential.APP_ATTEST_REQUEST,
+        )
 
     def _read(self, answer: Answer) -> _Kept:
         """:raises NoAnswer: it says neither yes nor no."""

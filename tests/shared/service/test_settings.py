@@ -189,6 +189,17 @@ def test_the_keys_are_those_of_the_list_and_none_with_the_setting_off(kind: Any)
     assert kind.from_environment(**given).exchange_keys() == []
 
 
+@pytest.mark.parametrize("kind", [AuthSettings, GatewaySettings])
+@pytest.mark.parametrize(
+    "url", ["http://user:hunter2@litellm", "litellm:4000", "http://a,http://u@b", "http://a/?key=b"]
+)
+def test_litellms_address_has_no_password_in_it(kind: Any, url: str) -> None:
+    with pytest.raises(ConfigurationError, match=r"^LITELLM_API_BASE must be") as refused:
+        kind.from_environment(**{**COMPLETE, "litellm_api_base": url})
+    assert "hunter2" not in str(refused.value)
+    assert kind.from_environment(**{**COMPLETE, "litellm_api_base": "http://a:1,https://b/llm"}).litellm_api_base[1]
+
+
 @pytest.mark.parametrize(
     "url", ["auth:8081", "ftp://auth", "http://", "https://u@auth", "http://auth/?a=b", "http://a#"]
 )

@@ -13,13 +13,15 @@ from click.testing import CliRunner
 from services.cli.commands import cli
 from services.gateway.errors import GatewayError, UserBlocked, kinds
 from services.gateway.firefox import rendering
+from services.gateway.firefox.exchanges import Exchanges
 from services.local.faults import Fault
 from shared.stores.postgres import Database, Query
+from shared.telemetry.metrics import Registry
 from tests.doubles.litellm import Script, error_body
 from tests.services.auth.admin.conftest import ADMIN, ADMIN_SETTINGS, bearer
 from tests.services.auth.conftest import UID
 from tests.services.gateway.firefox.clients import Answer, chat, desktop, send
-from tests.services.gateway.firefox.conftest import Door, StartDoor
+from tests.services.gateway.firefox.conftest import KEY, Door, StartDoor
 from tests.support.waiting import until
 
 _BLOCK = Query.text("insert into identities (identity, blocked_at) values (:identity, now())")
@@ -173,6 +175,12 @@ async def test_a_wrong_exchange_key_lets_no_ios_in_and_others_still_chat(start_d
     assert (await door.desktop(door.auth.fxa_token())).status == 200
     answer = await door.ios(await door.device())
     assert (answer.status, answer.json()) == (401, {"detail": "Invalid App Attest auth"})
+
+
+async def test_a_gateway_learns_whether_auth_knows_its_key(door: Door) -> None:
+    for key, known in ((KEY, True), (KEY[1:], False)):
+        exchanges = Exchanges(door.session, Registry(), auth_url=door.auth.url, key=key.encode())
+        assert await exchanges.known() is known
 
 
 async def test_a_refusal_is_remembered_for_a_moment_and_an_outage_is_not(door: Door) -> None:

@@ -20,6 +20,7 @@ from shared.domain.identity import Credential
 from shared.domain.tokens import BLOCKED, CLIENT_HEADER
 from shared.errors import DependencyUnavailable
 from shared.service import proxies
+from shared.service.fetch import NoAnswer
 from shared.telemetry.metrics import Registry
 from tests.support.clock import Clock
 from tests.support.serving import serve
@@ -108,6 +109,21 @@ async def test_concurrent_requests_share_an_exchange_and_leave_nothing_behind(pa
     await other
     assert parts.auth.asked["t"] == 2
     assert parts.exchanges._asked == {}, "no credential is kept"
+
+
+@pytest.mark.parametrize(
+    ("status", "body"),
+    [
+        (503, {"error": "temporarily_unavailable"}),
+        (429, {"error": "slow_down"}),
+        (400, "no error"),
+        (400, {"error": "x"}),
+    ],
+)
+async def test_an_answer_that_says_nothing_about_the_key_is_none(parts: Parts, status: int, body: Any) -> None:
+    parts.auth.status, parts.auth.body = status, body
+    with pytest.raises(NoAnswer):
+        await parts.exchanges.known()
 
 
 @pytest.mark.parametrize(
