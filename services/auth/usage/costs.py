@@ -139,11 +139,11 @@ class Costs:
         ]
 
     async def slices(self, span: Span, by: Sequence[str]) -> AsyncIterator[list[Cost]]:
-        """The same, a part at a time: by days, if the day comes first.
+        """The same, a part at a time: day by day, if the day is one of the dimensions.
 
         :raises DatabaseUnavailable: PostgreSQL could not be asked.
         """
-        for part in span.days() if by[0] == "day" else [span]:
+        for part in span.days() if "day" in by else [span]:
             yield await self.sums(part, by)
 
 

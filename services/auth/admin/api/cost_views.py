@@ -93,6 +93,7 @@ OPERATIONS = [
             Parameter("to", "The last day (UTC), or a time, which is excluded; today if missing."),
             Parameter("by", f"Some of `{'`, `'.join(DIMENSIONS)}`, comma-separated; `{_BY}` if missing."),
         ],
-        description="For a key, or a session of the console. Sums are of whole hours, by the time of admission.",
+        description="For a key, or a session of the console. Lines are in the order of days, if the day is asked for. "
+        "Sums are of whole hours, by the time of admission.",
     )
 ]

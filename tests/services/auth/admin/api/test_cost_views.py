@@ -12,6 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from services.auth.admin.api.cost_views import cell
+from services.auth.usage.costs import Costs, Span
+from shared.stores.postgres import Database
 from tests.services.auth.admin.conftest import USER, VIEWER, Person, Rows, bearer
 from tests.services.auth.conftest import Auth
 
@@ -56,6 +58,8 @@ async def test_a_span_has_both_its_days_and_a_time_ends_before_it(admin_auth: Au
     assert [line.split(",")[0] for line in days.splitlines()[1:]] == ["2026-03-01", "2026-03-02"]
     _, times = await read(admin_auth, "?from=2026-03-01T06:00:00Z&to=2026-03-03T05:00:00Z&by=day")
     assert [line.split(",")[0] for line in times.splitlines()[1:]] == ["2026-03-02"]
+    _, later = await read(admin_auth, "?from=2026-03-01&to=2026-03-03&by=model,day")
+    assert [line.split(",")[:2] for line in later.splitlines()[1:]] == [["gpt", f"2026-03-0{day}"] for day in (1, 2, 3)]
     _, whole = await read(admin_auth, "?from=2026-03-01&to=2026-03-03&by=model,outcome")
     assert whole.splitlines() == [
         "model,outcome,requests,prompt_tokens,completion_tokens,cost_usd",
@@ -84,6 +88,16 @@ async def test_a_span_has_both_its_days_and_a_time_ends_before_it(admin_auth: Au
 async def test_what_is_no_span_or_dimension_is_refused(admin_auth: Auth, query: str) -> None:
     status, body = await read(admin_auth, query)
     assert (status, "invalid_request" in body) == (400, True)
+
+
+@pytest.mark.parametrize("by", ["day,model", "model,day"])
+async def test_a_span_with_days_is_read_a_day_at_a_time(rows: Rows, postgres_url: str, by: str) -> None:
+    for day in (1, 2, 3):
+        for model in "ab":
+            hours(rows, f"2026-03-0{day}", model, 1)
+    span = Span.of({"from": "2026-03-01", "to": "2026-03-03"}, datetime.now(UTC))
+    async with Database.connect(postgres_url) as database:
+        assert [len(part) async for part in Costs(database).slices(span, by.split(","))] == [2, 2, 2]
 
 
 async def test_a_session_gets_it_too_and_nobody_else(admin_auth: Auth, person: Person) -> None:
