@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from functools import wraps
+from functools import cache, wraps
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
@@ -62,16 +62,23 @@ PageHandler = Callable[[web.Request, Session], Awaitable[web.StreamResponse]]
 
 
 def install(app: web.Application) -> None:
-    """Templates that escape values and fail on undefined names."""
-    aiohttp_jinja2.setup(
-        app,
+    app[aiohttp_jinja2.APP_KEY] = _environment()
+
+
+@cache
+def _environment() -> jinja2.Environment:
+    """Templates that escape values and fail on undefined names; all are compiled, so that no page waits for it."""
+    environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
-        filters=FILTERS,
     )
+    environment.filters.update(FILTERS)
+    for name in environment.list_templates(extensions=["html"]):
+        environment.get_template(name)
+    return environment
 
 
 def page(handler: PageHandler) -> Handler:
