@@ -94,6 +94,7 @@ users = sa.Table(
         postgresql_where=sa.text("litellm_budget is distinct from 'mlpa:' || budget_tier"),
     ),
     sa.Index("users_created", "created_at", "user_id"),
+    sa.Index("users_seen", "last_seen_at", "user_id"),
     sa.Index("users_tier", "budget_tier", "user_id"),
     sa.Index("users_installs", "user_id", postgresql_where=sa.text("credential_of(user_id) = 'play'")),
 )

@@ -31,8 +31,6 @@ _NEAR_WAIT = 1.0
 _NEAR_EACH = 50
 _NEAR_SHARE = 0.75
 _NEAR_SHOWN = 10
-#: Requests in which the users are looked for that came last.
-_RECENT_SCANNED = 5000
 
 _log = logs.logger("usage")
 
@@ -98,15 +96,6 @@ class Usage:
             if self._near is None:
                 await asyncio.wait([asking], timeout=_NEAR_WAIT)
         return self._near
-
-    async def recent(self, limit: int) -> dict[str, tuple[User, datetime]]:
-        """The users of the newest requests that still exist, each with its last one; the newest first.
-
-        :raises DependencyUnavailable: a dependency could not be asked.
-        """
-        last = await storage.recent(self._database, scan=_RECENT_SCANNED, limit=limit)
-        users = {user.row.user_id: user for user in await self._users.some(list(last))}
-        return {name: (users[name], at) for name, at in last.items() if name in users}
 
     async def _find_near_limit(self) -> None:
         began, pause = self._clock(), 0.0

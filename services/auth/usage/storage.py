@@ -38,29 +38,12 @@ _SPENDERS = Query.text(
 )
 
 
-_RECENT = Query.text(
-    """
-    select user_id, max(admitted_at) as at
-    from (select user_id, admitted_at from ledger order by admitted_at desc limit :scan) as newest
-    group by user_id order by at desc limit :limit
-    """
-)
-
-
 async def read(database: Database, since: datetime, unit: str) -> list[Hour]:
     """The sums since a time, by ``hour`` or ``day``, oldest first.
 
     :raises DatabaseUnavailable: PostgreSQL could not be asked.
     """
     return [Hour(**row) for row in await database.fetch(_READ, since=since, unit=unit)]
-
-
-async def recent(database: Database, *, scan: int, limit: int) -> dict[str, datetime]:
-    """The users of the newest requests, and when the last one of each was admitted; the newest first.
-
-    :raises DatabaseUnavailable: PostgreSQL could not be asked.
-    """
-    return {row["user_id"]: row["at"] for row in await database.fetch(_RECENT, scan=scan, limit=limit)}
 
 
 async def spenders(database: Database, since: date, each: int) -> list[str]:

@@ -99,7 +99,12 @@ class UserAdmin:
             ),
             storage.estimate(self._database, q),
         )
-        found = pagination.page(place, rows, limit, lambda row: (row.user_id, row.created_at.isoformat()))
+        found = pagination.page(
+            place,
+            rows,
+            limit,
+            lambda row: (row.user_id, (row.last_seen_at if sort == "seen" else row.created_at).isoformat()),
+        )
         return Page(await self._with_spending(found.rows), found.next_cursor, found.previous_cursor), total
 
     async def get(self, user_id: str) -> User:

@@ -10,7 +10,7 @@ from typing import Literal
 from shared.state.packed import Excepted
 from shared.stores.postgres import Database, Query, Row, Transaction
 
-Sort = Literal["id", "created"]
+Sort = Literal["id", "created", "seen"]
 #: Lists of users: all, those of a tier, with a blocked identity, with a revoked device, with an exception, on Android.
 Which = Literal["all", "tier", "blocked", "revoked", "exception", "installs"]
 
@@ -49,12 +49,12 @@ def _of(table: str, identity: str, condition: str, comparison: str) -> str:
 
 
 _PREFIX = "user_id >= :q and user_id < :end"
-_CREATED = "(created_at, user_id) {} (cast(:at as timestamptz), :id)"
-_PAGES: dict[tuple[Which | Literal["created"], bool], Query] = {
-    ("created", False): _page(_CREATED.format(">"), "created_at, user_id"),
-    ("created", True): _page(_CREATED.format("<"), "created_at desc, user_id desc"),
-}
+_TIMES = {"created": "created_at", "seen": "last_seen_at"}
+_PAGES: dict[tuple[str, bool], Query] = {}
 for _down, _compare, _order in ((False, ">", ""), (True, "<", " desc")):
+    for _sort, _time in _TIMES.items():
+        _where = f"({_time}, user_id) {_compare} (cast(:at as timestamptz), :id)"
+        _PAGES[_sort, _down] = _page(_where, f"{_time}{_order}, user_id{_order}")
     _where, _by = f"u.user_id {_compare} :id and u.user_id >= :q and u.user_id < :end", f"u.user_id{_order}"
     _ones = f"one.identity{_order}, "
     _PAGES |= {
@@ -176,14 +176,14 @@ async def page(
     which: Which = "all",
     tier: str = "",
 ) -> list[UserRow]:
-    """Users of a list whose id starts with ``q``; all users when sorted by creation.
+    """Users of a list whose id starts with ``q``; all users when sorted by a time.
 
-    :param after: ``(id, creation time as text)`` of the user that the page follows; None for the first page.
+    :param after: ``(id, that time as text)`` of the user that the page follows; None for the first page.
     :raises DatabaseUnavailable: PostgreSQL could not be asked.
     """
     edge = ("", "-infinity") if not descending else (LAST, "infinity")
     user_id, at = after or edge
-    if sort == "created":
+    if sort in _TIMES:
         return _users(await database.fetch(_PAGES[sort, descending], id=user_id, limit=limit, at=at))
     given = _bounds(q)
     if which == "tier":

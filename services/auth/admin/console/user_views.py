@@ -26,7 +26,7 @@ from services.auth.users.spending import SPENDING
 from shared.domain.identity import Credential, identity_of
 
 _LEDGER_ROWS = 25
-#: Users in the lists that have one page.
+#: Users in the list that has one page.
 _TOP = 100
 _LISTS: dict[str, Which] = {
     "tier": "tier",
@@ -35,6 +35,7 @@ _LISTS: dict[str, Which] = {
     "exception": "exception",
     "installs": "installs",
 }
+_SORTS: dict[str, Sort] = {"created": "created", "seen": "seen"}
 _AUDIT_ROWS, _REFUSED_ROWS = 10, 10
 
 
@@ -42,15 +43,11 @@ _AUDIT_ROWS, _REFUSED_ROWS = 10, 10
 async def users(request: web.Request, session: Session) -> web.StreamResponse:
     q = request.query.get("q", "").strip()
     listed, _, tier = request.query.get("list", "").partition(":")
-    sort: Sort = "created" if request.query.get("sort") == "created" and not (q or listed) else "id"
+    sort = _SORTS.get(request.query.get("sort", ""), "id") if not (q or listed) else "id"
     descending = request.query.get("order") == "desc"
-    usage, last_use, as_of, total = request.app[USAGE], None, None, 0
-    if listed == "recent":
-        recent = await usage.recent(_TOP)
-        found = Page([user for user, _ in recent.values()])
-        last_use = {user_id: at for user_id, (_, at) in recent.items()}
-    elif listed == "spend":
-        near = await usage.near_limit()
+    as_of, total = None, 0
+    if listed == "spend":
+        near = await request.app[USAGE].near_limit()
         found, as_of = Page(near.spenders[:_TOP] if near else []), near.as_of if near else None
     else:
         found, total = await _admin(request).page(
@@ -74,7 +71,6 @@ async def users(request: web.Request, session: Session) -> web.StreamResponse:
         listed=listed,
         whole=request.query.get("list", ""),
         tiers=list(request.app[SERVICE_TYPES].rows),
-        last_use=last_use,
         as_of=as_of,
         sort=sort,
         order="desc" if descending else "asc",

@@ -110,3 +110,19 @@ async def test_a_block_is_answered_before_the_age_of_a_credential(database: Data
     for _ in range(2):
         with pytest.raises(UserBlocked):
             await users.enter(UID, AI, issued_at=1, generation=1)
+
+
+async def test_last_use_is_known_to_the_hour(database: Database, redis: Client) -> None:
+    users = Users(database, redis, Registry(), DIGESTS)
+    for identity, ago in (("a", 59), ("b", 61)):
+        await users.enter(identity * 32, AI)
+        await database.execute(
+            Query.text(
+                "update users set last_seen_at = now() - make_interval(mins => :ago) where identity = :identity"
+            ),
+            identity=identity * 32,
+            ago=ago,
+        )
+    await users.flush_seen()
+    lately = Query.text("select identity from users where last_seen_at > now() - interval '1 minute'")
+    assert [found["identity"] for found in await database.fetch(lately)] == ["b" * 32]

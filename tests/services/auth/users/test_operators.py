@@ -81,9 +81,9 @@ async def test_pages_and_searches_read_no_more_than_they_show(parts: Parts) -> N
     """The plans, not the clock: every page is a range of an index."""
     await parts.database.execute(
         Query.text(
-            "insert into users (user_id, identity, service_type, budget_tier, created_at) "
+            "insert into users (user_id, identity, service_type, budget_tier, created_at, last_seen_at) "
             "select md5(n::text) || '\\:ai', md5(n::text), 'ai', (array['ai', 's2s', 'memories'])[1 + n % 3], "
-            "now() - interval '1 min' * n "
+            "now() - interval '1 min' * n, now() - interval '1 min' * (n % 9973) "
             "from generate_series(1, 20000) n"
         )
     )

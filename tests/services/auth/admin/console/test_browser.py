@@ -171,7 +171,7 @@ async def test_every_page_can_be_read_by_everybody_and_fits(
     context = await browser.new_context(color_scheme=scheme, viewport={"width": width, "height": 800})
     page = await context.new_page()
     here, there = (f"/users/{quote(name, safe='')}" for name in (USER, device))
-    paths = ["/sign-in", "", *("/users", "/users?list=recent", "/users?q=none", here, there, f"{here}/block")]
+    paths = ["/sign-in", "", *("/users", "/users?sort=seen", "/users?q=none", here, there, f"{here}/block")]
     paths += [*("/requests", "/requests?code=none", "/devices", "/costs", "/costs?by=model", "/models")]
     paths += ["/service-types", "/audit", f"/devices/{quote(device.rpartition(':')[0], safe='')}/revoke", "/nothing"]
     for path in (

@@ -309,9 +309,9 @@ async def test_what_pages_load_comes_from_here_and_may_be_kept(person: Person) -
 
 async def test_users_can_be_sorted_searched_and_paged_back_and_forth(person: Person, rows: Rows) -> None:
     rows.run(
-        "insert into users (user_id, identity, service_type, budget_tier, created_at) "
-        "select lpad(to_hex(n), 32, '0') || ':ai', lpad(to_hex(n), 32, '0'), 'ai', 'ai', now() - interval '1 h' * n "
-        "from generate_series(1, 120) n"
+        "insert into users (user_id, identity, service_type, budget_tier, created_at, last_seen_at) "
+        "select lpad(to_hex(n), 32, '0') || ':ai', lpad(to_hex(n), 32, '0'), 'ai', 'ai', now() - interval '1 h' * n, "
+        "now() - interval '1 h' * mod(n, 60) from generate_series(1, 120) n"
     )
 
     def ids(text: str) -> list[int]:
@@ -327,6 +327,8 @@ async def test_users_can_be_sorted_searched_and_paged_back_and_forth(person: Per
         ("?order=desc", list(range(120, 0, -1))),
         ("?sort=created", list(range(120, 0, -1))),
         ("?sort=created&order=desc", list(range(1, 121))),
+        ("?sort=seen", sorted(range(1, 121), key=lambda n: (-(n % 60), n))),
+        ("?sort=seen&order=desc", sorted(range(1, 121), key=lambda n: (n % 60, -n))),
         (f"?q={'0' * 31}", list(range(1, 16))),
     ]:
         page = await person.get(f"/admin/users{query}")

@@ -1,0 +1,18 @@
+"""An index of the users by when they were seen last"""
+
+from __future__ import annotations
+
+from migrations.indexes import create_concurrently, drop_concurrently
+
+revision = "0013"
+down_revision = "0012"
+branch_labels = None
+depends_on = None
+
+
+def upgrade() -> None:
+    create_concurrently("users_seen", "users", ["last_seen_at", "user_id"])
+
+
+def downgrade() -> None:
+    drop_concurrently("users_seen", "users")
