@@ -150,7 +150,7 @@ def _policy(settings: AuthSettings) -> Policy:
 
 
 def _google(settings: AuthSettings, service_types: ServiceTypes) -> Load:
-    rows = [row.name for row in service_types.rows.values() if Credential.PLAY in row.credentials]
+    rows = [row.name for row in service_types.by_name.values() if Credential.PLAY in row.credentials]
     if rows and not settings.play_packages and not settings.mlpa_debug:
         _log.warning("play_has_no_packages", service_types=rows)
     try:

@@ -37,7 +37,7 @@ def prune(days: int) -> None:
     must be kept.
     """
     settings = AuthSettings.lenient()
-    longest = max(row.duration_seconds for row in settings.load_service_types().rows.values())
+    longest = max(row.duration_seconds for row in settings.load_service_types().by_name.values())
     if days * _DAY < longest:
         raise click.BadParameter(f"the longest period has {longest // _DAY} days", param_hint="--older-than")
     try:

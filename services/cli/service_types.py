@@ -49,7 +49,7 @@ def diff(file: Path) -> None:
             after = table_file.load(file, debug=settings.mlpa_debug)
         except ConfigurationError:
             raise click.ClickException(refusal) from None
-    changed = [row for name, row in after.rows.items() if name in before.rows and row != before.rows[name]]
+    changed = [row for name, row in after.by_name.items() if name in before.by_name and row != before.by_name[name]]
     try:
         found = asyncio.run(_affected(settings, changed, after)) if changed else {}
     except DependencyUnavailable as error:
@@ -63,12 +63,12 @@ def diff(file: Path) -> None:
 async def _affected(settings: AuthSettings, rows: list[ServiceType], after: ServiceTypes) -> dict[str, Affected]:
     url = settings.database_url.get_secret_value()
     async with Database.connect(url, max_size=1, timeout=_TIMEOUT_SECONDS) as database:
-        return {row.name: await affected(database, row, after.rows, time.time()) for row in rows}
+        return {row.name: await affected(database, row, after.by_name, time.time()) for row in rows}
 
 
 def _lines(before: ServiceTypes, after: ServiceTypes, found: Mapping[str, Affected]) -> Iterator[str]:
     kinds: tuple[tuple[str, Mapping[str, Any], Mapping[str, Any]], ...] = (
-        ("service type", before.rows, after.rows),
+        ("service type", before.by_name, after.by_name),
         ("model", before.models, after.models),
     )
     for kind, old, new in kinds:

@@ -136,7 +136,7 @@ async def _open(
     operations = {one.route.path: one.make(settings, registry) for one in _PAID}
 
     def make_series(models: tuple[str, ...]) -> None:
-        rows = service_types.rows.values()
+        rows = service_types.by_name.values()
         metrics.preset(models, rows)
         for operation in operations.values():
             operation.metrics.preset(models, rows)

@@ -67,7 +67,7 @@ def configured(settings: GatewaySettings, service_types: ServiceTypes) -> Client
     :raises ConfigurationError: as ``ClientKeys.parse``.
     """
     text = settings.client_keys.get_secret_value() if settings.client_keys else ""
-    keys = ClientKeys.parse(text, service_types.rows.values(), debug=settings.mlpa_debug)
+    keys = ClientKeys.parse(text, service_types.by_name.values(), debug=settings.mlpa_debug)
     service_types.client_keys = keys.names
     return keys
 

@@ -162,13 +162,13 @@ class ModelRow(_ModelFields, frozen=True):
 class ServiceTypes:
     """The rows that hold at the moment, by name. A process has one, shared by all who need a row.
 
-    ``rows`` and ``models`` are views of the newest table: who keeps one of them looks a row up at each use. Who derives
-    something from the rows does so again ``on_change``.
+    ``by_name`` and ``models`` are views of the newest table: keep the view, and look a row up at each use. What is
+    derived from the rows is derived again ``on_change``.
     """
 
     def __init__(self, rows: Mapping[str, ServiceType], models: Mapping[str, ModelRow]) -> None:
         self._rows, self._models = dict(rows), dict(models)
-        self.rows: Mapping[str, ServiceType] = MappingProxyType(self._rows)
+        self.by_name: Mapping[str, ServiceType] = MappingProxyType(self._rows)
         self.models: Mapping[str, ModelRow] = MappingProxyType(self._models)
         self._listeners: list[Callable[[], None]] = []
         #: The client keys that the process has, which a row of another table may name; None: any.
@@ -235,7 +235,7 @@ def parse(raw: bytes, path: Path | None, *, debug: bool, after: ServiceTypes | N
     except (msgspec.DecodeError, ValueError) as error:
         raise ConfigurationError(f"SERVICE_TYPES: {shown}: {error}{_line(raw, error)}") from error
     table = ServiceTypes({row.name: row for row in _related(rows)}, {model.name: model for model in models})
-    if after is not None and (lost := sorted(after.rows.keys() - table.rows.keys())):
+    if after is not None and (lost := sorted(after.by_name.keys() - table.by_name.keys())):
         raise ConfigurationError(f"SERVICE_TYPES: {shown}: service type {lost[0]!r} is missing: that needs a restart")
     return table
 
@@ -274,7 +274,7 @@ def _check(number: int, row: ServiceType, *, debug: bool) -> None:
 
 def _check_change(number: int, row: ServiceType, after: ServiceTypes) -> None:
     """:raises _Fault: a process that has the table ``after`` can't take the row."""
-    before = after.rows.get(row.name)
+    before = after.by_name.get(row.name)
     if before is not None and row.duration_seconds != before.duration_seconds:
         raise _Fault(f"service type {row.name!r}: duration: another one needs a restart", number, "duration")
     if row.client_key is not None and after.client_keys is not None and row.client_key not in after.client_keys:

@@ -93,7 +93,7 @@ def build_apps(
         service.render_error,
         endpoints=sorted({op.path for op in everything}),
         user_digest=digest,
-        service_types=service_types.rows,
+        service_types=service_types.by_name,
         probes=probes,
         on_refusal=service.on_refusal,
     )

@@ -87,14 +87,14 @@ class ServiceTypesFile:
             _log.error("service_types_refused", reason=self._fault)
             return
         self._fault = None
-        before = dict(self._table.rows)
+        before = dict(self._table.by_name)
         if self._table.take(table):
-            changed = sorted(name for name, row in table.rows.items() if before.get(name) != row)
+            changed = sorted(name for name, row in table.by_name.items() if before.get(name) != row)
             _log.info("service_types_taken", changed=changed)
 
     def _show(self) -> None:
         now = time.time()
-        for name, row in self._table.rows.items():
+        for name, row in self._table.by_name.items():
             self._enabled.set(int(row.enabled), name)
             self._enforced.set(int(row.enforces(now)), name)
 

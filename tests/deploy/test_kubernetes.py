@@ -407,7 +407,7 @@ def test_ingress_nginx_takes_headers_as_large_as_the_nginx_that_is_tested_does()
 
 
 def test_the_example_of_the_service_types_can_be_read() -> None:
-    rows = load(FOLDER / "base" / "service_types.toml", debug=False).rows
+    rows = load(FOLDER / "base" / "service_types.toml", debug=False).by_name
     assert rows.keys() == {"ai", "s2s", "memories"}
     for row in rows.values():
         assert set(row.fxa_scopes) == {"https://identity.mozilla.com/apps/smartwindow", "profile:uid"}

@@ -30,35 +30,35 @@ def test_it_is_what_the_import_makes(example: ServiceTypes, tmp_path: Path) -> N
     file.write_text(SETTINGS)
     made = CliRunner().invoke(cli, ["import-settings", "--defaults", str(file)])
     assert made.exit_code == 0, made.output
-    assert dict(parse(made.stdout.encode(), None, debug=False).rows) == dict(example.rows)
+    assert dict(parse(made.stdout.encode(), None, debug=False).by_name) == dict(example.by_name)
 
 
 def test_development_types_need_a_key_and_no_others(example: ServiceTypes) -> None:
-    assert {name for name, row in example.rows.items() if row.client_key} == {
-        name for name in example.rows if name.endswith("-dev")
+    assert {name for name, row in example.by_name.items() if row.client_key} == {
+        name for name in example.by_name if name.endswith("-dev")
     }
 
 
 def test_signed_in_people_share_their_places(example: ServiceTypes) -> None:
-    assert example.rows["ai"].pool_members == example.rows["memories"].pool_members == ("ai", "memories")
-    assert example.rows["s2s"].pool is None
+    assert example.by_name["ai"].pool_members == example.by_name["memories"].pool_members == ("ai", "memories")
+    assert example.by_name["s2s"].pool is None
 
 
 def test_some_models_belong_to_some_types_in_both_directions(example: ServiceTypes) -> None:
     for model, types in (("exa", {"answer", "sw-answer"}), ("liner", {"liner-answer"})):
-        assert {name for name, row in example.rows.items() if row.allows_model(model)} == types
-        assert not any(example.rows[name].allows_model("gpt") for name in types)
+        assert {name for name, row in example.by_name.items() if row.allows_model(model)} == types
+        assert not any(example.by_name[name].allows_model("gpt") for name in types)
 
 
 def test_types_with_purposes_demand_one(example: ServiceTypes) -> None:
-    assert {name for name, row in example.rows.items() if row.purposes} == {
-        name for name, row in example.rows.items() if row.purposes_required
+    assert {name for name, row in example.by_name.items() if row.purposes} == {
+        name for name, row in example.by_name.items() if row.purposes_required
     }
-    assert example.rows["agent"].purposes == ("monitor", "research")
+    assert example.by_name["agent"].purposes == ("monitor", "research")
 
 
 def test_each_shipped_client_has_its_credential(example: ServiceTypes) -> None:
-    assert example.rows["ai"].credentials == (Credential.FXA,)
-    assert Credential.APP_ATTEST_REQUEST in example.rows["s2s"].credentials
-    assert [row.name for row in example.rows.values() if Credential.PLAY in row.credentials] == ["s2s-android"]
-    assert example.rows["s2s-android"].aliases == ("s2s",)
+    assert example.by_name["ai"].credentials == (Credential.FXA,)
+    assert Credential.APP_ATTEST_REQUEST in example.by_name["s2s"].credentials
+    assert [row.name for row in example.by_name.values() if Credential.PLAY in row.credentials] == ["s2s-android"]
+    assert example.by_name["s2s-android"].aliases == ("s2s",)

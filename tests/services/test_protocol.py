@@ -119,7 +119,7 @@ def test_it_has_every_field_of_a_row(tmp_path: Path) -> None:
     path = tmp_path / "service_types.toml"
     path.write_text(example)
     loaded = service_types.load(path, debug=False)
-    rows: list[Any] = [*loaded.rows.values(), *loaded.models.values()]
+    rows: list[Any] = [*loaded.by_name.values(), *loaded.models.values()]
     parts = re.split(r"^\[\[\w+\]\]", example, flags=re.MULTILINE)[1:]
     for row, part in zip(rows, parts, strict=True):
         known = {name.removesuffix("_nano").removesuffix("_seconds") for name in row.__struct_fields__}

@@ -19,7 +19,7 @@ def development() -> ServiceTypes:
 
 def service_type(name: str = "ai", **changes: Any) -> ServiceType:
     """The development table's ``ai`` under another name and with other values."""
-    return replace(development().rows["ai"], name=name, **changes)
+    return replace(development().by_name["ai"], name=name, **changes)
 
 
 def toml(name: str = "ai", **changes: Any) -> str:

@@ -57,7 +57,7 @@ class Exports:
         :param read_fxa: the cached verifications of an FxA uid; raises DependencyUnavailable.
         """
         self._database, self._jobs, self._redis = database, jobs, redis
-        self._rows, self._read_fxa = service_types.rows, read_fxa
+        self._rows, self._read_fxa = service_types.by_name, read_fxa
 
     async def export(self, identity: str) -> AsyncIterator[bytes]:
         """JSON text in pieces; the first comes when everything but the ledger is known.

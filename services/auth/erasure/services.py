@@ -74,7 +74,7 @@ class Erasures:
         :param settle: seconds after which everything is done once more.
         """
         self._database, self._jobs, self._redis = database, jobs, redis
-        self._rows, self._digests, self._registry = service_types.rows, digests, registry
+        self._rows, self._digests, self._registry = service_types.by_name, digests, registry
         self._purge_fxa, self._litellm, self._litellm_rows = purge_fxa, litellm, litellm_rows
         self._settle, self._every = settle, every
         self._unreadable: set[str] = set()  # digests of erasures under a secret that is gone, as logged

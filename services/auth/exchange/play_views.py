@@ -48,7 +48,7 @@ async def verify(request: web.Request) -> web.Response:
 
 def _only_row(request: web.Request) -> str:
     """:raises InvalidScope: it is not the only one."""
-    rows = [row.name for row in request.app[SERVICE_TYPES].rows.values() if Credential.PLAY in row.credentials]
+    rows = [row.name for row in request.app[SERVICE_TYPES].by_name.values() if Credential.PLAY in row.credentials]
     if len(rows) != 1:
         raise InvalidScope
     return rows[0]

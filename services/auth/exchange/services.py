@@ -47,7 +47,7 @@ class TokenExchange:
         registry: Registry,
     ) -> None:
         self._credentials = {credential.kind.subject_token_type: credential for credential in credentials}
-        self._rows = service_types.rows
+        self._rows = service_types.by_name
         self._users = users
         self._issuer = issuer
         self._limits = limits

@@ -62,7 +62,7 @@ class Provisioner:
         """
         self._admin = admin
         self._database = database
-        self._rows, self._factor = service_types.rows, factor
+        self._rows, self._factor = service_types.by_name, factor
         self._table_changed = asyncio.Event()
         service_types.on_change(self._take_table)
         self._pace = pace or Pace()

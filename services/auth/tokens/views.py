@@ -62,7 +62,7 @@ async def metadata(request: web.Request) -> web.Response:
         "revocation_endpoint_auth_methods_supported": ["none"],
         "grant_types_supported": [GRANT_TYPE],
         "response_types_supported": [],
-        "scopes_supported": list(request.app[SERVICE_TYPES].rows),
+        "scopes_supported": list(request.app[SERVICE_TYPES].by_name),
         "service_documentation": f"{base}/api/docs",
     }
     return web.json_response(body, headers={"Cache-Control": "max-age=300"})

@@ -49,7 +49,7 @@ class TotalBudgets:
         return await self._kept.get()
 
     async def _read(self) -> list[TotalUse]:
-        rows = [row for row in self._types.rows.values() if row.total_budget_nano]
+        rows = [row for row in self._types.by_name.values() if row.total_budget_nano]
         if not rows:
             return []
         try:

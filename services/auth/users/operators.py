@@ -60,7 +60,7 @@ class UserAdmin:
         self._database = database
         self._spending = spending
         self._changes = changes
-        self._rows = service_types.rows
+        self._rows = service_types.by_name
         self._on_tier = on_tier
         self._clock = clock
 

@@ -47,7 +47,7 @@ class Spending:
     def __init__(self, database: Database, redis: Client, service_types: ServiceTypes) -> None:
         self._database = database
         self._redis = redis
-        self._rows = service_types.rows
+        self._rows = service_types.by_name
 
     def row(self, user_id: str, tier: str) -> ServiceType | None:
         """The row whose money and rates hold for a user. As in the gateways, a tier without a row counts as the user's

@@ -60,7 +60,7 @@ class BudgetMetrics:
             "1 while these sums are known; otherwise chats of the service type get 503.",
             ("service_type",),
         )
-        self._rows = service_types.rows
+        self._rows = service_types.by_name
         self._make_series()
         service_types.on_change(self._make_series)
 

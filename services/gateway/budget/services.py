@@ -54,7 +54,7 @@ class Budgets:
         outbox_limit: int,
     ) -> None:
         who = uuid.uuid4().hex
-        self._rows = service_types.rows
+        self._rows = service_types.by_name
         self._metrics = BudgetMetrics(registry, service_types)
         self._scripts = BudgetScripts(executor, timings.lease, outbox_limit)
         self._metrics.outbox_limit.set(outbox_limit)

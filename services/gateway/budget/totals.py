@@ -65,7 +65,7 @@ class Totals:
 
     def _take_table(self) -> None:
         """Take the rows that have a total budget now. Only between two readings, which know them by name."""
-        rows = {total_name(row): row for row in self._service_types.rows.values() if row.total_budget_nano}
+        rows = {total_name(row): row for row in self._service_types.by_name.values() if row.total_budget_nano}
         metrics = self._metrics
         for gauge in (metrics.total_limit, metrics.total_spent, metrics.total_reserved, metrics.total_known):
             gauge.preset_all([row.name for row in rows.values()])

@@ -35,7 +35,7 @@ class CatalogueBody(msgspec.Struct, frozen=True):
 
 async def catalogue(request: web.Request) -> web.Response:
     """:raises DependencyUnavailable: LiteLLM's models were not read yet."""
-    known, rows = request.app[keys.CATALOGUE], request.app[keys.SERVICE_TYPES].rows.values()
+    known, rows = request.app[keys.CATALOGUE], request.app[keys.SERVICE_TYPES].by_name.values()
     if not known.loaded:
         raise DependencyUnavailable("litellm")
 

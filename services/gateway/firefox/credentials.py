@@ -95,7 +95,7 @@ class Credentials:
             return False
 
     def _service_type(self, request: web.Request) -> str:
-        rows = self._service_types.rows
+        rows = self._service_types.by_name
         given = request.headers.getall(SERVICE_TYPE_FIELD)
         known = len(given) == 1 and (given[0] in rows or any(given[0] in row.aliases for row in rows.values()))
         if not known:

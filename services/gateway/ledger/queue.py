@@ -266,7 +266,7 @@ class LedgerQueue:
                 ready.append(entry)
             else:
                 del self._settled[entry.row.id]
-                kind = self._service_types.rows.get(entry.row.details.service_type)
+                kind = self._service_types.by_name.get(entry.row.details.service_type)
                 self.settle(replace(entry.row, total=total_name(kind) if kind else ""))
         return ready
 

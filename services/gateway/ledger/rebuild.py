@@ -21,7 +21,7 @@ class Rebuilder:
         self, scripts: BudgetScripts, storage: LedgerStorage, service_types: ServiceTypes, metrics: BudgetMetrics
     ) -> None:
         self._scripts, self._storage, self._metrics = scripts, storage, metrics
-        self._rows = service_types.rows
+        self._rows = service_types.by_name
         #: Builds a user's state, given the user and its service type, once for all who ask while it runs. Raises
         #: DependencyUnavailable, and InvalidToken if the user was erased.
         self.build = Flight(self._build)

@@ -107,7 +107,7 @@ async def _compare(
 
     :param users: none but these.
     """
-    durations = {name: row.duration_seconds for name, row in service_types.rows.items()}
+    durations = {name: row.duration_seconds for name, row in service_types.by_name.items()}
     yesterday = (int(now) // 86_400 - 1) * 86_400
     waiting = await _outbox(redis)
     after = ""

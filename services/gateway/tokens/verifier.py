@@ -44,7 +44,7 @@ class TokenVerifier:
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._keys = keys
-        self._rows = service_types.rows
+        self._rows = service_types.by_name
         self._issuer = issuer
         self._clock = clock
         self._cache: OrderedDict[bytes, _Verified] = OrderedDict()

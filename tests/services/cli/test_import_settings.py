@@ -44,7 +44,7 @@ def run(tmp_path: Path, text: str, *options: str) -> tuple[Result, ServiceTypes 
 def test_budgets_capacity_models_and_purposes_become_rows(tmp_path: Path) -> None:
     result, table = run(tmp_path, ENV)
     assert table is not None, result.output
-    rows = table.rows
+    rows = table.by_name
     assert set(rows) == {"ai", "memories", "s2s", "agent-search", "answer", "ai-dev"}
     ai = rows["ai"]
     assert (ai.max_budget_nano, ai.rpm, ai.tpm, ai.duration_seconds) == (250_000_000, 30, 5000, 86400)
@@ -77,9 +77,9 @@ def test_what_could_not_be_translated_is_said_without_any_secret(tmp_path: Path)
 def test_every_type_of_that_server_can_be_had_with_its_defaults(tmp_path: Path) -> None:
     result, table = run(tmp_path, "", "--defaults")
     assert table is not None, result.output
-    assert {"ai", "memories", "s2s", "search", "telemetry", "agent", "mochi-dev"} <= set(table.rows)
-    assert (table.rows["s2s-android"].credentials, table.rows["s2s-android"].aliases) == (("play",), ("s2s",))
-    assert table.rows["ai"].pool is None
+    assert {"ai", "memories", "s2s", "search", "telemetry", "agent", "mochi-dev"} <= set(table.by_name)
+    assert (table.by_name["s2s-android"].credentials, table.by_name["s2s-android"].aliases) == (("play",), ("s2s",))
+    assert table.by_name["ai"].pool is None
 
 
 @pytest.mark.parametrize(
@@ -97,7 +97,7 @@ def test_every_type_of_that_server_can_be_had_with_its_defaults(tmp_path: Path) 
 def test_a_row_that_can_not_be_had_is_left_out_and_said(tmp_path: Path, line: str, said: str) -> None:
     result, table = run(tmp_path, f"USER_FEATURE_BUDGET_MEMORIES_RPM_LIMIT=5\n{line}\n")
     assert table is not None, result.output
-    assert set(table.rows) == {"memories"}
+    assert set(table.by_name) == {"memories"}
     assert said in result.stderr
 
 
@@ -105,7 +105,7 @@ def test_a_type_that_that_version_does_not_have_is_guessed_and_said(tmp_path: Pa
     lines = ("MAX_BUDGET=1", "RPM_LIMIT=2", "TPM_LIMIT=3", "BUDGET_DURATION=1h", "BUDGET_ID=mine")
     result, table = run(tmp_path, "".join(f"USER_FEATURE_BUDGET_NEW_THING_{line}\n" for line in lines))
     assert table is not None, result.output
-    assert table.rows["new-thing"].duration_seconds == 3600
+    assert table.by_name["new-thing"].duration_seconds == 3600
     assert "are a guess" in result.stderr
     assert "BUDGET_ID: not translated" in result.stderr
 
@@ -113,7 +113,7 @@ def test_a_type_that_that_version_does_not_have_is_guessed_and_said(tmp_path: Pa
 def test_a_purpose_is_needed_where_it_was(tmp_path: Path) -> None:
     _, table = run(tmp_path, "USER_FEATURE_BUDGET_AI_RPM_LIMIT=5\nMLPA_REQUIRE_PURPOSE_HEADER=true\n")
     assert table is not None
-    assert table.rows["ai"].purposes_required
+    assert table.by_name["ai"].purposes_required
 
 
 def test_a_file_without_any_is_refused(tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ def load(tmp_path: Path, text: str, *, debug: bool = False) -> service_types.Ser
 
 
 def test_a_row_is_read_whole(tmp_path: Path) -> None:
-    row = load(tmp_path, ROW).rows["ai"]
+    row = load(tmp_path, ROW).by_name["ai"]
     assert (row.max_budget_nano, row.duration_seconds, row.total_budget_nano) == (10**8, 86400, 0)
     assert row.allows_model("openai/gpt-4o")
     assert not row.allows_model("vertex/x")
@@ -84,7 +84,7 @@ def test_a_row_that_can_not_be_used_stops_the_start_and_is_named(
 
 
 def test_a_pattern_is_an_exact_name_first(tmp_path: Path) -> None:
-    row = load(tmp_path, ROW.replace('"openai/*"', '"a[1]", "b[12]", "c#@*"')).rows["ai"]
+    row = load(tmp_path, ROW.replace('"openai/*"', '"a[1]", "b[12]", "c#@*"')).by_name["ai"]
     assert [name for name in ("a[1]", "a1", "b1", "b[12]", "b3", "c#@x+y", "c#") if row.allows_model(name)] == [
         "a[1]",
         "a1",
@@ -95,18 +95,18 @@ def test_a_pattern_is_an_exact_name_first(tmp_path: Path) -> None:
 
 
 def test_a_row_may_say_how_its_requests_are_sampled(tmp_path: Path) -> None:
-    row = load(tmp_path, ROW.replace("rpm = 40", 'rpm = 40\ntemperature = "0.7"\ntop_p = "1"')).rows["ai"]
+    row = load(tmp_path, ROW.replace("rpm = 40", 'rpm = 40\ntemperature = "0.7"\ntop_p = "1"')).by_name["ai"]
     assert (row.temperature, row.top_p) == (0.7, 1.0)
-    assert load(tmp_path, ROW).rows["ai"].temperature is None
+    assert load(tmp_path, ROW).by_name["ai"].temperature is None
     assert load(tmp_path, ROW + '[[model]]\nname = "vertex_ai/x@2025#+[1]"\n').models["vertex_ai/x@2025#+[1]"]
 
 
 def test_a_row_may_name_a_search_tool_and_its_price(tmp_path: Path) -> None:
-    row = load(tmp_path, ROW.replace("rpm = 40", 'rpm = 40\nsearch_tool = "exa-search"\nsearch_cost = "0.005"')).rows[
-        "ai"
-    ]
+    row = load(
+        tmp_path, ROW.replace("rpm = 40", 'rpm = 40\nsearch_tool = "exa-search"\nsearch_cost = "0.005"')
+    ).by_name["ai"]
     assert (row.search_tool, row.search_cost_nano) == ("exa-search", 5_000_000)
-    row = load(tmp_path, ROW).rows["ai"]
+    row = load(tmp_path, ROW).by_name["ai"]
     assert (row.search_tool, row.search_cost_nano) == (None, 0)
 
 
@@ -119,7 +119,7 @@ def test_an_exclusive_model_is_for_the_rows_that_name_it(tmp_path: Path) -> None
         row("ai", 'models = ["*"]')
         + row("answer", 'models = ["gpt"]\nexclusive_models = ["exa"]')
         + row("named", 'models = ["exa", "*"]'),
-    ).rows
+    ).by_name
     allowed = {
         name: [model for model in ("exa", "gpt", "exa2") if row.allows_model(model)] for name, row in rows.items()
     }
@@ -131,7 +131,7 @@ def test_rows_of_a_pool_have_one_capacity(tmp_path: Path) -> None:
         return ROW.replace('"ai"', f'"{name}"').replace("rpm = 40", f"rpm = 40\n{more}")
 
     pooled = 'pool = "signed-in"\nmax_users = {}'
-    rows = load(tmp_path, row("b", pooled.format(5)) + row("a", pooled.format(5)) + row("c", "max_users = 7")).rows
+    rows = load(tmp_path, row("b", pooled.format(5)) + row("a", pooled.format(5)) + row("c", "max_users = 7")).by_name
     assert (rows["a"].pool_members, rows["b"].pool_members, rows["c"].pool_members) == (("a", "b"), ("a", "b"), ())
     with pytest.raises(ConfigurationError, match="pool 'signed-in': 'b' and 'a' differ in max_users"):
         load(tmp_path, row("b", pooled.format(5)) + row("a", pooled.format(6)))
@@ -143,7 +143,7 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 
 
 def test_the_development_table_is_the_documented_one() -> None:
-    rows = service_types.load(None, debug=True).rows
+    rows = service_types.load(None, debug=True).by_name
     assert {name: (row.max_budget_nano, row.rpm, row.tpm) for name, row in rows.items()} == {
         "ai": (10**8, 40, 2000),
         "s2s": (10**8, 40, 2000),
@@ -157,6 +157,6 @@ def test_a_name_that_makes_too_long_user_ids_stops_the_start(tmp_path: Path, cre
     row = ROW.replace('credentials = ["fxa"]', f"credentials = [{credentials}]")
     for debug in (True, False):
         fits = "x" * most
-        assert fits in load(tmp_path, row.replace('"ai"', f'"{fits}"'), debug=debug).rows
+        assert fits in load(tmp_path, row.replace('"ai"', f'"{fits}"'), debug=debug).by_name
         with pytest.raises(ConfigurationError, match=f"'x{fits}'.* at most {most}"):
             load(tmp_path, row.replace('"ai"', f'"x{fits}"'), debug=debug)

@@ -40,9 +40,9 @@ class Watched:
         self.registry = Registry()
         self.table = service_types.load(path, debug=False)
         self.seen: list[int] = []
-        self.table.on_change(lambda: self.seen.append(self.table.rows["ai"].rpm))
+        self.table.on_change(lambda: self.seen.append(self.table.by_name["ai"].rpm))
         self.file = ServiceTypesFile(path, self.table, self.registry, debug=False, every=every)
-        self.rows = self.table.rows
+        self.rows = self.table.by_name
 
     async def until(self, true: Callable[[], bool]) -> None:
         async with asyncio.timeout(5):
@@ -187,5 +187,7 @@ def test_the_same_table_is_no_change() -> None:
     table = service_types.load(None, debug=True)
     assert not table.take(service_types.load(None, debug=True))
     assert table.take(
-        ServiceTypes(table.rows, {}) if table.models else ServiceTypes({**table.rows, "x": table.rows["ai"]}, {})
+        ServiceTypes(table.by_name, {})
+        if table.models
+        else ServiceTypes({**table.by_name, "x": table.by_name["ai"]}, {})
     )

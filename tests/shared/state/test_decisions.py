@@ -178,12 +178,12 @@ async def test_a_row_that_is_not_enforced_refuses_only_the_blocked_beforehand(
 
 async def test_the_tier_that_redis_knows_decides(redis: Client, redis_url: str, postgres_url: str) -> None:
     kinds = rows(row(), row("poor", max_budget_nano=EMPTY - 1))
-    who = principal(kinds.rows["ai"])
+    who = principal(kinds.by_name["ai"])
     async with opened(redis_url, postgres_url, kinds) as (budgets, _, _):
         await settle_one(redis, budgets, who)
         await decisions.set_user(redis, who.user_id, "poor")
         recorded = Recorded("ai", Standing.GOOD, 0, [])
-        found = await decisions.outlook(redis, who.user_id, kinds.rows, recorded, least=LEAST, empty=EMPTY)
+        found = await decisions.outlook(redis, who.user_id, kinds.by_name, recorded, least=LEAST, empty=EMPTY)
         assert found is not None
         assert set(found.refusals) == {"exceeded"}
 

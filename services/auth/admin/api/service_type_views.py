@@ -40,7 +40,7 @@ class ServiceTypesBody(msgspec.Struct, frozen=True):
 async def list_service_types(request: web.Request) -> web.Response:
     await callers.by_key(request)
     now = time.time()
-    return answer(ServiceTypesBody([_body(row, now) for row in request.app[SERVICE_TYPES].rows.values()]))
+    return answer(ServiceTypesBody([_body(row, now) for row in request.app[SERVICE_TYPES].by_name.values()]))
 
 
 def _body(row: ServiceType, now: float) -> ServiceTypeBody:

@@ -43,8 +43,8 @@ async def requests(request: web.Request, session: Session) -> web.StreamResponse
         page=found,
         given=given,
         first=not cursor,
-        service_types=list(request.app[SERVICE_TYPES].rows),
-        search_tools={row.search_tool for row in request.app[SERVICE_TYPES].rows.values()},
+        service_types=list(request.app[SERVICE_TYPES].by_name),
+        search_tools={row.search_tool for row in request.app[SERVICE_TYPES].by_name.values()},
         outcomes=[outcome.value for outcome in Outcome],
         codes=CODES,
     )

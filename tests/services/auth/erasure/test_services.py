@@ -68,7 +68,7 @@ async def test_an_erased_identity_leaves_no_trace_but_its_digest(
     who, memories, other = of(identity), of(identity, row("memories")), of(f"f{identity[1:]}")
     for entering in (identity, other.identity):
         for service_type in ("ai", "memories"):
-            await world.users.enter(entering, world.types.rows[service_type])
+            await world.users.enter(entering, world.types.by_name[service_type])
             world.litellm.customers[f"{entering}:{service_type}"] = {"budget_id": None}
     await world.run(_DEVICE, identity=identity)
     sessions = Sessions(world.redis, AdminKeys([ADMIN_KEY]), [b"a secret"])
@@ -155,12 +155,12 @@ async def erased(world: World, identity: str) -> None:
 
 @pytest.mark.parametrize("identity", [UID, KEY, INSTALL])
 async def test_an_identity_that_returns_is_still_blocked(world: World, identity: str) -> None:
-    await world.users.enter(identity, world.types.rows["ai"])
+    await world.users.enter(identity, world.types.by_name["ai"])
     await world.admin.block(f"{identity}:ai", JANE, f"{identity} spends through a script")
     await erased(world, identity)
     for service_type in ("ai", "memories"):
         with pytest.raises(UserBlocked):
-            await world.users.enter(identity, world.types.rows[service_type])
+            await world.users.enter(identity, world.types.by_name[service_type])
     assert await world.one("select count(*) from users") == 0
     assert await world.one("select blocked_reason from identities") == f"{DIGESTS.of(identity)} spends through a script"
 
@@ -168,12 +168,12 @@ async def test_an_identity_that_returns_is_still_blocked(world: World, identity:
 async def test_a_device_that_returns_is_still_revoked(world: World) -> None:
     enrol = "insert into devices (key_id, public_key) values (:key, '') returning key_id"
     await world.run(enrol, key=KEY)
-    await world.users.enter(KEY, world.types.rows["ai"])
+    await world.users.enter(KEY, world.types.by_name["ai"])
     await DeviceAdmin(world.database, world.changes, reports=world.database).revoke(KEY, JANE, "stolen")
     await erased(world, KEY)
     await world.run(enrol, key=KEY)  # attested again
     with pytest.raises(AccessDenied):
-        await world.users.enter(KEY, world.types.rows["ai"])
+        await world.users.enter(KEY, world.types.by_name["ai"])
 
 
 @pytest.mark.parametrize("seconds", [3600, 86_400, 7 * 86_400])
@@ -196,12 +196,12 @@ async def test_an_identity_that_returns_goes_on_in_its_period(world: World, seco
 
 
 async def test_what_was_decided_is_found_by_an_older_secret(world: World) -> None:
-    await world.users.enter(UID, world.types.rows["ai"])
+    await world.users.enter(UID, world.types.by_name["ai"])
     await world.admin.block(WHO.user_id, JANE)
     await world.erasures.erase(UID, JANE)
     rotated = Digests([b"the new secret", b"a secret of tests"])
     with pytest.raises(UserBlocked):
-        await Users(world.database, world.redis, Registry(), rotated).enter(UID, world.types.rows["ai"])
+        await Users(world.database, world.redis, Registry(), rotated).enter(UID, world.types.by_name["ai"])
     await world.restarted(digests=rotated).finish()
     assert await world.traces(UID) == []
     assert await world.one("select count(*) from erasures where sealed is not null") == 0
@@ -229,7 +229,7 @@ async def test_an_unknown_identity_leaves_no_trace_by_being_erased(world: World)
 
 async def test_rows_that_come_late_are_written_under_the_digest(world: World) -> None:
     """Of a gateway that could not reach Redis or PostgreSQL for a while."""
-    await world.users.enter(UID, world.types.rows["ai"])
+    await world.users.enter(UID, world.types.by_name["ai"])
     await erased(world, UID)
     now = int(time.time() * 1000)
     late = LedgerRow(
@@ -243,7 +243,7 @@ async def test_rows_that_come_late_are_written_under_the_digest(world: World) ->
     assert await world.one("select count(*) from refusals where user_id is null") == 2
     assert await world.traces(UID) == []
     assert await world.one("select user_id from ledger") == f"{DIGESTS.of(UID)}:ai"
-    await world.users.enter(UID, world.types.rows["ai"])
+    await world.users.enter(UID, world.types.by_name["ai"])
     await LedgerStorage(world.database).write([msgspec.structs.replace(late, id="later")])
     assert await world.one("select user_id from ledger where id = 'later'") == WHO.user_id
 
@@ -268,7 +268,7 @@ async def test_a_settlement_that_comes_late_leaves_redis_after_some_minutes(worl
 
 
 async def test_a_change_that_was_waiting_brings_nothing_back(world: World) -> None:
-    await world.users.enter(UID, world.types.rows["ai"])
+    await world.users.enter(UID, world.types.by_name["ai"])
     async with world.database.transaction() as transaction:
         await world.changes.record(transaction, UID, "blocked")
     await erased(world, UID)
@@ -279,28 +279,28 @@ async def test_a_change_that_was_waiting_brings_nothing_back(world: World) -> No
 async def test_redis_that_is_down_is_told_when_it_is_back(world: World, own_valkey: ValkeyServer) -> None:
     async with connect(own_valkey.url, timeout=0.5) as redis:
         erasures = world.restarted(redis=redis)
-        await world.users.enter(UID, world.types.rows["ai"])
+        await world.users.enter(UID, world.types.by_name["ai"])
         own_valkey.stop()
         with pytest.raises(DependencyUnavailable):
             await erasures.erase(UID, JANE)
         assert [trace for trace in await world.traces(UID) if not trace.startswith("redis")] == []
         users = Users(world.database, redis, Registry(), DIGESTS)
         with pytest.raises(DependencyUnavailable):
-            await users.enter(UID, world.types.rows["ai"])  # not before Redis has forgotten it
+            await users.enter(UID, world.types.by_name["ai"])  # not before Redis has forgotten it
         own_valkey.start()
         async with erasures.running():
             await until(lambda: world.one("select count(*) = 0 from erasures where sealed is not null"))
-        await users.enter(UID, world.types.rows["ai"])
+        await users.enter(UID, world.types.by_name["ai"])
 
 
 async def test_litellm_that_is_down_is_told_when_it_is_back(world: World) -> None:
-    await world.users.enter(UID, world.types.rows["ai"])
+    await world.users.enter(UID, world.types.by_name["ai"])
     world.litellm.customers[WHO.user_id] = {"budget_id": None}
     world.litellm.fault = html
     await world.erasures.erase(UID, JANE)
     with pytest.raises(LiteLLMError):
         await world.erasures.finish()
-    await world.users.enter(UID, world.types.rows["ai"])  # who returns need not wait for LiteLLM
+    await world.users.enter(UID, world.types.by_name["ai"])  # who returns need not wait for LiteLLM
     await world.run("update users set litellm_budget = 'mlpa:ai' returning 1")
     world.litellm.fault = None
     await world.erasures.finish()
@@ -313,7 +313,7 @@ async def test_litellm_that_is_down_is_told_when_it_is_back(world: World) -> Non
 async def test_an_erasure_that_broke_off_is_finished_by_another_process(
     world: World, unused_port: int, dead: str
 ) -> None:
-    await world.users.enter(UID, world.types.rows["ai"])
+    await world.users.enter(UID, world.types.by_name["ai"])
     async with Database.connect(f"postgresql://x:x@127.0.0.1:{unused_port}/x") as nobody:
         broken = world.restarted(**{dead: nobody})
         if dead != "litellm_rows":
@@ -339,14 +339,14 @@ async def test_litellms_own_rows_are_deleted_in_its_database(world: World, empty
             await rows_of.execute(
                 Query.text(f"insert into \"{table}\" values ('{UID}\\:ai'), ('{UID}\\:memories'), ('x')")
             )
-        await world.users.enter(UID, world.types.rows["ai"])
+        await world.users.enter(UID, world.types.by_name["ai"])
         await world.restarted(litellm_rows=rows_of).erase(UID, JANE)
         for table in ("LiteLLM_SpendLogs", "LiteLLM_DailyEndUserSpend"):
             assert (await rows_of.fetch(Query.text(f'select count(*) as n from "{table}"')))[0]["n"] == 1
 
 
 async def test_fingerprints_are_kept_no_longer_than_tokens_live(world: World) -> None:
-    await world.users.enter(UID, world.types.rows["ai"])
+    await world.users.enter(UID, world.types.by_name["ai"])
     await erased(world, UID)
     await storage.clear(world.database, kept=3600)
     assert await world.one("select count(fingerprint) from erasures") == 1
@@ -357,17 +357,17 @@ async def test_fingerprints_are_kept_no_longer_than_tokens_live(world: World) ->
 @pytest.mark.parametrize("service_type", ["ai", "memories"])
 async def test_an_exchange_during_an_erasure_brings_nothing_back(world: World, service_type: str) -> None:
     """A newcomer to a service type, and a known user with a new generation, which both wait for the erasure."""
-    await world.users.enter(UID, world.types.rows["ai"], generation=1)
+    await world.users.enter(UID, world.types.by_name["ai"], generation=1)
     async with world.database.transaction() as transaction:
         await storage.lock_users(transaction, UID)
-        entering = asyncio.create_task(world.users.enter(UID, world.types.rows[service_type], generation=2))
+        entering = asyncio.create_task(world.users.enter(UID, world.types.by_name[service_type], generation=2))
         await until(lambda: world.one("select count(*) = 1 from pg_locks where locktype = 'advisory' and not granted"))
         await storage.begin(transaction, UID, DIGESTS.of(UID), DIGESTS.seal(UID), ["ai", "memories"])
     with pytest.raises(DependencyUnavailable):
         await entering
     await world.erasures.finish()
     assert await world.traces(UID) == []
-    await world.users.enter(UID, world.types.rows[service_type], generation=2)
+    await world.users.enter(UID, world.types.by_name[service_type], generation=2)
 
 
 async def test_erasures_whose_secret_is_lost_hold_up_no_later_one(
@@ -378,7 +378,7 @@ async def test_erasures_whose_secret_is_lost_hold_up_no_later_one(
         " select 'erased.' || n, convert_to(repeat('x', 60), 'UTF8'), now() - interval '1 day'"
         " from generate_series(1, 250) as n returning digest"
     )
-    await world.users.enter(UID, world.types.rows["ai"])
+    await world.users.enter(UID, world.types.by_name["ai"])
     await world.erasures.erase(UID, JANE)
     for _ in range(3):
         await world.erasures.finish()
@@ -390,7 +390,7 @@ async def test_erasures_whose_secret_is_lost_hold_up_no_later_one(
 async def test_a_decision_about_a_device_that_commits_during_its_erasure_is_kept(world: World, bulk: bool) -> None:
     enrol = "insert into devices (key_id, public_key, source_digest) values (:key, '', 'farm') returning key_id"
     await world.run(enrol, key=KEY)
-    await world.users.enter(KEY, world.types.rows["ai"])
+    await world.users.enter(KEY, world.types.by_name["ai"])
     async with world.database.transaction() as transaction:
         if bulk:
             await operators_storage.block(transaction, Chosen(source_digest="farm"), reason=None, limit=10)
@@ -404,4 +404,4 @@ async def test_a_decision_about_a_device_that_commits_during_its_erasure_is_kept
     assert await world.traces(KEY) == []
     await world.run(enrol, key=KEY)  # attested again
     with pytest.raises(AccessDenied):
-        await world.users.enter(KEY, world.types.rows["ai"])
+        await world.users.enter(KEY, world.types.by_name["ai"])

@@ -23,6 +23,6 @@ from shared.domain.service_types import ServiceTypes
 def test_a_budget_is_the_rows_times_the_factor_in_whole_nano_dollars(
     service_types: Callable[[str], ServiceTypes], figures: str, factor: float, nano: int, duration: str
 ) -> None:
-    budget = Budget.of(service_types(figures).rows["ai"], factor)
+    budget = Budget.of(service_types(figures).by_name["ai"], factor)
     assert budget == Budget("mlpa:ai", nano, duration)
     assert round(budget.max_budget_usd * 10**9) == nano

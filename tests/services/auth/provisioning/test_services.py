@@ -277,7 +277,7 @@ async def test_while_a_row_is_not_enforced_its_budget_in_litellm_has_no_limit(
     table = service_types("ai=0.10/1d")
     async with world.provisioner(rows=table).running():
         await until(lambda: has_budget(world, "mlpa:ai", 0.2))
-        row = msgspec.structs.replace(table.rows["ai"], enforce=False, enforce_until=time.time() + 3600)
+        row = msgspec.structs.replace(table.by_name["ai"], enforce=False, enforce_until=time.time() + 3600)
         table.take(ServiceTypes({"ai": row}, {}))
         await until(lambda: has_budget(world, "mlpa:ai", 1_000_000))
         table.take(ServiceTypes({"ai": msgspec.structs.replace(row, enforce_until=time.time() - 1)}, {}))

@@ -37,7 +37,7 @@ class Parts:
 
     @property
     def ai(self) -> ServiceType:
-        return self.types.rows["ai"]
+        return self.types.by_name["ai"]
 
     async def one(self, sql: str) -> object:
         return next(iter((await self.database.fetch(Query.text(sql)))[0].values()))

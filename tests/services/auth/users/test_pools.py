@@ -19,7 +19,7 @@ from shared.telemetry.metrics import Registry
 from tests.support.digests import DIGESTS
 from tests.support.waiting import until
 
-ROWS = load(None, debug=True).rows
+ROWS = load(None, debug=True).by_name
 _INSERT = Query.text(
     "insert into users (user_id, identity, service_type, budget_tier) values (:user_id, :identity, 'ai', 'ai')"
 )

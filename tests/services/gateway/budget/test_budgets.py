@@ -270,7 +270,7 @@ async def test_a_tier_set_by_an_operator_holds_from_the_next_request(redis_url: 
                 t=tier,
             )
             await decisions.set_user(client, who.user_id, tier)
-            expected = kinds.rows.get(tier, kinds.rows["ai"])
+            expected = kinds.by_name.get(tier, kinds.by_name["ai"])
             seconds = expected.duration_seconds
             assert (await budgets.state(who)).resets_at == (time.time() // seconds + 1) * seconds
             reservation = await budgets.admit(ask())

@@ -97,7 +97,7 @@ async def test_all_users_together_stay_under_the_total(redis_url: str, postgres_
         held = [await (one, two)[user % 2].admit(ask(principal(KIND, user=user))) for user in range(20)]
         await refused(one, BudgetReserved)
         await refused(two, BudgetReserved)
-        other = await one.admit(ask(principal(KINDS.rows["other"])))
+        other = await one.admit(ask(principal(KINDS.by_name["other"])))
         one.settle(other, delivered())
         for user, reservation in enumerate(held):
             (one, two)[user % 2].settle(reservation, delivered(100, 1000))
@@ -111,7 +111,7 @@ async def test_one_request_takes_no_more_than_the_total_leaves(redis_url: str, p
     small = rows(replace(KIND, total_budget_nano=1_000_000))
     async with opened(redis_url, postgres_url, small) as (budgets, _, _):
         await known(budgets)
-        reservation = await budgets.admit(ask(principal(small.rows["ai"])))
+        reservation = await budgets.admit(ask(principal(small.by_name["ai"])))
         assert (reservation.grant, reservation.amount_nano) == (450, 1_000_000)
         budgets.settle(reservation, delivered(100, 450))
 
@@ -270,7 +270,7 @@ async def test_builds_under_load_lose_nothing_and_count_nothing_twice(redis_url:
             while time.monotonic() < ends:
                 turn += 1
                 try:
-                    reservation = await budgets.admit(ask(principal(large.rows["ai"], user=number * 7 + turn % 50)))
+                    reservation = await budgets.admit(ask(principal(large.by_name["ai"], user=number * 7 + turn % 50)))
                 except DependencyUnavailable:
                     await asyncio.sleep(0.01)
                     continue
@@ -323,7 +323,7 @@ async def test_a_total_budget_that_is_set_within_a_period_counts_what_was_spent_
         who = principal(old._rows["ai"])
         old.settle(await old.admit(ask(who)), delivered())
         held = await old.admit(ask(who))
-        async with opened(redis_url, postgres_url, rows(two.rows["other"])) as (budgets, _, _):
+        async with opened(redis_url, postgres_url, rows(two.by_name["other"])) as (budgets, _, _):
             await until(lambda: "other:86400" in budgets._totals._known)
         async with opened(redis_url, postgres_url, two) as (budgets, _, _):
             await known(budgets)

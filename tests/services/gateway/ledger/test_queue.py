@@ -130,7 +130,7 @@ async def test_what_a_dead_gateway_left_counts_though_redis_was_emptied_before_i
 ) -> None:
     """A reaper has it, and nobody else, when the user and the totals are built again."""
     kinds = rows(row(total_budget_nano=10**12))
-    name, totals = total_name(kinds.rows["ai"]), layout.of_user(principal().user_id).totals
+    name, totals = total_name(kinds.by_name["ai"]), layout.of_user(principal().user_id).totals
     async with (
         opened(own_valkey.url, postgres_url, kinds) as (budgets, database, _),
         connect(own_valkey.url) as client,

@@ -38,7 +38,7 @@ async def test_users_of_all_nodes_are_served(cluster: ValkeyCluster, postgres_ur
     """Every script stays on one slot, and users are spread over all three nodes."""
     kinds = rows(row(total_budget_nano=10**12))
     async with opened(cluster.url, postgres_url, kinds) as (budgets, database, _):
-        users = [principal(kinds.rows["ai"], user=number) for number in range(60)]
+        users = [principal(kinds.by_name["ai"], user=number) for number in range(60)]
 
         async def ready() -> bool:
             try:
