@@ -39,8 +39,7 @@ class ServiceError(Exception):
 class DependencyUnavailable(ServiceError):
     """A dependency of the decision could not be asked, which says nothing about the credential."""
 
-    status = 503
-    code = "temporarily_unavailable"
+    status, code = 503, "temporarily_unavailable"
 
     def __init__(self, dependency: str, *, retry_after: float = 1, reason: str = "unavailable") -> None:
         """
@@ -56,8 +55,7 @@ class DependencyUnavailable(ServiceError):
 class Draining(ServiceError):
     """This process is ending and takes no more requests; another one does."""
 
-    status = 503
-    code = "temporarily_unavailable"
+    status, code = 503, "temporarily_unavailable"
     message = "The service is restarting. Try again."
 
     def __init__(self) -> None:
@@ -65,8 +63,7 @@ class Draining(ServiceError):
 
 
 class BadRequest(ServiceError):
-    status = 400
-    code = "invalid_request"
+    status, code = 400, "invalid_request"
     message = "The request is malformed."
 
 
@@ -95,18 +92,15 @@ class HeadTooLarge(BadRequest):
 
 
 class NotFound(ServiceError):
-    status = 404
-    code = "not_found"
+    status, code = 404, "not_found"
     message = "There is nothing at this path."
 
 
 class MethodNotAllowed(ServiceError):
-    status = 405
-    code = "method_not_allowed"
+    status, code = 405, "method_not_allowed"
     message = "The path does not take this method."
 
 
 class PayloadTooLarge(ServiceError):
-    status = 413
-    code = "request_too_large"
+    status, code = 413, "request_too_large"
     message = "The request body is too large."

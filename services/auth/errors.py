@@ -55,8 +55,7 @@ class InvalidTarget(AuthError):
 
 
 class InvalidChallenge(AuthError):
-    status = 401
-    code = "invalid_challenge"
+    status, code = 401, "invalid_challenge"
     message = "The challenge is unknown for this key, used or expired. Request a new one."
 
     def __init__(self) -> None:
@@ -64,8 +63,7 @@ class InvalidChallenge(AuthError):
 
 
 class IntegrityRejected(AuthError):
-    status = 401
-    code = "integrity_rejected"
+    status, code = 401, "integrity_rejected"
     message = "The integrity token was rejected."
 
     def __init__(self) -> None:
@@ -73,14 +71,12 @@ class IntegrityRejected(AuthError):
 
 
 class Unauthorized(AuthError):
-    status = 401
-    code = "unauthorized"
+    status, code = 401, "unauthorized"
     message = "The admin key is missing."
 
 
 class UnknownSecurityEvent(AuthError):
-    status = 401
-    code = "invalid_token"
+    status, code = 401, "invalid_token"
     message = "The token is not a Security Event Token of FxA's for this service."
 
     def __init__(self, *, missing: bool) -> None:
@@ -89,14 +85,12 @@ class UnknownSecurityEvent(AuthError):
 
 
 class AttestationRejected(AuthError):
-    status = 403
-    code = "attestation_rejected"
+    status, code = 403, "attestation_rejected"
     message = "The attestation was rejected."
 
 
 class AccessDenied(AuthError):
-    status = 403
-    code = "access_denied"
+    status, code = 403, "access_denied"
     message = "This user or device may not use the service."
 
 
@@ -109,26 +103,22 @@ class DeviceNotTrusted(AccessDenied):
 
 
 class MaxUsersReached(AuthError):
-    status = 403
-    code = "max_users_reached"
+    status, code = 403, "max_users_reached"
     message = "The service type has no room for new users."
 
 
 class Forbidden(AuthError):
-    status = 403
-    code = "forbidden"
+    status, code = 403, "forbidden"
     message = "This key may view, but not change anything."
 
 
 class UnknownTier(AuthError):
-    status = 422
-    code = "unknown_service_type"
+    status, code = 422, "unknown_service_type"
     message = "There is no such service type."
 
 
 class SlowDown(AuthError):
-    status = 429
-    code = "slow_down"
+    status, code = 429, "slow_down"
     message = "Too many requests. Try again later."
 
     def __init__(self, retry_after: float) -> None:
@@ -138,8 +128,7 @@ class SlowDown(AuthError):
 class SwitchedOff(ServiceError):
     """An operator has switched the service type off."""
 
-    status = 503
-    code = "temporarily_unavailable"
+    status, code = 503, "temporarily_unavailable"
     message = "The service is switched off at the moment."
 
     def __init__(self) -> None:

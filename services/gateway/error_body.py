@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
+from services.gateway.errors import codes
 from shared.telemetry.openapi import Answer
 
 
@@ -23,11 +24,11 @@ class ErrorBody(msgspec.Struct, frozen=True):
 
 #: The answers of every path that needs an access token.
 AUTHENTICATED = {
-    401: Answer("`invalid_token`", ErrorBody, headers=["WWW-Authenticate"]),
+    401: Answer(codes(401), ErrorBody, headers=["WWW-Authenticate"]),
     403: Answer(
-        "`user_blocked`; `forbidden`: the service type needs a client key, or another credential; `max_users_reached`: "
+        f"{codes(403)}. `forbidden`: the service type needs a client key, or another credential; `max_users_reached`: "
         "it is full, for shipped Firefox clients",
         ErrorBody,
     ),
-    503: Answer("`unavailable`", ErrorBody, headers=["Retry-After"]),
+    503: Answer(codes(503), ErrorBody, headers=["Retry-After"]),
 }

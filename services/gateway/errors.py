@@ -1,6 +1,7 @@
 """What the gateway answers when it refuses or fails: one class per row of the error table.
 
-Classes that share a code are subclasses of its first one. Each shared error is answered and counted as the class that
+Classes that share a code are subclasses of its first one. A code that only scripts decide has its class from its row in
+`shared/state/refusals.py`. Each shared error is answered and counted as the class that
 `kind_of` finds for it.
 
 `error_response` renders any ServiceError as a plain answer, `error_event` as the last event of a stream.
@@ -23,6 +24,7 @@ from shared.errors import (
     PayloadTooLarge,
     ServiceError,
 )
+from shared.state.refusals import Word
 
 #: `Retry-After` while LiteLLM refuses the gateway itself.
 KEY_REFUSED_SECONDS = 300
@@ -30,15 +32,16 @@ KEY_REFUSED_SECONDS = 300
 SWITCHED_OFF_SECONDS = 30
 #: Why LiteLLM refuses the gateway itself: its key, or the budget of that key.
 KEY_REFUSALS = ("key", "budget")
+_TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 
 
 class GatewayError(ServiceError):
-    """An error of the gateway's table. `type` is OpenAI's family, `param` the field at fault. `why` says more than the
-    message, to operators alone.
+    """An error of the gateway's table. `type` is OpenAI's family, by default that of the status; `param` is the field
+    at fault. `why` says more than the message, to operators alone.
 
     `should_retry` False sends `x-should-retry: false`, which OpenAI's SDKs obey. A class states in its head whether the
     failure is `ours` (it counts against availability) and, where that is not its code, the metric reason it is
-    `counted_as`. A class without a status, code, message, type or side cannot be defined.
+    `counted_as`. A class without a status, code, message or side cannot be defined.
     """
 
     status = 500
@@ -55,9 +58,11 @@ class GatewayError(ServiceError):
     def __init_subclass__(cls, *, ours: bool | None = None, counted_as: str | None = None) -> None:
         super().__init_subclass__()
         if cls.__base__ is GatewayError:
-            missing = {"status", "code", "message", "type"} - vars(cls).keys()
+            missing = {"status", "code", "message"} - vars(cls).keys()
             if missing or ours is None:
                 raise TypeError(f"{cls.__name__} lacks {', '.join(sorted(missing)) or 'its side'}")
+        if "status" in vars(cls) and "type" not in vars(cls):
+            cls.type = _TYPES.get(cls.status, "server_error" if cls.status >= 500 else "invalid_request_error")
         if ours is not None:
             cls.ours = ours
         if counted_as or "code" in vars(cls):
@@ -79,32 +84,17 @@ class GatewayError(ServiceError):
 class BudgetExceeded(GatewayError, ours=False):
     """What is spent leaves less than a minimal request needs. `retry_after`: seconds to the reset, and a bit."""
 
-    status = 429
-    code = "budget_exceeded"
+    status, code, mlpa_code = 429, "budget_exceeded", 1
     message = "The budget of this period is spent."
     type = "insufficient_quota"
-    mlpa_code = 1
     should_retry = False
-
-
-class BudgetReserved(GatewayError, ours=False):
-    """Only requests in flight stand in the way; their settlement may make room in a moment."""
-
-    status = 429
-    code = "budget_reserved"
-    message = "The rest of the budget is reserved by requests in flight."
-    type = "rate_limit_error"
-    mlpa_code = 2
 
 
 class RateLimited(GatewayError, ours=False):
     """RPM, TPM or open streams. `retry_after`: seconds until one more fits; `reason`: rpm | tpm | streams."""
 
-    status = 429
-    code = "rate_limit_exceeded"
+    status, code, mlpa_code = 429, "rate_limit_exceeded", 2
     message = "Too many requests."
-    type = "rate_limit_error"
-    mlpa_code = 2
 
     def __init__(
         self,
@@ -123,21 +113,15 @@ class RequestTooLarge(GatewayError, ours=False):
     where an empty prompt would fit.
     """
 
-    status = 413
-    code = "request_too_large"
+    status, code, mlpa_code = 413, "request_too_large", 3
     message = "The request is too large."
-    type = "invalid_request_error"
-    mlpa_code = 3
 
 
 class UpstreamRateLimited(GatewayError, ours=True):
     """The provider (or LiteLLM on its behalf) refused for its own limits; its Retry-After when it gave one."""
 
-    status = 429
-    code = "upstream_rate_limited"
+    status, code, mlpa_code = 429, "upstream_rate_limited", 5
     message = "The model's provider is limiting requests."
-    type = "rate_limit_error"
-    mlpa_code = 5
 
 
 class InvalidModel(GatewayError, ours=False):
@@ -148,11 +132,8 @@ class InvalidModel(GatewayError, ours=False):
 
     model: str | None = None
 
-    status = 400
-    code = "invalid_model"
+    status, code, mlpa_code = 400, "invalid_model", 8
     message = "The model does not exist or may not be used."
-    type = "invalid_request_error"
-    mlpa_code = 8
     param = "model"
 
     @classmethod
@@ -166,10 +147,8 @@ class InvalidModel(GatewayError, ours=False):
 class ModelNotFound(GatewayError, ours=False, counted_as=InvalidModel.code):
     """There is no such model, or it may not be used. OpenAI's code for it."""
 
-    status = 404
-    code = "model_not_found"
+    status, code = 404, "model_not_found"
     message = InvalidModel.message
-    type = "invalid_request_error"
     param = "model"
 
 
@@ -181,11 +160,8 @@ class InvalidRequest(GatewayError, ours=False):
 
     model: str | None = None
 
-    status = 400
-    code = "invalid_request"
+    status, code, mlpa_code = 400, "invalid_request", 9
     message = "The request is malformed."
-    type = "invalid_request_error"
-    mlpa_code = 9
 
 
 class Malformed(InvalidRequest):
@@ -197,19 +173,15 @@ class Malformed(InvalidRequest):
 class UnknownPath(GatewayError, ours=False, counted_as=InvalidRequest.code):
     """`NotFound` in this service's table."""
 
-    status = NotFound.status
-    code = NotFound.code
+    status, code = NotFound.status, NotFound.code
     message = NotFound.message
-    type = "invalid_request_error"
 
 
 class WrongMethod(GatewayError, ours=False, counted_as=InvalidRequest.code):
     """`MethodNotAllowed` in this service's table."""
 
-    status = MethodNotAllowed.status
-    code = MethodNotAllowed.code
+    status, code = MethodNotAllowed.status, MethodNotAllowed.code
     message = MethodNotAllowed.message
-    type = "invalid_request_error"
 
 
 class InvalidToken(GatewayError, ours=False):
@@ -218,10 +190,8 @@ class InvalidToken(GatewayError, ours=False):
     Answers with `WWW-Authenticate` as RFC 6750 section 3: without an `error` when no access token was sent at all.
     """
 
-    status = 401
-    code = "invalid_token"
+    status, code = 401, "invalid_token"
     message = "The access token is invalid."
-    type = "authentication_error"
     should_retry = False
 
     def __init__(
@@ -235,50 +205,39 @@ class InvalidToken(GatewayError, ours=False):
 class UserBlocked(GatewayError, ours=False):
     """The user was blocked after the token was issued."""
 
-    status = 403
-    code = "user_blocked"
+    status, code = 403, "user_blocked"
     message = "This user is blocked."
-    type = "permission_error"
     should_retry = False
 
 
 class MaxUsersReached(GatewayError, ours=False):
     """The service type has no place for a new user. Auth decides that, at the exchange."""
 
-    status = 403
-    code = "max_users_reached"
+    status, code, mlpa_code = 403, "max_users_reached", 4
     message = "The service type has no room for new users."
-    type = "permission_error"
-    mlpa_code = 4
     should_retry = False
 
 
 class Forbidden(GatewayError, ours=False):
     """The credential is good, but not for this request: another service type, or a key beside it is missing."""
 
-    status = 403
-    code = "forbidden"
+    status, code = 403, "forbidden"
     message = "This credential may not be used for this request."
-    type = "permission_error"
     should_retry = False
 
 
 class UpstreamError(GatewayError, ours=True):
     """LiteLLM failed or cut the answer short. `should_retry` is False when the request was charged."""
 
-    status = 502
-    code = "upstream_error"
+    status, code = 502, "upstream_error"
     message = "The model could not answer."
-    type = "server_error"
 
 
 class Unavailable(GatewayError, ours=True):
     """This service cannot take the request now: draining, at its limit of open requests, or LiteLLM is down."""
 
-    status = 503
-    code = "unavailable"
+    status, code = 503, "unavailable"
     message = "The service is unavailable at the moment."
-    type = "server_error"
 
     def __init__(
         self, message: str | None = None, *, retry_after: float = 1, headers: dict[str, str] | None = None
@@ -313,11 +272,16 @@ class UpstreamKeyRefused(Unavailable):
 class UpstreamTimeout(GatewayError, ours=True):
     """No data from LiteLLM in the configured time."""
 
-    status = 504
-    code = "upstream_timeout"
+    status, code = 504, "upstream_timeout"
     message = "The model did not answer in time."
-    type = "server_error"
 
+
+_OF_ROW = ("status", "code", "mlpa_code", "message")
+#: The classes of the codes that only scripts decide.
+_DECIDED = [
+    type(row.code.title().replace("_", ""), (GatewayError,), {name: getattr(row, name) for name in _OF_ROW}, ours=False)
+    for row in {word.row.code: word.row for word in Word if word.row.status}.values()
+]
 
 _SHARED: dict[type[ServiceError], type[GatewayError]] = {
     DependencyUnavailable: Unavailable,
@@ -341,6 +305,11 @@ def kinds(of: type[GatewayError] = GatewayError) -> Iterator[type[GatewayError]]
     yield of
     for kind in of.__subclasses__():
         yield from kinds(kind)
+
+
+def codes(status: int) -> str:
+    """The codes of a status, for the API's description."""
+    return ", ".join(dict.fromkeys(f"`{kind.code}`" for kind in kinds() if kind.status == status))
 
 
 def envelope(error: ServiceError) -> dict[str, Any]:

@@ -1,4 +1,6 @@
-"""The answers of scripts about a request; of a refusal all but its error class and the script that decides it."""
+"""The answers of scripts about a request; of a refusal all but the script that decides it, and its error class if it
+doesn't have the code to itself.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,8 @@ from typing import NamedTuple, Self
 class Row(NamedTuple):
     """A refusal.
 
-    :ivar code: of the error that the client gets; the gateway's class of this code has the rest of it.
+    :ivar code: of the error that the client gets. If something else than a script decides it too, the gateway has a
+        class of this code; otherwise ``status``, ``mlpa_code`` and ``message`` are the whole of it.
     :ivar forecast: the console's sentence, a format for what ``auth/admin/console/support.py`` gives it.
     :ivar noted: the sentence of a refused request, for operators, a format for what the gateway decided by; empty where
         the client's message says it.
@@ -22,6 +25,8 @@ class Row(NamedTuple):
     counted_as: str = ""
     message: str | None = None
     noted: str = ""
+    status: int = 0
+    mlpa_code: int | None = None
 
 
 _NONE = Row()
@@ -115,7 +120,10 @@ class Word(StrEnum):
         Row(
             "budget_reserved",
             "Open requests may cost what is left; it comes free when they end.",
+            message="The rest of the budget is reserved by requests in flight.",
             noted="Open requests reserve what is left of the user's {budget} USD (tier {tier.name}).",
+            status=429,
+            mlpa_code=2,
         ),
     )
     # Of the total budget that all users of a service type share

@@ -73,6 +73,13 @@ def _query(table: str, indexed: str) -> Query:
 _QUERIES = {(table, indexed): _query(table, indexed) for table in _TABLES for indexed in (*_INDEXED, "")}
 
 
+_CODES = Query.text(
+    """
+    select distinct code from (select code from refusals order by at desc, id desc limit :scan) as newest order by code
+    """
+)
+
+
 class Sought(msgspec.Struct, frozen=True):
     """What is looked for; empty fields are not. ``until``: only requests before that time."""
 
@@ -151,6 +158,10 @@ class Requests:
             pagination.encode(edge[0].astimezone(UTC).isoformat(), edge[1]) if edge else None,
             edge[0] if edge and len(rows) < limit else None,
         )
+
+    async def codes(self) -> list[str]:
+        """The error codes of the newest refusals."""
+        return [row["code"] for row in await self._database.fetch(_CODES, scan=_SCANNED)]
 
     async def refused(self, user_id: str, *, limit: int) -> list[RequestRow]:
         """The refusals of a user that were kept, newest first."""

@@ -11,14 +11,15 @@ from shared.errors import DependencyUnavailable, ServiceError
 from shared.state.refusals import Word
 
 _CLASSES = {kind.code: kind for kind in reversed(list(kinds()))}  # where several share a code, their base
-_KINDS = {word: _CLASSES[word.row.code] for word in Word if word.row.code}
+#: The error of each word that refuses.
+KINDS = {word: _CLASSES[word.row.code] for word in Word if word.row.code}
 _UNAVAILABLE = "unavailable"
-_LABELS = {word.row.code: word.label for word in _KINDS}
+_LABELS = {word.row.code: word.label for word in KINDS}
 #: The reasons of the metrics.
-LABELS = tuple(dict.fromkeys((*(word.label for word in _KINDS), _UNAVAILABLE)))
+LABELS = tuple(dict.fromkeys((*(word.label for word in KINDS), _UNAVAILABLE)))
 #: Those of limits, as opposed to a block or an outage.
 UNENFORCED = tuple(
-    dict.fromkeys(word.label for word, kind in _KINDS.items() if kind not in (UserBlocked, InvalidToken, Unavailable))
+    dict.fromkeys(word.label for word, kind in KINDS.items() if kind not in (UserBlocked, InvalidToken, Unavailable))
 )
 
 
@@ -42,7 +43,7 @@ class Refusal:
         """
         if self.reason is Word.FULL:
             return DependencyUnavailable("postgres", retry_after=5, reason="too many ledger rows wait in Redis")
-        kind = _KINDS.get(self.reason)
+        kind = KINDS.get(self.reason)
         if kind is None:  # settled: withdrawn before it was admitted
             return DependencyUnavailable("redis")
         given: dict[str, Any] = {"headers": self.rate_limits.headers() if self.rate_limits else {}}

@@ -16,7 +16,7 @@ from services.gateway.budget.models import Ask, BudgetState, Delivery, Reservati
 from services.gateway.budget.refusals import Refusal, label
 from services.gateway.budget.scripts import SCRIPTS, BudgetScripts, Expected, rate_limits
 from services.gateway.budget.totals import Totals
-from services.gateway.errors import BudgetExceeded, BudgetReserved, RequestTooLarge
+from services.gateway.errors import GatewayError
 from services.gateway.ledger.queue import LedgerQueue
 from services.gateway.ledger.reaper import Reaper
 from services.gateway.ledger.rebuild import Rebuilder
@@ -131,8 +131,7 @@ class Budgets:
     async def admit(self, ask: Ask) -> Reservation:
         """Reserve the worst case of a request, before it goes out.
 
-        :raises BudgetExceeded, BudgetReserved, RequestTooLarge, RateLimited: with the ``x-ratelimit-*`` headers.
-        :raises UserBlocked, InvalidToken: blocked, or the token revoked, since it was issued.
+        :raises GatewayError: it is refused, for one of the reasons of ``Word``; with the ``x-ratelimit-*`` headers.
         :raises DependencyUnavailable: Redis could not be asked, or PostgreSQL at the first sight of a user.
         """
         try:
@@ -153,7 +152,7 @@ class Budgets:
             limits = bounds(ask, expected.budget_nano if expected.enforced else max(MOST, expected.budget_nano))
             try:
                 room = self._totals.check(ask, limits)
-            except (BudgetExceeded, BudgetReserved, RequestTooLarge) as refusal:
+            except GatewayError as refusal:
                 refusal.headers.update((await self.state(principal)).rate_limits.headers())
                 raise
             try:

@@ -78,7 +78,7 @@ class Totals:
     def check(self, ask: Ask, bounds: Bounds) -> int | None:
         """What all users of the service type together leave, in nano-dollars, at least ``least``; None for no limit.
 
-        :raises BudgetExceeded, BudgetReserved, RequestTooLarge: they leave less.
+        :raises GatewayError: they leave less.
         :raises DependencyUnavailable: not known at the moment.
         """
         row = ask.principal.service_type

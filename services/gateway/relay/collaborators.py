@@ -28,7 +28,7 @@ class Budgets(Protocol):
     async def admit(self, ask: Ask) -> Reservation:
         """Reserve the worst case.
 
-        :raises BudgetExceeded, BudgetReserved, RateLimited, UserBlocked, InvalidToken: it is refused.
+        :raises GatewayError: it is refused.
         :raises DependencyUnavailable: it could not be decided.
         """
 

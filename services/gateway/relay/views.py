@@ -9,7 +9,6 @@ import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from http import HTTPStatus
 from typing import Any
 
 from aiohttp import web
@@ -19,7 +18,7 @@ from services.gateway.catalogue.prices import PricedModel
 from services.gateway.dialects import authenticate
 from services.gateway.dialects import of as dialect_of
 from services.gateway.error_body import AUTHENTICATED, ErrorBody
-from services.gateway.errors import InvalidModel, InvalidRequest, InvalidToken, kinds
+from services.gateway.errors import InvalidModel, InvalidRequest, InvalidToken, codes
 from services.gateway.relay.collaborators import COLLABORATORS, Collaborators
 from services.gateway.relay.operation import PaidOperation, Size, permitted
 from services.gateway.relay.relay import Relay
@@ -39,16 +38,12 @@ MODEL = web.RequestKey("model", str)
 _RATES = [f"x-ratelimit-{which}-{of}" for of in ("requests", "tokens") for which in ("limit", "remaining", "reset")]
 #: The answers of every paid operation, beside its own 200.
 _ANSWERS = {
-    400: Answer("`invalid_request` (`param` names the field) or `invalid_model`", ErrorBody),
+    400: Answer(f"{codes(400)}; `param` names the field", ErrorBody),
     **AUTHENTICATED,
-    413: Answer("`request_too_large`: the body, or the prompt for the model", ErrorBody),
-    429: Answer(
-        ", ".join(dict.fromkeys(f"`{kind.code}`" for kind in kinds() if kind.status == HTTPStatus.TOO_MANY_REQUESTS)),
-        ErrorBody,
-        headers=["Retry-After", "x-should-retry", *_RATES],
-    ),
-    502: Answer("`upstream_error`", ErrorBody, headers=["x-should-retry"]),
-    504: Answer("`upstream_timeout`", ErrorBody),
+    413: Answer(f"{codes(413)}: the body, or the prompt for the model", ErrorBody),
+    429: Answer(codes(429), ErrorBody, headers=["Retry-After", "x-should-retry", *_RATES]),
+    502: Answer(codes(502), ErrorBody, headers=["x-should-retry"]),
+    504: Answer(codes(504), ErrorBody),
 }
 
 

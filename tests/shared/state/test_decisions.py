@@ -11,7 +11,6 @@ from services.gateway.budget.models import Ask
 from services.gateway.budget.services import Budgets
 from services.gateway.errors import (
     BudgetExceeded,
-    BudgetReserved,
     InvalidToken,
     RateLimited,
     RequestTooLarge,
@@ -25,7 +24,7 @@ from shared.state.decisions import Outlook, Recorded
 from shared.state.layout import Standing
 from shared.state.packed import Excepted
 from shared.stores.redis import Client
-from tests.services.gateway.budget.support import ask, delivered, opened, principal, row, rows
+from tests.services.gateway.budget.support import BudgetReserved, ask, delivered, opened, principal, row, rows
 from tests.support.waiting import until
 
 #: What ``ask()`` has to reserve at the least.

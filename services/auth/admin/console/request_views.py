@@ -19,12 +19,6 @@ from shared.errors import NotFound
 
 #: How the page names the fields of ``Sought``.
 _FIELDS = {"request": "request_id", "user": "user_id", "model": "model", "type": "service_type", "code": "code"}
-#: The error codes of the gateway, for the form; any other text may be looked for.
-CODES = (
-    *("budget_exceeded", "budget_reserved", "rate_limit_exceeded", "request_too_large", "upstream_rate_limited"),
-    *("invalid_model", "invalid_request", "invalid_token", "user_blocked", "max_users_reached", "forbidden"),
-    *("upstream_error", "upstream_timeout", "unavailable", "server_error"),
-)
 
 
 @pages.page
@@ -45,8 +39,7 @@ async def requests(request: web.Request, session: Session) -> web.StreamResponse
         first=not cursor,
         service_types=list(request.app[SERVICE_TYPES].by_name),
         search_tools={row.search_tool for row in request.app[SERVICE_TYPES].by_name.values()},
-        outcomes=[outcome.value for outcome in Outcome],
-        codes=CODES,
+        codes=[*Outcome, *await request.app[REQUESTS].codes()],
     )
 
 

@@ -10,14 +10,17 @@ from decimal import Decimal
 from typing import Any
 
 from services.gateway.budget.models import Ask, Delivery, Timings, Usage
+from services.gateway.budget.refusals import KINDS
 from services.gateway.budget.services import Budgets
 from services.gateway.catalogue.prices import PricedModel
 from services.gateway.tokens.models import Principal
 from shared.domain.service_types import ServiceType, ServiceTypes
+from shared.state.refusals import Word
 from shared.stores.postgres import Database, Query
 from shared.telemetry.metrics import Registry
 from tests.support.service_types import service_type
 
+BudgetReserved = KINDS[Word.RESERVED]
 FAST = Timings(lease=1.0, renew=0.2, flush=0.02, sweep=0.2, orphan=0.4, totals=0.1, drain=5)
 #: 1000 nano-dollars per prompt token, 2000 per completion token.
 MODEL = PricedModel("model", Decimal("0.000001"), Decimal("0.000002"))

@@ -16,7 +16,6 @@ from services.gateway.catalogue import price_fields
 from services.gateway.catalogue.prices import PricedModel
 from services.gateway.errors import (
     BudgetExceeded,
-    BudgetReserved,
     InvalidToken,
     RateLimited,
     RequestTooLarge,
@@ -29,7 +28,18 @@ from shared.state.decisions import Oldest
 from shared.state.layout import Standing
 from shared.stores.postgres import Query
 from shared.stores.redis import connect
-from tests.services.gateway.budget.support import FAST, ask, delivered, ledger, opened, principal, row, rows, total
+from tests.services.gateway.budget.support import (
+    FAST,
+    BudgetReserved,
+    ask,
+    delivered,
+    ledger,
+    opened,
+    principal,
+    row,
+    rows,
+    total,
+)
 from tests.support.waiting import until
 
 

@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from services.gateway.budget.services import Budgets
-from services.gateway.errors import BudgetExceeded, BudgetReserved, RateLimited, UserBlocked
+from services.gateway.errors import BudgetExceeded, RateLimited, UserBlocked
 from shared.domain.service_types import ServiceType, ServiceTypes
 from shared.state import decisions
 from shared.state.layout import Standing
@@ -18,7 +18,7 @@ from shared.state.packed import Excepted
 from shared.stores.postgres import Database, Query
 from shared.stores.redis import connect
 from shared.telemetry.metrics import Registry
-from tests.services.gateway.budget.support import ask, delivered, opened, principal, row, rows
+from tests.services.gateway.budget.support import BudgetReserved, ask, delivered, opened, principal, row, rows
 from tests.support.waiting import until
 
 #: What a request of ``ask()`` reserves: 2.1 million nano-dollars.

@@ -23,7 +23,7 @@ from services.gateway.budget.resets import delay
 from services.gateway.budget.scripts import BudgetScripts, Expired, TotalsBegun
 from services.gateway.budget.services import Budgets
 from services.gateway.budget.totals import Totals
-from services.gateway.errors import BudgetExceeded, BudgetReserved
+from services.gateway.errors import BudgetExceeded
 from services.gateway.ledger.storage import LedgerStorage
 from shared.domain.identity import SHARDS, shard
 from shared.domain.outcome import Outcome
@@ -38,6 +38,7 @@ from tests.services.gateway.budget.clocked import ClockedExecutor
 from tests.services.gateway.budget.support import (
     FAST,
     MODEL,
+    BudgetReserved,
     ask,
     delivered,
     ledger,

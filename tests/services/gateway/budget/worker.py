@@ -20,9 +20,9 @@ import uvloop
 
 from services.gateway.budget.models import Delivery, Reservation, Timings, Usage
 from services.gateway.budget.services import Budgets
-from services.gateway.errors import BudgetExceeded, BudgetReserved, RequestTooLarge
+from services.gateway.errors import BudgetExceeded, RequestTooLarge
 from shared.errors import DependencyUnavailable
-from tests.services.gateway.budget.support import ask, opened, principal, row, rows
+from tests.services.gateway.budget.support import BudgetReserved, ask, opened, principal, row, rows
 
 
 class Clients:

@@ -10,11 +10,12 @@ from typing import Any
 import pytest
 
 from services.gateway.budget.models import Usage
-from services.gateway.errors import KEY_REFUSALS, BudgetReserved
+from services.gateway.errors import KEY_REFUSALS
 from services.gateway.upstream.balance import MAX_TRIED
 from services.gateway.upstream.client import UpstreamConfig
 from shared.errors import DependencyUnavailable
 from tests.doubles.litellm import LiteLLMDouble, Script, answer, error_body
+from tests.services.gateway.budget.support import BudgetReserved
 from tests.services.gateway.conftest import Gateway
 from tests.support.waiting import until
 

@@ -9,8 +9,9 @@ from typing import Any
 import openai
 import pytest
 
-from services.gateway.errors import BudgetExceeded, BudgetReserved, RateLimited, UserBlocked
+from services.gateway.errors import BudgetExceeded, RateLimited, UserBlocked
 from tests.doubles.litellm import DONE, Script, answer, chunk, error_body, event, stream_of
+from tests.services.gateway.budget.support import BudgetReserved
 from tests.services.gateway.conftest import TOKEN, Gateway
 
 HI: Any = [{"role": "user", "content": "Hi"}]
