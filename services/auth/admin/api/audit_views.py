@@ -8,10 +8,9 @@ import msgspec
 from aiohttp import web
 
 from services.auth.admin.access import callers
+from services.auth.admin.api.models import body_of
 from services.auth.admin.api.requests import COMMON, CURSOR, LIMIT, MALFORMED, answer, limit, one_each, operation
-from services.auth.admin.times import rfc3339
 from services.auth.audit.log import AUDIT_LOG
-from services.auth.audit.storage import Entry
 from shared.telemetry.openapi import Answer, Parameter
 
 
@@ -39,23 +38,13 @@ async def list_entries(request: web.Request) -> web.Response:
     page = await request.app[AUDIT_LOG].page(
         subject=query.get("subject", ""), cursor=query.get("cursor"), limit=limit(query)
     )
-    return answer(AuditBody([_body(entry) for entry in page.rows], page.next_cursor))
-
-
-def _body(entry: Entry) -> EntryBody:
-    return EntryBody(
-        entry.id, rfc3339(entry.at), entry.actor, entry.action, entry.subject, entry.old, entry.new, entry.source
-    )
+    return answer(AuditBody([body_of(EntryBody, entry) for entry in page.rows], page.next_cursor))
 
 
 OPERATIONS = [
     operation(
-        "Audit log",
-        "GET",
-        "/audit",
-        list_entries,
-        "What was done, and by whom",
+        *("Audit log", "GET /audit", list_entries, "What was done, and by whom"),
         {200: Answer("Entries, newest first", AuditBody), **COMMON, **MALFORMED},
-        parameters=[LIMIT, CURSOR, Parameter("subject", "The whole id of a user or device, or another subject.")],
+        *(LIMIT, CURSOR, Parameter("subject", "The whole id of a user or device, or another subject.")),
     )
 ]

@@ -74,25 +74,11 @@ def cell(text: str) -> str:
 
 OPERATIONS = [
     operation(
-        "Costs",
-        "GET",
-        "/admin/costs.csv",
-        costs_csv,
-        "Spend, requests and tokens as CSV",
-        {
-            200: Answer(
-                "Lines by the dimensions asked for, then requests, tokens and USD",
-                {"type": "string"},
-                media_type="text/csv",
-            ),
-            **COMMON,
-            **MALFORMED,
-        },
-        parameters=[
-            Parameter("from", "The first day (UTC), or a time; six days before the last day if missing."),
-            Parameter("to", "The last day (UTC), or a time, which is excluded; today if missing."),
-            Parameter("by", f"Some of `{'`, `'.join(DIMENSIONS)}`, comma-separated; `{_BY}` if missing."),
-        ],
+        *("Costs", "GET /admin/costs.csv", costs_csv, "Spend, requests and tokens as CSV"),
+        {200: Answer("Lines by the dimensions, then the sums", {"type": "string"}, "text/csv"), **COMMON, **MALFORMED},
+        Parameter("from", "The first day (UTC), or a time; six days before the last day if missing."),
+        Parameter("to", "The last day (UTC), or a time, which is excluded; today if missing."),
+        Parameter("by", f"Some of `{'`, `'.join(DIMENSIONS)}`, comma-separated; `{_BY}` if missing."),
         description="For a key, or a session of the console. Lines are in the order of days, if the day is asked for. "
         "Sums are of whole hours, by the time of admission.",
     )

@@ -9,7 +9,7 @@ import msgspec
 from aiohttp import web
 
 from services.auth.admin.access import callers
-from services.auth.admin.api.models import Reason, RevokeRequest
+from services.auth.admin.api.models import Reason, RevokeRequest, body_of
 from services.auth.admin.api.requests import (
     CHANGE,
     COMMON,
@@ -23,9 +23,8 @@ from services.auth.admin.api.requests import (
     one_each,
     operation,
 )
-from services.auth.admin.times import rfc3339
 from services.auth.devices.operators import DEVICE_ADMIN
-from services.auth.devices.operators_storage import Chosen, DeviceRow
+from services.auth.devices.operators_storage import Chosen
 from services.auth.error_body import ErrorBody
 from services.auth.errors import InvalidRequest
 from shared.telemetry.openapi import Answer, Body, Parameter
@@ -99,7 +98,7 @@ async def list_devices(request: web.Request) -> web.Response:
     page = await request.app[DEVICE_ADMIN].page(
         q=query.get("q", ""), cursor=query.get("cursor"), limit=limit(query), chosen=chosen.chosen()
     )
-    return answer(DevicesBody([_body(device) for device in page.rows], page.next_cursor))
+    return answer(DevicesBody([body_of(DeviceBody, device) for device in page.rows], page.next_cursor))
 
 
 async def get_device(request: web.Request) -> web.Response:
@@ -123,31 +122,12 @@ async def block(request: web.Request) -> web.Response:
 
 
 async def _device(request: web.Request) -> web.Response:
-    return answer(_body(await request.app[DEVICE_ADMIN].get(request.match_info["key_id"])))
-
-
-def _body(device: DeviceRow) -> DeviceBody:
-    return DeviceBody(
-        device.key_id,
-        device.environment,
-        device.bundle_id,
-        device.bundle_version,
-        device.counter,
-        rfc3339(device.created_at),
-        rfc3339(device.last_used_at) if device.last_used_at else None,
-        rfc3339(device.revoked_at) if device.revoked_at else None,
-        device.revoked_reason,
-        device.validation_category,
-        device.risk_metric,
-        rfc3339(device.risk_metric_at) if device.risk_metric_at else None,
-        device.receipt_fault,
-        device.source_digest,
-    )
+    return answer(body_of(DeviceBody, await request.app[DEVICE_ADMIN].get(request.match_info["key_id"])))
 
 
 _TAG = "Devices"
 _MOMENT = {"type": "string", "format": "date-time"}
-_NOT_FOUND = {404: Answer("There is no such device", ErrorBody)}
+_DEVICE = {200: Answer("The device", DeviceBody), 404: Answer("There is no such device", ErrorBody)}
 _ID = Parameter(
     "key_id",
     "Canonical, percent-encoded: it may hold `/ + =`.",
@@ -157,57 +137,32 @@ _ID = Parameter(
 
 OPERATIONS = [
     operation(
-        _TAG,
-        "GET",
-        "/device",
-        list_devices,
-        "List or search App Attest devices",
+        *(_TAG, "GET /device", list_devices, "List or search App Attest devices"),
         {200: Answer("A page, by key id", DevicesBody), **COMMON, **MALFORMED},
-        parameters=[
-            LIMIT,
-            CURSOR,
-            Parameter("q", "Start of the key id."),
-            Parameter("bundle_id", "The app."),
-            Parameter("bundle_version", "Its version, which devices report since iOS 27."),
-            Parameter(
-                "validation_category",
-                "How the app was distributed, by Apple's number.",
-                schema={"type": "integer", "minimum": 0, "maximum": 2**32 - 1},
-            ),
-            Parameter("first_seen_from", "Enrolled at this moment or later.", schema=_MOMENT),
-            Parameter("first_seen_to", "Enrolled before this moment.", schema=_MOMENT),
-            Parameter("source_digest", "Enrolled from the source with this digest."),
-        ],
+        *(LIMIT, CURSOR, Parameter("q", "Start of the key id."), Parameter("bundle_id", "The app.")),
+        Parameter("bundle_version", "Its version, which devices report since iOS 27."),
+        Parameter(
+            "validation_category",
+            "How the app was distributed, by Apple's number.",
+            schema={"type": "integer", "minimum": 0, "maximum": 2**32 - 1},
+        ),
+        Parameter("first_seen_from", "Enrolled at this moment or later.", schema=_MOMENT),
+        Parameter("first_seen_to", "Enrolled before this moment.", schema=_MOMENT),
+        Parameter("source_digest", "Enrolled from the source with this digest."),
     ),
     operation(
-        _TAG,
-        "POST",
-        "/device/block",
-        block,
-        "Block all devices of an app, a version, a time or a source",
+        *(_TAG, "POST /device/block", block, "Block all devices of an app, a version, a time or a source"),
         {200: Answer("How many", BlockedBody), **CHANGE, **MALFORMED},
         body=Body(BlockRequest, {"source_digest": "0123456789abcdef0123456789abcdef", "dry_run": True}),
         description="At least one criterion. Only counts unless `dry_run` is false. Blocks at most 10,000, with one "
         "entry in the audit log; gateways learn of them one after another, some hundreds per second. "
         "`POST /user/{key_id}/unblock` admits one again.",
     ),
+    operation(_TAG, "GET /device/{key_id}", get_device, "One device", {**_DEVICE, **COMMON}, _ID),
     operation(
-        _TAG,
-        "GET",
-        "/device/{key_id}",
-        get_device,
-        "One device",
-        {200: Answer("The device", DeviceBody), **COMMON, **_NOT_FOUND},
-        parameters=[_ID],
-    ),
-    operation(
-        _TAG,
-        "POST",
-        "/device/{key_id}/revoke",
-        revoke,
-        "Revoke a device for good, in all its service types",
-        {200: Answer("The device", DeviceBody), **CHANGE, **_NOT_FOUND, **MALFORMED},
-        parameters=[_ID],
+        *(_TAG, "POST /device/{key_id}/revoke", revoke, "Revoke a device for good, in all its service types"),
+        {**_DEVICE, **CHANGE, **MALFORMED},
+        _ID,
         body=Body(RevokeRequest, {"reason": "It was stolen."}, required=False),
         description="Every gateway refuses it within a second, tokens in hand included. This can't be undone.",
     ),

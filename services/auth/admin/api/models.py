@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import Annotated
+from typing import Annotated, Any, TypeVar
 
 import msgspec
 
@@ -88,41 +88,36 @@ class BudgetRequest(msgspec.Struct, frozen=True):
     service_type: str
 
 
+_Body = TypeVar("_Body", bound=msgspec.Struct)
+
+
+def body_of(kind: type[_Body], row: Any, **others: Any) -> _Body:
+    """A body with the row's values of the same names, of which times become RFC 3339, and with ``others``."""
+    same = {name: getattr(row, name) for name in kind.__struct_fields__ if name not in others}
+    return kind(**others, **{n: rfc3339(value) if isinstance(value, datetime) else value for n, value in same.items()})
+
+
 def user_body(user: User) -> UserBody:
     row, spent = user.row, user.spent
-    return UserBody(
-        row.user_id,
-        row.service_type,
-        row.budget_tier,
-        row.blocked_at is not None,
-        rfc3339(row.created_at),
-        rfc3339(row.last_seen_at),
-        nano_to_usd(spent.spent_nano),
-        nano_to_usd(spent.reserved_nano),
-        nano_to_usd(spent.max_budget_nano),
-        datetime.fromtimestamp(spent.resets_at, UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
-        ExceptionBody(
-            datetime.fromtimestamp(given.until, UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
-            nano_to_usd(given.extra_nano),
-            given.without_rates,
-            row.exception_reason,
-        )
-        if (given := row.exception)
-        else msgspec.UNSET,
+    exception: ExceptionBody | msgspec.UnsetType = msgspec.UNSET
+    if given := row.exception:
+        usd = nano_to_usd(given.extra_nano)
+        exception = ExceptionBody(_second(given.until), usd, given.without_rates, row.exception_reason)
+    return body_of(
+        UserBody,
+        row,
+        blocked=row.blocked_at is not None,
+        spent_usd=nano_to_usd(spent.spent_nano),
+        reserved_usd=nano_to_usd(spent.reserved_nano),
+        max_budget_usd=nano_to_usd(spent.max_budget_nano),
+        resets_at=_second(spent.resets_at),
+        exception=exception,
     )
+
+
+def _second(moment: float) -> str:
+    return datetime.fromtimestamp(moment, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def ledger_body(row: LedgerRow) -> LedgerRowBody:
-    return LedgerRowBody(
-        row.id,
-        row.request_id,
-        row.service_type,
-        row.model,
-        row.purpose,
-        row.prompt_tokens,
-        row.completion_tokens,
-        nano_to_usd(row.cost_nano),
-        row.outcome,
-        rfc3339(row.admitted_at),
-        rfc3339(row.settled_at),
-    )
+    return body_of(LedgerRowBody, row, cost_usd=nano_to_usd(row.cost_nano))

@@ -39,10 +39,12 @@ CURSOR = Parameter("cursor", "`next_cursor` of the page before.")
 
 
 def operation(
-    tag: str, method: str, path: str, handler: Any, summary: str, answers: dict[int, Answer], **more: Any
+    tag: str, route: str, handler: Any, summary: str, answers: dict[int, Answer], *parameters: Parameter, **more: Any
 ) -> Operation:
-    """An operation for which a caller needs an admin key."""
-    return Operation(method, path, handler, summary, answers, tag=tag, security="admin_key", **more)
+    """An operation for which a caller needs an admin key. ``route``: its method and path."""
+    return Operation(
+        *route.split(), handler, summary, answers, tag=tag, parameters=parameters, security="admin_key", **more
+    )
 
 
 async def changing(request: web.Request) -> Actor:

@@ -59,11 +59,7 @@ def _body(row: ServiceType, now: float) -> ServiceTypeBody:
 
 OPERATIONS = [
     operation(
-        "Service types",
-        "GET",
-        "/service-types",
-        list_service_types,
-        "The service types with their limits, in the order of the file",
+        *("Service types", "GET /service-types", list_service_types, "The service types with their limits, in order"),
         {200: Answer("The rows", ServiceTypesBody), **{status: COMMON[status] for status in (401, 429)}},
     )
 ]
