@@ -106,24 +106,18 @@ class Client:
         answer = await self._ask("POST", f"{self._auth}/token", data=form)
         return str(answer["access_token"])
 
-    async def chat(self, token: str, *, model: str, text: str, max_tokens: int | None = None) -> AsyncIterator[str]:
+    def chat(self, token: str, **asked: Any) -> AsyncIterator[str]:
         """The answer's text, piece by piece as it is streamed.
 
+        :param asked: ``model``, ``text`` and ``max_tokens``.
         :raises RequestFailed: a service refused.
         """
-        body = _body(model, text, max_tokens)
-        async for piece in self._stream(json.dumps(body).encode(), _bearer(token)):
-            yield piece
+        return self._stream(json.dumps(_body(**asked)).encode(), _bearer(token))
 
-    async def chat_as_ios(
-        self, device: Device, scope: str, *, model: str, text: str, max_tokens: int | None = None
-    ) -> AsyncIterator[str]:
-        """The same as shipped Firefox for iOS asks for it: with a fresh challenge, and an assertion over the body.
-
-        :raises RequestFailed: a service refused.
-        """
+    async def chat_as_ios(self, device: Device, scope: str, **asked: Any) -> AsyncIterator[str]:
+        """The same as shipped Firefox for iOS asks for it: with a fresh challenge, and an assertion over the body."""
         challenge = await self.challenge(device)
-        body = json.dumps(_body(model, text, max_tokens), sort_keys=True, separators=(",", ":")).encode()
+        body = json.dumps(_body(**asked), sort_keys=True, separators=(",", ":")).encode()
         claims = {
             "key_id_b64": device.key_id_b64,
             "challenge_b64": _base64(challenge.encode()),
@@ -142,29 +136,15 @@ class Client:
         async for piece in self._stream(body, headers):
             yield piece
 
-    async def chat_as_desktop(
-        self, fxa_token: str, scope: str, *, model: str, text: str, max_tokens: int | None = None
-    ) -> AsyncIterator[str]:
-        """The same as shipped Firefox for desktop asks for it: with its FxA token.
-
-        :raises RequestFailed: a service refused.
-        """
-        body = {**_body(model, text, max_tokens), "tools": []}
+    def chat_as_desktop(self, fxa_token: str, scope: str, **asked: Any) -> AsyncIterator[str]:
+        """The same as shipped Firefox for desktop asks for it: with its FxA token."""
         headers = {**_bearer(fxa_token), "service-type": scope, "purpose": "chat", "x-engine-id": "smart-openai"}
-        async for piece in self._stream(json.dumps(body).encode(), headers):
-            yield piece
+        return self._stream(json.dumps({**_body(**asked), "tools": []}).encode(), headers)
 
-    async def chat_as_android(
-        self, token: str, scope: str, *, model: str, text: str, max_tokens: int | None = None
-    ) -> AsyncIterator[str]:
-        """The same as shipped Firefox for Android asks for it: with the access token of its install.
-
-        :raises RequestFailed: a service refused.
-        """
-        body = json.dumps(_body(model, text, max_tokens)).encode()
+    def chat_as_android(self, token: str, scope: str, **asked: Any) -> AsyncIterator[str]:
+        """The same as shipped Firefox for Android asks for it: with the access token of its install."""
         headers = {**_bearer(token), "service-type": scope, "use-play-integrity": "true"}
-        async for piece in self._stream(body, headers):
-            yield piece
+        return self._stream(json.dumps(_body(**asked)).encode(), headers)
 
     async def _stream(self, body: bytes, headers: Mapping[str, str]) -> AsyncIterator[str]:
         url = f"{self._gateway}/v1/chat/completions"
@@ -235,7 +215,7 @@ def _said(body: dict[str, Any]) -> str:
     return f"{error}: {body['error_description']}" if "error_description" in body else str(error)
 
 
-def _body(model: str, text: str, max_tokens: int | None) -> dict[str, Any]:
+def _body(*, model: str, text: str, max_tokens: int | None = None) -> dict[str, Any]:
     body: dict[str, Any] = {"model": model, "stream": True, "messages": [{"role": "user", "content": text}]}
     if max_tokens is not None:
         body["max_completion_tokens"] = max_tokens

@@ -50,7 +50,7 @@ class _Context(Target):
 
 
 @click.group()
-@target.options("the device")
+@target.options
 @click.pass_context
 def device(context: click.Context, data: Path, auth_url: str | None, gateway_url: str | None) -> None:
     """A simulated App Attest device. It is under the test root of `mlpa up`."""
@@ -114,14 +114,14 @@ def token(context: _Context, scope: str) -> None:
 
 @device.command()
 @_SCOPE
-@click.option("--model", default="local/slow", show_default=True)
+@target.MODEL
 @click.option(
     "--as",
     "shipped",
     type=click.Choice(["ios"]),
     help="As shipped Firefox for iOS does, without an exchange: an assertion over the request itself.",
 )
-@click.argument("text", default="Tell me about Firefox.")
+@target.TEXT
 @_pass
 def chat(context: _Context, scope: str, model: str, shipped: str | None, text: str) -> None:
     """Exchange an assertion and ask TEXT. The answer is shown as it streams."""
@@ -134,11 +134,9 @@ def chat(context: _Context, scope: str, model: str, shipped: str | None, text: s
             else:
                 pieces = client.chat(await _token(context, made, scope), model=model, text=text)
             try:
-                async for piece in pieces:
-                    click.echo(piece, nl=False)
+                await target.show(pieces)
             finally:
                 context.save(made)
-        click.echo()
 
     context.run(talk())
 

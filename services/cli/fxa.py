@@ -15,7 +15,7 @@ from services.auth.fxa.cache import Cache
 from services.auth.fxa.metrics import FxAMetrics
 from services.auth.fxa.models import FxAConfig
 from services.auth.settings import AuthSettings
-from services.cli.client import Client, RequestFailed
+from services.cli import target
 from services.cli.supervisor import RunningSystem
 from shared.domain.identity import Credential
 from shared.errors import DependencyUnavailable
@@ -30,20 +30,14 @@ def fxa() -> None:
     """Firefox accounts."""
 
 
-_DATA = click.option(
-    "--data",
-    type=click.Path(file_okay=False, path_type=Path),
-    default=Path(".mlpa"),
-    show_default=True,
-    help="Data folder of `mlpa up`, which tells where the system runs.",
-)
 _FXA_URL = click.option(
     "--fxa-url", envvar="FXA_BASE_URL", help="The stand-in, when it isn't the one of the data folder."
 )
+_ACCOUNT = click.argument("account", metavar="UID|TOKEN")
 
 
 @fxa.command()
-@_DATA
+@target.DATA
 @_FXA_URL
 @click.option("--uid", help="32 hex digits; a new user when not given.")
 @click.option("--scope", "scopes", multiple=True, help="A scope of the token; may be given again.")
@@ -72,59 +66,52 @@ def token(
 
 
 @fxa.command("password-change")
-@_DATA
+@target.DATA
 @_FXA_URL
-@click.argument("account", metavar="UID|TOKEN")
+@_ACCOUNT
 def password_change(data: Path, fxa_url: str | None, account: str) -> None:
     """Change an account's password at the stand-in. It tells auth."""
     click.echo(asyncio.run(_happen(_origin(data, fxa_url), account, "password-change")))
 
 
 @fxa.command()
-@_DATA
+@target.DATA
 @_FXA_URL
-@click.argument("account", metavar="UID|TOKEN")
+@_ACCOUNT
 def delete(data: Path, fxa_url: str | None, account: str) -> None:
     """Delete an account of the FxA stand-in, which tells auth."""
     click.echo(asyncio.run(_happen(_origin(data, fxa_url), account, "delete-user")))
 
 
 @fxa.command()
-@_DATA
+@target.DATA
 @click.option("--uid", help="32 hex digits; a new user when not given.")
 @click.option("--scope", default="ai", show_default=True, help="The service type.")
-@click.option("--model", default="local/slow", show_default=True)
+@target.MODEL
 @click.option(
     "--as",
     "shipped",
     type=click.Choice(["desktop"]),
     help="As shipped Firefox for desktop does, without an exchange: the FxA token with the request.",
 )
-@click.argument("text", default="Tell me about Firefox.")
+@target.TEXT
 def chat(data: Path, uid: str | None, scope: str, model: str, shipped: str | None, text: str) -> None:
     """Exchange a token of the stand-in and ask TEXT. The answer is shown as it streams."""
-    running = RunningSystem.load(data)
-    if running is None:
+    if RunningSystem.load(data) is None:
         raise click.ClickException(f"{data} does not tell where the system runs (mlpa up)")
+    running = target.Target(data, None, None)
 
-    async def talk(system: RunningSystem) -> None:
+    async def talk() -> None:
         order = {"scopes": ["profile:uid"], "kind": "jwt", **({"uid": uid} if uid else {})}
-        fxa_token = await _order(f"{system.fxa_url}/local/token", order)
-        async with Client.open(auth_url=system.auth_url, gateway_url=system.gateway_url) as client:
+        fxa_token = await _order(f"{_origin(data, None)}/local/token", order)
+        async with running.client() as client:
             if shipped:
                 pieces = client.chat_as_desktop(fxa_token, scope, model=model, text=text)
             else:
                 pieces = client.chat(await client.exchange_fxa(fxa_token, scope), model=model, text=text)
-            async for piece in pieces:
-                click.echo(piece, nl=False)
-        click.echo()
+            await target.show(pieces)
 
-    try:
-        asyncio.run(talk(running))
-    except RequestFailed as error:
-        raise click.ClickException(str(error)) from None
-    except aiohttp.ClientError as error:
-        raise click.ClickException(f"{error}; is the system running? (mlpa up)") from None
+    running.run(talk())
 
 
 @fxa.command()

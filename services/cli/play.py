@@ -35,7 +35,7 @@ class _Context(Target):
 
 
 @click.group()
-@target.options("the install")
+@target.options
 @click.pass_context
 def play(context: click.Context, data: Path, auth_url: str | None, gateway_url: str | None) -> None:
     """A simulated install of an Android app. The stand-in for Google of `mlpa up` vouches for it."""
@@ -72,11 +72,11 @@ def token(context: _Context, scope: str) -> None:
 
 @play.command()
 @_SCOPE
-@click.option("--model", default="local/slow", show_default=True)
+@target.MODEL
 @click.option(
     "--as", "shipped", type=click.Choice(["android"]), help="As shipped Firefox for Android asks for the answer."
 )
-@click.argument("text", default="Tell me about Firefox.")
+@target.TEXT
 @_pass
 def chat(context: _Context, scope: str, model: str, shipped: str | None, text: str) -> None:
     """Exchange an integrity token and ask TEXT. The answer is shown as it streams."""
@@ -85,11 +85,8 @@ def chat(context: _Context, scope: str, model: str, shipped: str | None, text: s
         async with context.client() as client:
             access_token = await context.exchange(client, scope)
             if shipped:
-                pieces = client.chat_as_android(access_token, scope, model=model, text=text)
+                await target.show(client.chat_as_android(access_token, scope, model=model, text=text))
             else:
-                pieces = client.chat(access_token, model=model, text=text)
-            async for piece in pieces:
-                click.echo(piece, nl=False)
-        click.echo()
+                await target.show(client.chat(access_token, model=model, text=text))
 
     context.run(talk())

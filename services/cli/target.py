@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -41,25 +41,26 @@ class Target:
         return Client.open(auth_url=self.auth_url, gateway_url=self.gateway_url)
 
 
-def options(kept: str) -> Callable[[_Command], _Command]:
-    """The options of a target.
+MODEL = click.option("--model", default="local/slow", show_default=True)
+TEXT = click.argument("text", default="Tell me about Firefox.")
+DATA = click.option(
+    "--data",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=Path(".mlpa"),
+    show_default=True,
+    help="Data folder of `mlpa up`, which tells where the system runs; what a command makes is kept there too.",
+)
 
-    :param kept: the thing that is kept in the data folder.
-    """
 
-    def decorate(command: _Command) -> _Command:
-        for option in (
-            click.option("--gateway-url", help="The gateway, when it isn't the one of the data folder."),
-            click.option("--auth-url", help="Auth, when it isn't the one of the data folder."),
-            click.option(
-                "--data",
-                type=click.Path(file_okay=False, path_type=Path),
-                default=Path(".mlpa"),
-                show_default=True,
-                help=f"Data folder of `mlpa up`, which tells where the system runs; {kept} is kept there too.",
-            ),
-        ):
-            command = option(command)
-        return command
+def options(command: _Command) -> _Command:
+    """The options of a target."""
+    command = click.option("--gateway-url", help="The gateway, when it isn't the one of the data folder.")(command)
+    command = click.option("--auth-url", help="Auth, when it isn't the one of the data folder.")(command)
+    return DATA(command)
 
-    return decorate
+
+async def show(pieces: AsyncIterator[str]) -> None:
+    """Print an answer as it streams."""
+    async for piece in pieces:
+        click.echo(piece, nl=False)
+    click.echo()
