@@ -13,7 +13,6 @@ from alembic import context
 
 from migrations import grants
 from shared.stores.migrate import APPLICATION, LOCK_SECONDS, locked
-from shared.stores.schema import metadata
 
 #: No statement of a migration waits longer than this for a table that requests use: it fails, and can be run again.
 LOCK_TIMEOUT = "5s"
@@ -38,7 +37,7 @@ def run_online() -> None:
         connection.exec_driver_sql(f"set local lock_timeout = '{LOCK_TIMEOUT}'; set local statement_timeout = 0")
 
     with locked(url(), context.config.attributes.get("wait", LOCK_SECONDS)), engine.connect() as connection:
-        context.configure(connection=connection, target_metadata=metadata, transaction_per_migration=True)
+        context.configure(connection=connection, transaction_per_migration=True)
         with context.begin_transaction():
             context.run_migrations()
         grants.apply(connection)
@@ -48,9 +47,7 @@ def run_online() -> None:
 
 if context.is_offline_mode():
     # psycopg2's own style of parameters would write each % twice
-    context.configure(
-        dialect_name="postgresql", dialect_opts={"paramstyle": "named"}, target_metadata=metadata, literal_binds=True
-    )
+    context.configure(dialect_name="postgresql", dialect_opts={"paramstyle": "named"}, literal_binds=True)
     with context.begin_transaction():
         context.run_migrations()
         for statement in grants.script():

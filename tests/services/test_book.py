@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+from migrations.grants import GRANTS
 from shared.domain.outcome import Outcome
 from shared.state import layout
 from tests.deploy.declarations import ROOT
@@ -58,6 +59,11 @@ def test_it_has_every_key_of_a_users_state() -> None:
 def test_it_has_every_outcome_of_a_request() -> None:
     (row,) = re.findall(r"^\| \*\*outcome\*\* \|.*$", TEXT, re.MULTILINE)
     assert set(re.findall(r"`(\w+)`", row)) == set(Outcome)
+
+
+def test_it_has_every_table() -> None:
+    rows = TEXT.partition("## What PostgreSQL holds")[2].partition("## ")[0]
+    assert {*re.findall(r"^\| `(\w+)`", rows, re.MULTILINE), "alembic_version"} == GRANTS.keys()
 
 
 def test_it_has_every_field_of_a_users_state() -> None:
