@@ -91,7 +91,10 @@ def check(files: tuple[str, ...]) -> None:
 
 
 def check_file(file: str) -> list[dict[str, str | None]]:
-    """The verdict on each vector of a file. Raises UnreadableFile."""
+    """The verdict on each vector of a file.
+
+    :raises UnreadableFile: it is not a file of vectors.
+    """
     verdicts = []
     for place, vector in enumerate(_read_vectors(file)):
         try:
@@ -105,7 +108,7 @@ def check_file(file: str) -> list[dict[str, str | None]]:
 def failed_step(vector: Vector) -> str | None:
     """The step at which a vector fails, None if it's accepted.
 
-    Raises UnreadableFile for a member that is missing, or a root that isn't one.
+    :raises UnreadableFile: a member is missing, or a root isn't one.
     """
     team_id, _, bundle_id = vector.app_id.partition(".")
     policy = Policy(

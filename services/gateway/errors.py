@@ -1,10 +1,10 @@
 """What the gateway answers when it refuses or fails: one class per row of the error table.
 
 Classes that share a code are subclasses of its first one. A code that only scripts decide has its class from its row in
-`shared/state/refusals.py`. Each shared error is answered and counted as the class that
-`kind_of` finds for it.
+``shared/state/refusals.py``. Each shared error is answered and counted as the class that
+``kind_of`` finds for it.
 
-`error_response` renders any ServiceError as a plain answer, `error_event` as the last event of a stream.
+``error_response`` renders any ServiceError as a plain answer, ``error_event`` as the last event of a stream.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from shared.errors import (
 )
 from shared.state.refusals import Word
 
-#: `Retry-After` while LiteLLM refuses the gateway itself.
+#: ``Retry-After`` while LiteLLM refuses the gateway itself.
 KEY_REFUSED_SECONDS = 300
-#: `Retry-After` while a service type is switched off.
+#: ``Retry-After`` while a service type is switched off.
 SWITCHED_OFF_SECONDS = 30
 #: Why LiteLLM refuses the gateway itself: its key, or the budget of that key.
 KEY_REFUSALS = ("key", "budget")
@@ -36,12 +36,12 @@ _TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit
 
 
 class GatewayError(ServiceError):
-    """An error of the gateway's table. `type` is OpenAI's family, by default that of the status; `param` is the field
-    at fault. `why` says more than the message, to operators alone.
+    """An error of the gateway's table.
 
-    `should_retry` False sends `x-should-retry: false`, which OpenAI's SDKs obey. A class states in its head whether the
-    failure is `ours` (it counts against availability) and, where that is not its code, the metric reason it is
-    `counted_as`. A class without a status, code, message or side cannot be defined.
+    ``type`` is OpenAI's family, by default that of the status; ``param`` is the field at fault; ``why`` says more than
+    the message, to operators alone. ``should_retry`` False sends ``x-should-retry: false``, which OpenAI's SDKs obey. A
+    class states in its head whether the failure is ``ours`` (it counts against availability) and, where that is not its
+    code, the metric reason it is ``counted_as``. A class without a status, code, message or side cannot be defined.
     """
 
     status = 500
@@ -82,7 +82,7 @@ class GatewayError(ServiceError):
 
 
 class BudgetExceeded(GatewayError, ours=False):
-    """What is spent leaves less than a minimal request needs. `retry_after`: seconds to the reset, and a bit."""
+    """What is spent leaves less than a minimal request needs. ``retry_after``: seconds to the reset, and a bit."""
 
     status, code, mlpa_code = 429, "budget_exceeded", 1
     message = "The budget of this period is spent."
@@ -91,7 +91,7 @@ class BudgetExceeded(GatewayError, ours=False):
 
 
 class RateLimited(GatewayError, ours=False):
-    """RPM, TPM or open streams. `retry_after`: seconds until one more fits; `reason`: rpm | tpm | streams."""
+    """RPM, TPM or open streams. ``retry_after``: seconds until one more fits; ``reason``: rpm | tpm | streams."""
 
     status, code, mlpa_code = 429, "rate_limit_exceeded", 2
     message = "Too many requests."
@@ -127,7 +127,7 @@ class UpstreamRateLimited(GatewayError, ours=True):
 class InvalidModel(GatewayError, ours=False):
     """The model is unknown, not allowed for the service type, or not a model name.
 
-    `model`: the one that was asked for, if LiteLLM has it.
+    ``model``: the one that was asked for, if LiteLLM has it.
     """
 
     model: str | None = None
@@ -153,9 +153,9 @@ class ModelNotFound(GatewayError, ours=False, counted_as=InvalidModel.code):
 
 
 class InvalidRequest(GatewayError, ours=False):
-    """The body or a field of it is malformed; `param` names the field.
+    """The body or a field of it is malformed; ``param`` names the field.
 
-    `model`: the one that the body asks for, if it could be read.
+    ``model``: the one that the body asks for, if it could be read.
     """
 
     model: str | None = None
@@ -171,14 +171,14 @@ class Malformed(InvalidRequest):
 
 
 class UnknownPath(GatewayError, ours=False, counted_as=InvalidRequest.code):
-    """`NotFound` in this service's table."""
+    """``NotFound`` in this service's table."""
 
     status, code = NotFound.status, NotFound.code
     message = NotFound.message
 
 
 class WrongMethod(GatewayError, ours=False, counted_as=InvalidRequest.code):
-    """`MethodNotAllowed` in this service's table."""
+    """``MethodNotAllowed`` in this service's table."""
 
     status, code = MethodNotAllowed.status, MethodNotAllowed.code
     message = MethodNotAllowed.message
@@ -187,7 +187,7 @@ class WrongMethod(GatewayError, ours=False, counted_as=InvalidRequest.code):
 class InvalidToken(GatewayError, ours=False):
     """The access token is missing, malformed, expired, revoked or not for us.
 
-    Answers with `WWW-Authenticate` as RFC 6750 section 3: without an `error` when no access token was sent at all.
+    Answers with ``WWW-Authenticate`` as RFC 6750 section 3: without an ``error`` when no access token was sent at all.
     """
 
     status, code = 401, "invalid_token"
@@ -227,7 +227,7 @@ class Forbidden(GatewayError, ours=False):
 
 
 class UpstreamError(GatewayError, ours=True):
-    """LiteLLM failed or cut the answer short. `should_retry` is False when the request was charged."""
+    """LiteLLM failed or cut the answer short. ``should_retry`` is False when the request was charged."""
 
     status, code = 502, "upstream_error"
     message = "The model could not answer."
@@ -257,7 +257,7 @@ class SwitchedOff(Unavailable, ours=False, counted_as="switched_off"):
 class UpstreamKeyRefused(Unavailable):
     """LiteLLM refuses the gateway's virtual key, or the budget of that key is spent: no user can chat.
 
-    `reason`: one of KEY_REFUSALS. An operator has to act, so clients are asked to wait longer than for an outage.
+    ``reason``: one of KEY_REFUSALS. An operator has to act, so clients are asked to wait longer than for an outage.
     """
 
     mlpa_code = 10
@@ -327,7 +327,7 @@ def envelope(error: ServiceError) -> dict[str, Any]:
 
 
 def error_headers(error: ServiceError) -> dict[str, str]:
-    """The headers that an error asks for: its own and `x-should-retry`."""
+    """The headers that an error asks for: its own and ``x-should-retry``."""
     headers = dict(error.headers)
     if isinstance(error, GatewayError) and error.should_retry is not None:
         headers["x-should-retry"] = "true" if error.should_retry else "false"

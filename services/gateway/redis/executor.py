@@ -185,14 +185,15 @@ class Executor:
                             moving = self._node(_address(failure, link))
                         else:
                             moving = None
-                            await self._clear(failure, call.script, link)
+                            await self._recover_from(failure, call.script, link)
         except (ConnectionError, TimeoutError) as error:
             raise NotRun("redis") from error
 
-    async def _clear(self, failure: ScriptFailed, script: Script, link: Link) -> None:
-        """Out of the way with what kept a script from running.
+    async def _recover_from(self, failure: ScriptFailed, script: Script, link: Link) -> None:
+        """Handle a script's failure so that the call can be tried again: wait, drop a demoted primary, or read the
+        cluster's map.
 
-        :raises ConnectionError, DependencyUnavailable: it can't be.
+        :raises ConnectionError, DependencyUnavailable: the call can't be tried again.
         """
         if failure.code == "READONLY" and not self._cluster and link.age > _RECONNECT:
             link.retire()  # a demoted primary: its name may lead to the new one
@@ -261,7 +262,7 @@ class Executor:
     def _node(self, address: Address) -> Node:
         node = self._nodes.get(address)
         if node is None:
-            node = self._nodes[address] = Node(self._pool(address), self._scripts, self._timeout, self._told)
+            node = self._nodes[address] = Node(self._pool(address), self._scripts, self._timeout, self._on_connected)
         return node
 
     def _pool(self, address: Address) -> ConnectionPool:
@@ -276,7 +277,7 @@ class Executor:
             pool.connection_kwargs.update(host=address[0], port=address[1], db=0)
         return harden(pool, self.state)
 
-    def _told(self, node: Node) -> None:
+    def _on_connected(self, node: Node) -> None:
         shards = [shard for shard, owner in enumerate(self._owners) if owner is node]
         for listener in self._listeners:
             listener(shards)
