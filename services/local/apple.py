@@ -19,7 +19,7 @@ key's metric can be set.
 
 Controls, for local runs and tests only:
     POST   /local/metrics   a ``MetricOrder``: the metric that a key has from now on
-    POST   /local/faults    a ``Fault``: what the next requests get instead
+    POST   /local/faults    a ``Fault`` of the endpoint ``renew``
     DELETE /local/faults    all is well again
 
 Run alone: ``python -m services.local.apple --port 8087 --folder DIR --pki FILE``, which writes a DeviceCheck key to the
@@ -28,7 +28,6 @@ folder. It must listen on loopback only.
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import binascii
 import hashlib
@@ -37,7 +36,6 @@ from collections import Counter, defaultdict
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TypeVar
 
 import click
 import msgspec
@@ -49,6 +47,7 @@ from jose import jwt
 from jose.exceptions import JOSEError
 
 from services.local import receipts
+from services.local.faults import Faults, read
 from services.local.files import write_private
 from services.local.pki import Pki, key_to_pem
 
@@ -56,23 +55,12 @@ KEY_FILE = "AuthKey_SIMULATED1.p8"
 KEY_ID = "SIMULATED1"
 _HOUR = 3600
 
-_Order = TypeVar("_Order")
-
 
 class MetricOrder(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     """``key_id`` is base64."""
 
     key_id: str
     metric: int
-
-
-class Fault(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
-    """What requests get: an answer of ``status``, or a ``hang``."""
-
-    status: int = 503
-    headers: dict[str, str] = {}
-    body: str = ""
-    hang: bool = False
 
 
 class StandIn:
@@ -85,7 +73,7 @@ class StandIn:
         self, pki: Pki, *, team: str, production: bool = False, clock: Callable[[], float] = time.time
     ) -> None:
         self.calls: Counter[str] = Counter()
-        self.fault: Fault | None = None
+        self.faults = Faults(lambda fault: web.Response(status=fault.status, headers=fault.headers))
         self.metrics: dict[str, int] = {}
         self._pki = pki
         self._team = team
@@ -104,23 +92,15 @@ class StandIn:
         app = web.Application()
         app.add_routes(
             [
-                web.post("/v1/attestationData", self._renew),
+                *self.faults.routes({"renew": web.post("/v1/attestationData", self._renew)}),
                 web.post("/local/metrics", self._set_metric),
-                web.post("/local/faults", self._set_fault),
-                web.delete("/local/faults", self._clear_faults),
                 web.get("/", self._here),
             ]
         )
         return app
 
     async def _renew(self, request: web.Request) -> web.Response:
-        raw = await request.read()
-        if self.fault is not None:
-            self.calls["fault"] += 1
-            if self.fault.hang:
-                await asyncio.Event().wait()
-            return web.Response(status=self.fault.status, headers=self.fault.headers, text=self.fault.body)
-        status, body = self._answer(request.headers.get("Authorization", ""), raw)
+        status, body = self._answer(request.headers.get("Authorization", ""), await request.read())
         self.calls[str(status)] += 1
         return web.Response(status=status, body=body)
 
@@ -162,27 +142,12 @@ class StandIn:
         return kid == KEY_ID and claims.get("iss") == self._team and abs(now - claims.get("iat", 0)) < _HOUR
 
     async def _set_metric(self, request: web.Request) -> web.Response:
-        order = _decode(await request.read(), MetricOrder)
+        order = await read(request, MetricOrder)
         self.metrics[order.key_id] = order.metric
-        return web.json_response({})
-
-    async def _set_fault(self, request: web.Request) -> web.Response:
-        self.fault = _decode(await request.read(), Fault)
-        return web.json_response({})
-
-    async def _clear_faults(self, _request: web.Request) -> web.Response:
-        self.fault = None
         return web.json_response({})
 
     async def _here(self, _request: web.Request) -> web.Response:
         return web.json_response({})
-
-
-def _decode(raw: bytes, kind: type[_Order]) -> _Order:
-    try:
-        return msgspec.json.decode(raw, type=kind)
-    except ValueError as error:
-        raise web.HTTPBadRequest(text=f"{error}\n") from error
 
 
 def _key_id(certificate: bytes) -> str:

@@ -12,8 +12,9 @@ from aiohttp.test_utils import TestServer
 
 from services.cli.supervisor import RunningSystem
 from services.local import apple
-from services.local.apple import Fault, StandIn
+from services.local.apple import StandIn
 from services.local.device import Device
+from services.local.faults import Fault
 from services.local.pki import Pki
 from shared.stores.postgres import Database, Query
 from tests.services.cli.test_shipped import mlpa
@@ -75,7 +76,7 @@ async def test_the_receipts_of_a_local_system_are_renewed(system: System, databa
 
 
 async def test_what_stops_it_is_told_in_one_line_with_what_was_done(system: System) -> None:
-    system.stand_in.fault = Fault(status=429)
+    system.stand_in.faults.set(Fault("renew", "respond", status=429))
     code, said = await system.receipts("--rate", "5")
     assert (code, said.splitlines()[-1]) == (1, "Error: Apple asks to wait")
 

@@ -20,8 +20,9 @@ from services.auth.receipts import storage
 from services.auth.receipts.apple import Apple, Credentials
 from services.auth.receipts.renewal import Renewal, Stopped, Trust
 from services.local import apple, receipts
-from services.local.apple import Fault, StandIn
+from services.local.apple import StandIn
 from services.local.device import Device
+from services.local.faults import Fault
 from services.local.pki import Pki
 from shared.stores.postgres import Database, DatabaseUnavailable, Query
 from tests.support.clock import Clock
@@ -191,12 +192,12 @@ async def test_an_answer_without_a_receipt_keeps_the_old_one(
 ) -> None:
     device = await world.device()
     before = (await world.read(device))["receipt"]
-    world.stand_in.fault = Fault(status=status)
+    world.stand_in.faults.set(Fault("renew", "respond", status=status))
     assert await world.run() == {outcome: 1}
     stored = await world.read(device)
     assert (stored["receipt"], stored["fault"], stored["risk_metric"]) == (before, fault, None)
     assert least < stored["due"] <= most
-    world.stand_in.fault = None
+    world.stand_in.faults.clear()
     await world.make_due()
     assert await world.run() == {"renewed": 1}
     assert (await world.read(device))["fault"] is None
@@ -209,11 +210,11 @@ async def test_a_request_to_wait_ends_the_run_and_puts_all_off(
     world: World, headers: dict[str, str], wait: int
 ) -> None:
     devices = [await world.device() for _ in range(12)]
-    world.stand_in.fault = Fault(status=429, headers=headers)
+    world.stand_in.faults.set(Fault("renew", "respond", status=429, headers=headers))
     why, done = await world.stopped(rate=100)
     assert "wait" in why
     assert done.total() == 12
-    assert world.stand_in.calls["fault"] < 12
+    assert world.stand_in.faults.calls["renew"] < 12
     for device in devices:
         assert wait - 30 < (await world.read(device))["due"] <= wait
 
@@ -231,25 +232,25 @@ async def test_a_key_that_apple_refuses_ends_the_run_and_leaves_all_due(world: W
 async def test_five_failures_in_a_row_end_the_run(world: World) -> None:
     for _ in range(30):
         await world.device()
-    world.stand_in.fault = Fault(status=500)
+    world.stand_in.faults.set(Fault("renew", "respond", status=500))
     why, done = await world.stopped(rate=200)
     assert why == "Apple does not answer"
     assert done["unavailable"] < 30
-    assert world.stand_in.calls["fault"] < 30
+    assert world.stand_in.faults.calls["renew"] < 30
 
 
 async def test_an_apple_that_is_silent_ends_the_run_and_loses_nothing(world: World) -> None:
     devices = [await world.device() for _ in range(30)]
     before = [(await world.read(device))["receipt"] for device in devices]
-    world.stand_in.fault = Fault(hang=True)
+    world.stand_in.faults.set(Fault("renew", "hang"))
     why, done = await world.stopped(timeout=0.1)
     assert (why, done.total()) == ("Apple does not answer", 30)
-    assert 5 <= done["unavailable"] == world.stand_in.calls["fault"] < 30
+    assert 5 <= done["unavailable"] == world.stand_in.faults.calls["renew"] < 30
     for device, receipt in zip(devices, before, strict=True):
         stored = await world.read(device)
         assert (stored["receipt"], stored["fault"], stored["risk_metric"]) == (receipt, None, None)
         assert 500 < stored["due"] <= 600
-    world.stand_in.fault = None
+    world.stand_in.faults.clear()
     await world.make_due()
     assert await world.run() == {"renewed": 30}
 
@@ -257,7 +258,7 @@ async def test_an_apple_that_is_silent_ends_the_run_and_loses_nothing(world: Wor
 @pytest.mark.parametrize("body", ["", "!", "AAAA", "cmVjZWlwdA=="])
 async def test_an_answer_that_is_no_receipt_changes_nothing(world: World, body: str) -> None:
     device = await world.device()
-    world.stand_in.fault = Fault(status=200, body=body)
+    world.stand_in.faults.set(Fault("renew", "respond", status=200, body=body))
     (outcome,) = await world.run()
     assert outcome in ("rejected", "unavailable")
     stored = await world.read(device)
@@ -279,11 +280,11 @@ async def test_an_old_receipt_or_that_of_another_device_is_no_renewal(world: Wor
         renewed(victim, timedelta(minutes=6)),
         base64.b64encode(world.receipt(victim)).decode(),
     ):
-        world.stand_in.fault = Fault(status=200, body=body)
+        world.stand_in.faults.set(Fault("renew", "respond", status=200, body=body))
         await world.make_due()
         assert await world.run() == {"rejected": 1}
         assert (await world.read(victim))["risk_metric"] is None
-    world.stand_in.fault = Fault(status=200, body=renewed(victim, timedelta(minutes=4)))
+    world.stand_in.faults.set(Fault("renew", "respond", status=200, body=renewed(victim, timedelta(minutes=4))))
     await world.make_due()
     assert await world.run() == {"renewed": 1}
 
