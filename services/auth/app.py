@@ -67,7 +67,6 @@ from shared.stores.dependency import Dependency
 from shared.stores.postgres import Database
 from shared.telemetry import logs
 from shared.telemetry.metrics import Registry
-from shared.telemetry.openapi import Answer
 
 _log = logs.logger("auth")
 
@@ -89,12 +88,7 @@ DESCRIPTION = ServiceDescription(
         *event_views.OPERATIONS,
     ],
     internal=admin.OPERATIONS,
-    common_answers={
-        413: Answer("The body is too large", ErrorBody),
-        415: Answer("The body is compressed", ErrorBody),
-        431: Answer("The head of the request is too large", ErrorBody),
-        500: Answer("The service failed", ErrorBody),
-    },
+    error_body=ErrorBody,
     security_schemes={
         "admin_key": {"type": "http", "scheme": "bearer", "description": "A key of MLPA_ADMIN_KEYS, or the like."},
         "security_event": {"type": "http", "scheme": "bearer", "description": "A Security Event Token of FxA's."},

@@ -49,7 +49,6 @@ from shared.service.service_types_file import SERVICE_TYPES_FILE
 from shared.stores.postgres import Database
 from shared.telemetry import logs
 from shared.telemetry.metrics import Registry
-from shared.telemetry.openapi import Answer
 
 _log = logs.logger("gateway")
 
@@ -71,12 +70,7 @@ DESCRIPTION = ServiceDescription(
     "work unmodified, with `base_url=<gateway>/v1` and an access token of auth as `api_key`.",
     operations=_OPERATIONS,
     internal=catalogue_views.OPERATIONS,
-    common_answers={
-        413: Answer("The body is too large", ErrorBody),
-        415: Answer("The body is compressed", ErrorBody),
-        431: Answer("The head of the request is too large", ErrorBody),
-        500: Answer("The service failed", ErrorBody),
-    },
+    error_body=ErrorBody,
     security_schemes={
         "access_token": {
             "type": "http",

@@ -27,6 +27,14 @@ from shared.telemetry.tracing import Tracing
 
 _T = TypeVar("_T")
 
+#: The errors that every operation may answer with.
+_COMMON = {
+    413: "The body is too large",
+    415: "The body is compressed",
+    431: "The head of the request is too large",
+    500: "The service failed",
+}
+
 
 @dataclass(frozen=True, slots=True)
 class Apps:
@@ -58,7 +66,7 @@ class ServiceDescription:
     description: str
     operations: Sequence[Operation]
     internal: Sequence[Operation]
-    common_answers: Mapping[int, Answer]
+    error_body: type
     security_schemes: Mapping[str, Any]
     render_error: ErrorRenderer
     make_site: Callable[[web.AppRunner, socket.socket, Frame, Any], ServiceSite]
@@ -141,7 +149,7 @@ def build_apps(
                 service.description,
                 everything,
                 security_schemes=service.security_schemes,
-                common=service.common_answers,
+                common={status: Answer(words, service.error_body) for status, words in _COMMON.items()},
             )
         ),
     )

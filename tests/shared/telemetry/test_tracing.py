@@ -55,7 +55,7 @@ def description() -> ServiceDescription:
         description="",
         operations=[Operation("POST", "/things/{what}", answer, "", {200: Answer("")})],
         internal=[],
-        common_answers={},
+        error_body=dict,
         security_schemes={},
         render_error=lambda _request, error: web.Response(status=error.status, text=error.code),
         make_site=lambda runner, sock, frame, _settings: ServiceSite(runner, sock, frame),
