@@ -30,7 +30,8 @@ class BreakerOpen(Exception):
 
 
 class Breaker:
-    """
+    """A circuit breaker: after failures it lets no call through for a while, and then one, to see.
+
     :param failures: the number of consecutive failures that opens it.
     :param counts: the exceptions that are failures; one with a ``retry_after`` (seconds) opens it at once, for that
         long but ``longest_asked`` at most. All other exceptions show that the dependency works.

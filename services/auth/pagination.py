@@ -27,7 +27,7 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class Page(Generic[_T]):
-    """``next_cursor`` is None on the last page, ``previous_cursor`` on the first."""
+    """A page of a list. ``next_cursor`` is None on the last page, ``previous_cursor`` on the first."""
 
     rows: list[_T]
     next_cursor: str | None = None

@@ -114,7 +114,8 @@ def _query(by: tuple[str, ...]) -> Query:
 
 
 class Costs:
-    """
+    """What requests cost, by the dimensions asked for.
+
     :param reports: connections for sums over many rows, which take longer than a request may.
     """
 

@@ -117,7 +117,7 @@ class RequestRow:
 
 @dataclass(frozen=True, slots=True)
 class RequestPage:
-    """``looked_back_to``: where the look ended before the page was full; None if it did not."""
+    """A page of requests. ``looked_back_to``: where the look ended before the page was full; None if it did not."""
 
     rows: list[RequestRow]
     next_cursor: str | None

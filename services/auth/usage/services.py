@@ -48,7 +48,8 @@ class NearLimit:
 
 
 class Usage:
-    """
+    """The figures of the overview.
+
     :param reports: connections for sums over many rows, which take longer than a request may.
     """
 

@@ -71,8 +71,9 @@ _readiness = msgspec.json.Decoder(_Readiness)
 
 @dataclass(frozen=True, slots=True)
 class GatewayReport:
-    """``status`` is the word of the readiness body, or ``unreachable``. ``refusals`` by reason, since the processes
-    started; None when no metrics page could be read."""
+    """The state of the gateways. ``status`` is the word of the readiness body, or ``unreachable``; ``refusals`` are
+    counted by reason since the processes started, None when no metrics page could be read.
+    """
 
     status: str
     checks: dict[str, dict[str, Any]] = field(default_factory=dict)

@@ -38,7 +38,9 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Plot:
-    """``ticks`` are the values of the horizontal lines, from the top to 0; ``labels`` stand below, spread evenly."""
+    """A chart of bars. ``ticks`` are the values of the horizontal lines, from the top to 0; ``labels`` go below, spread
+    evenly.
+    """
 
     series: list[str]
     rows: list[Row]
