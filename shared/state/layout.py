@@ -123,7 +123,7 @@ def of_identity(identity: str) -> Shard:
 
 @lru_cache(maxsize=65_536)
 def of_user(user_id: str) -> Shard:
-    return of_identity(user_id.rpartition(":")[0])
+    return of_identity(identities.identity_of(user_id))
 
 
 def user_key(user_id: str) -> str:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal
 
+from shared.domain.identity import identity_of
 from shared.state.packed import Excepted
 from shared.stores.postgres import Database, Query, Row, Transaction
 
@@ -189,7 +190,7 @@ async def page(
     if which == "tier":
         given["tier"] = tier
     if which in ("blocked", "revoked"):
-        given["identity"] = user_id.rpartition(":")[0] if after else user_id
+        given["identity"] = identity_of(user_id)
     return _users(await database.fetch(_PAGES[which, descending], id=user_id, limit=limit, **given))
 
 

@@ -13,7 +13,7 @@ import msgspec
 
 from shared.domain.outcome import Outcome
 from shared.errors import ServiceError
-from shared.state.packed import Details, LedgerRow, Reserved
+from shared.state.packed import Details, LedgerRow, Reserved, period_of
 from shared.state.refusals import Word
 
 if TYPE_CHECKING:
@@ -135,7 +135,7 @@ class Reservation(msgspec.Struct, frozen=True, eq=False):
 
     @property
     def period_index(self) -> int:
-        return self.admitted_ms // 1000 // self.period_seconds
+        return period_of(self.admitted_ms, self.period_seconds)
 
     def packed(self) -> str:
         """As the user's hash holds it (``admit.lua`` writes the same)."""

@@ -14,6 +14,7 @@ import msgspec
 
 from services.gateway.budget.models import new_id
 from services.gateway.errors import GatewayError, kind_of
+from services.gateway.ledger.storage import ERASURE
 from shared.errors import DependencyUnavailable, ServiceError
 from shared.service import background
 from shared.stores.postgres import Database, Query
@@ -28,17 +29,14 @@ _AT_ONCE, _WAITING = 300, 1000
 _LAST_PATIENCE = 1.0
 
 _WRITE = Query.text(
-    """
+    f"""
     insert into refusals (at, id, request_id, user_id, service_type, model, code, reason)
-    select to_timestamp(at_ms / 1000.0), id, request_id, case when not exists (select from erasures
-        where fingerprint = sha256(convert_to(
-            left(row.user_id, length(row.user_id) - length(row.service_type) - 1), 'UTF8'))
-        and not exists (select from users where users.user_id = row.user_id)) then user_id end,
+    select to_timestamp(at_ms / 1000.0), id, request_id, case when not exists (select {ERASURE}) then user_id end,
         service_type, model, code, reason
     from jsonb_to_recordset(cast(:rows as jsonb)) as row (
         at_ms bigint, id text, request_id text, user_id text, service_type text, model text, code text, reason text)
     on conflict do nothing
-    """
+    """  # noqa: S608  ours
 )
 _log = logs.logger("refusals")
 

@@ -13,13 +13,13 @@ from shared.state.layout import Standing
 from shared.state.packed import Excepted, LedgerRow, period_of
 from shared.stores.postgres import Database, Query, Transaction
 
-#: Rows of an identity that was erased meanwhile, and has not returned, get its digest. Fingerprints are few.
-_RENAMED = """
-    coalesce((select digest || ':' || row.service_type from erasures
-        where fingerprint = sha256(convert_to(
-            left(row.user_id, length(row.user_id) - length(row.service_type) - 1), 'UTF8'))
-        and not exists (select from users where users.user_id = row.user_id)), user_id) as user_id
+#: The erasure of the identity of ``row``, if it was erased and has not returned. Fingerprints are few.
+ERASURE = """
+    from erasures where fingerprint = sha256(convert_to(
+        left(row.user_id, length(row.user_id) - length(row.service_type) - 1), 'UTF8'))
+    and not exists (select from users where users.user_id = row.user_id)
 """
+_RENAMED = f"coalesce((select digest || ':' || row.service_type {ERASURE}), user_id) as user_id"
 _ROWS = f"""
     select id, request_id, {_RENAMED}, service_type, model, purpose, prompt_tokens, completion_tokens, cost_nano,
            period_seconds, period_index, outcome, to_timestamp(admitted_ms / 1000.0) as admitted_at,
