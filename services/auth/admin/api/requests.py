@@ -42,8 +42,9 @@ def operation(
     tag: str, route: str, handler: Any, summary: str, answers: dict[int, Answer], *parameters: Parameter, **more: Any
 ) -> Operation:
     """An operation for which a caller needs an admin key. ``route``: its method and path."""
+    method, path = route.split()
     return Operation(
-        *route.split(), handler, summary, answers, tag=tag, parameters=parameters, security="admin_key", **more
+        method, path, handler, summary, answers, tag=tag, parameters=parameters, security="admin_key", **more
     )
 
 
