@@ -9,7 +9,9 @@ from shared.telemetry.metrics import Registry
 
 class BudgetMetrics:
     def __init__(self, registry: Registry, service_types: ServiceTypes) -> None:
-        self.spend = registry.counter("budget_spend_usd_total", "USD settled.", ("service_type",))
+        self.spend = registry.counter(
+            "budget_spend_usd_total", "USD charged, before late settlements gave some back.", ("service_type",)
+        )
         self.overrun = registry.counter("budget_overrun_usd_total", "USD settled above what was reserved.")
         self.refusals = registry.counter("budget_refusals_total", "Requests not admitted.", ("reason", "service_type"))
         self.would_refuse = registry.counter(

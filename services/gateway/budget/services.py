@@ -181,9 +181,11 @@ class Budgets:
     def settle(self, reservation: Reservation, delivery: Delivery) -> Charge:
         """Settle a request, once, and return its charge. Raises nothing: a background task sends the settlement."""
         cost = charge(reservation.ask, reservation.grant, delivery)
+        lapsed = self._renewals.lapsed(reservation)
         if not self._renewals.remove(reservation):
             return cost
-        self._metrics.spend.inc(reservation.ask.principal.service_type.name, by=cost.cost_nano / NANO)
+        if not lapsed:  # the reaper has counted it
+            self._metrics.spend.inc(reservation.ask.principal.service_type.name, by=cost.cost_nano / NANO)
         if cost.cost_nano > reservation.amount_nano:
             self._metrics.overrun.inc(by=(cost.cost_nano - reservation.amount_nano) / NANO)
         self._queue.settle(reservation.row(cost, delivery.outcome))

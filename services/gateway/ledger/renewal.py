@@ -38,6 +38,10 @@ class Renewals:
         self._count += 1
         self._metrics.open.set(self._count)
 
+    def lapsed(self, reservation: Reservation) -> bool:
+        """Whether a reaper has charged it whole, as far as this process knows."""
+        return reservation.id in self._lapsed
+
     def remove(self, reservation: Reservation) -> bool:
         """It is being settled; False when it was before."""
         self._lapsed.discard(reservation.id)

@@ -40,6 +40,7 @@ from tests.services.gateway.budget.support import (
     rows,
     total,
 )
+from tests.support.exposition import metric
 from tests.support.waiting import until
 
 
@@ -358,7 +359,10 @@ async def test_a_request_that_was_charged_whole_ends_with_a_block_and_is_not_reg
 ) -> None:
     sleepy = Timings(lease=0.3, renew=60, flush=0.02, sweep=60)
     number, user = shard(principal().identity), layout.user_key(principal().user_id)
-    async with opened(redis_url, postgres_url, timings=sleepy) as (slept, database, _), connect(redis_url) as client:
+    async with (
+        opened(redis_url, postgres_url, timings=sleepy) as (slept, database, registry),
+        connect(redis_url) as client,
+    ):
         reservation = await slept.admit(ask())
         async with opened(redis_url, postgres_url):
 
@@ -375,6 +379,7 @@ async def test_a_request_that_was_charged_whole_ends_with_a_block_and_is_not_reg
         assert await slept._renewals._renew([number])
         assert reservation.revoked.done()
         slept.settle(reservation, delivered())
+        assert metric(registry, "budget_spend_usd_total", service_type="ai") == 0, "the reaper counted it"
 
 
 async def test_nothing_in_redis_is_kept_for_ever(redis_url: str, postgres_url: str) -> None:
