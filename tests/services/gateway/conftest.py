@@ -267,10 +267,11 @@ class RawClient:
         await asyncio.get_running_loop().sock_connect(sock, ("127.0.0.1", port))
         return cls(*await asyncio.open_connection(sock=sock, limit=receive_buffer or 2**20))
 
-    def ask(self, body: dict[str, Any], *, declare: int | None = None) -> None:
+    def ask(self, body: dict[str, Any], *, declare: int | None = None, version: str = "1.1") -> None:
         data = json.dumps(body).encode()
         head = (
-            "POST /v1/chat/completions HTTP/1.1\r\nHost: gateway\r\nContent-Type: application/json\r\n"
+            f"POST /v1/chat/completions HTTP/{version}\r\nHost: gateway\r\nContent-Type: application/json\r\n"
+            "Connection: keep-alive\r\n"
             f"Authorization: Bearer {TOKEN}\r\nContent-Length: {declare or len(data)}\r\n\r\n"
         )
         self.writer.write(head.encode() + data)

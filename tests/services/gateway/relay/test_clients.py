@@ -234,6 +234,14 @@ async def test_large_answers_have_a_limit_together_until_their_clients_have_them
     await until(lambda: gateway.answers.held == 0)
 
 
+async def test_the_end_of_a_stream_shows_at_once_to_a_client_of_http_1_0(gateway: Gateway) -> None:
+    client = await RawClient.open(gateway.port, None)
+    client.ask(request_body(stream=True), version="1.0")
+    async with asyncio.timeout(10):
+        assert (await client.reader.read()).endswith(b"data: [DONE]\n\n")
+    client.close()
+
+
 async def test_a_vanished_network_is_noticed_by_the_kernel(gateway: Gateway) -> None:
     gateway.double.script("double", STAGES["mid-stream"][1])
     client = await gateway.connect({"stream": True})
