@@ -245,7 +245,8 @@ async def test_an_apple_that_is_silent_ends_the_run_and_loses_nothing(world: Wor
     world.stand_in.faults.set(Fault("renew", "hang"))
     why, done = await world.stopped(timeout=0.1)
     assert (why, done.total()) == ("Apple does not answer", 30)
-    assert 5 <= done["unavailable"] == world.stand_in.faults.calls["renew"] < 30
+    assert 5 <= done["unavailable"] < 30
+    assert world.stand_in.faults.calls["renew"] <= done["unavailable"], "a receipt was sent again"
     for device, receipt in zip(devices, before, strict=True):
         stored = await world.read(device)
         assert (stored["receipt"], stored["fault"], stored["risk_metric"]) == (receipt, None, None)
