@@ -103,3 +103,8 @@ def decode_segment(segment: str, kind: type[_Part]) -> _Part:
     """
     raw = base64.b64decode(segment + "=" * (-len(segment) % 4), altchars=b"-_", validate=True)
     return strict_json.decode(raw, kind)
+
+
+def encode_segment(raw: bytes) -> str:
+    """base64url without padding (RFC 7515 section 2)."""
+    return base64.urlsafe_b64encode(raw).rstrip(b"=").decode()

@@ -213,7 +213,7 @@ class Database(Statements):
                     try:
                         # one that hangs leaves time for the others
                         async with asyncio.timeout(self._timeout / len(places)):
-                            await _release(pool, await _acquire(pool))
+                            pool.release(await _acquire(pool))
                     except CONNECTION_FAULTS:
                         pool.terminate()
                         if number == len(places):
@@ -269,7 +269,7 @@ class Database(Statements):
             raise
         finally:
             with contextlib.suppress(*CONNECTION_FAULTS):
-                await asyncio.shield(_release(pool, connection))
+                pool.release(connection)  # at once; what it returns only wakes up who waits for one
 
     async def _run(self, query: Query, params: dict[str, Any], take: Callable[[aiopg.Cursor], Any], read: bool) -> Any:
         with spans.child(query.name, "postgresql"):
@@ -334,9 +334,3 @@ async def _acquire(pool: aiopg.Pool) -> aiopg.Connection:
             return await pool.acquire()
         except RuntimeError as error:
             raise psycopg2.OperationalError("no connection could be made") from error
-
-
-async def _release(pool: aiopg.Pool, connection: aiopg.Connection) -> None:
-    result = pool.release(connection)
-    if result is not None:
-        await result

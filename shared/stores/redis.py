@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 from urllib.parse import parse_qsl, unquote, urlencode, urlsplit, urlunsplit
 
+from redis._parsers.base import BaseParser
 from redis.asyncio import BlockingConnectionPool, Redis, RedisCluster
 from redis.asyncio.client import Pipeline
 from redis.asyncio.cluster import ClusterPipeline
@@ -35,6 +36,7 @@ from redis.exceptions import (
 
 from shared.errors import DependencyUnavailable
 from shared.stores.dependency import Dependency
+from shared.stores.redis_wire import Node, ScriptFailed, pack
 from shared.telemetry import spans
 
 __all__ = [
@@ -166,6 +168,7 @@ def connect(url: str, *, timeout: float = 1.0, max_connections: int = 64, state:
         return cluster  # type: ignore[no-any-return]  # same commands, no common base class
     pool = BlockingConnectionPool.from_url(
         place.url,
+        protocol=2,  # no pushes between the replies
         max_connections=max_connections,
         timeout=timeout,
         socket_timeout=timeout,
@@ -175,15 +178,56 @@ def connect(url: str, *, timeout: float = 1.0, max_connections: int = 64, state:
         retry=Retry(NoBackoff(), 1, supported_errors=(ConnectionError,)),
         health_check_interval=0,
     )
-    return _Server(connection_pool=harden(pool, state))
+    return _Server(harden(pool, state), state, timeout)
 
 
 class _Server(Redis):
-    """A server's client whose commands are spans of the request that sends them."""
+    """A server's client whose commands share one connection, and are spans of the request that sends them.
+
+    That costs a fraction of a call through redis-py's pool, which pipelines and transactions use.
+    """
+
+    def __init__(self, pool: ConnectionPool, state: Dependency, timeout: float) -> None:
+        super().__init__(connection_pool=pool)
+        self._node = Node(pool, (), timeout, lambda _node: None)
+        self._dependency = state
 
     async def execute_command(self, *args: Any, **options: Any) -> Any:
         with spans.child(f"redis {args[0]}", "redis"):
-            return await super().execute_command(*args, **options)  # type: ignore[no-untyped-call]
+            reply = await self._ask(pack(*args[0].split(), *args[1:]))
+        answered(self._dependency)
+        options.pop("keys", None)  # of redis-py's own cache
+        callback = self.response_callbacks.get(args[0])
+        return reply if callback is None else callback(reply, **options)
+
+    async def _ask(self, command: bytes) -> Any:
+        """The reply to a command, which is sent once more if the connection is lost meanwhile.
+
+        :raises RedisError: Redis could not be asked, or answered an error.
+        """
+        for again in (True, False):
+            try:
+                link = await self._node.connect()
+                return await link.send(command)
+            except ScriptFailed as failure:
+                raise self._told(BaseParser.parse_error(str(failure))) from None  # type: ignore[no-untyped-call]
+            except builtins.ConnectionError as error:
+                if isinstance(error.__cause__, RedisError):  # what kept the connection from being made, and is told
+                    raise error.__cause__ from None
+                if isinstance(error.__cause__, builtins.TimeoutError):
+                    raise self._told(TimeoutError("no answer in time")) from error
+                if not again:
+                    raise ConnectionError("the connection is closed") from error
+        raise AssertionError("unreachable")
+
+    def _told(self, error: RedisError) -> RedisError:
+        if isinstance(error, (TimeoutError, *_STATES)):
+            self._dependency.failed(reason(error))
+        return error
+
+    async def aclose(self, close_connection_pool: bool | None = None) -> None:
+        await self._node.close()
+        await super().aclose(close_connection_pool)
 
     def pipeline(self, transaction: bool = True, shard_hint: Any = None) -> Pipeline:
         return _ServerPipeline(self.connection_pool, self.response_callbacks, transaction, shard_hint)

@@ -16,13 +16,13 @@ from services.gateway.budget.charging import bounds, charge
 from services.gateway.budget.models import Delivery, Reservation, Timings
 from services.gateway.budget.scripts import Expected
 from services.gateway.budget.services import Budgets
-from services.gateway.redis.wire import pack
 from services.local.postgres import PostgresServer
 from services.local.process import free_port
 from services.local.valkey import ValkeyServer
 from shared.stores import migrate
 from shared.stores.postgres import Database
 from shared.stores.redis import Client, connect
+from shared.stores.redis_wire import pack
 from tests.bench.figures import ROUNDS, Row, beside, spread, turns
 from tests.services.gateway.budget.support import ask, delivered, opened, principal, row, rows, total
 

@@ -7,13 +7,14 @@ import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from jose import JOSEError, jws, jwt
+import msgspec
+from jose import JOSEError, jws
 
 from services.auth.errors import InvalidSubjectToken
 from services.auth.tokens.key_ring import KeyRing
 from shared.domain import tokens
 from shared.domain.identity import split_user
-from shared.domain.tokens import AUDIENCE, TYPE
+from shared.domain.tokens import AUDIENCE, encode_segment
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,8 +87,8 @@ class Issuer:
         }
         if body_sha256 is not None:
             claims["body_sha256"] = body_sha256
-        token: str = jwt.encode(claims, key.private, algorithm="ES256", headers={"typ": TYPE, "kid": key.kid})
-        return AccessToken(token, expires_in)
+        signed = f"{key.header}.{encode_segment(msgspec.json.encode(claims))}"
+        return AccessToken(f"{signed}.{encode_segment(key.private.sign(signed.encode()))}", expires_in)
 
     def recognise(self, token: str) -> IssuedToken | None:
         """One of our tokens, expired or not, for RFC 7009; None for anything else.

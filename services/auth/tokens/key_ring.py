@@ -10,7 +10,6 @@ used. A key whose file is removed is withdrawn. Without any, nothing is signed: 
 from __future__ import annotations
 
 import asyncio
-import base64
 import fcntl
 import hashlib
 import json
@@ -32,6 +31,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from jose import jwk
 
+from shared.domain import tokens
 from shared.domain.service_types import ConfigurationError
 from shared.domain.tokens import CLOCK_SKEW
 from shared.errors import DependencyUnavailable
@@ -55,13 +55,17 @@ class KeyFault(ConfigurationError):
 
 @dataclass(frozen=True, slots=True)
 class SigningKey:
-    """One key. ``activation`` is in seconds since the epoch; ``public`` its RFC 7517 form."""
+    """One key. ``activation`` is in seconds since the epoch; ``public`` its RFC 7517 form.
+
+    ``header`` is the first segment of the tokens that it signs.
+    """
 
     kid: str
     activation: float
     path: Path
     private: Any
     public: dict[str, str]
+    header: str
 
 
 class KeyRing:
@@ -222,13 +226,14 @@ def load_key(path: Path) -> SigningKey:
     if not isinstance(private, ec.EllipticCurvePrivateKey) or not isinstance(private.curve, ec.SECP256R1):
         raise KeyFault(f"{path}: not a P-256 key")
     numbers = private.public_key().public_numbers()
-    x, y = (_base64url(number.to_bytes(32, "big")) for number in (numbers.x, numbers.y))
+    x, y = (tokens.encode_segment(number.to_bytes(32, "big")) for number in (numbers.x, numbers.y))
     kid = thumbprint(x, y)
     plain = private.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )
     public = {"kty": "EC", "crv": "P-256", "x": x, "y": y, "use": "sig", "alg": "ES256", "kid": kid}
-    return SigningKey(kid, activation(path), path, jwk.construct(plain, "ES256"), public)
+    header = tokens.encode_segment(json.dumps({"alg": "ES256", "typ": tokens.TYPE, "kid": kid}).encode())
+    return SigningKey(kid, activation(path), path, jwk.construct(plain, "ES256"), public, header)
 
 
 def activation(path: Path) -> float:
@@ -245,7 +250,7 @@ def activation(path: Path) -> float:
 def thumbprint(x: str, y: str) -> str:
     """RFC 7638: the SHA-256 of the required members in lexicographic order."""
     canonical = json.dumps({"crv": "P-256", "kty": "EC", "x": x, "y": y}, separators=(",", ":"), sort_keys=True)
-    return _base64url(hashlib.sha256(canonical.encode()).digest())
+    return tokens.encode_segment(hashlib.sha256(canonical.encode()).digest())
 
 
 def create_key(folder: Path, *, activate_at: float) -> Path:
@@ -291,7 +296,3 @@ def prunable(keys: list[SigningKey], *, now: float, token_ttl: int) -> list[Sign
     ordered = sorted(keys, key=_age)
     active = [key for key in ordered if key.activation <= now]
     return [key for key, successor in pairwise(active) if successor.activation + token_ttl + _SKEW < now]
-
-
-def _base64url(raw: bytes) -> str:
-    return base64.urlsafe_b64encode(raw).rstrip(b"=").decode()

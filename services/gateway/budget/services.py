@@ -24,7 +24,6 @@ from services.gateway.ledger.renewal import Renewals
 from services.gateway.ledger.storage import LedgerStorage
 from services.gateway.redis import server_check
 from services.gateway.redis.executor import Executor, NotRun
-from services.gateway.redis.wire import Link
 from services.gateway.tokens.models import Principal
 from shared.domain.money import NANO, usd_text
 from shared.domain.outcome import Outcome
@@ -35,6 +34,7 @@ from shared.service.health import CheckFailed
 from shared.state.packed import LedgerRow
 from shared.state.refusals import Word
 from shared.stores.postgres import Database
+from shared.stores.redis_wire import Link
 from shared.telemetry import logs
 from shared.telemetry.metrics import Registry
 

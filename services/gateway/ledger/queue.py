@@ -14,12 +14,12 @@ from msgspec.structs import replace
 from services.gateway.budget.metrics import BudgetMetrics
 from services.gateway.budget.scripts import BudgetScripts
 from services.gateway.ledger.storage import LedgerStorage
-from services.gateway.redis.wire import ScriptFailed
 from shared.domain.money import NANO
 from shared.domain.service_types import ServiceTypes
 from shared.errors import DependencyUnavailable
 from shared.state import layout
 from shared.state.packed import LedgerRow, total_name
+from shared.stores.redis_wire import ScriptFailed
 from shared.telemetry import logs
 
 _log = logs.logger("budget")

@@ -11,13 +11,13 @@ from urllib.parse import urlsplit
 from redis.asyncio.connection import BlockingConnectionPool, ConnectionPool
 from redis.crc import key_slot
 
-from services.gateway.redis.wire import Link, Node, ScriptFailed, observe, pack, pack_script
 from shared.domain.identity import SHARDS, shard_tag
 from shared.errors import DependencyUnavailable
 from shared.service.flight import Flight
 from shared.state.script import Script, ScriptCall
 from shared.stores.dependency import Dependency
 from shared.stores.redis import Place, answer_reason, answered, harden
+from shared.stores.redis_wire import Link, Node, ScriptFailed, observe, pack, pack_script
 from shared.telemetry import logs, spans
 
 _log = logs.logger("budget")

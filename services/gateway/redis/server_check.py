@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from services.gateway.redis.wire import Link, ScriptFailed, pack
+from shared.stores.redis_wire import Link, ScriptFailed, pack
 from shared.telemetry import logs
 
 _log = logs.logger("budget")

@@ -1,8 +1,8 @@
-"""Scripts sent to Redis with as little work as possible: one pipelined connection per node.
+"""Commands sent to Redis with as little work as possible: one pipelined connection per node.
 
 redis-py opens a connection (TLS, unix sockets, credentials, database) and this module then speaks on it: what is
 called in one turn of the event loop goes out in one write, and replies come back in order, parsed by hiredis. That
-costs a fifth of a call through redis-py's pool, and every admission and settlement is such a call.
+costs a fifth of a call through redis-py's pool, and every admission, settlement and exchange has such calls.
 
 Each connection knows the run id of the server behind it, the *epoch*, which scripts get as their first argument. A
 server that restarted, or a replica that took over, has another one.
@@ -36,7 +36,7 @@ class ScriptFailed(Exception):
         super().__init__(message)
 
 
-def pack(*args: str) -> bytes:
+def pack(*args: str | bytes | float) -> bytes:
     """One command in Redis's protocol."""
     return bytes(hiredis.pack_command(cast(Any, args)))  # the stub asks for a tuple of one
 
