@@ -65,6 +65,7 @@ from shared.service.protocol import ServiceSite
 from shared.service.service_types_file import SERVICE_TYPES_FILE
 from shared.stores.dependency import Dependency
 from shared.stores.postgres import Database
+from shared.stores.redis import Client
 from shared.telemetry import logs
 from shared.telemetry.metrics import Registry
 
@@ -191,68 +192,37 @@ def build_app(settings: AuthSettings, *, registry: Registry | None = None) -> Ap
 async def _open(
     stack: AsyncExitStack, apps: Apps, settings: AuthSettings, prepared: Prepared, connections: Connections
 ) -> None:
-    database, redis, session, registry = (
-        connections.database,
-        connections.redis,
-        connections.session,
-        connections.registry,
-    )
+    database, redis = connections.database, connections.redis
+    session, registry, types = connections.session, connections.registry, prepared.service_types
     fxa_config = FxAConfig.from_settings(settings)
     fxa = await stack.enter_async_context(FxAVerifier.open(fxa_config, redis=redis, session=session, registry=registry))
     metrics = DeviceMetrics(registry)
     challenges = Challenges(settings.challenge_secrets(), lifetime=settings.challenge_expiry_seconds, redis=redis)
-    limits = Limits(
-        redis,
-        registry,
-        kinds={
-            "identity": settings.exchange_limit_per_identity,
-            PLAY_LIMIT: settings.play_limit_per_source,
-            wrong_keys.LIMIT: settings.sign_in_limit_per_source,
-        },
-        doors={
-            "challenge": settings.challenge_limit_per_source,
-            "enroll": settings.enroll_limit_per_source,
-            "exchange": settings.exchange_limit_per_source,
-            "revoke": settings.revoke_limit_per_source,
-        },
-        refusals={event_views.DOOR: settings.fxa_events_limit_per_source},
-    )
+    limits = _limits(settings, redis, registry)
     issuer = Issuer(prepared.key_ring, issuer=settings.mlpa_issuer, ttl=settings.mlpa_access_token_ttl_seconds)
     litellm: LiteLLMAdmin | None = None
     provisioner: Provisioner | None = None
     if settings.litellm_provision_users and settings.master_key is not None:
         litellm = LiteLLMAdmin(session, settings.litellm_api_base, settings.master_key.get_secret_value())
-        provisioner = Provisioner(
-            litellm,
-            database,
-            prepared.service_types,
-            registry,
-            factor=settings.litellm_budget_factor,
-        )
+        provisioner = Provisioner(litellm, database, types, registry, factor=settings.litellm_budget_factor)
     digests = Digests(settings.erasure_secrets())
     users = Users(database, redis, registry, digests, on_entry=provisioner.entered if provisioner else None)
     changes = Changes(database, redis, registry)
     jobs = await _jobs(stack, settings.database_url, database.state)
+    rows = await _jobs(stack, settings.litellm_database_url) if settings.litellm_database_url else None
     erasures = Erasures(
-        database,
-        jobs,
-        redis,
-        prepared.service_types,
-        digests,
-        registry,
-        purge_fxa=fxa.purge,
-        litellm=litellm,
-        litellm_rows=await _jobs(stack, settings.litellm_database_url) if settings.litellm_database_url else None,
+        *(database, jobs, redis, types, digests, registry), purge_fxa=fxa.purge, litellm=litellm, litellm_rows=rows
     )
-    await stack.enter_async_context(users.running())
-    if provisioner is not None:
-        await stack.enter_async_context(provisioner.running())
-    await stack.enter_async_context(changes.running())
-    await stack.enter_async_context(erasures.running())
+    clients = frozenset(settings.fxa_client_ids)
+    events = FxAEvents(
+        *(database, fxa, changes, erasures, digests, registry), issuer=fxa_config.issuer, client_ids=clients
+    )
+    for work in (users, provisioner, changes, erasures, events):
+        if work is not None:
+            await stack.enter_async_context(work.running())
+    for reader in (LedgerAge, EnrollingSources, OldRefusals):
+        await stack.enter_async_context(reader(database, registry).running())
     await stack.enter_async_context(prepared.key_ring.running(registry))
-    await stack.enter_async_context(LedgerAge(database, registry).running())
-    await stack.enter_async_context(EnrollingSources(database, registry).running())
-    await stack.enter_async_context(OldRefusals(database, registry).running())
     assertions = Assertions(database, challenges, prepared.policy, metrics, unused_days=settings.device_unused_days)
     play_metrics = PlayMetrics(registry)
     google = await stack.enter_async_context(
@@ -271,44 +241,45 @@ async def _open(
         PlayCredential(google, play_policy, limits, redis, play_metrics, token_ttl=settings.play_token_ttl_seconds),
     ]
     apps.put(ERASURES, erasures)
-    apps.put(EXPORTS, Exports(database, jobs, redis, prepared.service_types, read_fxa=fxa.held))
+    apps.put(EXPORTS, Exports(database, jobs, redis, types, read_fxa=fxa.held))
     apps.put(CHALLENGES, challenges)
     apps.put(LIMITS, limits)
-    apps.put(
-        ENROLMENT,
-        Enrolment(
-            database, challenges, prepared.policy, metrics, limits, source_secret=settings.challenge_secrets()[0]
-        ),
-    )
+    secret = settings.challenge_secrets()[0]
+    apps.put(ENROLMENT, Enrolment(database, challenges, prepared.policy, metrics, limits, source_secret=secret))
     apps.put(KNOWN_GATEWAYS, KnownGateways(settings.exchange_keys()))
-    apps.put(EXCHANGE, TokenExchange(credentials, prepared.service_types, users, issuer, limits, registry))
-    events = FxAEvents(
-        database,
-        fxa,
-        changes,
-        erasures,
-        digests,
-        registry,
-        issuer=fxa_config.issuer,
-        client_ids=frozenset(settings.fxa_client_ids),
-    )
-    await stack.enter_async_context(events.running())
+    apps.put(EXCHANGE, TokenExchange(credentials, types, users, issuer, limits, registry))
     apps.put(FXA_EVENTS, events)
     apps.put(REVOCATION, Revocation(issuer, database, changes, digests))
     readiness = health(prepared.key_ring, connections, fxa, apps.main[SERVICE_TYPES_FILE])
     apps.put(HEALTH, readiness)
     if prepared.admin_keys:
-        on_tier = provisioner.changed if provisioner else None
         await admin.open_admin(
-            stack,
-            apps,
-            connections,
+            *(stack, apps, connections),
             changes=changes,
             health=readiness,
             limits=limits,
             rejections={"App Attest": metrics.by_step, "Play Integrity": play_metrics.by_step},
-            on_tier=on_tier,
+            on_tier=provisioner.changed if provisioner else None,
         )
+
+
+def _limits(settings: AuthSettings, redis: Client, registry: Registry) -> Limits:
+    return Limits(
+        redis,
+        registry,
+        kinds={
+            "identity": settings.exchange_limit_per_identity,
+            PLAY_LIMIT: settings.play_limit_per_source,
+            wrong_keys.LIMIT: settings.sign_in_limit_per_source,
+        },
+        doors={
+            "challenge": settings.challenge_limit_per_source,
+            "enroll": settings.enroll_limit_per_source,
+            "exchange": settings.exchange_limit_per_source,
+            "revoke": settings.revoke_limit_per_source,
+        },
+        refusals={event_views.DOOR: settings.fxa_events_limit_per_source},
+    )
 
 
 async def _jobs(stack: AsyncExitStack, url: SecretStr, state: Dependency | None = None) -> Database:

@@ -34,16 +34,8 @@ from services.local.valkey import ValkeyServer
 
 HOST = "127.0.0.1"
 DEFAULT_PORT_BASE = 8080
-PORTS = (
-    "gateway",
-    "auth",
-    "FxA",
-    "LiteLLM",
-    "PostgreSQL",
-    "Valkey",
-    "Google",
-    "Apple",
-)  # each one above the one before
+#: Each one is above the one before.
+PORTS = ("gateway", "auth", "FxA", "LiteLLM", "PostgreSQL", "Valkey", "Google", "Apple")
 DATABASE = "mlpa"
 TEAM = "DEVELOPMNT"
 BUNDLE_ID = "org.mozilla.ios.Fennec"
@@ -188,9 +180,12 @@ class LocalSystem:
         async with asyncio.TaskGroup() as group:
             group.create_task(self._start_postgres())
             group.create_task(self._start_valkey())
-            group.create_task(self._start_fxa())
-            group.create_task(self._start_google())
-            group.create_task(self._start_apple())
+            for name, module, path, *options in (
+                ("FxA", "fxa", "/v1/jwks", "--keys=fxa-keys", f"--events-url={self.running.auth_url}/fxa/events"),
+                ("Google", "play", "/", "--folder=google"),
+                ("Apple", "apple", "/", "--folder=apple", "--pki=app-attest/pki.json", f"--team={TEAM}"),
+            ):
+                group.create_task(self._start_stand_in(name, module, path, *options))
         await self._start_service("auth", 4)
 
     async def _start_postgres(self) -> None:
@@ -205,25 +200,11 @@ class LocalSystem:
         self._valkey.initialise()
         await self._start("Valkey", 1, self._valkey.process, self._valkey.ready)
 
-    async def _start_fxa(self) -> None:
-        port = self._ports["FxA"]
-        events = ("--events-url", f"{self.running.auth_url}/fxa/events")
-        argv = (sys.executable, "-P", "-m", "services.local.fxa", "--port", str(port), "--keys", "fxa-keys", *events)
-        process = Process(Program("FxA stand-in", argv, cwd=self.data), self._log("fxa"))
-        await self._start("FxA", 3, process, lambda: answers(f"http://{HOST}:{port}/v1/jwks"))
-
-    async def _start_google(self) -> None:
-        port = self._ports["Google"]
-        argv = (sys.executable, "-P", "-m", "services.local.play", "--port", str(port), "--folder", "google")
-        process = Process(Program("Google stand-in", argv, cwd=self.data), self._log("google"))
-        await self._start("Google", 3, process, lambda: answers(f"http://{HOST}:{port}/"))
-
-    async def _start_apple(self) -> None:
-        port = self._ports["Apple"]
-        options = ("--port", str(port), "--folder", "apple", "--pki", "app-attest/pki.json")
-        argv = (sys.executable, "-P", "-m", "services.local.apple", *options, "--team", TEAM)
-        process = Process(Program("Apple stand-in", argv, cwd=self.data), self._log("apple"))
-        await self._start("Apple", 3, process, lambda: answers(f"http://{HOST}:{port}/"))
+    async def _start_stand_in(self, name: str, module: str, path: str, *options: str) -> None:
+        port = self._ports[name]
+        argv = (sys.executable, "-P", "-m", f"services.local.{module}", "--port", str(port), *options)
+        process = Process(Program(f"{name} stand-in", argv, cwd=self.data), self._log(name.lower()))
+        await self._start(name, 3, process, lambda: answers(f"http://{HOST}:{port}{path}"))
 
     async def _start_service(self, name: str, rank: int) -> None:
         process = Process(self._mlpa(name), self._log(name))

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import sentry_sdk
 
+from shared.errors import DependencyUnavailable
 from shared.telemetry import logs
 
 if TYPE_CHECKING:
@@ -23,6 +24,21 @@ _TRACE_EVERY = 60.0
 Loop = Callable[[], Awaitable[object]]
 
 _log = logs.logger("background")
+
+
+def every(seconds: float, run: Loop, *, again: float | None = None) -> Loop:
+    """A loop that runs something every so many seconds, and ``again`` sooner after an outage of what it asks."""
+
+    async def turns() -> None:
+        while True:
+            pause = seconds
+            try:
+                await run()
+            except DependencyUnavailable:  # the log tells of the outage
+                pause = min(seconds, again or seconds)
+            await asyncio.sleep(pause)
+
+    return turns
 
 
 async def end(*tasks: asyncio.Task[Any]) -> None:

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager
 
-from shared.errors import DependencyUnavailable
 from shared.service import background
 from shared.stores.postgres import Database, Query
 from shared.telemetry.metrics import Registry
@@ -50,13 +46,5 @@ class EnrollingSources:
         for step in _STEPS:
             self._sources.set(found[f"from_{step}"], str(step))
 
-    @asynccontextmanager
-    async def running(self) -> AsyncIterator[None]:
-        async with background.running(self._registry, enrolling_sources=self._keep_reading):
-            yield
-
-    async def _keep_reading(self) -> None:
-        while True:
-            with contextlib.suppress(DependencyUnavailable):  # the log tells of the outage
-                await self.read()
-            await asyncio.sleep(self._every)
+    def running(self) -> AbstractAsyncContextManager[None]:
+        return background.running(self._registry, enrolling_sources=background.every(self._every, self.read))

@@ -17,7 +17,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 
 from aiohttp import web
 
@@ -171,11 +171,9 @@ class Erasures:
         if self._litellm_rows is not None:
             await storage.delete_spend_rows(self._litellm_rows, users)
 
-    @contextlib.asynccontextmanager
-    async def running(self) -> AsyncIterator[None]:
+    def running(self) -> contextlib.AbstractAsyncContextManager[None]:
         """Finishes erasures in the background."""
-        async with background.running(self._registry, erasures=self._keep_finishing):
-            yield
+        return background.running(self._registry, erasures=self._keep_finishing)
 
     async def _keep_finishing(self) -> None:
         pause, cleared = self._every, time.monotonic()

@@ -7,10 +7,10 @@ FxA sends the events again, in another token.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Callable, Collection
+from collections.abc import Callable, Collection
+from functools import partial
 
 from aiohttp import web
 
@@ -133,17 +133,10 @@ class FxAEvents:
         with contextlib.suppress(NotFound):
             await self._erasures.erase(uid, Actor("FxA", source))
 
-    @contextlib.asynccontextmanager
-    async def running(self) -> AsyncIterator[None]:
+    def running(self) -> contextlib.AbstractAsyncContextManager[None]:
         """Forgets old deliveries in the background."""
-        async with background.running(self._registry, fxa_deliveries=self._keep_clearing):
-            yield
-
-    async def _keep_clearing(self) -> None:
-        while True:
-            with contextlib.suppress(DependencyUnavailable):
-                await storage.clear_expired(self._database)
-            await asyncio.sleep(_CLEAR_EVERY)
+        clear = partial(storage.clear_expired, self._database)
+        return background.running(self._registry, fxa_deliveries=background.every(_CLEAR_EVERY, clear))
 
 
 FXA_EVENTS = web.AppKey("fxa_events", FxAEvents)

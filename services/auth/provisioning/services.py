@@ -12,7 +12,6 @@ import contextlib
 import random
 import time
 from collections import OrderedDict
-from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
 from services.auth.provisioning import storage
@@ -88,16 +87,14 @@ class Provisioner:
         self._done.discard(user_id)
         self._queue(user_id)
 
-    @contextlib.asynccontextmanager
-    async def running(self) -> AsyncIterator[None]:
+    def running(self) -> contextlib.AbstractAsyncContextManager[None]:
         """Runs the worker and the sweep for as long as the block lasts.
 
         The next sweep, of any process, finds what is left.
         """
-        async with background.running(
+        return background.running(
             self._registry, provisioning=self._keep_working, provisioning_sweep=self._keep_sweeping
-        ):
-            yield
+        )
 
     def _take_table(self) -> None:
         """Make the budgets of the new rows without waiting for the next sweep."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator
 
 from services.auth.standing import storage
 from services.auth.standing.storage import Decided
@@ -86,11 +85,9 @@ class Changes:
                 await decisions.set_user(self._redis, user, tier, decided.exceptions.get(user))
         await decisions.forget_others(self._redis, identity, list(decided.tiers))
 
-    @contextlib.asynccontextmanager
-    async def running(self) -> AsyncIterator[None]:
+    def running(self) -> contextlib.AbstractAsyncContextManager[None]:
         """Applies waiting decisions in the background."""
-        async with background.running(self._registry, redis_changes=self._keep_applying):
-            yield
+        return background.running(self._registry, redis_changes=self._keep_applying)
 
     async def _keep_applying(self) -> None:
         cleared, more = time.monotonic(), False

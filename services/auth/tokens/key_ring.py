@@ -17,8 +17,8 @@ import os
 import re
 import stat
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractAsyncContextManager, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import pairwise
@@ -111,12 +111,10 @@ class KeyRing:
         self._need_keys()
         return {"keys": [key.public for key in sorted(self.keys.values(), key=_age, reverse=True)]}
 
-    @asynccontextmanager
-    async def running(self, registry: Registry) -> AsyncIterator[None]:
+    def running(self, registry: Registry) -> AbstractAsyncContextManager[None]:
         """Read the folder every few seconds, so that a new key needs no restart."""
         age = registry.gauge("signing_key_age_seconds", "For how long the key that signs has been doing so.")
-        async with background.running(registry, signing_keys=lambda: self._keep_looking(age)):
-            yield
+        return background.running(registry, signing_keys=lambda: self._keep_looking(age))
 
     async def _keep_looking(self, age: Gauge) -> None:
         while True:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
 from datetime import datetime
 
-from shared.errors import DependencyUnavailable
 from shared.service import background
 from shared.stores.postgres import Database, Query
 from shared.telemetry.metrics import Registry
@@ -37,16 +35,5 @@ class LedgerAge:
         oldest: datetime | None = (await self._database.fetch(_OLDEST))[0]["oldest"]
         self._age.set(max(0.0, self._clock() - oldest.timestamp()) if oldest else 0)
 
-    @asynccontextmanager
-    async def running(self) -> AsyncIterator[None]:
-        async with background.running(self._registry, ledger_age=self._keep_reading):
-            yield
-
-    async def _keep_reading(self) -> None:
-        while True:
-            try:
-                await self.read()
-            except DependencyUnavailable:
-                await asyncio.sleep(min(_AGAIN, self._every))
-            else:
-                await asyncio.sleep(self._every)
+    def running(self) -> AbstractAsyncContextManager[None]:
+        return background.running(self._registry, ledger_age=background.every(self._every, self.read, again=_AGAIN))

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager
 
-from shared.errors import DependencyUnavailable
 from shared.service import background
 from shared.stores.postgres import Database, Query
 from shared.telemetry.metrics import Registry
@@ -32,15 +29,5 @@ class OldRefusals:
         while await self._database.execute(_DELETE, days=KEPT_DAYS, most=_AT_ONCE) == _AT_ONCE:
             pass
 
-    @asynccontextmanager
-    async def running(self) -> AsyncIterator[None]:
-        async with background.running(self._registry, old_refusals=self._keep_deleting):
-            yield
-
-    async def _keep_deleting(self) -> None:
-        while True:
-            await asyncio.sleep(_EVERY)
-            try:
-                await self.delete()
-            except DependencyUnavailable:
-                continue
+    def running(self) -> AbstractAsyncContextManager[None]:
+        return background.running(self._registry, old_refusals=background.every(_EVERY, self.delete))
