@@ -17,11 +17,7 @@ class ServiceError(Exception):
     message: str = "The service failed."
 
     def __init__(
-        self,
-        message: str | None = None,
-        *,
-        retry_after: float | None = None,
-        headers: dict[str, str] | None = None,
+        self, message: str | None = None, *, retry_after: float | None = None, headers: dict[str, str] | None = None
     ) -> None:
         """
         :param retry_after: seconds, rounded up to whole ones in the ``Retry-After`` header.

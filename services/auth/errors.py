@@ -138,7 +138,5 @@ class SwitchedOff(ServiceError):
 def render(_request: web.Request | None, error: ServiceError) -> web.Response:
     """Any error as auth's envelope."""
     return web.json_response(
-        {"error": error.code, "error_description": error.message},
-        status=error.status,
-        headers=error.headers,
+        {"error": error.code, "error_description": error.message}, status=error.status, headers=error.headers
     )

@@ -150,8 +150,7 @@ class AuthSettings(Settings):
     max_auth_request_size_bytes: int = Field(65536, ge=1024, description="Largest request body of auth.")
     master_key: SecretStr | None = Field(None, description="LiteLLM's master key, to make customers and budgets.")
     litellm_database_url: DatabaseUrl | None = Field(
-        None,
-        description="LiteLLM's own PostgreSQL, for erasures to delete its spend rows: its API deletes none.",
+        None, description="LiteLLM's own PostgreSQL, for erasures to delete its spend rows: its API deletes none."
     )
     litellm_provision_users: bool = Field(
         True, description="Make users customers in LiteLLM; false for a LiteLLM without a database."

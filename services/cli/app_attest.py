@@ -112,10 +112,7 @@ def failed_step(vector: Vector) -> str | None:
     """
     team_id, _, bundle_id = vector.app_id.partition(".")
     policy = Policy(
-        team_id=team_id,
-        bundle_ids=frozenset([bundle_id]),
-        environment=vector.environment,
-        roots=_roots(vector),
+        team_id=team_id, bundle_ids=frozenset([bundle_id]), environment=vector.environment, roots=_roots(vector)
     )
     try:
         if vector.kind == "attestation":

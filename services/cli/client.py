@@ -97,12 +97,7 @@ class Client:
         return str(metadata["issuer"])
 
     async def _exchange(self, subject_token: str, kind: str, scope: str) -> str:
-        form = {
-            "grant_type": GRANT_TYPE,
-            "subject_token": subject_token,
-            "subject_token_type": kind,
-            "scope": scope,
-        }
+        form = {"grant_type": GRANT_TYPE, "subject_token": subject_token, "subject_token_type": kind, "scope": scope}
         answer = await self._ask("POST", f"{self._auth}/token", data=form)
         return str(answer["access_token"])
 

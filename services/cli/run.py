@@ -121,13 +121,7 @@ def up(demo: bool, port_base: int | None, data: Path) -> None:
 
 
 def _run(
-    name: str,
-    settings: Settings,
-    port: int,
-    build: Callable[[], Apps],
-    count: int,
-    *,
-    admin_port: int | None = None,
+    name: str, settings: Settings, port: int, build: Callable[[], Apps], count: int, *, admin_port: int | None = None
 ) -> None:
     logs.configure(form=settings.form_of_logs, level=settings.log_level)
     if not workers.is_worker():

@@ -101,10 +101,5 @@ def exception(api: _Api, user_id: str, usd: float, no_rates: bool, hours: float 
         until = datetime.now(UTC) + timedelta(hours=hours)
     except (OverflowError, ValueError):  # ValueError: not a number
         raise click.BadParameter("there is no such date", param_hint="--hours") from None
-    body = {
-        "until": until.isoformat(),
-        "extra_budget_usd": usd,
-        "without_rates": no_rates,
-        "reason": reason or None,
-    }
+    body = {"until": until.isoformat(), "extra_budget_usd": usd, "without_rates": no_rates, "reason": reason or None}
     api.user("POST", user_id, "/exception", body)

@@ -224,9 +224,7 @@ class Embeddings:
         return _PATH
 
     def encode(self, asked: Inputs, reservation: Reservation) -> bytes:
-        return _encoder.encode(
-            {"model": asked.model, **asked.fields, "user": reservation.ask.principal.user_id},
-        )
+        return _encoder.encode({"model": asked.model, **asked.fields, "user": reservation.ask.principal.user_id})
 
     def tally(self, asked: Inputs) -> Tally:
         return Tally()

@@ -44,10 +44,7 @@ from services.local.pki import Pki, key_to_pem, load_key
 
 Environment = Literal["production", "development"]
 
-AAGUIDS: dict[Environment, bytes] = {
-    "production": b"appattest" + bytes(7),
-    "development": b"appattestdevelop",
-}
+AAGUIDS: dict[Environment, bytes] = {"production": b"appattest" + bytes(7), "development": b"appattestdevelop"}
 ATTESTED_CREDENTIAL = 0x40
 
 

@@ -25,10 +25,7 @@ from typing import Self
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.asymmetric.types import (
-    CertificateIssuerPrivateKeyTypes,
-    CertificatePublicKeyTypes,
-)
+from cryptography.hazmat.primitives.asymmetric.types import CertificateIssuerPrivateKeyTypes, CertificatePublicKeyTypes
 from cryptography.x509.oid import NameOID
 
 # An extension and whether it's critical.
@@ -118,10 +115,7 @@ class Pki:
 
     @classmethod
     def from_members(cls, members: dict[str, dict[str, str]]) -> Self:
-        return cls(
-            root=_authority_from_pem(members["root"]),
-            intermediate=_authority_from_pem(members["intermediate"]),
-        )
+        return cls(root=_authority_from_pem(members["root"]), intermediate=_authority_from_pem(members["intermediate"]))
 
     def to_json(self) -> str:
         return json.dumps(self.to_members(), indent=1)

@@ -146,10 +146,7 @@ class StandIn:
         return token
 
     def payload(self, order: InstallOrder) -> dict[str, Any]:
-        request = {
-            "requestPackageName": order.package,
-            "timestampMillis": str(int((self._clock() - order.age) * 1000)),
-        }
+        request = {"requestPackageName": order.package, "timestampMillis": str(int((self._clock() - order.age) * 1000))}
         if order.request_hash is not None:
             request["requestHash"] = order.request_hash
         app: dict[str, Any] = {"appRecognitionVerdict": order.recognition}

@@ -37,13 +37,7 @@ class PostgresServer(Server):
     """
 
     def __init__(
-        self,
-        data: Path,
-        port: int,
-        *,
-        durable: bool,
-        password: str | None = None,
-        log: Path | None = None,
+        self, data: Path, port: int, *, durable: bool, password: str | None = None, log: Path | None = None
     ) -> None:
         self.data = data
         self.port = port

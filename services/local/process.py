@@ -171,9 +171,7 @@ class Process:
         family = _suspend_family(self.pid)
         pids = " ".join(str(pid) for pid in family)
         self._pause = subprocess.Popen(  # noqa: S603 - numbers only
-            ["/bin/sh", "-c", f"read _; kill -CONT {pids} 2>/dev/null"],
-            stdin=subprocess.PIPE,
-            start_new_session=True,
+            ["/bin/sh", "-c", f"read _; kill -CONT {pids} 2>/dev/null"], stdin=subprocess.PIPE, start_new_session=True
         )
 
     def resume(self) -> None:

@@ -49,8 +49,7 @@ class ProxyMetrics:
         )
         self.ignored.preset_all(_REASONS)
         self.too_few = registry.counter(
-            "trusted_proxies_too_few_total",
-            "Sources that look like a proxy of many clients, once a minute each.",
+            "trusted_proxies_too_few_total", "Sources that look like a proxy of many clients, once a minute each."
         )
 
 
@@ -58,12 +57,7 @@ class Proxies:
     """The proxies in front of one port."""
 
     def __init__(
-        self,
-        hops: int,
-        networks: Iterable[str],
-        metrics: ProxyMetrics,
-        *,
-        clock: Callable[[], float] = time.monotonic,
+        self, hops: int, networks: Iterable[str], metrics: ProxyMetrics, *, clock: Callable[[], float] = time.monotonic
     ) -> None:
         """
         :param hops: the number of proxies; 0 = the peer is the client.

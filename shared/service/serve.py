@@ -92,12 +92,7 @@ class Site:
 
 
 async def serve(
-    main: Site,
-    *others: Site,
-    host: str,
-    name: str,
-    hang_up: Callable[[], object],
-    reuse_port: bool = False,
+    main: Site, *others: Site, host: str, name: str, hang_up: Callable[[], object], reuse_port: bool = False
 ) -> bool:
     """Serve until a signal, then drain. Returns when all is closed.
 

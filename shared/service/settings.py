@@ -90,8 +90,7 @@ class Settings(BaseSettings):
     )
     database_pool_size: int = Field(10, ge=1, le=200, description="Connections of one process to PostgreSQL.")
     redis_url: RedisUrl = Field(
-        SecretStr("redis://localhost:6379/0"),
-        description="Redis or Valkey; redis+cluster:// for a Redis Cluster.",
+        SecretStr("redis://localhost:6379/0"), description="Redis or Valkey; redis+cluster:// for a Redis Cluster."
     )
     mlpa_debug: bool = Field(
         False, description="Development: relaxed defaults, public secrets. Needs HOST and MLPA_ISSUER on loopback."

@@ -211,9 +211,7 @@ async def forget(client: Client, identity: str, service_types: Sequence[str]) ->
         standing=Standing.BLOCKED,
         each=[
             _FORGET.item(
-                user=keys.user(user),
-                requests_window=keys.requests_window(user),
-                tokens_window=keys.tokens_window(user),
+                user=keys.user(user), requests_window=keys.requests_window(user), tokens_window=keys.tokens_window(user)
             )
             for user in users
         ],

@@ -153,10 +153,7 @@ class Word(StrEnum):
             noted="Of {budget} USD of the service type {tier.name}, {spent} are spent and {reserved} reserved.",
         ),
     )
-    TOTAL_UNKNOWN = (
-        "total_unknown",
-        Row("unavailable", "The gateways have not added up yet what {everyone} spent."),
-    )
+    TOTAL_UNKNOWN = ("total_unknown", Row("unavailable", "The gateways have not added up yet what {everyone} spent."))
 
     def __new__(cls, word: str, row: Row = _NONE) -> Self:
         member = str.__new__(cls, word)

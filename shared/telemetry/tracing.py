@@ -151,10 +151,7 @@ class _Request:
         from opentelemetry.trace import SpanKind, StatusCode, set_span_in_context
 
         span = self._tracer.start_span(
-            name,
-            context=set_span_in_context(self._span),
-            kind=SpanKind.CLIENT,
-            attributes={"peer.service": system},
+            name, context=set_span_in_context(self._span), kind=SpanKind.CLIENT, attributes={"peer.service": system}
         )
         try:
             yield

@@ -36,13 +36,7 @@ class Assertion:
 
 
 def verify_assertion(
-    obj: bytes,
-    *,
-    client_data_hash: bytes,
-    public_key_x962: bytes,
-    last_counter: int,
-    bundle_id: str,
-    policy: Policy,
+    obj: bytes, *, client_data_hash: bytes, public_key_x962: bytes, last_counter: int, bundle_id: str, policy: Policy
 ) -> Assertion:
     """Verify an assertion made by ``DCAppAttestService.generateAssertion``.
 

@@ -54,13 +54,7 @@ class _Object:
 
 
 def verify_attestation(
-    obj: bytes,
-    *,
-    client_data_hash: bytes,
-    key_id: bytes,
-    bundle_id: str,
-    policy: Policy,
-    now: datetime,
+    obj: bytes, *, client_data_hash: bytes, key_id: bytes, bundle_id: str, policy: Policy, now: datetime
 ) -> Attestation:
     """Verify an attestation made by ``DCAppAttestService.attestKey``, at the time ``now`` (aware).
 

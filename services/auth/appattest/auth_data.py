@@ -81,9 +81,7 @@ class Credential:
         require(len(data) > key_start, Step.AUTH_DATA, "shorter than its credential")
         public_key, end = _cose_key(data[key_start:])
         credential = cls(
-            aaguid=data[_HEADER:_AAGUID_END],
-            credential_id=data[_CREDENTIAL_ID:key_start],
-            public_key_x962=public_key,
+            aaguid=data[_HEADER:_AAGUID_END], credential_id=data[_CREDENTIAL_ID:key_start], public_key_x962=public_key
         )
         return credential, data[key_start + end :]
 

@@ -122,11 +122,7 @@ def check_path(
     )
     for certificate in (leaf, intermediate):
         for extension in certificate.extensions:
-            require(
-                not extension.critical or extension.oid in _PROCESSED,
-                Step.CRITICAL_EXTENSION,
-                "an unknown one",
-            )
+            require(not extension.critical or extension.oid in _PROCESSED, Step.CRITICAL_EXTENSION, "an unknown one")
     return anchors
 
 
@@ -136,11 +132,7 @@ def check_signatures(leaf: Certificate, intermediate: Certificate, anchors: Sequ
     :raises Rejected: one is wrong.
     """
     require(_issued(leaf, intermediate), Step.CHAIN, "the intermediate didn't sign the leaf")
-    require(
-        any(_issued(intermediate, root) for root in anchors),
-        Step.CHAIN,
-        "no pinned root signed the intermediate",
-    )
+    require(any(_issued(intermediate, root) for root in anchors), Step.CHAIN, "no pinned root signed the intermediate")
 
 
 def _issued(certificate: Certificate, issuer: Certificate) -> bool:

@@ -14,10 +14,7 @@ from services.auth.appattest.errors import Step, require
 
 Environment = Literal["production", "development"]
 
-AAGUIDS: dict[Environment, bytes] = {
-    "production": b"appattest" + bytes(7),
-    "development": b"appattestdevelop",
-}
+AAGUIDS: dict[Environment, bytes] = {"production": b"appattest" + bytes(7), "development": b"appattestdevelop"}
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,9 +35,7 @@ async def challenge(request: web.Request) -> web.Response:
         key_id = _key_id(request)
     await limits.take_source("challenge", source)
     challenges = request.app[CHALLENGES]
-    return web.json_response(
-        {"challenge": challenges.issue(key_id), "expires_in": challenges.lifetime},
-    )
+    return web.json_response({"challenge": challenges.issue(key_id), "expires_in": challenges.lifetime})
 
 
 async def attest(request: web.Request) -> web.Response:

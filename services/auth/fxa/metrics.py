@@ -16,9 +16,7 @@ FAILURES = ("connection", "timeout", "status", "malformed", "rate_limited", "too
 class FxAMetrics:
     def __init__(self, registry: Registry) -> None:
         self.verifications = registry.counter(
-            "fxa_verifications_total",
-            "Answers about FxA tokens, by their source.",
-            ("verification_source",),
+            "fxa_verifications_total", "Answers about FxA tokens, by their source.", ("verification_source",)
         )
         self.latency = registry.histogram(
             "validate_fxa_latency_seconds", "Time to verify an FxA token.", ("result", "verification_source")

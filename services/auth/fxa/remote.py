@@ -40,13 +40,7 @@ class _Error(msgspec.Struct, frozen=True):
 
 class RemoteVerifier:
     def __init__(
-        self,
-        client: FxAClient,
-        breaker: Breaker,
-        *,
-        places: Places,
-        metrics: FxAMetrics,
-        clock: Callable[[], float],
+        self, client: FxAClient, breaker: Breaker, *, places: Places, metrics: FxAMetrics, clock: Callable[[], float]
     ) -> None:
         """:param breaker: counts ``NoAnswer``."""
         self._client = client

@@ -60,10 +60,7 @@ class FxAVerifier:
         client = FxAClient(session, config.base_url, timeout=config.timeout, clock=clock)
         self._origin = FxAClient(session, _origin(config.base_url), timeout=config.timeout, clock=clock)
         self._breaker = Breaker(
-            failures=BREAKER_FAILURES,
-            counts=(NoAnswer,),
-            clock=clock,
-            on_change=self._breaker_changed,
+            failures=BREAKER_FAILURES, counts=(NoAnswer,), clock=clock, on_change=self._breaker_changed
         )
         self.keys = key_set(client, config, clock=clock, metrics=metrics)
         self._cache = Cache(redis, config, clock=clock, metrics=metrics)

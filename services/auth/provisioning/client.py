@@ -129,11 +129,7 @@ class LiteLLMAdmin:
         :param exists: as last seen; a change in the meantime does no harm.
         :raises LiteLLMError: it was not done.
         """
-        body = {
-            "budget_id": budget.name,
-            "max_budget": budget.max_budget_usd,
-            "budget_duration": budget.duration,
-        }
+        body = {"budget_id": budget.name, "max_budget": budget.max_budget_usd, "budget_duration": budget.duration}
         await self._put("/budget", body, exists)
 
     async def put_customer(self, user_id: str, budget: str, *, exists: bool) -> None:

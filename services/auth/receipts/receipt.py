@@ -154,9 +154,7 @@ _SIGNED = _sequence(
     signers=univ.SetOf(componentType=_SIGNER),
 )
 _CONTENT_INFO = _sequence(type=univ.ObjectIdentifier(), content=_tagged(_SIGNED, explicitTag=_context(0)))
-_PAYLOAD = univ.SetOf(
-    componentType=_sequence(type=univ.Integer(), version=univ.Integer(), value=univ.OctetString()),
-)
+_PAYLOAD = univ.SetOf(componentType=_sequence(type=univ.Integer(), version=univ.Integer(), value=univ.OctetString()))
 
 
 @dataclass(frozen=True, slots=True)

@@ -275,14 +275,7 @@ async def take(transaction: Transaction, identity: str) -> Decided:
         row["user_id"]: Excepted(row["ends_at"], row["extra_nano"], row["without_rates"])
         for row in await transaction.fetch(_EXCEPTIONS, identity=identity)
     }
-    return Decided(
-        found,
-        oldest,
-        tiers,
-        {row["jti"]: row["expires_at"] for row in revoked},
-        exceptions,
-        taken["id"],
-    )
+    return Decided(found, oldest, tiers, {row["jti"]: row["expires_at"] for row in revoked}, exceptions, taken["id"])
 
 
 async def done(transaction: Transaction, identity: str, change: int) -> None:

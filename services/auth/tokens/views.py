@@ -89,10 +89,7 @@ OPERATIONS = [
         "/.well-known/jwks.json",
         jwks,
         "The public keys of access tokens (RFC 7517)",
-        {
-            200: Answer("The key set", Jwks),
-            503: Answer("There is no signing key", ErrorBody, headers=["Retry-After"]),
-        },
+        {200: Answer("The key set", Jwks), 503: Answer("There is no signing key", ErrorBody, headers=["Retry-After"])},
         tag="Tokens",
     ),
     Operation(

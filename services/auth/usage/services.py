@@ -54,12 +54,7 @@ class Usage:
     """
 
     def __init__(
-        self,
-        database: Database,
-        reports: Database,
-        users: UserAdmin,
-        *,
-        clock: Callable[[], float] = time.time,
+        self, database: Database, reports: Database, users: UserAdmin, *, clock: Callable[[], float] = time.time
     ) -> None:
         self._database = database
         self._reports = reports

@@ -50,8 +50,7 @@ async def budget(request: web.Request) -> web.Response:
         nano_to_usd(state.remaining_nano),
         datetime.fromtimestamp(state.resets_at, UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         Limits(
-            Limit(rates.requests_limit, rates.requests_remaining),
-            Limit(rates.tokens_limit, rates.tokens_remaining),
+            Limit(rates.requests_limit, rates.requests_remaining), Limit(rates.tokens_limit, rates.tokens_remaining)
         ),
     )
     return web.Response(body=msgspec.json.encode(body), content_type="application/json")
@@ -63,10 +62,7 @@ OPERATIONS = [
         "/v1/budget",
         budget,
         "What this user may still spend in the current period",
-        {
-            200: Answer("The budget", Budget),
-            **AUTHENTICATED,
-        },
+        {200: Answer("The budget", Budget), **AUTHENTICATED},
         tag="Budget",
         security="access_token",
     )

@@ -63,10 +63,7 @@ def _model(name: str) -> Model:
 
 
 def _answer(body: Model | ModelList) -> web.Response:
-    return web.Response(
-        body=msgspec.json.encode(body),
-        content_type="application/json",
-    )
+    return web.Response(body=msgspec.json.encode(body), content_type="application/json")
 
 
 OPERATIONS = [
@@ -75,10 +72,7 @@ OPERATIONS = [
         "/v1/models",
         models,
         "The models that this token may use",
-        {
-            200: Answer("OpenAI's list of models", ModelList),
-            **AUTHENTICATED,
-        },
+        {200: Answer("OpenAI's list of models", ModelList), **AUTHENTICATED},
         tag="OpenAI",
         security="access_token",
     ),
@@ -87,18 +81,11 @@ OPERATIONS = [
         "/v1/models/{id}",
         model,
         "One of the models that this token may use",
-        {
-            200: Answer("OpenAI's model object", Model),
-            **AUTHENTICATED,
-            404: Answer("`model_not_found`", ErrorBody),
-        },
+        {200: Answer("OpenAI's model object", Model), **AUTHENTICATED, 404: Answer("`model_not_found`", ErrorBody)},
         tag="OpenAI",
         parameters=[
             Parameter(
-                "id",
-                "The model's name; slashes as they are, or as `%2F`.",
-                where="path",
-                example="openai/gpt-4o",
+                "id", "The model's name; slashes as they are, or as `%2F`.", where="path", example="openai/gpt-4o"
             )
         ],
         security="access_token",

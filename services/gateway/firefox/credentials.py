@@ -115,10 +115,7 @@ class Credentials:
         body = request[BODY] = await self._bodies.read(request, source)
         if _CLIENT_DATA.search(body):
             raise InvalidToken("Invalid App Attest auth")
-        subject = {
-            **msgspec.structs.asdict(claims),
-            "body_sha256": hashlib.sha256(body).hexdigest(),
-        }
+        subject = {**msgspec.structs.asdict(claims), "body_sha256": hashlib.sha256(body).hexdigest()}
         encoded = base64.urlsafe_b64encode(msgspec.json.encode(subject)).rstrip(b"=").decode()
         try:
             granted = await self._exchanges.once(Credential.APP_ATTEST_REQUEST, encoded, service_type, source)

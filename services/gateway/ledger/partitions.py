@@ -46,9 +46,7 @@ _HOLDER = Query.text(
     """
 )
 _CLOSE_DEFAULT = Query.text("lock table ledger_default in access exclusive mode")
-_PAGES = Query.text(
-    "select pg_relation_size('user_spend') / cast(current_setting('block_size') as int) as pages",
-)
+_PAGES = Query.text("select pg_relation_size('user_spend') / cast(current_setting('block_size') as int) as pages")
 # No index has the day, which every new row would pay for: the table is read once, a part at a time
 _FORGET_USERS = Query.text(
     """

@@ -38,10 +38,7 @@ _log = logs.logger("relay")
 
 #: Seconds for LiteLLM to end an answer after ``[DONE]``, so that the connection can be reused.
 AFTER_DONE = 1.0
-STREAM_HEADERS = {
-    "Content-Type": "text/event-stream; charset=utf-8",
-    "X-Accel-Buffering": "no",
-}
+STREAM_HEADERS = {"Content-Type": "text/event-stream; charset=utf-8", "X-Accel-Buffering": "no"}
 
 
 class Relay:

@@ -56,12 +56,7 @@ class Answer:
     __slots__ = ("_wire", "closed", "connection", "content", "headers", "status")
 
     def __init__(
-        self,
-        connection: Connection,
-        wire: Wire,
-        status: int,
-        headers: CIMultiDictProxy[str],
-        content: StreamReader,
+        self, connection: Connection, wire: Wire, status: int, headers: CIMultiDictProxy[str], content: StreamReader
     ) -> None:
         self.connection = connection
         self.status = status
@@ -87,11 +82,7 @@ class Answer:
 
 
 async def ask(
-    connector: Connector,
-    timeout: aiohttp.ClientTimeout,
-    target: Target,
-    fields: Mapping[str, str],
-    wire: Wire,
+    connector: Connector, timeout: aiohttp.ClientTimeout, target: Target, fields: Mapping[str, str], wire: Wire
 ) -> Answer:
     """Send the wire's request. Returns once the head of the answer has arrived.
 

@@ -61,13 +61,7 @@ _KEY_SPENT = re.compile(
 )
 
 #: Types and codes that may be logged: anything else could be a client's or a provider's own text.
-KNOWN_WORDS = _KEY_REFUSED | {
-    _PROVIDER_KEY,
-    "budget_exceeded",
-    "throttling_error",
-    "invalid_request_error",
-    "None",
-}
+KNOWN_WORDS = _KEY_REFUSED | {_PROVIDER_KEY, "budget_exceeded", "throttling_error", "invalid_request_error", "None"}
 
 
 @dataclass(frozen=True, slots=True)

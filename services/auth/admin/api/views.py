@@ -240,17 +240,11 @@ OPERATIONS = [
         description="Open requests are neither refunded nor failed.",
     ),
     operation(
-        *(
-            _TAG,
-            "POST /user/{user_id}/exception",
-            set_exception,
-            "Let a user spend more, or without rates, awhile",
-        ),
+        *(_TAG, "POST /user/{user_id}/exception", set_exception, "Let a user spend more, or without rates, awhile"),
         {**_CHANGE, **MALFORMED},
         _ID,
         body=Body(
-            ExceptionRequest,
-            {"until": _IN_A_MONTH, "extra_budget_usd": 1, "reason": "It shows the feature at a fair."},
+            ExceptionRequest, {"until": _IN_A_MONTH, "extra_budget_usd": 1, "reason": "It shows the feature at a fair."}
         ),
         description="Instead of the exception that it has. The money is added to the budget of each period that begins "
         "or runs before `until`, at most 31 days ahead. Blocks and total budgets still apply.",

@@ -43,14 +43,7 @@ async def overview(request: web.Request, session: Session) -> web.StreamResponse
 async def audit_log(request: web.Request, session: Session) -> web.StreamResponse:
     subject, cursor = request.query.get("q", "").strip(), request.query.get("cursor")
     found = await request.app[AUDIT_LOG].page(subject=subject, cursor=cursor, limit=pages.PER_PAGE)
-    return pages.render(
-        request,
-        "audit.html",
-        section="audit",
-        page=found,
-        q=subject,
-        first=not cursor,
-    )
+    return pages.render(request, "audit.html", section="audit", page=found, q=subject, first=not cursor)
 
 
 @pages.page
@@ -63,12 +56,7 @@ async def service_types(request: web.Request, session: Session) -> web.StreamRes
     types = request.app[SERVICE_TYPES]
     unenforced = {row.name: datetime.fromtimestamp(row.enforce_until, UTC) for row in types.unenforced(time.time())}
     return pages.render(
-        request,
-        "service_types.html",
-        section="service-types",
-        types=types,
-        unenforced=unenforced,
-        counts=counts,
+        request, "service_types.html", section="service-types", types=types, unenforced=unenforced, counts=counts
     )
 
 

@@ -120,10 +120,7 @@ class Assertions:
         if device is None:
             raise UnknownKey
         # an imported device may lack both until its first assertion
-        if device.bundle_id not in (None, sent.bundle_id) or device.environment not in (
-            None,
-            self._policy.environment,
-        ):
+        if device.bundle_id not in (None, sent.bundle_id) or device.environment not in (None, self._policy.environment):
             raise InvalidSubjectToken
         try:
             assertion = verify_assertion(

@@ -39,8 +39,7 @@ class PlayInstall(msgspec.Struct, frozen=True):
     """What an install sends."""
 
     user_id: Annotated[
-        str,
-        msgspec.Meta(pattern=r"^[0-9A-Fa-f]{8}(-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}$", max_length=36),
+        str, msgspec.Meta(pattern=r"^[0-9A-Fa-f]{8}(-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}$", max_length=36)
     ]
     integrity_token: Annotated[str, msgspec.Meta(pattern=r"^[!-~]+(?!\s)$", max_length=32 * 1024)]
     package_name: Annotated[str, msgspec.Meta(max_length=256)] | None = None
