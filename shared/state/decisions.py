@@ -160,7 +160,10 @@ def _parse(row: list[Any]) -> UserState:
 
 async def known(client: Client, identity: str, service_type: str) -> Known:
     """:raises RedisError: Redis could not be asked."""
-    call = _KNOWN.call(identity=identity_key(identity), known_user=f"{KNOWN_USER}{service_type}")
+    keys = layout.of_identity(identity)
+    call = _KNOWN.call(
+        identity=keys.identity(identity), forgotten=keys.forgotten, known_user=f"{KNOWN_USER}{service_type}"
+    )
     standing, user, version, issued, generation = await _eval(client, call)
     oldest = Oldest(int(issued), int(generation))
     return Known(Standing(standing.decode()) if standing else None, bool(user), version.decode(), oldest)
@@ -174,8 +177,10 @@ async def remember(
     :returns: whether it was stored.
     :raises RedisError: Redis could not be asked.
     """
+    keys = layout.of_identity(identity)
     call = _REMEMBER.call(
-        identity=identity_key(identity),
+        identity=keys.identity(identity),
+        forgotten=keys.forgotten,
         version=version,
         standing=standing,
         tokens_from=oldest.issued,
@@ -208,6 +213,7 @@ async def forget(client: Client, identity: str, service_types: Sequence[str]) ->
     users = [join_user(identity, service_type) for service_type in service_types]
     call = _FORGET.call(
         identity=keys.identity(identity),
+        forgotten=keys.forgotten,
         standing=Standing.BLOCKED,
         each=[
             _FORGET.item(

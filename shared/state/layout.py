@@ -48,6 +48,7 @@ WINDOW = 60_000  # of RPM and TPM, milliseconds
 IDLE = 172_800  # seconds that an unused user's or identity's state is kept; it's rebuilt from PostgreSQL
 SETTLED = 600  # seconds that a settled request is remembered
 REAPED = 86_400  # seconds in which a late settlement may still lower what the reaper charged
+REBUILT = 60  # seconds after which whatever PostgreSQL answered has reached Redis, or never will
 
 
 class Standing(enum.StrEnum):
@@ -68,7 +69,7 @@ GOOD = Standing.GOOD.value
 class Shard:
     """The keys of one shard."""
 
-    __slots__ = ("claim", "leases", "number", "outbox", "prefix", "sums", "totals")
+    __slots__ = ("claim", "forgotten", "leases", "number", "outbox", "prefix", "sums", "totals")
 
     def __init__(self, number: int) -> None:
         self.number = number
@@ -81,6 +82,9 @@ class Shard:
         self.totals = f"{self.prefix}totals"
         #: HASH of what the totals of all shards add up to; of the first shard alone.
         self.sums = f"{self.prefix}sums"
+        #: STRING, the time of the last erasure: with it changes the version of every identity of the shard, since
+        #: nothing is left of the erased one that could have a version.
+        self.forgotten = f"{self.prefix}forgotten"
         #: STRING, the gateway that looks after this shard at the moment.
         self.claim = f"{self.prefix}claim"
 

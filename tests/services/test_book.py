@@ -48,7 +48,7 @@ def test_it_has_every_key_of_a_users_state() -> None:
     shard = layout.SHARD_KEYS[0]
     found = {
         name: str(getattr(shard, name)).removeprefix(shard.prefix)
-        for name in ("leases", "outbox", "totals", "sums", "claim")
+        for name in ("leases", "outbox", "totals", "sums", "forgotten", "claim")
     }
     found |= {"user": shard.user("<user id>"), "identity": shard.identity("<identity>"), "token": shard.token("<jti>")}
     found |= {"requests_window": shard.requests_window("<user id>"), "tokens_window": shard.tokens_window("<user id>")}

@@ -280,7 +280,9 @@ class BudgetScripts:
 
     async def snapshot(self, user_id: str) -> Snapshot:
         keys = layout.of_user(user_id)
-        call = _SNAPSHOT.call(user=keys.user(user_id), identity=keys.identity(split_user(user_id)[0]))
+        call = _SNAPSHOT.call(
+            user=keys.user(user_id), identity=keys.identity(split_user(user_id)[0]), forgotten=keys.forgotten
+        )
         version, identity_version, now, *fields = await self.executor.run(keys.number, call)
         texts = [field.decode() for field in fields]
         rows = {name: Unwritten.parse(value) for name, value in zip(texts[::2], texts[1::2], strict=True)}
@@ -292,6 +294,7 @@ class BudgetScripts:
         call = _LOAD.call(
             user=keys.user(user_id),
             identity=keys.identity(split_user(user_id)[0]),
+            forgotten=keys.forgotten,
             requests_window=keys.requests_window(user_id),
             tokens_window=keys.tokens_window(user_id),
             user_version=snapshot.user_version,

@@ -1,6 +1,6 @@
 -- Deletes all state of an identity, unless one of its requests is open or not in the ledger yet: then it is blocked.
 --@ flags allow-oom
---@ keys identity
+--@ keys identity forgotten
 --@ args standing
 --@ each keys user requests_window tokens_window
 -- standing: what ends open requests
@@ -21,6 +21,9 @@ if left > 0 then
   redis.call('EXPIRE', identity, IDLE)
   return left
 end
+-- What PostgreSQL answered about the identity before it was erased there is not written any more
+local clock = redis.call('TIME')
+redis.call('SET', forgotten, clock[1] .. '.' .. clock[2], 'EX', REBUILT)
 redis.call('DEL', identity)
 for _, item in each() do
   redis.call('DEL', item.user, item.requests_window, item.tokens_window)

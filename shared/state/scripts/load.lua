@@ -1,13 +1,15 @@
 -- Builds a user's state from PostgreSQL's answers, unless it has changed since the snapshot.
 --@ use clock reservation windows rebuild
---@ keys user identity requests_window tokens_window
+--@ keys user identity forgotten requests_window tokens_window
 --@ args epoch user_version identity_version tier exception duration# period# spent newest# standing tokens_from
 --@ each keys token
 --@ each args seconds
 -- exception: as packed.Excepted, or empty; newest: period of a row in the ledger; per revoked token the seconds until it would have expired
 -- Reply "ok" | "again"
 if (redis.call('HGET', user, VERSION) or '0') ~= user_version then return 'again' end
-if (redis.call('HGET', identity, VERSION) or '0') ~= identity_version then return 'again' end
+if (redis.call('HGET', identity, VERSION) or '0') .. '/' .. (redis.call('GET', forgotten) or '') ~= identity_version then
+  return 'again'
+end
 if period_of(now, duration) ~= period then return 'again' end
 
 local reserved, open, estimated, newest_open = open_requests(user, duration, period)

@@ -18,12 +18,13 @@ DETAILS_TEXT = '["r|\\"1\\"","ai","gpt","chat",86400]'
 def test_the_keys_of_a_user_and_of_a_shard() -> None:
     keys = layout.of_user(USER)
     tag = f"mlpa:{{s{keys.number:02d}}}:"
-    assert (keys.leases, keys.outbox, keys.totals, keys.sums, keys.claim) == (
+    assert (keys.leases, keys.outbox, keys.totals, keys.sums, keys.claim, keys.forgotten) == (
         f"{tag}leases",
         f"{tag}outbox",
         f"{tag}totals",
         f"{tag}sums",
         f"{tag}claim",
+        f"{tag}forgotten",
     )
     assert (keys.user(USER), keys.users + USER) == (f"{tag}u:{USER}", f"{tag}u:{USER}")
     assert (keys.identity(UID), keys.token("j")) == (f"{tag}i:{UID}", f"{tag}j:j")
@@ -65,6 +66,7 @@ def test_the_fields_and_expiries() -> None:
         "IDLE": 172_800,
         "SETTLED": 600,
         "REAPED": 86_400,
+        "REBUILT": 60,
     }
     assert [standing.value for standing in layout.Standing] == ["0", "blocked", "revoked"]
 
@@ -91,5 +93,5 @@ def test_the_architecture_page_has_every_field_and_key_by_its_name() -> None:
         if name.isupper() and isinstance(value, str) and name not in of_totals
     }
     keys = re.findall(r"^\| `[\w:<> ]+` \| `([a-z_]+)` \| [A-Z]+ \|", text, re.MULTILINE)
-    assert len(keys) == 11
+    assert len(keys) == 12
     assert all(hasattr(layout.SHARD_KEYS[0], name) for name in keys)

@@ -94,6 +94,29 @@ async def test_a_decision_about_a_user_restarts_a_rebuild_and_leaves_no_state(va
     await auth.aclose()
 
 
+async def test_what_was_read_of_an_identity_before_its_erasure_is_not_written_after_it(
+    valkey_server: ValkeyServer,
+) -> None:
+    auth = connect(valkey_server.url)
+    with valkey_server.client() as client:
+        client.flushall()
+        scripts = BudgetScripts(ClockedExecutor(client, NOW), 30)  # type: ignore[arg-type]  # stands where Executor does
+        user, index = principal().user_id, NOW // 1000 // 86_400
+        identity = user.removesuffix(":ai")
+        build = UserBuild("ai", 86_400, index, 0, index, Standing.GOOD, {})
+        for _ in range(2):
+            before, known = await scripts.snapshot(user), await decisions.known(auth, identity, "ai")
+            assert await decisions.forget(auth, identity, ["ai"]) == 0
+            assert not await scripts.load(user, before, build)
+            assert not await decisions.remember(auth, identity, "ai", Standing.GOOD, known.version)
+            assert client.keys("mlpa:*") == [layout.of_user(user).forgotten.encode()]
+        assert 0 < client.ttl(layout.of_user(user).forgotten) <= layout.REBUILT
+        known = await decisions.known(auth, identity, "ai")
+        assert await decisions.remember(auth, identity, "ai", Standing.GOOD, known.version), "it may return at once"
+        assert await scripts.load(user, await scripts.snapshot(user), build)
+    await auth.aclose()
+
+
 @pytest.mark.parametrize("remembered_by", ["renewal", "settlement"])
 async def test_a_period_before_which_the_clock_went_back_begins_with_a_rebuild(
     valkey_server: ValkeyServer, remembered_by: str
