@@ -151,11 +151,36 @@ def test_a_role_can_not(server: PostgresServer, role: str, statement: str) -> No
         run(server, role, statement, "litellm" if role == "litellm" else "app_attest")
 
 
-@pytest.mark.parametrize("call", ["rename_requests('i:a', 'j:a', now(), 1)", "rename_entries('i', 'j')"])
-def test_auth_can_rename_records_to_those_of_an_erased_identity_alone(server: PostgresServer, call: str) -> None:
-    with pytest.raises(psycopg2.errors.RaiseException, match="erased identity"):
-        run(server, "mlpa_auth", f"select {call}")
-    run(server, "mlpa_auth", f"select {call.replace('j', 'erased.j')}")
+DIGEST, UID = f"erased.fxa.{64 * 'e'}", 32 * "0"
+
+
+@pytest.mark.parametrize(
+    ("was", "becomes"),
+    [
+        (UID, 32 * "1"),
+        (UID, "erased.x"),
+        (UID, f"erased.fxa.{63 * 'e'}"),
+        (UID, f"erased.app_attest.{64 * 'e'}"),
+        (UID, f"{DIGEST}x"),
+        (DIGEST, f"erased.fxa.{64 * 'f'}"),
+        (DIGEST, "erased.x"),
+        ("nobody", DIGEST),
+    ],
+)
+def test_auth_can_rename_records_from_and_to_the_digest_of_an_identity_alone(
+    server: PostgresServer, was: str, becomes: str
+) -> None:
+    for call in (f"rename_requests('{was}:a', '{becomes}:a', now(), 1)", f"rename_entries('{was}', '{becomes}')"):
+        with pytest.raises(psycopg2.errors.RaiseException, match="erased identity"):
+            run(server, "mlpa_auth", f"select {call}")
+
+
+def test_auth_can_rename_records_within_a_service_type_alone(server: PostgresServer) -> None:
+    for was, becomes in ((UID, DIGEST), (DIGEST, UID)):
+        with pytest.raises(psycopg2.errors.RaiseException, match="one service type"):
+            run(server, "mlpa_auth", f"select rename_requests('{was}:a', '{becomes}:b', now(), 1)")
+        run(server, "mlpa_auth", f"select rename_requests('{was}:a', '{becomes}:a', now(), 1)")
+    run(server, "mlpa_auth", f"select rename_entries('{UID}', '{DIGEST}')")
 
 
 @pytest.mark.parametrize(
