@@ -5,18 +5,23 @@ from __future__ import annotations
 from decimal import ROUND_CEILING, Decimal, InvalidOperation, localcontext
 
 NANO = 10**9
+#: Digits before the point that no amount has: the numbers of a text such as "1e999999" are never computed.
+_MOST_DIGITS = 18
 
 
 def usd_to_nano(text: str) -> int:
     """Nano-dollars of a decimal string such as ``"0.10"``.
 
-    :raises ValueError: not a finite decimal, negative, or finer than a nano-dollar.
+    :raises ValueError: not a finite decimal, negative, beyond all money, or finer than a nano-dollar.
     """
     try:
-        amount = Decimal(text) * NANO
+        usd = Decimal(text)
     except InvalidOperation as error:
         raise ValueError("not an amount of money") from error
-    if not amount.is_finite() or amount < 0 or amount != amount.to_integral_value():
+    if not usd.is_finite() or usd.adjusted() >= _MOST_DIGITS:
+        raise ValueError("not an amount of money")
+    amount = usd * NANO
+    if amount < 0 or amount != amount.to_integral_value():
         raise ValueError("not an amount of money in whole nano-dollars")
     return int(amount)
 

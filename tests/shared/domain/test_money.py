@@ -16,7 +16,9 @@ def test_money_is_read_exactly(text: str, nano: int) -> None:
     assert money.usd_to_nano(text) == nano
 
 
-@pytest.mark.parametrize("text", ["", "x", "-1", "NaN", "Infinity", "0.0000000001", "1e-12"])
+@pytest.mark.parametrize(
+    "text", ["", "x", "-1", "NaN", "Infinity", "0.0000000001", "1e-12", "1e18", "1e999999", "0e999999"]
+)
 def test_what_is_no_money_is_refused(text: str) -> None:
     with pytest.raises(ValueError):
         money.usd_to_nano(text)
