@@ -128,8 +128,8 @@ _PAGE = Query.text(
 
 
 def _category(number: int | None) -> int | None:
-    """The category if the column can hold it: Apple's values are small, but a device may send any four bytes."""
-    return number if number is None or number <= _MAX_INTEGER else None
+    """A category that the column can hold. Apple's are small; any of these large ones is as unknown as the others."""
+    return number if number is None else min(number, _MAX_INTEGER)
 
 
 async def enrol(database: Database, key_id: str, attestation: Attestation, source_digest: str) -> Stored:

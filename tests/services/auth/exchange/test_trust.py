@@ -59,11 +59,12 @@ async def test_an_app_that_was_distributed_otherwise_is_refused(
     assert distrusted(auth, "category") is not gets_in
 
 
+@pytest.mark.parametrize("category", [3, 2**32 - 1])
 async def test_the_category_of_the_attestation_holds_where_an_assertion_has_none(
-    start_auth: StartAuth, tmp_path: Path
+    start_auth: StartAuth, tmp_path: Path, category: int
 ) -> None:
     auth = await started(start_auth, tmp_path, validation_categories=[4])
-    device = auth.device(bundle_version="1", validation_category=3)
+    device = auth.device(bundle_version="1", validation_category=category)
     await auth.enrol(device)
     device.bundle_version = device.validation_category = None
     assert await outcome(auth, device) == (403, "access_denied")
