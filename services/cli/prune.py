@@ -31,12 +31,25 @@ _DEVICES = Query.text(
 )
 
 
+#: Days for which it is known which FxA tokens of an identity without users are too old: none lives nearly as long.
+_TOO_OLD_KEPT = 30
+# Of accounts that were never here, FxA tells too. A block stays
+_IDENTITIES = Query.text(
+    """
+    delete from identities where identity in (
+        select identity from identities as i where blocked_at is null
+            and greatest(created_at, to_timestamp(tokens_from_ms / 1000.0)) < now() - make_interval(days => :days)
+            and not exists (select from users where users.identity = i.identity) limit :batch for update skip locked)
+    """
+)
+
+
 @click.command()
 def prune() -> None:
     """Delete what is older than the settings say.
 
-    LEDGER_KEPT_DAYS, AUDIT_LOG_KEPT_DAYS and DEVICE_UNUSED_DAYS; 0 keeps for ever. Run it every night, as the
-    tables' owner.
+    LEDGER_KEPT_DAYS, AUDIT_LOG_KEPT_DAYS and DEVICE_UNUSED_DAYS; 0 keeps for ever. And, after 30 days, which tokens of
+    identities without users are too old. Run it every night, as the tables' owner.
     """
     try:
         done = asyncio.run(_prune(AuthSettings.lenient()))
@@ -54,6 +67,7 @@ async def _prune(settings: AuthSettings) -> dict[str, int]:
     async with Database.connect(url, max_size=1, timeout=TIMEOUT_SECONDS) as database:
         done["audit entries"] = await _delete(database, _AUDIT_LOG, settings.audit_log_kept_days)
         done["devices"] = await _delete(database, _DEVICES, settings.device_unused_days)
+        done["identities"] = await _delete(database, _IDENTITIES, _TOO_OLD_KEPT)
     return done
 
 

@@ -23,6 +23,12 @@ _FILL = """
         ('never used', '', now() - interval '1 year', null, null),
         ('unused', '', now() - interval '1 year', now() - interval '41 days', null),
         ('revoked', '', now() - interval '1 year', now() - interval '1 year', now());
+    insert into users (user_id, identity, service_type, budget_tier) values ('known:ai', 'known', 'ai', 'ai');
+    insert into identities (identity, created_at, tokens_from_ms, blocked_at)
+    select name, now() - interval '1 year', extract(epoch from now() - days * interval '1 day') * 1000, blocked
+    from (values ('known', 40, null), ('blocked', 40, now()), ('stranger', 40, null), ('recent', 20, null),
+        ('unblocked', null, null)) as one (name, days, blocked);
+    insert into identities (identity) values ('new');
 """
 
 
@@ -42,15 +48,22 @@ def left(url: str, query: str) -> list[Any]:
 def test_it_deletes_what_is_older_than_the_settings_say(filled: str) -> None:
     env = {"DATABASE_URL": filled, "LEDGER_KEPT_DAYS": "31", "AUDIT_LOG_KEPT_DAYS": "70", "DEVICE_UNUSED_DAYS": "40"}
     result = CliRunner().invoke(prune, env=env)
-    assert (result.exit_code, result.output) == (0, "0 ledger days, 4 ledger rows, 2 audit entries, 2 devices\n")
+    assert (result.exit_code, result.output) == (
+        0,
+        "0 ledger days, 4 ledger rows, 2 audit entries, 2 devices, 2 identities\n",
+    )
     assert left(filled, "select id::int from ledger order by 1") == [0, 20]
     assert left(filled, "select subject::int from audit_log order by 1") == [0, 20, 40, 60]
     assert left(filled, "select key_id from devices order by 1") == ["new", "revoked", "used"]
+    assert left(filled, "select identity from identities order by 1") == ["blocked", "known", "new", "recent"]
 
 
-def test_without_settings_it_keeps_everything(filled: str) -> None:
+def test_without_settings_it_keeps_everything_that_may_matter(filled: str) -> None:
     result = CliRunner().invoke(prune, env={"DATABASE_URL": filled})
-    assert (result.exit_code, result.output) == (0, "0 ledger days, 0 ledger rows, 0 audit entries, 0 devices\n")
+    assert (result.exit_code, result.output) == (
+        0,
+        "0 ledger days, 0 ledger rows, 0 audit entries, 0 devices, 2 identities\n",
+    )
     assert len(left(filled, "select id from ledger")) == 6
 
 
