@@ -217,11 +217,10 @@ async def _open(
     events = FxAEvents(
         *(database, fxa, changes, erasures, digests, registry), issuer=fxa_config.issuer, client_ids=clients
     )
-    for work in (users, provisioner, changes, erasures, events):
+    readers = LedgerAge(database, registry), EnrollingSources(database, types, registry)
+    for work in (users, provisioner, changes, erasures, events, *readers, OldRefusals(database, registry)):
         if work is not None:
             await stack.enter_async_context(work.running())
-    for reader in (LedgerAge, EnrollingSources, OldRefusals):
-        await stack.enter_async_context(reader(database, registry).running())
     await stack.enter_async_context(prepared.key_ring.running(registry))
     assertions = Assertions(database, challenges, prepared.policy, metrics, unused_days=settings.device_unused_days)
     play_metrics = PlayMetrics(registry)

@@ -1,9 +1,10 @@
-"""The sources that enrolled keys in the last hour: a farm is a source with many."""
+"""The sources that enrolled keys in the last hour, of which a farm has many; and the receipts that tell of one."""
 
 from __future__ import annotations
 
 from contextlib import AbstractAsyncContextManager
 
+from shared.domain.service_types import ServiceTypes
 from shared.service import background
 from shared.stores.postgres import Database, Query
 from shared.telemetry.metrics import Registry
@@ -21,13 +22,25 @@ _READ = Query.text(
     ) as sources
     """  # noqa: S608
 )
+_OLDEST_DUE = Query.text(
+    """
+    select coalesce(extract(epoch from now() - min(receipt_due_at)), 0)::float as age from devices
+    where receipt_due_at <= now() and receipt is not null and revoked_at is null
+    """
+)
 
 
 class EnrollingSources:
-    """Gauges of how many keys the sources enrolled in the last hour; no series is a source's own."""
+    """Gauges of how many keys the sources enrolled in the last hour; no series is a source's own.
 
-    def __init__(self, database: Database, registry: Registry, *, every: float = _EVERY) -> None:
+    And of how long receipts have been due, where a row asks for the risk metric that they are renewed for.
+    """
+
+    def __init__(
+        self, database: Database, service_types: ServiceTypes, registry: Registry, *, every: float = _EVERY
+    ) -> None:
         self._database = database
+        self._rows = service_types.by_name
         self._registry = registry
         self._every = every
         self._most = registry.gauge(
@@ -38,6 +51,10 @@ class EnrollingSources:
         )
         for step in _STEPS:
             self._sources.preset(str(step))
+        self._oldest_due = registry.gauge(
+            "receipts_oldest_due_seconds",
+            "For how long the oldest receipt to be renewed has been due; 0 if no row has max_risk_metric.",
+        )
 
     async def read(self) -> None:
         """:raises DependencyUnavailable: PostgreSQL could not be asked."""
@@ -45,6 +62,8 @@ class EnrollingSources:
         self._most.set(found["most"])
         for step in _STEPS:
             self._sources.set(found[f"from_{step}"], str(step))
+        needed = any(row.max_risk_metric for row in self._rows.values())
+        self._oldest_due.set((await self._database.fetch(_OLDEST_DUE))[0]["age"] if needed else 0)
 
     def running(self) -> AbstractAsyncContextManager[None]:
         return background.running(self._registry, enrolling_sources=background.every(self._every, self.read))

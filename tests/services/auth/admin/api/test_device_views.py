@@ -11,6 +11,7 @@ import pytest
 from services.auth.devices.sources import EnrollingSources
 from services.local.postgres import PostgresServer
 from services.local.valkey import ValkeyServer
+from shared.domain.service_types import ServiceTypes
 from shared.state import decisions, layout
 from shared.stores import migrate
 from shared.stores.postgres import Database
@@ -19,6 +20,8 @@ from shared.telemetry.metrics import Registry
 from tests.services.auth.admin.api.test_views import ask
 from tests.services.auth.admin.conftest import ADMIN_SETTINGS, VIEWER, Rows
 from tests.services.auth.conftest import Auth, StartAuth
+from tests.support.exposition import metric
+from tests.support.service_types import service_type
 from tests.support.waiting import until
 
 KEY_ID = "+/" + "A" * 41 + "="
@@ -290,8 +293,26 @@ async def test_the_sources_that_enrol_most_are_counted(admin_auth: Auth, rows: R
     )
     registry = Registry()
     async with Database.connect(admin_auth.settings.database_url.get_secret_value()) as database:
-        await EnrollingSources(database, registry).read()
+        await EnrollingSources(database, ServiceTypes({}, {}), registry).read()
     shown = registry.render().decode()
     assert "enrolled_keys_of_busiest_source 117" in shown
     counts = [re.search(rf'enrolling_sources{{keys="{step}"}} (\d+)', shown) for step in (1, 10, 100, 1000)]
     assert [int(found[1]) for found in counts if found] == [13, 1, 1, 0]
+
+
+async def test_receipts_that_nobody_renews_are_seen_where_a_row_asks_for_them(postgres_url: str, rows: Rows) -> None:
+    rows.run(
+        "insert into devices (key_id, public_key, receipt, receipt_due_at, revoked_at) "
+        "select key_id, '', receipt, now() - hours * interval '1 hour', revoked from (values "
+        "('due', bytea 'r', 2, null), ('due later', 'r', -5, null), ('none', null, 9, null), "
+        "('revoked', 'r', 8, now()), ('never', 'r', null, null)) as one (key_id, receipt, hours, revoked)"
+    )
+    async with Database.connect(postgres_url) as database:
+        for most, hours in ((0, 0), (5, 2)):
+            registry = Registry()
+            types = ServiceTypes({"s2s": service_type("s2s"), "ai": service_type(max_risk_metric=most)}, {})
+            await EnrollingSources(database, types, registry).read()
+            assert metric(registry, "receipts_oldest_due_seconds") // 3600 == hours
+        rows.run("update devices set receipt_due_at = now() + interval '1 day'")
+        await EnrollingSources(database, types, registry := Registry()).read()
+        assert metric(registry, "receipts_oldest_due_seconds") == 0
