@@ -26,6 +26,7 @@ from services.auth.audit.storage import Actor
 from services.auth.erasure import storage
 from services.auth.erasure.storage import Open
 from services.auth.provisioning.client import LiteLLMAdmin, LiteLLMError, NoDatabase
+from services.auth.standing import storage as standing
 from services.auth.standing.changes import NotInRedisYet
 from services.auth.standing.digests import Digests
 from services.auth.users import operators_storage, pools
@@ -106,6 +107,22 @@ class Erasures:
                     await asyncio.sleep(_POLL)
                 with contextlib.suppress(DependencyUnavailable, LiteLLMError):
                     await self._leave_litellm(identity, erasure.service_types)
+
+    async def block(self, identity: str, actor: Actor, reason: str | None) -> None:
+        """Refuse an erased identity, should it return.
+
+        :raises NotFound: it was not erased, or has returned.
+        :raises DependencyUnavailable: PostgreSQL did not take it.
+        """
+        if "\0" in identity:
+            raise NotFound("There is no such user.")
+        async with self._database.transaction() as transaction:
+            digest = await standing.kept_as(transaction, identity, self._digests.all(identity))
+            if digest == identity:
+                raise NotFound("There is no such user.")
+            reason = reason and reason.replace(identity, digest)
+            await standing.block(transaction, digest, reason)
+            await audit.record(transaction, actor, "user.block", digest, new={"blocked": True, "reason": reason})
 
     async def unblock(self, identity: str, actor: Actor) -> None:
         """Admit an erased identity, should it return, in spite of the block that it had.

@@ -76,7 +76,11 @@ async def block(request: web.Request) -> web.Response:
     actor = await changing(request)
     raw = await request.read()
     asked = decode(raw, BlockRequest) if raw.strip() else BlockRequest()
-    await _users(request).block(_user_id(request), actor, asked.reason or None)
+    try:
+        await _users(request).block(_user_id(request), actor, asked.reason or None)
+    except NotFound:  # or it was erased
+        await request.app[ERASURES].block(identity_of(_user_id(request)), actor, asked.reason or None)
+        return web.Response(status=204)
     return await _user(request)
 
 
@@ -222,7 +226,7 @@ OPERATIONS = [
     ),
     operation(
         *(_TAG, "POST /user/{user_id}/block", block, "Block the user's identity in all its service types"),
-        {**_CHANGE, **MALFORMED},
+        {**_CHANGE, **MALFORMED, 204: Answer("It was erased, and is refused should it return")},
         _ID,
         body=Body(BlockRequest, {"reason": "It spends through a script."}, required=False),
         description="Every gateway refuses it within a second, tokens in hand included.",

@@ -134,6 +134,38 @@ async def test_an_erased_identity_leaves_no_trace_but_its_digest(
     assert await world.one("select sum(cost_nano)::text from ledger_hours where credential = :kind", kind=kind) == spent
 
 
+@pytest.mark.parametrize("identity", [UID, KEY, INSTALL])
+async def test_an_id_in_the_words_of_an_audit_entry_is_found_among_those_with_such_words(
+    world: World, identity: str
+) -> None:
+    await world.run(
+        "insert into audit_log (actor, action, subject, old, \"new\", source) select 'jane', 'user.block',"
+        " md5(n::text) || case when n % 3 = 0 then '' else chr(58) || 'memories' end,"
+        " jsonb_build_object('blocked', false), jsonb_build_object('blocked', true, 'reason', 'spends too much'), 'x'"
+        " from generate_series(1, 3000) as n returning id"
+    )
+    words = (f"as {identity} did", f"x{identity}x", f"user={identity}/ai", 2 * identity, f"{identity}")
+    for text in words:
+        for old, new in ((text, "x"), ("x", text)):
+            await world.run(
+                "insert into audit_log (actor, action, subject, old, \"new\") values ('jane', 'user.block', :subject,"
+                " jsonb_build_object('reason', cast(:old as text)), jsonb_build_object('reason', cast(:new as text)))"
+                " returning id",
+                subject=f"path {text}",
+                old=old,
+                new=new,
+            )
+    await world.database.execute(Query.text("analyze audit_log"))
+    mentioning = 'select subject from audit_log where mentions_ids(subject, old, "new")'
+    assert len(await world.run(mentioning)) == 2 * len(words)
+    assert "audit_log_mentions" in str(await world.run(f"explain {mentioning}"))
+    await storage.rename_records(world.database, identity, DIGESTS.of(identity))
+    assert await world.traces(identity) == []
+    assert sorted(entry["subject"] for entry in await world.run(mentioning)) == sorted(
+        2 * [f"path {text.replace(identity, DIGESTS.of(identity))}" for text in words]
+    )
+
+
 async def test_no_sum_changes_by_an_erasure(world: World) -> None:
     async with opened(world.redis_url, world.postgres_url, world.types) as (budgets, _, _):
         for who in (WHO, principal(user=2), principal(row("memories"))):
@@ -176,18 +208,24 @@ async def test_a_device_that_returns_is_still_revoked(world: World) -> None:
         await world.users.enter(KEY, world.types.by_name["ai"])
 
 
-@pytest.mark.parametrize("seconds", [3600, 86_400, 7 * 86_400])
-async def test_an_identity_that_returns_goes_on_in_its_period(world: World, seconds: int) -> None:
+@pytest.mark.parametrize(("seconds", "rotated"), [(3600, False), (86_400, True), (7 * 86_400, False)])
+async def test_an_identity_that_returns_goes_on_in_its_period(world: World, seconds: int, rotated: bool) -> None:
     who = principal(row(duration_seconds=seconds))
     types = ServiceTypes({"ai": who.service_type}, {})
+    secrets = [b"a secret of tests"]
     async with opened(world.redis_url, world.postgres_url, types) as (budgets, _, _):
-        for _ in range(2):
-            await world.users.enter(UID, who.service_type)
+        for number in range(2):
+            digests = Digests(secrets)
+            await Users(world.database, world.redis, Registry(), digests).enter(UID, who.service_type)
             budgets.settle(await budgets.admit(ask(who)), delivered())
             before = await budgets.state(who)
             await until(lambda: world.one("select count(*) > 0 from ledger where user_id = :u", u=who.user_id))
-            await erased(world, UID)
-        await world.users.enter(UID, who.service_type)
+            await world.restarted(digests=digests).erase(UID, JANE)
+            await world.restarted(digests=digests).finish()
+            assert await world.traces(UID) == []
+            if rotated:
+                secrets.insert(0, b"another secret %d" % number)
+        await Users(world.database, world.redis, Registry(), Digests(secrets)).enter(UID, who.service_type)
         assert before.spent_nano == 2 * 50_000
         assert (await budgets.state(who)).spent_nano == before.spent_nano
         assert await world.one("select count(*) from ledger where user_id = :u", u=who.user_id) == 2

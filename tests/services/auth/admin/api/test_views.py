@@ -370,3 +370,18 @@ async def test_a_block_that_outlives_an_erasure_can_be_ended(admin_auth: Auth, r
     assert (await admin_auth.exchange(admin_auth.fxa_token(UID)))[0] == 200
     assert [entry[1] for entry in rows.audit()] == ["user.block", "user.erase", "user.unblock"]
     assert all(UID not in str(entry) for entry in rows.audit())
+
+
+async def test_an_erased_identity_can_be_blocked_before_it_returns(admin_auth: Auth, rows: Rows) -> None:
+    assert (await admin_auth.exchange(admin_auth.fxa_token(UID)))[0] == 200
+    assert (await ask(admin_auth, "DELETE", at(USER)))[0] == 204
+    for name in (USER, UID):
+        body = {"reason": f"{UID} comes again and again"}
+        assert (await ask(admin_auth, "POST", at(name, "/block"), json=body))[:2] == (204, None)
+    status, answer = await admin_auth.exchange(admin_auth.fxa_token(UID), scope="s2s")
+    assert (status, answer["error"]) == (403, "access_denied")
+    assert UID not in str(rows.run("select * from identities") + rows.audit())
+    assert "comes again" in str(rows.run("select blocked_reason from identities"))
+    assert (await ask(admin_auth, "POST", at(USER, "/unblock")))[0] == 204
+    assert (await admin_auth.exchange(admin_auth.fxa_token(UID)))[0] == 200
+    assert (await ask(admin_auth, "POST", at(f"{UID}:s2s", "/block")))[0] == 404, "it has returned, as another user"
