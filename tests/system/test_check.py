@@ -43,6 +43,8 @@ def test_each_fault_has_its_line_with_the_reason(system: System, service: str, t
         PLAY_PACKAGES="org.mozilla.firefox",
         PLAY_CERTIFICATES="A" * 43,
         PLAY_CREDENTIALS=str(account),
+        FIREFOX_CLIENTS="true",
+        EXCHANGE_KEY="a-key-of-the-gateways-0123456789",
     )
     assert status == 1
     assert 'role "nobody" does not exist' in lines["postgres"] or "authentication failed" in lines["postgres"]
@@ -50,6 +52,9 @@ def test_each_fault_has_its_line_with_the_reason(system: System, service: str, t
     assert lines["litellm"] != "ok"
     assert "can't be read" in lines["fxa" if service == "auth" else "auth"]
     assert lines.get("play") == ("Google gives no access token: connection" if service == "auth" else None)
+    # auth of this system serves no shipped clients, so it knows no gateway
+    unknown = None if service == "auth" else "auth, which needs FIREFOX_CLIENTS too, does not know EXCHANGE_KEY"
+    assert lines.get("exchange_key") == unknown
     assert "hunter2" not in str(lines)
 
 

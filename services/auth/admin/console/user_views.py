@@ -36,6 +36,8 @@ _LISTS: dict[str, Which] = {
     "installs": "installs",
 }
 _SORTS: dict[str, Sort] = {"created": "created", "seen": "seen"}
+#: Lists of all users: their order, and whether it is descending. A phone shows no headings to sort by.
+_ORDERS: dict[str, tuple[Sort, bool]] = {"newest": ("created", True), "seen": ("seen", True), "unseen": ("seen", False)}
 _AUDIT_ROWS, _REFUSED_ROWS = 10, 10
 
 
@@ -45,6 +47,8 @@ async def users(request: web.Request, session: Session) -> web.StreamResponse:
     listed, _, tier = request.query.get("list", "").partition(":")
     sort = _SORTS.get(request.query.get("sort", ""), "id") if not (q or listed) else "id"
     descending = request.query.get("order") == "desc"
+    if listed in _ORDERS and not q:
+        sort, descending = _ORDERS[listed]
     as_of, total = None, 0
     if listed == "spend":
         near = await request.app[USAGE].near_limit()

@@ -329,6 +329,9 @@ async def test_users_can_be_sorted_searched_and_paged_back_and_forth(person: Per
         ("?sort=created&order=desc", list(range(1, 121))),
         ("?sort=seen", sorted(range(1, 121), key=lambda n: (-(n % 60), n))),
         ("?sort=seen&order=desc", sorted(range(1, 121), key=lambda n: (n % 60, -n))),
+        ("?list=newest", list(range(1, 121))),
+        ("?list=seen&q=", sorted(range(1, 121), key=lambda n: (n % 60, -n))),
+        ("?list=unseen", sorted(range(1, 121), key=lambda n: (-(n % 60), n))),
         (f"?q={'0' * 31}", list(range(1, 16))),
     ]:
         page = await person.get(f"/admin/users{query}")
