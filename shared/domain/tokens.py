@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import base64
 import re
-from typing import Literal, TypeVar
+from typing import Final, Literal, TypeVar
 
 import msgspec
 
@@ -21,7 +21,7 @@ EXCHANGE_KEY_HEADER = "X-MLPA-Exchange-Key"
 CLIENT_HEADER = "X-MLPA-Client"
 #: The names of RFC 8693 for the exchange, and for a token that it gives.
 GRANT_TYPE = "urn:ietf:params:oauth:grant-type:token-exchange"
-ACCESS_TOKEN_TYPE = "urn:ietf:params:oauth:token-type:access_token"  # noqa: S105  a name, not a secret
+ACCESS_TOKEN_TYPE: Final = "urn:ietf:params:oauth:token-type:access_token"  # noqa: S105  a name, not a secret
 #: The ``error_description`` of an ``access_denied`` because the user is blocked, which gateways tell from others.
 BLOCKED = "The user is blocked."
 TYPE = "at+jwt"

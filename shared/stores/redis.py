@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import builtins
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -59,6 +59,8 @@ _FORMS = "must be a redis://, rediss://, unix://, redis+cluster:// or rediss+clu
 _PASSWORD_FILE = "password_file"  # noqa: S105 - the name of a parameter
 
 Client = Redis
+#: A command's arguments, and redis-py's options of it.
+_Command = tuple[Sequence[Any], Mapping[str, Any]]
 
 #: Reasons for the log and readiness, by the first word of an answer that shows the server's state.
 _ANSWERS = {
@@ -184,7 +186,7 @@ def connect(url: str, *, timeout: float = 1.0, max_connections: int = 64, state:
 class _Server(Redis):
     """A server's client whose commands share one connection, and are spans of the request that sends them.
 
-    That costs a fraction of a call through redis-py's pool, which pipelines and transactions use.
+    That costs a fraction of a call through redis-py's pool, which transactions use.
     """
 
     def __init__(self, pool: ConnectionPool, state: Dependency, timeout: float) -> None:
@@ -194,21 +196,23 @@ class _Server(Redis):
 
     async def execute_command(self, *args: Any, **options: Any) -> Any:
         with spans.child(f"redis {args[0]}", "redis"):
-            reply = await self._ask(pack(*args[0].split(), *args[1:]))
-        answered(self._dependency)
-        options.pop("keys", None)  # of redis-py's own cache
-        callback = self.response_callbacks.get(args[0])
-        return reply if callback is None else callback(reply, **options)
+            return (await self.ask([(args, options)]))[0]
 
-    async def _ask(self, command: bytes) -> Any:
-        """The reply to a command, which is sent once more if the connection is lost meanwhile.
+    async def ask(self, commands: Sequence[_Command]) -> list[Any]:
+        """The replies to commands that are sent at once, and once more if the connection is lost meanwhile.
 
-        :raises RedisError: Redis could not be asked, or answered an error.
+        :raises RedisError: Redis could not be asked, or answered an error to one of them.
         """
+        packed = [pack(*args[0].split(), *args[1:]) for args, _ in commands]
+        replies = await self._sent(packed)
+        answered(self._dependency)
+        return [self._parsed(reply, args[0], options) for reply, (args, options) in zip(replies, commands, strict=True)]
+
+    async def _sent(self, packed: Sequence[bytes]) -> list[Any]:
         for again in (True, False):
             try:
                 link = await self._node.connect()
-                return await link.send(command)
+                return await asyncio.gather(*map(link.send, packed))
             except ScriptFailed as failure:
                 raise self._told(BaseParser.parse_error(str(failure))) from None  # type: ignore[no-untyped-call]
             except builtins.ConnectionError as error:
@@ -220,6 +224,11 @@ class _Server(Redis):
                     raise ConnectionError("the connection is closed") from error
         raise AssertionError("unreachable")
 
+    def _parsed(self, reply: Any, command: str, options: Mapping[str, Any]) -> Any:
+        callback = self.response_callbacks.get(command)
+        # "keys" is for redis-py's own cache
+        return reply if callback is None else callback(reply, **{k: v for k, v in options.items() if k != "keys"})
+
     def _told(self, error: RedisError) -> RedisError:
         if isinstance(error, (TimeoutError, *_STATES)):
             self._dependency.failed(reason(error))
@@ -230,13 +239,20 @@ class _Server(Redis):
         await super().aclose(close_connection_pool)
 
     def pipeline(self, transaction: bool = True, shard_hint: Any = None) -> Pipeline:
-        return _ServerPipeline(self.connection_pool, self.response_callbacks, transaction, shard_hint)
+        return _ServerPipeline(self, transaction)
 
 
 class _ServerPipeline(Pipeline):
+    def __init__(self, server: _Server, transaction: bool) -> None:
+        super().__init__(server.connection_pool, server.response_callbacks, transaction, None)
+        self._server = server
+
     async def execute(self, raise_on_error: bool = True) -> list[Any]:
         with spans.child("redis pipeline", "redis"):
-            return await super().execute(raise_on_error)
+            if self.is_transaction or not raise_on_error:
+                return await super().execute(raise_on_error)
+            commands, self.command_stack = self.command_stack, []
+            return await self._server.ask(commands)
 
 
 class _Cluster(RedisCluster):

@@ -9,7 +9,7 @@ from aiohttp import web
 
 from services.auth.errors import InvalidRequest, InvalidScope, SwitchedOff
 from services.auth.exchange.models import CredentialVerifier
-from services.auth.limits.services import Limits
+from services.auth.limits.services import Limits, source
 from services.auth.tokens.issuer import Issuer
 from services.auth.users.entry import Users
 from shared.domain.identity import user_id
@@ -81,8 +81,7 @@ class TokenExchange:
             if not row.enabled:
                 raise SwitchedOff
             subject = await credential.verify(request.subject_token, row, request.source)
-        await self._limits.take_source("exchange", request.source)
-        await self._limits.take("identity", subject.identity)
+        await self._limits.take(("exchange", source(request.source)), ("identity", subject.identity))
         await self._users.enter(subject.identity, row, issued_at=subject.issued_at, generation=subject.generation)
         user = user_id(subject.identity, row.name)
         token = self._issuer.issue(

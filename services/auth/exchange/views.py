@@ -36,15 +36,10 @@ async def token(request: web.Request) -> web.Response:
     exchanged = await request.app[EXCHANGE].exchange(asked)
     request[SERVICE_TYPE] = exchanged.scope
     request[USER_ID] = exchanged.user_id
-    return web.json_response(
-        {
-            "access_token": exchanged.access_token,
-            "issued_token_type": ACCESS_TOKEN_TYPE,
-            "token_type": "Bearer",
-            "expires_in": exchanged.expires_in,
-            "scope": exchanged.scope,
-        },
-        headers={"Pragma": "no-cache"},
+    answer = TokenResponse(exchanged.access_token, ACCESS_TOKEN_TYPE, "Bearer", exchanged.expires_in, exchanged.scope)
+    return web.Response(
+        body=msgspec.json.encode(answer),
+        headers={"Content-Type": "application/json; charset=utf-8", "Pragma": "no-cache"},
     )
 
 

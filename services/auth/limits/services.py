@@ -16,8 +16,8 @@ import time
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
-from typing import Any
-from weakref import WeakValueDictionary
+from functools import lru_cache
+from typing import NamedTuple
 
 from aiohttp import web
 
@@ -63,6 +63,12 @@ return 0
 _log = logs.logger("limits")
 
 
+class _Window(NamedTuple):
+    kind: str
+    key: str
+    limit: int
+
+
 class Limits:
     """The limits of auth.
 
@@ -87,14 +93,13 @@ class Limits:
         doors = doors or {}
         refusals = {**doors, **(refusals or {})}
         kinds = {**kinds, **doors, **{f"{name}{_REFUSED}": limit for name, limit in refusals.items()}}
-        self._script: Any = redis.register_script(_SCRIPT)
+        self._redis = redis
         self._kinds = kinds
         self._clock = clock
         self._breaker = Breaker(
             failures=1, counts=(RedisError, TimeoutError), clock=clock, first=_PAUSE, longest=_PAUSE
         )
         self._local: OrderedDict[str, tuple[int, int]] = OrderedDict()
-        self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._full: OrderedDict[str, float] = OrderedDict()  # the time until which a window has no room, by name
         self._refused = registry.counter("limit_refusals_total", "Requests refused by a limit.", ("kind",))
         self._fallbacks = registry.counter("limit_fallbacks_total", "Limits counted in process: no Redis.", ("kind",))
@@ -128,39 +133,49 @@ class Limits:
 
         :raises SlowDown: with the seconds until one more fits.
         """
-        await self.take(kind, source(address))
+        await self.take((kind, source(address)))
 
-    async def take(self, kind: str, subject: str) -> None:
-        """Count one request of a subject.
+    async def take(self, *takes: tuple[str, str]) -> None:
+        """Count one request for each kind and subject, in one round trip.
 
-        :raises SlowDown: with the seconds until one more fits.
+        :param takes: callers that share several subjects have them in the same order.
+        :raises SlowDown: one has no room, with the seconds until one more fits; the others may have counted it.
         """
-        limit = self._kinds[kind]
-        if not limit:
-            return
-        key = f"mlpa:rl:{kind}:{hashlib.sha256(subject.encode()).hexdigest()[:32]}"
-        wait = self._until_room(key) or await self._count(kind, key, limit)
-        if wait:
-            self._refused.inc(kind)
-            raise SlowDown(wait)
+        windows = [
+            _Window(kind, f"mlpa:rl:{kind}:{hashlib.sha256(subject.encode()).hexdigest()[:32]}", limit)
+            for kind, subject in takes
+            if (limit := self._kinds[kind])
+        ]
+        waits = [self._until_room(window.key) for window in windows]
+        if windows and not any(waits):
+            waits = await self._count(windows)
+        for window, wait in zip(windows, waits, strict=True):
+            if wait:
+                self._refused.inc(window.kind)
+                raise SlowDown(wait)
 
-    async def _count(self, kind: str, key: str, limit: int) -> float:
-        """Count one request. Returns the seconds until one more fits, 0 if this one does."""
-        # One call at a time per subject, so that a flood finds its window full instead of asking Redis concurrently
-        lock = self._turns.setdefault(key, asyncio.Lock())
+    async def _count(self, windows: list[_Window]) -> list[float]:
+        """Count one request in each window. Returns the seconds until one more fits, 0 if this one does."""
+        pipeline = self._redis.pipeline(transaction=False)
+        for window in windows:
+            pipeline.eval(_SCRIPT, 1, window.key, window.limit, WINDOW)
         try:
             with self._breaker.call():
-                async with asyncio.timeout(_PATIENCE), lock:
-                    wait = self._until_room(key) or float(await self._script(keys=[key], args=[limit, WINDOW]))
+                async with asyncio.timeout(_PATIENCE):
+                    waits = list(map(float, await pipeline.execute()))
         except (RedisError, TimeoutError, BreakerOpen):
-            self._fallbacks.inc(kind)
-            wait = self._take_locally(key, limit)
+            waits = []
+            for window in windows:
+                self._fallbacks.inc(window.kind)
+                waits.append(self._take_locally(window))
         else:
-            if not wait:
-                self._take_locally(key, limit)  # so that an outage does not start with an empty window
-        if wait:
-            self._remember_full(key, wait)
-        return wait
+            for window, wait in zip(windows, waits, strict=True):
+                if not wait:
+                    self._take_locally(window)  # so that an outage does not start with an empty window
+        for window, wait in zip(windows, waits, strict=True):
+            if wait:
+                self._remember_full(window.key, wait)
+        return waits
 
     def _until_room(self, key: str) -> float:
         """Seconds until a full window has room again. Until then a flood costs Redis nothing."""
@@ -178,7 +193,8 @@ class Limits:
         if len(self._full) > _LOCAL_SUBJECTS:
             self._full.popitem(last=False)
 
-    def _take_locally(self, key: str, limit: int) -> int:
+    def _take_locally(self, window: _Window) -> int:
+        _, key, limit = window
         now = self._clock()
         index = int(now // WINDOW)
         stored, count = self._local.pop(key, (index, 0))
@@ -192,6 +208,7 @@ class Limits:
 LIMITS = web.AppKey("limits", Limits)
 
 
+@lru_cache(maxsize=10_000)
 def source(address: str) -> str:
     """The source that an address counts as. IPv6 is counted per /64, since one subscriber owns a whole /64."""
     try:

@@ -18,7 +18,7 @@ KINDS = {"few": 5, "any": 0}
 
 async def taken(limits: Limits, kind: str, subject: str, times: int) -> int:
     """How many of so many at once get in."""
-    answers = await asyncio.gather(*(limits.take(kind, subject) for _ in range(times)), return_exceptions=True)
+    answers = await asyncio.gather(*(limits.take((kind, subject)) for _ in range(times)), return_exceptions=True)
     assert all(answer is None or isinstance(answer, SlowDown) for answer in answers)
     return answers.count(None)
 
@@ -29,7 +29,7 @@ async def test_processes_share_a_limit_exactly_and_subjects_do_not(redis: Client
     assert await taken(one, "few", "b", 20) == 5
     assert await taken(one, "any", "a", 50) == 50
     with pytest.raises(SlowDown) as refused:
-        await one.take("few", "a")
+        await one.take(("few", "a"))
     assert 1 <= (refused.value.retry_after or 0) <= 2 * WINDOW
 
 
