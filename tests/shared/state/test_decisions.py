@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, cast
 
 import pytest
 
-from services.gateway.budget.models import Ask
+from services.gateway.budget.charging import Charge
+from services.gateway.budget.models import Ask, RateLimits, Reservation
+from services.gateway.budget.scripts import BudgetScripts, UserBuild
 from services.gateway.budget.services import Budgets
 from services.gateway.errors import (
     BudgetExceeded,
@@ -17,6 +20,8 @@ from services.gateway.errors import (
     UserBlocked,
 )
 from services.gateway.tokens.models import Principal
+from services.local.valkey import ValkeyServer
+from shared.domain.identity import shard
 from shared.domain.service_types import ServiceType
 from shared.errors import ServiceError
 from shared.state import decisions, layout
@@ -24,8 +29,12 @@ from shared.state.decisions import Outlook, Recorded
 from shared.state.layout import Standing
 from shared.state.packed import Excepted
 from shared.stores.redis import Client
+from tests.services.gateway.budget.clocked import ClockedClient, ClockedExecutor
 from tests.services.gateway.budget.support import BudgetReserved, ask, delivered, opened, principal, row, rows
 from tests.support.waiting import until
+
+if TYPE_CHECKING:
+    from services.gateway.redis.executor import Executor
 
 #: What ``ask()`` has to reserve at the least.
 LEAST, EMPTY = 100 * 1000 + 16 * 2000, 16 * 2000
@@ -160,6 +169,50 @@ async def test_an_exception_of_a_user_of_whom_redis_knows_nothing_counts_until_i
     exception = Excepted(time.time() + ahead, LEAST, without_rates=False)
     recorded = Recorded("ai", Standing.GOOD, 0, [], exception)
     assert set((await outlook(redis, row(max_budget_nano=0), recorded)).refusals) == reasons
+
+
+async def test_a_state_counts_only_in_periods_in_which_an_admission_would_take_it(valkey_server: ValkeyServer) -> None:
+    """In a new period nothing is spent. In one that may have been spent in before, PostgreSQL knows."""
+    now, day = 1_700_000_000_000, 86_400_000
+    index, who = now // day, principal()
+    with valkey_server.client() as sync:
+        sync.flushall()
+        executor, client = ClockedExecutor(sync, now), cast("Client", ClockedClient(sync))
+        scripts = BudgetScripts(cast("Executor", executor), 30)
+
+        async def load(newest: int) -> None:
+            executor.now_ms = now
+            build = UserBuild("ai", 86_400, index, 1, newest, Standing.GOOD, {})
+            assert await scripts.load(who.user_id, await scripts.snapshot(who.user_id), build)
+
+        async def reasons(at: int, recorded: int, budget: int = LEAST, seconds: int = 86_400) -> set[str]:
+            return set((await forecast(at, recorded, budget, seconds)).refusals)
+
+        async def forecast(at: int, recorded: int, budget: int, seconds: int = 86_400) -> Outlook:
+            executor.now_ms = at
+            kind = row(max_budget_nano=budget, duration_seconds=seconds)
+            return await outlook(client, kind, Recorded("ai", Standing.GOOD, recorded, []))
+
+        await load(index)
+        assert await reasons(now, 0) == {"large"}
+        assert await reasons(now + day, 1) == set()
+        assert await reasons(now + day, 1, LEAST - 1) == {"large"}
+        assert [await reasons(now - day, recorded) for recorded in (0, 1)] == [set(), {"large"}]
+        assert await reasons(now, 1, seconds=3600) == {"large"}, "the tier has other periods now"
+        assert (await forecast(now + day, 0, EMPTY - 1)).refusals == {
+            "exceeded": (index + 2) * 86_400 - now / 1000 - 86_400
+        }
+        await load(index + 1)
+        assert await reasons(now + day, 1) == {"large"}
+
+        executor.now_ms = now
+        held, settled = (Reservation(ask(who), 1, 10, 86_400, now, RateLimits(0, 0, 0, 0, 0, 0), "") for _ in range(2))
+        await scripts.renew(shard(who.identity), [held])
+        await executor.run(*scripts.settle_call(settled.row(Charge(5, 1, 1, 8), "success")))
+        executor.current_epoch = "epoch2"
+        found = await forecast(now, 0, LEAST + 10)
+        assert (found.refusals, found.requests, found.tokens, found.open_requests) == ({}, 0, 8 + 25, 1)
+        assert await reasons(now, 0, LEAST + 9) == {"reserved"}
 
 
 async def test_a_row_that_is_not_enforced_refuses_only_the_blocked_beforehand(

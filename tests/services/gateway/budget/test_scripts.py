@@ -237,6 +237,8 @@ async def test_a_state_that_is_built_lives_for_two_days_and_counts_tokens_for_a_
 
         assert await tokens(NOW + 59_999) == [b"8", b"1"]
         assert await tokens(NOW + 60_000) == [b"0", b"0"]
+        executor.now_ms = (index + 1) * 86_400_000 - 1
+        assert (await scripts.state(principal()))[4] == str(index).encode()
 
 
 async def test_a_late_settlement_lowers_a_charge_once_and_never_raises_it(valkey_server: ValkeyServer) -> None:

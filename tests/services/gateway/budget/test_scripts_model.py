@@ -265,6 +265,14 @@ class Scripts(RuleBasedStateMachine):
         outlook = self.outlook(user, limits_of_it, enforced=enforced)
         answer = self.run(self.scripts.admit(wanted, hoped, limits_of_it, room))
         expected, would = self.decide(user, prompt, limit, n, room), None
+        if expected[0] not in ("full", "load", "tier"):
+            state = self.users[user]
+            since = self.now - MINUTE
+            assert (outlook.requests, outlook.tokens, outlook.open_requests) == (
+                sum(at > since for at in state.requests),
+                self.estimated(user) + sum(tokens for at, tokens in state.tokens if at > since),
+                len(self.open(user)),
+            )
         if not enforced and expected[0] in ("streams", "rpm", "tpm", "exceeded", "large", "reserved", "ok"):
             would = None if expected[0] == "ok" else expected[0]
             expected = self.grant(prompt, limit, n, room)
