@@ -210,6 +210,7 @@ async def test_a_state_counts_only_in_periods_in_which_an_admission_would_take_i
         await scripts.renew(shard(who.identity), [held])
         await executor.run(*scripts.settle_call(settled.row(Charge(5, 1, 1, 8), "success")))
         executor.current_epoch = "epoch2"
+        sync.hdel(layout.user_key(who.user_id), layout.USED_TOKENS)
         found = await forecast(now, 0, LEAST + 10)
         assert (found.refusals, found.requests, found.tokens, found.open_requests) == ({}, 0, 8 + 25, 1)
         assert await reasons(now, 0, LEAST + 9) == {"reserved"}
