@@ -270,9 +270,9 @@ async def _total(
     client: Client, row: ServiceType | None, least: int, empty: int
 ) -> tuple[dict[Word, float], int | None]:
     """What the service type's total budget refuses, and what it leaves; neither without such a budget."""
-    if row is None or not row.total_budget_nano:
+    name = total_name(row) if row is not None else ""
+    if row is None or not name:
         return {}, None
-    name = total_name(row)
     found = await _sums(client, [name])
     total = add_up([name], found).get(name)
     if total is None:
@@ -293,7 +293,7 @@ async def totals(client: Client, rows: Sequence[ServiceType]) -> dict[str, Total
 
 async def _sums(client: Client, names: Sequence[str]) -> list[list[int]]:
     """What each shard has of these totals, behind Redis's clock."""
-    each = [_TOTALS.item(total=name) for name in names]
+    each = [_TOTALS.item(total=name, since=0) for name in names]
     calls = [_TOTALS.call(totals=shard.totals, each=each) for shard in SHARD_KEYS]
     # EVAL would need the right to write them, which auth lacks
     replies = await _eval_all(client, calls, command="EVAL_RO")

@@ -135,10 +135,8 @@ class Unwritten(NamedTuple):
 
 
 def total_name(service_type: ServiceType) -> str:
-    """The name of a service type's sums, ``type:seconds``. They are kept without a total budget too, so that one which
-    comes later counts what is open.
-    """
-    return f"{service_type.name}:{service_type.duration_seconds}"
+    """The name of a service type's sums, ``type:seconds``; empty when it has no total budget."""
+    return f"{service_type.name}:{service_type.duration_seconds}" if service_type.total_budget_nano else ""
 
 
 def sum_field(kind: str, total: str, period: int) -> str:

@@ -345,9 +345,13 @@ class BudgetScripts:
         ]
         await self.executor.run(_FIRST.number, _SUMS_TELL.call(sums=_FIRST.sums, read_at=read_at_ms, each=each))
 
-    async def totals(self, number: int, names: Sequence[str]) -> list[int]:
-        """A shard's clock in ms, then per name of a total: period (-1: the sums are not built), spent, reserved."""
-        call = _TOTALS.call(totals=SHARD_KEYS[number].totals, each=[_TOTALS.item(total=name) for name in names])
+    async def totals(self, number: int, names: Sequence[str], since: Sequence[int]) -> list[int]:
+        """A shard's clock in ms, then per name of a total: period, spent, reserved.
+
+        :param since: times in ms, one for each name. The period is -1 where the sums were not built since then.
+        """
+        each = [_TOTALS.item(total=name, since=ms) for name, ms in zip(names, since, strict=True)]
+        call = _TOTALS.call(totals=SHARD_KEYS[number].totals, each=each)
         return list(map(int, await self.executor.run(number, call)))
 
     async def begin_totals(self, number: int, build: str, names: Sequence[str], most: int) -> TotalsBegun | None:
@@ -371,9 +375,11 @@ class BudgetScripts:
         open_ = [OpenAmount(total, int(admitted), int(amount)) for total, admitted, amount in amounts]
         return TotalsBegun(int(now), open_, parse_outbox(rows))
 
-    async def load_totals(self, number: int, build: str, names: Sequence[str], sums: Mapping[str, int]) -> None:
+    async def load_totals(
+        self, number: int, build: str, names: Sequence[str], sums: Mapping[str, int], begun_ms: int
+    ) -> None:
         """Add to the sums of a shard what was there before they were emptied, by field."""
-        fields = {**{f"{layout.BUILT}{name}": 1 for name in names}, **sums}
+        fields = {**{f"{layout.BUILT}{name}": begun_ms for name in names}, **sums}
         each = [_TOTALS_LOAD.item(field=field, amount=amount) for field, amount in fields.items()]
         await self.executor.run(number, _TOTALS_LOAD.call(totals=SHARD_KEYS[number].totals, build=build, each=each))
 

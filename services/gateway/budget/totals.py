@@ -61,11 +61,15 @@ class Totals:
         self._rows: dict[str, ServiceType] = {}
         self._known: dict[str, _Known] = {}
         self._clock = 0.0  # Redis's, less this process's
+        #: When this process took a row's new total budget, in ms by Redis's clock; 0: not known yet. Sums that were
+        #: built before miss what it admitted since.
+        self._since: dict[str, int] = {}
         self._take_table()
+        self._since.clear()
 
     def _take_table(self) -> None:
         """Take the rows that have a total budget now. Only between two readings, which know them by name."""
-        rows = {total_name(row): row for row in self._service_types.by_name.values() if row.total_budget_nano}
+        rows = {name: row for row in self._service_types.by_name.values() if (name := total_name(row))}
         metrics = self._metrics
         for gauge in (metrics.total_limit, metrics.total_spent, metrics.total_reserved, metrics.total_known):
             gauge.preset_all([row.name for row in rows.values()])
@@ -73,6 +77,7 @@ class Totals:
             for gauge in (metrics.total_limit, metrics.total_spent, metrics.total_reserved):
                 gauge.set(0, row.name)
             metrics.total_known.set(1, row.name)
+        self._since = {name: self._since.get(name, 0) for name in rows if name in self._since or name not in self._rows}
         self._rows = rows
 
     def check(self, ask: Ask, bounds: Bounds) -> int | None:
@@ -83,7 +88,7 @@ class Totals:
         """
         row = ask.principal.service_type
         name = total_name(row)
-        if not row.total_budget_nano or name not in self._rows:
+        if name not in self._rows:
             return None
         if not self._is_known(name):
             raise DependencyUnavailable("redis")
@@ -125,6 +130,7 @@ class Totals:
             sums = await self._scripts.sums(names, self._every)
             # Behind by the time of the answer's way, never ahead: the old period's sums hold until it is over
             self._clock = sums.now_ms / 1000 - time.monotonic()
+            self._since = {name: since or sums.now_ms for name, since in self._since.items()}
             for name, (read_at_ms, total) in sums.known.items():
                 self._learn(name, total, read_at_ms / 1000 - self._clock)
             if sums.mine:
@@ -138,9 +144,11 @@ class Totals:
 
         :raises DependencyUnavailable: Redis could not be asked.
         """
-        replies = await asyncio.gather(*(self._scripts.totals(number, names) for number in range(SHARDS)))
+        since = [self._since.get(name, 0) for name in names]
+        replies = await asyncio.gather(*(self._scripts.totals(number, names, since) for number in range(SHARDS)))
         found = add_up(names, replies)
         for name, total in found.items():
+            self._since.pop(name, None)
             self._learn(name, total, now_ms / 1000 - self._clock)
         if found:
             await self._scripts.tell_sums(now_ms, found)
@@ -191,7 +199,7 @@ class Totals:
                 for name in missing[number]:
                     field = sum_field(SUM_SPENT, name, period_of(shard.now_ms, self._rows[name].duration_seconds))
                     fields[field] += spent[field].get(number, 0)
-                await self._scripts.load_totals(number, build, missing[number], fields)
+                await self._scripts.load_totals(number, build, missing[number], fields, shard.now_ms)
         _log.info("totals_built", shards=len(begun))
 
     async def _begin(self, build: str, missing: Mapping[int, Sequence[str]]) -> dict[int, TotalsBegun]:

@@ -10,7 +10,7 @@
 -- enforced: "0" if budget and rates refuse nobody, and lower no grant
 -- full, least, empty: the cost of the limit asked for, of the least grant, and of the least grant without a prompt
 -- prompt_units, unit_price (of a completion token of every choice): in 1/scale nano-dollars
--- total: "type:seconds"; room: the rest of the total budget, empty when there is no limit
+-- total: "type:seconds" or empty; room: the rest of the total budget, empty when there is no limit
 -- outbox_limit: rows that may wait for PostgreSQL; 0 for any number
 -- Reply "full" | "load" | "tier NAME EXTRA" | "settled" | "blocked|revoked|token 0 RATES"
 --       | "ok GRANT AMOUNT NOW WOULD RATES" | "streams|rpm|tpm|exceeded|large|reserved RETRY_MS RATES"

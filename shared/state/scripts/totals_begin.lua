@@ -7,9 +7,10 @@
 -- build: a new name of this build; users: the beginning of the users' keys; most: the build does not begin with more rows than this in the outbox
 -- Reply {} while the outbox has too many rows; else {now, {"type:seconds", admitted ms, amount...}, {id, outbox entry...}}
 if redis.call('HLEN', outbox) > most then return {} end
-local wanted = {}
+local wanted, of_type = {}, {}
 for _, item in each() do
   wanted[item.total] = true
+  of_type[string.match(item.total, '^(.+):')] = item.total
 end
 if redis.call('HGET', totals, EPOCH) ~= epoch then
   redis.call('DEL', totals)
@@ -27,7 +28,12 @@ for _, member in ipairs(redis.call('ZRANGE', leases, 0, -1)) do
   local id, user = string.match(member, '^(%S+) (.+)$')
   local held = redis.call('HGET', users .. user, RESERVATION .. id)
   if held then
-    local amount, admitted, _, _, _, total = reservation(held)
+    local amount, admitted, _, _, _, total, details = reservation(held)
+    if total == '' and of_type[cjson.decode(details)[2]] then
+      -- Its service type had no total budget when it was admitted: from now on it counts
+      total = of_type[cjson.decode(details)[2]]
+      redis.call('HSET', users .. user, RESERVATION .. id, (string.gsub(held, '||', '|' .. total .. '|', 1)))
+    end
     if wanted[total] then
       open[#open + 1] = total
       open[#open + 1] = int(admitted)

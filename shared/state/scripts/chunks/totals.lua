@@ -1,4 +1,4 @@
--- Adds to the sum of the period that contains a time. `total`: "type:seconds"; empty when the service type is not known.
+-- Adds to the sum of the period that contains a time. `total`: "type:seconds"; empty for a type without a total budget.
 local function add_to_total(totals, kind, total, ms, amount)
   if total ~= '' then
     local seconds = tonumber(string.match(total, '%d+$'))

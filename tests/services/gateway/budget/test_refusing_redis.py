@@ -325,7 +325,7 @@ async def test_in_full_memory_runs_whatever_ends_keeps_or_decides_and_whatever_o
             assert (await decisions.known(client, who.identity, "ai")).user is False
             recorded = decisions.Recorded("ai", Standing.GOOD, 0, [])
             assert await decisions.outlook(client, user_id, kinds.by_name, recorded, least=1, empty=1) is not None
-            assert isinstance(await budgets._scripts.totals(number, ["ai:86400"]), list)
+            assert isinstance(await budgets._scripts.totals(number, ["ai:86400"], [0]), list)
             await decisions.set_user(client, user_id, "ai")
             assert await decisions.set_standing(client, who.identity, Standing.BLOCKED)
             assert await budgets._scripts.renew(number, [open_]) == [Word.BLOCKED]

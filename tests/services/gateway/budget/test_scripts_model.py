@@ -791,9 +791,7 @@ class Scripts(RuleBasedStateMachine):
 
     @invariant()
     def the_sums_of_a_shard_are_those_of_its_users(self) -> None:
-        """Whether or not there is a ``total_budget``: maintained as long as Redis keeps its data, and until a day after
-        the period.
-        """
+        """``total_budget``: maintained as long as Redis keeps its data, and until a day after the period."""
         if not hasattr(self, "client") or not self.sums_kept:
             return
         for who_number in {shard(who.identity) for who in PRINCIPALS}:
@@ -802,7 +800,7 @@ class Scripts(RuleBasedStateMachine):
                 of_type = one.reservation.ask.principal.service_type
                 total = f"{of_type.name}:{of_type.duration_seconds}"
                 period = one.reservation.admitted_ms // 1000 // of_type.duration_seconds
-                if one.number == who_number and self.keeps_sums(total, period):
+                if one.number == who_number and one.reservation.total and self.keeps_sums(total, period):
                     if one.state == "open" and one.known:
                         sums[f"r|{total}|{period}"] += one.reservation.amount_nano
                     elif one.state in ("settled", "reaped"):

@@ -318,10 +318,10 @@ async def test_a_total_is_known_two_seconds_after_redis_lost_a_large_day(redis_u
 async def test_a_total_budget_that_is_set_within_a_period_counts_what_was_spent_and_what_is_open(
     redis_url: str, postgres_url: str
 ) -> None:
-    """Also what a gateway admits that has not read the table yet."""
-    two = rows(KIND, row("other", total_budget_nano=10**12))
-    async with opened(redis_url, postgres_url, rows(replace(KIND, total_budget_nano=0))) as (old, _, _):
-        who = principal(old._rows["ai"])
+    """Also what a gateway admitted since that had not read the table yet, once it has."""
+    two, before = rows(KIND, row("other", total_budget_nano=10**12)), rows(replace(KIND, total_budget_nano=0))
+    async with opened(redis_url, postgres_url, before) as (old, _, _):
+        who = principal(before.by_name["ai"])
         old.settle(await old.admit(ask(who)), delivered())
         held = await old.admit(ask(who))
         async with opened(redis_url, postgres_url, rows(two.by_name["other"])) as (budgets, _, _):
@@ -335,6 +335,7 @@ async def test_a_total_budget_that_is_set_within_a_period_counts_what_was_spent_
 
             assert amounts() == (50_000, held.amount_nano)
             late = await old.admit(ask(who))
+            before.take(two)
             await until(lambda: amounts() == (50_000, held.amount_nano + late.amount_nano))
             for reservation in (held, late):
                 old.settle(reservation, delivered())
@@ -535,18 +536,18 @@ async def test_a_build_empties_its_own_sums_alone_and_waits_while_too_many_rows_
             2,
         )
         assert sums() == foreign
-        await scripts.load_totals(number, "you", [ours], {f"s|{ours}|1": 3})
+        await scripts.load_totals(number, "you", [ours], {f"s|{ours}|1": 3}, 5)
         assert sums() == foreign
         executor.current_epoch = "epoch2"
         assert await begin(2) is not None
         assert sums() == {}
         for _ in range(2):
-            await scripts.load_totals(number, "me", [ours], {f"s|{ours}|1": 3})
-        assert sums() == {f"b|{ours}": "1", f"s|{ours}|1": "3"}
-        found = await scripts.totals(number, [ours, other])
-        assert [found[1] > 0, found[4]] == [True, -1]
+            await scripts.load_totals(number, "me", [ours], {f"s|{ours}|1": 3}, 5)
+        assert sums() == {f"b|{ours}": "5", f"s|{ours}|1": "3"}
+        found = await scripts.totals(number, [ours, other, ours], [5, 0, 6])
+        assert [found[1] > 0, found[4], found[7]] == [True, -1, -1]
         executor.current_epoch = "epoch3"
-        assert (await scripts.totals(number, [ours]))[1] == -1
+        assert (await scripts.totals(number, [ours], [0]))[1] == -1
 
 
 async def test_the_totals_are_in_the_metrics(redis_url: str, postgres_url: str) -> None:
