@@ -12,7 +12,8 @@ import sqlalchemy as sa
 from alembic import context
 
 from migrations import grants
-from shared.stores.migrate import APPLICATION, LOCK_SECONDS, locked
+from shared.stores.migrate import APPLICATION, locked
+from shared.stores.revisions import LOCK_SECONDS
 
 #: No statement of a migration waits longer than this for a table that requests use: it fails, and can be run again.
 LOCK_TIMEOUT = "5s"

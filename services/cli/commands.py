@@ -17,7 +17,7 @@ _MODULES = {
     "gateway": "run",
     "check": "check",
     "smoke": "smoke",
-    "migrate": "run",
+    "migrate": "migrate",
     "keys": "keys",
     "device": "device",
     "fxa": "fxa",

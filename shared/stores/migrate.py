@@ -11,14 +11,12 @@ from typing import Any
 import psycopg2
 from alembic import command
 from alembic.config import Config
-from alembic.script import ScriptDirectory
 
 import migrations
+from shared.stores.revisions import LOCK_SECONDS
 
 #: Any fixed number: the key of the advisory lock that lets one migration of a database run at a time.
 LOCK = 0x4D4C5041
-#: Seconds to wait for another migration.
-LOCK_SECONDS = 60.0
 APPLICATION = "mlpa migrate"
 _TRY_SECONDS = 0.25
 
@@ -41,12 +39,6 @@ def config(url: str, *, wait: float = LOCK_SECONDS) -> Config:
     settings.set_main_option("script_location", str(folder))
     settings.attributes.update(url=url, wait=wait)
     return settings
-
-
-def revisions() -> list[str]:
-    """All revisions that this code knows, the first one first."""
-    script = ScriptDirectory.from_config(config(""))
-    return [revision.revision for revision in script.walk_revisions()][::-1]
 
 
 def upgrade(url: str, revision: str = "head", *, wait: float = LOCK_SECONDS) -> None:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable, Callable
 
 from shared.service.health import CheckFailed
-from shared.stores import migrate
 from shared.stores.postgres import Database, DatabaseUnavailable, Query
 from shared.stores.postgres_faults import MISSING_SCHEMA
+from shared.stores.revisions import revisions
 
 _REVISION = Query.text("select version_num from alembic_version")
 
@@ -26,16 +25,13 @@ class PostgresCheck:
     def __init__(self, database: Database, can_write: Callable[[Database], Awaitable[None]]) -> None:
         self._database = database
         self._can_write = can_write
-        self._older: frozenset[str] | None = None
+        self._older = frozenset(revisions()[:-1])
 
     async def __call__(self) -> None:
         """
         :raises CheckFailed: the schema is older than the code's.
         :raises DatabaseUnavailable: PostgreSQL could not be asked.
         """
-        if self._older is None:
-            revisions = await asyncio.to_thread(migrate.revisions)
-            self._older = frozenset(revisions[:-1])
         try:
             rows = await self._database.fetch(_REVISION)
         except DatabaseUnavailable as error:

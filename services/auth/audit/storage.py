@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
-
-from sqlalchemy.dialects.postgresql import JSONB
 
 from shared.stores.postgres import Database, Query, Transaction
 
@@ -32,12 +31,9 @@ class Entry:
     source: str | None
 
 
-_JSON = JSONB(none_as_null=True)
 _RECORD = Query.text(
     'insert into audit_log (actor, action, subject, old, "new", source) '
-    "values (:actor, :action, :subject, :old, :new, :source)",
-    old=_JSON,
-    new=_JSON,
+    "values (:actor, :action, :subject, :old, :new, :source)"
 )
 _COLUMNS = 'id, at, actor, action, subject, old, "new", source'
 #: Queries of pages, by whether they go to newer entries, and whether they are about some subjects alone.
@@ -66,8 +62,9 @@ async def record(
 
     :raises DatabaseUnavailable: PostgreSQL could not be asked.
     """
+    before, after = (None if values is None else json.dumps(values) for values in (old, new))
     await where.execute(
-        _RECORD, actor=actor.name, action=action, subject=subject, old=old, new=new, source=actor.source
+        _RECORD, actor=actor.name, action=action, subject=subject, old=before, new=after, source=actor.source
     )
 
 

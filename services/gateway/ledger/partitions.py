@@ -8,9 +8,9 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 
-from shared.stores.migrate import LOCK_SECONDS
 from shared.stores.postgres import Database, DatabaseUnavailable, Query, Transaction
 from shared.stores.postgres_faults import LOCK_NOT_AVAILABLE
+from shared.stores.revisions import LOCK_SECONDS
 
 _DAY = timedelta(days=1)
 #: Two of the longest periods: no budget is rebuilt from what a user spent before.

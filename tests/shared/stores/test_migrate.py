@@ -17,6 +17,7 @@ from services.local.process import Account
 from shared.service.health import CheckFailed
 from shared.stores import migrate
 from shared.stores.postgres import Database, DatabaseUnavailable
+from shared.stores.revisions import revisions
 from shared.stores.schema_check import PostgresCheck
 
 INDEXES = "select indexname from pg_indexes where schemaname = 'public' order by indexname"
@@ -36,7 +37,7 @@ def test_many_at_once_migrate_a_database_once(empty_postgres_url: str) -> None:
     environment = {**os.environ, "DATABASE_URL": empty_postgres_url}
     processes = [subprocess.Popen(argv, env=environment) for _ in range(3)]
     assert [process.wait(60) for process in processes] == [0, 0, 0]
-    assert migrate.current(empty_postgres_url) == migrate.revisions()[-1]
+    assert migrate.current(empty_postgres_url) == revisions()[-1]
 
 
 def test_a_migration_that_waits_in_vain_names_the_holder(empty_postgres_url: str) -> None:
@@ -53,7 +54,7 @@ def test_a_migration_that_waits_in_vain_names_the_holder(empty_postgres_url: str
 def test_each_revision_can_be_undone_and_made_again(empty_postgres_url: str) -> None:
     migrate.upgrade(empty_postgres_url)
     before = rows(empty_postgres_url, INDEXES)
-    for revision in reversed(migrate.revisions()[:-1]):
+    for revision in reversed(revisions()[:-1]):
         migrate.downgrade(empty_postgres_url, "-1")
         assert migrate.current(empty_postgres_url) == revision
     migrate.upgrade(empty_postgres_url)
@@ -77,18 +78,18 @@ def mlpa(empty_postgres_url: str) -> CliRunner:
 
 
 def test_the_command_checks_undoes_and_shows(mlpa: CliRunner, empty_postgres_url: str) -> None:
-    newest = migrate.revisions()[-1]
+    newest = revisions()[-1]
     checked = mlpa.invoke(cli, ["migrate", "--check"])
     assert (checked.exit_code, checked.output) == (1, f"the database is at no revision, the newest is {newest}\n")
     assert mlpa.invoke(cli, ["migrate"]).exit_code == 0
     assert mlpa.invoke(cli, ["migrate", "--check"]).exit_code == 0
     assert mlpa.invoke(cli, ["migrate", "--down", "1"]).exit_code == 0
-    assert migrate.current(empty_postgres_url) == migrate.revisions()[-2]
+    assert migrate.current(empty_postgres_url) == revisions()[-2]
     shown = mlpa.invoke(cli, ["migrate", "--sql"])
     assert shown.exit_code == 0
     assert "CREATE TABLE ledger" in shown.output
     assert "CREATE INDEX CONCURRENTLY" in shown.output
-    assert migrate.current(empty_postgres_url) == migrate.revisions()[-2]
+    assert migrate.current(empty_postgres_url) == revisions()[-2]
     assert mlpa.invoke(cli, ["migrate", "--sql", "--down", "1"]).exit_code == 2
 
 
@@ -98,7 +99,7 @@ def test_the_statements_that_are_shown_make_the_same_schema(mlpa: CliRunner, emp
     argv = (str(psql), "--no-psqlrc", "--quiet", "--set", "ON_ERROR_STOP=1", empty_postgres_url)
     done = subprocess.run(argv, input=shown, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert migrate.current(empty_postgres_url) == migrate.revisions()[-1]
+    assert migrate.current(empty_postgres_url) == revisions()[-1]
     made = rows(empty_postgres_url, ROUTINES), rows(empty_postgres_url, INDEXES)
     migrate.downgrade(empty_postgres_url, "base")
     migrate.upgrade(empty_postgres_url)
@@ -108,7 +109,7 @@ def test_the_statements_that_are_shown_make_the_same_schema(mlpa: CliRunner, emp
 async def test_an_older_schema_makes_a_service_unavailable(empty_postgres_url: str) -> None:
     async with Database.connect(empty_postgres_url) as database:
         check = PostgresCheck(database, storage.can_write)
-        for revision in (None, *migrate.revisions()[:-1]):
+        for revision in (None, *revisions()[:-1]):
             if revision is not None:
                 migrate.upgrade(empty_postgres_url, revision)
             with pytest.raises(CheckFailed, match=r"^schema$") as caught:

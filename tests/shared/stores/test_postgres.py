@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import psycopg2
 import pytest
@@ -256,3 +257,21 @@ def test_a_url_that_can_not_work_is_refused_without_being_quoted(url: str) -> No
         postgres_places.check(url)
     assert "p@ss" not in str(caught.value)
     assert "p/w" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("sql", "given", "expected"),
+    [
+        ("select cast(:n as int) + :n as found", {"n": 2}, 4),
+        ("select :a || :ab as found", {"a": "x", "ab": "y"}, "xy"),
+        ("select '7'::int as found", {}, 7),
+        (r"select 'u\:ai at 12:30' as found", {}, "u:ai at 12:30"),
+        ("select 'a%' like :like as found", {"like": "a_"}, True),
+        ("select '%(x)s %%' as found", {}, "%(x)s %%"),
+        ("select cast(:list as int[]) as found", {"list": [1, 2]}, [1, 2]),
+    ],
+)
+async def test_parameters_are_passed_by_name(
+    database: Database, sql: str, given: dict[str, Any], expected: object
+) -> None:
+    assert await database.fetch(Query.text(sql), **given) == [{"found": expected}]
