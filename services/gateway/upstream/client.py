@@ -36,14 +36,14 @@ class UpstreamConfig:
     """The configuration of the client. ``base_urls`` are LiteLLM's instances; times are seconds."""
 
     base_urls: tuple[str, ...]
-    virtual_key: str | None = None
+    virtual_key: str | None
+    health_interval: float
+    health_timeout: float
     connect_timeout: float = 5.0
     #: Idle connections are dropped before LiteLLM's server drops them, so that no request meets one being closed.
     #: The server is uvicorn, which keeps them 5 s (BerriAI/litellm litellm/proxy/proxy_cli.py sets timeout_keep_alive
     #: only on --keepalive_timeout; encode/uvicorn uvicorn/config.py).
     keepalive: float = 4.0
-    health_interval: float = 2.0
-    health_timeout: float = 5.0
 
 
 class KeyRefused(DependencyUnavailable):

@@ -42,7 +42,7 @@ from shared.telemetry.metrics import Registry
 from shared.telemetry.openapi import add_routes
 from shared.telemetry.tracing import Tracing
 from tests.doubles.litellm import LiteLLMDouble
-from tests.support.configs import CHAT_CONFIG, RELAY_CONFIG
+from tests.support.configs import CHAT_CONFIG, RELAY_CONFIG, upstream_at
 from tests.support.exposition import metric
 from tests.support.service_types import service_type
 
@@ -318,6 +318,6 @@ def chat() -> ChatConfig:
 
 @pytest.fixture
 async def gateway(double: LiteLLMDouble, config: RelayConfig, chat: ChatConfig) -> AsyncIterator[Gateway]:
-    upstream = UpstreamConfig((double.url,), virtual_key="sk-virtual")
+    upstream = upstream_at(double.url, virtual_key="sk-virtual")
     async with Gateway(double, upstream, config, chat).running() as gateway:
         yield gateway

@@ -17,16 +17,16 @@ from services.gateway.budget.models import Usage
 from services.gateway.catalogue.prices import PricedModel
 from services.gateway.embeddings import EMBEDDINGS, LONG_ANSWER, Tally, parse
 from services.gateway.errors import BudgetExceeded, InvalidModel, InvalidRequest, RateLimited, UpstreamError
-from services.gateway.upstream.client import UpstreamConfig
 from tests.doubles.litellm import LiteLLMDouble, Script, embeddings, error_body
 from tests.services.gateway.conftest import TOKEN, Gateway, Model
+from tests.support.configs import upstream_at
 
 MODEL = "embed/small"
 
 
 @pytest.fixture
 async def gateway(double: LiteLLMDouble) -> AsyncIterator[Gateway]:
-    async with Gateway(double, UpstreamConfig((double.url,)), paid=[EMBEDDINGS]).running() as gateway:
+    async with Gateway(double, upstream_at(double.url), paid=[EMBEDDINGS]).running() as gateway:
         yield gateway
 
 

@@ -17,10 +17,10 @@ from services.gateway.budget.charging import charge
 from services.gateway.budget.models import Usage
 from services.gateway.errors import BudgetExceeded, InvalidRequest, UpstreamError
 from services.gateway.search import SEARCH, Tally, parse
-from services.gateway.upstream.client import UpstreamConfig
 from shared.domain.outcome import Outcome
 from tests.doubles.litellm import LiteLLMDouble, Script, error_body, search_answer
 from tests.services.gateway.conftest import TOKEN, Gateway
+from tests.support.configs import upstream_at
 from tests.support.service_types import service_type
 
 TOOL = "exa-search"
@@ -31,7 +31,7 @@ ROW = service_type(**PRICED)
 
 @pytest.fixture
 async def gateway(double: LiteLLMDouble) -> AsyncIterator[Gateway]:
-    async with Gateway(double, UpstreamConfig((double.url,)), paid=[SEARCH], row=PRICED).running() as gateway:
+    async with Gateway(double, upstream_at(double.url), paid=[SEARCH], row=PRICED).running() as gateway:
         yield gateway
 
 
@@ -106,7 +106,7 @@ async def test_a_query_may_have_its_2000_characters_whatever_bytes_they_are(gate
 
 
 async def test_a_row_without_a_search_tool_has_no_search(double: LiteLLMDouble) -> None:
-    async with Gateway(double, UpstreamConfig((double.url,)), paid=[SEARCH]).running() as gateway:
+    async with Gateway(double, upstream_at(double.url), paid=[SEARCH]).running() as gateway:
         status, answer = await ask(gateway, {"query": "q"})
         error = json.loads(answer)["error"]
         assert (status, error["mlpa_code"], error["message"]) == (400, 9, "This service type has no search.")
@@ -147,7 +147,7 @@ async def test_a_search_without_an_end_times_out(double: LiteLLMDouble) -> None:
 
     paid = [replace(SEARCH, make=shortened)]
     double.script(AT, Script([("send", b"{"), ("hang", None)], content_type="application/json"))
-    async with Gateway(double, UpstreamConfig((double.url,)), paid=paid, row=PRICED).running() as gateway:
+    async with Gateway(double, upstream_at(double.url), paid=paid, row=PRICED).running() as gateway:
         status, answer = await ask(gateway, {"query": "q"})
         assert (status, json.loads(answer)["error"]["code"]) == (504, "upstream_timeout")
         delivery = await gateway.budgets.wait_settled()

@@ -12,11 +12,11 @@ import pytest
 from services.gateway.budget.models import Usage
 from services.gateway.errors import KEY_REFUSALS
 from services.gateway.upstream.balance import MAX_TRIED
-from services.gateway.upstream.client import UpstreamConfig
 from shared.errors import DependencyUnavailable
 from tests.doubles.litellm import LiteLLMDouble, Script, answer, error_body
 from tests.services.gateway.budget.support import BudgetReserved
 from tests.services.gateway.conftest import Gateway
+from tests.support.configs import upstream_at
 from tests.support.waiting import until
 
 
@@ -183,7 +183,7 @@ async def test_a_dependency_that_is_down_counts_as_unavailable(gateway: Gateway,
 
 
 async def test_nothing_is_charged_when_litellm_cannot_be_reached(double: LiteLLMDouble, unused_port: int) -> None:
-    upstream = UpstreamConfig((f"http://127.0.0.1:{unused_port}",))
+    upstream = upstream_at(f"http://127.0.0.1:{unused_port}")
     async with Gateway(double, upstream).running() as gateway:
         status, _, headers = await gateway.read()
         assert status == 502
@@ -205,7 +205,7 @@ async def test_a_connection_that_litellm_closed_while_idle_is_not_used(gateway: 
 class TestHealth:
     @pytest.fixture
     async def gateway(self, double: Any) -> Any:
-        upstream = UpstreamConfig((double.url,), health_interval=0.02, health_timeout=0.5)
+        upstream = upstream_at(double.url, health_interval=0.02, health_timeout=0.5)
         async with Gateway(double, upstream).running() as gateway:
             yield gateway
 
@@ -234,7 +234,7 @@ class TestHealth:
         self, double: LiteLLMDouble, second: LiteLLMDouble
     ) -> None:
         late = Script([("send", json.dumps(answer()).encode())], first=[("gate", "go")])
-        upstream = UpstreamConfig((double.url, second.url), health_interval=0.02)
+        upstream = upstream_at(double.url, second.url, health_interval=0.02)
         async with Gateway(double, upstream).running() as gateway:
             for one in (double, second):
                 one.healthy = False

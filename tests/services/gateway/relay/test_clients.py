@@ -14,11 +14,10 @@ from typing import Any
 import pytest
 
 from services.gateway.relay.connection import SEND_BUFFER, RelayProtocol
-from services.gateway.upstream.client import UpstreamConfig
 from shared.service.serve import USER_TIMEOUT_MS
 from tests.doubles.litellm import LiteLLMDouble, Script, answer, chunk, event, stream_of
 from tests.services.gateway.conftest import Gateway, RawClient, request_body
-from tests.support.configs import RELAY_CONFIG
+from tests.support.configs import RELAY_CONFIG, upstream_at
 from tests.support.waiting import until
 
 WITHIN = 0.1
@@ -173,7 +172,7 @@ class TestSlow:
     @pytest.fixture
     async def gateway(self, double: LiteLLMDouble) -> AsyncIterator[Gateway]:
         config = replace(RELAY_CONFIG, slow_client=0.4, idle_timeout=5)
-        async with Gateway(double, UpstreamConfig((double.url,)), config).running() as gateway:
+        async with Gateway(double, upstream_at(double.url), config).running() as gateway:
             yield gateway
 
     async def test_a_client_that_takes_nothing_holds_litellm_back_and_is_dropped(self, gateway: Gateway) -> None:

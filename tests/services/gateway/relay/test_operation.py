@@ -20,12 +20,11 @@ from services.gateway.relay.metrics import Labels
 from services.gateway.relay.operation import Models, Size
 from services.gateway.relay.views import paid
 from services.gateway.tokens.models import Principal
-from services.gateway.upstream.client import UpstreamConfig
 from shared.domain.service_types import ServiceType
 from shared.telemetry.openapi import Answer, Body
 from tests.doubles.litellm import DONE, LiteLLMDouble, Script, chunk, event
 from tests.services.gateway.conftest import TOKEN, Gateway
-from tests.support.configs import RELAY_CONFIG
+from tests.support.configs import RELAY_CONFIG, upstream_at
 from tests.support.service_types import service_type
 
 #: The path of the operation at LiteLLM.
@@ -108,7 +107,7 @@ def translate() -> Translate:
 @pytest.fixture
 async def gateway(double: LiteLLMDouble, translate: Translate) -> AsyncIterator[Gateway]:
     declared = paid(lambda _settings, _registry: translate, "/v1/translate", "", Answer(""), Body({}, {}))
-    async with Gateway(double, UpstreamConfig((double.url,)), paid=[declared]).running() as gateway:
+    async with Gateway(double, upstream_at(double.url), paid=[declared]).running() as gateway:
         yield gateway
 
 
@@ -179,7 +178,7 @@ class TestDialect:
     @pytest.fixture
     async def gateway(self, double: LiteLLMDouble) -> AsyncIterator[Gateway]:
         config = replace(RELAY_CONFIG, idle_timeout=0.5, keepalive=0.05)
-        async with Gateway(double, UpstreamConfig((double.url,)), config, dialects=[NAMED]).running() as gateway:
+        async with Gateway(double, upstream_at(double.url), config, dialects=[NAMED]).running() as gateway:
             yield gateway
 
     async def read(self, gateway: Gateway, path: str, body: bytes, headers: dict[str, str]) -> tuple[int, bytes]:

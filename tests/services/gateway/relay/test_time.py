@@ -13,10 +13,9 @@ import pytest
 from services.gateway.chat.config import ChatConfig
 from services.gateway.errors import UserBlocked
 from services.gateway.relay.config import RelayConfig
-from services.gateway.upstream.client import UpstreamConfig
 from tests.doubles.litellm import DONE, LiteLLMDouble, Script, chunk, event, stream_of
 from tests.services.gateway.conftest import Gateway
-from tests.support.configs import CHAT_CONFIG, RELAY_CONFIG
+from tests.support.configs import CHAT_CONFIG, RELAY_CONFIG, upstream_at
 
 COMMENT = b": keep-alive\n\n"
 STREAM = {"stream": True}
@@ -158,7 +157,7 @@ class TestDrain:
 class TestLimit:
     @pytest.fixture
     async def gateway(self, double: LiteLLMDouble) -> AsyncIterator[Gateway]:
-        async with Gateway(double, UpstreamConfig((double.url,)), max_open_requests=2).running() as gateway:
+        async with Gateway(double, upstream_at(double.url), max_open_requests=2).running() as gateway:
             yield gateway
 
     async def test_one_request_too_many_is_a_503(self, gateway: Gateway) -> None:

@@ -6,17 +6,17 @@ from typing import Any
 
 from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 
-from services.gateway.upstream.client import UpstreamConfig
 from shared.telemetry.tracing import Tracing
 from tests.doubles.litellm import LiteLLMDouble, Script, chunk, event, stream_of
 from tests.doubles.otlp import Collector
 from tests.services.gateway.conftest import Gateway
+from tests.support.configs import upstream_at
 
 
 async def spans(double: LiteLLMDouble) -> dict[str, Span]:
     """The spans of one streamed chat, by name."""
     async with Collector.open() as collector:
-        upstream = UpstreamConfig((double.url,), virtual_key="sk-virtual")
+        upstream = upstream_at(double.url, virtual_key="sk-virtual")
         tracing = Tracing(collector.url, "gateway")
         async with Gateway(double, upstream, tracing=tracing).running() as gateway:
             await gateway.read({"stream": True})

@@ -11,8 +11,9 @@ from multidict import CIMultiDict
 from yarl import URL
 
 from services.gateway.upstream.asking import Target
-from services.gateway.upstream.client import LiteLLM, UpstreamConfig
+from services.gateway.upstream.client import LiteLLM
 from shared.telemetry.metrics import Registry
+from tests.support.configs import upstream_at
 
 
 async def test_a_head_has_the_common_fields_those_of_the_request_and_the_length_of_its_body() -> None:
@@ -46,7 +47,7 @@ async def asking(
 
     server = await asyncio.start_server(serve_until_closed, "127.0.0.1", 0)
     async with server:
-        config = UpstreamConfig((f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}",), health_interval=60)
+        config = upstream_at(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", health_interval=60)
         async with LiteLLM.open(config, Registry()) as litellm:
             yield litellm
 

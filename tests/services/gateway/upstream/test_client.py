@@ -17,12 +17,12 @@ import pytest
 
 from services.gateway.relay.config import RelayConfig
 from services.gateway.upstream import connector
-from services.gateway.upstream.client import LiteLLM, UpstreamConfig
+from services.gateway.upstream.client import LiteLLM
 from shared.errors import DependencyUnavailable
 from shared.telemetry.metrics import Registry
 from tests.doubles.litellm import LiteLLMDouble, Script, answer, chunk, event
 from tests.services.gateway.conftest import Gateway
-from tests.support.configs import RELAY_CONFIG
+from tests.support.configs import RELAY_CONFIG, upstream_at
 from tests.support.waiting import until
 
 
@@ -33,7 +33,7 @@ async def double() -> AsyncIterator[LiteLLMDouble]:
 
 
 async def test_connections_are_kept_and_used_again(double: LiteLLMDouble) -> None:
-    async with Gateway(double, UpstreamConfig((double.url,))).running() as gateway:
+    async with Gateway(double, upstream_at(double.url)).running() as gateway:
         for stream in (False, True) * 5:
             assert (await gateway.read({"stream": stream}))[0] == 200
         assert double.connections <= 2  # the requests', and the health checks'
@@ -41,7 +41,7 @@ async def test_connections_are_kept_and_used_again(double: LiteLLMDouble) -> Non
 
 async def test_sockets_to_litellm_are_small_and_notice_a_vanished_host(double: LiteLLMDouble) -> None:
     double.script("double", Script([("send", event(chunk("a"))), ("hang", None)]))
-    async with LiteLLM.open(UpstreamConfig((double.url,)), Registry()) as litellm, litellm.call() as call:
+    async with LiteLLM.open(upstream_at(double.url), Registry()) as litellm, litellm.call() as call:
         response = await call.post("v1/chat/completions", b'{"model":"double","stream":true}', {})
         assert response.connection is not None
         assert response.connection.transport is not None
@@ -51,7 +51,7 @@ async def test_sockets_to_litellm_are_small_and_notice_a_vanished_host(double: L
 
 
 async def test_the_next_instance_is_asked_when_one_cannot_be_reached(double: LiteLLMDouble, unused_port: int) -> None:
-    upstream = UpstreamConfig((f"http://127.0.0.1:{unused_port}", double.url))
+    upstream = upstream_at(f"http://127.0.0.1:{unused_port}", double.url)
     async with Gateway(double, upstream).running() as gateway:
         for _ in range(6):
             assert (await gateway.read())[0] == 200
@@ -61,7 +61,7 @@ async def test_the_next_instance_is_asked_when_one_cannot_be_reached(double: Lit
 
 async def test_a_request_that_went_out_is_never_sent_twice(double: LiteLLMDouble) -> None:
     double.script("double", Script(first=[("reset", None)]))
-    upstream = UpstreamConfig((double.url, double.url))
+    upstream = upstream_at(double.url, double.url)
     async with Gateway(double, upstream).running() as gateway:
         status, _, headers = await gateway.read()
         assert (status, headers["x-should-retry"]) == (502, "false")
@@ -137,7 +137,7 @@ async def test_a_kept_connection_that_closes_while_a_request_is_written_is_repla
 ) -> None:
     """LiteLLM closed it just then; it can't have acted on a part of a request."""
     stub = Stub(1, 1, reads=10_000)
-    async with stub.running() as url, Gateway(double, UpstreamConfig((url,))).running() as gateway:
+    async with stub.running() as url, Gateway(double, upstream_at(url)).running() as gateway:
         assert (await gateway.read())[0] == 200
         assert (await gateway.read(BIG))[0] == 200
         assert (stub.heads, stub.whole, stub.connections) == (3, 2, 2)
@@ -147,7 +147,7 @@ async def test_a_kept_connection_that_closes_while_a_request_is_written_is_repla
 async def test_a_connection_that_a_health_check_left_is_a_kept_one() -> None:
     stub = Stub(0, 1, reads=10_000, keeps_checks=True)
     async with stub.running() as url:
-        config = UpstreamConfig((url,), health_interval=60)
+        config = upstream_at(url, health_interval=60)
         async with LiteLLM.open(config, Registry()) as litellm:
             await until(lambda: stub.checks == 1)
             assert await litellm.check(litellm.balancer.instances[0])
@@ -161,7 +161,7 @@ async def test_a_connection_that_a_health_check_left_is_a_kept_one() -> None:
 
 async def test_a_new_connection_that_closes_while_a_request_is_written_is_an_error(double: LiteLLMDouble) -> None:
     stub = Stub(0, reads=10_000)
-    async with stub.running() as url, Gateway(double, UpstreamConfig((url,))).running() as gateway:
+    async with stub.running() as url, Gateway(double, upstream_at(url)).running() as gateway:
         assert (await gateway.read(BIG))[0] == 502
         assert (stub.heads, stub.connections) == (1, 1)
         assert (await gateway.budgets.wait_settled()).sent
@@ -169,7 +169,7 @@ async def test_a_new_connection_that_closes_while_a_request_is_written_is_an_err
 
 async def test_the_second_connection_is_the_last_that_is_tried(double: LiteLLMDouble) -> None:
     stub = Stub(1, 0, reads=10_000)
-    async with stub.running() as url, Gateway(double, UpstreamConfig((url,))).running() as gateway:
+    async with stub.running() as url, Gateway(double, upstream_at(url)).running() as gateway:
         assert (await gateway.read())[0] == 200
         assert (await gateway.read(BIG))[0] == 502
         assert (stub.heads, stub.connections) == (3, 2)
@@ -178,7 +178,7 @@ async def test_the_second_connection_is_the_last_that_is_tried(double: LiteLLMDo
 async def test_a_kept_connection_that_closes_with_a_whole_request_is_an_error(double: LiteLLMDouble) -> None:
     """LiteLLM may have acted on it: it is not sent twice, and is charged."""
     stub = Stub(1, 1, reads=0)
-    async with stub.running() as url, Gateway(double, UpstreamConfig((url,))).running() as gateway:
+    async with stub.running() as url, Gateway(double, upstream_at(url)).running() as gateway:
         assert (await gateway.read())[0] == 200
         status, _, headers = await gateway.read()
         assert (status, headers["x-should-retry"]) == (502, "false")
@@ -186,9 +186,9 @@ async def test_a_kept_connection_that_closes_with_a_whole_request_is_an_error(do
 
 
 async def test_model_info_is_had_or_said_to_be_unavailable(double: LiteLLMDouble, unused_port: int) -> None:
-    async with LiteLLM.open(UpstreamConfig((double.url,)), Registry()) as litellm:
+    async with LiteLLM.open(upstream_at(double.url), Registry()) as litellm:
         assert b'"model_name": "double"' in await litellm.model_info()
-    async with LiteLLM.open(UpstreamConfig((f"http://127.0.0.1:{unused_port}",)), Registry()) as litellm:
+    async with LiteLLM.open(upstream_at(f"http://127.0.0.1:{unused_port}"), Registry()) as litellm:
         with pytest.raises(DependencyUnavailable):
             await litellm.model_info()
 
@@ -196,7 +196,7 @@ async def test_model_info_is_had_or_said_to_be_unavailable(double: LiteLLMDouble
 async def test_an_instance_whose_name_cannot_be_resolved_is_out_and_still_checked() -> None:
     """The resolver raises a UnicodeError for a label of more than 63 characters."""
     registry = Registry()
-    upstream = UpstreamConfig((f"http://{'a' * 64}.example",), health_interval=0.01)
+    upstream = upstream_at(f"http://{'a' * 64}.example", health_interval=0.01)
     async with LiteLLM.open(upstream, registry) as litellm:
         (instance,) = litellm.balancer.instances
         await until(lambda: instance.failed_checks >= 3)
@@ -215,7 +215,7 @@ class TestDeath:
         try:
             assert process.stdout is not None
             port = int(await process.stdout.readline())
-            upstream = UpstreamConfig((f"http://127.0.0.1:{port}",), health_interval=0.05, health_timeout=0.3)
+            upstream = upstream_at(f"http://127.0.0.1:{port}", health_interval=0.05, health_timeout=0.3)
             async with Gateway(LiteLLMDouble(), upstream, config).running() as gateway:
                 yield gateway, process.pid
         finally:
