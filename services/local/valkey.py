@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import importlib.util
-import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Self
 
 import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from services.local.files import write_private
-from services.local.process import Process, ProcessError, Program, Server, free_port
-
-CLUSTER_SLOTS = 16_384
+from services.local.process import Process, ProcessError, Program, Server
 
 
 class ValkeyServer(Server):
@@ -74,60 +70,6 @@ class ValkeyServer(Server):
         return redis.Redis.from_url(
             self.url, socket_timeout=timeout, socket_connect_timeout=timeout, retry=Retry(NoBackoff(), 0)
         )
-
-
-class ValkeyCluster:
-    """A Redis Cluster of three masters on 127.0.0.1, for tests."""
-
-    def __init__(self, data: Path, nodes: int = 3) -> None:
-        self.nodes = [
-            ValkeyServer(data / f"node-{number}", free_port(), options=cluster_options()) for number in range(nodes)
-        ]
-
-    def __enter__(self) -> Self:
-        self.start()
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.stop()
-
-    @property
-    def url(self) -> str:
-        """Connection URL in the form of ``shared.stores.redis.connect``, by way of the first node."""
-        return f"redis+cluster://127.0.0.1:{self.nodes[0].port}"
-
-    def start(self) -> None:
-        """Start the nodes, deal the slots out evenly and block until the cluster is complete."""
-        for node in self.nodes:
-            node.start()
-        share = -(-CLUSTER_SLOTS // len(self.nodes))
-        for number, node in enumerate(self.nodes):
-            first, last = number * share, min((number + 1) * share, CLUSTER_SLOTS) - 1
-            with node.client() as client:
-                client.execute_command("CLUSTER", "SET-CONFIG-EPOCH", number + 1)
-                client.execute_command("CLUSTER", "ADDSLOTSRANGE", first, last)
-                for other in self.nodes[:number]:
-                    bus = other.options["cluster-port"]
-                    client.execute_command("CLUSTER", "MEET", "127.0.0.1", other.port, bus)
-        deadline = time.monotonic() + 20
-        while not all(self._whole(node) for node in self.nodes):
-            if time.monotonic() > deadline:
-                raise ProcessError("the Valkey cluster did not form in 20 s")
-            time.sleep(0.02)
-
-    def stop(self) -> None:
-        for node in self.nodes:
-            node.stop()
-
-    def _whole(self, node: ValkeyServer) -> bool:
-        with node.client() as client:
-            info = str(client.execute_command("CLUSTER", "INFO"))
-        return "cluster_state:ok" in info and f"cluster_known_nodes:{len(self.nodes)}" in info
-
-
-def cluster_options() -> dict[str, str]:
-    """What makes a server a node of a cluster."""
-    return {"cluster-enabled": "yes", "cluster-port": str(free_port()), "cluster-node-timeout": "2000"}
 
 
 def binary() -> Path:

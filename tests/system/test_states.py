@@ -16,10 +16,10 @@ from pathlib import Path
 import pytest
 
 from services.local.process import free_port
-from services.local.valkey import ValkeyCluster
 from tests.doubles.litellm import error_body
 from tests.shared.stores.test_pgbouncer import PGBOUNCER, PgBouncer, readable
 from tests.support.exposition import metric
+from tests.support.valkey_cluster import ValkeyCluster
 from tests.support.waiting import happens
 from tests.system.clients import Caller, Seen
 from tests.system.conftest import TABLES

@@ -16,7 +16,8 @@ from sqlalchemy.pool import NullPool
 
 from services.local.postgres import PostgresServer
 from services.local.process import Process, ProcessError, Program, answers, free_port
-from services.local.valkey import CLUSTER_SLOTS, ValkeyCluster, ValkeyServer
+from services.local.valkey import ValkeyServer
+from tests.support.valkey_cluster import CLUSTER_SLOTS, ValkeyCluster
 from tests.support.waiting import wait_until
 
 PYTHON = sys.executable

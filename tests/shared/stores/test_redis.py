@@ -13,11 +13,12 @@ import pytest
 
 from services.gateway.redis.executor import Executor
 from services.local.process import free_port
-from services.local.valkey import ValkeyCluster, ValkeyServer
+from services.local.valkey import ValkeyServer
 from shared.errors import DependencyUnavailable
 from shared.stores import redis
 from shared.stores.dependency import SETTLED, Dependency
 from shared.stores.redis import Client, Place, RedisError, can_write, connect
+from tests.support.valkey_cluster import ValkeyCluster
 from tests.support.waiting import until
 
 

@@ -16,7 +16,7 @@ from services.auth.fxa.metrics import FxAMetrics
 from services.auth.fxa.services import FxAVerifier
 from services.local.faults import Fault
 from services.local.fxa import TokenOrder
-from services.local.valkey import ValkeyCluster, ValkeyServer
+from services.local.valkey import ValkeyServer
 from shared.errors import DependencyUnavailable
 from shared.service.health import CheckFailed
 from shared.stores.redis import connect
@@ -24,6 +24,7 @@ from shared.telemetry.metrics import Registry
 from tests.services.auth.fxa.harness import ISSUER, UID, Rig
 from tests.support.exposition import metric
 from tests.support.service_types import service_type
+from tests.support.valkey_cluster import ValkeyCluster
 
 FULL = bool(os.environ.get("MLPA_TEST_FULL"))
 OUTAGE = Fault("verify", "respond", status=503)

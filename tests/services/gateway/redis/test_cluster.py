@@ -18,13 +18,14 @@ from services.gateway.budget.services import Budgets
 from services.gateway.redis.executor import Executor, NotRun
 from services.gateway.tokens.models import Principal
 from services.local.process import free_port
-from services.local.valkey import CLUSTER_SLOTS, ValkeyCluster, ValkeyServer, cluster_options
+from services.local.valkey import ValkeyServer
 from shared.domain.identity import shard, shard_tag
 from shared.errors import DependencyUnavailable
 from shared.state import layout
 from shared.state.script import Script
 from shared.stores.postgres import Database
 from tests.services.gateway.budget.support import FAST, ask, delivered, opened, principal, row, rows, total
+from tests.support.valkey_cluster import CLUSTER_SLOTS, ValkeyCluster, cluster_options
 from tests.support.waiting import until
 
 
