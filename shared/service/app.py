@@ -90,7 +90,6 @@ def build_apps(
     :raises ConfigurationError: tracing is asked for and can't be had.
     """
     secret = settings.log_user_secret.get_secret_value() if settings.log_user_secret else None
-    digest = UserDigest(secret)
     everything = [*ops.OPERATIONS, ops.METRICS_OPERATION, *service.internal, *service.operations]
     probes = [op.path for op in (*ops.OPERATIONS, ops.METRICS_OPERATION)]
     main = web.Application(client_max_size=max_body)
@@ -100,7 +99,7 @@ def build_apps(
         registry,
         service.render_error,
         endpoints=sorted({op.path for op in everything}),
-        user_digest=digest,
+        user_digest=UserDigest(secret),
         service_types=service_types.by_name,
         probes=probes,
         on_refusal=service.on_refusal,
@@ -140,17 +139,11 @@ def build_apps(
         app[PROXIES] = Proxies(0, (), proxy_metrics)
     drain = Drain(delay=settings.drain_delay_seconds, limit=settings.drain_seconds, refuse_new=frame.refuse_new)
     apps.put(DRAIN, drain)
-    apps.put(
-        ops.OPENAPI,
-        msgspec.json.encode(
-            document(
-                service.title,
-                ops.VERSION,
-                service.description,
-                everything,
-                security_schemes=service.security_schemes,
-                common={status: Answer(words, service.error_body) for status, words in _COMMON.items()},
-            )
-        ),
-    )
+    apps.put(ops.OPENAPI, msgspec.json.encode(_document(service, everything)))
     return apps
+
+
+def _document(service: ServiceDescription, operations: Sequence[Operation]) -> dict[str, Any]:
+    common = {status: Answer(words, service.error_body) for status, words in _COMMON.items()}
+    words, schemes = (service.title, ops.VERSION, service.description), service.security_schemes
+    return document(*words, operations, security_schemes=schemes, common=common)
