@@ -155,7 +155,7 @@ async def test_a_connection_that_a_health_check_left_is_a_kept_one() -> None:
             async with litellm.call() as call:
                 response = await call.post("v1/chat/completions", json.dumps(BIG).encode(), {})
                 assert response.status == 200
-                assert await call.read_answer(lambda: None)
+                assert await call.read_answer(lambda _size: None)
             assert (connections, stub.connections, stub.whole) == (0, 2, 1)
 
 
