@@ -230,7 +230,7 @@ async def test_a_key_that_has_moved_already_is_asked_for_where_it_is(cluster: Va
     source = _owner(cluster.nodes, _slot(number))
     target = next(node for node in cluster.nodes if node is not source)
     async with Executor.open(cluster.url, (script,)) as executor:
-        call = script.call(totals=key, each=[script.item(total="ai:60")])
+        call = script.call(totals=key, each=[script.item(total="ai:60", since=0)])
 
         async def built() -> bool:
             """Under the epoch of the server that runs the script."""
