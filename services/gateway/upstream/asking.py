@@ -20,7 +20,7 @@ from aiohttp.http_exceptions import HttpProcessingError
 from multidict import CIMultiDict, CIMultiDictProxy
 from yarl import URL
 
-from services.gateway.upstream.connector import Connector, Wire
+from services.gateway.upstream.connector import SEND_BUFFER, Connector, Wire
 
 #: Reading from LiteLLM pauses when twice this is buffered of an answer.
 READ_BUFFER = 16 * 1024
@@ -98,7 +98,12 @@ async def ask(
     try:
         protocol.set_response_params(read_until_eof=True, auto_decompress=False, read_bufsize=READ_BUFFER)
         # not writelines: asyncio's of Python 3.12 keeps an empty part for ever, and does not pause (CVE-2024-12254)
-        transport.write(target.head(fields, len(wire.body)) + wire.body)
+        head = target.head(fields, len(wire.body))
+        if len(wire.body) <= SEND_BUFFER:
+            transport.write(head + wire.body)
+        else:  # a copy would live until all of it is sent
+            transport.write(head)
+            transport.write(wire.body)
         if wire.written:
             wire.body = b""
         else:  # an answer may come before all of a large request was sent
