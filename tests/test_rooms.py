@@ -56,12 +56,7 @@ AUTH = [
 ]
 
 #: Rooms of auth that don't import each other in either direction.
-STRANGERS = [
-    {"devices", "tokens"},
-    {"devices", "users"},
-    {"tokens", "users"},
-    {"admin/api", "admin/console"},
-]
+STRANGERS = [{"devices", "tokens"}, {"devices", "users"}, {"tokens", "users"}, {"admin/api", "admin/console"}]
 
 
 def imports(path: Path) -> Iterator[str]:

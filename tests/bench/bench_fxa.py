@@ -114,9 +114,7 @@ def _app(redis: Client, verifier: FxAVerifier) -> web.Application:
     return app
 
 
-async def _start(
-    make: Callable[[], AsyncIterator[web.Application]],
-) -> tuple[str, Callable[[], Awaitable[None]]]:
+async def _start(make: Callable[[], AsyncIterator[web.Application]]) -> tuple[str, Callable[[], Awaitable[None]]]:
     context = asynccontextmanager(make)()
     server = serve(await context.__aenter__())
     url = await server.__aenter__()

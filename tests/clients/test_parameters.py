@@ -116,10 +116,7 @@ TABLE: dict[str, tuple[dict[str, Any], dict[str, Expected]]] = {
         for name in ("presence_penalty", "frequency_penalty")
     },
     "logit_bias": ({"logit_bias": {"50256": -100}}, each(COMPATIBLE, SAME)),
-    "logprobs": (
-        {"logprobs": True},
-        {**each(COMPATIBLE, SAME), GEMINI: {"generationConfig.responseLogprobs": True}},
-    ),
+    "logprobs": ({"logprobs": True}, {**each(COMPATIBLE, SAME), GEMINI: {"generationConfig.responseLogprobs": True}}),
     # The number doesn't reach Gemini: LiteLLM looks for it in another place
     "top_logprobs": (
         {"logprobs": True, "top_logprobs": 2},
@@ -145,10 +142,7 @@ TABLE: dict[str, tuple[dict[str, Any], dict[str, Expected]]] = {
             NOVA: {"toolConfig": JSON_TOOL},
         },
     ),
-    "seed": (
-        {"seed": 7},
-        {**each((*COMPATIBLE, GPT5), SAME), GEMINI: {"generationConfig.seed": 7}},
-    ),
+    "seed": ({"seed": 7}, {**each((*COMPATIBLE, GPT5), SAME), GEMINI: {"generationConfig.seed": 7}}),
     "tools": (
         {"tools": TOOLS},
         {
@@ -169,8 +163,7 @@ TABLE: dict[str, tuple[dict[str, Any], dict[str, Expected]]] = {
                 "toolConfig": {"functionCallingConfig": {"mode": "ANY", "allowed_function_names": ["get_weather"]}},
             },
             **each(
-                (BEDROCK, NOVA),
-                {"toolConfig": {"tools": OF_BEDROCK, "toolChoice": {"tool": {"name": "get_weather"}}}},
+                (BEDROCK, NOVA), {"toolConfig": {"tools": OF_BEDROCK, "toolChoice": {"tool": {"name": "get_weather"}}}}
             ),
         },
     ),
@@ -228,10 +221,7 @@ PLAIN: dict[str, dict[str, Any]] = {
         "messages": [{"role": "user", "content": [{"type": "text", "text": "Hi"}]}],
         "max_tokens": 8192,
     },
-    GEMINI: {
-        "contents": [{"role": "user", "parts": [{"text": "Hi"}]}],
-        "generationConfig.max_output_tokens": 8192,
-    },
+    GEMINI: {"contents": [{"role": "user", "parts": [{"text": "Hi"}]}], "generationConfig.max_output_tokens": 8192},
     **each(
         (BEDROCK, NOVA),
         {"messages": [{"role": "user", "content": [{"text": "Hi"}]}], "inferenceConfig.maxTokens": 8192},

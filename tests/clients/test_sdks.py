@@ -65,8 +65,7 @@ def results_of_node(system: System, all_providers: Providers) -> Results:
 
 
 @pytest.mark.parametrize(
-    ("client", "flow", "model"),
-    [*(("python", *job) for job in JOBS), *(("node", *job) for job in NODE_JOBS)],
+    ("client", "flow", "model"), [*(("python", *job) for job in JOBS), *(("node", *job) for job in NODE_JOBS)]
 )
 def test_a_conversation_reaches_the_provider_as_it_was(
     request: pytest.FixtureRequest, all_providers: Providers, client: str, flow: str, model: str

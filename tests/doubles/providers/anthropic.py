@@ -130,13 +130,7 @@ def _content(body: dict[str, Any]) -> tuple[list[dict[str, Any]], str]:
 
 
 def _head(body: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "id": "msg_provider",
-        "type": "message",
-        "role": "assistant",
-        "model": body["model"],
-        "stop_sequence": None,
-    }
+    return {"id": "msg_provider", "type": "message", "role": "assistant", "model": body["model"], "stop_sequence": None}
 
 
 def _usage() -> dict[str, Any]:

@@ -91,11 +91,7 @@ def _content(body: dict[str, Any]) -> tuple[list[dict[str, Any]], str]:
 
 def _usage() -> dict[str, int]:
     total = behaviour.PROMPT_TOKENS + behaviour.COMPLETION_TOKENS
-    return {
-        "inputTokens": behaviour.PROMPT_TOKENS,
-        "outputTokens": behaviour.COMPLETION_TOKENS,
-        "totalTokens": total,
-    }
+    return {"inputTokens": behaviour.PROMPT_TOKENS, "outputTokens": behaviour.COMPLETION_TOKENS, "totalTokens": total}
 
 
 async def _stream(blocks: list[dict[str, Any]], stop: str) -> AsyncIterator[bytes]:

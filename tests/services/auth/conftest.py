@@ -89,13 +89,7 @@ class Auth:
         return self.fxa.mint(TokenOrder(uid=uid, kind=kind, **options))
 
     async def exchange(self, subject: str, kind: str = ACCESS_TOKEN, scope: str = "ai", **form: str) -> tuple[int, Any]:
-        data = {
-            "grant_type": GRANT_TYPE,
-            "subject_token": subject,
-            "subject_token_type": kind,
-            "scope": scope,
-            **form,
-        }
+        data = {"grant_type": GRANT_TYPE, "subject_token": subject, "subject_token_type": kind, "scope": scope, **form}
         status, body, _ = await self.ask("POST", "/token", data=data)
         return status, body
 

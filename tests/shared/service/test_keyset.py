@@ -126,8 +126,7 @@ async def test_failures_are_tried_again_later_and_later_until_one_succeeds(with_
 
 
 @pytest.mark.parametrize(
-    ("fault", "reason"),
-    [(NoAnswer("too_large"), "too_large"), (ValueError("no usable key"), "malformed")],
+    ("fault", "reason"), [(NoAnswer("too_large"), "too_large"), (ValueError("no usable key"), "malformed")]
 )
 async def test_a_reading_that_fails_replaces_nothing(fault: Exception, reason: str) -> None:
     rig = Rig()

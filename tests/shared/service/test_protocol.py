@@ -239,9 +239,7 @@ async def test_unfinished_heads_hold_next_to_nothing(served: Served) -> None:
 
 
 @pytest.mark.parametrize(
-    "trailers",
-    [b"\r\n".join(fields(9000)), b"X: " + b"y" * 1100, b"X y\r\n\r\n"],
-    ids=["many", "long", "malformed"],
+    "trailers", [b"\r\n".join(fields(9000)), b"X: " + b"y" * 1100, b"X y\r\n\r\n"], ids=["many", "long", "malformed"]
 )
 async def test_trailers_have_the_limit_of_a_head(served: Served, trailers: bytes) -> None:
     client = await served.connect()

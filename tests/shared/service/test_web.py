@@ -11,14 +11,7 @@ import aiohttp
 import pytest
 from aiohttp import web
 
-from shared.errors import (
-    BadRequest,
-    DependencyUnavailable,
-    MethodNotAllowed,
-    NotFound,
-    PayloadTooLarge,
-    ServiceError,
-)
+from shared.errors import BadRequest, DependencyUnavailable, MethodNotAllowed, NotFound, PayloadTooLarge, ServiceError
 from shared.service.protocol import ServiceSite
 from shared.service.serve import listen
 from shared.service.web import SECURITY_HEADERS, Frame, from_http

@@ -38,10 +38,7 @@ def test_every_script_compiles_and_reads_no_number_of_a_key_or_argument(name: st
         ("--@ each keys user\n--@ each args id\nfor _, item in each() do redis.log(item.id) end", "never used: user"),
         ("--@ each args id\nfor _, item in each() do redis.log(item.id, item.usr) end", "not declared: usr"),
         ("return redis.call('HGET', 'x', SPENDT)", "not declared: SPENDT"),
-        (
-            "--@ use clock windows\nlocal standing = 1\n--@ include decide\nreturn reason",
-            "not declared: available",
-        ),
+        ("--@ use clock windows\nlocal standing = 1\n--@ include decide\nreturn reason", "not declared: available"),
         ("--@ key user\nreturn user", "not a directive: --@ key user"),
     ],
 )

@@ -60,9 +60,7 @@ class PgBouncer:
 
 @pytest.fixture(params=["session", "transaction"])
 def pooled(
-    request: pytest.FixtureRequest,
-    postgres_server: PostgresServer,
-    empty_postgres_url: str,
+    request: pytest.FixtureRequest, postgres_server: PostgresServer, empty_postgres_url: str
 ) -> Iterator[tuple[PgBouncer, str]]:
     with readable() as folder:
         bouncer = PgBouncer(folder / "pgbouncer", postgres_server, request.param)

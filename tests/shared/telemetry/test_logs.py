@@ -164,8 +164,7 @@ def test_lines_of_text_are_for_people() -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "form"),
-    [({}, "text"), ({"log_json": True}, "json"), ({"log_json": True, "log_format": "gcp"}, "gcp")],
+    ("given", "form"), [({}, "text"), ({"log_json": True}, "json"), ({"log_json": True, "log_format": "gcp"}, "gcp")]
 )
 def test_the_older_setting_counts_where_the_newer_one_is_not_set(given: dict[str, Any], form: str) -> None:
     assert Settings(_env_file=None, **given).form_of_logs == form

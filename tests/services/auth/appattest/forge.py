@@ -20,15 +20,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from services.auth.appattest import Assertion, Attestation, Policy, verify_assertion, verify_attestation
 from services.local import device
-from services.local.pki import (
-    Authority,
-    Extension,
-    Hash,
-    Pki,
-    ca_extensions,
-    leaf_extensions,
-    nonce_extension,
-)
+from services.local.pki import Authority, Extension, Hash, Pki, ca_extensions, leaf_extensions, nonce_extension
 
 NOW = datetime(2026, 6, 1, 12, tzinfo=UTC)
 TEAM = "A1B2C3D4E5"

@@ -11,15 +11,7 @@ from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 
 from services.auth.appattest import AppAttestError, Assertion, Malformed, Rejected, Step
 from services.local import device
-from tests.services.auth.appattest.forge import (
-    BUNDLE,
-    KEY,
-    OTHER_KEY,
-    TEAM,
-    AssertionForge,
-    policy,
-    replaced,
-)
+from tests.services.auth.appattest.forge import BUNDLE, KEY, OTHER_KEY, TEAM, AssertionForge, policy, replaced
 
 TAIL = device.launch_extensions("2.1", 2)
 FURTHER = cbor2.dumps({**cbor2.loads(TAIL), "apple_new_01": True, "other": [{"a": 1.5}, None]})

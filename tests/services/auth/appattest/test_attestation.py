@@ -218,11 +218,7 @@ CASES: list[Case] = [
         {"intermediate": with_even_signature(), "certificates": lambda x5c: unused_bits(x5c, 1)},
     ),
     (Step.SIGNATURE_ALGORITHM, "leaf over SHA-224", {"leaf_algorithm": hashes.SHA224()}),
-    (
-        Step.SIGNATURE_ALGORITHM,
-        "intermediate over SHA-224",
-        {"intermediate": intermediate(algorithm=hashes.SHA224())},
-    ),
+    (Step.SIGNATURE_ALGORITHM, "intermediate over SHA-224", {"intermediate": intermediate(algorithm=hashes.SHA224())}),
     (Step.SIGNATURE_ALGORITHM, "leaf by RSA", {"intermediate": intermediate(key=RSA_KEY)}),
     (Step.ISSUER, "the two the other way round", {"certificates": lambda x5c: x5c[::-1]}),
     (Step.ISSUER, "leaf of another issuer", {"leaf_signer": intermediate(subject="another")}),
@@ -295,11 +291,7 @@ CASES: list[Case] = [
             )
         },
     ),
-    (
-        Step.NONCE,
-        "no extension",
-        {"leaf_nonce": lambda nonce: []},
-    ),
+    (Step.NONCE, "no extension", {"leaf_nonce": lambda nonce: []}),
     (Step.NONCE, "another nonce", {"leaf_nonce": raw_nonce(flip_last)}),
     (Step.NONCE, "a byte after it", {"leaf_nonce": raw_nonce(lambda value: value + b"\0")}),
     (Step.NONCE, "in another tag", {"leaf_nonce": raw_nonce(lambda value: value.replace(b"\xa1", b"\xa0", 1))}),
@@ -327,11 +319,7 @@ CASES: list[Case] = [
     (Step.CHAIN, "a changed leaf", {"certificates": lambda x5c: [flip_last(x5c[0]), x5c[1]]}),
     (Step.CHAIN, "a changed intermediate", {"certificates": lambda x5c: [x5c[0], flip_last(x5c[1])]}),
     (Step.CHAIN, "two algorithms in the leaf", {"certificates": other_inner_algorithm}),
-    (
-        Step.CHAIN,
-        "an intermediate with a key of another kind",
-        {"intermediate": intermediate(certified_key=RSA_KEY)},
-    ),
+    (Step.CHAIN, "an intermediate with a key of another kind", {"intermediate": intermediate(certified_key=RSA_KEY)}),
 ]
 
 
@@ -378,10 +366,7 @@ ACCEPTED: dict[str, dict[str, Any]] = {
     "an intermediate without a usage": {"intermediate": intermediate(extensions=ca_extensions(path_length=0)[:1])},
     "one root of several": {"policy": policy(roots=(STRANGER.certificate, PKI.root.certificate))},
     "one root of several with one name": {"policy": policy(roots=(IMPOSTOR.certificate, PKI.root.certificate))},
-    "development in development": {
-        "policy": policy(environment="development"),
-        "aaguid": b"appattestdevelop",
-    },
+    "development in development": {"policy": policy(environment="development"), "aaguid": b"appattestdevelop"},
     "members in another order": {"members": lambda members: dict(reversed(members.items()))},
 }
 

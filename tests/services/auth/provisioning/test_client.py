@@ -102,9 +102,7 @@ async def test_no_instance_answers(world: World, unused_ports: Callable[[], int]
 
 async def test_a_key_is_for_the_gateways_routes_and_all_models_without_a_budget(world: World) -> None:
     assert await world.admin().make_key("mlpa-gateway") == "sk-made-by-the-double-1"
-    assert world.litellm.keys == [
-        {"key_alias": "mlpa-gateway", "models": [], "allowed_routes": list(GATEWAY_ROUTES)},
-    ]
+    assert world.litellm.keys == [{"key_alias": "mlpa-gateway", "models": [], "allowed_routes": list(GATEWAY_ROUTES)}]
 
 
 async def test_a_key_is_not_asked_for_twice_when_the_first_instance_may_have_made_it(world: World) -> None:

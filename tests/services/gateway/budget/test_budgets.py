@@ -14,13 +14,7 @@ from services.gateway.budget.models import Delivery, Timings, Usage
 from services.gateway.budget.resets import delay
 from services.gateway.catalogue import price_fields
 from services.gateway.catalogue.prices import PricedModel
-from services.gateway.errors import (
-    BudgetExceeded,
-    InvalidToken,
-    RateLimited,
-    RequestTooLarge,
-    UserBlocked,
-)
+from services.gateway.errors import BudgetExceeded, InvalidToken, RateLimited, RequestTooLarge, UserBlocked
 from shared.domain.identity import shard
 from shared.errors import DependencyUnavailable
 from shared.state import decisions, layout
@@ -201,8 +195,7 @@ async def test_blocks_and_revocations_come_from_postgresql_at_first_sight(redis_
             u=revoked.user_id,
         )
         await database.execute(
-            Query.text("insert into devices (key_id, public_key, revoked_at) values (:k, '', now())"),
-            k=device.identity,
+            Query.text("insert into devices (key_id, public_key, revoked_at) values (:k, '', now())"), k=device.identity
         )
         with pytest.raises(UserBlocked) as refusal:
             await budgets.admit(ask(blocked))

@@ -37,9 +37,7 @@ class Clients:
         """Asks until it's served, or the budget is spent."""
         while True:
             wanted = ask(
-                self.who,
-                prompt_bound=self.config["prompt"],
-                limit=self.random.randint(1, 2 * self.config["limit"]),
+                self.who, prompt_bound=self.config["prompt"], limit=self.random.randint(1, 2 * self.config["limit"])
             )
             try:
                 reservation = await self.budgets.admit(wanted)

@@ -28,10 +28,7 @@ from shared.telemetry.openapi import add_routes
 from tests.support.service_types import service_type, toml
 from tests.support.serving import serve
 
-ROWS = {
-    "ai": replace(service_type("ai"), models=("*",)),
-    "s2s": replace(service_type("s2s"), models=("gpt*",)),
-}
+ROWS = {"ai": replace(service_type("ai"), models=("*",)), "s2s": replace(service_type("s2s"), models=("gpt*",))}
 
 
 def entry(name: str, **info: Any) -> Mapping[str, Any]:
@@ -93,11 +90,7 @@ async def test_it_is_on_the_ops_port_alone_or_in_development(
     table = tmp_path / "types.toml"
     table.write_text(toml("ai"))
     settings = GatewaySettings(
-        _env_file=None,
-        mlpa_debug=debug,
-        ops_port=ops_port,
-        service_types=table,
-        mlpa_virtual_key="sk-" + "v" * 40,
+        _env_file=None, mlpa_debug=debug, ops_port=ops_port, service_types=table, mlpa_virtual_key="sk-" + "v" * 40
     )
     apps = build_app(settings)
 

@@ -157,10 +157,7 @@ def test_what_costs_money_that_no_usage_tells_of_is_dropped() -> None:
     )
     sent = json.loads(request.encode("u", 9, LIMIT))
     assert sent["messages"] == [
-        {
-            "role": "user",
-            "content": [{"type": "text", "text": "Hi"}, {"type": "image_url", "image_url": {"url": PNG}}],
-        },
+        {"role": "user", "content": [{"type": "text", "text": "Hi"}, {"type": "image_url", "image_url": {"url": PNG}}]},
         {
             "role": "assistant",
             "content": "x",
@@ -223,11 +220,7 @@ def test_the_prompt_is_measured_by_all_its_strings() -> None:
         messages=[
             {"role": "system", "content": "é" * 10},
             {"role": "user", "content": [{"type": "text", "text": "abc"}, *image(PNG)[0]["content"]]},
-            {
-                "role": "assistant",
-                "content": None,
-                "tool_calls": calls,
-            },
+            {"role": "assistant", "content": None, "tool_calls": calls},
             {"role": "tool", "content": "done", "tool_call_id": "c1"},
         ],
         tools=[TOOL],

@@ -48,9 +48,7 @@ async def test_a_token_of_before_a_new_password_is_a_401_although_its_exchange_i
     assert len(door.between.asked) == 2
 
 
-async def test_a_search_of_desktop_is_answered_until_the_budget_is_spent(
-    door: Door,
-) -> None:
+async def test_a_search_of_desktop_is_answered_until_the_budget_is_spent(door: Door) -> None:
     token = door.auth.fxa_token()
     asked = {"body": {"query": "weather", "max_results": 3}, "service_type": "search", "purpose": None}
     answer = await door.desktop(token, **asked, path="/v1/search")

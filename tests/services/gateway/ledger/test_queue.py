@@ -131,10 +131,7 @@ async def test_what_a_dead_gateway_left_counts_though_redis_was_emptied_before_i
     """A reaper has it, and nobody else, when the user and the totals are built again."""
     kinds = rows(row(total_budget_nano=10**12))
     name, totals = total_name(kinds.by_name["ai"]), layout.of_user(principal().user_id).totals
-    async with (
-        opened(own_valkey.url, postgres_url, kinds) as (budgets, database, _),
-        connect(own_valkey.url) as client,
-    ):
+    async with opened(own_valkey.url, postgres_url, kinds) as (budgets, database, _), connect(own_valkey.url) as client:
         queue = budgets._queue
         await until(lambda: not budgets._totals.unknown())
         async with queue._flushing:

@@ -13,10 +13,7 @@ from aiohttp.test_utils import TestServer
 from services.auth.admin.console.gateways import Gateways
 from shared.telemetry.metrics import Registry
 
-READY = {
-    "status": "ready",
-    "checks": {"redis": {"status": "ok", "required": True, "latency_ms": 1, "error": None}},
-}
+READY = {"status": "ready", "checks": {"redis": {"status": "ok", "required": True, "latency_ms": 1, "error": None}}}
 Start = Callable[[web.Response, web.Response], Awaitable[tuple[str, list[str]]]]
 
 
