@@ -60,6 +60,31 @@ def test_a_grant_between_the_bounds_is_paid_for_and_exact_where_doubles_allow(
         assert grant < limit
 
 
+@pytest.mark.parametrize(
+    ("budget", "scale", "prompt_units", "grant_units"),
+    [
+        (10**12, 1000, 10 * 10_416 + 1500, 2 * 777_100),
+        (9 * 10**13, 100, 10 * 1042 + 150, 2 * 77_710),
+        (10**15, 1, 10 * 11 + 2, 2 * 778),
+    ],
+)
+def test_units_of_a_large_budget_are_coarser_and_their_prices_rounded_up(
+    budget: int, scale: int, prompt_units: int, grant_units: int
+) -> None:
+    prices = Prices(Decimal("1.0416e-8"), Decimal("7.771e-7"), Decimal("1.5e-9"), ())
+    model = PricedModel("m", prices.input, prices.output, prices=prices)
+    found = bounds(ask(model=model, prompt_bound=10, limit=100, n=2), budget)
+    assert (found.scale, found.prompt_units, found.grant_units) == (scale, prompt_units, grant_units)
+    assert found.full == ceil((10 * 10_416 + 1500 + 200 * 777_100) / 1000)
+    assert found.empty == ceil((1500 + 16 * 777_100) / 1000)
+
+
+def test_no_unit_is_more_than_a_double_holds() -> None:
+    model = PricedModel("m", Decimal("9e5"), Decimal("9e5"))
+    found = bounds(ask(model=model, prompt_bound=10**6, limit=100, n=20), 10**15)
+    assert (found.prompt_units, found.grant_units) == (EXACT - 1, EXACT - 1)
+
+
 def test_nothing_is_charged_when_nothing_was_sent_or_litellm_refused() -> None:
     assert charge(ask(), 1000, Delivery("abort", sent=False)).cost_nano == 0
     refused = Delivery("error", sent=True, refused=True, usage=Usage(5, 5))

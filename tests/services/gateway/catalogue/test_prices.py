@@ -57,7 +57,7 @@ def priced(*entries: dict[str, Any], rows: dict[str, ModelRow] | None = None) ->
 def test_the_dearest_field_of_each_side_is_the_price() -> None:
     model = priced(entry(**SONNET))
     assert (model.input_price, model.output_price) == (Decimal("1.2e-05"), Decimal("2.25e-05"))
-    assert model.context_window == 1_000_000
+    assert (model.context_window, model.request_units) == (1_000_000, 0)
     assert [(rate.above, rate.input, rate.output, rate.cache_write) for rate in model.rates] == [
         (0, 3000, 15_000, 6000),
         (200_000, 6000, 22_500, 12_000),
@@ -86,6 +86,39 @@ def test_prices_are_decimals_as_they_are_written() -> None:
     assert (model.scale, model.input_units) == (1000, 10_416)
 
 
+def test_the_finest_price_decides_the_unit_though_it_is_not_the_dearest() -> None:
+    model = priced(
+        entry(
+            input_cost_per_token="1.5e-9", input_cost_per_token_above_128000_tokens="3e-9", output_cost_per_token="2e-9"
+        )
+    )  # fmt: skip
+    assert (model.scale, model.input_units, model.output_units) == (10, 30, 20)
+    assert [(rate.above, rate.input, rate.reasoning) for rate in model.rates] == [(0, 15, 20), (128_000, 30, 20)]
+    assert charge(ask(model=model), 1, Delivery("success", sent=True, usage=Usage(3, 0))).cost_nano == 5
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"input_cost_per_token_batches": "9e-6"},
+        {"input_cost_per_token_batches_priority": "9e-6"},
+        {"input_cost_per_audio_token": "9e-6"},
+        {"input_cost_per_token_above_200k_tokens": None},
+        {"regional_multiplier": None},
+        {"search_context_cost_per_query": {"low": "9e-6"}},
+        {"litellm_provider": "perplexity"},
+    ],
+)
+def test_what_no_request_of_ours_costs_counts_for_nothing(fields: dict[str, Any]) -> None:
+    model = priced(entry(**SIMPLE, **fields))
+    assert (model.input_price, model.request_units) == (Decimal("1e-6"), 0)
+
+
+@pytest.mark.parametrize("price", ["999999", "1e-24", "0." + "1" * 28, "0"])
+def test_the_outermost_prices_are_prices(price: str) -> None:
+    assert read(entry(**SIMPLE, output_cost_per_image_token=price)).output == max(Decimal(price), Decimal("1e-6"))
+
+
 @pytest.mark.parametrize(
     "field", ["input_cost_per_smell", "cost_of_everything", "weekend_pricing", "output_cost_per_token_midnight"]
 )
@@ -108,6 +141,8 @@ def test_a_price_field_that_nobody_knows_refuses_the_model(field: str) -> None:
         ({**SIMPLE, "input_cost_per_token": "-1"}, "input_cost_per_token is not a price"),
         ({**SIMPLE, "input_cost_per_token": "NaN"}, "input_cost_per_token is not a price"),
         ({**SIMPLE, "output_cost_per_token": "1e-90"}, "output_cost_per_token is not a price"),
+        ({**SIMPLE, "output_cost_per_token": "9e-25"}, "output_cost_per_token is not a price"),
+        ({**SIMPLE, "output_cost_per_token": "1000000"}, "output_cost_per_token is not a price"),
         ({**SIMPLE, "input_cost_per_token": True}, "input_cost_per_token is not a number"),
         ({**SIMPLE, "input_cost_per_token": ["1e-6"]}, "input_cost_per_token is not a number"),
         ({**SIMPLE, "input_cost_per_token": "0." + "1" * 29}, "input_cost_per_token is not a price"),
@@ -141,6 +176,8 @@ def test_service_tiers_count_only_where_one_is_asked_for() -> None:
     fields = {"input_cost_per_token": "1e-6", "output_cost_per_token": "2e-6", "input_cost_per_token_priority": "5e-6"}
     assert priced(entry(**fields)).input_price == Decimal("1e-6")
     assert priced(entry(params={"service_tier": "priority"}, **fields)).input_price == Decimal("5e-6")
+    for usual in ("default", "standard"):
+        assert priced(entry(params={"service_tier": usual}, **fields)).input_price == Decimal("1e-6")
 
 
 def test_tables_of_prices_are_read() -> None:
@@ -151,6 +188,8 @@ def test_tables_of_prices_are_read() -> None:
     model = priced(entry(tiered_pricing=table))
     assert (model.input_price, model.output_price) == (Decimal("2.5e-7"), Decimal("2e-6"))
     assert [(rate.above, rate.input) for rate in model.rates] == [(0, 50), (256_000, 250)]
+    model = priced(entry(**SIMPLE, off_peak_pricing={"input_cost_per_token": "3e-6"}))
+    assert [(rate.above, rate.input, rate.output) for rate in model.rates] == [(0, 3000, 1000)]
 
 
 def test_uplifts_and_fees_per_request_are_reserved() -> None:
@@ -168,6 +207,8 @@ def test_uplifts_and_fees_per_request_are_reserved() -> None:
         search_context_cost_per_query=search,
     )  # fmt: skip
     assert priced(sonar).request_units == 12_000_000
+    searches = entry(**SIMPLE, key="gpt-search", search_context_cost_per_query=search)
+    assert priced(searches, entry(**SIMPLE, input_cost_per_request="0.001")).request_units == 12_000_000
 
 
 def test_a_name_with_several_deployments_costs_what_the_dearest_does() -> None:
@@ -259,8 +300,8 @@ def test_a_model_answers_no_more_than_each_of_its_deployments_can() -> None:
         ([4096], 4096), ([4096, 100], 100), ([None, 100], 100), ([None], None),
         (["4096"], None), ([0], None), ([-1], None), ([True], None), ([{"a": 1}], None),
     ):  # fmt: skip
-        models, _ = price_all([entry(**SIMPLE, max_output_tokens=size) for size in sizes], {})
-        assert models["m"].max_output_tokens == most
+        models, _ = price_all([entry(**SIMPLE, max_output_tokens=size, max_input_tokens=size) for size in sizes], {})
+        assert (models["m"].max_output_tokens, models["m"].context_window) == (most, most)
 
 
 @pytest.mark.parametrize("name", ["", "a b", "a\nb", "x" * 257, "a\u200bb", "a\u00a0b"])
@@ -367,10 +408,21 @@ def test_a_bad_entry_is_refused_by_name_and_reason(raw: bytes, refused: dict[str
 
 
 def test_a_row_replaces_a_side_and_sets_the_rest() -> None:
-    row = ModelRow("m", Decimal("5e-7"), None, min_completion_tokens=99, prompt_bytes_per_token=3, reasoning=True)
-    model = priced(entry(**SONNET), rows={"m": row})
+    row = ModelRow(
+        "m", Decimal("5e-7"), None, min_completion_tokens=99, prompt_bytes_per_token=3, max_tokens_per_image=7,
+        reasoning=True,
+    )  # fmt: skip
+    model = priced(entry(params={"input_cost_per_token": "9e-3"}, **SONNET), rows={"m": row})
     assert (model.input_price, model.output_price) == (Decimal("5e-7"), Decimal("2.25e-05"))
     assert (model.min_completion_tokens, model.prompt_bytes_per_token, model.reasoning) == (99, 3, True)
+    assert (model.max_tokens_per_image, model.context_window) == (7, 1_000_000)
+    row = ModelRow("m", None, Decimal("5e-7"))
+    model = priced(entry(**SONNET), rows={"m": row})
+    assert (model.input_price, model.output_price) == (Decimal("1.2e-05"), Decimal("5e-7"))
+    model = priced(entry(**SONNET), entry("*"), rows={"m": replace(row, input_cost_per_token=Decimal("2e-7"))})
+    assert model.context_window == 1_000_000, "it is not one of a wildcard's"
+    (rate,) = model.rates
+    assert (rate.above, rate.input, rate.output, rate.cache_write, rate.reasoning) == (0, 200, 500, 200, 500)
 
 
 @pytest.mark.parametrize(("reasoning", "least"), [(True, 1024), (False, 16)])
@@ -449,6 +501,7 @@ def test_embeddings_are_paid_by_their_input_alone() -> None:
 
 def test_a_model_has_the_largest_vectors_of_its_deployments() -> None:
     assert priced(entry(**EMBEDDING)).vector_size is None
+    assert priced(entry(**EMBEDDING, output_vector_size=0)).vector_size is None
     sizes: list[Any] = [1536, 3072, "4096", True, -1]
     assert priced(*(entry(**EMBEDDING, output_vector_size=size) for size in sizes)).vector_size == 3072
 
