@@ -385,6 +385,7 @@ TOO_DEEP = "can't be read (RecursionError)"
         (b'{"model_name":"odd","model_info":' + b"[" * 100_000 + b"]" * 100_000 + b"}", {"odd": TOO_DEEP}),
         (b'{"model_info":' + b'{"a":' * 100_000 + b'"\\"]}"' + b"}" * 100_001, {"entry 1": TOO_DEEP}),
         (b'{"model_name":"odd","model_info":{"key":' + b"9" * 5000 + b"}}", {"odd": "can't be read (ValueError)"}),
+        (b'{"model_name":"m","model_info":{"key":' + b"9" * 5000 + b"}}", {"m": "can't be read (ValueError)"}),
         (b'{"model_name":"\\ud83d"}', {"\\ud83d": NO_NAME}),
         (b'{"model_name":"two words"}', {"two words": NO_NAME}),
         (
@@ -395,7 +396,7 @@ TOO_DEEP = "can't be read (RecursionError)"
         (b'{"model_name":"m","litellm_params":[]}', {"m": "litellm_params is not an object"}),
         (b"[]", {"entry 1": NO_NAME}),
     ],
-    ids=range(9),
+    ids=range(10),
 )
 def test_a_bad_entry_is_refused_by_name_and_reason(raw: bytes, refused: dict[str, str]) -> None:
     """One deployment that is not understood refuses its name: it may be the one that answers."""
@@ -412,8 +413,9 @@ def test_a_row_replaces_a_side_and_sets_the_rest() -> None:
         "m", Decimal("5e-7"), None, min_completion_tokens=99, prompt_bytes_per_token=3, max_tokens_per_image=7,
         reasoning=True,
     )  # fmt: skip
-    model = priced(entry(params={"input_cost_per_token": "9e-3"}, **SONNET), rows={"m": row})
-    assert (model.input_price, model.output_price) == (Decimal("5e-7"), Decimal("2.25e-05"))
+    params = {"input_cost_per_token": "9e-3", "output_cost_per_token": "4e-5"}
+    model = priced(entry(params=params, **SONNET), rows={"m": row})
+    assert (model.input_price, model.output_price) == (Decimal("5e-7"), Decimal("4e-05"))
     assert (model.min_completion_tokens, model.prompt_bytes_per_token, model.reasoning) == (99, 3, True)
     assert (model.max_tokens_per_image, model.context_window) == (7, 1_000_000)
     row = ModelRow("m", None, Decimal("5e-7"))
@@ -436,6 +438,15 @@ def test_a_row_names_a_model_behind_a_wildcard() -> None:
     models, refused = price_all([entry("local/*"), entry("other/*")], {"local/llama": row, "nowhere/x": row})
     assert list(models) == ["local/llama"]
     assert refused == {}
+    assert price_all([entry("m*")], {"m": ModelRow("m", Decimal(0), None)}) == ({}, {"m": "no price"})
+
+
+def test_a_model_that_is_switched_off_is_neither_priced_nor_refused() -> None:
+    assert price_all([entry()], {"m": ModelRow("m", None, None, enabled=False)}) == ({}, {})
+
+
+def test_a_model_reasons_if_one_of_its_deployments_does() -> None:
+    assert priced(entry(**SIMPLE), entry(**SIMPLE, supports_reasoning=True)).reasoning
 
 
 class Source:
