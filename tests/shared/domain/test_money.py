@@ -17,7 +17,7 @@ def test_money_is_read_exactly(text: str, nano: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "x", "-1", "NaN", "Infinity", "0.0000000001", "1e-12", "1e18", "1e999999", "0e999999"]
+    "text", ["", "x", "-1", "-0.000000001", "NaN", "Infinity", "0.0000000001", "1e-12", "1e18", "1e999999", "0e999999"]
 )
 def test_what_is_no_money_is_refused(text: str) -> None:
     with pytest.raises(ValueError):
@@ -35,3 +35,12 @@ def test_money_in_json_has_at_most_nine_decimals(nano: int) -> None:
 def test_a_cost_is_rounded_up_once(usd: Decimal) -> None:
     nano = money.ceil_nano(usd)
     assert 0 <= nano - usd * money.NANO < 1
+
+
+def test_no_digit_of_a_cost_is_lost() -> None:
+    assert money.ceil_nano(Decimal("123456789.000000001" + "0" * 25 + "1")) == 123_456_789_000_000_002
+
+
+@pytest.mark.parametrize(("nano", "text"), [(0, "0"), (1, "0.000000001"), (10**8, "0.1"), (10 * money.NANO, "10")])
+def test_money_in_sentences_has_the_digits_that_say_something(nano: int, text: str) -> None:
+    assert money.usd_text(nano) == text

@@ -155,7 +155,16 @@ def test_long_prompts_cache_writes_and_reasoning_have_their_own_prices() -> None
 
 @pytest.mark.parametrize(
     ("milliseconds", "text"),
-    [(-5, "0s"), (0, "0s"), (250, "250ms"), (1000, "1s"), (12_500, "12.5s"), (60_000, "1m0s"), (359_001, "5m59.001s")],
+    [
+        (-5, "0s"),
+        (0, "0s"),
+        (1, "1ms"),
+        (999, "999ms"),
+        (1000, "1s"),
+        (12_500, "12.5s"),
+        (60_000, "1m0s"),
+        (359_001, "5m59.001s"),
+    ],
 )
 def test_durations_are_written_as_openai_does(milliseconds: int, text: str) -> None:
     assert duration(milliseconds) == text

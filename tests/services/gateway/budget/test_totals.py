@@ -323,7 +323,7 @@ async def test_a_total_budget_that_is_set_within_a_period_counts_what_was_spent_
     async with opened(redis_url, postgres_url, before) as (old, _, _):
         who = principal(before.by_name["ai"])
         old.settle(await old.admit(ask(who)), delivered())
-        held = await old.admit(ask(who))
+        held = await old.admit(ask(who, request_id="a||b"))
         async with opened(redis_url, postgres_url, rows(two.by_name["other"])) as (budgets, _, _):
             await until(lambda: "other:86400" in budgets._totals._known)
         async with opened(redis_url, postgres_url, two) as (budgets, _, _):
@@ -334,6 +334,9 @@ async def test_a_total_budget_that_is_set_within_a_period_counts_what_was_spent_
                 return total.spent_nano, total.reserved_nano
 
             assert amounts() == (50_000, held.amount_nano)
+            async with connect(redis_url, max_connections=1) as client:
+                kept = client.hget(layout.user_key(who.user_id), f"{layout.RESERVATION}{held.id}")
+                assert (await kept).decode() == replace(held, total="ai:86400").packed()  # type: ignore[misc]
             late = await old.admit(ask(who))
             before.take(two)
             await until(lambda: amounts() == (50_000, held.amount_nano + late.amount_nano))
