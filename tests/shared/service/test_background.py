@@ -7,8 +7,10 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
+from shared.errors import DependencyUnavailable
 from shared.service import background
 from shared.telemetry.metrics import Registry
+from tests.support.waiting import happens, until
 
 
 async def test_a_task_that_loses_a_cancellation_is_told_again() -> None:
@@ -26,6 +28,23 @@ async def test_a_task_that_loses_a_cancellation_is_told_again() -> None:
         async with background.running(Registry(), deaf=deaf):
             await asyncio.sleep(0)
     assert heard == 2
+
+
+@pytest.mark.parametrize("outages", [0, 3])
+async def test_work_that_is_repeated_comes_again_sooner_after_an_outage(outages: int) -> None:
+    turns = 0
+
+    async def work() -> None:
+        nonlocal turns
+        turns += 1
+        if turns <= outages:
+            raise DependencyUnavailable("postgres")
+
+    registry = Registry()
+    async with background.running(registry, work=background.every(3600, work, again=0.001)):
+        await until(lambda: turns == outages + 1)
+        assert not await happens(lambda: turns > outages + 1, 0.05)
+    assert registry.background_failures.value("work") == 0
 
 
 async def _cancelled() -> None:
