@@ -61,7 +61,7 @@ lint: $(STAMP) ## Style, format and types
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 
-bench: setup ## What things cost in time, as one page (ARGS="auth relay"; ARGS=scale takes minutes)
+bench: setup ## What things cost in time, as one page (ARGS="auth relay"; ARGS=console and ARGS=scale take minutes)
 	$(BIN)/python -m tests.bench $(ARGS)
 
 # Every version with the hashes of its files: pip then takes no other ones. uv resolves; pip, which is everywhere, installs

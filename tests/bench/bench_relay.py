@@ -35,7 +35,7 @@ from tests.bench.relay import clients
 from tests.support.service_types import toml
 
 ISSUER = "http://127.0.0.1:1"
-LONGEST = 900.0  # seconds of all parts
+LONGEST, PATIENCE = 1800.0, 240.0  # seconds of all parts, of one
 OPEN = 1000  # streams, when memory is measured
 UPLOADS, IMAGE = (100, 400), 2_800_000  # streams whose request is an image, and its bytes
 GATEWAY = (str(Path(sys.executable).with_name("mlpa")), "gateway")
@@ -293,7 +293,7 @@ async def whole_answers(relay: Relay) -> tuple[float, float, int]:
 
 async def memory(relays: Relays) -> list[Row]:
     mine, bare = await _both(relays, _per_stream, rounds=3)
-    return [(f"added memory per open stream, {OPEN:,} open", more(mine, bare, "KiB", goal="at most +15 KiB"))]
+    return [(f"added memory per open stream, {OPEN:,} open", more(mine, bare, "KiB", goal="at most +8 KiB"))]
 
 
 async def images(relays: Relays) -> list[Row]:
@@ -353,7 +353,11 @@ async def run(parts: list[str] | None = None) -> list[Row]:
     async with rig() as relays:
         for name in parts or PARTS:
             part = flat if name == "flat" else PARTS[name]
-            rows += await part(relays)
+            try:
+                async with asyncio.timeout(PATIENCE):
+                    rows += await part(relays)
+            except (OSError, EOFError, TimeoutError, RuntimeError) as error:
+                rows.append((name, f"not measured: {error!r}"))
     return rows
 
 
