@@ -8,7 +8,6 @@ import sys
 import click
 
 from shared.domain.service_types import ConfigurationError
-from shared.service.ops import VERSION
 
 #: The module of each command, imported when the command is run: all of them together take a second.
 _MODULES = {
@@ -48,7 +47,7 @@ class _Commands(click.Group):
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(VERSION, prog_name="mlpa")
+@click.version_option(package_name="mlpa", prog_name="mlpa")
 def cli() -> None:
     """MLPA: verifies users, and relays their chat completions under a budget per user."""
 
