@@ -19,7 +19,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from urllib.parse import quote, urlencode
 
-from services.cli.client import ACCESS_TOKEN, GRANT_TYPE
+from shared.domain.tokens import ACCESS_TOKEN_TYPE, GRANT_TYPE  # the program has to start quickly
 
 CONNECTIONS = 20
 MEGABYTE = 1024 * 1024
@@ -77,7 +77,7 @@ def _bomb() -> bytes:
 
 _HEAD = b"POST /%b HTTP/1.1\r\nHost: mlpa\r\n"
 _FIELDS = b"".join(b"X-%d: %b\r\n" % (number, b"y" * 38_000) for number in range(126))
-_GARBAGE = {"grant_type": GRANT_TYPE, "subject_token_type": ACCESS_TOKEN, "scope": "ai"}
+_GARBAGE = {"grant_type": GRANT_TYPE, "subject_token_type": ACCESS_TOKEN_TYPE, "scope": "ai"}
 
 #: Each attack by its name, made from a token that passes the gateway's door.
 ATTACKS: dict[str, Callable[[str], Order]] = {

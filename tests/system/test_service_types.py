@@ -29,8 +29,10 @@ SWITCHED_OFF = SERVICE_TYPES.replace('name = "ai"', 'name = "ai"\nenabled = fals
 class Fleet:
     """Two gateways and two auths, each pair under a supervisor, with ports of operators."""
 
-    def __init__(self, system: System, caller: Caller) -> None:
-        self.system, self.caller = system, caller
+    caller: Caller
+
+    def __init__(self, system: System) -> None:
+        self.system = system
         self.file = system.folder / "service_types.toml"
         self.parts: list[Part] = []
         self.ops: list[int] = []
@@ -45,18 +47,23 @@ class Fleet:
             self.parts.append(Part(name, Process(program, log), lambda urls=urls: all(map(answers, urls))))  # type: ignore[misc]
             self.ops += [ops, ops + 1]
 
-    @asynccontextmanager
-    async def running(self) -> AsyncIterator[Fleet]:
+    @contextlib.contextmanager
+    def running(self) -> Iterator[Fleet]:
         for part in self.parts:
             part.start()
         try:
             for part in self.parts:
-                await part.wait_ready()
+                part.process.wait_ready(part.ready, timeout=60)
             yield self
         finally:
             for part in self.parts:
                 part.kill()
-            self.file.write_text(SERVICE_TYPES)
+
+    async def restore(self) -> None:
+        """Bring back the table that each test begins with."""
+        self.file.write_text(SERVICE_TYPES)
+        self.hang_up()
+        await self.everywhere('service_type_enabled{service_type="ai"}', 1)
 
     def hang_up(self) -> None:
         for part in self.parts:
@@ -94,15 +101,16 @@ def _free_ports(number: int) -> int:
 
 
 @pytest.fixture(scope="module")
-def own_system(tmp_path_factory: pytest.TempPathFactory, template: Path) -> Iterator[System]:
-    with running_system(tmp_path_factory.mktemp("types") / "own", template) as whole:
-        yield whole
+def processes(tmp_path_factory: pytest.TempPathFactory, template: Path) -> Iterator[Fleet]:
+    with running_system(tmp_path_factory.mktemp("types") / "own", template) as whole, Fleet(whole).running() as fleet:
+        yield fleet
 
 
 @pytest.fixture
-async def fleet(own_system: System) -> AsyncIterator[Fleet]:
-    async with Caller.open(own_system) as caller, Fleet(own_system, caller).running() as fleet:
-        yield fleet
+async def fleet(processes: Fleet) -> AsyncIterator[Fleet]:
+    async with Caller.open(processes.system) as processes.caller:
+        yield processes
+        await processes.restore()
 
 
 class Load:
