@@ -15,7 +15,7 @@ LOCKS := deploy/requirements
 PIP := -m pip --disable-pip-version-check --no-input
 
 .DEFAULT_GOAL := help
-.PHONY: help setup litellm run test test-system test-gateway test-rest test-full lint bench lock audit release rehearse clean distclean
+.PHONY: help setup litellm run test test-system test-auth test-gateway test-rest test-full lint bench lock audit release rehearse clean distclean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1 /p' $(MAKEFILE_LIST) | while read name text; do printf '  %-10s %s\n' "$$name" "$$text"; done
@@ -40,18 +40,21 @@ test: setup ## The tests (ARGS="tests/shared -k money")
 ifdef ARGS
 	$(BIN)/pytest $(ARGS)
 else
-	@# two of the three parts at a time: half of their time they wait for leases and health checks
-	@$(MAKE) --no-print-directory --jobs=2 --output-sync=target test-rest test-system test-gateway
+	@# three of the four parts at a time on two cores: half of their time they wait for leases and health checks
+	@$(MAKE) --no-print-directory --jobs=3 --output-sync=target test-system test-rest test-auth test-gateway
 endif
 
 test-system:
 	$(BIN)/pytest tests/system
 
+test-auth:
+	$(BIN)/pytest tests/services/auth
+
 test-gateway:
 	$(BIN)/pytest tests/services/gateway
 
 test-rest:
-	$(BIN)/pytest --ignore=tests/system --ignore=tests/services/gateway
+	$(BIN)/pytest --ignore=tests/system --ignore=tests/services/auth --ignore=tests/services/gateway
 
 test-full: setup ## The tests with full counts
 	MLPA_TEST_FULL=1 $(BIN)/pytest $(ARGS)
