@@ -30,7 +30,8 @@ from (select number, (1 + floor(power(random(), 2) * %(users)s))::bigint as plac
              (random() * 3000)::bigint as prompt, (random() * 900)::bigint as completion,
              now() - interval '30 days' * power(random(), 1.3) as at
       from generate_series(1, %(rows)s) as number) as request
-join (select user_id, service_type, row_number() over (order by random()) as place from users) as one using (place);
+join (select user_id, service_type, row_number() over (order by random()) as place from users) as one using (place)
+order by at;
 """
 
 

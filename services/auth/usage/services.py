@@ -27,7 +27,7 @@ _DAY = timedelta(days=1)
 _NEAR_EVERY = 30.0
 #: A look-up reads all who spent since yesterday: the next one waits for so many times as long as the last one took.
 _NEAR_PAUSES = 20
-_NEAR_WAIT = 1.0
+_NEAR_WAIT = 0.1
 _NEAR_EACH = 50
 _NEAR_SHARE = 0.75
 _NEAR_SHOWN = 10
