@@ -72,7 +72,7 @@ async def open_admin(
     )
     spending = Spending(database, redis, service_types)
     users = UserAdmin(database, spending, changes, service_types, on_tier=on_tier)
-    usage = Usage(database, reports, users)
+    usage = Usage(database, reports, users, service_types)
     gateways = Gateways(
         connections.session, settings.gateway_url, settings.gateway_metrics_urls, settings.gateway_catalogue_url
     )

@@ -16,6 +16,7 @@ from aiohttp import web
 from services.auth.usage import storage
 from services.auth.usage.storage import Hour
 from services.auth.users.operators import User, UserAdmin
+from shared.domain.service_types import ServiceTypes
 from shared.errors import DependencyUnavailable
 from shared.service.flight import Flight
 from shared.stores.postgres import Database
@@ -28,7 +29,7 @@ _NEAR_EVERY = 30.0
 #: A look-up reads all who spent since yesterday: the next one waits for so many times as long as the last one took.
 _NEAR_PAUSES = 20
 _NEAR_WAIT = 0.1
-_NEAR_EACH = 50
+_NEAR_EACH = 100
 _NEAR_SHARE = 0.75
 _NEAR_SHOWN = 10
 
@@ -51,15 +52,25 @@ class Usage:
     """The figures of the overview.
 
     :param reports: connections for sums over many rows, which take longer than a request may.
+    :param near_wait: seconds that the first page waits for who is near the limit.
     """
 
     def __init__(
-        self, database: Database, reports: Database, users: UserAdmin, *, clock: Callable[[], float] = time.time
+        self,
+        database: Database,
+        reports: Database,
+        users: UserAdmin,
+        service_types: ServiceTypes,
+        *,
+        clock: Callable[[], float] = time.time,
+        near_wait: float = _NEAR_WAIT,
     ) -> None:
         self._database = database
         self._reports = reports
         self._users = users
+        self._service_types = service_types
         self._clock = clock
+        self._near_wait = near_wait
         self._near: NearLimit | None = None
         self._near_after = 0.0
         self._asking = Flight(self._find_near_limit)
@@ -90,13 +101,14 @@ class Usage:
         if self._clock() >= self._near_after:
             asking = self._asking.start()
             if self._near is None:
-                await asyncio.wait([asking], timeout=_NEAR_WAIT)
+                await asyncio.wait([asking], timeout=self._near_wait)
         return self._near
 
     async def _find_near_limit(self) -> None:
         began, pause = self._clock(), 0.0
         try:
-            names = await storage.spenders(self._reports, (self.now() - _DAY).date(), _NEAR_EACH)
+            budgets = {row.name: row.max_budget_nano for row in self._service_types.by_name.values()}
+            names = await storage.spenders(self._reports, (self.now() - _DAY).date(), _NEAR_EACH, budgets)
             users = await self._users.some(names)
             pause = _NEAR_EVERY
         except DependencyUnavailable:

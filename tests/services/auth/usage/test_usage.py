@@ -12,12 +12,14 @@ from services.auth.standing.changes import Changes
 from services.auth.usage.services import Usage
 from services.auth.users.operators import UserAdmin
 from services.auth.users.spending import Spending
+from shared.domain.money import NANO
+from shared.domain.service_types import ServiceTypes
 from shared.stores.postgres import Database, Query
 from shared.stores.redis import connect
 from shared.telemetry.metrics import Registry
 from tests.services.auth.admin.conftest import Rows
 from tests.support.clock import Clock
-from tests.support.service_types import development
+from tests.support.service_types import development, service_type
 
 NOON = datetime(2026, 3, 1, 12, 30, tzinfo=UTC)
 _ROW = (
@@ -44,7 +46,7 @@ async def usage(postgres_url: str, redis_url: str) -> AsyncIterator[Usage]:
             types,
             clock=NOON.timestamp,
         )
-        yield Usage(database, database, users, clock=NOON.timestamp)
+        yield Usage(database, database, users, types, clock=NOON.timestamp, near_wait=10)
 
 
 def request(rows: Rows, name: str, at: datetime, cost: int = 100, outcome: str = "success", kind: str = "ai") -> None:
@@ -96,6 +98,20 @@ async def test_who_is_near_the_limit_is_sorted_by_what_is_left(usage: Usage, row
     assert near is not None
     assert [user.row.identity[0] for user in near.users] == ["2", "3", "0"]
     assert near.users[0].spent.share == pytest.approx(1.2)
+
+
+async def test_small_budgets_are_looked_at_beside_large_spend(usage: Usage, rows: Rows) -> None:
+    """A hundred users of a large budget spend more than anybody of a small one can."""
+    large, small = service_type(max_budget_nano=100 * NANO), service_type("s2s")
+    usage._service_types = ServiceTypes({"ai": large, "s2s": small}, {})
+    rows.run(
+        "insert into user_spend select md5(n::text) || ':ai', '2026-03-01', 1000000000 from generate_series(1, 100) n"
+    )
+    rows.user(f"{'a' * 32}:s2s")
+    request(rows, "a" * 32, NOON, 99_000_000, kind="s2s")
+    near = await usage.near_limit()
+    assert near is not None
+    assert [user.row.user_id for user in near.users] == [f"{'a' * 32}:s2s"]
 
 
 async def test_a_slow_look_up_of_who_is_near_the_limit_is_not_repeated_soon(usage: Usage) -> None:

@@ -19,6 +19,7 @@ from shared.stores.redis import Client
 from tests.services.auth.admin.conftest import ADMIN_SETTINGS, UID, USER, People, Person, Rows
 from tests.services.auth.conftest import Auth, StartAuth
 from tests.support.service_types import toml
+from tests.support.waiting import until
 
 CATALOGUE = {
     "models": [
@@ -168,8 +169,11 @@ async def test_users_are_listed_by_standing_tier_kind_and_spend(admin_auth: Auth
         page = await person.get(f"/admin/users?list={name}")
         assert [other for other, user in names.items() if f">{user}<" in page.text] == [name]
     assert "There are no such users" in (await person.get("/admin/users?list=revoked")).words
-    spend = (await person.get("/admin/users?list=spend")).words
-    assert "that spent most in their period" in spend
-    assert names["blocked"] in spend
+
+    async def spenders() -> bool:
+        words = (await person.get("/admin/users?list=spend")).words
+        return "that spent most in their period" in words and names["blocked"] in words
+
+    await until(spenders)
     for odd in ("list=none", "list=tier:", "list=tier:%00", "list=blocked&cursor=x"):
         assert (await person.get(f"/admin/users?{odd}")).status in (200, 400)
