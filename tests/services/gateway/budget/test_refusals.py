@@ -36,14 +36,15 @@ def test_operators_are_told_by_what_it_was_decided() -> None:
 
 
 @pytest.mark.parametrize(
-    ("word", "dependency", "retry_after"), [(Word.FULL, "postgres", 5), (Word.SETTLED, "redis", 1)]
+    ("word", "expected"),
+    [(Word.FULL, ("postgres", 5, "too many ledger rows wait in Redis")), (Word.SETTLED, ("redis", 1, "unavailable"))],
 )
 def test_what_is_no_limit_of_the_user_is_a_dependency_that_is_away(
-    word: Word, dependency: str, retry_after: float
+    word: Word, expected: tuple[str, float, str]
 ) -> None:
     error = Refusal(word).error()
     assert isinstance(error, DependencyUnavailable)
-    assert (error.dependency, error.retry_after) == (dependency, retry_after)
+    assert (error.dependency, error.retry_after, error.reason) == expected
 
 
 def test_metrics_name_the_reason_of_each() -> None:
