@@ -5,8 +5,20 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import msgspec
+
 from shared.state import layout
-from shared.state.packed import Details, LedgerRow, Reserved, Unwritten, period_of, sum_field, total_name
+from shared.state.packed import (
+    Details,
+    Excepted,
+    LedgerRow,
+    Reserved,
+    Unwritten,
+    parse_outbox,
+    period_of,
+    sum_field,
+    total_name,
+)
 from tests.support.service_types import service_type
 
 UID = "00112233445566778899aabbccddeeff"
@@ -79,6 +91,11 @@ def test_the_packed_values() -> None:
     entry = f"1|7|9|{USER}|1700000000123|10|20|success|{DETAILS_TEXT}"
     assert (row.start + f"9|{USER}|" + row.end, LedgerRow.parse("id", entry)) == (entry, row)
     assert Unwritten.parse("7|1700000000123") == (7, 1_700_000_000_123)
+    outbox = [b"id", entry.encode(), b"other", entry.encode()]
+    assert parse_outbox(outbox) == [row, msgspec.structs.replace(row, id="other")]
+    excepted = Excepted(9.5, 7, without_rates=True)
+    assert [excepted.pack(), Excepted(9.5, 7, without_rates=False).pack()] == ["9500|7|0", "9500|7|1"]
+    assert [excepted.holds(9.4), excepted.holds(9.5)] == [True, False]
     kind = service_type()
     name = total_name(kind) or "ai:86400"
     assert sum_field(layout.SUM_SPENT, name, period_of(1_700_000_000_123, 86_400)) == "s|ai:86400|19675"
