@@ -96,9 +96,8 @@ def test_the_packed_values() -> None:
     excepted = Excepted(9.5, 7, without_rates=True)
     assert [excepted.pack(), Excepted(9.5, 7, without_rates=False).pack()] == ["9500|7|0", "9500|7|1"]
     assert [excepted.holds(9.4), excepted.holds(9.5)] == [True, False]
-    kind = service_type()
-    name = total_name(kind) or "ai:86400"
-    assert sum_field(layout.SUM_SPENT, name, period_of(1_700_000_000_123, 86_400)) == "s|ai:86400|19675"
+    assert [total_name(service_type(total_budget_nano=nano)) for nano in (0, 1)] == ["", "ai:86400"]
+    assert sum_field(layout.SUM_SPENT, "ai:86400", period_of(1_700_000_000_123, 86_400)) == "s|ai:86400|19675"
 
 
 def test_the_architecture_page_has_every_field_and_key_by_its_name() -> None:
