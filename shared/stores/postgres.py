@@ -199,8 +199,9 @@ class Database(Statements):
                 for number, place in enumerate(places, start=1):
                     pool = await self._pool_of(place)
                     try:
-                        # one that hangs leaves time for the others
-                        async with asyncio.timeout(self._timeout / len(places)):
+                        # one that hangs leaves time for the others; a long statement's patience is not for connecting
+                        patience = min(self._timeout, max(REQUEST_SECONDS, self._timeout / 10))
+                        async with asyncio.timeout(patience / len(places)):
                             pool.release(await _acquire(pool))
                     except CONNECTION_FAULTS:
                         pool.terminate()

@@ -3,9 +3,9 @@
 ``erase`` commits what PostgreSQL holds, together with the erasure itself: a row with the digest and, encrypted, the
 identity. The steps that follow may each be repeated:
 
-1. *Records.* Ledger and audit log get the digest in place of the id. Gateways put it into rows that come later.
-2. *Redis.* All state is deleted, and FxA's cached verifications. While requests are open or not in the ledger yet,
+1. *Redis.* All state is deleted, and FxA's cached verifications. While requests are open or not in the ledger yet,
    the identity is blocked instead, which ends them; then 1 and 2 are tried again.
+2. *Records.* Ledger and audit log get the digest in place of the id. Gateways put it into rows that come later.
 3. *LiteLLM.* The customers are deleted, and the rows of their requests where LITELLM_DATABASE_URL is set.
 
 All of it is done once more a minute later: LiteLLM writes what a request cost some 15 s late, and makes a customer for
@@ -85,7 +85,8 @@ class Erasures:
         """Erase an identity in all its service types.
 
         On return PostgreSQL and Redis have taken it: every credential and token of before is refused, and open requests
-        are ending. What is left follows in the background, as it does after DependencyUnavailable.
+        are ending. What is left follows in the background, as it does after DependencyUnavailable; the same call again
+        continues an erasure that has begun.
 
         :raises NotFound: nothing is held about it.
         :raises DependencyUnavailable: PostgreSQL did not take it, or Redis has not yet.
@@ -101,6 +102,7 @@ class Erasures:
         if erasure is None:
             await self._forget(identity, list(self._rows))
             raise NotFound("There is nothing about this identity.")
+        await self._forget(identity, erasure.service_types)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_PATIENCE):
                 while not await self._leave_stores(erasure, identity):  # noqa: ASYNC110 - gateways tell nobody
@@ -138,8 +140,11 @@ class Erasures:
 
     async def _begin(self, transaction: Transaction, identity: str, actor: Actor) -> Open | None:
         users = await storage.lock_users(transaction, identity)
-        if not users and not await storage.is_held(transaction, identity):
-            return None
+        if not users:
+            if erasure := await storage.unfinished(transaction, identity):
+                return erasure  # its records may still have the id
+            if not await storage.is_held(transaction, identity):
+                return None
         digest, service_types = self._digests.of(identity), [user["service_type"] for user in users]
         every_type = sorted({*service_types, *self._rows})
         erasure = await storage.begin(transaction, identity, digest, self._digests.seal(identity), every_type)
@@ -156,10 +161,10 @@ class Erasures:
         :raises DependencyUnavailable: it has to be done again.
         """
         if not (erasure.forgotten and await storage.has_returned(self._database, identity)):
+            left = await self._forget(identity, erasure.service_types)
             await storage.rename_records(self._jobs, identity, erasure.digest)
-            if await self._forget(identity, erasure.service_types):
+            if left:
                 return False
-            await storage.rename_records(self._jobs, identity, erasure.digest)
         if not erasure.forgotten:
             await storage.forgotten(self._database, erasure)
         return True

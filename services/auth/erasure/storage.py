@@ -78,6 +78,12 @@ _BEGIN = Query.text(
     returning erased_at
     """
 )
+_UNFINISHED = Query.text(
+    """
+    select digest, sealed, service_types, erased_at, false as forgotten from erasures
+    where fingerprint = sha256(convert_to(:identity, 'UTF8')) and sealed is not null and forgotten_at is null
+    """
+)
 #: A digest by an older secret gives way, or its fingerprint would stand in the way.
 _FORGET_FINGERPRINT = Query.text(
     "update erasures set fingerprint = null, sealed = null"
@@ -152,6 +158,15 @@ async def is_held(transaction: Transaction, identity: str) -> bool:
     :raises DatabaseUnavailable: PostgreSQL could not be asked.
     """
     return bool((await transaction.fetch(_HELD, identity=identity))[0]["held"])
+
+
+async def unfinished(transaction: Transaction, identity: str) -> Open | None:
+    """The erasure of an identity that Redis has not forgotten yet, if there is one.
+
+    :raises DatabaseUnavailable: PostgreSQL could not be asked.
+    """
+    row = await transaction.fetch_one(_UNFINISHED, identity=identity)
+    return Open(**row) if row else None
 
 
 async def begin(
