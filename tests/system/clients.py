@@ -10,7 +10,9 @@ import uuid
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Any, Self
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal, Self
 from urllib.parse import quote
 
 import aiohttp
@@ -18,7 +20,11 @@ from yarl import URL
 
 from services.cli.client import ACCESS_TOKEN, ASSERTION, GRANT_TYPE, subject_token
 from services.local.device import Device
+from services.local.fxa import EventOrder, StandIn
+from services.local.fxa_keys import KeyRing
 from tests.system.harness import BUNDLE_ID, SECRETS, TEAM, System
+
+Event = Literal["password-change", "delete-user"]
 
 #: Longer than any documented timeout.
 PATIENCE = 10.0
@@ -108,6 +114,17 @@ class Caller:
         """A token of the stand-in, past every gate: ``uid``, ``kind``, ``scopes``, ``ttl``."""
         url = f"http://127.0.0.1:{self.system.listens['fxa']}/local/token"
         return str((await self.ask("POST", url, json={"kind": self.fxa_kind, **order})).json()["token"])
+
+    async def event(self, uid: str, event: Event, **change: int) -> str:
+        """A token of FxA's, signed with the stand-in's key, that tells of an account; ``change``: its details."""
+        ring = await asyncio.to_thread(_keys, self.system.folder / "fxa-keys")
+        stand_in = StandIn(self.system.environment["FXA_ISSUER"], ring)
+        events = {f"https://schemas.accounts.firefox.com/event/{event}": change}
+        return stand_in.security_event(EventOrder(uid, event), events=events)
+
+    async def deliver(self, event: str) -> Seen:
+        url = f"{self.system.auth_url}/fxa/events"
+        return await self.ask("POST", url, headers={"Authorization": f"Bearer {event}"})
 
     async def exchange(self, subject_token: str, kind: str = ACCESS_TOKEN, scope: str = "ai", **form: str) -> Seen:
         asked = {
@@ -212,6 +229,12 @@ class Caller:
     async def block(self, user_id: str, *, undo: bool = False) -> Seen:
         return await self.admin("POST", f"/user/{quote(user_id, safe='')}/{'unblock' if undo else 'block'}", json={})
 
+    async def erase(self, identity: str) -> Seen:
+        return await self.admin("DELETE", f"/user/{quote(identity, safe='')}")
+
+    async def export(self, identity: str) -> Seen:
+        return await self.admin("GET", f"/user/{quote(identity, safe='')}/export", patience=2 * PATIENCE)
+
     async def readiness(self, name: str) -> Seen:
         return await self.ask("GET", f"{self.system.url(name)}/health/readiness", patience=4)
 
@@ -224,6 +247,12 @@ class Caller:
         url = f"http://127.0.0.1:{self.system.listens['litellm']}/double/script"
         seen = await self.ask("POST", url, json={"model": model, "steps": steps, **options})
         assert seen.status == 200, seen
+
+
+@cache
+def _keys(folder: Path) -> KeyRing:
+    """The keys of the FxA stand-in. Reading them takes a third of a second."""
+    return KeyRing.open(folder)
 
 
 def _body(model: str, text: str, *, stream: bool) -> dict[str, Any]:

@@ -10,16 +10,18 @@ import contextlib
 import shutil
 import time
 import uuid
-from collections.abc import Awaitable
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Awaitable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from services.auth.standing.digests import Digests
 from services.cli.client import ASSERTION
+from services.local.fxa import DESKTOP_CLIENT_ID
 from services.local.process import free_port
 from tests.support.waiting import happens
 from tests.system.clients import Caller, Seen, SeenStream
-from tests.system.harness import DATABASE, TEMPLATE, System, query
+from tests.system.harness import DATABASE, SECRETS, TEMPLATE, System, query
 from tests.system.proxy import Gate
 
 PARTS = ("postgres", "valkey", "litellm", "fxa", "auth-1", "gateway-1")
@@ -27,8 +29,11 @@ PARTS = ("postgres", "valkey", "litellm", "fxa", "auth-1", "gateway-1")
 DEADLY = ("killed", "restarted empty")
 FAULTS = ("killed", "stopped", "slow", "refusing", "restarted empty")
 #: The work meanwhile. The exchanges: of an account by JWT, by an opaque token that nobody knows yet, of a device,
-#: of an account's first sight.
-WORK = ("exchange", "opaque", "device", "newcomer", "chat", "new stream", "stream in flight", "revoke", "block")
+#: of an account's first sight. What FxA tells of two accounts: a new password, a deletion. What an operator does.
+WORK = (
+    *("exchange", "opaque", "device", "newcomer", "chat", "new stream", "stream in flight", "revoke", "block"),
+    *("password", "deletion", "erasure", "export"),
+)
 
 SLOW = 1.0
 #: How long a fault lasts at the least, and at the most: longer than any answer may take.
@@ -59,7 +64,8 @@ class Row:
     """What was seen.
 
     ``healthy``: seconds from the fault's end until all worked; below 0: it never did. ``lost``: work without its row
-    in the ledger. ``late``: request ids whose row comes when their lease is over, and ``charge`` that row.
+    in the ledger. ``late``: request ids whose row comes when their lease is over, and ``charge`` that row. ``undone``:
+    what does not hold of the accounts that ended, or changed, once the same was sent again.
     """
 
     part: str
@@ -68,7 +74,18 @@ class Row:
     healthy: float = -1.0
     lost: list[str] = field(default_factory=list)
     late: list[str] = field(default_factory=list)
+    undone: list[str] = field(default_factory=list)
     charge: Charge | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """An account that changes or ends, with the tokens that it had before, and FxA's token about it, if it is FxA's."""
+
+    uid: str
+    token: str
+    jwt: str
+    event: str = ""
 
 
 @dataclass(slots=True)
@@ -84,6 +101,9 @@ class Prepared:
     device: Any
     spare: str
     spare_token: str
+    changed: Ending
+    deleted: Ending
+    erased: Ending
 
 
 class Breaker:
@@ -157,7 +177,12 @@ async def prepare(caller: Caller) -> Prepared:
     assert (await caller.exchange_device(device)).status == 200
     challenge = (await caller.challenge(device)).json()["challenge"]
     spare, spare_token = await caller.account()
+    endings = [await _ending(caller) for _ in range(3)]
+    soon = (int(time.time()) + 1) * 1000
     return Prepared(
+        changed=replace(endings[0], event=await caller.event(endings[0].uid, "password-change", changeTime=soon)),
+        deleted=replace(endings[1], event=await caller.event(endings[1].uid, "delete-user")),
+        erased=endings[2],
         user_id=user_id,
         token=token,
         jwt=await caller.fxa_token(uid=uid),
@@ -168,6 +193,17 @@ async def prepare(caller: Caller) -> Prepared:
         spare=spare,
         spare_token=spare_token,
     )
+
+
+async def _ending(caller: Caller) -> Ending:
+    uid = uuid.uuid4().hex
+    jwt = await caller.fxa_token(uid=uid)
+    exchanged = await caller.exchange(jwt)
+    assert exchanged.status == 200, exchanged
+    token = str(exchanged.json()["access_token"])
+    chat = await caller.chat(token)
+    assert chat.status == 200, chat
+    return Ending(uid, token, jwt)
 
 
 class Work:
@@ -196,6 +232,10 @@ class Work:
             "new stream": caller.stream(ready.token, stream, gateway=self._gateway),
             "revoke": caller.ask("POST", f"{caller.system.auth_url}/revoke", data={"token": ready.spare_token}),
             "block": caller.block(ready.spare),
+            "password": caller.deliver(ready.changed.event),
+            "deletion": caller.deliver(ready.deleted.event),
+            "erasure": caller.erase(ready.erased.uid),
+            "export": caller.export(ready.user_id),
         }
         return {name: asyncio.ensure_future(one) for name, one in work.items()}
 
@@ -223,6 +263,7 @@ async def run_row(system: System, caller: Caller, part: str, fault: str, breaker
     if await well:
         row.healthy = time.monotonic() - mended
     await _look_into_ledger(row, system, work)
+    row.undone = [each async for each in _undone(row, system, caller, ready)]
     await breaker.restore(fault)
     return row
 
@@ -244,6 +285,7 @@ async def _all_well(caller: Caller, ready: Prepared, *, fresh: bool) -> bool:
     """
     device, uid, spare = caller.device(), uuid.uuid4().hex, ready.spare
     left = {"ready", "exchange", "opaque", "enrol", "unblock", *caller.system.gateways}
+    left |= {"password", "deletion", "erasure"}
 
     async def attempt(name: str) -> bool:
         match name:
@@ -259,6 +301,12 @@ async def _all_well(caller: Caller, ready: Prepared, *, fresh: bool) -> bool:
                 return (await caller.enrol(device)).status == 201
             case "unblock":
                 return (await caller.block(spare, undo=True)).status == 200
+            case "password":
+                return (await caller.deliver(ready.changed.event)).status == 200
+            case "deletion":
+                return (await caller.deliver(ready.deleted.event)).status == 200
+            case "erasure":  # 404: PostgreSQL took it the first time
+                return (await caller.erase(ready.erased.uid)).status in (204, 404)
             case gateway:
                 return (await caller.chat(ready.token, gateway=gateway)).status == 200
 
@@ -298,6 +346,46 @@ async def _look_into_ledger(row: Row, system: System, work: Work) -> None:
     row.lost = absent
 
 
+async def _undone(row: Row, system: System, caller: Caller, ready: Prepared) -> AsyncIterator[str]:
+    """What does not hold of the accounts that changed or ended; also after Redis has lost them."""
+    knows = not (row.part == "postgres" and row.fault == "restarted empty")
+    exports = [row.seen["export"]]
+
+    async def exported() -> bool:
+        exports.append(await caller.export(ready.user_id))
+        return exports[-1].status == 200
+
+    if not await happens(exported, GIVE_UP):
+        yield "nothing is exported"
+    if knows and any(one.status == 200 and not one.json()["postgresql"]["ledger"] for one in exports):
+        yield "an export has no ledger"
+    for emptied in (False, True) if row.part in ("postgres", "valkey") else (False,):
+        if emptied:
+            with system.valkey.client() as client:
+                for uid in (ready.changed.uid, ready.deleted.uid, ready.erased.uid):
+                    client.delete(*client.keys(f"*{uid}*"), "none")
+        endings = {"password": ready.changed, "deletion": ready.deleted, **({"erasure": ready.erased} if knows else {})}
+        for name, ending in endings.items():
+            if (chat := await caller.chat(ending.token)).status not in (401, 403):
+                yield f"chat after {name}, Redis {'emptied' if emptied else 'as it is'}: {chat}"
+            if name != "erasure" and (exchange := await caller.exchange(ending.jwt)).status != 400:
+                yield f"exchange after {name}, Redis {'emptied' if emptied else 'as it is'}: {exchange}"
+    ended = [ready.deleted.uid, ready.erased.uid] if knows else []
+    if system.sql("select user_id from users where identity = any(%(ended)s)", ended=ended):
+        yield "a user is left"
+    digests = list(map(Digests([SECRETS["ERASURE_SECRET"].encode()]).of, ended))
+    entries = "select count(*) from audit_log where action = 'user.erase' and subject = any(%(digests)s)"
+    forgotten = "select count(*) from erasures where digest = any(%(digests)s) and forgotten_at is not null"
+
+    async def finished() -> bool:
+        return system.sql(forgotten, digests=digests) == [(len(ended),)]
+
+    if not await happens(finished, GIVE_UP):
+        yield "an erasure is not finished"
+    if system.sql(entries, digests=digests) != [(len(ended),)]:
+        yield "an erasure did not happen exactly once"
+
+
 async def run_part(folder: Path, template: Path, part: str, faults: tuple[str, ...] = FAULTS) -> list[Row]:
     """All rows of one part, on a system of its own."""
     gate_port = free_port()
@@ -306,7 +394,7 @@ async def run_part(folder: Path, template: Path, part: str, faults: tuple[str, .
         template,
         gateways=2 if part.startswith("gateway") else 1,
         ports={part: gate_port},
-        environment={"KEEPALIVE_SECONDS": "1"},
+        environment={"KEEPALIVE_SECONDS": "1", "FXA_CLIENT_IDS": DESKTOP_CLIENT_ID},
     )
     # what leaves something to be charged when a lease ends comes first, so that the leases end meanwhile
     faults = tuple(sorted(faults, key=lambda fault: not (part.startswith("gateway") and fault in DEADLY)))
