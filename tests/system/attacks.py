@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import gzip
 import json
 import os
 import re
 import sys
 import time
+import zlib
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -72,7 +72,10 @@ def _pipelined(token: str) -> bytes:
 
 
 def _bomb() -> bytes:
-    return gzip.compress(b"\0" * 1500 * MEGABYTE, 1)[: 3 * MEGABYTE - 1000]
+    """Three gigabytes of zeros, a block for each megabyte."""
+    packer = zlib.compressobj(wbits=31)
+    first, again = (packer.compress(b"\0" * MEGABYTE) + packer.flush(zlib.Z_FULL_FLUSH) for _ in range(2))
+    return (first + again * 3000)[: 3 * MEGABYTE - 1000]
 
 
 _HEAD = b"POST /%b HTTP/1.1\r\nHost: mlpa\r\n"
