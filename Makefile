@@ -40,7 +40,8 @@ test: setup ## The tests (ARGS="tests/shared -k money")
 ifdef ARGS
 	$(BIN)/pytest $(ARGS)
 else
-	@# three of the four parts at a time on two cores: half of their time they wait for leases and health checks
+	@# three of the four parts at a time on two cores: half of their time they wait for leases and health checks. The one
+	@# with attacks, which says how long another user's answers take meanwhile, comes before the others
 	@$(MAKE) --no-print-directory --jobs=3 --output-sync=target test-system test-rest test-auth test-gateway
 endif
 
@@ -48,13 +49,13 @@ test-system:
 	$(BIN)/pytest tests/system
 
 test-auth:
-	$(BIN)/pytest tests/services/auth
+	nice -n 5 $(BIN)/pytest tests/services/auth
 
 test-gateway:
-	$(BIN)/pytest tests/services/gateway
+	nice -n 5 $(BIN)/pytest tests/services/gateway
 
 test-rest:
-	$(BIN)/pytest --ignore=tests/system --ignore=tests/services/auth --ignore=tests/services/gateway
+	nice -n 5 $(BIN)/pytest --ignore=tests/system --ignore=tests/services/auth --ignore=tests/services/gateway
 
 test-full: setup ## The tests with full counts
 	MLPA_TEST_FULL=1 $(BIN)/pytest $(ARGS)
