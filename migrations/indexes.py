@@ -9,7 +9,10 @@ from alembic import op
 
 
 def create_concurrently(name: str, table: str, columns: Sequence[Any], **options: Any) -> None:
-    """Make an index without locking its table. One that an earlier try left unfinished is made again."""
+    """Make an index without locking its table. One that an earlier try left unfinished is made again.
+
+    It commits what the migration did before, which must therefore be repeatable, or come after it.
+    """
     with op.get_context().autocommit_block():
         op.execute("set statement_timeout = 0")
         op.execute(f"drop index concurrently if exists {name}")

@@ -15,6 +15,7 @@ depends_on = None
 
 
 def upgrade() -> None:
+    create_concurrently("users_created", "users", ["created_at", "user_id"])
     op.create_table(
         "usage_hours",
         sa.Column("hour", postgresql.TIMESTAMP(timezone=True), nullable=False),
@@ -26,7 +27,6 @@ def upgrade() -> None:
         sa.Column("completion_tokens", sa.BigInteger(), nullable=False),
         sa.PrimaryKeyConstraint("hour", "service_type", "outcome"),
     )
-    create_concurrently("users_created", "users", ["created_at", "user_id"])
 
 
 def downgrade() -> None:

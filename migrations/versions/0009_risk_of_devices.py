@@ -18,11 +18,14 @@ _DUE = "receipt is not null and revoked_at is null"
 
 
 def upgrade() -> None:
-    op.add_column("devices", sa.Column("source_digest", sa.Text(collation="C")))
-    op.add_column("devices", sa.Column("risk_metric", sa.Integer()))
-    op.add_column("devices", sa.Column("risk_metric_at", _TIME))
-    op.add_column("devices", sa.Column("receipt_fault", sa.Text()))
-    op.add_column("devices", sa.Column("receipt_due_at", _TIME, server_default=sa.text("now()")))
+    for column in (
+        sa.Column("source_digest", sa.Text(collation="C")),
+        sa.Column("risk_metric", sa.Integer()),
+        sa.Column("risk_metric_at", _TIME),
+        sa.Column("receipt_fault", sa.Text()),
+        sa.Column("receipt_due_at", _TIME, server_default=sa.text("now()")),
+    ):
+        op.add_column("devices", column, if_not_exists=True)
     create_concurrently("devices_created", "devices", ["created_at", "key_id"])
     create_concurrently("devices_source", "devices", ["source_digest", "created_at"])
     create_concurrently("devices_receipts_due", "devices", ["receipt_due_at"], postgresql_where=sa.text(_DUE))

@@ -23,6 +23,10 @@ _INDEXES = (
 
 
 def upgrade() -> None:
+    # Days are written in turn, and a row keeps its day: the smallest index there is finds those of one
+    create_concurrently("user_spend_day", "user_spend", ["day"], postgresql_using="brin")
+    for name, table, columns, condition in _INDEXES:
+        create_concurrently(name, table, columns, postgresql_where=sa.text(condition) if condition else None)
     identifier = sa.Text(collation="C")
     op.create_table(
         "refusals",
@@ -38,10 +42,6 @@ def upgrade() -> None:
         sa.Index("refusals_user", "user_id", sa.text("at DESC")),
         sa.Index("refusals_request", "request_id"),
     )
-    # Days are written in turn, and a row keeps its day: the smallest index there is finds those of one
-    create_concurrently("user_spend_day", "user_spend", ["day"], postgresql_using="brin")
-    for name, table, columns, condition in _INDEXES:
-        create_concurrently(name, table, columns, postgresql_where=sa.text(condition) if condition else None)
 
 
 def downgrade() -> None:

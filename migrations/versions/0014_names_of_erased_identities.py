@@ -23,7 +23,7 @@ depends_on = None
 _DIGEST = r"erased\.(fxa|app_attest|play|other)\.[0-9a-f]{64}"
 # A service type has at most 31 characters, and the shortest id 32
 _MENTIONS_IDS = rf"""
-    create function mentions_ids(subject text, old jsonb, "new" jsonb) returns boolean
+    create or replace function mentions_ids(subject text, old jsonb, "new" jsonb) returns boolean
     language sql immutable parallel safe as $$
         select case when subject ~ '^([0-9a-f]{{32}}|[A-Za-z0-9+/]{{43}}=|[0-9a-f-]{{36}}|{_DIGEST})(:[^:]{{0,31}})?$'
                 then '' else subject end

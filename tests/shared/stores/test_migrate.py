@@ -9,6 +9,7 @@ import sys
 import psycopg2
 import pytest
 from click.testing import CliRunner
+from sqlalchemy.exc import InternalError
 
 from services.auth.users import storage
 from services.cli.commands import cli
@@ -21,6 +22,18 @@ from shared.stores.revisions import revisions
 from shared.stores.schema_check import PostgresCheck
 
 INDEXES = "select indexname from pg_indexes where schemaname = 'public' order by indexname"
+# Each concurrent build of an index fails once, after it, as if its connection had ended
+INTERRUPT = """
+    create schema interrupted;
+    create table interrupted.once (query text primary key);
+    create function interrupted.once() returns event_trigger language plpgsql as $$ begin
+        if current_query() like '%CONCURRENTLY%' and not exists (
+            select from interrupted.once where query = current_query()) then
+            raise exception 'interrupted: %', current_query();
+        end if;
+    end $$;
+    create event trigger interrupt on ddl_command_end when tag in ('CREATE INDEX') execute function interrupted.once();
+"""
 ROUTINES = "select proname, prosrc from pg_proc where pronamespace = 'public'::regnamespace order by proname"
 
 
@@ -69,6 +82,25 @@ def test_an_index_that_was_left_unfinished_is_made_again(empty_postgres_url: str
         cursor.execute("update pg_index set indisvalid = false where indexrelid = 'users_created'::regclass")
     connection.close()
     migrate.upgrade(empty_postgres_url)
+    assert not rows(empty_postgres_url, "select 1 from pg_index where not indisvalid")
+
+
+def test_a_migration_that_is_interrupted_at_any_concurrent_index_can_be_run_again(empty_postgres_url: str) -> None:
+    connection = psycopg2.connect(empty_postgres_url)
+    connection.autocommit = True
+    cursor = connection.cursor()
+    cursor.execute(INTERRUPT)
+    interrupted = 0
+    while True:
+        try:
+            migrate.upgrade(empty_postgres_url)
+            break
+        except InternalError as error:
+            cursor.execute("insert into interrupted.once values (%s)", (error.statement,))
+            interrupted += 1
+    connection.close()
+    assert migrate.current(empty_postgres_url) == revisions()[-1]
+    assert interrupted >= 12
     assert not rows(empty_postgres_url, "select 1 from pg_index where not indisvalid")
 
 
