@@ -183,7 +183,9 @@ async def raise_generation(transaction: Transaction, identity: str, generation: 
     return Oldest(row["issued"], row["generation"])
 
 
-async def standing_at_door(database: Database, identity: str, digests: Sequence[str]) -> tuple[Standing, Oldest]:
+async def standing_at_door(
+    database: Database | Transaction, identity: str, digests: Sequence[str]
+) -> tuple[Standing, Oldest]:
     """What is decided about an identity that exchanges a credential, as ``standing``.
 
     :param digests: those under which it is kept, should the identity have been erased.

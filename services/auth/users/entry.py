@@ -78,8 +78,14 @@ class Users:
             if too_old or (generation is not None and generation < oldest.generation):
                 raise InvalidSubjectToken
         if not known:
-            if standing is Standing.GOOD and not await storage.enter(self._database, user, identity, row, digests):
-                raise MaxUsersReached
+            try:
+                if standing is Standing.GOOD and not await storage.enter(
+                    self._database, user, identity, row, digests, oldest
+                ):
+                    raise MaxUsersReached
+            except storage.DecisionChanged:
+                await self.enter(identity, row, issued_at=issued_at, generation=generation)
+                return
             await self._remember(identity, row.name, standing, remembered, oldest)
         if standing is Standing.BLOCKED:
             raise UserBlocked

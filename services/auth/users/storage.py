@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from services.auth.standing import storage as standing
 from services.auth.users import pools
 from shared.domain.service_types import ServiceType
+from shared.state.decisions import Oldest
+from shared.state.layout import Standing
 from shared.stores.postgres import Database, Query, Transaction
 
 _KNOWN = Query.text(
@@ -74,13 +76,21 @@ class _Full(Exception):
     """Rolls back the newcomer's transaction."""
 
 
-async def enter(database: Database, user_id: str, identity: str, row: ServiceType, digests: Sequence[str]) -> bool:
+class DecisionChanged(Exception):
+    """A decision about a newcomer came in between: it was not let in, and may try again."""
+
+
+async def enter(
+    database: Database, user_id: str, identity: str, row: ServiceType, digests: Sequence[str], oldest: Oldest
+) -> bool:
     """Make a user row. When newcomers race for the last places, exactly as many get in as there are places.
 
     A newcomer that was erased spends from what is left of its period.
 
     :param digests: those that records of the identity may have, should it have been erased.
+    :param oldest: what ``standing_at_door`` answered, beside a good standing.
     :returns: False when a newcomer found no place.
+    :raises DecisionChanged: that is no longer the answer.
     :raises DependencyUnavailable: the identity is being erased.
     :raises DatabaseUnavailable: PostgreSQL could not be asked.
     """
@@ -107,8 +117,12 @@ async def enter(database: Database, user_id: str, identity: str, row: ServiceTyp
                 raise _Full
             if row.pool is not None and not await pools.take_place(transaction, user_id, identity, row):
                 raise _Full
-            for digest in digests if inserted["erased"] else ():
-                await _take_back(transaction, digest, user_id, identity, row)
+            if inserted["erased"]:
+                # Redis was not told of decisions about an erased identity
+                if await standing.standing_at_door(transaction, identity, digests) != (Standing.GOOD, oldest):
+                    raise DecisionChanged
+                for digest in digests:
+                    await _take_back(transaction, digest, user_id, identity, row)
     except _Full:
         return False
     return True

@@ -17,7 +17,7 @@ from services.auth.devices.operators import DeviceAdmin
 from services.auth.devices.operators_storage import Chosen
 from services.auth.erasure import storage
 from services.auth.erasure.export import HELD
-from services.auth.errors import AccessDenied, MaxUsersReached, UserBlocked
+from services.auth.errors import AccessDenied, InvalidSubjectToken, MaxUsersReached, UserBlocked
 from services.auth.provisioning.client import LiteLLMError
 from services.auth.standing import storage as standing
 from services.auth.standing.digests import Digests
@@ -414,6 +414,32 @@ async def test_an_exchange_during_an_erasure_brings_nothing_back(world: World, s
     await world.erasures.finish()
     assert await world.traces(UID) == []
     await world.users.enter(UID, world.types.by_name[service_type], generation=2)
+
+
+@pytest.mark.parametrize(
+    ("decision", "refusal"),
+    [
+        ("insert into identities (identity, blocked_at) values (:digest, now()) returning 1", UserBlocked),
+        ("insert into identities (identity, tokens_from_ms) values (:digest, 200000) returning 1", InvalidSubjectToken),
+        ("insert into identities (identity, generation) values (:digest, 9) returning 1", InvalidSubjectToken),
+        ("update erasures set device_revoked_at = now() where digest = :digest returning 1", AccessDenied),
+    ],
+)
+async def test_a_decision_that_comes_while_an_erased_identity_returns_is_not_lost(
+    world: World, decision: str, refusal: type[Exception]
+) -> None:
+    await world.users.enter(UID, world.types.by_name["ai"])
+    await erased(world, UID)
+    async with world.database.transaction() as transaction:
+        await standing.lock(transaction, UID)
+        entering = asyncio.create_task(world.users.enter(UID, world.types.by_name["ai"], issued_at=100, generation=1))
+        await until(lambda: world.one("select count(*) = 1 from pg_locks where locktype = 'advisory' and not granted"))
+        await transaction.fetch_one(Query.text(decision), digest=DIGESTS.of(UID))
+    with pytest.raises(refusal):
+        await entering
+    with pytest.raises(refusal):
+        await world.users.enter(UID, world.types.by_name["memories"], issued_at=100, generation=1)
+    assert await world.one("select count(*) from users") == 0
 
 
 async def test_erasures_whose_secret_is_lost_hold_up_no_later_one(

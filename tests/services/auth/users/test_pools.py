@@ -13,6 +13,7 @@ from services.auth.users import operators_storage, pools, storage
 from services.auth.users.entry import Users
 from shared.domain.identity import user_id
 from shared.domain.service_types import ServiceType, load
+from shared.state.decisions import Oldest
 from shared.stores.postgres import Database, Query
 from shared.stores.redis import connect
 from shared.telemetry.metrics import Registry
@@ -45,7 +46,7 @@ async def database(postgres_url: str) -> AsyncIterator[Database]:
 
 
 async def enter(database: Database, number: int, row: ServiceType) -> bool:
-    return await storage.enter(database, user_id(uid(number), row.name), uid(number), row, [])
+    return await storage.enter(database, user_id(uid(number), row.name), uid(number), row, [], Oldest())
 
 
 async def leave(database: Database, number: int, row: ServiceType) -> None:
