@@ -33,12 +33,14 @@ _DEVICES = Query.text(
 
 #: Days for which it is known which FxA tokens of an identity without users are too old: none lives nearly as long.
 _TOO_OLD_KEPT = 30
-# Of accounts that were never here, FxA tells too. A block stays
+# Of accounts that were never here, FxA tells too. Until it was erased, one had users, and its generation may have
+# changed. A block stays
 _IDENTITIES = Query.text(
     """
     delete from identities where identity in (
         select identity from identities as i where blocked_at is null
-            and greatest(created_at, to_timestamp(tokens_from_ms / 1000.0)) < now() - make_interval(days => :days)
+            and greatest(created_at, to_timestamp(tokens_from_ms / 1000.0),
+                (select erased_at from erasures where digest = i.identity)) < now() - make_interval(days => :days)
             and not exists (select from users where users.identity = i.identity) limit :batch for update skip locked)
     """
 )

@@ -29,6 +29,10 @@ _FILL = """
     from (values ('known', 40, null), ('blocked', 40, now()), ('stranger', 40, null), ('recent', 20, null),
         ('unblocked', null, null)) as one (name, days, blocked);
     insert into identities (identity) values ('new');
+    insert into identities (identity, created_at, generation) select 'erased.' || name, now() - interval '1 year', 2
+    from (values ('now'), ('before')) as one (name);
+    insert into erasures (digest, erased_at) values ('erased.now', now()),
+        ('erased.before', now() - interval '40 days');
 """
 
 
@@ -50,19 +54,25 @@ def test_it_deletes_what_is_older_than_the_settings_say(filled: str) -> None:
     result = CliRunner().invoke(prune, env=env)
     assert (result.exit_code, result.output) == (
         0,
-        "0 ledger days, 4 ledger rows, 2 audit entries, 2 devices, 2 identities\n",
+        "0 ledger days, 4 ledger rows, 2 audit entries, 2 devices, 3 identities\n",
     )
     assert left(filled, "select id::int from ledger order by 1") == [0, 20]
     assert left(filled, "select subject::int from audit_log order by 1") == [0, 20, 40, 60]
     assert left(filled, "select key_id from devices order by 1") == ["new", "revoked", "used"]
-    assert left(filled, "select identity from identities order by 1") == ["blocked", "known", "new", "recent"]
+    assert left(filled, "select identity from identities order by 1") == [
+        "blocked",
+        "erased.now",
+        "known",
+        "new",
+        "recent",
+    ]
 
 
 def test_without_settings_it_keeps_everything_that_may_matter(filled: str) -> None:
     result = CliRunner().invoke(prune, env={"DATABASE_URL": filled})
     assert (result.exit_code, result.output) == (
         0,
-        "0 ledger days, 0 ledger rows, 0 audit entries, 0 devices, 2 identities\n",
+        "0 ledger days, 0 ledger rows, 0 audit entries, 0 devices, 3 identities\n",
     )
     assert len(left(filled, "select id from ledger")) == 6
 
