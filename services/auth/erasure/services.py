@@ -150,8 +150,9 @@ class Erasures:
         erasure = await storage.begin(transaction, identity, digest, self._digests.seal(identity), every_type)
         for service_type in service_types:
             await operators_storage.make_room(transaction, service_type)
-        for pool in {row.pool: row for name in service_types if (row := self._rows.get(name)) and row.pool}.values():
-            await pools.leave(transaction, identity, pool)
+        rows = {row.pool: row for name in service_types if (row := self._rows.get(name)) and row.pool}
+        for _, row in sorted(rows.items()):  # each erasure in this order, or two could wait for each other for ever
+            await pools.leave(transaction, identity, row)
         await audit.record(transaction, actor, "user.erase", digest, old={"service_types": service_types})
         return erasure
 

@@ -21,6 +21,7 @@ from services.auth.errors import AccessDenied, InvalidSubjectToken, MaxUsersReac
 from services.auth.provisioning.client import LiteLLMError
 from services.auth.standing import storage as standing
 from services.auth.standing.digests import Digests
+from services.auth.users import pools
 from services.auth.users.entry import Users
 from services.gateway.errors import InvalidToken
 from services.gateway.errors import UserBlocked as Ended
@@ -258,6 +259,24 @@ async def test_of_racing_erasures_one_happens_and_places_stay_exact(world: World
     await world.users.enter("f" * 32, full)
     with pytest.raises(MaxUsersReached):
         await world.users.enter(UID, full)
+
+
+async def test_erasures_in_several_pools_wait_for_each_other_in_one_order(world: World) -> None:
+    """One that waits for the first pool holds no later one, whatever the order of the service types."""
+    types = {
+        name: row(name, pool=pool, pool_members=(name,), max_users=9) for name, pool in (("ai", "z"), ("s2s", "a"))
+    }
+    world.types = ServiceTypes(types, {})
+    for service_type in types.values():
+        await world.users.enter(UID, service_type)
+    async with world.database.transaction() as other:
+        await pools.leave(other, "f" * 32, types["s2s"])
+        erasing = asyncio.create_task(world.erasures.erase(UID, JANE))
+        await until(lambda: world.one("select count(*) = 1 from pg_locks where locktype = 'advisory' and not granted"))
+        assert await world.one("select users from pools where pool = 'z' for update nowait") == 1
+        await pools.leave(other, "f" * 32, types["ai"])
+    await erasing
+    assert await world.one("select count(*) from users") == 0
 
 
 async def test_an_unknown_identity_leaves_no_trace_by_being_erased(world: World) -> None:
