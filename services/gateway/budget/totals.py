@@ -30,6 +30,8 @@ _log = logs.logger("budget")
 _STALE_SECONDS = 3.0
 #: Rows of a shard's outbox beyond which its sums are not built: they are written to the ledger first.
 _MOST_WAITING = 500
+#: Ms within which the last old gateway stops to admit after the last new one of a rollout has started.
+_ROLLOUT_MS = 5 * 60 * 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +68,10 @@ class Totals:
         self._since: dict[str, int] = {}
         self._take_table()
         self._since.clear()
+        #: The time for which all sums are built once more, in ms by Redis's clock; 0: not known yet, None: they are.
+        #: They may miss what gateways that were started before this one, without these total budgets, admitted.
+        #: All gateways that start within 5 minutes need one build together, 5 to 10 minutes later.
+        self._again: int | None = 0
 
     def _take_table(self) -> None:
         """Take the rows that have a total budget now. Only between two readings, which know them by name."""
@@ -133,7 +139,9 @@ class Totals:
             self._since = {name: since or sums.now_ms for name, since in self._since.items()}
             for name, (read_at_ms, total) in sums.known.items():
                 self._learn(name, total, read_at_ms / 1000 - self._clock)
-            if sums.mine:
+            if self._again == 0:
+                self._again = (sums.now_ms // _ROLLOUT_MS + 2) * _ROLLOUT_MS
+            if sums.mine or self._since or self._is_due(sums.now_ms):
                 await self._read(names, sums.now_ms)
         except DependencyUnavailable as failure:
             if failure.dependency != "redis":
@@ -144,16 +152,25 @@ class Totals:
 
         :raises DependencyUnavailable: Redis could not be asked.
         """
-        since = [self._since.get(name, 0) for name in names]
-        replies = await asyncio.gather(*(self._scripts.totals(number, names, since) for number in range(SHARDS)))
+        replies = await self._ask(names, [self._since.get(name, 0) for name in names])
         found = add_up(names, replies)
         for name, total in found.items():
             self._since.pop(name, None)
             self._learn(name, total, now_ms / 1000 - self._clock)
         if found:
             await self._scripts.tell_sums(now_ms, found)
+        if self._again is not None and self._is_due(now_ms):  # until that build, those of before hold
+            replies = await self._ask(names, [max(self._again, self._since.get(name, 0)) for name in names])
+            if not any(lost(names, reply) for reply in replies):
+                self._again = None
         if missing := {number: names_ for number, reply in enumerate(replies) if (names_ := lost(names, reply))}:
             await self._build(missing)
+
+    def _is_due(self, now_ms: int) -> bool:
+        return self._again is not None and now_ms >= self._again
+
+    async def _ask(self, names: Sequence[str], since: Sequence[int]) -> list[list[int]]:
+        return await asyncio.gather(*(self._scripts.totals(number, names, since) for number in range(SHARDS)))
 
     def _learn(self, name: str, total: Total, read_at: float) -> None:
         known = self._known.get(name)

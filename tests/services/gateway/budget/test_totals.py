@@ -440,6 +440,78 @@ async def test_sums_that_are_emptied_after_a_periods_end_are_built_for_the_new_o
             assert totals._known["ai:86400"].total.spent_nano == 7
 
 
+@pytest.mark.parametrize("leader", ["the new one", "another"])
+async def test_what_old_gateways_of_a_rollout_admit_without_the_total_is_counted_within_ten_minutes(
+    redis_url: str, postgres_url: str, leader: str
+) -> None:
+    """Whoever reads the shards, and without a moment in which the sums are not known."""
+    who = principal(KIND)
+    with redis.Redis.from_url(redis_url) as client:
+        executor: Any = ClockedExecutor(client, 1_700_000_000_000)  # 100 s before five minutes are full
+        async with Database.connect(postgres_url) as database:
+            scripts, storage = BudgetScripts(executor, 3600), LedgerStorage(database)
+
+            def started() -> Totals:
+                return Totals(scripts, storage, KINDS, BudgetMetrics(Registry(), KINDS), every=0.3)
+
+            def held() -> Reservation:  # by an old gateway
+                return Reservation(ask(who), 1, 9, 86_400, executor.now_ms, RateLimits(0, 0, 0, 0, 0, 0), "")
+
+            async def settle() -> None:
+                await executor.run(*scripts.settle_call(held().row(Charge(50_000, 1, 1, 1), Outcome.SUCCESS)))
+
+            async def after(ms: int) -> Total:
+                executor.now_ms += ms
+                if leader == "another":
+                    assert (await scripts.sums(["ai:86400"], 0.3)).mine
+                await new.refresh()
+                return new._known["ai:86400"].total
+
+            await settle()
+            first = started()
+            for _ in range(2):
+                await first.refresh()
+                executor.now_ms += 1_000
+            assert first._known["ai:86400"].total.spent_nano == 50_000
+            new = started()
+            await after(0)
+            for _ in range(3):
+                await settle()
+            await scripts.renew(layout.of_user(who.user_id).number, [held()])
+            assert (await after(390_000)).spent_nano == 50_000
+            assert (await after(20_000)).spent_nano == 50_000, "known while they are built"
+            assert (await after(1_000)).spent_nano == 200_000
+            assert new._known["ai:86400"].total.reserved_nano == 9
+            builds = client.hget(layout.SHARD_KEYS[0].totals, "b|ai:86400")
+            for _ in range(3):
+                await after(300_000)
+                await first.refresh()
+            assert client.hget(layout.SHARD_KEYS[0].totals, "b|ai:86400") == builds, "once for all that started"
+
+
+async def test_a_total_that_a_gateway_has_by_reload_is_built_though_another_reads_the_shards(
+    redis_url: str, postgres_url: str
+) -> None:
+    who, before = principal(KIND), rows(replace(KIND, total_budget_nano=0))
+    with redis.Redis.from_url(redis_url) as client:
+        executor: Any = ClockedExecutor(client, 1_700_000_000_000)
+        async with Database.connect(postgres_url) as database:
+            scripts, storage = BudgetScripts(executor, 30), LedgerStorage(database)
+            old = Totals(scripts, storage, before, BudgetMetrics(Registry(), before), every=0.3)
+            for _ in range(2):
+                await Totals(scripts, storage, KINDS, BudgetMetrics(Registry(), KINDS), every=0.3).refresh()
+                executor.now_ms += 1_000
+            made = Reservation(ask(who), 1, 1, 86_400, executor.now_ms, RateLimits(0, 0, 0, 0, 0, 0), "")
+            await executor.run(*scripts.settle_call(made.row(Charge(7, 1, 1, 1), Outcome.SUCCESS)))
+            before.take(KINDS)
+            old._take_table()
+            for _ in range(2):
+                executor.now_ms += 1_000
+                assert (await scripts.sums(["ai:86400"], 0.3)).mine, "somebody else"
+                await old.refresh()
+            assert old._known["ai:86400"].total.spent_nano == 7
+
+
 class OvertakingExecutor(ClockedExecutor):
     """A Redis that gets the first load of a build after the next build has begun; its sender gave up on it."""
 
