@@ -15,7 +15,10 @@ from pathlib import Path
 
 import pytest
 
+from services.local.fxa import DESKTOP_CLIENT_ID
 from services.local.process import free_port
+from shared.domain.identity import split_user
+from shared.domain.tokens import claims_of
 from tests.doubles.litellm import error_body
 from tests.shared.stores.test_pgbouncer import PGBOUNCER, PgBouncer, readable
 from tests.support.exposition import metric
@@ -28,11 +31,14 @@ from tests.system.harness import DATABASE, DATABASE_PASSWORD, HOST, System, quer
 
 #: A role that owns nothing, so that rights can be taken from it.
 ROLE = "service"
-WORK = ("chat", "exchange", "newcomer", "enrol")
-_POSTGRES_OUT = {"newcomer": {503}, "enrol": {503}}
-_REDIS_OUT = {"chat": {503}, "enrol": {503}}
+WORK = ("chat", "exchange", "newcomer", "enrol", "password", "erasure", "export")
+#: An export is recorded, and so needs to write.
+_POSTGRES_OUT = {name: {503} for name in ("newcomer", "enrol", "password", "erasure", "export")}
+#: What deletes, and what reads, some of these states allow.
+_REDIS_OUT = {"chat": {503}, "enrol": {503}, "password": {503}, "erasure": {204, 503}, "export": {200, 503}}
 _RIGHTS = "insert, update, delete on all tables in schema public"
 _BOTH = ("auth-1", "gateway-1")
+_EVENTS = {"FXA_CLIENT_IDS": DESKTOP_CLIENT_ID}
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +90,8 @@ STATES = (READ_ONLY, NO_RIGHTS, UNMIGRATED, POOLER, READONLY, OOM, LOADING, NODE
 class Row:
     """What was seen. ``shown``: reasons in readiness; ``told``: reasons in the log, "" for a return; all by service.
 
-    ``healthy``: seconds from the state's end until all worked, below 0 if it never did.
+    ``healthy``: seconds from the state's end until all worked, below 0 if it never did. ``again``: statuses afterwards
+    of what was sent again, and of what it should have ended.
     """
 
     state: State
@@ -93,6 +100,7 @@ class Row:
     seen: dict[str, Seen] = field(default_factory=dict)
     healthy: float = -1.0
     told: dict[str, list[str]] = field(default_factory=dict)
+    again: dict[str, int] = field(default_factory=dict)
     counted: dict[str, float] = field(default_factory=dict)
 
 
@@ -107,6 +115,12 @@ async def run_state(caller: Caller, state: State, apply: Change, mend: Change) -
     jwt = await caller.fxa_token()
     token = str((await caller.exchange(jwt)).json()["access_token"])
     assert (await caller.chat(token)).status == 200  # the account's totals are known from now on
+    old = await caller.fxa_token()
+    changed = str((await caller.exchange(old)).json()["access_token"])
+    uid = split_user(claims_of(changed).sub)[0]
+    event = await caller.event(uid, "password-change", changeTime=(int(time.time()) + 1) * 1000)
+    erased, ended = await caller.account()
+    assert [(await caller.chat(each)).status for each in (changed, ended)] == [200, 200]
     before = {name: len(text) for name, text in system.logs().items()}
     counted = {name: metric(await caller.metrics(name), series) for name, series in state.metric.items()}
     await apply()
@@ -116,7 +130,8 @@ async def run_state(caller: Caller, state: State, apply: Change, mend: Change) -
         await asyncio.sleep(2.5)  # two health checks
     newcomer = await caller.fxa_token()
     seen = await asyncio.gather(
-        caller.chat(token), caller.exchange(jwt), caller.exchange(newcomer), caller.enrol(caller.device())
+        *(caller.chat(token), caller.exchange(jwt), caller.exchange(newcomer), caller.enrol(caller.device())),
+        *(caller.deliver(event), caller.erase(erased), caller.export(claims_of(token).sub)),
     )
     row.seen = dict(zip(WORK, seen, strict=True))
 
@@ -130,6 +145,14 @@ async def run_state(caller: Caller, state: State, apply: Change, mend: Change) -
     mended = time.monotonic()
     if await _healthy(caller):
         row.healthy = time.monotonic() - mended
+    row.again = {
+        "password": (await caller.deliver(event)).status,
+        "erasure": (await caller.erase(erased)).status,
+        "export": (await caller.export(claims_of(token).sub)).status,
+        "old FxA token": (await caller.exchange(old)).status,
+        "old token": (await caller.chat(changed)).status,
+        "erased": (await caller.chat(ended)).status,
+    }
 
     async def all_back() -> bool:
         await asyncio.gather(*map(caller.readiness, _BOTH))
@@ -188,7 +211,7 @@ def _sql(system: System, *statements: str, database: str = DATABASE, cut: bool =
 async def postgres_rows(folder: Path, template: Path) -> list[Row]:
     port = free_port()
     url = f"postgresql://{ROLE}:{DATABASE_PASSWORD}@{HOST}:{port}/{DATABASE}"
-    system = System(folder, template, listens={"postgres": port}, environment={"DATABASE_URL": url})
+    system = System(folder, template, listens={"postgres": port}, environment={"DATABASE_URL": url, **_EVENTS})
 
     async def prepare() -> None:
         await _sql(system, f"create role {ROLE} login password '{DATABASE_PASSWORD}'", f"grant {_RIGHTS} to {ROLE}")()
@@ -196,6 +219,7 @@ async def postgres_rows(folder: Path, template: Path) -> list[Row]:
             system,
             f"grant select on all tables in schema public to {ROLE}",
             f"grant usage on all sequences in schema public to {ROLE}",
+            f"grant execute on all functions in schema public to {ROLE}",
         )()
 
     read_only = f"alter role {ROLE} set default_transaction_read_only = on"
@@ -234,7 +258,7 @@ async def postgres_rows(folder: Path, template: Path) -> list[Row]:
 
 
 async def redis_and_litellm_rows(folder: Path, template: Path) -> list[Row]:
-    system = System(folder, template, environment={"LITELLM_HEALTH_TIMEOUT_SECONDS": "0.3"})
+    system = System(folder, template, environment={"LITELLM_HEALTH_TIMEOUT_SECONDS": "0.3", **_EVENTS})
 
     def valkey(*command: str) -> Change:
         async def run() -> None:
@@ -301,7 +325,10 @@ async def cluster_and_pooler_rows(folder: Path, template: Path) -> list[Row]:
         await asyncio.to_thread(stack.enter_context, cluster)
         port = free_port()
         system = System(
-            folder, template, environment={"REDIS_URL": cluster.url}, ports={"postgres": port} if _POOLED else {}
+            folder,
+            template,
+            environment={"REDIS_URL": cluster.url, **_EVENTS},
+            ports={"postgres": port} if _POOLED else {},
         )
 
         async def restart_node() -> None:
@@ -377,11 +404,18 @@ def _row(rows: dict[str, Row], state: State) -> Row:
 @pytest.mark.parametrize("state", STATES, ids=lambda state: state.name)
 def test_a_state_is_answered_and_counted_as_what_it_is(rows: dict[str, Row], state: State) -> None:
     row = _row(rows, state)
-    allowed = {"chat": {200}, "exchange": {200}, "newcomer": {200}, "enrol": {201}, **state.expected}
+    allowed = {**{name: {200} for name in WORK}, "enrol": {201}, "erasure": {204}, **state.expected}
     wrong = {name: str(seen) for name, seen in row.seen.items() if seen.status not in allowed[name]}
     assert not wrong
     assert all("Retry-After" in seen.headers for seen in row.seen.values() if seen.status == 503)
     assert all(row.counted.values()), row.counted
+
+
+@pytest.mark.parametrize("state", STATES, ids=lambda state: state.name)
+def test_a_changed_password_and_an_erasure_hold_after_a_state(rows: dict[str, Row], state: State) -> None:
+    again = dict(_row(rows, state).again)
+    assert again.pop("erasure") in (204, 404), "404: it was taken the first time"
+    assert again == {"password": 200, "export": 200, "old FxA token": 400, "old token": 401, "erased": 401}
 
 
 @pytest.mark.parametrize("state", [state for state in STATES if state.reason], ids=lambda state: state.name)
