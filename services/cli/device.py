@@ -264,10 +264,11 @@ async def _receipts(settings: AuthSettings, *, rate: float, every: int, limit: i
         renewal = Renewal(database, Apple(session, base_url, credentials), trust, rate=rate, every=every * 86_400)
         try:
             await renewal.run(limit)
+            if not renewal.done:
+                click.echo("nothing is due")
         finally:
-            click.echo(
-                ", ".join(f"{number} {name}" for name, number in sorted(renewal.done.items())) or "nothing is due"
-            )
+            if renewal.done:
+                click.echo(", ".join(f"{number} {name}" for name, number in sorted(renewal.done.items())))
 
 
 @device.command("import")

@@ -81,6 +81,15 @@ async def test_what_stops_it_is_told_in_one_line_with_what_was_done(system: Syst
     assert (code, said.splitlines()[-1]) == (1, "Error: Apple asks to wait")
 
 
+async def test_without_its_database_it_says_so_and_the_next_run_does_all(system: System) -> None:
+    nowhere = "postgresql://nobody@127.0.0.1:9/none"
+    code, said = await system.receipts(DATABASE_URL=nowhere)
+    assert code == 1
+    assert said.splitlines()[-1] == "Error: PostgreSQL: Connection refused; what was renewed is kept"
+    assert "nothing is due" not in said
+    assert await system.receipts() == (0, "3 renewed\n")
+
+
 async def test_a_file_that_cannot_be_used_is_named(system: System) -> None:
     (system.folder / "bad.p8").write_text("no key")
     for changed, told in (

@@ -6,14 +6,17 @@ import asyncio
 import base64
 from collections import Counter
 from collections.abc import AsyncIterator
+from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import aiohttp
+import psycopg2
 import pytest
 from aiohttp.test_utils import TestServer
 from cryptography.hazmat.primitives.serialization import Encoding
+from sqlalchemy.engine import make_url
 
 from services.auth.appattest import load_roots
 from services.auth.receipts import storage
@@ -26,6 +29,8 @@ from services.local.faults import Fault
 from services.local.pki import Pki
 from shared.stores.postgres import Database, DatabaseUnavailable, Query
 from tests.support.clock import Clock
+from tests.support.waiting import until
+from tests.system.proxy import Gate
 
 TEAM, BUNDLE = "A1B2C3D4E5", "org.example.app"
 WEEK = 7 * 86_400
@@ -335,8 +340,50 @@ async def test_revoked_devices_and_those_without_a_receipt_are_left_alone(world:
     assert await world.run() == {}
 
 
-async def test_a_job_without_a_database_says_so(world: World) -> None:
-    async with Database.connect("postgresql://nobody@127.0.0.1:9/none", timeout=1) as nowhere:
-        world.database = nowhere
+@pytest.mark.parametrize("state", ["unreachable", "read-only", "no rights", "unmigrated", "slow"])
+async def test_a_job_that_the_database_refuses_says_so_and_leaves_all_to_the_next(
+    world: World, postgres_url: str, empty_postgres_url: str, state: str
+) -> None:
+    for _ in range(3):
+        await world.device()
+    urls = {
+        "unreachable": "postgresql://nobody@127.0.0.1:9/none",
+        "read-only": f"{postgres_url}?options=-cdefault_transaction_read_only%3Don",
+        "no rights": f"{postgres_url}?options=-crole%3Dpg_monitor",
+        "unmigrated": empty_postgres_url,
+    }
+    good = world.database
+    with closing(psycopg2.connect(postgres_url)) as other, other.cursor() as cursor:
+        if state == "slow":
+            cursor.execute("lock table devices in access exclusive mode")
+        async with Database.connect(urls.get(state, postgres_url), timeout=0.5) as world.database:
+            with pytest.raises(DatabaseUnavailable):
+                await world.run()
+    assert not world.stand_in.calls, "Apple was not asked"
+    world.database = good
+    assert await world.run() == {"renewed": 3}
+
+
+async def test_a_database_that_goes_away_during_a_run_loses_nothing(world: World, postgres_url: str) -> None:
+    devices = [await world.device() for _ in range(3)]
+    before = [await world.read(device) for device in devices]
+    good = world.database
+    url = make_url(postgres_url)
+    world.stand_in.faults.set(Fault("renew", "hang"))
+    async with (
+        Gate(url.port or 5432) as gate,
+        Database.connect(url.set(port=gate.port).render_as_string(hide_password=False), timeout=1) as world.database,
+    ):
+        job = asyncio.create_task(world.run(timeout=0.5))
+        await until(lambda: world.stand_in.faults.calls["renew"] == 3)
+        await gate.refuse()
         with pytest.raises(DatabaseUnavailable):
-            await world.run()
+            await job
+    world.stand_in.faults.clear()
+    world.database = good
+    for device, was in zip(devices, before, strict=True):
+        stored = await world.read(device)
+        assert 500 < stored.pop("due") <= storage.CLAIM, "due when the claim ends"
+        assert stored == {name: value for name, value in was.items() if name != "due"}
+    await world.make_due()
+    assert await world.run() == {"renewed": 3}
