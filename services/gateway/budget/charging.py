@@ -84,25 +84,24 @@ def charge(ask: Ask, grant: int, delivery: Delivery) -> Charge:
     """The charge of an admitted request that ended so.
 
     Without usage the bound is charged: the whole prompt, and as many completion tokens as bytes were relayed; all
-    of the grant where tokens may have been made that nobody saw (non-stream, reasoning).
+    of the grant where tokens may have been made that nobody saw (non-stream, reasoning). A whole answer costs what
+    LiteLLM says in its head, whether or not it was read.
     """
     if not delivery.sent or delivery.refused:
         return NOTHING
-    usage = delivery.usage
+    usage, given = delivery.usage, delivery.response_cost
+    told = None if given is None or not given.is_finite() or given <= 0 else ceil_nano(min(given, _MOST_USD))
     if usage is not None:
         prompt, completion = min(usage.prompt_tokens, _MOST_TOKENS), min(usage.completion_tokens, _MOST_TOKENS)
-        given = delivery.response_cost
-        if given is not None and given.is_finite() and given > 0:
-            cost = ceil_nano(min(given, _MOST_USD))
-        else:
-            cost = _usage_price(ask, usage)
+        cost = _usage_price(ask, usage) if told is None else told
         return Charge(cost, prompt, completion, prompt + completion)
     prompt, most = ask.prompt_bound, grant * ask.n
     completion = min(most, delivery.relayed_bytes) if delivery.stream and not ask.model.reasoning else most
     model = ask.model
     units = model.request_units + prompt * model.input_units + completion * model.output_units
     seen = ask.estimated_prompt_tokens + -(-delivery.relayed_bytes // 4)
-    return Charge(_nano(units, model.scale), prompt, completion, seen)
+    cost = _nano(units, model.scale) if told is None or delivery.stream else told
+    return Charge(cost, prompt, completion, seen)
 
 
 def _usage_price(ask: Ask, usage: Usage) -> int:

@@ -9,12 +9,15 @@ from typing import Any, TypeVar
 import msgspec
 from aiohttp import web
 
-from services.gateway.errors import UpstreamError
+from services.gateway.errors import Unavailable, UpstreamError
+from services.gateway.upstream.client import MAX_ANSWER
 
 T = TypeVar("T")
 
 #: Bytes of large answers that a process holds at once, and those of a small one, which always has room.
 MOST_BYTES, SMALL = 256 * 1024 * 1024, 64 * 1024
+#: Patiences within which a client has to take the whole of a large answer.
+_PATIENCES = 5
 
 
 class Answers:
@@ -23,6 +26,11 @@ class Answers:
     def __init__(self, most_bytes: int = MOST_BYTES) -> None:
         self.most_bytes = most_bytes
         self.held = 0
+
+    def check(self) -> None:
+        """:raises Unavailable: there is no room for another one of the largest."""
+        if self.held + MAX_ANSWER > self.most_bytes:
+            raise Unavailable("Too many large answers are under way.")
 
 
 class Held:
@@ -50,7 +58,8 @@ class LargeAnswer(web.Response):
 
     :param held: its bytes.
     :param backlog: returns those that wait in this process.
-    :param drop: called when they have not become fewer for ``patience`` seconds.
+    :param drop: called when they have not become fewer for ``patience`` seconds, and when some are left after
+        five times that.
     """
 
     def __init__(
@@ -69,9 +78,11 @@ class LargeAnswer(web.Response):
 
     async def write_eof(self, data: bytes = b"") -> None:
         writing, waiting = asyncio.create_task(super().write_eof(data)), -1
+        loop = asyncio.get_running_loop()
+        ends = loop.time() + _PATIENCES * self._patience
         try:
             while not (await asyncio.wait([writing], timeout=self._patience))[0]:
-                if waiting == (waiting := self._backlog()):
+                if waiting == (waiting := self._backlog()) or loop.time() >= ends:
                     self._drop()
             await writing
         finally:

@@ -143,6 +143,8 @@ class Relay:
         return stream.response
 
     async def _answer(self, watch: Watch) -> web.StreamResponse:
+        if not self._reservation.grant:  # embeddings: a small request may have a large answer
+            self._shared.answers.check()
         upstream = await self._post()
         held = Held(self._shared.answers)
 

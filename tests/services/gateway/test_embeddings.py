@@ -17,6 +17,7 @@ from services.gateway.budget.models import Usage
 from services.gateway.catalogue.prices import PricedModel
 from services.gateway.embeddings import EMBEDDINGS, LONG_ANSWER, Tally, parse
 from services.gateway.errors import BudgetExceeded, InvalidModel, InvalidRequest, RateLimited, UpstreamError
+from services.gateway.upstream.client import MAX_ANSWER
 from tests.doubles.litellm import LiteLLMDouble, Script, embeddings, error_body
 from tests.services.gateway.conftest import TOKEN, Gateway, Model
 from tests.support.configs import upstream_at
@@ -64,6 +65,15 @@ async def test_the_official_client_gets_its_vectors(
 async def test_the_official_clients_default_is_decoded(client: openai.AsyncOpenAI) -> None:
     got = await client.embeddings.create(model=MODEL, input="a")
     assert list(got.data[0].embedding) == [0.25, -0.5, 0.0, 1.0]
+
+
+async def test_no_room_for_a_large_answer_is_refused_before_litellm_is_asked(gateway: Gateway) -> None:
+    gateway.answers.held = gateway.answers.most_bytes - MAX_ANSWER + 1
+    status, body = await ask(gateway, {"input": "a"})
+    assert (status, body["error"]["code"], gateway.double.asked) == (503, "unavailable", [])
+    assert not (await gateway.budgets.wait_settled()).sent
+    gateway.answers.held -= 1
+    assert (await ask(gateway, {"input": "a"}))[0] == 200
 
 
 async def test_an_answer_is_relayed_as_it_is_and_settled_by_what_litellm_says(gateway: Gateway) -> None:

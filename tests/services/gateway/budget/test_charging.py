@@ -131,6 +131,19 @@ def test_what_nobody_saw_is_charged_by_the_grant(change: dict[str, bool]) -> Non
     assert charge(ask(model=model, n=2), 30, delivery).cost_nano == 100 * 1000 + 60 * 2000
 
 
+@pytest.mark.parametrize(
+    ("given_cost", "stream", "expected"),
+    [("0.000123", False, 123_000), ("0.000123", True, 200_000), ("0", False, 160_000), ("NaN", False, 160_000)],
+)
+def test_a_whole_answer_that_was_not_read_costs_what_its_head_says(
+    given_cost: str, stream: bool, expected: int
+) -> None:
+    delivery = Delivery("error", sent=True, response_cost=Decimal(given_cost), relayed_bytes=50, stream=stream)
+    charged = charge(ask(), 30 if not stream else 50, delivery)
+    assert charged.cost_nano == expected
+    assert charged.prompt_tokens == 100
+
+
 def test_nonsense_usage_does_not_overflow() -> None:
     charged = charge(ask(), 1000, Delivery("success", sent=True, usage=Usage(10**30, 10**30)))
     assert charged.cost_nano == MOST

@@ -8,7 +8,9 @@ import random
 import socket
 import time
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from dataclasses import replace
+from decimal import Decimal
 from typing import Any
 
 import pytest
@@ -215,15 +217,31 @@ class TestSlow:
         await until(lambda: gateway.answers.held == 0)
         client.close()
 
+    async def test_a_client_that_takes_a_whole_answer_too_slowly_is_dropped(self, double: LiteLLMDouble) -> None:
+        """It has five times as long as one that takes nothing."""
+        config = replace(RELAY_CONFIG, slow_client=0.2)
+        async with Gateway(double, upstream_at(double.url), config).running() as gateway:
+            double.script("double", Script.json(answer("x" * 8_000_000)))
+            client = await gateway.connect(receive_buffer=100_000)
+            await until(lambda: gateway.answers.held > 8_000_000)
+            with suppress(ConnectionError):
+                while gateway.answers.held:
+                    await client.reader.read(100_000)
+                    await asyncio.sleep(0.05)
+            await until(lambda: gateway.metric("chat_slow_clients_total") == 1)
+            client.close()
+
 
 async def test_large_answers_have_a_limit_together_until_their_clients_have_them(gateway: Gateway) -> None:
     gateway.answers.most_bytes = 6_000_000
     large, small = answer("x" * 4_000_000), answer("x" * 60_000)
-    gateway.double.script("double", Script.json(large))
+    gateway.double.script("double", Script.json(large, x_litellm_response_cost="0.5"))
     slow = await gateway.connect(receive_buffer=4096)
     await until(lambda: gateway.answers.held > 4_000_000 and gateway.budgets.settled)
     status, body, headers = await gateway.read()
     assert (status, b"upstream_error" in body, headers["x-should-retry"]) == (502, True, "false")
+    refused = gateway.budgets.settled[1][1]
+    assert (refused.usage, refused.response_cost, refused.stream) == (None, Decimal("0.5"), False)
     gateway.double.script("double", Script.json(small))
     assert (await gateway.read())[0] == 200
     slow.reset()
