@@ -170,7 +170,6 @@ def connect(url: str, *, timeout: float = 1.0, max_connections: int = 64, state:
         return cluster  # type: ignore[no-any-return]  # same commands, no common base class
     pool = BlockingConnectionPool.from_url(
         place.url,
-        protocol=2,  # no pushes between the replies
         max_connections=max_connections,
         timeout=timeout,
         socket_timeout=timeout,
@@ -214,6 +213,8 @@ class _Server(Redis):
                 link = await self._node.connect()
                 return await asyncio.gather(*map(link.send, packed))
             except ScriptFailed as failure:
+                if again and failure.code == "READONLY" and link.leave_demoted():
+                    continue
                 raise self._told(BaseParser.parse_error(str(failure))) from None  # type: ignore[no-untyped-call]
             except builtins.ConnectionError as error:
                 if isinstance(error.__cause__, RedisError):  # what kept the connection from being made, and is told
@@ -296,12 +297,14 @@ async def _in_time(cluster: RedisCluster, call: Coroutine[Any, Any, Any]) -> Any
 
 
 def harden(pool: ConnectionPool, state: Dependency) -> ConnectionPool:
-    """Have a pool's connections raise ``RedisError`` for every fault, and tell ``state``.
+    """Have a pool's connections raise ``RedisError`` for every fault, tell ``state``, and speak RESP 2.
 
-    Writing to a connection that was just reset is a ``RuntimeError`` of uvloop's, which redis-py lets through.
+    RESP 3 has pushes between the replies, which ``redis_wire`` would take for replies. Writing to a connection that was
+    just reset is a ``RuntimeError`` of uvloop's, which redis-py lets through.
     """
     kind: type[AbstractConnection] = pool.connection_class
     pool.connection_class = type(f"Hardened{kind.__name__}", (_Hardened, kind), {"state": state})
+    pool.connection_kwargs["protocol"] = 2  # whatever the URL says
     return pool
 
 

@@ -24,6 +24,8 @@ from shared.state.script import Script, ScriptCall
 from shared.telemetry import logs
 
 _log = logs.logger("budget")
+#: Seconds that a connection to a replica must have lasted before another one is tried in its place.
+_RECONNECT = 1.0
 _MORE = object()
 _ABSENT = ConnectionError("the connection to Redis is closed")
 
@@ -89,11 +91,6 @@ class Link(asyncio.Protocol):
         return link
 
     @property
-    def age(self) -> float:
-        """Seconds since it was made."""
-        return self._loop.time() - self._made_at
-
-    @property
     def steady_for(self) -> float:
         """Seconds since the server last said that it runs no scripts, or since the link was made."""
         return self._loop.time() - self._steady_since
@@ -107,6 +104,16 @@ class Link(asyncio.Protocol):
         self.retired = True
         if not self._pending:
             self.close()
+
+    def leave_demoted(self) -> bool:
+        """Retire a link to a demoted primary, whose name may lead to the new one by now.
+
+        Returns False for a link that was just made, and so leads to where the name does.
+        """
+        if self._loop.time() - self._made_at <= _RECONNECT:
+            return False
+        self.retire()
+        return True
 
     @property
     def host(self) -> str:

@@ -32,8 +32,6 @@ _STATES = frozenset(
 #: In an error that a command of a running script caused: what the script did before it is done.
 _FROM_WITHIN = "script: "
 _PAUSE = 0.05
-#: Seconds that a connection to a replica must have lasted before another one is tried in its place.
-_RECONNECT = 1.0
 #: Seconds of one try of readiness, and between two.
 _TRY, _AGAIN = 0.7, 0.5
 _SLOTS = tuple(key_slot(shard_tag(shard).encode()) for shard in range(SHARDS))
@@ -195,8 +193,8 @@ class Executor:
 
         :raises ConnectionError, DependencyUnavailable: the call can't be tried again.
         """
-        if failure.code == "READONLY" and not self._cluster and link.age > _RECONNECT:
-            link.retire()  # a demoted primary: its name may lead to the new one
+        if failure.code == "READONLY" and not self._cluster and link.leave_demoted():
+            pass
         elif failure.code == "TRYAGAIN":
             await asyncio.sleep(_PAUSE)
         elif failure.code == "MOVED" and self._cluster:
@@ -268,7 +266,6 @@ class Executor:
     def _pool(self, address: Address) -> ConnectionPool:
         pool = BlockingConnectionPool.from_url(
             self._place.url,
-            protocol=2,
             socket_timeout=self._timeout,
             socket_connect_timeout=self._timeout,
             credential_provider=self._place.credentials,

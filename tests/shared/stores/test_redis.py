@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
+from redis.exceptions import ReadOnlyError
 
 from services.gateway.redis.executor import Executor
 from services.local.process import free_port
@@ -82,6 +83,27 @@ async def test_a_server_that_takes_no_writes_is_not_ready(
 )
 async def test_what_keeps_a_connection_from_being_made_is_named(url: str, words: str) -> None:
     assert all(words in reason for reason in await refusals(url))
+
+
+async def test_a_url_can_not_ask_for_pushes_between_the_replies(redis_url: str) -> None:
+    client = connect(f"{redis_url}?protocol=3")
+    hello = await client.execute_command("HELLO")
+    assert hello[hello.index(b"proto") + 1] == 2
+    await client.aclose()
+
+
+async def test_a_demoted_primary_is_left_for_where_its_name_leads_now(own_valkey: ValkeyServer) -> None:
+    client = connect(own_valkey.url)
+    first = await client.client_id()
+    await client.execute_command("REPLICAOF", "127.0.0.1", "1")
+
+    async def another_connection() -> bool:
+        with pytest.raises(ReadOnlyError):
+            await client.set("one", "1")
+        return await client.client_id() != first
+
+    await until(another_connection)
+    await client.aclose()
 
 
 async def test_one_answer_in_two_tries_suffices(tmp_path: Path) -> None:
