@@ -104,6 +104,7 @@ async def ask(
         else:  # a copy would live until all of it is sent
             transport.write(head)
             transport.write(wire.body)
+        wire.failed = transport.is_closing()
         if wire.written:
             wire.body = b""
         else:  # an answer may come before all of a large request was sent

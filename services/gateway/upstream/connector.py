@@ -24,7 +24,7 @@ USER_TIMEOUT_MS = 30_000
 class Wire:
     """A request on its way: its body and its connection."""
 
-    __slots__ = ("_protocol", "_transport", "body", "reused")
+    __slots__ = ("_protocol", "_transport", "body", "failed", "reused")
 
     def __init__(self) -> None:
         #: The request's body; released once the kernel has it, since the answer may take minutes.
@@ -33,10 +33,12 @@ class Wire:
         self._transport: asyncio.Transport | None = None
         #: An earlier request used the same connection.
         self.reused = False
+        #: The connection was lost while the request was given to the kernel: it does not have all of it.
+        self.failed = False
 
     def take(self, protocol: BaseProtocol, transport: asyncio.Transport, *, reused: bool) -> None:
         """The request is written to this connection next."""
-        self._protocol, self._transport, self.reused = protocol, transport, reused
+        self._protocol, self._transport, self.reused, self.failed = protocol, transport, reused, False
         transport.set_write_buffer_limits(high=0)  # "not paused" then means "the kernel has all of it"
 
     @property
@@ -47,7 +49,7 @@ class Wire:
     @property
     def written(self) -> bool:
         """Whether the kernel has taken all bytes of the request. This remains so when the connection is lost."""
-        return self._protocol is not None and not self._protocol.writing_paused
+        return self._protocol is not None and not self._protocol.writing_paused and not self.failed
 
     def cut(self) -> None:
         """Close the connection now, discarding unwritten data."""

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import socket
+import struct
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 
+import aiohttp
 import pytest
+import uvloop
+from aiohttp.connector import Connection
 from multidict import CIMultiDict
 from yarl import URL
 
-from services.gateway.upstream.asking import Target
+from services.gateway.upstream.asking import Target, ask
 from services.gateway.upstream.client import LiteLLM
+from services.gateway.upstream.connector import SEND_BUFFER, Connector, Wire
 from shared.telemetry.metrics import Registry
 from tests.support.configs import upstream_at
 
@@ -70,6 +76,43 @@ async def test_an_answer_that_comes_before_all_of_the_request_was_sent_is_read(r
                 assert (answer.status, await call.read_error()) == (413, b"{}")
         finally:
             answered.set()
+
+
+class LosingConnector(Connector):
+    """Its connections are lost between the look at them and the writing of a request."""
+
+    def __init__(self, listening: socket.socket, *, reset: bool) -> None:
+        super().__init__(keepalive=4)
+        self._listening, self._reset = listening, reset
+
+    async def lend(self, req: aiohttp.ClientRequest, timeout: aiohttp.ClientTimeout, wire: Wire) -> Connection:
+        connection = await super().lend(req, timeout, wire)
+        peer, _ = self._listening.accept()
+        if self._reset:
+            peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        peer.close()
+        return connection
+
+
+@pytest.mark.parametrize(("size", "reset"), [(SEND_BUFFER + 1, False), (SEND_BUFFER + 1, True), (10, True)])
+@pytest.mark.parametrize("loop", [asyncio.new_event_loop, uvloop.new_event_loop])
+def test_a_request_that_the_kernel_does_not_take_is_not_written(
+    loop: Callable[[], asyncio.AbstractEventLoop], size: int, reset: bool
+) -> None:
+    """So it is sent again."""
+
+    async def ask_in_vain() -> None:
+        with socket.create_server(("127.0.0.1", 0)) as listening:
+            async with LosingConnector(listening, reset=reset) as connector:
+                target = Target(URL(f"http://127.0.0.1:{listening.getsockname()[1]}/"), CIMultiDict())
+                wire = Wire()
+                wire.body = b"x" * size
+                with pytest.raises(aiohttp.ClientConnectionError):
+                    await ask(connector, aiohttp.ClientTimeout(sock_connect=5), target, {}, wire)
+                assert (wire.used, wire.written, len(wire.body)) == (True, False, size)
+
+    with asyncio.Runner(loop_factory=loop) as runner:
+        runner.run(ask_in_vain())
 
 
 async def test_what_follows_an_answer_is_never_the_answer_of_another_request() -> None:
