@@ -95,6 +95,7 @@ class Renewals:
             states = await self._scripts.renew(number, reservations, self._lapsed)
         except DependencyUnavailable:
             return False
+        fresh = []
         for reservation, state in zip(reservations, states, strict=True):
             if state is Word.OK or reservation.id not in self._open[number]:
                 continue
@@ -103,6 +104,7 @@ class Renewals:
                 if reservation.id not in self._lapsed:
                     _log.warning("reservation_lapsed", id=reservation.id, state=state.value)
                     self._lapsed.add(reservation.id)
+                    fresh.append(reservation)
             elif not reservation.revoked.done():
                 reservation.revoked.set_result(Refusal(state).error())
-        return True
+        return not fresh or await self._renew_some(number, fresh)  # their users may be blocked, too

@@ -6,7 +6,8 @@
 --@ each keys user identity token tombstone
 --@ each args id user_id issued# reserved
 -- reserved: empty for a request that is over as far as its gateway knows, of which only its user is asked
--- Reply per request "blocked" | "revoked" | "token" | "reaped" | "settled" | "ok": the first that is so
+-- Reply per request: "reaped" | "settled" for one that is over unknown to its gateway; else "blocked" | "revoked" |
+--       "token" | "ok": the first that is so
 local replies = {}
 for at, item in each() do
   local user = item.user
@@ -32,12 +33,12 @@ for at, item in each() do
     redis.call('ZADD', leases, now + lease, item.id .. ' ' .. item.user_id)
   end
   local standing, tokens_from = unpack(redis.call('HMGET', item.identity, STANDING, TOKENS_FROM))
-  if standing and standing ~= GOOD then
+  if over and item.reserved ~= '' then
+    replies[at] = string.sub(over, 1, 6) == 'reaped' and 'reaped' or 'settled'
+  elseif standing and standing ~= GOOD then
     replies[at] = standing
   elseif redis.call('EXISTS', item.token) == 1 or item.issued < tonumber(tokens_from or 0) then
     replies[at] = 'token'
-  elseif over then
-    replies[at] = string.sub(over, 1, 6) == 'reaped' and 'reaped' or 'settled'
   else
     replies[at] = 'ok'
   end

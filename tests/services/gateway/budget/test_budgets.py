@@ -375,6 +375,28 @@ async def test_a_request_that_was_charged_whole_ends_with_a_block_and_is_not_reg
         assert metric(registry, "budget_spend_usd_total", service_type="ai") == 0, "the reaper counted it"
 
 
+async def test_a_request_that_lapsed_and_whose_user_is_blocked_ends_at_once_and_is_counted_once(
+    redis_url: str, postgres_url: str
+) -> None:
+    sleepy = Timings(lease=0.3, renew=60, flush=0.02, sweep=60)
+    async with (
+        opened(redis_url, postgres_url, timings=sleepy) as (slept, database, registry),
+        connect(redis_url) as client,
+    ):
+        reservation = await slept.admit(ask())
+        async with opened(redis_url, postgres_url):
+
+            async def charged() -> bool:
+                return await total(database) == (1, 2_100_000)
+
+            await until(charged)
+        await decisions.set_standing(client, principal().identity, Standing.BLOCKED)
+        assert await slept._renewals._renew([shard(principal().identity)])
+        assert reservation.revoked.done()
+        slept.settle(reservation, delivered())
+        assert metric(registry, "budget_spend_usd_total", service_type="ai") == 0, "the reaper counted it"
+
+
 async def test_nothing_in_redis_is_kept_for_ever(redis_url: str, postgres_url: str) -> None:
     """Except for the keys of which each shard has one."""
     kind = row(rpm=40, tpm=10_000)

@@ -463,14 +463,13 @@ class Scripts(RuleBasedStateMachine):
         for request, state in zip(batch, states, strict=True):
             who = request.reservation.ask.principal
             block = self.blocks[who.identity] if self.identity_known(who.identity) else "0"
-            expected = "ok"
             if request.state == "reaped":
-                expected = "reaped"
-            else:
-                if not request.known:
-                    self.note_period(request)
-                request.known, request.ends = True, self.now + LEASE_MS
-            assert state == (block if block != "0" else "token" if self.token_refused(who) else expected)
+                assert state == "reaped"
+                continue
+            if not request.known:
+                self.note_period(request)
+            request.known, request.ends = True, self.now + LEASE_MS
+            assert state == (block if block != "0" else "token" if self.token_refused(who) else "ok")
 
     def token_refused(self, who: Principal) -> bool:
         return who.jti in self.revoked_in_redis or who.issued_at < self.oldest_in_redis[who.identity]
