@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from decimal import ROUND_CEILING, Decimal, InvalidOperation, localcontext
+import re
+from decimal import ROUND_CEILING, Decimal, Inexact, localcontext
 
 NANO = 10**9
 #: Digits before the point that no amount has: the numbers of a text such as "1e999999" are never computed.
 _MOST_DIGITS = 18
+_AMOUNT = re.compile(r"-?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]{1,6})?")
 
 
 def usd_to_nano(text: str) -> int:
@@ -14,15 +16,13 @@ def usd_to_nano(text: str) -> int:
 
     :raises ValueError: not a finite decimal, negative, beyond all money, or finer than a nano-dollar.
     """
-    try:
-        usd = Decimal(text)
-    except InvalidOperation as error:
-        raise ValueError("not an amount of money") from error
-    if not usd.is_finite() or usd.adjusted() >= _MOST_DIGITS:
+    if not _AMOUNT.fullmatch(text) or (usd := Decimal(text)).adjusted() >= _MOST_DIGITS:
         raise ValueError("not an amount of money")
-    amount = usd * NANO
-    if amount < 0 or amount != amount.to_integral_value():
-        raise ValueError("not an amount of money in whole nano-dollars")
+    with localcontext() as context:
+        context.clear_flags()
+        amount = usd * NANO
+        if amount < 0 or context.flags[Inexact] or amount != amount.to_integral_value():
+            raise ValueError("not an amount of money in whole nano-dollars")
     return int(amount)
 
 

@@ -361,7 +361,7 @@ def _money(number: int, row: _ServiceTypeRow, field: str) -> int:
 
 def _sampling(number: int, row: _ServiceTypeRow, field: str, most: int) -> float | None:
     text: str | None = getattr(row, field)
-    if text is not None and not (re.fullmatch(r"\d(\.\d{1,6})?", text) and float(text) <= most):
+    if text is not None and not (re.fullmatch(r"[0-9](\.[0-9]{1,6})?", text) and float(text) <= most):
         raise _Fault(f"service type {row.name!r}: {field}: not a number from 0 to {most}", number, field)
     return None if text is None else float(text)
 
@@ -386,6 +386,6 @@ def _price(number: int, row: _ModelRow, field: str) -> Decimal | None:
     text: str | None = getattr(row, field)
     if text is None:
         return None
-    if not re.fullmatch(r"\d{1,6}(\.\d{1,30})?([eE]-?\d{1,2})?", text):
+    if not re.fullmatch(r"[0-9]{1,6}(\.[0-9]{1,30})?([eE]-?[0-9]{1,2})?", text):
         raise _Fault(f"model {row.name!r}: {field}: not a price", number, field, kind="model")
     return Decimal(text)

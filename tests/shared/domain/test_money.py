@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from decimal import Decimal
+from fractions import Fraction
 
 import pytest
 from hypothesis import given
@@ -11,17 +12,62 @@ from hypothesis import strategies as st
 from shared.domain import money
 
 
-@pytest.mark.parametrize(("text", "nano"), [("0.10", 10**8), ("0", 0), ("1", 10**9), ("0.000000001", 1)])
+@pytest.mark.parametrize(
+    ("text", "nano"),
+    [
+        *(
+            ("0.10", 10**8),
+            ("0", 0),
+            ("1", 10**9),
+            ("0.000000001", 1),
+            ("1e-09", 1),
+            ("1E2", 10**11),
+            (".5", 5 * 10**8),
+        ),
+        ("123456789012345678." + "0" * 40, 123_456_789_012_345_678 * 10**9),
+    ],
+)
 def test_money_is_read_exactly(text: str, nano: int) -> None:
     assert money.usd_to_nano(text) == nano
 
 
 @pytest.mark.parametrize(
-    "text", ["", "x", "-1", "-0.000000001", "NaN", "Infinity", "0.0000000001", "1e-12", "1e18", "1e999999", "0e999999"]
+    "text",
+    [
+        "",
+        "x",
+        "-1",
+        "-0.000000001",
+        "NaN",
+        "Infinity",
+        "0.0000000001",
+        "1e-12",
+        "1e18",
+        "1e999999",
+        "0e999999",
+        "1_0",
+        "\u0661",
+        "\uff11",
+        " 1",
+        "1\n",
+        "1e-\u0661",
+        "1." + "0" * 30 + "1",
+        "123456789012345678.00000000001",
+        "1e-999999999999999999999",
+    ],
 )
 def test_what_is_no_money_is_refused(text: str) -> None:
     with pytest.raises(ValueError):
         money.usd_to_nano(text)
+
+
+@given(st.decimals(0, 10**17, places=12), st.integers(0, 30))
+def test_money_is_read_exactly_or_refused(usd: Decimal, zeros: int) -> None:
+    if (nano := Fraction(usd) * 10**9).denominator == 1:
+        assert money.usd_to_nano(f"{usd:f}{'0' * zeros}") == nano
+    else:
+        with pytest.raises(ValueError):
+            money.usd_to_nano(f"{usd:f}{'0' * zeros}")
 
 
 @given(st.integers(0, 10**15))

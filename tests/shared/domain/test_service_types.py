@@ -55,6 +55,7 @@ def test_a_row_is_read_whole(tmp_path: Path) -> None:
         ('fxa_scopes = ["profile:uid"]\n', "", "fxa_scopes"),
         ("rpm = 40", 'rpm = 40\ntemperature = "2.1"', "temperature"),
         ("rpm = 40", 'rpm = 40\ntemperature = "-1"', "temperature"),
+        ("rpm = 40", 'rpm = 40\ntemperature = "\u0661"', "temperature"),
         ("rpm = 40", "rpm = 40\ntemperature = 1.0", "temperature"),
         ("rpm = 40", 'rpm = 40\ntop_p = "1.01"', "top_p"),
         ("rpm = 40", 'rpm = 40\ntop_p = "nan"', "top_p"),

@@ -132,6 +132,7 @@ async def test_a_file_that_is_still_being_written_is_not_taken(tmp_path: Path) -
         (AI.replace('duration = "1d"', 'duration = "7d"'), "duration", 5),
         (AI + AI, "repeated", 12),
         (AI + MODEL + 'input_cost_per_token = "dear"', "input_cost_per_token", 13),
+        (AI + MODEL + 'input_cost_per_token = "\u0661"', "input_cost_per_token", 13),
         (AI.replace('credentials = ["app_attest"]', 'credentials = ["fxa"]'), "fxa_client_ids", 2),
         (AI + "enforce = false\n", "enforce_until", 10),
         (AI + "enforce = false\nenforce_until = 2099-01-01T00:00:00Z\n", "enforce_until", 11),
