@@ -32,6 +32,8 @@ _STALE_SECONDS = 3.0
 _MOST_WAITING = 500
 #: Ms within which the last old gateway stops to admit after the last new one of a rollout has started.
 _ROLLOUT_MS = 5 * 60 * 1000
+#: Ms after which the build that follows a rollout is tried again.
+_RETRY_MS = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +74,7 @@ class Totals:
         #: They may miss what gateways that were started before this one, without these total budgets, admitted.
         #: All gateways that start within 5 minutes need one build together, 5 to 10 minutes later.
         self._again: int | None = 0
+        self._try_at = 0
 
     def _take_table(self) -> None:
         """Take the rows that have a total budget now. Only between two readings, which know them by name."""
@@ -140,7 +143,7 @@ class Totals:
             for name, (read_at_ms, total) in sums.known.items():
                 self._learn(name, total, read_at_ms / 1000 - self._clock)
             if self._again == 0:
-                self._again = (sums.now_ms // _ROLLOUT_MS + 2) * _ROLLOUT_MS
+                self._again = self._try_at = (sums.now_ms // _ROLLOUT_MS + 2) * _ROLLOUT_MS
             if sums.mine or self._since or self._is_due(sums.now_ms):
                 await self._read(names, sums.now_ms)
         except DependencyUnavailable as failure:
@@ -160,6 +163,7 @@ class Totals:
         if found:
             await self._scripts.tell_sums(now_ms, found)
         if self._again is not None and self._is_due(now_ms):  # until that build, those of before hold
+            self._try_at = now_ms + _RETRY_MS
             replies = await self._ask(names, [max(self._again, self._since.get(name, 0)) for name in names])
             if not any(lost(names, reply) for reply in replies):
                 self._again = None
@@ -167,7 +171,7 @@ class Totals:
             await self._build(missing)
 
     def _is_due(self, now_ms: int) -> bool:
-        return self._again is not None and now_ms >= self._again
+        return self._again is not None and now_ms >= self._try_at
 
     async def _ask(self, names: Sequence[str], since: Sequence[int]) -> list[list[int]]:
         return await asyncio.gather(*(self._scripts.totals(number, names, since) for number in range(SHARDS)))
