@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import secrets
+import shutil
+import tempfile
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
@@ -22,6 +24,7 @@ from shared.stores.redis import Client, connect
 from tests.support.clock import Clock
 
 TEMPLATE = "mlpa_template"
+_ROOM = 4 * 2**30
 _numbers = itertools.count(1)
 
 
@@ -40,10 +43,17 @@ def _reason(report: pytest.TestReport | pytest.CollectReport) -> str:
 
 
 @pytest.fixture(scope="session")
-def postgres_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PostgresServer]:
-    """The session's server. A test that kills or pauses one starts its own (``own_postgres``)."""
-    folder = tmp_path_factory.mktemp("postgres")
-    with PostgresServer(folder / "data", free_port(), durable=False) as server:
+def postgres_server() -> Iterator[PostgresServer]:
+    """The session's server. A test that kills or pauses one starts its own (``own_postgres``).
+
+    It is in memory where that has room: each test's database is a copy of 460 files.
+    """
+    memory = Path("/dev/shm")
+    roomy = memory.is_dir() and shutil.disk_usage(memory).free > _ROOM
+    with (
+        tempfile.TemporaryDirectory(prefix="mlpa-postgres-", dir=memory if roomy else None) as folder,
+        PostgresServer(Path(folder, "data"), free_port(), durable=False) as server,
+    ):
         yield server
 
 
