@@ -29,6 +29,8 @@ from shared.telemetry.openapi import Answer, Body
 _PATH = "v1/embeddings"
 #: Texts, or lists of tokens, of one request (OpenAI's limit).
 MAX_ITEMS = 2048
+#: Those whose vectors are not large together.
+FEW_ITEMS = 16
 #: The most bytes of text that LiteLLM makes of one token (the longest of OpenAI's cl100k_base are 128 spaces).
 MAX_BYTES_OF_TOKEN = 128
 
@@ -76,6 +78,10 @@ class Inputs:
     largest: _Amount
     dimensions: int | None
     encoding: str
+
+    @property
+    def large_answer(self) -> bool:
+        return self.items > FEW_ITEMS
 
     def size(self, model: PricedModel) -> Size:
         """Each item has the context window for itself. Tokens count as they are, unless LiteLLM makes text of them.

@@ -43,6 +43,7 @@ class Query:
     """A valid request, with the row's search tool; ``text`` is the query as the client wrote it."""
 
     stream: ClassVar[bool] = False
+    large_answer: ClassVar[bool] = False
     text: msgspec.Raw
     max_results: int
     tool: str

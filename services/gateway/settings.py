@@ -41,7 +41,12 @@ class GatewaySettings(Settings):
     streaming_timeout_seconds: float = Field(300, gt=0, description="No data for that long is a timeout.")
     total_timeout_seconds: float = Field(0, ge=0, description="Longest that a request may take; 0 = no limit.")
     keepalive_seconds: float = Field(15, gt=0, description="A comment line is sent after that long without data.")
-    slow_client_seconds: float = Field(60, gt=0, description="A client that takes no data for that long is dropped.")
+    slow_client_seconds: float = Field(
+        60,
+        gt=0,
+        description="A client that takes no data for that long is dropped; also one that needs more than five times "
+        "that for a large answer that is no stream.",
+    )
     max_open_requests: Limit = Field(
         2500, description="Open chats, searches and requests for embeddings of one process; 0 = no limit."
     )

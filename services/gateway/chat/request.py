@@ -90,6 +90,7 @@ class ChatRequest:
     of a stream; ``prompt``: the size of its prompt.
     """
 
+    large_answer = False
     __slots__ = ("_fields", "_sampled", "limit", "model", "n", "prompt", "stream", "wants_usage")
 
     def __init__(self, model: str, fields: dict[str, msgspec.Raw], values: Mapping[str, Any], prompt: Prompt) -> None:

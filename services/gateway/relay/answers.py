@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 import msgspec
 from aiohttp import web
 
-from services.gateway.errors import Unavailable, UpstreamError
+from services.gateway.errors import RateLimited, Unavailable, UpstreamError
 from services.gateway.upstream.client import MAX_ANSWER
 
 T = TypeVar("T")
@@ -26,9 +27,15 @@ class Answers:
     def __init__(self, most_bytes: int = MOST_BYTES) -> None:
         self.most_bytes = most_bytes
         self.held = 0
+        self.of_users: Counter[str] = Counter()
 
-    def check(self) -> None:
-        """:raises Unavailable: there is no room for another one of the largest."""
+    def check(self, user_id: str) -> None:
+        """
+        :raises RateLimited: the user's own are a quarter of what there may be.
+        :raises Unavailable: there is no room for another one of the largest.
+        """
+        if self.of_users.get(user_id, 0) >= self.most_bytes / 4:
+            raise RateLimited("Too many of your answers wait to be taken.", reason="answers", retry_after=1)
         if self.held + MAX_ANSWER > self.most_bytes:
             raise Unavailable("Too many large answers are under way.")
 
@@ -36,21 +43,30 @@ class Answers:
 class Held:
     """The bytes of one answer, which count for as long as this object lives."""
 
-    def __init__(self, answers: Answers) -> None:
-        self._answers = answers
+    def __init__(self, answers: Answers, user_id: str) -> None:
+        self._answers, self._user_id = answers, user_id
         self._size = self._counted = 0
 
     def add(self, size: int) -> None:
-        """:raises UpstreamError: there is no room for more of it."""
+        """:raises UpstreamError: there is no room for more of it, or half of what there may be is the user's own."""
         self._size += size
         if self._size > SMALL:
-            self._answers.held += self._size - self._counted
-            self._counted = self._size
-            if self._answers.held > self._answers.most_bytes:
+            self._count(self._size)
+            answers = self._answers
+            if answers.held > answers.most_bytes or answers.of_users[self._user_id] > answers.most_bytes / 2:
                 raise UpstreamError("Too many large answers are under way.")
 
+    def _count(self, size: int) -> None:
+        of_users, change = self._answers.of_users, size - self._counted
+        self._answers.held += change
+        self._counted = size
+        of_users[self._user_id] += change
+        if not of_users[self._user_id]:
+            del of_users[self._user_id]
+
     def __del__(self) -> None:
-        self._answers.held -= self._counted
+        if self._counted:
+            self._count(0)
 
 
 class LargeAnswer(web.Response):

@@ -46,6 +46,10 @@ class Asked(Protocol):
     def stream(self) -> bool:
         """Whether the answer is a stream of events."""
 
+    @property
+    def large_answer(self) -> bool:
+        """Whether the answer may be large though the request is small."""
+
 
 class Tally(Protocol):
     """The count of one answer, by which it is charged."""

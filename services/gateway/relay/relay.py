@@ -143,10 +143,11 @@ class Relay:
         return stream.response
 
     async def _answer(self, watch: Watch) -> web.StreamResponse:
-        if not self._reservation.grant:  # embeddings: a small request may have a large answer
-            self._shared.answers.check()
+        user_id = self._reservation.ask.principal.user_id
+        if self._asked.large_answer:
+            self._shared.answers.check(user_id)
         upstream = await self._post()
-        held = Held(self._shared.answers)
+        held = Held(self._shared.answers, user_id)
 
         def on_data(size: int) -> None:
             watch.touch()

@@ -37,6 +37,9 @@ async def client(gateway: Gateway) -> AsyncIterator[openai.AsyncOpenAI]:
         yield client
 
 
+MANY = {"input": ["a"] * 17}
+
+
 async def ask(gateway: Gateway, body: Any) -> tuple[int, Any]:
     data = body if isinstance(body, bytes) else json.dumps({"model": MODEL, **body}).encode()
     headers = {"Authorization": f"Bearer {TOKEN}", "Content-Type": "application/json"}
@@ -69,11 +72,22 @@ async def test_the_official_clients_default_is_decoded(client: openai.AsyncOpenA
 
 async def test_no_room_for_a_large_answer_is_refused_before_litellm_is_asked(gateway: Gateway) -> None:
     gateway.answers.held = gateway.answers.most_bytes - MAX_ANSWER + 1
-    status, body = await ask(gateway, {"input": "a"})
+    status, body = await ask(gateway, MANY)
     assert (status, body["error"]["code"], gateway.double.asked) == (503, "unavailable", [])
     assert not (await gateway.budgets.wait_settled()).sent
+    assert (await ask(gateway, {"input": ["a"] * 16}))[0] == 200, "a small one has room"
     gateway.answers.held -= 1
-    assert (await ask(gateway, {"input": "a"}))[0] == 200
+    assert (await ask(gateway, MANY))[0] == 200
+
+
+async def test_a_user_who_does_not_take_large_answers_gets_no_more_of_them(gateway: Gateway) -> None:
+    quarter = gateway.answers.most_bytes // 4
+    gateway.answers.of_users.update({"uid:ai": quarter, "another:ai": quarter})
+    status, body = await ask(gateway, MANY)
+    assert (status, body["error"]["code"], gateway.double.asked) == (429, "rate_limit_exceeded", [])
+    assert not (await gateway.budgets.wait_settled()).sent
+    gateway.answers.of_users["uid:ai"] -= 1
+    assert (await ask(gateway, MANY))[0] == 200
 
 
 async def test_an_answer_is_relayed_as_it_is_and_settled_by_what_litellm_says(gateway: Gateway) -> None:

@@ -232,12 +232,16 @@ class TestSlow:
             client.close()
 
 
-async def test_large_answers_have_a_limit_together_until_their_clients_have_them(gateway: Gateway) -> None:
-    gateway.answers.most_bytes = 6_000_000
+@pytest.mark.parametrize(("most", "others"), [(20_000_000, 13_000_000), (12_000_000, 0)], ids=["all", "one user"])
+async def test_large_answers_have_a_limit_together_until_their_clients_have_them(
+    gateway: Gateway, most: int, others: int
+) -> None:
+    """One user may hold half of it."""
+    gateway.answers.most_bytes, gateway.answers.held = most, others
     large, small = answer("x" * 4_000_000), answer("x" * 60_000)
     gateway.double.script("double", Script.json(large, x_litellm_response_cost="0.5"))
     slow = await gateway.connect(receive_buffer=4096)
-    await until(lambda: gateway.answers.held > 4_000_000 and gateway.budgets.settled)
+    await until(lambda: gateway.answers.held > others + 4_000_000 and gateway.budgets.settled)
     status, body, headers = await gateway.read()
     assert (status, b"upstream_error" in body, headers["x-should-retry"]) == (502, True, "false")
     refused = gateway.budgets.settled[1][1]
@@ -245,10 +249,10 @@ async def test_large_answers_have_a_limit_together_until_their_clients_have_them
     gateway.double.script("double", Script.json(small))
     assert (await gateway.read())[0] == 200
     slow.reset()
-    await until(lambda: gateway.answers.held == 0)
+    await until(lambda: gateway.answers.held == others)
     gateway.double.script("double", Script.json(large))
     assert (await gateway.read())[:2] == (200, json.dumps(large).encode())
-    await until(lambda: gateway.answers.held == 0)
+    await until(lambda: gateway.answers.held == others and not gateway.answers.of_users)
 
 
 async def test_the_end_of_a_stream_shows_at_once_to_a_client_of_http_1_0(gateway: Gateway) -> None:
