@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import time
 import uuid
 from collections import Counter
@@ -15,7 +16,7 @@ from services.gateway.budget.metrics import BudgetMetrics
 from services.gateway.budget.models import Ask
 from services.gateway.budget.refusals import Refusal
 from services.gateway.budget.scripts import BudgetScripts, TotalsBegun
-from services.gateway.ledger.storage import LedgerStorage
+from services.gateway.ledger.storage import LedgerStorage, StillLedger
 from shared.domain.identity import SHARDS
 from shared.domain.money import NANO, usd_text
 from shared.domain.service_types import ServiceType, ServiceTypes
@@ -30,10 +31,12 @@ _log = logs.logger("budget")
 _STALE_SECONDS = 3.0
 #: Rows of a shard's outbox beyond which its sums are not built: they are written to the ledger first.
 _MOST_WAITING = 500
+#: The same for sums that are good and built once more after a rollout: that waits for a calmer moment.
+_FEW_WAITING = 50
 #: Ms within which the last old gateway stops to admit after the last new one of a rollout has started.
 _ROLLOUT_MS = 5 * 60 * 1000
-#: Ms after which the build that follows a rollout is tried again.
-_RETRY_MS = 10_000
+#: Ms after which a build that nobody waits for is tried again, and within which the gateways of a rollout try theirs.
+_RETRY_MS = 30_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +78,8 @@ class Totals:
         #: All gateways that start within 5 minutes need one build together, 5 to 10 minutes later.
         self._again: int | None = 0
         self._try_at = 0
+        #: When this process tries to build the sums of new total budgets though another one reads the shards.
+        self._try_new_at = 0
 
     def _take_table(self) -> None:
         """Take the rows that have a total budget now. Only between two readings, which know them by name."""
@@ -143,8 +148,9 @@ class Totals:
             for name, (read_at_ms, total) in sums.known.items():
                 self._learn(name, total, read_at_ms / 1000 - self._clock)
             if self._again == 0:
-                self._again = self._try_at = (sums.now_ms // _ROLLOUT_MS + 2) * _ROLLOUT_MS
-            if sums.mine or self._since or self._is_due(sums.now_ms):
+                self._again = (sums.now_ms // _ROLLOUT_MS + 2) * _ROLLOUT_MS
+                self._try_at = self._again + random.randrange(_RETRY_MS)  # noqa: S311 - the first one builds for all
+            if sums.mine or (self._since and sums.now_ms >= self._try_new_at) or self._is_due(sums.now_ms):
                 await self._read(names, sums.now_ms)
         except DependencyUnavailable as failure:
             if failure.dependency != "redis":
@@ -162,13 +168,17 @@ class Totals:
             self._learn(name, total, now_ms / 1000 - self._clock)
         if found:
             await self._scripts.tell_sums(now_ms, found)
-        if self._again is not None and self._is_due(now_ms):  # until that build, those of before hold
+        most = _MOST_WAITING
+        if self._again is not None and self._is_due(now_ms):  # until that build begins, those of before hold
+            most = _FEW_WAITING
             self._try_at = now_ms + _RETRY_MS
             replies = await self._ask(names, [max(self._again, self._since.get(name, 0)) for name in names])
             if not any(lost(names, reply) for reply in replies):
                 self._again = None
         if missing := {number: names_ for number, reply in enumerate(replies) if (names_ := lost(names, reply))}:
-            await self._build(missing)
+            self._try_new_at = now_ms + _RETRY_MS
+            await self._build(missing, most)
+            self._try_new_at = 0
 
     def _is_due(self, now_ms: int) -> bool:
         return self._again is not None and now_ms >= self._try_at
@@ -189,31 +199,31 @@ class Totals:
                 self._metrics.total_spent.set(known.total.spent_nano / NANO, row.name)
                 self._metrics.total_reserved.set(known.total.reserved_nano / NANO, row.name)
 
-    async def _build(self, missing: Mapping[int, Sequence[str]]) -> None:
+    async def _build(self, missing: Mapping[int, Sequence[str]], most: int) -> None:
         """Empty the sums of these shards, then add what was before: from the outbox, the leases and the ledger.
 
         Meanwhile nobody writes to the ledger. So what was settled before the sums were emptied is in the ledger or in
         the outbox (or in both, which is asked), and what is settled after that adds to the sums itself and is not in
         the ledger yet. The period is that in which the sums of a shard were emptied, by Redis's clock: requests of a
-        later one all add to the sums themselves.
+        later one all add to the sums themselves. The ledger is asked before, so that no sum is lost if it can't
+        answer; only a period that has ended meanwhile is asked again.
 
         :param missing: names of totals by shard.
+        :param most: rows of a shard's outbox beyond which it is left out.
         :raises DependencyUnavailable: Redis or PostgreSQL could not be asked.
         """
         async with self._storage.standing_still() as ledger:
             if ledger is None:
                 return
+            spent: dict[str, dict[int, int]] = {}  # by field
+            for names in missing.values():
+                await self._ask_spent(ledger, spent, names, int((time.monotonic() + self._clock) * 1000))
             build = uuid.uuid4().hex  # a call of an earlier one that comes late changes nothing
-            begun = await self._begin(build, missing)
+            begun = await self._begin(build, missing, most)
             rows = [row for shard in begun.values() for row in shard.rows]
             written = await ledger.written(rows) if rows else {}
-            spent: dict[str, dict[int, int]] = {}  # by field
             for number, shard in begun.items():
-                for name in missing[number]:
-                    row = self._rows[name]
-                    seconds, period = row.duration_seconds, period_of(shard.now_ms, row.duration_seconds)
-                    if (field := sum_field(SUM_SPENT, name, period)) not in spent:
-                        spent[field] = await ledger.spent(row.name, period * seconds, (period + 1) * seconds)
+                await self._ask_spent(ledger, spent, missing[number], shard.now_ms)
             for number, shard in begun.items():
                 fields = _reserved(shard)
                 self._add_waiting(fields, missing[number], shard, written)
@@ -223,8 +233,17 @@ class Totals:
                 await self._scripts.load_totals(number, build, missing[number], fields, shard.now_ms)
         _log.info("totals_built", shards=len(begun))
 
-    async def _begin(self, build: str, missing: Mapping[int, Sequence[str]]) -> dict[int, TotalsBegun]:
-        calls = [self._scripts.begin_totals(number, build, names, _MOST_WAITING) for number, names in missing.items()]
+    async def _ask_spent(
+        self, ledger: StillLedger, spent: dict[str, dict[int, int]], names: Sequence[str], now_ms: int
+    ) -> None:
+        for name in names:
+            row = self._rows[name]
+            seconds, period = row.duration_seconds, period_of(now_ms, row.duration_seconds)
+            if (field := sum_field(SUM_SPENT, name, period)) not in spent:
+                spent[field] = await ledger.spent(row.name, period * seconds, (period + 1) * seconds)
+
+    async def _begin(self, build: str, missing: Mapping[int, Sequence[str]], most: int) -> dict[int, TotalsBegun]:
+        calls = [self._scripts.begin_totals(number, build, names, most) for number, names in missing.items()]
         begun = dict(zip(missing, await asyncio.gather(*calls), strict=True))
         if waiting := sum(shard is None for shard in begun.values()):
             _log.warning("totals_wait_for_outbox", shards=waiting)
