@@ -35,6 +35,7 @@ AUTHORIZATION = {"Authorization": f"Bearer {TOKEN}"}
 class Translation(msgspec.Struct, frozen=True):
     text: str
     stream: bool = False
+    large_answer: bool = False
 
 
 @dataclass
