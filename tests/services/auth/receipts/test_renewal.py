@@ -340,6 +340,12 @@ async def test_revoked_devices_and_those_without_a_receipt_are_left_alone(world:
     assert await world.run() == {}
 
 
+_END_WAITING = Query.text(
+    "select pg_terminate_backend(pid, 5000) from pg_stat_activity"
+    " where datname = current_database() and wait_event_type = 'Lock'"
+)
+
+
 @pytest.mark.parametrize("state", ["unreachable", "read-only", "no rights", "unmigrated", "slow"])
 async def test_a_job_that_the_database_refuses_says_so_and_leaves_all_to_the_next(
     world: World, postgres_url: str, empty_postgres_url: str, state: str
@@ -359,6 +365,7 @@ async def test_a_job_that_the_database_refuses_says_so_and_leaves_all_to_the_nex
         async with Database.connect(urls.get(state, postgres_url), timeout=0.5) as world.database:
             with pytest.raises(DatabaseUnavailable):
                 await world.run()
+        await good.execute(_END_WAITING)  # as the role's statement_timeout does
     assert not world.stand_in.calls, "Apple was not asked"
     world.database = good
     assert await world.run() == {"renewed": 3}
