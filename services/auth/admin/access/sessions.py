@@ -89,7 +89,7 @@ class Sessions:
         held = msgspec.msgpack.encode(_Held(key.name, int(self._clock()), session.csrf))
         signed = _mac(self._secrets[0], session.id, key, held) + held
         try:
-            async with self._redis.pipeline(transaction=True) as pipeline:
+            async with self._redis.pipeline(transaction=False) as pipeline:
                 pipeline.hset(name, "signed", signed)
                 pipeline.expire(name, IDLE_SECONDS)
                 await pipeline.execute()
@@ -104,7 +104,7 @@ class Sessions:
         """
         name = _name(session_id)
         try:
-            async with self._redis.pipeline(transaction=True) as pipeline:
+            async with self._redis.pipeline(transaction=False) as pipeline:
                 pipeline.hgetall(name)
                 pipeline.expire(name, IDLE_SECONDS)
                 if take_flash:

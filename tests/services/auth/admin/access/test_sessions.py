@@ -9,9 +9,12 @@ import pytest
 
 from services.auth.admin.access.admin_keys import AdminKey, AdminKeys
 from services.auth.admin.access.sessions import ABSOLUTE_SECONDS, Flash, Session, Sessions
+from services.local.valkey import ValkeyServer
 from shared.domain.tokens import CLOCK_SKEW
-from shared.stores.redis import Client
+from shared.errors import DependencyUnavailable
+from shared.stores.redis import Client, connect
 from tests.support.clock import Clock
+from tests.support.waiting import until
 
 ALICE = AdminKey("alice", "admin", hashlib.sha256(b"alice").digest())
 BOB = AdminKey("bob", "viewer", hashlib.sha256(b"bob").digest())
@@ -112,3 +115,19 @@ async def test_nothing_is_left_of_a_session_that_ended_before_something_was_said
     await redis.expire(place(session.id), 5)
     await sessions.say(session, Flash("Done."))
     assert await redis.ttl(place(session.id)) > 5
+
+
+async def test_sessions_leave_a_demoted_primary_for_where_its_name_leads_now(own_valkey: ValkeyServer) -> None:
+    async with connect(own_valkey.url) as redis:
+        sessions = Sessions(redis, AdminKeys([ALICE]), SECRETS)
+        session = await sessions.begin(ALICE)
+        assert await found(sessions, session.id) == session
+        before = {each["id"] for each in await redis.client_list()}
+        await redis.execute_command("REPLICAOF", "127.0.0.1", "1")
+
+        async def another_connection() -> bool:
+            with pytest.raises(DependencyUnavailable):
+                await found(sessions, session.id)
+            return not before & {each["id"] for each in await redis.client_list()}
+
+        await until(another_connection)
