@@ -26,6 +26,7 @@ def upgrade() -> None:
         sa.Column("prompt_tokens", sa.BigInteger(), nullable=False),
         sa.Column("completion_tokens", sa.BigInteger(), nullable=False),
         sa.PrimaryKeyConstraint("hour", "service_type", "outcome"),
+        if_not_exists=True,  # an interrupted run of older releases left it behind
     )
 
 

@@ -39,9 +39,10 @@ def upgrade() -> None:
         sa.Column("code", sa.Text(), nullable=False, comment="the error code that the client got"),
         sa.Column("reason", sa.Text(), nullable=False, comment="in words, for operators"),
         sa.PrimaryKeyConstraint("at", "id"),
-        sa.Index("refusals_user", "user_id", sa.text("at DESC")),
-        sa.Index("refusals_request", "request_id"),
+        if_not_exists=True,  # an interrupted run of older releases left it behind, with its indexes
     )
+    op.create_index("refusals_user", "refusals", ["user_id", sa.text("at DESC")], if_not_exists=True)
+    op.create_index("refusals_request", "refusals", ["request_id"], if_not_exists=True)
 
 
 def downgrade() -> None:

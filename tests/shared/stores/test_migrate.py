@@ -104,6 +104,17 @@ def test_a_migration_that_is_interrupted_at_any_concurrent_index_can_be_run_agai
     assert not rows(empty_postgres_url, "select 1 from pg_index where not indisvalid")
 
 
+def test_tables_that_an_interrupted_migration_left_behind_are_taken_as_they_are(empty_postgres_url: str) -> None:
+    for made, noted in (("0002", "0001"), ("0011", "0010")):
+        migrate.upgrade(empty_postgres_url, made)
+        connection = psycopg2.connect(empty_postgres_url)
+        with connection, connection.cursor() as cursor:
+            cursor.execute("update alembic_version set version_num = %s", (noted,))
+        connection.close()
+    migrate.upgrade(empty_postgres_url)
+    assert migrate.current(empty_postgres_url) == revisions()[-1]
+
+
 @pytest.fixture
 def mlpa(empty_postgres_url: str) -> CliRunner:
     return CliRunner(env={"DATABASE_URL": empty_postgres_url})
