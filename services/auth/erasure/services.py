@@ -141,9 +141,10 @@ class Erasures:
     async def _begin(self, transaction: Transaction, identity: str, actor: Actor) -> Open | None:
         users = await storage.lock_users(transaction, identity)
         if not users:
-            if erasure := await storage.unfinished(transaction, identity):
+            erasure = await storage.unfinished(transaction, identity)
+            if erasure and self._digests.unseal(erasure.sealed) == identity:
                 return erasure  # its records may still have the id
-            if not await storage.is_held(transaction, identity):
+            if not erasure and not await storage.is_held(transaction, identity):
                 return None
         digest, service_types = self._digests.of(identity), [user["service_type"] for user in users]
         every_type = sorted({*service_types, *self._rows})

@@ -82,6 +82,8 @@ _UNFINISHED = Query.text(
     """
     select digest, sealed, service_types, erased_at, false as forgotten from erasures
     where fingerprint = sha256(convert_to(:identity, 'UTF8')) and sealed is not null and forgotten_at is null
+        and not exists(select from devices where key_id = :identity)
+        and not exists(select from identities where identity = :identity)
     """
 )
 #: A digest by an older secret gives way, or its fingerprint would stand in the way.
@@ -161,7 +163,7 @@ async def is_held(transaction: Transaction, identity: str) -> bool:
 
 
 async def unfinished(transaction: Transaction, identity: str) -> Open | None:
-    """The erasure of an identity that Redis has not forgotten yet, if there is one.
+    """The erasure of an identity that Redis has not forgotten yet, unless a device or a decision came since.
 
     :raises DatabaseUnavailable: PostgreSQL could not be asked.
     """

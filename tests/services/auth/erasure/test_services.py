@@ -356,6 +356,25 @@ async def test_redis_that_is_down_is_told_when_it_is_back(world: World, own_valk
         await users.enter(UID, world.types.by_name["ai"])
 
 
+@pytest.mark.parametrize(
+    ("identity", "comes"),
+    [(KEY, _DEVICE), (UID, "insert into identities (identity, blocked_at) values (:identity, now()) returning 1")],
+)
+async def test_what_comes_during_an_erasure_goes_when_it_is_sent_again(world: World, identity: str, comes: str) -> None:
+    async with world.database.transaction() as transaction:
+        await storage.begin(transaction, identity, DIGESTS.of(identity), DIGESTS.seal(identity), ["ai"])
+    await world.run(comes, identity=identity)
+    await erased(world, identity)
+
+
+async def test_an_erasure_whose_secret_is_lost_is_finished_when_it_is_sent_again(world: World) -> None:
+    lost = Digests([b"a secret that is lost"])
+    async with world.database.transaction() as transaction:
+        await storage.begin(transaction, UID, lost.of(UID), lost.seal(UID), ["ai"])
+    await erased(world, UID)
+    assert await world.one("select count(*) from erasures where sealed is not null") == 0
+
+
 async def test_litellm_that_is_down_is_told_when_it_is_back(world: World) -> None:
     await world.users.enter(UID, world.types.by_name["ai"])
     world.litellm.customers[WHO.user_id] = {"budget_id": None}
