@@ -170,6 +170,7 @@ def connect(url: str, *, timeout: float = 1.0, max_connections: int = 64, state:
         return cluster  # type: ignore[no-any-return]  # same commands, no common base class
     pool = BlockingConnectionPool.from_url(
         place.url,
+        protocol=2,  # in time for redis-py, which prepares a pool for the pushes of RESP 3
         max_connections=max_connections,
         timeout=timeout,
         socket_timeout=timeout,

@@ -266,6 +266,7 @@ class Executor:
     def _pool(self, address: Address) -> ConnectionPool:
         pool = BlockingConnectionPool.from_url(
             self._place.url,
+            protocol=2,  # as in shared.stores.redis
             socket_timeout=self._timeout,
             socket_connect_timeout=self._timeout,
             credential_provider=self._place.credentials,
