@@ -114,7 +114,7 @@ class Shard:
         return f"{self.prefix}t:{user_id}"
 
     def tombstone(self, request: str) -> str:
-        """STRING, how a request ended; present for a while after it was settled or reaped."""
+        """STRING, how a request ended, for a while: ``reaped NANO ADMITTED_MS``, or what ``settle.lua`` replied."""
         return f"{self.prefix}d:{request}"
 
 

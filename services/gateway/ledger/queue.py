@@ -162,14 +162,15 @@ class LedgerQueue:
         self._count_unsettled()
 
     def _take(self, row: LedgerRow, reply: bytes, epoch: str) -> None:
-        """``FLAG SETTLED_MS``, or ``-`` when there is no row to write."""
+        """``FLAG SETTLED_MS``, with the time of admission of a row that lowers; ``-`` when there is no row to write."""
         if reply == b"-":
             return
-        flag, _, settled_ms = reply.partition(b" ")
+        flag, settled_ms, *admitted_ms = reply.split()
         lowers = flag == b"1"
         if lowers:
             self._metrics.lowered_usd.inc(by=max(0, row.reserved_nano - row.cost_nano) / NANO)
-        self.add(replace(row, lowers=lowers, settled_ms=int(settled_ms)), epoch)
+        admitted = int(admitted_ms[0]) if admitted_ms else row.admitted_ms
+        self.add(replace(row, lowers=lowers, settled_ms=int(settled_ms), admitted_ms=admitted), epoch)
 
     def _count_unsettled(self) -> None:
         self._waiting = len(self._sent) + sum(map(len, self._unsettled.values()))

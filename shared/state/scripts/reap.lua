@@ -25,7 +25,7 @@ for _, item in each() do
       redis.call('HSET', user, UNWRITTEN .. id, int(amount) .. '|' .. int(admitted))
       redis.call('HINCRBY', user, VERSION, 1)
       redis.call('EXPIRE', user, IDLE)
-      redis.call('SET', item.tombstone, 'reaped ' .. int(amount), 'EX', REAPED)
+      redis.call('SET', item.tombstone, 'reaped ' .. int(amount) .. ' ' .. int(admitted), 'EX', REAPED)
       add_to_total(totals, SUM_RESERVED, total, admitted, 0 - amount)
       add_to_total(totals, SUM_SPENT, total, admitted, amount)
       local entry = table.concat({'0', int(amount), int(now), item.user_id, int(admitted), int(bound), int(granted),

@@ -5,14 +5,19 @@
 --@ args id user_id cost# rate_tokens# write admitted# total row_end
 -- write: "row" | "none" (never admitted as far as the gateway knows: no ledger row)
 -- total: used when the reservation is lost
--- Reply "FLAG SETTLED_MS" of the ledger row: flag 0 for a new row, 1 for one that lowers what the reaper charged;
---       "-" when there is nothing to write
+-- Reply "0 SETTLED_MS" of a new ledger row, "1 SETTLED_MS ADMITTED_MS" of one that lowers what the reaper charged, "-"
+--       when there is nothing to write
 local over = redis.call('GET', tombstone)
 local reaped, result, amount, write = 0, '0 ' .. int(now), 0, write == 'row'
 if over then
-  local charged = string.match(over, '^reaped (%d+)')
+  local charged, at = string.match(over, '^reaped (%d+) ?(%d*)')
   if not charged then return over end
-  reaped, result, write = tonumber(charged), '1 ' .. int(now), cost < tonumber(charged)
+  if at ~= '' then
+    -- A gateway that does not know whether it admitted the request gives another time; the ledger's key has this one
+    admitted, row_end = tonumber(at), string.gsub(row_end, '^%d+', at)
+  end
+  reaped, write = tonumber(charged), cost < tonumber(charged)
+  result = '1 ' .. int(now) .. ' ' .. int(admitted)
 end
 
 local duration, period, newest, spent, reserved, open, estimated, used_tokens, held = unpack(redis.call(

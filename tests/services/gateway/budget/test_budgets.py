@@ -347,6 +347,28 @@ async def test_a_request_whose_gateway_is_gone_is_charged_whole_and_lowered_once
             assert {one["outcome"] for one in await ledger(database)} == {"expired", "success"}
 
 
+async def test_a_request_that_is_withdrawn_after_it_was_charged_whole_has_one_row_and_costs_nothing(
+    redis_url: str, postgres_url: str
+) -> None:
+    """Its gateway does not know whether, and so not when, Redis admitted it."""
+    sleepy = Timings(lease=0.3, renew=60, flush=0.02, sweep=60)
+    async with (
+        opened(redis_url, postgres_url, timings=sleepy) as (unsure, database, _),
+        opened(redis_url, postgres_url) as (other, _, _),
+    ):
+        reservation = await unsure.admit(ask())
+
+        async def costs(nano: int) -> bool:
+            return await total(database) == (1, nano)
+
+        await until(lambda: costs(2_100_000))
+        unsure._withdraw(reservation.ask, row())
+        await until(lambda: costs(0))
+        await idle(redis_url)
+        assert (await other.state(principal())).spent_nano == 0
+        assert await total(database) == (1, 0)
+
+
 async def test_a_request_that_was_charged_whole_ends_with_a_block_and_is_not_registered_again(
     redis_url: str, postgres_url: str
 ) -> None:

@@ -275,9 +275,9 @@ async def test_a_late_settlement_lowers_a_charge_once_and_never_raises_it(valkey
         assert await amounts() == ([25, 0], [25, 0])
         assert layout.IDLE - 60 <= client.ttl(keys.user(who.user_id)) <= layout.IDLE
         client.persist(keys.user(who.user_id))
-        assert [await settle(equal, 10), await settle(lower, 3)] == [b"-", f"1 {late}".encode()]
+        assert [await settle(equal, 10), await settle(lower, 3)] == [b"-", f"1 {late} {NOW}".encode()]
         assert layout.IDLE - 60 <= client.ttl(keys.user(who.user_id)) <= layout.IDLE
-        assert [await settle(least, 0, tokens=1), await settle(lower, 2)] == [f"1 {late}".encode()] * 2
+        assert [await settle(least, 0, tokens=1), await settle(lower, 2)] == [f"1 {late} {NOW}".encode()] * 2
         assert await amounts() == ([17, 0], [17, 0])
         assert client.zrange(keys.tokens_window(who.user_id), 0, -1) == [f"{least.id} 1".encode()]
         assert layout.WINDOW - 60_000 < client.pttl(keys.tokens_window(who.user_id)) <= layout.WINDOW
