@@ -64,7 +64,7 @@ async def test_what_is_wrong_with_a_request_is_told_in_this_order(door: Door) ->
     assert (too_large.status, too_large.json()) == (413, coded(3))
     missing = await door.desktop(None, service_type="nonsense")
     assert (missing.status, missing.json()) == (401, {"detail": "Missing authorization header"})
-    assert door.count("desktop", "fxa", "refused") == 1
+    assert door.count("desktop", "fxa", "refused") == 2
     unknown = await door.desktop("no token", service_type="nonsense")
     assert (unknown.status, unknown.json()) == (400, coded(9))
     bad = await door.desktop("a" * 64, chat("unknown"))

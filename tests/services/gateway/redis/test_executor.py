@@ -14,6 +14,8 @@ from shared.state.script import Script
 from shared.stores.dependency import Dependency
 from tests.support.waiting import until
 
+KEYS = layout.SHARD_KEYS[0]
+
 
 async def test_an_answer_that_waited_for_a_blocked_loop_beyond_the_deadline_counts(own_valkey: ValkeyServer) -> None:
     """Redis did answer in time, to a script whose connection was opened for it."""
@@ -21,11 +23,11 @@ async def test_an_answer_that_waited_for_a_blocked_loop_beyond_the_deadline_coun
     with own_valkey.client() as client:
         client.script_load(script.source)
     async with Executor.open(own_valkey.url, (), timeout=0.4) as executor:
-        call = script.call(user=layout.SHARD_KEYS[0].user("u"), identity=layout.SHARD_KEYS[0].identity("i"))
+        call = script.call(user=KEYS.user("u"), identity=KEYS.identity("i"), forgotten=KEYS.forgotten)
         answer = asyncio.create_task(executor.run(0, call))
         await until(lambda: any(link._pending and not link._out for link in executor.links()), pause=0)
         time.sleep(0.5)  # noqa: ASYNC251 - the loop is to be blocked
-        assert (await answer)[:2] == [b"0", b"0"]
+        assert (await answer)[:2] == [b"0", b"0/"]
 
 
 async def test_the_first_good_script_ends_an_outage_in_the_log(
@@ -33,7 +35,7 @@ async def test_the_first_good_script_ends_an_outage_in_the_log(
 ) -> None:
     """With no check and no new connection: nobody may ask for readiness, and a server that loads keeps connections."""
     script, clock = Script("snapshot"), [0.0]
-    call = script.call(user=layout.SHARD_KEYS[0].user("u"), identity=layout.SHARD_KEYS[0].identity("i"))
+    call = script.call(user=KEYS.user("u"), identity=KEYS.identity("i"), forgotten=KEYS.forgotten)
     async with Executor.open(own_valkey.url, ()) as executor:
         await executor.run(0, call)
         executor.state = Dependency("redis", now=lambda: clock[0])
@@ -43,12 +45,12 @@ async def test_the_first_good_script_ends_an_outage_in_the_log(
         assert executor.state.reason is None
         with own_valkey.client() as client:
             client.script_flush()
-        assert (await executor.run(0, call))[:2] == [b"0", b"0"], "an answer to be cleared up is none"
+        assert (await executor.run(0, call))[:2] == [b"0", b"0/"], "an answer to be cleared up is none"
         executor.state.failed("the server's memory is full (OOM)")
         clock[0] = 9.0
         await executor.run(0, call)
         assert executor.state.reason is not None, "a script that only reads says nothing of those that write"
         tell = Script("sums_tell")
-        await executor.run(0, tell.call(sums=layout.SHARD_KEYS[0].sums, read_at=1, each=[]))
+        await executor.run(0, tell.call(sums=KEYS.sums, read_at=1, each=[]))
         assert executor.state.reason is None
     assert capsys.readouterr().out.count("dependency_back") == 2
