@@ -13,9 +13,10 @@ from services.gateway.budget.refusals import Refusal
 from services.gateway.budget.scripts import BudgetScripts, Expected, Expired, Snapshot, Sweep, UserBuild
 from services.local.valkey import ValkeyServer
 from shared.domain.identity import shard
+from shared.domain.outcome import Outcome
 from shared.state import decisions, layout
 from shared.state.layout import Standing
-from shared.state.packed import Excepted
+from shared.state.packed import Excepted, LedgerRow
 from shared.stores.redis import connect
 from tests.services.gateway.budget.clocked import ClockedExecutor
 from tests.services.gateway.budget.support import ask, principal
@@ -277,7 +278,10 @@ async def test_a_late_settlement_lowers_a_charge_once_and_never_raises_it(valkey
         client.persist(keys.user(who.user_id))
         assert [await settle(equal, 10), await settle(lower, 3)] == [b"-", f"1 {late} {NOW}".encode()]
         assert layout.IDLE - 60 <= client.ttl(keys.user(who.user_id)) <= layout.IDLE
-        assert [await settle(least, 0, tokens=1), await settle(lower, 2)] == [f"1 {late} {NOW}".encode()] * 2
+        withdrawn = replace(least.row(Charge(0, 1, 1, 1), Outcome.ABORT), admitted_ms=NOW + 7)  # by a clock of its own
+        assert await executor.run(*scripts.settle_call(withdrawn)) == f"1 {late} {NOW}".encode()
+        assert LedgerRow.parse(least.id, (client.hget(keys.outbox, least.id) or b"").decode()).admitted_ms == NOW
+        assert await settle(lower, 2) == f"1 {late} {NOW}".encode()
         assert await amounts() == ([17, 0], [17, 0])
         assert client.zrange(keys.tokens_window(who.user_id), 0, -1) == [f"{least.id} 1".encode()]
         assert layout.WINDOW - 60_000 < client.pttl(keys.tokens_window(who.user_id)) <= layout.WINDOW
