@@ -218,7 +218,7 @@ class _Server(Redis):
                     continue
                 raise self._told(BaseParser.parse_error(str(failure))) from None  # type: ignore[no-untyped-call]
             except builtins.ConnectionError as error:
-                if isinstance(error.__cause__, RedisError):  # what kept the connection from being made, and is told
+                if isinstance(error.__cause__, RedisError):  # the reason why no connection was made, which was reported
                     raise error.__cause__ from None
                 if isinstance(error.__cause__, builtins.TimeoutError):
                     raise self._told(TimeoutError("no answer in time")) from error
