@@ -165,6 +165,7 @@ def connect(url: str, *, timeout: float = 1.0, max_connections: int = 64, state:
             socket_connect_timeout=timeout,
             max_connections=max_connections,
             credential_provider=place.credentials,
+            protocol=2,  # RESP 3 has a handshake of its own, during which redis-py may close the connection
             retry=Retry(NoBackoff(), 1),
         )
         return cluster  # type: ignore[no-any-return]  # same commands, no common base class
@@ -268,7 +269,11 @@ class _Cluster(RedisCluster):
 
     async def execute_command(self, *args: Any, **kwargs: Any) -> Any:
         with spans.child(f"redis {args[0]}", "redis"):
-            return await _in_time(self, super().execute_command(*args, **kwargs))
+            return await _in_time(self, self._routed(args, kwargs))
+
+    async def _routed(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        await self.initialize()  # redis-py would first choose a node, at random, and then look who holds the slot
+        return await super().execute_command(*args, **kwargs)
 
     def pipeline(self, transaction: Any = None, shard_hint: Any = None) -> ClusterPipeline:
         return _Pipeline(self, transaction)  # type: ignore[abstract]
@@ -288,7 +293,8 @@ async def _in_time(cluster: RedisCluster, call: Coroutine[Any, Any, Any]) -> Any
             return await call
     except builtins.TimeoutError as error:
         raise TimeoutError("no answer in time") from error
-    except RuntimeError as error:  # uvloop's, as in _Hardened
+    except (RuntimeError, AttributeError) as error:
+        # uvloop's, as in _Hardened; redis-py's, when another command's failure closed the connection meanwhile
         raise ConnectionError("the connection is closed") from error
     except RedisClusterException as error:
         cause: BaseException | None = error

@@ -153,6 +153,22 @@ async def test_the_loss_of_a_node_is_told_at_once_and_over_when_it_is_back(tmp_p
                     pass
 
 
+async def test_the_loss_of_a_node_fails_each_of_many_commands_at_once_as_a_fault_of_redis(tmp_path: Path) -> None:
+    """redis-py closes a node's connections at the first failure, also those that other commands are opening."""
+    with ValkeyCluster(tmp_path) as cluster:
+        async with client(cluster.url, Dependency("redis")) as auth:
+            assert all(await asyncio.gather(*(auth.set(f"{{{number}}}", "1") for number in range(50))))
+
+            async def work(first: int) -> None:
+                for number in range(6):
+                    await failure(auth.set(f"{{{first + number}}}", "2"))
+                    await failure(auth.pipeline().set(f"{{{first - number}}}", "2").execute())
+
+            working = [asyncio.create_task(work(1000 * number)) for number in range(30)]
+            cluster.nodes[1].kill()
+            await asyncio.gather(*working)
+
+
 async def test_a_cluster_that_is_gone_is_told_as_what_it_is(tmp_path: Path) -> None:
     state = Dependency("redis")
     with ValkeyCluster(tmp_path) as cluster:
