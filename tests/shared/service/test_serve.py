@@ -30,7 +30,7 @@ class Slow:
         self.port = unused_port()
         self.app = web.Application()
         self.app[DRAIN] = drain
-        self.app.router.add_get("/", self._handle)
+        self.app.router.add_post("/", self._handle)
 
     async def _handle(self, _request: web.Request) -> web.Response:
         self.begun.set()
@@ -38,7 +38,8 @@ class Slow:
         return web.Response(text="done")
 
     async def ask(self) -> str:
-        async with aiohttp.ClientSession() as session, session.get(f"http://127.0.0.1:{self.port}/") as response:
+        """aiohttp's client does not repeat a POST that was cut off: the port may be another server's by then."""
+        async with aiohttp.ClientSession() as session, session.post(f"http://127.0.0.1:{self.port}/") as response:
             return await response.text()
 
     @asynccontextmanager
