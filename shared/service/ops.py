@@ -94,9 +94,7 @@ async def docs_script(_request: web.Request) -> web.Response:
 
 
 async def docs_asset(request: web.Request) -> web.FileResponse:
-    """
-    :raises NotFound: it is not one of the files.
-    """
+    """:raises NotFound: it is not one of the files."""
     name = request.match_info["name"]
     if name not in _ASSETS:
         raise NotFound

@@ -32,9 +32,7 @@ _log = logs.logger("proxies")
 
 
 def parse_networks(texts: Iterable[str]) -> tuple[_Network, ...]:
-    """
-    :raises ValueError: one is neither an address nor a network in CIDR notation.
-    """
+    """:raises ValueError: one is neither an address nor a network in CIDR notation."""
     return tuple(ipaddress.ip_network(text) for text in texts)
 
 

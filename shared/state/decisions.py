@@ -2,7 +2,8 @@
 
 The gateway's scripts own the state. Auth changes three parts of it (an identity's standing, a user's tier, revoked
 tokens) and records which users exist, so that they get in while PostgreSQL is down. Each change raises a version, so
-that a gateway that is rebuilding the user from PostgreSQL at that moment starts again.
+that a gateway that is rebuilding the user from PostgreSQL at that moment starts again. Every function raises
+``RedisError``.
 """
 
 from __future__ import annotations
@@ -92,10 +93,7 @@ _ANY = Oldest()
 
 
 async def standing_version(client: Client, identity: str) -> str:
-    """The version that ``set_standing`` can require; each call changes it.
-
-    :raises RedisError: Redis could not be asked.
-    """
+    """The version that ``set_standing`` can require; each call changes it."""
     reply: Any = client.hget(identity_key(identity), VERSION)
     version: bytes | None = await reply
     return version.decode() if version else "0"
@@ -144,8 +142,6 @@ async def read_users(client: Client, user_ids: Sequence[str]) -> list[UserState 
     """The spent and reserved amounts of users in the current period; None for a user without state in Redis.
 
     Such a user has nothing reserved, and the ledger has everything that it spent.
-
-    :raises RedisError: Redis could not be asked.
     """
     rows = await _eval_all(client, [_SPENT.call(user=user_key(user_id)) for user_id in user_ids])
     return [_parse(row) if row is not None else None for row in rows]
@@ -159,7 +155,6 @@ def _parse(row: list[Any]) -> UserState:
 
 
 async def known(client: Client, identity: str, service_type: str) -> Known:
-    """:raises RedisError: Redis could not be asked."""
     keys = layout.of_identity(identity)
     call = _KNOWN.call(
         identity=keys.identity(identity), forgotten=keys.forgotten, known_user=f"{KNOWN_USER}{service_type}"
@@ -175,7 +170,6 @@ async def remember(
     """Store what PostgreSQL answered after ``version`` was read, unless a decision has changed since.
 
     :returns: whether it was stored.
-    :raises RedisError: Redis could not be asked.
     """
     keys = layout.of_identity(identity)
     call = _REMEMBER.call(
@@ -191,10 +185,7 @@ async def remember(
 
 
 async def forget_others(client: Client, identity: str, users: Sequence[str]) -> None:
-    """Forget the users of an identity that are not among ``users``.
-
-    :raises RedisError: Redis could not be asked.
-    """
+    """Forget the users of an identity that are not among ``users``."""
     key = identity_key(identity)
     fields: Any = await client.hkeys(key)
     known_users = [name for name in fields if name.startswith(KNOWN_USER.encode())]
@@ -233,7 +224,6 @@ async def outlook(
     :param empty: the amount that the request would reserve without its prompt.
     :param rows: the service types by name.
     :returns: None when neither the user's tier nor its service type is among them.
-    :raises RedisError: Redis could not be asked.
     """
     identity, _, service_type = user_id.rpartition(":")
     keys, tier = layout.of_user(user_id), recorded.tier
@@ -282,10 +272,7 @@ async def _total(
 
 
 async def totals(client: Client, rows: Sequence[ServiceType]) -> dict[str, Total]:
-    """What all users of service types with a total budget have spent, by name; without those that Redis has lost.
-
-    :raises RedisError: Redis could not be asked.
-    """
+    """What all users of service types with a total budget have spent, by name; without those that Redis has lost."""
     names = {total_name(row): row.name for row in rows}
     found = add_up(list(names), await _sums(client, list(names)))
     return {names[name]: total for name, total in found.items()}

@@ -35,7 +35,8 @@ REQUEST_SECONDS = 2.0
 class DatabaseUnavailable(DependencyUnavailable):
     """PostgreSQL could not be asked, refused for a state of its own, or did not answer in time.
 
-    Whether a write took place is unknown. ``sqlstate`` is None when no server answered.
+    Whatever runs a statement raises it. Whether a write took place is unknown. ``sqlstate`` is None when no server
+    answered.
     """
 
     def __init__(self, reason: str, *, sqlstate: str | None = None) -> None:
@@ -84,26 +85,17 @@ class Statements:
         raise TypeError("use Database or Transaction")
 
     async def fetch(self, query: Query, **params: Any) -> list[Row]:
-        """All rows of a read, which is repeated once when the connection turns out to be dead.
-
-        :raises DatabaseUnavailable: PostgreSQL could not be asked.
-        """
+        """All rows of a read, which is repeated once when the connection turns out to be dead."""
         rows: list[Row] = await self._run(query, params, _all_rows, True)
         return rows
 
     async def fetch_one(self, query: Query, **params: Any) -> Row | None:
-        """The first row, or None. Not repeated: usable for ``INSERT ... RETURNING`` too.
-
-        :raises DatabaseUnavailable: PostgreSQL could not be asked.
-        """
+        """The first row, or None. Not repeated: usable for ``INSERT ... RETURNING`` too."""
         rows: list[Row] = await self._run(query, params, _all_rows, False)
         return rows[0] if rows else None
 
     async def execute(self, query: Query, **params: Any) -> int:
-        """The number of rows that a write affected.
-
-        :raises DatabaseUnavailable: PostgreSQL could not be asked.
-        """
+        """The number of rows that a write affected."""
         count: int = await self._run(query, params, _row_count, False)
         return count
 
@@ -189,9 +181,7 @@ class Database(Statements):
         await asyncio.gather(*self._closing, return_exceptions=True)
 
     async def _open(self) -> aiopg.Pool:
-        """
-        :raises OSError, psycopg2.Error: no server could be connected to; the last one's error.
-        """
+        """:raises OSError, psycopg2.Error: no server could be connected to; the last one's error."""
         async with self._opening:
             if self._pool is None:
                 places = await postgres_places.resolve(self._url)
@@ -301,9 +291,7 @@ class Database(Statements):
             raise self._unavailable(error) from error
 
     def _unavailable(self, error: BaseException) -> DatabaseUnavailable:
-        """
-        :raises BaseException: the error itself, where it is a fault of our statement.
-        """
+        """:raises BaseException: the error itself, where it is a fault of our statement."""
         if not postgres_faults.is_unavailability(error):
             raise error
         why = postgres_faults.reason(error)
@@ -312,9 +300,7 @@ class Database(Statements):
 
 
 async def _acquire(pool: aiopg.Pool) -> aiopg.Connection:
-    """
-    :raises OperationalError: and the other CONNECTION_FAULTS.
-    """
+    """:raises OperationalError: and the other CONNECTION_FAULTS."""
     try:
         return await pool.acquire()
     except RuntimeError:

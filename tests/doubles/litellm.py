@@ -220,9 +220,7 @@ class LiteLLMDouble:
         return len(server.connections) if server else 0
 
     def script(self, model: str, script: Script, **info: Any) -> None:
-        """
-        :param info: members of its row's ``model_info``, if it is a new model.
-        """
+        """:param info: members of its row's ``model_info``, if it is a new model."""
         self.scripts[model] = script
         if all(row["model_name"] != model for row in self.models):
             self.models.append(model_row(model, **info))

@@ -1,4 +1,7 @@
-"""The SQL of the audit log: changes with actor, time, old and new values, and sign-ins."""
+"""The SQL of the audit log: changes with actor, time, old and new values, and sign-ins.
+
+Every function raises ``DatabaseUnavailable``.
+"""
 
 from __future__ import annotations
 
@@ -58,10 +61,7 @@ async def record(
     old: Mapping[str, Any] | None = None,
     new: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write one entry; a change's goes into the transaction of the change.
-
-    :raises DatabaseUnavailable: PostgreSQL could not be asked.
-    """
+    """Write one entry; a change's goes into the transaction of the change."""
     before, after = (None if values is None else json.dumps(values) for values in (old, new))
     await where.execute(
         _RECORD, actor=actor.name, action=action, subject=subject, old=before, new=after, source=actor.source
@@ -74,7 +74,6 @@ async def page(
     """Entries with an id below ``edge``, or above it when ``newer``, the nearest first.
 
     :param subjects: only entries about one of these; None for all.
-    :raises DatabaseUnavailable: PostgreSQL could not be asked.
     """
     about = {} if subjects is None else {"subjects": subjects}
     rows = await database.fetch(_PAGES[newer, subjects is not None], edge=edge, limit=limit, **about)

@@ -1,4 +1,7 @@
-"""Operations of operators on devices. A revocation is final, since a stolen key remains stolen."""
+"""Operations of operators on devices. A revocation is final, since a stolen key remains stolen.
+
+Every method raises ``DependencyUnavailable``.
+"""
 
 from __future__ import annotations
 
@@ -44,7 +47,6 @@ class DeviceAdmin:
         """Devices whose key id starts with ``q``, by key id.
 
         :raises InvalidRequest: the cursor is not one of this list.
-        :raises DependencyUnavailable: a dependency could not be asked.
         """
         place = pagination.place(cursor, 1)
         if "\0" in q:
@@ -55,14 +57,10 @@ class DeviceAdmin:
         return pagination.page(place, rows, limit, lambda device: (device.key_id,))
 
     async def find(self, key_id: str) -> DeviceRow | None:
-        """:raises DependencyUnavailable: a dependency could not be asked."""
         return await storage.find(self._database, key_id) if "\0" not in key_id else None
 
     async def get(self, key_id: str) -> DeviceRow:
-        """
-        :raises NotFound: it does not exist.
-        :raises DependencyUnavailable: a dependency could not be asked.
-        """
+        """:raises NotFound: it does not exist."""
         device = await self.find(key_id)
         if device is None:
             raise NotFound("There is no such device.")

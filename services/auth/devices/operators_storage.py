@@ -1,4 +1,4 @@
-"""The SQL of operators' work on App Attest devices."""
+"""The SQL of operators' work on App Attest devices. Every function raises ``DatabaseUnavailable``."""
 
 from __future__ import annotations
 
@@ -92,28 +92,19 @@ _BLOCK = Query.text(
 
 
 async def blockable(database: Database | Transaction, chosen: Chosen) -> int:
-    """The number of devices that are neither blocked nor revoked.
-
-    :raises DatabaseUnavailable: PostgreSQL could not be asked.
-    """
+    """The number of devices that are neither blocked nor revoked."""
     return int((await database.fetch(_COUNT, **asdict(chosen)))[0]["devices"])
 
 
 async def block(transaction: Transaction, chosen: Chosen, *, reason: str | None, limit: int) -> int:
-    """Block devices, and record that Redis must know; their number.
-
-    :raises DatabaseUnavailable: PostgreSQL could not be asked.
-    """
+    """Block devices, and record that Redis must know; their number."""
     return await transaction.execute(_BLOCK, reason=reason, limit=limit, **asdict(chosen))
 
 
 async def page(
     database: Database, *, q: str, key: str | None, backwards: bool, limit: int, chosen: Chosen | None = None
 ) -> list[DeviceRow]:
-    """Devices whose key id starts with ``q``, by key id, from ``key`` on in the given direction.
-
-    :raises DatabaseUnavailable: PostgreSQL could not be asked.
-    """
+    """Devices whose key id starts with ``q``, by key id, from ``key`` on in the given direction."""
     edge = _LAST if backwards else ""
     query = _BACKWARDS if backwards else _FORWARDS
     edge = edge if key is None else key
@@ -122,15 +113,11 @@ async def page(
 
 
 async def find(database: Database, key_id: str) -> DeviceRow | None:
-    """:raises DatabaseUnavailable: PostgreSQL could not be asked."""
     rows = await database.fetch(_FIND, key_id=key_id)
     return DeviceRow(**rows[0]) if rows else None
 
 
 async def lock(transaction: Transaction, key_id: str) -> DeviceRow | None:
-    """Lock a device until the transaction ends.
-
-    :raises DatabaseUnavailable: PostgreSQL could not be asked.
-    """
+    """Lock a device until the transaction ends."""
     rows = await transaction.fetch(_LOCK, key_id=key_id)
     return DeviceRow(**rows[0]) if rows else None

@@ -57,7 +57,6 @@ class EnrollingSources:
         )
 
     async def read(self) -> None:
-        """:raises DependencyUnavailable: PostgreSQL could not be asked."""
         found = (await self._database.fetch(_READ))[0]
         self._most.set(found["most"])
         for step in _STEPS:

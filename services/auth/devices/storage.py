@@ -1,4 +1,4 @@
-"""Enrolled App Attest keys in PostgreSQL."""
+"""Enrolled App Attest keys in PostgreSQL. Every function raises ``DatabaseUnavailable``."""
 
 from __future__ import annotations
 
@@ -155,7 +155,6 @@ async def enrol(database: Database, key_id: str, attestation: Attestation, sourc
 
 
 async def find(database: Database, key_id: str) -> Device | None:
-    """:raises DatabaseUnavailable: PostgreSQL could not be asked."""
     rows = await database.fetch(_FIND, key_id=key_id)
     return Device(**rows[0]) if rows else None
 
@@ -168,7 +167,6 @@ async def advance_counter(
     :param window: a counter that is not the highest may be taken once while it is above the highest minus this, at most
         ``LATE_COUNTERS``; 0 for none.
     :returns: False when the counter was too low or taken, or the key was revoked meanwhile.
-    :raises DatabaseUnavailable: PostgreSQL could not be asked.
     """
     row = await database.fetch_one(
         _ADVANCE,
@@ -184,10 +182,7 @@ async def advance_counter(
 
 
 async def store_imported(database: Database, devices: list[ImportedDevice]) -> None:
-    """Store a batch; a known device keeps its larger counter and everything else.
-
-    :raises DatabaseUnavailable: PostgreSQL could not be asked.
-    """
+    """Store a batch; a known device keeps its larger counter and everything else."""
     newest: dict[str, ImportedDevice] = {}
     for device in devices:
         known = newest.get(device.key_id)
@@ -209,7 +204,6 @@ async def page(database: Database, *, after: str, since: float, limit: int) -> l
 
     :param after: the key id that the page follows; empty for the first page.
     :param since: Unix time; devices that were enrolled before it are left out.
-    :raises DatabaseUnavailable: PostgreSQL could not be asked.
     """
     rows = await database.fetch(_PAGE, after=after, since=since, limit=limit)
     return [ImportedDevice(**row) for row in rows]

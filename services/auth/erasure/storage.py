@@ -1,7 +1,7 @@
 """The SQL of erasures.
 
 What PostgreSQL holds about an identity is removed, or renamed to its digest, in one transaction; but for ledger and
-audit log, which may be long, and are renamed in batches.
+audit log, which may be long, and are renamed in batches. Every function raises ``DatabaseUnavailable``.
 """
 
 from __future__ import annotations
@@ -145,28 +145,19 @@ class Open:
 
 
 async def lock_users(transaction: Transaction, identity: str) -> list[Row]:
-    """Lock an identity, its device and its users. Returns ``user_id`` and ``service_type`` of each.
-
-    :raises DatabaseUnavailable: PostgreSQL could not be asked.
-    """
+    """Lock an identity, its device and its users. Returns ``user_id`` and ``service_type`` of each."""
     await standing.lock(transaction, identity)
     await transaction.fetch(_DEVICE, identity=identity)
     return await transaction.fetch(_USERS, identity=identity)
 
 
 async def is_held(transaction: Transaction, identity: str) -> bool:
-    """Whether PostgreSQL holds anything about an identity.
-
-    :raises DatabaseUnavailable: PostgreSQL could not be asked.
-    """
+    """Whether PostgreSQL holds anything about an identity."""
     return bool((await transaction.fetch(_HELD, identity=identity))[0]["held"])
 
 
 async def unfinished(transaction: Transaction, identity: str) -> Open | None:
-    """The erasure of an identity that Redis has not forgotten yet, unless a device or a decision came since.
-
-    :raises DatabaseUnavailable: PostgreSQL could not be asked.
-    """
+    """The erasure of an identity that Redis has not forgotten yet, unless a device or a decision came since."""
     row = await transaction.fetch_one(_UNFINISHED, identity=identity)
     return Open(**row) if row else None
 
@@ -174,10 +165,7 @@ async def unfinished(transaction: Transaction, identity: str) -> Open | None:
 async def begin(
     transaction: Transaction, identity: str, digest: str, sealed: bytes, service_types: Sequence[str]
 ) -> Open:
-    """Remove an identity, keep its decisions under its digest, and record the erasure.
-
-    :raises DatabaseUnavailable: PostgreSQL could not be asked.
-    """
+    """Remove an identity, keep its decisions under its digest, and record the erasure."""
     names = {"identity": identity, "digest": digest}
     await transaction.execute(_FORGET_FINGERPRINT, **names)
     row = await transaction.fetch_one(_BEGIN, sealed=sealed, service_types=list(service_types), **names)
@@ -191,7 +179,6 @@ async def unblock(transaction: Transaction, digests: Sequence[str]) -> bool:
     """End the block that is kept under one of these digests.
 
     :returns: False if there is none.
-    :raises DatabaseUnavailable: PostgreSQL could not be asked.
     """
     return bool(await transaction.execute(_UNBLOCK, digests=list(digests)))
 
@@ -213,39 +200,26 @@ async def rename_records(database: Database, identity: str, digest: str) -> None
 
 
 async def has_returned(database: Database, identity: str) -> bool:
-    """:raises DatabaseUnavailable: PostgreSQL could not be asked."""
     return bool((await database.fetch(_RETURNED, identity=identity))[0]["returned"])
 
 
 async def forgotten(database: Database, erasure: Open) -> None:
-    """Record that Redis has nothing of it any more: from now on the identity may return.
-
-    :raises DatabaseUnavailable: PostgreSQL could not be asked.
-    """
+    """Record that Redis has nothing of it any more: from now on the identity may return."""
     await database.execute(_FORGOTTEN, digest=erasure.digest, erased_at=erasure.erased_at)
 
 
 async def unprovision(database: Database, identity: str) -> None:
-    """Have the customers of an identity that has returned made again.
-
-    :raises DatabaseUnavailable: PostgreSQL could not be asked.
-    """
+    """Have the customers of an identity that has returned made again."""
     await database.execute(_UNPROVISION, identity=identity)
 
 
 async def done(database: Database, erasure: Open) -> None:
-    """Forget the identity of an erasure.
-
-    :raises DatabaseUnavailable: PostgreSQL could not be asked.
-    """
+    """Forget the identity of an erasure."""
     await database.execute(_DONE, digest=erasure.digest, erased_at=erasure.erased_at)
 
 
 async def open_erasures(database: Database, settle: float) -> AsyncIterator[Open]:
-    """The erasures that are due, oldest first: those that Redis has not forgotten, or has ``settle`` seconds ago.
-
-    :raises DatabaseUnavailable: PostgreSQL could not be asked.
-    """
+    """The erasures that are due, oldest first: those that Redis has not forgotten, or has ``settle`` seconds ago."""
     at: datetime | str = "-infinity"
     after = ""
     while rows := await database.fetch(_OPEN, settle=settle, at=at, after=after):
@@ -255,19 +229,13 @@ async def open_erasures(database: Database, settle: float) -> AsyncIterator[Open
 
 
 async def oldest(database: Database) -> float:
-    """The age of the oldest erasure that is not finished, in seconds; 0 if there is none.
-
-    :raises DatabaseUnavailable: PostgreSQL could not be asked.
-    """
+    """The age of the oldest erasure that is not finished, in seconds; 0 if there is none."""
     age: float = (await database.fetch(_OLDEST))[0]["age"]
     return age
 
 
 async def clear(database: Database, kept: float) -> None:
-    """Delete the fingerprints of erasures that are older than ``kept`` seconds.
-
-    :raises DatabaseUnavailable: PostgreSQL could not be asked.
-    """
+    """Delete the fingerprints of erasures that are older than ``kept`` seconds."""
     await database.execute(_CLEAR, kept=kept)
 
 

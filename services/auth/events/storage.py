@@ -1,4 +1,7 @@
-"""The SQL of deliveries: an accepted token is remembered for as long as it could be sent again."""
+"""The SQL of deliveries: an accepted token is remembered for as long as it could be sent again.
+
+Every function raises ``DatabaseUnavailable``.
+"""
 
 from __future__ import annotations
 
@@ -17,20 +20,15 @@ async def take(transaction: Transaction, jti: str, expires_at: float) -> bool:
     """Remember a delivery.
 
     :returns: False if it was taken before; one that is being taken is waited for.
-    :raises DatabaseUnavailable: PostgreSQL could not be asked.
     """
     until = datetime.fromtimestamp(expires_at, UTC)
     return (await transaction.fetch_one(_TAKE, jti=jti, expires_at=until)) is not None
 
 
 async def is_taken(database: Database, jti: str) -> bool:
-    """:raises DatabaseUnavailable: PostgreSQL could not be asked."""
     return bool((await database.fetch(_TAKEN, jti=jti))[0]["taken"])
 
 
 async def clear_expired(database: Database) -> None:
-    """Forget the deliveries that are too old to be accepted again.
-
-    :raises DatabaseUnavailable: PostgreSQL could not be asked.
-    """
+    """Forget the deliveries that are too old to be accepted again."""
     await database.execute(_CLEAR)

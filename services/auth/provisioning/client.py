@@ -94,9 +94,7 @@ class LiteLLMAdmin:
     def __init__(
         self, session: aiohttp.ClientSession, base_urls: Sequence[str], master_key: str, *, timeout: float = 5.0
     ) -> None:
-        """
-        :param timeout: seconds for one answer of one instance.
-        """
+        """:param timeout: seconds for one answer of one instance."""
         self._session = session
         self._instances = [URL(url.rstrip("/")) for url in base_urls]
         self._headers = {"Authorization": f"Bearer {master_key}", "Accept": "application/json"}

@@ -56,9 +56,7 @@ class Provisioner:
         factor: float,
         pace: Pace | None = None,
     ) -> None:
-        """
-        :param factor: LiteLLM's budget of a user as a multiple of the row's.
-        """
+        """:param factor: LiteLLM's budget of a user as a multiple of the row's."""
         self._admin = admin
         self._database = database
         self._rows, self._factor = service_types.by_name, factor

@@ -1,4 +1,4 @@
-"""The LiteLLM budget of each user, as PostgreSQL records it."""
+"""The LiteLLM budget of each user, as PostgreSQL records it. Every function raises ``DatabaseUnavailable``."""
 
 from __future__ import annotations
 
@@ -53,10 +53,7 @@ class Customer:
 
 
 async def to_provision(database: Database, users: Sequence[str]) -> list[Customer]:
-    """Those of the users whose LiteLLM budget is not that of their tier.
-
-    :raises DatabaseUnavailable: PostgreSQL is down.
-    """
+    """Those of the users whose LiteLLM budget is not that of their tier."""
     rows = await database.fetch(_OF, users=list(users))
     return [Customer(row["user_id"], row["budget_tier"], row["litellm_budget"], row["wanted"]) for row in rows]
 
@@ -65,17 +62,13 @@ async def find_to_provision(database: Database, tiers: Sequence[str], *, after: 
     """User ids, in order, of the next users whose LiteLLM budget is not that of their tier.
 
     :param tiers: users of other tiers are skipped.
-    :raises DatabaseUnavailable: PostgreSQL is down.
     """
     rows = await database.fetch(_NEXT, tiers=list(tiers), after=after, limit=limit)
     return [row["user_id"] for row in rows]
 
 
 async def remember(database: Database, done: Sequence[Customer]) -> None:
-    """Record that these customers have the budgets that they should have.
-
-    :raises DatabaseUnavailable: PostgreSQL is down.
-    """
+    """Record that these customers have the budgets that they should have."""
     await database.execute(
         _REMEMBER,
         users=[customer.user_id for customer in done],

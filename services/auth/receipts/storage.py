@@ -1,4 +1,7 @@
-"""The SQL of receipts. Who renews one claims it first: until its claim ends, no other job takes it."""
+"""The SQL of receipts. Who renews one claims it first: until its claim ends, no other job takes it.
+
+Every function raises ``DatabaseUnavailable``.
+"""
 
 from __future__ import annotations
 
@@ -72,10 +75,7 @@ async def claim(database: Database, *, limit: int) -> list[Claimed]:
 
 
 async def left(database: Database) -> int:
-    """The number of receipts that are due and not claimed.
-
-    :raises DatabaseUnavailable: PostgreSQL could not be asked.
-    """
+    """The number of receipts that are due and not claimed."""
     return int((await database.fetch(_LEFT))[0]["due"])
 
 

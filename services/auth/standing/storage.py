@@ -1,6 +1,7 @@
 """The SQL of decisions about identities, and of the decisions that Redis may lack.
 
-A decision and its row in ``redis_changes`` are written in one transaction.
+A decision and its row in ``redis_changes`` are written in one transaction. Every function raises
+``DatabaseUnavailable``.
 """
 
 from __future__ import annotations
@@ -132,10 +133,7 @@ def being_erased() -> DependencyUnavailable:
 
 
 async def lock(transaction: Transaction, identity: str) -> None:
-    """Let no erasure of an identity, and no writer of its decisions to Redis, come in between until the end.
-
-    :raises DatabaseUnavailable: PostgreSQL could not be asked.
-    """
+    """Let no erasure of an identity, and no writer of its decisions to Redis, come in between until the end."""
     await transaction.fetch(_LOCK, identity=identity)
 
 
@@ -143,8 +141,6 @@ async def kept_as(transaction: Transaction, identity: str, digests: Sequence[str
     """The name under which to keep a decision about an identity: a digest if it was erased and has not returned.
 
     No erasure comes in between until the transaction ends.
-
-    :raises DatabaseUnavailable: PostgreSQL could not be asked.
     """
     await lock(transaction, identity)
     row = await transaction.fetch_one(_KEPT_AS, identity=identity, digests=list(digests))
@@ -152,10 +148,7 @@ async def kept_as(transaction: Transaction, identity: str, digests: Sequence[str
 
 
 async def standing(database: Database | Transaction, identity: str) -> tuple[Standing, Oldest]:
-    """What is decided about an identity, and the oldest of its tokens that are good.
-
-    :raises DatabaseUnavailable: PostgreSQL could not be asked.
-    """
+    """What is decided about an identity, and the oldest of its tokens that are good."""
     row = (await database.fetch(_STANDING, identity=identity))[0]
     oldest = Oldest(row["issued"], row["generation"])
     return Standing.of(blocked=row["blocked"], revoked=row["revoked"]), oldest
@@ -165,7 +158,6 @@ async def refuse_older(transaction: Transaction, identity: str, ms: int) -> bool
     """Refuse the tokens of an identity that were issued before the second of a unix time in milliseconds.
 
     :returns: False if it was so before, for this or a later time.
-    :raises DatabaseUnavailable: PostgreSQL could not be asked.
     """
     return (await transaction.fetch_one(_REFUSE_OLDER, identity=identity, ms=ms)) is not None
 
@@ -174,7 +166,6 @@ async def raise_generation(transaction: Transaction, identity: str, generation: 
     """Record the generation of a token, unless a later one is known.
 
     :raises DependencyUnavailable: the identity was erased in the meantime.
-    :raises DatabaseUnavailable: PostgreSQL could not be asked.
     """
     await lock(transaction, identity)
     row = await transaction.fetch_one(_RAISE_GENERATION, identity=identity, generation=generation)
@@ -190,7 +181,6 @@ async def standing_at_door(
 
     :param digests: those under which it is kept, should the identity have been erased.
     :raises DependencyUnavailable: the identity is being erased.
-    :raises DatabaseUnavailable: PostgreSQL could not be asked.
     """
     row = (await database.fetch(_AT_DOOR, identity=identity, names=[identity, *digests]))[0]
     if row["erasing"]:
@@ -199,38 +189,28 @@ async def standing_at_door(
 
 
 async def block(transaction: Transaction, identity: str, reason: str | None) -> None:
-    """:raises DatabaseUnavailable: PostgreSQL could not be asked."""
     await transaction.execute(_BLOCK, identity=identity, reason=reason)
 
 
 async def unblock(transaction: Transaction, identity: str) -> bool:
-    """
-    :returns: False if it was not blocked.
-    :raises DatabaseUnavailable: PostgreSQL could not be asked.
-    """
+    """:returns: False if it was not blocked."""
     return bool(await transaction.execute(_UNBLOCK, identity=identity))
 
 
 async def revoke_device(transaction: Transaction, key_id: str, reason: str | None) -> None:
-    """:raises DatabaseUnavailable: PostgreSQL could not be asked."""
     await transaction.execute(_REVOKE_DEVICE, key_id=key_id, reason=reason)
 
 
 async def revoke_token(transaction: Transaction, jti: str, user_id: str, expires_at: datetime) -> bool:
-    """
-    :returns: False if it was revoked before.
-    :raises DatabaseUnavailable: PostgreSQL could not be asked.
-    """
+    """:returns: False if it was revoked before."""
     return (await transaction.fetch_one(_REVOKE_TOKEN, jti=jti, user_id=user_id, expires_at=expires_at)) is not None
 
 
 async def set_tier(transaction: Transaction, user_id: str, tier: str) -> None:
-    """:raises DatabaseUnavailable: PostgreSQL could not be asked."""
     await transaction.execute(_SET_TIER, user_id=user_id, tier=tier)
 
 
 async def set_exception(transaction: Transaction, user_id: str, given: Excepted, reason: str | None) -> None:
-    """:raises DatabaseUnavailable: PostgreSQL could not be asked."""
     await transaction.execute(
         _EXCEPT,
         user_id=user_id,
@@ -242,32 +222,22 @@ async def set_exception(transaction: Transaction, user_id: str, given: Excepted,
 
 
 async def end_exception(transaction: Transaction, user_id: str) -> None:
-    """:raises DatabaseUnavailable: PostgreSQL could not be asked."""
     await transaction.execute(_END_EXCEPTION, user_id=user_id)
 
 
 async def knows_revoked(database: Database, identity: str, jti: str) -> bool:
-    """Whether a token is revoked, and Redis knows all decisions about its identity.
-
-    :raises DatabaseUnavailable: PostgreSQL could not be asked.
-    """
+    """Whether a token is revoked, and Redis knows all decisions about its identity."""
     rows = await database.fetch(_TOKEN, identity=identity, jti=jti)
     return bool(rows) and not rows[0]["waiting"]
 
 
 async def record(transaction: Transaction, identity: str, kind: str) -> None:
-    """Record that the decision of this transaction must be written to Redis.
-
-    :raises DatabaseUnavailable: PostgreSQL could not be asked.
-    """
+    """Record that the decision of this transaction must be written to Redis."""
     await transaction.fetch_one(_RECORD, identity=identity, kind=kind)
 
 
 async def take(transaction: Transaction, identity: str) -> Decided:
-    """All decisions about an identity, locked until the transaction ends.
-
-    :raises DatabaseUnavailable: PostgreSQL could not be asked.
-    """
+    """All decisions about an identity, locked until the transaction ends."""
     await lock(transaction, identity)
     taken = (await transaction.fetch(_TAKEN, identity=identity))[0]
     found, oldest = await standing(transaction, identity)
@@ -281,31 +251,21 @@ async def take(transaction: Transaction, identity: str) -> Decided:
 
 
 async def done(transaction: Transaction, identity: str, change: int) -> None:
-    """Delete the changes that Redis has, up to the newest one included.
-
-    :raises DatabaseUnavailable: PostgreSQL could not be asked.
-    """
+    """Delete the changes that Redis has, up to the newest one included."""
     await transaction.execute(_DONE, identity=identity, id=change)
 
 
 async def pending(database: Database) -> list[str]:
-    """The identities whose changes have waited longest.
-
-    :raises DatabaseUnavailable: PostgreSQL could not be asked.
-    """
+    """The identities whose changes have waited longest."""
     return [row["identity"] for row in await database.fetch(_PENDING)]
 
 
 async def count_pending(database: Database) -> int:
-    """:raises DatabaseUnavailable: PostgreSQL could not be asked."""
     return int((await database.fetch(_COUNT))[0]["pending"])
 
 
 async def clear_expired(database: Database) -> None:
-    """Delete the revocations of tokens that have expired.
-
-    :raises DatabaseUnavailable: PostgreSQL could not be asked.
-    """
+    """Delete the revocations of tokens that have expired."""
     await database.execute(_CLEAR)
     await database.execute(_CLEAR_EXCEPTIONS)
 

@@ -31,7 +31,6 @@ class LedgerAge:
         self._age = registry.gauge("ledger_oldest_seconds", "Age of the ledger's oldest row; 0 without rows.")
 
     async def read(self) -> None:
-        """:raises DependencyUnavailable: PostgreSQL could not be asked."""
         oldest: datetime | None = (await self._database.fetch(_OLDEST))[0]["oldest"]
         self._age.set(max(0.0, self._clock() - oldest.timestamp()) if oldest else 0)
 

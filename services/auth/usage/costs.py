@@ -123,10 +123,7 @@ class Costs:
         self._reports = reports
 
     async def sums(self, span: Span, by: Sequence[str]) -> list[Cost]:
-        """The sums of a span, in the order of their dimensions.
-
-        :raises DatabaseUnavailable: PostgreSQL could not be asked.
-        """
+        """The sums of a span, in the order of their dimensions."""
         rows = await self._reports.fetch(_query(tuple(by)), since=span.since, until=span.until)
         return [
             Cost(
@@ -140,10 +137,7 @@ class Costs:
         ]
 
     async def slices(self, span: Span, by: Sequence[str]) -> AsyncIterator[list[Cost]]:
-        """The same, a part at a time: day by day, if the day is one of the dimensions.
-
-        :raises DatabaseUnavailable: PostgreSQL could not be asked.
-        """
+        """The same, a part at a time: day by day, if the day is one of the dimensions."""
         for part in span.days() if "day" in by else [span]:
             yield await self.sums(part, by)
 

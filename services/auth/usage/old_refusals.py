@@ -25,7 +25,6 @@ class OldRefusals:
         self._database, self._registry = database, registry
 
     async def delete(self) -> None:
-        """:raises DatabaseUnavailable: PostgreSQL could not be asked."""
         while await self._database.execute(_DELETE, days=KEPT_DAYS, most=_AT_ONCE) == _AT_ONCE:
             pass
 

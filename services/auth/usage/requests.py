@@ -139,9 +139,7 @@ class Requests:
         self._database = database
 
     async def page(self, sought: Sought, *, limit: int, cursor: str | None = None) -> RequestPage:
-        """
-        :raises InvalidRequest: the cursor is not one of this list.
-        """
+        """:raises InvalidRequest: the cursor is not one of this list."""
         before = _key(cursor) if cursor else (sought.until or _LATEST, "")
         refused = sought.code and sought.code not in _OUTCOMES
         admitted = sought.code and not refused

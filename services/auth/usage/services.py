@@ -76,17 +76,11 @@ class Usage:
         self._asking = Flight(self._find_near_limit)
 
     async def hours(self, count: int) -> list[Hour]:
-        """The last ``count`` hours, the present one included. Hours without requests are missing.
-
-        :raises DependencyUnavailable: a dependency could not be asked.
-        """
+        """The last ``count`` hours, the present one included. Hours without requests are missing."""
         return await storage.read(self._database, self._hour() - (count - 1) * _HOUR, "hour")
 
     async def days(self, count: int) -> list[Hour]:
-        """The last ``count`` days (UTC), today included. Days without requests are missing.
-
-        :raises DependencyUnavailable: a dependency could not be asked.
-        """
+        """The last ``count`` days (UTC), today included. Days without requests are missing."""
         today = self._hour().replace(hour=0)
         return await storage.read(self._database, today - (count - 1) * _DAY, "day")
 

@@ -1,4 +1,7 @@
-"""The SQL of the sums that the ledger keeps: by hour, and of the users who spent most recently."""
+"""The SQL of the sums that the ledger keeps: by hour, and of the users who spent most recently.
+
+Every function raises ``DatabaseUnavailable``.
+"""
 
 from __future__ import annotations
 
@@ -41,10 +44,7 @@ _SPENDERS = Query.text(
 
 
 async def read(database: Database, since: datetime, unit: str) -> list[Hour]:
-    """The sums since a time, by ``hour`` or ``day``, oldest first.
-
-    :raises DatabaseUnavailable: PostgreSQL could not be asked.
-    """
+    """The sums since a time, by ``hour`` or ``day``, oldest first."""
     return [Hour(**row) for row in await database.fetch(_READ, since=since, unit=unit)]
 
 
@@ -52,7 +52,6 @@ async def spenders(database: Database, since: date, each: int, budgets: Mapping[
     """The users who spent most on a UTC day since then, and those who spent most of their budget.
 
     :param budgets: nano-dollars by service type.
-    :raises DatabaseUnavailable: PostgreSQL could not be asked.
     """
     given = {"types": list(budgets), "budgets": [float(budget) or None for budget in budgets.values()]}
     return [row["user_id"] for row in await database.fetch(_SPENDERS, since=since, each=each, **given)]

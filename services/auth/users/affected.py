@@ -43,7 +43,6 @@ async def affected(database: Database, row: ServiceType, rows: Mapping[str, Serv
     """Who has the money and rates of a row, and who of them is over its budget in its current period.
 
     :param rows: the table that the row is of.
-    :raises DatabaseUnavailable: PostgreSQL could not be asked.
     """
     seconds = row.duration_seconds
     start = int(now) // seconds * seconds

@@ -1,4 +1,7 @@
-"""Operations of operators on users. When a method returns, its change is in PostgreSQL and in Redis."""
+"""Operations of operators on users. When a method returns, its change is in PostgreSQL and in Redis.
+
+Every method raises ``DependencyUnavailable``.
+"""
 
 from __future__ import annotations
 
@@ -79,7 +82,6 @@ class UserAdmin:
         list but that of all users, is sorted by id.
 
         :raises InvalidRequest: the cursor is not one of this list.
-        :raises DependencyUnavailable: a dependency could not be asked.
         """
         sort = "id" if q or which != "all" else sort
         place = pagination.place(cursor, 2)
@@ -108,38 +110,23 @@ class UserAdmin:
         return Page(await self._with_spending(found.rows), found.next_cursor, found.previous_cursor), total
 
     async def get(self, user_id: str) -> User:
-        """
-        :raises NotFound: it does not exist.
-        :raises DependencyUnavailable: a dependency could not be asked.
-        """
+        """:raises NotFound: it does not exist."""
         return (await self._with_spending([await self._row(user_id)]))[0]
 
     async def some(self, user_ids: Sequence[str]) -> list[User]:
-        """Those of these users that exist, by id.
-
-        :raises DependencyUnavailable: a dependency could not be asked.
-        """
+        """Those of these users that exist, by id."""
         return await self._with_spending(await storage.by_ids(self._database, user_ids))
 
     async def of_identity(self, identity: str) -> list[User]:
-        """The users of one identity, in its service types.
-
-        :raises DependencyUnavailable: a dependency could not be asked.
-        """
+        """The users of one identity, in its service types."""
         return await self._with_spending(await storage.of_identity(self._database, identity))
 
     async def counts(self) -> dict[str, int]:
-        """Users by service type.
-
-        :raises DependencyUnavailable: a dependency could not be asked.
-        """
+        """Users by service type."""
         return dict.fromkeys(self._rows, 0) | await storage.counts(self._database)
 
     async def pools(self) -> list[tuple[str, int, int]]:
-        """Name, users and capacity of each pool.
-
-        :raises DependencyUnavailable: a dependency could not be asked.
-        """
+        """Name, users and capacity of each pool."""
         return await pools.status(self._database, self._rows.values())
 
     async def ledger(self, user_id: str, *, limit: int, cursor: str | None = None) -> LedgerPage:
@@ -147,7 +134,6 @@ class UserAdmin:
 
         :raises NotFound: no such user, and none in the ledger.
         :raises InvalidRequest: the cursor is not one of this list.
-        :raises DependencyUnavailable: a dependency could not be asked.
         """
         before = None
         if cursor:

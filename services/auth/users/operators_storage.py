@@ -1,4 +1,7 @@
-"""The SQL of operators' work on users. Pages are found by key, so that the last one is as fast as the first."""
+"""The SQL of operators' work on users. Pages are found by key, so that the last one is as fast as the first.
+
+Every function raises ``DatabaseUnavailable``.
+"""
 
 from __future__ import annotations
 
@@ -34,9 +37,7 @@ def _select(users: str, order: str = "") -> Query:
 
 
 def _page(where: str, order: str, source: str = "users u", *, first: str = "") -> Query:
-    """
-    :param first: what ``source`` is in the order of, and its users too.
-    """
+    """:param first: what ``source`` is in the order of, and its users too."""
     users = f"select u.* from {source} where {where} order by {first}{order} limit :limit"  # noqa: S608  ours
     return _select(users, f"order by {order}")
 
@@ -180,7 +181,6 @@ async def page(
     """Users of a list whose id starts with ``q``; all users when sorted by a time.
 
     :param after: ``(id, that time as text)`` of the user that the page follows; None for the first page.
-    :raises DatabaseUnavailable: PostgreSQL could not be asked.
     """
     edge = ("", "-infinity") if not descending else (LAST, "infinity")
     user_id, at = after or edge
@@ -199,10 +199,7 @@ def _bounds(q: str) -> dict[str, str]:
 
 
 async def estimate(database: Database, q: str) -> int:
-    """The number of users whose id starts with ``q``: exact up to 10,000, above that the planner's estimate.
-
-    :raises DatabaseUnavailable: PostgreSQL could not be asked.
-    """
+    """The number of users whose id starts with ``q``: exact up to 10,000, above that the planner's estimate."""
     found: int = (await database.fetch(_MATCHES, **_bounds(q), most=_COUNTED + 1))[0]["found"]
     if found <= _COUNTED:
         return found
@@ -211,28 +208,20 @@ async def estimate(database: Database, q: str) -> int:
 
 
 async def by_ids(database: Database | Transaction, users: Sequence[str]) -> list[UserRow]:
-    """:raises DatabaseUnavailable: PostgreSQL could not be asked."""
     return _users(await database.fetch(_BY_IDS, users=list(users)))
 
 
 async def of_identity(database: Database, identity: str) -> list[UserRow]:
-    """:raises DatabaseUnavailable: PostgreSQL could not be asked."""
     return _users(await database.fetch(_OF_IDENTITY, identity=identity))
 
 
 async def counts(database: Database) -> dict[str, int]:
-    """Users by service type.
-
-    :raises DatabaseUnavailable: PostgreSQL could not be asked.
-    """
+    """Users by service type."""
     return {row["service_type"]: row["users"] for row in await database.fetch(_CAPACITY)}
 
 
 async def spent(database: Database, spans: Mapping[str, tuple[int, int]]) -> dict[str, int]:
-    """Nano-dollars in the ledger of each user's requests admitted in a span of Unix time, its end excluded.
-
-    :raises DatabaseUnavailable: PostgreSQL could not be asked.
-    """
+    """Nano-dollars in the ledger of each user's requests admitted in a span of Unix time, its end excluded."""
     if not spans:
         return {}
     rows = await database.fetch(
@@ -245,10 +234,7 @@ async def spent(database: Database, spans: Mapping[str, tuple[int, int]]) -> dic
 
 
 async def revoked_tokens(database: Database, user_id: str) -> list[str]:
-    """The ids of a user's tokens that were revoked and have not expired, the newest hundred.
-
-    :raises DatabaseUnavailable: PostgreSQL could not be asked.
-    """
+    """The ids of a user's tokens that were revoked and have not expired, the newest hundred."""
     return [row["jti"] for row in await database.fetch(_REVOKED_TOKENS, user_id=user_id)]
 
 
@@ -258,7 +244,6 @@ async def ledger(
     """Requests of a user, newest first.
 
     :param before: ``(id, admission time as text)`` of the request that the page follows.
-    :raises DatabaseUnavailable: PostgreSQL could not be asked.
     """
     row_id, at = before or (LAST, "infinity")
     rows = await database.fetch(_LEDGER, user_id=user_id, id=row_id, at=at, limit=limit)
@@ -266,17 +251,11 @@ async def ledger(
 
 
 async def lock(transaction: Transaction, user_id: str, identity: str) -> UserRow | None:
-    """Lock a user, and all users of its identity, until the transaction ends.
-
-    :raises DatabaseUnavailable: PostgreSQL could not be asked.
-    """
+    """Lock a user, and all users of its identity, until the transaction ends."""
     await transaction.fetch(_LOCK, identity=identity)
     return next(iter(await by_ids(transaction, [user_id])), None)
 
 
 async def make_room(transaction: Transaction, service_type: str) -> None:
-    """Free the place of a user that was deleted.
-
-    :raises DatabaseUnavailable: PostgreSQL could not be asked.
-    """
+    """Free the place of a user that was deleted."""
     await transaction.execute(_MAKE_ROOM, service_type=service_type)

@@ -1,7 +1,7 @@
 """Pools: service types that share their capacity. An identity takes one place in a pool, however many of them it uses.
 
 The number of a pool changes under the lock of its row. When the pool is new, its service types have changed, or it had
-no limit before, the number is counted from the users.
+no limit before, the number is counted from the users. Every function raises ``DatabaseUnavailable``.
 """
 
 from __future__ import annotations
@@ -53,10 +53,7 @@ _STATUS = Query.text(
 
 
 async def is_full(database: Database, user_id: str, identity: str, row: ServiceType) -> bool:
-    """Whether a pool is full. The check takes no lock, so that newcomers cost little while it is.
-
-    :raises DatabaseUnavailable: PostgreSQL could not be asked.
-    """
+    """Whether a pool is full. The check takes no lock, so that newcomers cost little while it is."""
     if not row.max_users or not await database.fetch(_FULL, pool=row.pool, of=_of(row), max_users=row.max_users):
         return False
     return not (await database.fetch(_HAS_PLACE, identity=identity, members=_members(row), user_id=user_id))[0][
@@ -68,7 +65,6 @@ async def take_place(transaction: Transaction, user_id: str, identity: str, row:
     """Give a new user, whose row is written, a place, unless its identity has one.
 
     :returns: False when there is none.
-    :raises DatabaseUnavailable: PostgreSQL could not be asked.
     """
     pool, members = row.pool, _members(row)
     if not row.max_users:
@@ -84,10 +80,7 @@ async def take_place(transaction: Transaction, user_id: str, identity: str, row:
 
 
 async def leave(transaction: Transaction, identity: str, row: ServiceType) -> None:
-    """Free the place of an identity whose user was deleted, unless it has another user in the pool.
-
-    :raises DatabaseUnavailable: PostgreSQL could not be asked.
-    """
+    """Free the place of an identity whose user was deleted, unless it has another user in the pool."""
     if not row.max_users:
         await _uncount(transaction, row)
         return
@@ -102,10 +95,7 @@ async def _uncount(transaction: Transaction, row: ServiceType) -> None:
 
 
 async def status(database: Database, rows: Iterable[ServiceType]) -> list[tuple[str, int, int]]:
-    """Name, users and capacity of each pool.
-
-    :raises DatabaseUnavailable: PostgreSQL could not be asked.
-    """
+    """Name, users and capacity of each pool."""
     pools = {row.pool: row for row in rows if row.pool is not None}
     return [
         (

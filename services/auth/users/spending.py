@@ -55,10 +55,7 @@ class Spending:
         return self._rows.get(tier) or self._rows.get(user_id.rpartition(":")[2])
 
     async def of(self, users: Sequence[storage.UserRow], now: float) -> dict[str, Spent]:
-        """What users have spent, by user id.
-
-        :raises DatabaseUnavailable: PostgreSQL could not be asked.
-        """
+        """What users have spent, by user id."""
         tiers = {user.user_id: user.budget_tier for user in users}
         extra = {user.user_id: one.extra_nano for user in users if (one := user.exception)}
         states = await self._states(list(tiers))
@@ -97,7 +94,6 @@ class Spending:
         """The reasons that refuse a user's request which reserves ``least`` nano-dollars, mostly for its prompt.
 
         :returns: None when Redis can't tell, or no row holds for the user.
-        :raises DatabaseUnavailable: PostgreSQL could not be asked.
         """
         if not is_user(user.user_id):
             return None

@@ -1,4 +1,4 @@
-"""Users, blocks and capacity in PostgreSQL."""
+"""Users, blocks and capacity in PostgreSQL. Every function raises ``DatabaseUnavailable``."""
 
 from __future__ import annotations
 
@@ -65,10 +65,7 @@ _SEEN = Query.text(
 
 
 async def can_write(database: Database) -> None:
-    """Update no row, as readiness does.
-
-    :raises DatabaseUnavailable: PostgreSQL could not be asked.
-    """
+    """Update no row, as readiness does."""
     await database.execute(_SEEN, users=[])
 
 
@@ -92,7 +89,6 @@ async def enter(
     :returns: False when a newcomer found no place.
     :raises DecisionChanged: that is no longer the answer.
     :raises DependencyUnavailable: the identity is being erased.
-    :raises DatabaseUnavailable: PostgreSQL could not be asked.
     """
     names = {"user_id": user_id, "service_type": row.name}
     found = (await database.fetch(_KNOWN, **names))[0]
@@ -136,8 +132,5 @@ async def _take_back(transaction: Transaction, digest: str, user_id: str, identi
 
 
 async def seen(database: Database, users: Sequence[str]) -> None:
-    """Note that users were seen, to the hour.
-
-    :raises DatabaseUnavailable: PostgreSQL could not be asked.
-    """
+    """Note that users were seen, to the hour."""
     await database.execute(_SEEN, users=list(users))

@@ -157,10 +157,7 @@ class Totals:
                 _log.warning("totals_not_built", dependency=failure.dependency)
 
     async def _read(self, names: Sequence[str], now_ms: int) -> None:
-        """Read the shards for all gateways.
-
-        :raises DependencyUnavailable: Redis could not be asked.
-        """
+        """Read the shards for all gateways."""
         replies = await self._ask(names, [self._since.get(name, 0) for name in names])
         found = add_up(names, replies)
         for name, total in found.items():

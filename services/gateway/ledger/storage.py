@@ -112,10 +112,7 @@ _PRUNE = Query.text(
 
 
 async def can_write(database: Database) -> None:
-    """Write no row, as readiness does.
-
-    :raises DatabaseUnavailable: PostgreSQL could not be asked.
-    """
+    """Write no row, as readiness does."""
     await database.execute(_WRITE, rows="[]")
 
 

@@ -122,9 +122,7 @@ class Reading:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """
-        :raises InvalidRequest: with the field at fault in ``param``; ``Malformed`` if it is not JSON.
-        """
+        """:raises InvalidRequest: with the field at fault in ``param``; ``Malformed`` if it is not JSON."""
         refusal = self._refusal(error)
         if refusal is not None:
             refusal.model = self.model

@@ -48,9 +48,7 @@ class ProviderDouble:
         return self.arrived[-1]
 
     async def answer(self, request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
-        """
-        :raises Refused: the provider would.
-        """
+        """:raises Refused: the provider would."""
         raise NotImplementedError
 
     def refusal(self, message: str) -> dict[str, Any]:

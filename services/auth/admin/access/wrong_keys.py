@@ -33,9 +33,7 @@ class WrongKeys:
         self._refused.preset_all(("console", "api"))
 
     async def count(self, door: Door, address: str) -> None:
-        """
-        :raises SlowDown: the address has sent too many.
-        """
+        """:raises SlowDown: the address has sent too many."""
         self._refused.inc(door)
         if self._refusals.add(Actor(_NOBODY, source(address)), "admin_key.refused", "admin keys", door):
             _log.warning("admin_key_refused", door=door, address=source(address))

@@ -36,9 +36,7 @@ class Assets:
         return f"/admin/static/{name}?v={self._assets[name].version}"
 
     def response(self, request: web.Request) -> web.Response:
-        """
-        :raises NotFound: it does not exist.
-        """
+        """:raises NotFound: it does not exist."""
         asset = self._assets.get(request.match_info["name"])
         if asset is None:
             raise NotFound
