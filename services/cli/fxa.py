@@ -167,6 +167,6 @@ async def _ask(url: str, order: dict[str, Any], member: str) -> Any:
 
 
 async def _purge(settings: AuthSettings, uid: str) -> int:
-    async with connect(settings.redis_url.get_secret_value(), max_connections=1) as redis:
+    async with connect(settings.redis_url.get_secret_value()) as redis:
         config = FxAConfig.from_settings(settings)
         return await Cache(redis, config, clock=time.time, metrics=FxAMetrics(Registry())).purge(uid)

@@ -115,7 +115,7 @@ def reconcile() -> None:
 
 async def _reconcile(settings: AuthSettings) -> list[Difference]:
     service_types = settings.load_service_types()
-    redis = connect(settings.redis_url.get_secret_value(), timeout=5.0, max_connections=2)
+    redis = connect(settings.redis_url.get_secret_value(), timeout=5.0)
     try:
         async with Database.connect(
             settings.database_url.get_secret_value(), max_size=1, timeout=TIMEOUT_SECONDS

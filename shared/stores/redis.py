@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import builtins
-from collections.abc import Coroutine, Mapping, Sequence
+import contextlib
+from collections.abc import Coroutine, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 from urllib.parse import parse_qsl, unquote, urlencode, urlsplit, urlunsplit
 
 from redis._parsers.base import BaseParser
-from redis.asyncio import BlockingConnectionPool, Redis, RedisCluster
+from redis.asyncio import Redis, RedisCluster
 from redis.asyncio.client import Pipeline
 from redis.asyncio.cluster import ClusterPipeline
 from redis.asyncio.connection import AbstractConnection, ConnectionPool, parse_url
@@ -48,8 +49,9 @@ __all__ = [
     "can_write",
     "check_url",
     "connect",
-    "harden",
+    "needed",
     "reason",
+    "server_pool",
 ]
 
 #: Schemes of a Redis Cluster: ``redis+cluster``, ``rediss+cluster``.
@@ -150,7 +152,7 @@ def check_url(url: str) -> None:
         raise ValueError("has a password and a password_file")
 
 
-def connect(url: str, *, timeout: float = 1.0, max_connections: int = 64, state: Dependency | None = None) -> Client:
+def connect(url: str, *, timeout: float = 1.0, state: Dependency | None = None) -> Client:
     """A client that answers, or raises ``RedisError``, within ``timeout`` seconds; opens connections as needed.
 
     :param url: see ``Place.of``.
@@ -163,31 +165,40 @@ def connect(url: str, *, timeout: float = 1.0, max_connections: int = 64, state:
             place.url,
             socket_timeout=timeout,
             socket_connect_timeout=timeout,
-            max_connections=max_connections,
+            max_connections=64,
             credential_provider=place.credentials,
             protocol=2,  # RESP 3 has a handshake of its own, during which redis-py may close the connection
             retry=Retry(NoBackoff(), 1),
         )
         return cluster  # type: ignore[no-any-return]  # same commands, no common base class
-    pool = BlockingConnectionPool.from_url(
+    return _Server(server_pool(place, state, timeout), state, timeout)
+
+
+def server_pool(place: Place, state: Dependency, timeout: float) -> ConnectionPool:
+    """Makes connections to one server; it keeps none."""
+    made = ConnectionPool.from_url(
         place.url,
         protocol=2,  # in time for redis-py, which prepares a pool for the pushes of RESP 3
-        max_connections=max_connections,
-        timeout=timeout,
         socket_timeout=timeout,
         socket_connect_timeout=timeout,
         credential_provider=place.credentials,
-        # A connection that the server closed while idle is found out at its first use: once more, at once
-        retry=Retry(NoBackoff(), 1, supported_errors=(ConnectionError,)),
-        health_check_interval=0,
     )
-    return _Server(harden(pool, state), state, timeout)
+    return _harden(made, state)
+
+
+@contextlib.contextmanager
+def needed() -> Iterator[None]:
+    """For work that can't go on without Redis: ``RedisError`` becomes ``DependencyUnavailable``."""
+    try:
+        yield
+    except RedisError as error:
+        raise DependencyUnavailable("redis") from error
 
 
 class _Server(Redis):
     """A server's client whose commands share one connection, and are spans of the request that sends them.
 
-    That costs a fraction of a call through redis-py's pool, which transactions use.
+    That costs a fraction of a call through redis-py's pool. It has no transactions, which need a connection.
     """
 
     def __init__(self, pool: ConnectionPool, state: Dependency, timeout: float) -> None:
@@ -241,20 +252,18 @@ class _Server(Redis):
         await self._node.close()
         await super().aclose(close_connection_pool)
 
-    def pipeline(self, transaction: bool = True, shard_hint: Any = None) -> Pipeline:
-        return _ServerPipeline(self, transaction)
+    def pipeline(self, transaction: bool = False, shard_hint: Any = None) -> Pipeline:
+        return _ServerPipeline(self)
 
 
 class _ServerPipeline(Pipeline):
-    def __init__(self, server: _Server, transaction: bool) -> None:
-        super().__init__(server.connection_pool, server.response_callbacks, transaction, None)
+    def __init__(self, server: _Server) -> None:
+        super().__init__(server.connection_pool, server.response_callbacks, False, None)
         self._server = server
 
     async def execute(self, raise_on_error: bool = True) -> list[Any]:
+        commands, self.command_stack = self.command_stack, []
         with spans.child("redis pipeline", "redis"):
-            if self.is_transaction or not raise_on_error:
-                return await super().execute(raise_on_error)
-            commands, self.command_stack = self.command_stack, []
             return await self._server.ask(commands)
 
 
@@ -303,7 +312,7 @@ async def _in_time(cluster: RedisCluster, call: Coroutine[Any, Any, Any]) -> Any
         raise cause or ConnectionError(str(error)) from error
 
 
-def harden(pool: ConnectionPool, state: Dependency) -> ConnectionPool:
+def _harden(pool: ConnectionPool, state: Dependency) -> ConnectionPool:
     """Have a pool's connections raise ``RedisError`` for every fault, tell ``state``, and speak RESP 2.
 
     RESP 3 has pushes between the replies, which ``redis_wire`` would take for replies. Writing to a connection that was

@@ -29,7 +29,7 @@ from services.auth.errors import InvalidChallenge
 from shared.domain.identity import tag
 from shared.domain.tokens import CLOCK_SKEW
 from shared.errors import DependencyUnavailable
-from shared.stores.redis import Client, RedisError
+from shared.stores.redis import Client, needed
 
 _PURPOSE = b"mlpa challenge v1 app-attest\x00"
 _HEX = re.compile(r"[0-9a-f]{64}")
@@ -115,19 +115,15 @@ class Challenges:
                 raise
 
     async def _begin(self, name: str, tried: bytes, seconds: float) -> None:
-        try:
+        with needed():
             first = await self._redis.set(name, tried, nx=True, px=int(seconds * 1000))
             if not first and await self._redis.get(name) != tried:
                 raise InvalidChallenge
-        except RedisError as error:
-            raise DependencyUnavailable("redis") from error
 
     async def _end(self, name: str, tried: bytes) -> None:
         done = _DONE + secrets.token_bytes(8)
-        try:
+        with needed():
             before = await self._redis.set(name, done, xx=True, keepttl=True, get=True)
-        except RedisError as error:
-            raise DependencyUnavailable("redis") from error
         # redis-py retries after a broken connection and may then find what it has stored itself. It finds nothing
         # if Redis lost its memory meanwhile.
         if before not in (None, tried, done):

@@ -12,10 +12,10 @@ from aiohttp import web
 from services.auth.erasure.storage import IN_RANGE
 from shared.domain.identity import Credential, user_id
 from shared.domain.service_types import ServiceTypes
-from shared.errors import DependencyUnavailable, NotFound
+from shared.errors import NotFound
 from shared.state import layout
 from shared.stores.postgres import Database, Query
-from shared.stores.redis import Client, RedisError
+from shared.stores.redis import Client, needed
 
 _PAGE = 1000
 _ABOUT_SUBJECT = "subject = :identity or (subject >= :identity || ':' and subject < :identity || ';')"
@@ -104,7 +104,7 @@ class Exports:
     async def _in_redis(self, identity: str) -> dict[str, Any]:
         keys = layout.of_identity(identity)
         found: dict[str, Any] = {}
-        try:
+        with needed():
             found[keys.identity(identity)] = _text(await self._redis.hgetall(keys.identity(identity)))
             for name in self._rows:
                 user = user_id(identity, name)
@@ -112,8 +112,6 @@ class Exports:
                 for window in (keys.requests_window(user), keys.tokens_window(user)):
                     members: list[Any] = await self._redis.zrange(window, 0, -1)
                     found[window] = [member.decode() for member in members]
-        except RedisError as error:
-            raise DependencyUnavailable("redis") from error
         if Credential.of(identity) is Credential.FXA:
             found["fxa"] = await self._read_fxa(identity)
         return {key: value for key, value in found.items() if value}

@@ -30,8 +30,7 @@ from services.auth.breaker import Breaker, BreakerOpen, State
 from services.auth.fxa.errors import InvalidFxAToken
 from services.auth.fxa.metrics import FxAMetrics
 from services.auth.fxa.models import FxAConfig, FxAIdentity
-from shared.errors import DependencyUnavailable
-from shared.stores.redis import Client, RedisError
+from shared.stores.redis import Client, RedisError, needed
 from shared.telemetry import logs
 
 MAC_BYTES = 32
@@ -168,7 +167,7 @@ class Cache:
         :raises DependencyUnavailable: Redis is down.
         """
         name = self._uid_name(uid)
-        try:
+        with needed():
             await self._redis.set(f"mlpa:fxa:purged:{name}", b"1", ex=PURGE_SECONDS)
             digests: list[Any] = await self._redis.zrange(f"mlpa:fxa:uid:{name}", 0, -1)
             dropped = 0
@@ -176,8 +175,6 @@ class Cache:
                 dropped += int(await self._redis.delete(f"mlpa:fxa:v1:{digest.hex()}"))
             if digests:
                 await self._redis.zrem(f"mlpa:fxa:uid:{name}", *digests)
-        except RedisError as error:
-            raise DependencyUnavailable("redis") from error
         return dropped
 
     async def held(self, uid: str) -> list[FxAIdentity]:
@@ -185,12 +182,10 @@ class Cache:
 
         :raises DependencyUnavailable: Redis is down.
         """
-        try:
+        with needed():
             digests: list[Any] = await self._redis.zrange(f"mlpa:fxa:uid:{self._uid_name(uid)}", 0, -1)
             keys = [EntryKey(digest, f"mlpa:fxa:v1:{digest.hex()}", "") for digest in digests]
             values: list[Any] = [await self._redis.get(key.name) for key in keys]
-        except RedisError as error:
-            raise DependencyUnavailable("redis") from error
         found = [self._open(key, value) for key, value in zip(keys, values, strict=True) if value is not None]
         return [one for one in found if isinstance(one, FxAIdentity)]
 

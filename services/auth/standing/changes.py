@@ -17,7 +17,7 @@ from shared.errors import DependencyUnavailable
 from shared.service import background
 from shared.state import decisions
 from shared.stores.postgres import Database, Transaction
-from shared.stores.redis import Client, RedisError
+from shared.stores.redis import Client, RedisError, needed
 from shared.telemetry import logs
 from shared.telemetry.metrics import Registry
 
@@ -121,7 +121,5 @@ class Changes:
         return pending > 0
 
     async def _ping(self) -> None:
-        try:
+        with needed():
             await self._redis.ping()
-        except RedisError as error:
-            raise DependencyUnavailable("redis") from error

@@ -7,10 +7,9 @@ from datetime import UTC, datetime, timedelta
 
 from services.auth.usage.services import Usage
 from shared.domain.service_types import ServiceTypes
-from shared.errors import DependencyUnavailable
 from shared.service.flight import Kept
 from shared.state import decisions
-from shared.stores.redis import Client, RedisError
+from shared.stores.redis import Client, needed
 
 _KEEP = 3.0
 #: Hours whose spend is the pace: the present one, and the one before.
@@ -52,10 +51,8 @@ class TotalBudgets:
         rows = [row for row in self._types.by_name.values() if row.total_budget_nano]
         if not rows:
             return []
-        try:
+        with needed():
             totals = await decisions.totals(self._redis, rows)
-        except RedisError as error:
-            raise DependencyUnavailable("redis") from error
         now = self._usage.now()
         begun = now.replace(minute=0, second=0, microsecond=0) - timedelta(hours=_PACE_HOURS - 1)
         lately = await self._usage.hours(_PACE_HOURS)

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
-from redis.asyncio.connection import BlockingConnectionPool, ConnectionPool
+from redis.asyncio.connection import ConnectionPool
 from redis.crc import key_slot
 
 from shared.domain.identity import SHARDS, shard_tag
@@ -16,7 +16,7 @@ from shared.errors import DependencyUnavailable
 from shared.service.flight import Flight
 from shared.state.script import Script, ScriptCall
 from shared.stores.dependency import Dependency
-from shared.stores.redis import Place, answer_reason, answered, harden
+from shared.stores.redis import Place, answer_reason, answered, server_pool
 from shared.stores.redis_wire import Link, Node, ScriptFailed, observe, pack, pack_script
 from shared.telemetry import logs, spans
 
@@ -264,16 +264,10 @@ class Executor:
         return node
 
     def _pool(self, address: Address) -> ConnectionPool:
-        pool = BlockingConnectionPool.from_url(
-            self._place.url,
-            protocol=2,  # as in shared.stores.redis
-            socket_timeout=self._timeout,
-            socket_connect_timeout=self._timeout,
-            credential_provider=self._place.credentials,
-        )
+        made = server_pool(self._place, self.state, self._timeout)
         if self._cluster:
-            pool.connection_kwargs.update(host=address[0], port=address[1], db=0)
-        return harden(pool, self.state)
+            made.connection_kwargs.update(host=address[0], port=address[1], db=0)
+        return made
 
     def _on_connected(self, node: Node) -> None:
         shards = [shard for shard, owner in enumerate(self._owners) if owner is node]

@@ -91,7 +91,7 @@ async def test_reconcile_finds_what_litellm_counted_and_the_ledger_did_not(postg
         asked.append((users, start, end))
         return {principal().user_id: Decimal("0.000000011")}
 
-    client = connect(redis_url, max_connections=1)
+    client = connect(redis_url)
     async with Database.connect(postgres_url) as database:
         await LedgerStorage(database).write([written("today", 0, 6), written("long ago", 5, 100)])
         found = await differences(database, client, rows(), spend, now=time.time, settle=0)

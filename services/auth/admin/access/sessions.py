@@ -19,8 +19,7 @@ from aiohttp import web
 
 from services.auth.admin.access.admin_keys import AdminKey, AdminKeys
 from shared.domain.tokens import CLOCK_SKEW
-from shared.errors import DependencyUnavailable
-from shared.stores.redis import Client, RedisError
+from shared.stores.redis import Client, needed
 
 IDLE_SECONDS = 30 * 60
 ABSOLUTE_SECONDS = 12 * 3600
@@ -88,13 +87,11 @@ class Sessions:
         name = _name(session.id)
         held = msgspec.msgpack.encode(_Held(key.name, int(self._clock()), session.csrf))
         signed = _mac(self._secrets[0], session.id, key, held) + held
-        try:
+        with needed():
             async with self._redis.pipeline(transaction=False) as pipeline:
                 pipeline.hset(name, "signed", signed)
                 pipeline.expire(name, IDLE_SECONDS)
                 await pipeline.execute()
-        except RedisError as error:
-            raise DependencyUnavailable("redis") from error
         return session
 
     async def find(self, session_id: str, *, take_flash: bool) -> Session | None:
@@ -103,15 +100,13 @@ class Sessions:
         :param take_flash: take its message, which is shown once.
         """
         name = _name(session_id)
-        try:
+        with needed():
             async with self._redis.pipeline(transaction=False) as pipeline:
                 pipeline.hgetall(name)
                 pipeline.expire(name, IDLE_SECONDS)
                 if take_flash:
                     pipeline.hdel(name, "flash")
                 replies: Any = await pipeline.execute()
-        except RedisError as error:
-            raise DependencyUnavailable("redis") from error
         fields: dict[bytes, bytes] = replies[0]
         if not fields:
             return None
@@ -138,16 +133,12 @@ class Sessions:
 
     async def say(self, session: Session, flash: Flash) -> None:
         """Show a message on the next page; does nothing when the session has ended."""
-        try:
+        with needed():
             await self._say(keys=[_name(session.id)], args=[msgspec.json.encode(flash), IDLE_SECONDS])
-        except RedisError as error:
-            raise DependencyUnavailable("redis") from error
 
     async def end(self, session_id: str) -> None:
-        try:
+        with needed():
             await self._redis.delete(_name(session_id))
-        except RedisError as error:
-            raise DependencyUnavailable("redis") from error
 
 
 SESSIONS = web.AppKey("sessions", Sessions)

@@ -25,8 +25,7 @@ from services.auth.play.verdict import Policy, Rejected, Step
 from shared import strict_json
 from shared.domain.identity import Credential, tag
 from shared.domain.service_types import ServiceType
-from shared.errors import DependencyUnavailable
-from shared.stores.redis import Client, RedisError
+from shared.stores.redis import Client, needed
 from shared.telemetry import logs
 
 #: The window per source of questions to Google.
@@ -139,23 +138,19 @@ class PlayCredential:
 
     async def _check_unused(self, mark: str) -> None:
         """Before Google is asked, since its quota is small."""
-        try:
+        with needed():
             used = await self._redis.exists(mark)
-        except RedisError as error:
-            raise DependencyUnavailable("redis") from error
         if used:
             raise Rejected(Step.USED)
 
     async def _use_up(self, mark: str, row: ServiceType) -> None:
         """Of attempts with one integrity token, one gets through."""
         ours = secrets.token_bytes(8)
-        try:
+        with needed():
             # redis-py retries after a broken connection, and then finds what it has stored itself
             first = await self._redis.set(mark, ours, nx=True, ex=self._policy.max_age + 2 * verdict.SKEW)
             if first or await self._redis.get(mark) == ours:
                 return
-        except RedisError as error:
-            raise DependencyUnavailable("redis") from error
         self._metrics.rejections.inc(str(Step.USED))
         _log.info("play_install_rejected", step=str(Step.USED), service_type=row.name)
         raise InvalidSubjectToken

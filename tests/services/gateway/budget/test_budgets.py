@@ -40,7 +40,7 @@ from tests.support.waiting import until
 
 async def idle(url: str) -> None:
     """Until no reservation is open and no row is on its way."""
-    client = connect(url, max_connections=1)
+    client = connect(url)
 
     async def done() -> bool:
         return not [key async for key in client.scan_iter("*") if key.endswith((b"leases", b"outbox"))]
@@ -213,7 +213,7 @@ async def test_blocks_and_revocations_come_from_postgresql_at_first_sight(redis_
 
 async def test_a_block_and_a_revocation_end_open_requests(redis_url: str, postgres_url: str) -> None:
     async with opened(redis_url, postgres_url) as (budgets, _, _):
-        client = connect(redis_url, max_connections=1)
+        client = connect(redis_url)
         reservations = [await budgets.admit(ask(principal(user=user))) for user in (1, 2, 3)]
         blocked, revoked, untouched = (reservation.revoked for reservation in reservations)
         await decisions.set_standing(client, principal(user=1).identity, Standing.BLOCKED)
@@ -236,7 +236,7 @@ async def test_older_tokens_are_refused_by_all_gateways_and_after_redis_was_empt
     async with (
         opened(redis_url, postgres_url) as (one, database, _),
         opened(redis_url, postgres_url) as (other, _, _),
-        connect(redis_url, max_connections=1) as client,
+        connect(redis_url) as client,
     ):
         held = [await budgets.admit(ask(who)) for budgets in (one, other) for who in (older, good)]
         await database.execute(insert, identity=older.identity)
@@ -259,7 +259,7 @@ async def test_older_tokens_are_refused_by_all_gateways_and_after_redis_was_empt
 async def test_a_tier_set_by_an_operator_holds_from_the_next_request(redis_url: str, postgres_url: str) -> None:
     kinds = rows(row(), row("rich", max_budget_nano=10**12, rpm=7), row("weekly", duration_seconds=604_800))
     async with opened(redis_url, postgres_url, kinds) as (budgets, database, _):
-        client = connect(redis_url, max_connections=1)
+        client = connect(redis_url)
         who = principal()
         budgets.settle(await budgets.admit(ask()), delivered())
         held = await budgets.admit(ask())
@@ -293,7 +293,7 @@ async def test_spending_survives_the_loss_of_redis(redis_url: str, postgres_url:
         budgets.settle(await budgets.admit(ask()), delivered())
         await idle(redis_url)
         held = await budgets.admit(ask())
-        client = connect(redis_url, max_connections=1)
+        client = connect(redis_url)
         await client.flushall()
         state = await budgets.state(principal())
         assert state.spent_nano == 50_000
@@ -426,7 +426,7 @@ async def test_nothing_in_redis_is_kept_for_ever(redis_url: str, postgres_url: s
         held = [await budgets.admit(ask(principal(kind))) for _ in range(2)]
         budgets.settle(held[0], delivered())
         assert await budgets._queue.all_settled(5)
-        client = connect(redis_url, max_connections=1)
+        client = connect(redis_url)
         keys = [key async for key in client.scan_iter("*")]
         lives = {key.decode().partition("}:")[2]: await client.ttl(key) for key in keys}
         await client.aclose()
@@ -442,7 +442,7 @@ async def test_rows_left_in_an_outbox_are_finished_by_others(redis_url: str, pos
         reservation = await budgets.admit(ask())
         budgets.settle(reservation, delivered())
         number = shard(principal().identity)
-        client = connect(redis_url, max_connections=1)
+        client = connect(redis_url)
 
         async def left() -> Any:
             return await client.hlen(layout.SHARD_KEYS[number].outbox)
@@ -470,7 +470,7 @@ async def test_costs_above_the_reservation_are_taken_and_told(redis_url: str, po
 
 
 async def test_auth_reads_what_the_gateways_count(redis_url: str, postgres_url: str) -> None:
-    client = connect(redis_url, max_connections=1)
+    client = connect(redis_url)
     who = principal()
     assert (await decisions.read_users(client, [who.user_id]))[0] is None
     async with opened(redis_url, postgres_url) as (budgets, _, _):
@@ -499,7 +499,7 @@ async def test_when_nothing_more_than_the_least_fits_the_least_is_granted(redis_
 
 async def test_what_is_kept_of_a_user_goes_by_itself(redis_url: str, postgres_url: str) -> None:
     """However it came to be: by admissions, settlements, the reaper, operators, or a rebuild."""
-    client = connect(redis_url, max_connections=1)
+    client = connect(redis_url)
     kind = row(rpm=100, tpm=10**6, total_budget_nano=10**12)
     shared = (b"leases", b"outbox", b"totals", b"sums", b"claim")
 

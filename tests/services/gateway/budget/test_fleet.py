@@ -70,7 +70,7 @@ class Watch:
             await task
 
     async def _watch(self, redis_url: str) -> None:
-        client = connect(redis_url, max_connections=1)
+        client = connect(redis_url)
         while not self.over:
             try:
                 state = (await decisions.read_users(client, [USER]))[0]
@@ -85,7 +85,7 @@ class Watch:
 
 async def settled(database: Database, redis_url: str) -> list[dict[str, Any]]:
     """The ledger once no reservation is open and no row is waiting. A gateway finishes the work of dead ones."""
-    client = connect(redis_url, max_connections=1)
+    client = connect(redis_url)
     number = layout.user_key(USER).partition("}")[0] + "}:"
 
     async def idle() -> bool:
@@ -198,7 +198,7 @@ async def test_redis_restarted_under_load(tmp_path: Path, postgres_url: str, los
             Fleet(**config(valkey.url, postgres_url, upstream, budget, clients=20, forever=True)) as fleet,
         ):
             gateways = await fleet.start_many(3)
-            client = connect(valkey.url, max_connections=1)
+            client = connect(valkey.url)
             reserved = 0
             for _ in range(2):
                 await asyncio.sleep(0.5)

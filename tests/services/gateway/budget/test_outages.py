@@ -105,7 +105,7 @@ async def test_a_caller_that_goes_away_during_admission_leaves_nothing(redis_url
             call.cancel()
         results = await asyncio.gather(*calls, return_exceptions=True)
         assert all(isinstance(result, asyncio.CancelledError) for result in results)
-        client = connect(redis_url, max_connections=1)
+        client = connect(redis_url)
 
         async def nothing_open() -> bool:
             return not await client.exists(layout.SHARD_KEYS[shard(principal().identity)].leases)

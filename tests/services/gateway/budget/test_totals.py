@@ -132,7 +132,7 @@ async def test_cancelled_admissions_leave_nothing_in_the_sums(redis_url: str, po
             else:
                 await asyncio.wait([asking])
         assert await budgets._queue.all_settled(5)
-        client = connect(redis_url, max_connections=1)
+        client = connect(redis_url)
         sums = [await client.hgetall(key) async for key in client.scan_iter("*:totals")]
         await client.aclose()
         assert [one for one in sums if any(int(value) for name, value in one.items() if name.startswith(b"r|"))] == []
@@ -160,7 +160,7 @@ async def test_the_sums_are_rebuilt_after_a_loss(redis_url: str, postgres_url: s
             for reservation in held:
                 budgets.settle(reservation, delivered(100, 1000))
         if settled == "in the ledger":
-            client = connect(redis_url, max_connections=1)
+            client = connect(redis_url)
 
             async def written() -> bool:
                 return not [key async for key in client.scan_iter("*:outbox")]
@@ -169,7 +169,7 @@ async def test_the_sums_are_rebuilt_after_a_loss(redis_url: str, postgres_url: s
             await client.flushall()
             await client.aclose()
         else:
-            client = connect(redis_url, max_connections=1)
+            client = connect(redis_url)
             for key in [key async for key in client.scan_iter("*:totals")]:
                 await client.delete(key)
             await client.aclose()
@@ -184,7 +184,7 @@ async def test_reservations_registered_again_are_in_the_sums(redis_url: str, pos
     async with opened(redis_url, postgres_url, KINDS, dataclasses.replace(FAST, lease=9, renew=3)) as (budgets, _, _):
         await known(budgets)
         held = [await budgets.admit(ask(principal(KIND, user=user))) for user in range(20)]
-        client = connect(redis_url, max_connections=1)
+        client = connect(redis_url)
         await client.flushall()
         await client.aclose()
 
@@ -207,7 +207,7 @@ async def spent(budgets: Budgets) -> int:
 
 
 async def lose_totals(redis_url: str) -> None:
-    client = connect(redis_url, max_connections=1)
+    client = connect(redis_url)
     for key in [*[key async for key in client.scan_iter("*:totals")], "mlpa:{s00}:sums"]:
         await client.delete(key)
     await client.aclose()
@@ -232,7 +232,7 @@ async def test_a_build_counts_each_row_once_wherever_it_is(redis_url: str, postg
         for user_id in {one.ask.principal.user_id for one in held[15:]}:
             number = layout.of_user(user_id).number
             expired = [Expired(one.id, user_id) for one in held[15:] if one.ask.principal.user_id == user_id]
-            client = connect(redis_url, max_connections=1)
+            client = connect(redis_url)
             for one in expired:
                 await client.zadd(layout.SHARD_KEYS[number].leases, {f"{one.id} {user_id}": 1})
             await client.aclose()
@@ -304,7 +304,7 @@ async def test_a_total_is_known_two_seconds_after_redis_lost_a_large_day(redis_u
                 f" from generate_series(1, {ROWS}) n"
             )
         connection.close()
-        client = connect(redis_url, max_connections=1)
+        client = connect(redis_url)
         await client.flushall()
         await client.aclose()
         began = time.monotonic()
@@ -335,7 +335,7 @@ async def test_a_total_budget_that_is_set_within_a_period_counts_what_was_spent_
                 return total.spent_nano, total.reserved_nano
 
             assert amounts() == (50_000, held.amount_nano)
-            async with connect(redis_url, max_connections=1) as client:
+            async with connect(redis_url) as client:
                 kept = client.hget(layout.user_key(who.user_id), f"{layout.RESERVATION}{held.id}")
                 assert (await kept).decode() == replace(held, total="ai:86400").packed()  # type: ignore[misc]
             late = await old.admit(ask(who))
@@ -354,7 +354,7 @@ async def test_one_gateway_reads_the_shards_for_all(redis_url: str, postgres_url
         ]
         for budgets in gateways:
             await known(budgets)
-        client = connect(redis_url, max_connections=1)
+        client = connect(redis_url)
         before = (await client.info("commandstats"))["cmdstat_evalsha"]["calls"]
         await asyncio.sleep(2)
         calls = (await client.info("commandstats"))["cmdstat_evalsha"]["calls"] - before
