@@ -109,6 +109,10 @@ class _Fault(ValueError):
         super().__init__(message)
 
 
+def _at(number: int, row: ServiceTypeFields, field: str, text: str) -> _Fault:
+    return _Fault(f"service type {row.name!r}: {field}{text}", number, field)
+
+
 class ServiceType(ServiceTypeFields, frozen=True, kw_only=True):
     """One row: the accepted credentials, and the limits of its users. 0 means no limit, except for the budget.
 
@@ -245,44 +249,29 @@ def _check(number: int, row: ServiceType, *, debug: bool) -> None:
     kinds = [kind for kind in row.credentials if len(row.name) > longest_service_type(kind)]
     if kinds:
         most, kind = min((longest_service_type(kind), kind) for kind in kinds)
-        raise _Fault(
-            f"service type {row.name!r}: name: has {len(row.name)} characters; "
-            f"a row that takes {kind} has at most {most}, so that a user id has at most {MAX_USER_ID}",
-            number,
-        )
+        length = f"{len(row.name)} characters; a row that takes {kind} has at most {most}"
+        raise _at(number, row, "name", f": has {length}, so that a user id has at most {MAX_USER_ID}")
     if not row.enforce:
         if not row.enforce_until:
-            raise _Fault(f"service type {row.name!r}: enforce: false needs enforce_until", number, "enforce")
+            raise _at(number, row, "enforce", ": false needs enforce_until")
         if row.enforce_until > time.time() + LONGEST_UNENFORCED:
-            raise _Fault(f"service type {row.name!r}: enforce_until: over 30 days ahead", number, "enforce_until")
+            raise _at(number, row, "enforce_until", ": over 30 days ahead")
     if not debug and Credential.FXA in row.credentials:
         if not row.fxa_client_ids:
-            raise _Fault(
-                f'service type {row.name!r}: fxa_client_ids is empty; write ["*"] for any relying party',
-                number,
-                "fxa_client_ids",
-            )
+            raise _at(number, row, "fxa_client_ids", ' is empty; write ["*"] for any relying party')
         if not row.fxa_scopes:
-            raise _Fault(
-                f"service type {row.name!r}: fxa_scopes is empty; a token made for another service would be accepted",
-                number,
-                "fxa_scopes",
-            )
+            raise _at(number, row, "fxa_scopes", " is empty; a token made for another service would be accepted")
     if row.purposes_required and not row.purposes:
-        raise _Fault(f"service type {row.name!r}: purposes_required without purposes", number, "purposes_required")
+        raise _at(number, row, "purposes_required", " without purposes")
 
 
 def _check_change(number: int, row: ServiceType, after: ServiceTypes) -> None:
     """:raises _Fault: a process that has the table ``after`` can't take the row."""
     before = after.by_name.get(row.name)
     if before is not None and row.duration_seconds != before.duration_seconds:
-        raise _Fault(f"service type {row.name!r}: duration: another one needs a restart", number, "duration")
+        raise _at(number, row, "duration", ": another one needs a restart")
     if row.client_key is not None and after.client_keys is not None and row.client_key not in after.client_keys:
-        raise _Fault(
-            f"service type {row.name!r}: client_key: CLIENT_KEYS has no key named {row.client_key!r}",
-            number,
-            "client_key",
-        )
+        raise _at(number, row, "client_key", f": CLIENT_KEYS has no key named {row.client_key!r}")
 
 
 def _check_pools(rows: Sequence[ServiceType]) -> None:
@@ -332,7 +321,7 @@ def _line(raw: bytes, error: Exception) -> str:
 def _service_type(number: int, row: _ServiceTypeRow) -> ServiceType:
     if (row.search_tool is None) != (row.search_cost is None):
         given, other = sorted(("search_tool", "search_cost"), key=lambda field: getattr(row, field) is None)
-        raise _Fault(f"service type {row.name!r}: {given} needs {other}", number, given)
+        raise _at(number, row, given, f" needs {other}")
     return ServiceType(
         **row.common(),
         max_budget_nano=_money(number, row, "max_budget"),
@@ -351,18 +340,16 @@ def _money(number: int, row: _ServiceTypeRow, field: str) -> int:
     try:
         amount = 0 if text is None else usd_to_nano(text)
     except ValueError as error:
-        raise _Fault(f"service type {row.name!r}: {field}: {error}", number, field) from error
+        raise _at(number, row, field, f": {error}") from error
     if amount >= 2**52:
-        raise _Fault(
-            f"service type {row.name!r}: {field}: more than can be counted exactly (4.5 million USD)", number, field
-        )
+        raise _at(number, row, field, ": more than can be counted exactly (4.5 million USD)")
     return amount
 
 
 def _sampling(number: int, row: _ServiceTypeRow, field: str, most: int) -> float | None:
     text: str | None = getattr(row, field)
     if text is not None and not (re.fullmatch(r"[0-9](\.[0-9]{1,6})?", text) and float(text) <= most):
-        raise _Fault(f"service type {row.name!r}: {field}: not a number from 0 to {most}", number, field)
+        raise _at(number, row, field, f": not a number from 0 to {most}")
     return None if text is None else float(text)
 
 

@@ -27,10 +27,8 @@ class Step(StrEnum):
     FMT = "fmt", "The attestation's fmt is apple-appattest."
     X5C = (
         "x5c",
-        (
-            "Apple 1: Verify that the x5c array contains the intermediate and leaf certificates for App Attest, "
-            "starting from the credential certificate."
-        ),
+        "Apple 1: Verify that the x5c array contains the intermediate and leaf certificates for App Attest, "
+        "starting from the credential certificate.",
     )
 
     # The authenticator data
@@ -38,43 +36,33 @@ class Step(StrEnum):
     BUNDLE_ID = "bundle_id", "The app is one of those that this deployment serves."
     RP_ID = (
         "rp_id",
-        (
-            "Apple 6 (assertion: 4): Compute the SHA256 hash of your app's App ID, and verify that it's the same "
-            "as the authenticator data's RP ID hash."
-        ),
+        "Apple 6 (assertion: 4): Compute the SHA256 hash of your app's App ID, and verify that it's the same "
+        "as the authenticator data's RP ID hash.",
     )
     FLAGS = (
         "flags",
-        (
-            "Attested credential data (0x40), with or without extension data (0x80); an assertion, for which Apple "
-            "specifies nothing, may lack the first. No other flag."
-        ),
+        "Attested credential data (0x40), with or without extension data (0x80); an assertion, for which Apple "
+        "specifies nothing, may lack the first. No other flag.",
     )
     COUNTER = (
         "counter",
-        (
-            "Apple 7: Verify that the authenticator data's counter field equals 0. (Assertion, 5: Verify that the "
-            "counter is greater than the value from the previous assertion, or greater than 0 on the first one.)"
-        ),
+        "Apple 7: Verify that the authenticator data's counter field equals 0. (Assertion, 5: Verify that the "
+        "counter is greater than the value from the previous assertion, or greater than 0 on the first one.)",
     )
     AAGUID = (
         "aaguid",
-        (
-            "Apple 8: Verify that the authenticator data's aaguid field is either appattestdevelop if operating "
-            "in the development environment, or appattest followed by seven 0x00 bytes in production."
-        ),
+        "Apple 8: Verify that the authenticator data's aaguid field is either appattestdevelop if operating "
+        "in the development environment, or appattest followed by seven 0x00 bytes in production.",
     )
     CREDENTIAL_ID = (
         "credential_id",
-        ("Apple 9: Verify that the authenticator data's credentialId field is the same as the key identifier."),
+        "Apple 9: Verify that the authenticator data's credentialId field is the same as the key identifier.",
     )
     COSE_KEY = "cose_key", "RFC 9053: the credential's public key is an ES256 key on P-256, and nothing more."
     EXTENSIONS = (
         "extensions",
-        (
-            "iOS 27: nothing follows, or one map of at most 16 extensions: apple_bundle_version_01 and "
-            "apple_validation_category_01 in their form, others of at most 256 bytes each."
-        ),
+        "iOS 27: nothing follows, or one map of at most 16 extensions: apple_bundle_version_01 and "
+        "apple_validation_category_01 in their form, others of at most 256 bytes each.",
     )
 
     # The certificates
@@ -83,37 +71,29 @@ class Step(StrEnum):
     ISSUER = "issuer", "RFC 5280 6.1.3 (a)(4): leaf names intermediate, which names the pinned root, as issuer."
     VALIDITY = (
         "validity",
-        (
-            "Apple 1: Verify the validity of the certificates using Apple's App Attest root certificate. "
-            "RFC 5280 6.1.3 (a)(2): each one's period includes the time of the check."
-        ),
+        "Apple 1: Verify the validity of the certificates using Apple's App Attest root certificate. "
+        "RFC 5280 6.1.3 (a)(2): each one's period includes the time of the check.",
     )
     CA_CONSTRAINTS = "ca_constraints", "RFC 5280 6.1.4 (k): the intermediate is a CA, the leaf isn't."
     KEY_USAGE = "key_usage", "RFC 5280 6.1.4 (n): the intermediate may sign certificates, the leaf data only."
     CRITICAL_EXTENSION = "critical_extension", "RFC 5280 6.1.4 (o): no critical extension is left unprocessed."
     CHAIN = (
         "chain",
-        (
-            "Apple 1: Verify the validity of the certificates using Apple's App Attest root certificate. "
-            "RFC 5280 6.1.3 (a)(1): root signed intermediate, intermediate signed leaf."
-        ),
+        "Apple 1: Verify the validity of the certificates using Apple's App Attest root certificate. "
+        "RFC 5280 6.1.3 (a)(1): root signed intermediate, intermediate signed leaf.",
     )
 
     # What the leaf certifies
     NONCE = (
         "nonce",
-        (
-            "Apple 2 to 4: nonce = SHA256(authData || clientDataHash). Obtain the value of the credCert extension "
-            "with OID 1.2.840.113635.100.8.2, and verify that the octet string that it contains equals nonce."
-        ),
+        "Apple 2 to 4: nonce = SHA256(authData || clientDataHash). Obtain the value of the credCert extension "
+        "with OID 1.2.840.113635.100.8.2, and verify that the octet string that it contains equals nonce.",
     )
     LEAF_KEY = "leaf_key", "The certified key is an elliptic curve key on P-256."
     KEY_ID = (
         "key_id",
-        (
-            "Apple 5: Create the SHA256 hash of the public key in credCert with X9.62 uncompressed point format, "
-            "and verify that it matches the key identifier from your app."
-        ),
+        "Apple 5: Create the SHA256 hash of the public key in credCert with X9.62 uncompressed point format, "
+        "and verify that it matches the key identifier from your app.",
     )
     PUBLIC_KEY = "public_key", "The key in the authenticator data is the certified one."
 
@@ -121,10 +101,8 @@ class Step(StrEnum):
     STORED_KEY = "stored_key", "The key on record is a point on P-256."
     SIGNATURE = (
         "signature",
-        (
-            "Apple's assertion, 1 to 3: nonce = SHA256(authenticatorData || SHA256(clientData)). Use the public "
-            "key that you store from the attestation object to verify that the signature is valid for nonce."
-        ),
+        "Apple's assertion, 1 to 3: nonce = SHA256(authenticatorData || SHA256(clientData)). Use the public "
+        "key that you store from the attestation object to verify that the signature is valid for nonce.",
     )
 
     def __new__(cls, name: str, text: str) -> Self:
