@@ -61,11 +61,7 @@ GRANTS: dict[str, dict[str, tuple[str, ...]]] = {
     # ``mlpa ledger prune`` runs as the owner
     "ledger": {
         AUTH: ("select",),
-        GATEWAY: (
-            "select",
-            "insert",
-            "update (prompt_tokens, completion_tokens, cost_nano, outcome, settled_at)",
-        ),
+        GATEWAY: ("select", "insert", "update (prompt_tokens, completion_tokens, cost_nano, outcome, settled_at)"),
     },
     # Auth shows them, and deletes old ones
     "refusals": {AUTH: ("select", "delete"), GATEWAY: ("insert",)},
@@ -75,10 +71,7 @@ GRANTS: dict[str, dict[str, tuple[str, ...]]] = {
     "ledger_hours": {AUTH: ("select",)},
     "usage_hours": {AUTH: ("select", "insert", "delete")},
     "redis_changes": {AUTH: ("select", "insert", "delete")},
-    "erasures": {
-        AUTH: ("select", "insert", "update", "delete"),
-        GATEWAY: ("select (digest, fingerprint)",),
-    },
+    "erasures": {AUTH: ("select", "insert", "update", "delete"), GATEWAY: ("select (digest, fingerprint)",)},
 }
 #: Functions that run with the rights of the owner, and the roles that may call them.
 FUNCTIONS: dict[str, tuple[str, ...]] = {

@@ -75,10 +75,7 @@ def upgrade() -> None:
         sa.Column("cost_nano", sa.BigInteger(), nullable=False, comment="nano-dollars"),
         sa.Column("period_seconds", sa.Integer(), nullable=False),
         sa.Column(
-            "period_index",
-            sa.BigInteger(),
-            nullable=False,
-            comment="floor(unix time of admission / period_seconds)",
+            "period_index", sa.BigInteger(), nullable=False, comment="floor(unix time of admission / period_seconds)"
         ),
         sa.Column("outcome", sa.Text(), nullable=False),
         sa.Column("admitted_at", postgresql.TIMESTAMP(timezone=True), nullable=False),
@@ -113,17 +110,9 @@ def upgrade() -> None:
         sa.Column("service_type", sa.Text(), nullable=False),
         sa.Column("budget_tier", sa.Text(), nullable=False, comment="the service type whose money and rates apply"),
         sa.Column("created_at", postgresql.TIMESTAMP(timezone=True), server_default=sa.text("now()"), nullable=False),
+        sa.Column("last_seen_at", postgresql.TIMESTAMP(timezone=True), server_default=sa.text("now()"), nullable=False),
         sa.Column(
-            "last_seen_at",
-            postgresql.TIMESTAMP(timezone=True),
-            server_default=sa.text("now()"),
-            nullable=False,
-        ),
-        sa.Column(
-            "litellm_budget",
-            sa.Text(),
-            nullable=True,
-            comment="the LiteLLM budget that this customer was given",
+            "litellm_budget", sa.Text(), nullable=True, comment="the LiteLLM budget that this customer was given"
         ),
         sa.PrimaryKeyConstraint("user_id"),
     )

@@ -16,10 +16,7 @@ def upgrade() -> None:
     op.create_table(
         "exceptions",
         sa.Column(
-            "user_id",
-            sa.Text(collation="C"),
-            sa.ForeignKey("users.user_id", ondelete="CASCADE"),
-            primary_key=True,
+            "user_id", sa.Text(collation="C"), sa.ForeignKey("users.user_id", ondelete="CASCADE"), primary_key=True
         ),
         sa.Column("extra_nano", sa.BigInteger(), nullable=False, comment="nano-dollars beside the budget, each period"),
         sa.Column("without_rates", sa.Boolean(), nullable=False),

@@ -45,9 +45,7 @@ WAITS = {
     ("auth-1", "stopped"): AUTH,
 }
 #: Where a stream in flight ends with what carries it.
-CUT = {
-    *((part, fault) for part in ("litellm", "gateway-1") for fault in ("killed", "refusing", "restarted empty")),
-}
+CUT = {*((part, fault) for part in ("litellm", "gateway-1") for fault in ("killed", "refusing", "restarted empty"))}
 
 
 @pytest.fixture(scope="module")

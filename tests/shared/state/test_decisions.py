@@ -12,13 +12,7 @@ from services.gateway.budget.charging import Charge
 from services.gateway.budget.models import Ask, RateLimits, Reservation
 from services.gateway.budget.scripts import BudgetScripts, UserBuild
 from services.gateway.budget.services import Budgets
-from services.gateway.errors import (
-    BudgetExceeded,
-    InvalidToken,
-    RateLimited,
-    RequestTooLarge,
-    UserBlocked,
-)
+from services.gateway.errors import BudgetExceeded, InvalidToken, RateLimited, RequestTooLarge, UserBlocked
 from services.gateway.tokens.models import Principal
 from services.local.valkey import ValkeyServer
 from shared.domain.identity import shard
@@ -250,13 +244,7 @@ async def test_the_tier_that_redis_knows_decides(redis: Client, redis_url: str, 
     ],
 )
 async def test_what_all_users_together_are_refused_for_is_known_beforehand(
-    redis: Client,
-    redis_url: str,
-    postgres_url: str,
-    budget: int,
-    act: Act,
-    refusal: type[ServiceError],
-    reason: str,
+    redis: Client, redis_url: str, postgres_url: str, budget: int, act: Act, refusal: type[ServiceError], reason: str
 ) -> None:
     kind = row(total_budget_nano=budget)
     assert set((await outlook(redis, kind)).refusals) == {"total_unknown"}

@@ -152,10 +152,7 @@ def test_nonsense_usage_does_not_overflow() -> None:
 
 def test_long_prompts_cache_writes_and_reasoning_have_their_own_prices() -> None:
     nano = Decimal("1e-9")
-    rates = (
-        Rate(0, 1 * nano, 2 * nano, 3 * nano, 4 * nano),
-        Rate(1000, 10 * nano, 20 * nano, 30 * nano, 40 * nano),
-    )
+    rates = (Rate(0, 1 * nano, 2 * nano, 3 * nano, 4 * nano), Rate(1000, 10 * nano, 20 * nano, 30 * nano, 40 * nano))
     model = PricedModel("m", 30 * nano, 40 * nano, prices=Prices(30 * nano, 40 * nano, 5 * nano, rates))
     usage = Usage(1000, 100, cache_write_tokens=200, reasoning_tokens=50)
     charged = charge(ask(model=model), 1000, Delivery("success", sent=True, usage=usage))

@@ -80,13 +80,7 @@ def _busy(server: ValkeyServer) -> Iterator[None]:
         client.script_kill()
 
 
-STATES = {
-    "OOM": _full,
-    "READONLY": _read_only,
-    "NOREPLICAS": _too_few_replicas,
-    "MISCONF": _cannot_save,
-    "BUSY": _busy,
-}
+STATES = {"OOM": _full, "READONLY": _read_only, "NOREPLICAS": _too_few_replicas, "MISCONF": _cannot_save, "BUSY": _busy}
 
 
 async def _refused(budgets: Budgets, state: str) -> None:

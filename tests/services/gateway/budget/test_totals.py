@@ -689,11 +689,7 @@ async def test_a_build_empties_its_own_sums_alone_and_waits_while_too_many_rows_
         assert sums() == {f"b|{ours}": "1", f"s|{ours}|1": "4", **foreign}
         begun = await begin(2)
         assert begun is not None
-        assert (begun.now_ms, begun.open, len(begun.rows)) == (
-            executor.now_ms,
-            [(ours, open_.admitted_ms, 1)] * 2,
-            2,
-        )
+        assert (begun.now_ms, begun.open, len(begun.rows)) == (executor.now_ms, [(ours, open_.admitted_ms, 1)] * 2, 2)
         assert sums() == foreign
         await scripts.load_totals(number, "you", [ours], {f"s|{ours}|1": 3}, 5)
         assert sums() == foreign

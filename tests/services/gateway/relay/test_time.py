@@ -42,8 +42,7 @@ async def test_silence_before_the_first_event_is_filled_with_comments(gateway: G
 async def test_comments_are_put_between_events_only(gateway: Gateway) -> None:
     first, second = event(chunk("a")), event(chunk("b"))
     gateway.double.script(
-        "double",
-        Script([("send", first + second[:20]), ("sleep", 0.25), ("send", second[20:] + DONE)]),
+        "double", Script([("send", first + second[:20]), ("sleep", 0.25), ("send", second[20:] + DONE)])
     )
     _, body, _ = await gateway.read(STREAM)
     assert body == first + second + DONE

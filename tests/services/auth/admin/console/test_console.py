@@ -15,16 +15,7 @@ from services.auth.admin.access import cookies, sessions
 from services.auth.admin.console import pages
 from services.auth.tokens.key_ring import ensure_key
 from shared.stores.redis import connect
-from tests.services.auth.admin.conftest import (
-    ADMIN,
-    ADMIN_SETTINGS,
-    UID,
-    USER,
-    People,
-    Person,
-    Rows,
-    bearer,
-)
+from tests.services.auth.admin.conftest import ADMIN, ADMIN_SETTINGS, UID, USER, People, Person, Rows, bearer
 from tests.services.auth.conftest import Auth, StartAuth, many
 from tests.support.service_types import toml
 
