@@ -43,8 +43,7 @@ class DependencyUnavailable(ServiceError):
             metric label.
         :param reason: for the log and readiness; never shown to clients.
         """
-        self.dependency = dependency
-        self.reason = reason
+        self.dependency, self.reason = dependency, reason
         super().__init__("A dependency is unavailable. Try again soon.", retry_after=retry_after)
 
 

@@ -50,12 +50,8 @@ class Breaker:
         on_change: Callable[[State], None] = lambda _state: None,
     ) -> None:
         self._threshold = failures
-        self._counts = counts
-        self._clock = clock
-        self._first = first
-        self._longest = longest
-        self._longest_asked = longest_asked
-        self._on_change = on_change
+        self._counts, self._clock, self._first = counts, clock, first
+        self._longest, self._longest_asked, self._on_change = longest, longest_asked, on_change
         self._state = State.CLOSED
         self._failures = 0
         self._opened = 0  # how often since it was closed

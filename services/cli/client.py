@@ -25,12 +25,10 @@ class RequestFailed(Exception):
 
 
 class Client:
-    """A client of auth and the gateway over HTTP."""
+    """A client of auth and the gateway over HTTP. Every method raises ``RequestFailed``."""
 
     def __init__(self, session: aiohttp.ClientSession, *, auth_url: str, gateway_url: str) -> None:
-        self._session = session
-        self._auth = auth_url
-        self._gateway = gateway_url
+        self._session, self._auth, self._gateway = session, auth_url, gateway_url
 
     @classmethod
     @asynccontextmanager
@@ -39,12 +37,10 @@ class Client:
             yield cls(session, auth_url=auth_url, gateway_url=gateway_url)
 
     async def challenge(self, device: Device) -> str:
-        """:raises RequestFailed: auth or the gateway refused."""
         answer = await self._ask("GET", f"{self._auth}/verify/challenge", params={"key_id_b64": device.key_id_b64})
         return str(answer["challenge"])
 
     async def enrol(self, device: Device) -> None:
-        """:raises RequestFailed: auth or the gateway refused."""
         challenge = await self.challenge(device)
         body = {
             "key_id_b64": device.key_id_b64,
@@ -55,10 +51,7 @@ class Client:
         await self._ask("POST", f"{self._auth}/verify/attest", json=body)
 
     async def exchange_device(self, device: Device, scope: str) -> str:
-        """An access token for an enrolled device.
-
-        :raises RequestFailed: a service refused.
-        """
+        """An access token for an enrolled device."""
         client_data = json.dumps(
             {
                 "typ": "mlpa-token-exchange",
@@ -70,17 +63,11 @@ class Client:
         return await self._exchange(subject_token(device, client_data), ASSERTION, scope)
 
     async def exchange_fxa(self, fxa_token: str, scope: str) -> str:
-        """An access token for an FxA account.
-
-        :raises RequestFailed: a service refused.
-        """
+        """An access token for an FxA account."""
         return await self._exchange(fxa_token, ACCESS_TOKEN, scope)
 
     async def exchange_install(self, install: Install, google_url: str, service_type: str) -> str:
-        """An access token for an install, with an integrity token of the stand-in for Google.
-
-        :raises RequestFailed: a service refused.
-        """
+        """An access token for an install, with an integrity token of the stand-in for Google."""
         order = {"request_hash": install.request_hash, "package": install.package}
         granted = await self._ask("POST", f"{google_url}/local/integrity-token", json=order)
         body = {
@@ -105,7 +92,6 @@ class Client:
         """The answer's text, piece by piece as it is streamed.
 
         :param asked: ``model``, ``text`` and ``max_tokens``.
-        :raises RequestFailed: a service refused.
         """
         return self._stream(json.dumps(_body(**asked)).encode(), _bearer(token))
 
@@ -157,10 +143,7 @@ class Client:
                     yield choice["delta"].get("content") or ""
 
     async def models(self, token: str) -> list[str]:
-        """The models that a token may use.
-
-        :raises RequestFailed: a service refused, or there is none.
-        """
+        """The models that a token may use; none is a refusal."""
         answer = await self._ask("GET", f"{self._gateway}/v1/models", headers=_bearer(token))
         names = [str(one["id"]) for one in answer["data"]]
         if not names:
@@ -168,7 +151,6 @@ class Client:
         return names
 
     async def budget(self, token: str) -> dict[str, Any]:
-        """:raises RequestFailed: auth or the gateway refused."""
         return await self._ask("GET", f"{self._gateway}/v1/budget", headers=_bearer(token))
 
     async def _ask(self, method: str, url: str, **options: Any) -> dict[str, Any]:

@@ -18,9 +18,7 @@ class Step:
     """A step in progress. Without ``done`` it has failed, and the exception says why."""
 
     def __init__(self, console: Console, name: str, doing: str) -> None:
-        self._console = console
-        self._name = name
-        self._doing = doing
+        self._console, self._name, self._doing = console, name, doing
         self._started = self._said = time.monotonic()
         self._result: str | None = None
         self._task: TaskID | None = console.progress.add_task(self._label()) if console.interactive else None

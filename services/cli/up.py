@@ -98,8 +98,7 @@ class LocalSystem:
     """A local system: its parts, their configuration and their order."""
 
     def __init__(self, console: Console, data: Path, port_base: int | None) -> None:
-        self.console = console
-        self.data = data
+        self.console, self.data = console, data
         self.supervisor = Supervisor(console)
         self.is_up = False
         self._ports = _choose_ports(console, DEFAULT_PORT_BASE if port_base is None else port_base)

@@ -75,8 +75,7 @@ class StandIn:
         self.calls: Counter[str] = Counter()
         self.faults = Faults(lambda fault: web.Response(status=fault.status, headers=fault.headers))
         self.metrics: dict[str, int] = {}
-        self._pki = pki
-        self._team = team
+        self._pki, self._team = pki, team
         self._environment = b"production" if production else b"sandbox"
         self._clock = clock
         self._key = ec.generate_private_key(ec.SECP256R1())

@@ -139,8 +139,7 @@ class StandIn:
     def __init__(
         self, issuer: str, ring: KeyRing, *, events_url: str = "", clock: Callable[[], float] = time.time
     ) -> None:
-        self.issuer = issuer
-        self.ring = ring
+        self.issuer, self.ring = issuer, ring
         self.faults = Faults(lambda fault: web.Response(status=fault.status, headers=fault.headers))
         self.events_url = events_url
         #: The status of each delivery of events; None where there was no answer.

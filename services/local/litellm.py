@@ -95,9 +95,7 @@ class LiteLLMServer(Server):
         config: Path = CONFIG,
         log: Path | None = None,
     ) -> None:
-        self.data = data
-        self.port = port
-        self.master_key = master_key
+        self.data, self.port, self.master_key = data, port, master_key
         folder = venv or environment(data)
         arguments = ("--config", str(config), "--host", "127.0.0.1", "--port", str(port))
         program = Program(

@@ -39,10 +39,8 @@ class PostgresServer(Server):
     def __init__(
         self, data: Path, port: int, *, durable: bool, password: str | None = None, log: Path | None = None
     ) -> None:
-        self.data = data
-        self.port = port
-        self.durable = durable
-        self.password = password
+        self.data, self.port = data, port
+        self.durable, self.password = durable, password
         # Data keeps its owner, also if root continues a user's run; data made by root is empty
         owner = Account.owner(data) if data.exists() else None
         self.account = owner if owner is not None and owner.uid != 0 else Account.unprivileged()

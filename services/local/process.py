@@ -80,8 +80,7 @@ class Process:
     """One child. It can be started again after it ended, which is how tests restart a dependency."""
 
     def __init__(self, program: Program, log: Path) -> None:
-        self.program = program
-        self.log = log
+        self.program, self.log = program, log
         self._child: subprocess.Popen[bytes] | None = None
         self._pause: subprocess.Popen[bytes] | None = None
 

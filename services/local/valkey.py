@@ -30,9 +30,7 @@ class ValkeyServer(Server):
         options: Mapping[str, str] | None = None,
         log: Path | None = None,
     ) -> None:
-        self.data = data
-        self.port = port
-        self.password = password
+        self.data, self.port, self.password = data, port, password
         self.options = {
             "bind": "127.0.0.1",
             "port": str(port),

@@ -27,9 +27,7 @@ class NoAnswer(Exception):
     """
 
     def __init__(self, reason: str, *, retry_after: float | None = None, sent: bool = True) -> None:
-        self.reason = reason
-        self.retry_after = retry_after
-        self.sent = sent
+        self.reason, self.retry_after, self.sent = reason, retry_after, sent
         super().__init__(reason)
 
 

@@ -65,9 +65,7 @@ class Kept(Generic[Value]):
         seconds: float,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._work = work
-        self._seconds = seconds
-        self._clock = clock
+        self._work, self._seconds, self._clock = work, seconds, clock
         self._flight = Flight(self._run)
         self._last: tuple[float, Value] | None = None
 

@@ -82,17 +82,11 @@ class KeySet:
         :param on_read: called after each reading with the reason of its failure, or None.
         :param on_drop: called when the keys are dropped because they could not be read again for ``kept`` seconds.
         """
-        self._fetch = fetch
-        self._parse = parse
-        self._dependency = dependency
+        self._fetch, self._parse, self._dependency = fetch, parse, dependency
         self._every = refresh
-        self._retry = retry
-        self._unknown_kid = unknown_kid
-        self._clock = clock
-        self._age = age
-        self._on_read = on_read
-        self._on_drop = on_drop
-        self._kept = kept
+        self._retry, self._unknown_kid, self._clock = retry, unknown_kid, clock
+        self._age, self._on_read = age, on_read
+        self._on_drop, self._kept = on_drop, kept
         #: Failed readings since the last successful one.
         self.failures = 0
         #: Reason of the last reading's failure; None if it succeeded.

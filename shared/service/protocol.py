@@ -44,8 +44,7 @@ class _Refused(Exception):
 
     def __init__(self, error: ServiceError, reason: str) -> None:
         super().__init__(reason)
-        self.error = error
-        self.reason = reason
+        self.error, self.reason = error, reason
 
 
 class Protocol(web.RequestHandler):
@@ -79,9 +78,7 @@ class Protocol(web.RequestHandler):
         **options: Any,
     ) -> None:
         super().__init__(server, **options)
-        self._frame = frame
-        self._head_seconds = head_seconds
-        self._max_head = max_head
+        self._frame, self._head_seconds, self._max_head = frame, head_seconds, max_head
         self._max_thrown_away = max(max_body, MAX_THROWN_AWAY)
         #: The body of the newest request.
         self._payload: StreamReader = EMPTY_PAYLOAD
@@ -257,8 +254,7 @@ class ServiceSite(web.SockSite):
         **options: Any,
     ) -> None:
         super().__init__(runner, sock, backlog=4096)
-        self._frame = frame
-        self._protocol = protocol
+        self._frame, self._protocol = frame, protocol
         self._options = {
             "access_log": None,
             "keepalive_timeout": 75.0,

@@ -124,8 +124,7 @@ class Frame:
         self._draining = False
         self._service_types = service_types
         self._routes: list[tuple[str, str]] = []
-        self._render_error = render_error
-        self._on_refusal = on_refusal
+        self._render_error, self._on_refusal = render_error, on_refusal
         self._digest = user_digest
         self._metrics = HttpMetrics(registry, endpoints)
 

@@ -54,8 +54,7 @@ class Link(asyncio.Protocol):
         self.epoch = epoch
         self.closed = False
         self.retired = False
-        self._connection = connection
-        self._timeout = timeout
+        self._connection, self._timeout = connection, timeout
         self._loop = asyncio.get_running_loop()
         self._made_at = self._steady_since = self._loop.time()
         self._reader = hiredis.Reader(notEnoughData=_MORE)

@@ -23,8 +23,7 @@ class PostgresCheck:
     """
 
     def __init__(self, database: Database, can_write: Callable[[Database], Awaitable[None]]) -> None:
-        self._database = database
-        self._can_write = can_write
+        self._database, self._can_write = database, can_write
         self._older = frozenset(revisions()[:-1])
 
     async def __call__(self) -> None:

@@ -143,8 +143,7 @@ class _Request:
     """A request with its span."""
 
     def __init__(self, tracer: Tracer, span: Span) -> None:
-        self._tracer = tracer
-        self._span = span
+        self._tracer, self._span = tracer, span
 
     @contextmanager
     def child(self, name: str, system: str) -> Iterator[None]:

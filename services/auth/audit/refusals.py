@@ -44,8 +44,7 @@ class Refusals:
     """The refusals of this process. Rows for one actor, action, subject and source are at least a minute apart."""
 
     def __init__(self, database: Database, *, clock: Callable[[], float] = time.monotonic) -> None:
-        self._database = database
-        self._clock = clock
+        self._database, self._clock = database, clock
         self._kinds: dict[tuple[str, ...], _Kind] = {}
         self._waiting = False
 

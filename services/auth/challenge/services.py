@@ -68,9 +68,7 @@ class Challenges:
         if not challenge_secrets:
             raise ValueError("a challenge secret is needed")
         self._secrets = list(challenge_secrets)
-        self.lifetime = lifetime
-        self._redis = redis
-        self._clock = clock
+        self.lifetime, self._redis, self._clock = lifetime, redis, clock
 
     def issue(self, key_id: str) -> str:
         """A new challenge for a canonical key id."""

@@ -57,13 +57,9 @@ class Enrolment:
         clock: Callable[[], float] = time.time,
     ) -> None:
         """:param source_secret: makes the digests of sources, by which operators find what one source enrolled."""
-        self._database = database
-        self._challenges = challenges
-        self._policy = policy
-        self._metrics = metrics
-        self._limits = limits
-        self._source_secret = source_secret
-        self._clock = clock
+        self._database, self._challenges, self._policy = database, challenges, policy
+        self._metrics, self._limits = metrics, limits
+        self._source_secret, self._clock = source_secret, clock
 
     async def enrol(self, claims: AttestRequest, address: str) -> None:
         """Verify and store a key; on return it is committed.

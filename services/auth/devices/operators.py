@@ -1,6 +1,6 @@
 """Operations of operators on devices. A revocation is final, since a stolen key remains stolen.
 
-Every method raises ``DependencyUnavailable``.
+Every method raises ``DependencyUnavailable``; a change may then be in PostgreSQL only, and comes to Redis later.
 """
 
 from __future__ import annotations
@@ -37,9 +37,7 @@ class Blocked:
 class DeviceAdmin:
     def __init__(self, database: Database, changes: Changes, reports: Database) -> None:
         """:param reports: PostgreSQL again, with more patience."""
-        self._database = database
-        self._reports = reports
-        self._changes = changes
+        self._database, self._reports, self._changes = database, reports, changes
 
     async def page(
         self, *, q: str = "", cursor: str | None = None, limit: int, chosen: Chosen | None = None
@@ -70,7 +68,6 @@ class DeviceAdmin:
         """Refuse a device and its tokens from now on, in all its service types.
 
         :raises NotFound: it does not exist.
-        :raises DependencyUnavailable: it may be in PostgreSQL only; then it is applied to Redis later.
         """
         if "\0" in key_id:
             raise NotFound("There is no such device.")

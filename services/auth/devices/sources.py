@@ -41,8 +41,7 @@ class EnrollingSources:
     ) -> None:
         self._database = database
         self._rows = service_types.by_name
-        self._registry = registry
-        self._every = every
+        self._registry, self._every = registry, every
         self._most = registry.gauge(
             "enrolled_keys_of_busiest_source", "Most App Attest keys that one source enrolled in the last hour."
         )

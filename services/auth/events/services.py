@@ -55,15 +55,9 @@ class FxAEvents:
         :param issuer: FxA's, without a slash at its end.
         :param client_ids: the relying parties that events may be for.
         """
-        self._database = database
-        self._fxa = fxa
-        self._changes = changes
-        self._erasures = erasures
-        self._digests = digests
-        self._registry = registry
-        self._issuer = issuer
-        self._client_ids = client_ids
-        self._clock = clock
+        self._database, self._fxa, self._changes = database, fxa, changes
+        self._erasures, self._digests, self._registry = erasures, digests, registry
+        self._issuer, self._client_ids, self._clock = issuer, client_ids, clock
         self._metrics = EventMetrics(registry)
 
     async def deliver(self, token: str | None, source: str) -> None:

@@ -48,9 +48,7 @@ class TokenExchange:
     ) -> None:
         self._credentials = {credential.kind.subject_token_type: credential for credential in credentials}
         self._rows = service_types.by_name
-        self._users = users
-        self._issuer = issuer
-        self._limits = limits
+        self._users, self._issuer, self._limits = users, issuer, limits
         self._issued = registry.counter("tokens_issued_total", "Access tokens issued.", ("amr", "service_type"))
         self._kinds = [credential.kind for credential in credentials]
         self._make_series()

@@ -81,9 +81,7 @@ class Cache:
     def __init__(self, redis: Client, config: FxAConfig, *, clock: Callable[[], float], metrics: FxAMetrics) -> None:
         self._redis = redis
         self._unlock: Any = redis.register_script(_UNLOCK)
-        self._config = config
-        self._clock = clock
-        self._metrics = metrics
+        self._config, self._clock, self._metrics = config, clock, metrics
         self._issuer = config.issuer.encode()
         # Copying a keyed HMAC is cheaper than making one
         self._token_mac = hmac.new(config.cache_secret, digestmod="sha256")

@@ -26,9 +26,7 @@ class InvalidFxAToken(FxARefusal):
     """
 
     def __init__(self, reason: str, *, source: Source = "local", lasting: bool = False) -> None:
-        self.reason = reason
-        self.source = source
-        self.lasting = lasting
+        self.reason, self.source, self.lasting = reason, source, lasting
         super().__init__(reason)
 
 

@@ -21,10 +21,8 @@ class FxAClient:
     def __init__(
         self, session: aiohttp.ClientSession, base_url: str, *, timeout: float, clock: Callable[[], float]
     ) -> None:
-        self._session = session
-        self._base_url = base_url
-        self._timeout = timeout
-        self._clock = clock
+        self._session, self._base_url = session, base_url
+        self._timeout, self._clock = timeout, clock
 
     async def ask(self, method: str, path: str, *, json: Any = None) -> Answer:
         """Ask FxA.

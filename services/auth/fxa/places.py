@@ -41,10 +41,8 @@ class Places:
     """
 
     def __init__(self, most: int, of_source: int, wait: float, *, clock: Callable[[], float]) -> None:
-        self._most = most
-        self._of_source = of_source
-        self._wait = wait
-        self._clock = clock
+        self._most, self._of_source = most, of_source
+        self._wait, self._clock = wait, clock
         self.open = most
         #: How often the places have been halved.
         self.era = 0

@@ -43,11 +43,8 @@ class RemoteVerifier:
         self, client: FxAClient, breaker: Breaker, *, places: Places, metrics: FxAMetrics, clock: Callable[[], float]
     ) -> None:
         """:param breaker: counts ``NoAnswer``."""
-        self._client = client
-        self._breaker = breaker
-        self._places = places
-        self._metrics = metrics
-        self._clock = clock
+        self._client, self._breaker, self._places = client, breaker, places
+        self._metrics, self._clock = metrics, clock
         metrics.places.set(places.open)
 
     def check(self) -> None:

@@ -54,9 +54,7 @@ class FxAVerifier:
         metrics: FxAMetrics,
         clock: Callable[[], float],
     ) -> None:
-        self._config = config
-        self._clock = clock
-        self._metrics = metrics
+        self._config, self._clock, self._metrics = config, clock, metrics
         client = FxAClient(session, config.base_url, timeout=config.timeout, clock=clock)
         self._origin = FxAClient(session, _origin(config.base_url), timeout=config.timeout, clock=clock)
         self._breaker = Breaker(

@@ -93,9 +93,7 @@ class Limits:
         doors = doors or {}
         refusals = {**doors, **(refusals or {})}
         kinds = {**kinds, **doors, **{f"{name}{_REFUSED}": limit for name, limit in refusals.items()}}
-        self._redis = redis
-        self._kinds = kinds
-        self._clock = clock
+        self._redis, self._kinds, self._clock = redis, kinds, clock
         self._breaker = Breaker(
             failures=1, counts=(RedisError, TimeoutError), clock=clock, first=_PAUSE, longest=_PAUSE
         )

@@ -88,8 +88,7 @@ class PlayIntegrity:
     ) -> None:
         self._session = session
         self._base_url = base_url.rstrip("/").removesuffix("/v1")
-        self._load = load
-        self._metrics = metrics
+        self._load, self._metrics = load, metrics
         self._credentials: Credentials | None = None
         self._breaker = Breaker(failures=_BREAKER_FAILURES, counts=(NoAnswer,), clock=clock)
         self._renewal = Flight(self._renew)

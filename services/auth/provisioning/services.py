@@ -57,8 +57,7 @@ class Provisioner:
         pace: Pace | None = None,
     ) -> None:
         """:param factor: LiteLLM's budget of a user as a multiple of the row's."""
-        self._admin = admin
-        self._database = database
+        self._admin, self._database = admin, database
         self._rows, self._factor = service_types.by_name, factor
         self._table_changed = asyncio.Event()
         service_types.on_change(self._take_table)

@@ -98,12 +98,9 @@ class Renewal:
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.done: Counter[str] = Counter()
-        self._database = database
-        self._apple = apple
-        self._trust = trust
+        self._database, self._apple, self._trust = database, apple, trust
         self._interval = 1 / rate
-        self._every = every
-        self._clock = clock
+        self._every, self._clock = every, clock
         self._next = 0.0
         self._failures = 0
         self._stop: str | None = None

@@ -37,10 +37,8 @@ class NotInRedisYet(DependencyUnavailable):
 class Changes:
     def __init__(self, database: Database, redis: Client, registry: Registry, *, every: float = 1.0) -> None:
         """:param every: seconds between two checks for unapplied decisions."""
-        self._database = database
-        self._redis = redis
-        self._registry = registry
-        self._every = every
+        self._database, self._redis = database, redis
+        self._registry, self._every = registry, every
         self._pending = registry.gauge("redis_changes_pending", "Decisions that Redis does not know yet.")
 
     async def record(self, transaction: Transaction, identity: str, kind: str) -> None:

@@ -41,10 +41,8 @@ class Issuer:
     """
 
     def __init__(self, keys: KeyRing, *, issuer: str, ttl: int, clock: Callable[[], float] = time.time) -> None:
-        self._keys = keys
-        self.issuer = issuer
-        self.ttl = ttl
-        self._clock = clock
+        self._keys, self.issuer = keys, issuer
+        self.ttl, self._clock = ttl, clock
 
     def issue(
         self,

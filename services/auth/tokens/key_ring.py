@@ -73,8 +73,7 @@ class KeyRing:
 
     def __init__(self, folder: Path, *, clock: Callable[[], float] = time.time) -> None:
         """:raises KeyFault: no usable key; names the file at fault."""
-        self._folder = folder
-        self._clock = clock
+        self._folder, self._clock = folder, clock
         self._seen: object = None
         self._looked = float("-inf")
         self._reported: set[str] = set()

@@ -27,11 +27,8 @@ class Revocation:
         *,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        self._issuer = issuer
-        self._database = database
-        self._changes = changes
-        self._digests = digests
-        self._clock = clock
+        self._issuer, self._database, self._changes = issuer, database, changes
+        self._digests, self._clock = digests, clock
 
     def recognise(self, token: str) -> IssuedToken | None:
         """One of our tokens that a gateway may still accept; None for anything else (RFC 7009 section 2.2)."""

@@ -24,10 +24,8 @@ class LedgerAge:
     def __init__(
         self, database: Database, registry: Registry, *, clock: Callable[[], float] = time.time, every: float = _EVERY
     ) -> None:
-        self._database = database
-        self._registry = registry
-        self._every = every
-        self._clock = clock
+        self._database, self._registry = database, registry
+        self._every, self._clock = every, clock
         self._age = registry.gauge("ledger_oldest_seconds", "Age of the ledger's oldest row; 0 without rows.")
 
     async def read(self) -> None:

@@ -65,12 +65,8 @@ class Usage:
         clock: Callable[[], float] = time.time,
         near_wait: float = _NEAR_WAIT,
     ) -> None:
-        self._database = database
-        self._reports = reports
-        self._users = users
-        self._service_types = service_types
-        self._clock = clock
-        self._near_wait = near_wait
+        self._database, self._reports, self._users = database, reports, users
+        self._service_types, self._clock, self._near_wait = service_types, clock, near_wait
         self._near: NearLimit | None = None
         self._near_after = 0.0
         self._asking = Flight(self._find_near_limit)

@@ -45,10 +45,8 @@ class Users:
         on_entry: Callable[[str], None] | None = None,
     ) -> None:
         """:param on_entry: called with the id of each user that entered; it must not raise."""
-        self._database = database
-        self._digests = digests
-        self._redis = redis
-        self._registry = registry
+        self._database, self._digests = database, digests
+        self._redis, self._registry = redis, registry
         self._seen: set[str] = set()
         self._fallbacks = registry.counter(
             "exchange_fallbacks_total", "Exchanges decided without a dependency.", ("dependency",)

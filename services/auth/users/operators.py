@@ -1,6 +1,6 @@
 """Operations of operators on users. When a method returns, its change is in PostgreSQL and in Redis.
 
-Every method raises ``DependencyUnavailable``.
+Every method raises ``DependencyUnavailable``; a change may then be in PostgreSQL only, and comes to Redis later.
 """
 
 from __future__ import annotations
@@ -60,12 +60,9 @@ class UserAdmin:
         clock: Callable[[], float] = time.time,
     ) -> None:
         """:param on_tier: called with the id of each user whose tier has changed."""
-        self._database = database
-        self._spending = spending
-        self._changes = changes
+        self._database, self._spending, self._changes = database, spending, changes
         self._rows = service_types.by_name
-        self._on_tier = on_tier
-        self._clock = clock
+        self._on_tier, self._clock = on_tier, clock
 
     async def page(
         self,
@@ -151,7 +148,6 @@ class UserAdmin:
         """Block the identity in all its service types.
 
         :raises NotFound: it does not exist.
-        :raises DependencyUnavailable: it may be in PostgreSQL only; then it is applied to Redis later.
         """
         async with self._change(user_id, "blocked") as (transaction, row):
             await standing.block(transaction, row.identity, reason)
@@ -162,7 +158,6 @@ class UserAdmin:
         """Admit the identity again.
 
         :raises NotFound: it does not exist.
-        :raises DependencyUnavailable: as ``block``.
         """
         async with self._change(user_id, "unblocked") as (transaction, row):
             await standing.unblock(transaction, row.identity)
@@ -173,7 +168,6 @@ class UserAdmin:
         """Admit an identity that has no user, such as a device that was blocked before it came for a token.
 
         :returns: False if it is not blocked.
-        :raises DependencyUnavailable: as ``block``.
         """
         if "\0" in identity:
             return False
@@ -190,7 +184,6 @@ class UserAdmin:
 
         :raises UnknownTier: there is no such row.
         :raises NotFound: it does not exist.
-        :raises DependencyUnavailable: as ``block``.
         """
         if tier not in self._rows:
             raise UnknownTier
@@ -205,7 +198,6 @@ class UserAdmin:
         """Let a user spend more, or without rates, until a moment; instead of the exception that it has.
 
         :raises NotFound: there is no such user.
-        :raises DependencyUnavailable: as ``block``.
         """
         async with self._change(user_id, "exception") as (transaction, row):
             await standing.set_exception(transaction, user_id, given, reason)
@@ -219,7 +211,6 @@ class UserAdmin:
         """End a user's exception before its time; nothing if there is none.
 
         :raises NotFound: there is no such user.
-        :raises DependencyUnavailable: as ``block``.
         """
         async with self._change(user_id, "exception") as (transaction, row):
             await standing.end_exception(transaction, user_id)

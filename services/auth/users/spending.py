@@ -45,8 +45,7 @@ class Spending:
     """The spending of users: from Redis, or from the ledger for users without state in Redis."""
 
     def __init__(self, database: Database, redis: Client, service_types: ServiceTypes) -> None:
-        self._database = database
-        self._redis = redis
+        self._database, self._redis = database, redis
         self._rows = service_types.by_name
 
     def row(self, user_id: str, tier: str) -> ServiceType | None:

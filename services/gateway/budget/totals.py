@@ -63,8 +63,7 @@ class Totals:
         every: float,
     ) -> None:
         self._scripts, self._storage, self._every = scripts, storage, every
-        self._service_types = service_types
-        self._metrics = metrics
+        self._service_types, self._metrics = service_types, metrics
         self._rows: dict[str, ServiceType] = {}
         self._known: dict[str, _Known] = {}
         self._clock = 0.0  # Redis's, less this process's

@@ -104,8 +104,7 @@ class ChatRequest:
         options = values.get("stream_options")
         self.wants_usage = options is not None and options.include_usage is True
         self.limit: int | None = values.get("max_completion_tokens", values.get("max_tokens"))
-        self.prompt = prompt
-        self._fields = fields
+        self.prompt, self._fields = prompt, fields
         self._sampled = "temperature" in values or "top_p" in values
 
     def encode(self, user: str, grant: int, limit_name: str, defaults: Mapping[str, float] = _NO_DEFAULTS) -> bytes:

@@ -83,8 +83,7 @@ class Tally:
     )
 
     def __init__(self, *, show_usage: bool = True, choices: int = 1) -> None:
-        self._show_usage = show_usage
-        self._choices = choices
+        self._show_usage, self._choices = show_usage, choices
         #: An event arrived that is neither a comment nor an error.
         self.started = False
         self._usage: list[int] | None = None

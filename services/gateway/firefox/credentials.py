@@ -62,10 +62,8 @@ class Credentials:
     """
 
     def __init__(self, exchanges: Exchanges, service_types: ServiceTypes, bodies: Bodies, *, issuer: str) -> None:
-        self._exchanges = exchanges
-        self._service_types = service_types
-        self._bodies = bodies
-        self._issuer = issuer
+        self._exchanges, self._service_types = exchanges, service_types
+        self._bodies, self._issuer = bodies, issuer
 
     async def authenticate(self, request: web.Request) -> Principal:
         """The user of a request, in the service type that it names.

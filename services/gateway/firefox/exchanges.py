@@ -77,8 +77,7 @@ class Exchanges:
         self._session = session
         self._url = f"{auth_url.rstrip('/')}/token"
         self._headers = {EXCHANGE_KEY_HEADER: key.decode()}
-        self._most = most
-        self._clock = clock
+        self._most, self._clock = most, clock
         self._secret = secrets.token_bytes(32)
         #: Apart, so that strangers' refusals push out no good ones.
         self._granted: OrderedDict[bytes, _Kept] = OrderedDict()

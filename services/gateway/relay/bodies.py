@@ -33,8 +33,7 @@ Asked = TypeVar("Asked")
 class Bodies:
     def __init__(self, config: RelayConfig, most_bytes: int = MOST_BYTES) -> None:
         """:param most_bytes: of unfinished bodies, together."""
-        self._config = config
-        self._most_bytes = most_bytes
+        self._config, self._most_bytes = config, most_bytes
         self._reading, self._parsing = _Places(AT_ONCE), _Places(PARSED_AT_ONCE)
         self._held = 0
         self.door = Door()

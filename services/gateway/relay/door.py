@@ -53,8 +53,7 @@ class Passing:
     __slots__ = ("_door", "_user")
 
     def __init__(self, door: Door, user: str) -> None:
-        self._door = door
-        self._user = user
+        self._door, self._user = door, user
 
     def __enter__(self) -> None: ...
 

@@ -62,15 +62,10 @@ class Relay:
         wanted: int,
         started: float,
     ) -> None:
-        self._request = request
-        self._shared = shared
-        self._operation = operation
-        self._reservation = reservation
-        self._asked = asked
-        self._wanted = wanted
+        self._request, self._shared, self._operation = request, shared, operation
+        self._reservation, self._asked, self._wanted = reservation, asked, wanted
         self._upstream_headers = headers
-        self._labels = labels
-        self._started = started
+        self._labels, self._started = labels, started
         self._call = shared.litellm.call()
         self._tally = operation.tally(asked)
         self._stream: StreamRelay | None = None

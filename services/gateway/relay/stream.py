@@ -66,11 +66,8 @@ class StreamRelay:
         dialect: Dialect,
         on_begin: Callable[[], None],
     ) -> None:
-        self._request = request
-        self.response = response
-        self._tally = tally
-        self._dialect = dialect
-        self._on_begin = on_begin
+        self._request, self.response, self._tally = request, response, tally
+        self._dialect, self._on_begin = dialect, on_begin
         self._protocol = request.protocol
         self._chunked = request.version >= HttpVersion11
         if not self._chunked:

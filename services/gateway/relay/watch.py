@@ -64,9 +64,7 @@ class Watch:
         self._config = config
         self._loop = asyncio.get_running_loop()
         self._task = asyncio.current_task()
-        self._on_quiet = on_quiet
-        self._backlog = backlog
-        self._drop = drop
+        self._on_quiet, self._backlog, self._drop = on_quiet, backlog, drop
         #: Loop time of the last data, set by reads and finished writes.
         self.seen = self._spoke = self._loop.time()
         self._deadline = self.seen + deadline if deadline else _NEVER

@@ -45,8 +45,7 @@ class TokenVerifier:
     ) -> None:
         self._keys = keys
         self._rows = service_types.by_name
-        self._issuer = issuer
-        self._clock = clock
+        self._issuer, self._clock = issuer, clock
         self._cache: OrderedDict[bytes, _Verified] = OrderedDict()
         self._latency = registry.histogram(
             "token_validation_latency_seconds",

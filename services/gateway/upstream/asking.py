@@ -58,10 +58,8 @@ class Answer:
     def __init__(
         self, connection: Connection, wire: Wire, status: int, headers: CIMultiDictProxy[str], content: StreamReader
     ) -> None:
-        self.connection = connection
-        self.status = status
-        self.headers = headers
-        self.content = content
+        self.connection, self.status = connection, status
+        self.headers, self.content = headers, content
         self.closed = False
         self._wire = wire
         content.on_eof(self._ended)

@@ -65,9 +65,7 @@ class LiteLLM:
         :param session: for all else, over the same connections.
         """
         self.balancer = Balancer([URL(url.rstrip("/")) for url in config.base_urls])
-        self._pool = pool
-        self._fresh = fresh
-        self._session = session
+        self._pool, self._fresh, self._session = pool, fresh, session
         self._timeout = session.timeout
         self._targets: dict[tuple[Instance, str], Target] = {}
         self._headers = CIMultiDict(

@@ -27,8 +27,7 @@ _log = logs.logger("users")
 
 class WrongKeys:
     def __init__(self, limits: Limits, refusals: Refusals, registry: Registry) -> None:
-        self._limits = limits
-        self._refusals = refusals
+        self._limits, self._refusals = limits, refusals
         self._refused = registry.counter("admin_keys_refused_total", "Wrong admin keys, by where they came.", ("door",))
         self._refused.preset_all(("console", "api"))
 

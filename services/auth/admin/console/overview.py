@@ -68,12 +68,8 @@ class Overviews:
         totals: TotalBudgets,
         rejections: Mapping[str, Callable[[], dict[str, int]]],
     ) -> None:
-        self._health = health
-        self._gateways = gateways
-        self._users = users
-        self._usage = usage
-        self._totals = totals
-        self._rejections = rejections
+        self._health, self._gateways, self._users = health, gateways, users
+        self._usage, self._totals, self._rejections = usage, totals, rejections
 
     async def read(self, *, in_days: bool, draining: bool) -> Overview:
         """The last 30 days, or the last 24 hours."""

@@ -38,8 +38,7 @@ class AppAttestCredential:
     from_gateways: ClassVar = False
 
     def __init__(self, assertions: Assertions, issuer: str) -> None:
-        self._assertions = assertions
-        self._issuer = issuer
+        self._assertions, self._issuer = assertions, issuer
 
     async def verify(self, subject_token: str, row: ServiceType, source: str) -> Subject:
         return await self._assertions.verify(lambda: self._read(subject_token, row), row)

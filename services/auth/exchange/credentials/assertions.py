@@ -83,10 +83,8 @@ class Assertions:
     ) -> None:
         """:param unused_days: days after which a key that was not used is refused; 0 = never."""
         self._unused = unused_days * 86_400 or math.inf
-        self._database = database
-        self._challenges = challenges
-        self._policy = policy
-        self._metrics = metrics
+        self._database, self._challenges = database, challenges
+        self._policy, self._metrics = policy, metrics
 
     async def verify(self, read: Callable[[], Sent], row: ServiceType) -> Subject:
         """Verify an assertion and the row's policy on it. Its challenge and counter are used up by the subject's

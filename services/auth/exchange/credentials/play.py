@@ -78,13 +78,9 @@ class PlayCredential:
         clock: Callable[[], float] = time.time,
     ) -> None:
         """:param token_ttl: the life of an access token in seconds."""
-        self._google = google
-        self._policy = policy
-        self._limits = limits
-        self._redis = redis
-        self._metrics = metrics
-        self._token_ttl = token_ttl
-        self._clock = clock
+        self._google, self._policy, self._limits = google, policy, limits
+        self._redis, self._metrics = redis, metrics
+        self._token_ttl, self._clock = token_ttl, clock
 
     async def verify(self, subject_token: str, row: ServiceType, source: str) -> Subject:
         """
