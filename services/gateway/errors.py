@@ -69,14 +69,9 @@ class GatewayError(ServiceError):
             cls.counted_as = counted_as or cls.code
 
     def __init__(
-        self,
-        message: str | None = None,
-        *,
-        param: str | None = None,
-        retry_after: float | None = None,
-        headers: dict[str, str] | None = None,
+        self, message: str | None = None, *, param: str | None = None, retry_after: float | None = None
     ) -> None:
-        super().__init__(message, retry_after=retry_after, headers=headers)
+        super().__init__(message, retry_after=retry_after)
         if param is not None:
             self.param = param
 
@@ -96,15 +91,8 @@ class RateLimited(GatewayError, ours=False):
     status, code, mlpa_code = 429, "rate_limit_exceeded", 2
     message = "Too many requests."
 
-    def __init__(
-        self,
-        message: str | None = None,
-        *,
-        reason: str = "rpm",
-        retry_after: float | None = None,
-        headers: dict[str, str] | None = None,
-    ) -> None:
-        super().__init__(message, retry_after=retry_after, headers=headers)
+    def __init__(self, message: str | None = None, *, reason: str = "rpm", retry_after: float | None = None) -> None:
+        super().__init__(message, retry_after=retry_after)
         self.reason = reason
 
 
@@ -194,10 +182,8 @@ class InvalidToken(GatewayError, ours=False):
     message = "The access token is invalid."
     should_retry = False
 
-    def __init__(
-        self, message: str | None = None, *, missing: bool = False, headers: dict[str, str] | None = None
-    ) -> None:
-        super().__init__(message, headers=headers)
+    def __init__(self, message: str | None = None, *, missing: bool = False) -> None:
+        super().__init__(message)
         error = "" if missing else f', error="invalid_token", error_description="{self.message}"'
         self.headers["WWW-Authenticate"] = f'Bearer realm="mlpa"{error}'
 
@@ -239,10 +225,8 @@ class Unavailable(GatewayError, ours=True):
     status, code = 503, "unavailable"
     message = "The service is unavailable at the moment."
 
-    def __init__(
-        self, message: str | None = None, *, retry_after: float = 1, headers: dict[str, str] | None = None
-    ) -> None:
-        super().__init__(message, retry_after=retry_after, headers=headers)
+    def __init__(self, message: str | None = None, *, retry_after: float = 1) -> None:
+        super().__init__(message, retry_after=retry_after)
 
 
 class SwitchedOff(Unavailable, ours=False, counted_as="switched_off"):
@@ -262,10 +246,8 @@ class UpstreamKeyRefused(Unavailable):
 
     mlpa_code = 10
 
-    def __init__(
-        self, message: str | None = None, *, reason: str = "key", headers: dict[str, str] | None = None
-    ) -> None:
-        super().__init__(message, retry_after=KEY_REFUSED_SECONDS, headers=headers)
+    def __init__(self, message: str | None = None, *, reason: str = "key") -> None:
+        super().__init__(message, retry_after=KEY_REFUSED_SECONDS)
         self.reason = reason
 
 
