@@ -69,14 +69,11 @@ class StandIn:
     :param pki: of the devices whose receipts it renews.
     """
 
-    def __init__(
-        self, pki: Pki, *, team: str, production: bool = False, clock: Callable[[], float] = time.time
-    ) -> None:
+    def __init__(self, pki: Pki, *, team: str, clock: Callable[[], float] = time.time) -> None:
         self.calls: Counter[str] = Counter()
         self.faults = Faults(lambda fault: web.Response(status=fault.status, headers=fault.headers))
         self.metrics: dict[str, int] = {}
         self._pki, self._team = pki, team
-        self._environment = b"production" if production else b"sandbox"
         self._clock = clock
         self._key = ec.generate_private_key(ec.SECP256R1())
         self._keys: defaultdict[bytes, set[str]] = defaultdict(set)  # that a device attested
@@ -115,7 +112,7 @@ class StandIn:
             app_id, device, environment = fields[2].decode(), fields[5], fields[7]
         except (ValueError, KeyError, binascii.Error):
             return 400, b"Bad Payload"
-        if environment != self._environment:
+        if environment != b"sandbox":
             return 400, b"Incorrect Environment"
         if not app_id.startswith(f"{self._team}."):
             return 401, b"Unauthorized"

@@ -83,7 +83,7 @@ class Device:
         """The key id as iOS gives it to an app: standard base64."""
         return base64.b64encode(self.key_id).decode()
 
-    def attest(self, challenge: str | bytes, *, now: datetime | None = None) -> bytes:
+    def attest(self, challenge: str | bytes) -> bytes:
         """The attestation object for a challenge as the server sent it (its hex characters)."""
         challenge = challenge.encode() if isinstance(challenge, str) else challenge
         data = auth_data(
@@ -93,7 +93,7 @@ class Device:
             extensions=self._extensions(),
         )
         nonce = hashlib.sha256(data + hashlib.sha256(challenge).digest()).digest()
-        now = now or datetime.now(UTC)
+        now = datetime.now(UTC)
         leaf = self.pki.certify(self.key.public_key(), key_id=self.key_id, nonce=nonce, now=now)
         x5c = [
             certificate.public_bytes(serialization.Encoding.DER)
@@ -193,9 +193,9 @@ def auth_data(
     return rp_id_hash + bytes([flags]) + counter.to_bytes(4, "big") + credential + extensions
 
 
-def attestation_object(data: bytes, x5c: list[bytes], *, receipt: bytes, fmt: str = "apple-appattest") -> bytes:
+def attestation_object(data: bytes, x5c: list[bytes], *, receipt: bytes) -> bytes:
     statement: Mapping[str, object] = {"x5c": x5c, "receipt": receipt}
-    return cbor2.dumps({"fmt": fmt, "attStmt": statement, "authData": data})
+    return cbor2.dumps({"fmt": "apple-appattest", "attStmt": statement, "authData": data})
 
 
 def assertion_object(data: bytes, signature: bytes) -> bytes:

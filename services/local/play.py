@@ -107,13 +107,11 @@ class StandIn:
     """The server's state; ``app`` serves it.
 
     :param key: of the service account; a new one when not given.
-    :param quota: decoded tokens until 429.
     """
 
-    def __init__(
-        self, key: rsa.RSAPrivateKey | None = None, *, quota: int = QUOTA, clock: Callable[[], float] = time.time
-    ) -> None:
-        self.quota = quota
+    def __init__(self, key: rsa.RSAPrivateKey | None = None, *, clock: Callable[[], float] = time.time) -> None:
+        #: Tokens that are still decoded, until 429.
+        self.quota = QUOTA
         self.faults = Faults(lambda fault: _error(fault.status, "as ordered", headers=fault.headers))
         self._clock = clock
         self._key = key or rsa.generate_private_key(65537, 2048)

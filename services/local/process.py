@@ -179,14 +179,14 @@ class Process:
             self._pause.communicate()
             self._pause = None
 
-    def tail(self, lines: int = 15) -> str:
+    def tail(self) -> str:
         """The end of the log, ready to be appended to an error message; empty when there is none."""
         if not self.log.exists():
             return ""
         with self.log.open("rb") as file:
             file.seek(max(0, self.log.stat().st_size - 16_384))
             text = file.read().decode(errors="replace")
-        return "".join(f"\n  | {line}" for line in text.splitlines()[-lines:])
+        return "".join(f"\n  | {line}" for line in text.splitlines()[-15:])
 
     def _open_log(self) -> IO[bytes]:
         self.log.parent.mkdir(parents=True, exist_ok=True)

@@ -36,12 +36,10 @@ class EnrollingSources:
     And of how long receipts have been due, where a row asks for the risk metric that they are renewed for.
     """
 
-    def __init__(
-        self, database: Database, service_types: ServiceTypes, registry: Registry, *, every: float = _EVERY
-    ) -> None:
+    def __init__(self, database: Database, service_types: ServiceTypes, registry: Registry) -> None:
         self._database = database
         self._rows = service_types.by_name
-        self._registry, self._every = registry, every
+        self._registry = registry
         self._most = registry.gauge(
             "enrolled_keys_of_busiest_source", "Most App Attest keys that one source enrolled in the last hour."
         )
@@ -64,4 +62,4 @@ class EnrollingSources:
         self._oldest_due.set((await self._database.fetch(_OLDEST_DUE))[0]["age"] if needed else 0)
 
     def running(self) -> AbstractAsyncContextManager[None]:
-        return background.running(self._registry, enrolling_sources=background.every(self._every, self.read))
+        return background.running(self._registry, enrolling_sources=background.every(_EVERY, self.read))

@@ -18,6 +18,8 @@ _OF = Query.text(
     f"where user_id = any(:users) and litellm_budget is distinct from {_WANTED}"
 )
 # Of those with an exception, who are few, all are looked at.
+#: Users of one write of ``forget``.
+_BATCH = 1000
 _NEXT = Query.text(
     f"select user_id from users where ({_DIFFERS} or user_id in ({_EXCEPTED})) and "  # noqa: S608
     f"litellm_budget is distinct from {_WANTED} and user_id > :after and budget_tier = any(:tiers) "
@@ -77,10 +79,10 @@ async def remember(database: Database, done: Sequence[Customer]) -> None:
     )
 
 
-async def forget(database: Database, budget: str, *, batch: int = 1000) -> None:
+async def forget(database: Database, budget: str) -> None:
     """Record that no customer has this budget any more.
 
     :raises DatabaseUnavailable: PostgreSQL is down; some may be recorded, and some not.
     """
-    while await database.execute(_FORGET, budget=budget, limit=batch) == batch:
+    while await database.execute(_FORGET, budget=budget, limit=_BATCH) == _BATCH:
         pass

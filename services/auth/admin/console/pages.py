@@ -16,7 +16,7 @@ from aiohttp import web
 
 from services.auth import errors
 from services.auth.admin.access import callers, csrf
-from services.auth.admin.access.sessions import SESSIONS, Flash, Session, Tone
+from services.auth.admin.access.sessions import SESSIONS, Flash, Session
 from services.auth.admin.console.assets import ASSETS
 from services.auth.admin.console.filters import FILTERS
 from services.auth.audit.storage import Actor
@@ -119,13 +119,13 @@ def redirect(path: str) -> web.Response:
     return web.Response(status=303, headers={"Location": path})
 
 
-async def done(request: web.Request, session: Session, path: str, text: str, tone: Tone = "success") -> web.Response:
+async def done(request: web.Request, session: Session, path: str, text: str) -> web.Response:
     """Redirect to the page that shows a change (Post/Redirect/Get), with a message.
 
     Without Redis the message is lost; the change has happened nevertheless.
     """
     with contextlib.suppress(DependencyUnavailable):
-        await request.app[SESSIONS].say(session, Flash(text, tone))
+        await request.app[SESSIONS].say(session, Flash(text))
     return redirect(path)
 
 
