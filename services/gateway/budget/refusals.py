@@ -46,12 +46,14 @@ class Refusal:
         kind = KINDS.get(self.reason)
         if kind is None:  # settled: withdrawn before it was admitted
             return DependencyUnavailable("redis")
-        given: dict[str, Any] = {"headers": self.rate_limits.headers() if self.rate_limits else {}}
+        given: dict[str, Any] = {}
         if self.retry_after:
             given["retry_after"] = self.retry_after + (after_reset if kind is BudgetExceeded else 0)
         if kind is RateLimited:
             given["reason"] = self.reason.label
         error = kind(self.reason.row.message, **given)
+        if self.rate_limits is not None:
+            error.headers.update(self.rate_limits.headers())
         if facts and self.reason.row.noted:
             error.why = self.reason.row.noted.format(**facts)
         return error
