@@ -22,6 +22,7 @@ from shared.stores import migrate
 from shared.stores.postgres import Database
 from shared.stores.redis import Client, connect
 from tests.support.clock import Clock
+from tests.support.databases import Databases
 
 TEMPLATE = "mlpa_template"
 _ROOM = 4 * 2**30
@@ -64,18 +65,23 @@ def postgres_template(postgres_server: PostgresServer) -> str:
     return TEMPLATE
 
 
+@pytest.fixture(scope="session")
+def databases(postgres_server: PostgresServer, postgres_template: str) -> Databases:
+    return Databases(postgres_server, postgres_template)
+
+
 @pytest.fixture
-def postgres_url(postgres_server: PostgresServer, postgres_template: str) -> Iterator[str]:
-    """A fresh database with the newest schema."""
-    name = f"test_{next(_numbers)}"
-    yield postgres_server.create_database(name, template=postgres_template)
-    postgres_server.drop_database(name)
+def postgres_url(postgres_server: PostgresServer, databases: Databases) -> Iterator[str]:
+    """A database with the newest schema and no rows."""
+    name = databases.take()
+    yield postgres_server.url(name)
+    databases.give_back(name)
 
 
 @pytest.fixture
 def empty_postgres_url(postgres_server: PostgresServer) -> Iterator[str]:
     """A fresh database without any schema."""
-    name = f"test_{next(_numbers)}"
+    name = f"empty_{next(_numbers)}"
     yield postgres_server.create_database(name)
     postgres_server.drop_database(name)
 
