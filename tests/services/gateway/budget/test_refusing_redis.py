@@ -267,9 +267,8 @@ async def test_a_redis_that_is_closed_before_another_one_opens_spends_no_budget_
                 old.settle(held, delivered())
 
                 async def nothing_left() -> bool:
-                    text = registry.render()
-                    empty = (b"budget_open_reservations 0\n", b"budget_unsettled 0\n", b"outbox_oldest_seconds 0\n")
-                    return all(line in text for line in empty) and await total(database) == (8, 8 * cost)
+                    names = ("budget_open_reservations", "budget_unsettled", "budget_outbox_oldest_seconds")
+                    return not any(metric(registry, name) for name in names) and await total(database) == (8, 8 * cost)
 
                 await until(nothing_left)
                 for _ in range(10):
