@@ -274,6 +274,7 @@ async def test_a_late_settlement_lowers_a_charge_once_and_never_raises_it(valkey
         client.persist(keys.user(who.user_id))
         await scripts.reap(number, [Expired(one.id, who.user_id) for one in (equal, lower, least)])
         assert await amounts() == ([25, 0], [25, 0])
+        assert await scripts.renew(number, [in_time, equal]) == ["settled", "reaped"]
         assert layout.IDLE - 60 <= client.ttl(keys.user(who.user_id)) <= layout.IDLE
         client.persist(keys.user(who.user_id))
         assert [await settle(equal, 10), await settle(lower, 3)] == [b"-", f"1 {late} {NOW}".encode()]
