@@ -26,7 +26,7 @@ $(STAMP): $(LOCKS)/dev.txt $(LOCKS)/build.txt setup.cfg pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed: make PYTHON=python3.12" if sys.version_info < (3, 11) else 0)'
 	@echo "Installing MLPA into $(VENV)/ (half a minute)"
 	@$(PYTHON) -m venv $(VENV)
-	@$(BIN)/python $(PIP) install --quiet --no-deps -r $(LOCKS)/dev.txt -r $(LOCKS)/build.txt
+	@$(BIN)/python $(PIP) install -qq --no-deps -r $(LOCKS)/dev.txt -r $(LOCKS)/build.txt
 	@$(BIN)/python $(PIP) install -qq --no-deps --no-build-isolation --editable .
 	@touch $@
 
