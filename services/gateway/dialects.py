@@ -31,8 +31,8 @@ class Dialect:
     events: Callable[[bytes], bytes]
     #: What is sent while a stream is silent; empty for nothing.
     comment: bytes
-    #: Whether a model that may not be asked is reported before other faults of the body.
-    model_first: bool = False
+    #: Whether a block is reported before faults of the request, and among these a wrong model first.
+    in_order: bool = False
 
 
 def _unchanged(events: bytes) -> bytes:

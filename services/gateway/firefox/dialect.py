@@ -29,5 +29,5 @@ FIREFOX = Dialect(
     error_event=rendering.error_event,
     events=rendering.data_lines,
     comment=b"",
-    model_first=True,
+    in_order=True,
 )

@@ -19,6 +19,7 @@ from services.gateway.upstream.client import LiteLLM
 if TYPE_CHECKING:
     from services.gateway.budget.charging import Charge
     from services.gateway.budget.models import Ask, Delivery, Reservation
+    from services.gateway.tokens.models import Principal
     from shared.errors import ServiceError
 
 
@@ -29,6 +30,12 @@ class Budgets(Protocol):
         """Reserve the worst case.
 
         :raises GatewayError: it is refused.
+        :raises DependencyUnavailable: it could not be decided.
+        """
+
+    async def check(self, principal: Principal) -> None:
+        """
+        :raises GatewayError: the user is blocked, or the token revoked.
         :raises DependencyUnavailable: it could not be decided.
         """
 

@@ -18,7 +18,7 @@ from services.gateway.catalogue.prices import PricedModel
 from services.gateway.dialects import authenticate
 from services.gateway.dialects import of as dialect_of
 from services.gateway.error_body import AUTHENTICATED, ErrorBody
-from services.gateway.errors import InvalidModel, InvalidRequest, InvalidToken, codes
+from services.gateway.errors import InvalidModel, InvalidRequest, InvalidToken, RequestTooLarge, codes
 from services.gateway.relay.collaborators import COLLABORATORS, Collaborators
 from services.gateway.relay.operation import PaidOperation, Size, permitted
 from services.gateway.relay.relay import Relay
@@ -107,16 +107,18 @@ async def serve(request: web.Request, shared: Collaborators, operation: PaidOper
         with door.passing(user):
             try:
                 asked = await shared.bodies.parse(body, user, partial(operation.parse, row=row))
-            except InvalidRequest as fault:
-                if fault.model is not None and dialect_of(request).model_first:
-                    permitted(fault.model, row, shared.models)
+                model = operation.model(asked, row, shared.models)
+                request[MODEL] = model.name
+                purpose = _purpose(request, row)
+                if not shared.litellm.accepts:
+                    raise DependencyUnavailable("litellm")
+                size = operation.size(asked, model)
+            except (InvalidRequest, InvalidModel, RequestTooLarge) as fault:
+                if dialect_of(request).in_order:
+                    await shared.budgets.check(principal)
+                    if isinstance(fault, InvalidRequest) and fault.model is not None:
+                        permitted(fault.model, row, shared.models)
                 raise
-            model = operation.model(asked, row, shared.models)
-            request[MODEL] = model.name
-            purpose = _purpose(request, row)
-            if not shared.litellm.accepts:
-                raise DependencyUnavailable("litellm")
-            size = operation.size(asked, model)
         with shared.open_requests:  # checked again, since the body may have taken 30 s
             relay = await _admit(request, shared, operation, principal, asked, model, size, purpose, started)
             del body, asked  # a stream is long, and its request may be large

@@ -93,6 +93,10 @@ class NotingBudgets:
         self.open[reservation.id] = reservation
         return reservation
 
+    async def check(self, _principal: Principal) -> None:
+        if self.refuse is not None:
+            raise self.refuse
+
     def settle(self, reservation: Reservation, delivery: Delivery) -> Charge:
         del self.open[reservation.id]  # a second settlement fails here
         self.settled.append((reservation, delivery))

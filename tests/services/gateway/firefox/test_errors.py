@@ -123,8 +123,9 @@ async def test_a_block_reaches_a_remembered_token_within_a_second(start_door: St
     assert (await door.desktop(token)).status == 200
     path = f"/user/{UID}%3Aai/block"
     assert (await door.auth.ask("POST", path, headers=bearer(ADMIN)))[0] == 200
-    blocked = await door.desktop(token)
-    assert (blocked.status, blocked.json()) == (403, {"detail": {"error": "User is blocked."}})
+    for body in (chat(), chat("unknown"), chat(n="x"), chat(messages=[{"role": "user", "content": "x" * 500_000}])):
+        blocked = await door.desktop(token, body)
+        assert (blocked.status, blocked.json()) == (403, {"detail": {"error": "User is blocked."}})
     assert len(door.between.asked) == 1
     assert (await door.auth.ask("POST", path.replace("block", "unblock"), headers=bearer(ADMIN)))[0] == 200
     assert (await door.desktop(token)).status == 200
