@@ -19,6 +19,8 @@ googleapis/google-api-go-client):
     testingDetails.isTestingResponse of a tester            discovery (TestingDetails)
     errors {"error": {code, message, status}}               google.aip.dev/193 (INVALID_ARGUMENT 400, UNAUTHENTICATED
                                                             401, PERMISSION_DENIED 403, RESOURCE_EXHAUSTED 429)
+    403 for a token that was made for another project       issues of 1nikolas/play-integrity-checker-server-vercel
+                                                            (1) and microg/GmsCore (2832)
     10,000 requests a day                                   support.google.com/googleplay, form "Play Integrity API"
 
 Where it differs on purpose: an integrity token is a random text that this process remembers, where Google's is
@@ -99,6 +101,8 @@ class InstallOrder(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     recognition: Literal["PLAY_RECOGNIZED", "UNRECOGNIZED_VERSION", "UNEVALUATED"] = "PLAY_RECOGNIZED"
     device: tuple[str, ...] = ("MEETS_DEVICE_INTEGRITY",)
     testing: bool = False
+    #: Whether the app named another Cloud project than ours.
+    foreign: bool = False
     #: Seconds since the request.
     age: float = 0
 
@@ -135,7 +139,7 @@ class StandIn:
 
     def mint(self, order: InstallOrder) -> str:
         """An integrity token as Google Play gives it to an app."""
-        return self.mint_payload(order.package, self.payload(order))
+        return self.mint_payload(order.package, None if order.foreign else self.payload(order))
 
     def mint_payload(self, package: str, payload: Any) -> str:
         """An integrity token of any payload."""
@@ -150,7 +154,8 @@ class StandIn:
         app: dict[str, Any] = {"appRecognitionVerdict": order.recognition}
         if order.recognition != "UNEVALUATED":
             app["packageName"] = order.app_package or order.package
-            app["certificateSha256Digest"] = list(order.certificates)
+            if order.certificates:  # no empty list in proto3's JSON
+                app["certificateSha256Digest"] = list(order.certificates)
             app["versionCode"] = "2016120000"
         payload = {
             "requestDetails": request,
@@ -213,6 +218,8 @@ class StandIn:
         package, payload = self._payloads.get(token, (None, None))
         if package != request.match_info["package"]:
             return _error(400, "Integrity token cannot be decrypted due to invalid arguments.")
+        if payload is None:
+            return _error(403, "You are not authorized to decode the requested integrity token.")
         return web.json_response({"tokenPayloadExternal": payload})
 
     async def _mint(self, request: web.Request) -> web.Response:

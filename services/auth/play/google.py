@@ -47,6 +47,13 @@ class Refused(Exception):
     """Google says that it is not an integrity token of the app."""
 
 
+class NotAllowed(Exception):
+    """Google does not let us decode it: the app is not our project's, or the token was made for another project.
+
+    A client chooses the second, so it is no outage, in which no other client's token would be sent.
+    """
+
+
 class _Answer(msgspec.Struct, frozen=True):
     tokenPayloadExternal: msgspec.Raw = msgspec.Raw()  # noqa: N815 - Google's name
 
@@ -116,6 +123,8 @@ class PlayIntegrity:
         except BreakerOpen as error:
             self._metrics.requests.inc("decode", "not_sent")
             raise DependencyUnavailable("play", retry_after=max(1, error.retry_after)) from None
+        except NotAllowed as error:
+            raise DependencyUnavailable("play") from error
         except NoAnswer as error:
             raise DependencyUnavailable("play", retry_after=max(1, error.retry_after or 0)) from error
 
@@ -174,8 +183,8 @@ class PlayIntegrity:
             except NoAnswer as error:
                 result = result if result == "not_sent" else error.reason
                 raise
-            except Refused:
-                result = "refused"
+            except (Refused, NotAllowed) as error:
+                result = "refused" if isinstance(error, Refused) else "status"
                 raise
             finally:
                 self._metrics.requests.inc("decode", result)
@@ -184,6 +193,8 @@ class PlayIntegrity:
     def _payload(self, answer: fetch.Answer) -> bytes:
         if answer.status == HTTPStatus.BAD_REQUEST:
             raise Refused
+        if answer.status == HTTPStatus.FORBIDDEN:
+            raise NotAllowed
         if answer.status == HTTPStatus.UNAUTHORIZED and self._credentials is not None:
             self._credentials.token = None  # withdrawn; the next request gets another one
         if answer.status != HTTPStatus.OK:

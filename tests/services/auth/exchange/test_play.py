@@ -404,6 +404,12 @@ async def test_what_google_does_not_answer_is_503_and_never_the_installs_fault(p
     assert play.count("dependency_errors_total", dependency="play") == 2 * len(NO_ANSWERS)
 
 
+async def test_tokens_for_another_project_do_not_shut_out_others(play: Play) -> None:
+    for _ in range(8):
+        assert (await play.verify(play.body(Install(), foreign=True)))[0] == 503
+    assert (await play.verify(play.body(Install())))[0] == 200
+
+
 async def test_googles_400_is_the_installs_fault(play: Play) -> None:
     assert (await play.verify({**play.body(Install()), "integrity_token": "junk"}))[0] == 401
     assert play.count("play_google_requests_total", endpoint="decode", result="refused") == 1
