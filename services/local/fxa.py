@@ -23,23 +23,28 @@ packages/fxa-auth-server/lib; ``errors`` is libs/accounts/errors/src/oauth-error
     errors: code, errno, error, message, info;             errors (invalidToken 108, invalidRequestParameter 109,
     ``validation`` with 109, ``expiredAt`` with 115        invalidContentType 113 with 415, expiredToken 115; others,
                                                            such as malformed JSON: 999)
+    a body without Content-Type is JSON; none at all: 109  hapi.dev, route.options.payload.defaultContentType; null
+                                                           is not the object that verify.js demands
     POST /v1/destroy {"token"} -> {}; what is not stored   routes/oauth/destroy.js
     is 108, and so is a JWT that lives for 6 hours or less
     GET /__lbheartbeat__ -> {}                             the Dockerflow of every Mozilla service
     events: POST with Authorization: Bearer and no body;   packages/fxa-event-broker/src: pubsub-proxy/
     a new token for each delivery, and another delivery    pubsub-proxy.controller.ts (proxyMessage, generateSET);
-    after any answer but 2xx                               its answer is that of a push, which Google then repeats
+    after any answer but 200, 201, 202 and 204             its answer is that of a push, which Google then repeats
+                                                           (cloud.google.com/pubsub/docs/push)
     claims: aud, events, iat (with fractions), jti         packages/fxa-event-broker/src/jwtset/jwtset.service.ts
     (a UUID), sub; ``iss`` with a slash at its end         and set.interface.ts; mozilla/fxa-jwtool index.js (signSync)
-    header: alg, jku, kid, and no ``typ``                  mozilla/fxa-jwtool index.js (PrivateJWK.signSync)
-    a changed password or a deleted account ends the       oauth/db/index.js (removePublicAndCanGrantTokens); JWTs of
-    account's stored tokens                                6 hours or less live on
+    header: alg, kid, and no ``typ``                       mozilla/fxa-jwtool index.js (PrivateJWK.signSync):
+                                                           ``jku`` only if the key has it, which FxA's lack (keys.ts)
+    a changed password or a deleted account ends the       oauth/db/index.js (removePublicAndCanGrantTokens,
+    account's stored tokens                                removeUser); JWTs of 6 hours or less live on
 
 Where it differs on purpose:
 
     - a token is minted by a control, not by a grant: no client has to exist, scopes are kept as ordered (FxA leaves out
       those that others imply), and a JWT may be had for every client (FxA has a list of those that get one)
     - Sync is missing (another ``aud`` for its scope, scoped keys); so are pairwise subjects, which have 32 digits too
+    - every client is a public one: of others, FxA keeps the tokens when a password is changed
     - no grandfathering of expired opaque tokens, and no rate limit: FxA's is in front of it, and a fault with
   status 429 imitates it
 
@@ -213,7 +218,7 @@ class StandIn:
     def sign_event(self, claims: dict[str, Any], header: dict[str, Any] | None = None) -> str:
         """A JWS of any claims with the header of events, which has no ``typ``; ``header`` adds to it or changes it."""
         key = self.ring.signing
-        headers = {"alg": "RS256", "jku": f"{self.issuer}/v1/jwks", "kid": key.kid, **(header or {})}
+        headers = {"alg": "RS256", "kid": key.kid, **(header or {})}
         signed = b".".join(_base64url(msgspec.json.encode(part)) for part in (headers, claims))
         return (signed + b"." + _base64url(key.private.sign(signed))).decode()
 
@@ -357,11 +362,12 @@ async def _token_of(request: web.Request) -> str:
 
     :raises web.HTTPException: as FxA refuses it.
     """
-    if request.content_type == "application/x-www-form-urlencoded":
+    content_type = request.content_type if "Content-Type" in request.headers else "application/json"
+    if content_type == "application/x-www-form-urlencoded":
         body: Any = dict(await request.post())
-    elif request.content_type == "application/json":
+    elif content_type == "application/json":
         try:
-            body = msgspec.json.decode(await request.read())
+            body = msgspec.json.decode(await request.read() or b"null")
         except ValueError:
             raise _error(999) from None
     else:
@@ -374,7 +380,7 @@ async def _token_of(request: web.Request) -> str:
 
 
 def _is_taken(status: int | None) -> bool:
-    return status is not None and 200 <= status < 300
+    return status in (200, 201, 202, 204)
 
 
 def _base64url(raw: bytes) -> bytes:

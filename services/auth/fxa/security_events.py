@@ -3,7 +3,7 @@
 Pure: a token, FxA's key, our client ids and the time go in, and the events or a ``Refused`` with its reason come out.
 Only a token whose signature is good is looked into.
 
-FxA writes the header ``{alg, jku, kid}``, an ``iss`` with a slash at its end, an ``iat`` with fractions, and a new
+FxA writes the header ``{alg, kid}``, an ``iss`` with a slash at its end, an ``iat`` with fractions, and a new
 ``jti`` at each delivery (mozilla/fxa, packages/fxa-event-broker/src/jwtset/jwtset.service.ts; mozilla/fxa-jwtool).
 """
 
