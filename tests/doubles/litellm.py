@@ -12,12 +12,13 @@ is compared with a running LiteLLM by tests/clients/test_litellm_double.py.
     errors: message, type, param, code as a string         proxy/_types.py (ProxyException.to_dict) (real)
     a stream that fails after its first chunk: status      proxy/proxy_server.py (async_data_generator)
     200, an event with the error, no ``[DONE]``
-    /health/liveliness: ``"I'm alive!"``                   proxy/health_endpoints/_health_endpoints.py (real)
+    /health/liveliness: ``"I'm alive!"`` (real), and 503   proxy/health_endpoints/_health_endpoints.py
+    while it shuts down (``healthy`` is False)
     /model/info: name, parameters, prices, limits          proxy/proxy_server.py (model_info_v1) (real)
 
 Where it differs on purpose:
 
-    - a script may send what no LiteLLM sends, and a liveliness of 503 stands for one that does not answer
+    - a script may send what no LiteLLM sends
     - any key will do; a model has no prices but those of ``model_row``, and few of the members of its row
     - usage is constant, and no answer is compressed
 
@@ -265,7 +266,9 @@ class LiteLLMDouble:
 
     async def _liveliness(self, _request: web.Request) -> web.Response:
         await asyncio.sleep(self.liveliness_seconds)
-        return web.json_response("I'm alive!", status=200 if self.healthy else 503)
+        if not self.healthy:
+            return web.json_response({"status": "shutting_down"}, status=503)
+        return web.json_response("I'm alive!")
 
     async def _model_info(self, _request: web.Request) -> web.Response:
         return web.json_response({"data": self.models})

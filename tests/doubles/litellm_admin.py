@@ -101,6 +101,8 @@ class LiteLLMAdminDouble:
 
     async def _budget_info(self, request: web.Request) -> web.Response:
         names = (await request.json())["budgets"]
+        if not names:
+            return web.json_response({"detail": {"error": "Specify list of budget id's to query."}}, status=400)
         return web.json_response([self.budgets[name] for name in names if name in self.budgets])
 
     async def _budget_new(self, request: web.Request) -> web.Response:
@@ -122,7 +124,8 @@ class LiteLLMAdminDouble:
     async def _customer_new(self, request: web.Request) -> web.Response:
         given = await request.json()
         if given["user_id"] in self.customers:
-            return _error(400, "bad_request", "Customer already exists", "user_id")
+            passed = f"passed user_id={given['user_id']}. Please pass a new user_id."
+            return _error(400, "bad_request", f"Customer already exists, {passed}", "user_id")
         if given["budget_id"] not in self.budgets:
             return _error(500, "internal_server_error", "Foreign key constraint failed")
         self.customers[given["user_id"]] = given
@@ -131,7 +134,7 @@ class LiteLLMAdminDouble:
     async def _customer_update(self, request: web.Request) -> web.Response:
         given = await request.json()
         if given["user_id"] not in self.customers:
-            return _error(404, "not_found", "End User does not exist in db", "user_id")
+            return _error(404, "not_found", f"End User Id={given['user_id']} does not exist in db", "user_id")
         if given["budget_id"] not in self.budgets:
             return _error(500, "internal_server_error", "Foreign key constraint failed")
         self.customers[given["user_id"]] |= given
@@ -169,7 +172,9 @@ class LiteLLMAdminDouble:
     async def _key(self, request: web.Request) -> web.Response:
         given = await request.json()
         if any(key["key_alias"] == given["key_alias"] for key in self.keys):
-            return _error(400, "bad_request_error", "Key with alias already exists", "key_alias")
+            return _error(
+                400, "bad_request_error", f"Key with alias '{given['key_alias']}' already exists.", "key_alias"
+            )
         self.keys.append(given)
         return web.json_response({**given, "key": f"sk-made-by-the-double-{len(self.keys)}"})
 
