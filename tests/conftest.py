@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from services.local import litellm
 from services.local.fxa_keys import SigningKey
@@ -23,6 +24,9 @@ from shared.stores.postgres import Database
 from shared.stores.redis import Client, connect
 from tests.support.clock import Clock
 from tests.support.databases import Databases
+
+settings.register_profile("unhurried", deadline=None, suppress_health_check=[HealthCheck.too_slow])  # busy is no bug
+settings.load_profile("unhurried")
 
 TEMPLATE = "mlpa_template"
 _ROOM = 4 * 2**30
