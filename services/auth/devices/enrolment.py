@@ -25,8 +25,8 @@ from services.auth.appattest import (
 )
 from services.auth.challenge.services import Challenges
 from services.auth.devices import storage
-from services.auth.devices.metrics import DeviceMetrics
-from services.auth.errors import AccessDenied, AttestationRejected, AuthError, InvalidRequest, SlowDown
+from services.auth.devices.metrics import DeviceMetrics, timed
+from services.auth.errors import AccessDenied, AttestationRejected, InvalidRequest
 from services.auth.limits.services import Limits, source
 from shared.stores.postgres import Database
 
@@ -71,18 +71,8 @@ class Enrolment:
         :raises SlowDown: too many keys of this source; the same can be sent again.
         :raises DependencyUnavailable: it could not be stored; the same can be sent again.
         """
-        started = time.perf_counter()
-        result = "unavailable"
-        try:
+        with timed(self._metrics.attestation):
             await self._enrol(claims, address)
-            result = "success"
-        except SlowDown:
-            raise
-        except AuthError:
-            result = "invalid"
-            raise
-        finally:
-            self._metrics.attestation.observe(time.perf_counter() - started, result)
 
     async def _enrol(self, claims: AttestRequest, address: str) -> None:
         try:
@@ -91,7 +81,8 @@ class Enrolment:
             challenge = decode_base64(claims.challenge_b64, max_bytes=MAX_CHALLENGE_BYTES)
         except AppAttestError as error:
             raise InvalidRequest("key_id_b64, challenge_b64 or attestation_obj_b64 is not valid base64.") from error
-        self._check_challenge(challenge, key_id)
+        with timed(self._metrics.challenge):
+            self._challenges.check(challenge.decode("ascii", "replace"), key_id)
         try:
             # off the event loop: it takes one or two milliseconds, in which OpenSSL releases the GIL
             attestation = await asyncio.to_thread(
@@ -120,15 +111,6 @@ class Enrolment:
 
     def _digest(self, address: str) -> str:
         return hmac.digest(self._source_secret, b"mlpa source v1\0" + source(address).encode(), "sha256").hex()[:32]
-
-    def _check_challenge(self, challenge: bytes, key_id: str) -> None:
-        started = time.perf_counter()
-        result = "invalid"
-        try:
-            self._challenges.check(challenge.decode("ascii", "replace"), key_id)
-            result = "success"
-        finally:
-            self._metrics.challenge.observe(time.perf_counter() - started, result)
 
 
 ENROLMENT = web.AppKey("enrolment", Enrolment)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import base64
 import math
 import re
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -29,11 +28,10 @@ from services.auth.appattest import (
 )
 from services.auth.challenge.services import Challenges
 from services.auth.devices import storage
-from services.auth.devices.metrics import DeviceMetrics, Distrust
+from services.auth.devices.metrics import DeviceMetrics, Distrust, timed
 from services.auth.devices.storage import FORGED
 from services.auth.errors import (
     AccessDenied,
-    AuthError,
     DeviceNotTrusted,
     InvalidChallenge,
     InvalidScope,
@@ -93,17 +91,8 @@ class Assertions:
         :param read: parses the subject token.
         :raises AuthError, DependencyUnavailable: as ``CredentialVerifier.verify``.
         """
-        started = time.perf_counter()
-        result = "unavailable"
-        try:
-            subject = await self._verify(read, row)
-            result = "success"
-        except AuthError:
-            result = "invalid"
-            raise
-        finally:
-            self._metrics.assertion.observe(time.perf_counter() - started, result)
-        return subject
+        with timed(self._metrics.assertion):
+            return await self._verify(read, row)
 
     async def _verify(self, read: Callable[[], Sent], row: ServiceType) -> Subject:
         try:
@@ -112,7 +101,11 @@ class Assertions:
             assertion_obj = decode_base64(sent.assertion_obj_b64, max_bytes=MAX_ASSERTION_BYTES)
         except AppAttestError as error:
             raise InvalidSubjectToken from error
-        self._check_challenge(sent.challenge, key_id)
+        try:
+            with timed(self._metrics.challenge):
+                self._challenges.check(sent.challenge, key_id)
+        except InvalidChallenge as error:
+            raise InvalidSubjectToken from error
 
         device = await storage.find(self._database, key_id)
         if device is None:
@@ -188,17 +181,6 @@ class Assertions:
                 use.decided = True  # a counter is taken once
         except InvalidChallenge as error:
             raise InvalidSubjectToken from error
-
-    def _check_challenge(self, challenge: str, key_id: str) -> None:
-        started = time.perf_counter()
-        result = "invalid"
-        try:
-            self._challenges.check(challenge, key_id)
-            result = "success"
-        except InvalidChallenge as error:
-            raise InvalidSubjectToken from error
-        finally:
-            self._metrics.challenge.observe(time.perf_counter() - started, result)
 
 
 def decode_subject_token(subject_token: str, kind: type[_Token]) -> _Token:
