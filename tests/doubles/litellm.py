@@ -203,8 +203,7 @@ class LiteLLMDouble:
         self.models: list[dict[str, Any]] = [model_row("double")]
         self._gates: dict[str, asyncio.Event] = {}
         self._came = asyncio.Condition()
-        self._port = port
-        self.port = port
+        self._port, self.port = port, port
 
     @property
     def url(self) -> str:

@@ -23,8 +23,7 @@ class Replicas:
     """The replicas of one service, and which of them are ready."""
 
     def __init__(self, system: System, names: Sequence[str]) -> None:
-        self._system = system
-        self._names = names
+        self._system, self._names = system, names
         self._ready = set(names)
         self._turn = 0
 
@@ -59,9 +58,7 @@ class Front:
     """The address that all auths have together: each connection goes to one that is ready."""
 
     def __init__(self, replicas: Replicas, system: System, port: int) -> None:
-        self._replicas = replicas
-        self._system = system
-        self._port = port
+        self._replicas, self._system, self._port = replicas, system, port
 
     @asynccontextmanager
     async def serving(self) -> AsyncIterator[None]:

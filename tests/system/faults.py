@@ -210,9 +210,7 @@ class Work:
     """All kinds of work at once, on one system."""
 
     def __init__(self, caller: Caller, ready: Prepared, gateway: str) -> None:
-        self._caller = caller
-        self._ready = ready
-        self._gateway = gateway
+        self._caller, self._ready, self._gateway = caller, ready, gateway
         self.in_flight = SeenStream(uuid.uuid4().hex)
         self.ids = {"chat": uuid.uuid4().hex, "new stream": uuid.uuid4().hex}
 

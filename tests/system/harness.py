@@ -114,8 +114,7 @@ class System:
         own: Mapping[str, Mapping[str, str]] | None = None,
         trees: Mapping[str, Path] | None = None,
     ) -> None:
-        self.folder = folder
-        self._template = template
+        self.folder, self._template = folder, template
         self._own = own or {}
         self._trees = trees or {}
         self.auths = tuple(f"auth-{number}" for number in range(1, auths + 1))

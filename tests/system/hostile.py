@@ -105,8 +105,7 @@ class Generator:
 
     def __init__(self, seed: int, targets: Sequence[Target], tokens: Sequence[str]) -> None:
         self._random = random.Random(seed)
-        self._targets = targets
-        self._tokens = tokens
+        self._targets, self._tokens = targets, tokens
         self._kinds: tuple[Callable[[Target], Attempt], ...] = (
             self._strange_line,
             self._strange_path,

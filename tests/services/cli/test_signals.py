@@ -43,8 +43,7 @@ class Running:
     """A command, and the process that it runs in."""
 
     def __init__(self, child: subprocess.Popen[bytes], port: int) -> None:
-        self._child = child
-        self.port = port
+        self._child, self.port = child, port
         self.pid = child.pid
 
     def find_first(self) -> None:

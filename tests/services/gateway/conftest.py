@@ -165,8 +165,7 @@ class Gateway:
         self.registry = Registry()
         self.open_requests = OpenRequests(max_open_requests)
         self.answers = Answers()
-        self._dialects = dialects
-        self._paid = paid
+        self._dialects, self._paid = dialects, paid
         self._row = row or {}
         self._tracing = tracing
         self.litellm: LiteLLM
@@ -259,8 +258,7 @@ class RawClient:
     """A client that can do more than client libraries: half-close, reset, stop reading, pipeline."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self.reader = reader
-        self.writer = writer
+        self.reader, self.writer = reader, writer
 
     @classmethod
     async def open(cls, port: int, receive_buffer: int | None) -> RawClient:

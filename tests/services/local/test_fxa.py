@@ -29,8 +29,7 @@ ISSUER = "https://accounts.firefox.test"
 
 class Client:
     def __init__(self, session: aiohttp.ClientSession, url: str) -> None:
-        self._session = session
-        self._url = url
+        self._session, self._url = session, url
 
     async def ask(self, method: str, path: str, body: Any = None) -> tuple[int, Any]:
         data = body if isinstance(body, bytes) else None

@@ -27,9 +27,7 @@ class Rig:
 
     def __init__(self, stand_in: StandIn, url: str, redis_url: str, clock: Clock) -> None:
         self.fxa = stand_in
-        self.url = url
-        self.redis_url = redis_url
-        self.clock = clock
+        self.url, self.redis_url, self.clock = url, redis_url, clock
         self.config = FxAConfig(base_url=f"{url}/v1", issuer=ISSUER, cache_secret=SECRET, timeout=1)
 
     @asynccontextmanager

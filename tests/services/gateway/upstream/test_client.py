@@ -80,9 +80,7 @@ class Stub:
     """
 
     def __init__(self, *answers: int, reads: int, keeps_checks: bool = False) -> None:
-        self._answers = answers
-        self._reads = reads
-        self._keeps_checks = keeps_checks
+        self._answers, self._reads, self._keeps_checks = answers, reads, keeps_checks
         self.checks = 0
         self.heads = 0
         self.whole = 0
