@@ -195,10 +195,7 @@ async def _stream(rig: Rig, number: int, streams: int, users: int, load: clients
 
 
 async def _opened(load: clients.Load, running: list[asyncio.Task[None]], streams: int) -> None:
-    async def all_of_them() -> bool:
-        return len(load.first) + load.errors >= streams
-
-    await until(all_of_them, 4 * OPENED_WITHIN)
+    await until(lambda: len(load.first) + load.errors >= streams, 4 * OPENED_WITHIN)
     _say(f"{len(load.first)} streams open, load {os.getloadavg()}")
 
 
@@ -374,11 +371,7 @@ async def _redis_bytes(server: ValkeyServer) -> int:
 
 async def _accounts(rig: Rig, server: ValkeyServer, ended: int, spenders: Load) -> list[Row]:
     """What clients saw beside what the ledger has. A request whose client left may be charged, and is not lost."""
-
-    async def written() -> bool:
-        return _waiting(server) == 0
-
-    await until(written, 60)
+    await until(lambda: _waiting(server) == 0, 60)
     ((count, cost),) = _execute(rig.database, _CHARGED)
     small = {user: (int(count), int(spent)) for user, count, spent in _execute(rig.database, _BY_USER)}
     ((off,),) = _execute(rig.database, _SUMS_OFF)

@@ -9,17 +9,21 @@ from inspect import isawaitable
 from typing import Any
 
 _PAUSE = 0.005
+_ANY_TRUE = object()
 
 
-async def until(condition: Callable[[], Any], seconds: float = 30, *, pause: float = _PAUSE) -> Any:
-    """The first true answer of ``condition``, which may be a coroutine function.
+async def until(
+    condition: Callable[[], Any], seconds: float = 30, *, pause: float = _PAUSE, equals: Any = _ANY_TRUE
+) -> Any:
+    """The first answer of ``condition``, which may be a coroutine function, that is true, or is what it should equal.
 
     :raises AssertionError: there was none in time.
     """
     deadline = time.monotonic() + seconds
     while True:
         answer = condition()
-        if value := await answer if isawaitable(answer) else answer:
+        value = await answer if isawaitable(answer) else answer
+        if value == equals if equals is not _ANY_TRUE else value:
             return value
         assert time.monotonic() < deadline, f"not true within {seconds:g} s"
         await asyncio.sleep(pause)

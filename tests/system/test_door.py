@@ -187,11 +187,7 @@ async def test_events_are_not_buffered(door: Door, caller: Caller) -> None:
         assert response.status == 200
         assert b"Hel" in await response.content.readuntil(b"\n\n")
         assert await still_open(caller) == 1
-
-    async def closed() -> bool:
-        return await still_open(caller) == 0
-
-    await until(closed, 5)
+    await until(lambda: still_open(caller), 5, equals=0)
 
 
 async def still_open(caller: Caller) -> Any:

@@ -235,11 +235,7 @@ async def test_a_litellm_that_hangs_costs_no_exchange_anything_and_is_caught_up_
             assert metric(await caller.metrics("auth-1"), "litellm_provisioning_pending") == 10
         finally:
             litellm.process.resume()
-
-        async def none_missing() -> bool:
-            return real_system.sql("select count(*) from users where litellm_budget is null") == [(0,)]
-
-        await until(none_missing, 60)
+        await until(lambda: real_system.sql("select count(*) from users where litellm_budget is null") == [(0,)], 60)
         assert await litellm.admin(session).budgets(["mlpa:ai"])
 
 

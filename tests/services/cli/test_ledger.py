@@ -65,11 +65,7 @@ def test_prune_keeps_the_longest_period(
 async def test_reconcile_finds_a_counter_that_is_not_the_ledgers_sum(postgres_url: str, redis_url: str) -> None:
     async with opened(redis_url, postgres_url) as (budgets, database, _):
         budgets.settle(await budgets.admit(ask()), delivered())
-
-        async def there() -> bool:
-            return bool(await database.fetch(Query.text("select 1 from ledger")))
-
-        await until(there)
+        await until(lambda: database.fetch(Query.text("select 1 from ledger")))
         result = await asyncio.to_thread(run, postgres_url, redis_url, "reconcile")
         assert (result.exit_code, result.output) == (0, "no difference\n")
         await LedgerStorage(database).write([written("by hand", 0)])

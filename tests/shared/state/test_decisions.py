@@ -249,11 +249,7 @@ async def test_what_all_users_together_are_refused_for_is_known_beforehand(
     kind = row(total_budget_nano=budget)
     assert set((await outlook(redis, kind)).refusals) == {"total_unknown"}
     async with opened(redis_url, postgres_url, rows(kind)) as (budgets, _, _):
-
-        async def known() -> bool:
-            return bool(budgets._totals._known)
-
-        await until(known)
+        await until(lambda: bool(budgets._totals._known))
         assert (await outlook(redis, kind)).refusals == {}
         await act(redis, budgets, principal(kind, user=2))
 

@@ -168,11 +168,7 @@ async def test_a_database_without_tables_does_not_end_the_background_work(
             await until(lambda: database.state.reason)
             await asyncio.to_thread(migrate.upgrade, empty_postgres_url)
             await Parts(database, redis, Users(database, redis, registry, DIGESTS), changes, service_type()).decide(UID)
-
-            async def applied() -> bool:
-                return await storage.count_pending(database) == 0
-
-            await until(applied)
+            await until(lambda: storage.count_pending(database), equals=0)
 
 
 async def test_users_seen_before_the_migration_are_not_forgotten(empty_postgres_url: str, redis_url: str) -> None:

@@ -326,21 +326,13 @@ async def test_a_request_whose_gateway_is_gone_is_charged_whole_and_lowered_once
         reservation = await dead.admit(ask())
         other = await dead.admit(ask())
         async with opened(redis_url, postgres_url) as (alive, _, registry):
-
-            async def charged() -> bool:
-                return await total(database) == (2, 4_200_000)
-
-            await until(charged)
+            await until(lambda: total(database), equals=(2, 4_200_000))
             assert {one["outcome"] for one in await ledger(database)} == {"expired"}
             assert (await alive.state(principal())).spent_nano == 4_200_000
             assert b"budget_reaped_total 2" in registry.render()
             dead.settle(reservation, delivered())
             dead.settle(other, Delivery("success", sent=True, usage=Usage(10**4, 10**4)))
-
-            async def lowered() -> bool:
-                return await total(database) == (2, 2_150_000)
-
-            await until(lowered)
+            await until(lambda: total(database), equals=(2, 2_150_000))
             await idle(redis_url)
             assert (await alive.state(principal())).spent_nano == 2_150_000
             assert b"budget_lowered_usd_total 0.00205" in dead_registry.render()
@@ -380,11 +372,7 @@ async def test_a_request_that_was_charged_whole_ends_with_a_block_and_is_not_reg
     ):
         reservation = await slept.admit(ask())
         async with opened(redis_url, postgres_url):
-
-            async def charged() -> bool:
-                return await total(database) == (1, 2_100_000)
-
-            await until(charged)
+            await until(lambda: total(database), equals=(1, 2_100_000))
         assert await slept._renewals._renew([number])
         await client.flushall()
         assert await slept._renewals._renew([number])
@@ -407,11 +395,7 @@ async def test_a_request_that_lapsed_and_whose_user_is_blocked_ends_at_once_and_
     ):
         reservation = await slept.admit(ask())
         async with opened(redis_url, postgres_url):
-
-            async def charged() -> bool:
-                return await total(database) == (1, 2_100_000)
-
-            await until(charged)
+            await until(lambda: total(database), equals=(1, 2_100_000))
         await decisions.set_standing(client, principal().identity, Standing.BLOCKED)
         assert await slept._renewals._renew([shard(principal().identity)])
         assert reservation.revoked.done()
@@ -449,11 +433,7 @@ async def test_rows_left_in_an_outbox_are_finished_by_others(redis_url: str, pos
 
         await until(left)
         async with opened(redis_url, postgres_url) as (_, _, registry):
-
-            async def written() -> bool:
-                return await total(database) == (1, 50_000)
-
-            await until(written)
+            await until(lambda: total(database), equals=(1, 50_000))
             await idle(redis_url)
             assert b"budget_outbox_oldest_seconds" in registry.render()
         await client.aclose()
@@ -543,11 +523,7 @@ async def test_what_is_kept_of_a_user_goes_by_itself(redis_url: str, postgres_ur
         assert await forgotten() == []
         held = await other.admit(ask(who))
         await persist()
-
-        async def renewed() -> bool:
-            return await forgotten() == []
-
-        await until(renewed)
+        await until(lambda: forgotten(), equals=[])
         other.settle(held, delivered())
         await other._queue.all_settled(5)
         lost = await budgets.admit(ask(who))

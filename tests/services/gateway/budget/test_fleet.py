@@ -87,12 +87,8 @@ async def settled(database: Database, redis_url: str) -> list[dict[str, Any]]:
     """The ledger once no reservation is open and no row is waiting. A gateway finishes the work of dead ones."""
     client = connect(redis_url)
     number = layout.user_key(USER).partition("}")[0] + "}:"
-
-    async def idle() -> bool:
-        return not await client.exists(number + "leases", number + "outbox")
-
     async with Budgets.open(redis_url, database, all_rows(), Registry(), timings=FAST):
-        await until(idle, 45)
+        await until(lambda: client.exists(number + "leases", number + "outbox"), 45, equals=0)
     await client.aclose()
     return await ledger(database)
 

@@ -62,11 +62,7 @@ async def test_a_redis_that_hangs_is_given_up_after_a_second(own_valkey: ValkeyS
 
         await until(settled)
         assert (await budgets.admit(ask())).rate_limits is not None
-
-        async def written() -> bool:
-            return await total(database) == (1, 50_000)
-
-        await until(written)
+        await until(lambda: total(database), equals=(1, 50_000))
 
 
 async def test_a_redis_that_was_away_for_longer_than_a_lease_charges_nobody_whole(
@@ -88,11 +84,7 @@ async def test_a_redis_that_was_away_for_longer_than_a_lease_charges_nobody_whol
         await until(seen)
         await asyncio.sleep(3 * FAST.sweep)
         budgets.settle(held, delivered())
-
-        async def written() -> bool:
-            return await total(database) == (1, 50_000)
-
-        await until(written)
+        await until(lambda: total(database), equals=(1, 50_000))
         assert b"budget_reaped_total 0" in registry.render()
 
 
@@ -106,17 +98,9 @@ async def test_a_caller_that_goes_away_during_admission_leaves_nothing(redis_url
         results = await asyncio.gather(*calls, return_exceptions=True)
         assert all(isinstance(result, asyncio.CancelledError) for result in results)
         client = connect(redis_url)
-
-        async def nothing_open() -> bool:
-            return not await client.exists(layout.SHARD_KEYS[shard(principal().identity)].leases)
-
-        await until(nothing_open)
+        await until(lambda: client.exists(layout.SHARD_KEYS[shard(principal().identity)].leases), equals=0)
         assert (await budgets.state(principal())).reserved_nano == 0
-
-        async def written() -> bool:
-            return await total(database) == (1, 0)
-
-        await until(written)
+        await until(lambda: total(database), equals=(1, 0))
         await client.aclose()
 
 
@@ -132,11 +116,7 @@ async def test_settlements_wait_for_redis_and_are_written_when_it_never_comes(
         await asyncio.sleep(0.2)
         assert b"budget_unsettled 3" in registry.render()
         own_valkey.process.start()
-
-        async def all_settled() -> bool:
-            return b"budget_unsettled 0" in registry.render()
-
-        await until(all_settled)
+        await until(lambda: b"budget_unsettled 0" in registry.render())
 
         async def rebuilt() -> bool:
             return (await budgets.state(principal())).spent_nano == 150_000
@@ -166,11 +146,7 @@ async def test_rows_that_an_emptied_redis_lost_are_counted_again(own_valkey: Val
                 return False
 
         await until(counted)
-
-        async def written() -> bool:
-            return await total(database) == (3, 150_000)
-
-        await until(written)
+        await until(lambda: total(database), equals=(3, 150_000))
         assert await counted(), "and only once"
 
 
@@ -233,11 +209,7 @@ async def test_an_outbox_that_is_full_refuses_new_requests_and_loses_no_row(
         beside = next(who for user in range(2, 9) if shard((who := principal(user=user)).identity) != _SHARD)
         budgets.settle(await budgets.admit(ask(beside)), delivered())
         budgets.settle(await budgets.admit(ask()), delivered())
-
-        async def written() -> bool:
-            return await total(database) == (2, 100_000)
-
-        await until(written)
+        await until(lambda: total(database), equals=(2, 100_000))
         await asyncio.to_thread(own_postgres.process.kill)
         held = [await budgets.admit(ask()) for _ in range(3)]
         for _ in range(10):

@@ -214,11 +214,7 @@ async def test_a_replica_behind_the_name_of_its_primary_is_left_for_the_new_one(
 
                     await until(served, 3)
                 budgets.settle(held, delivered())
-
-                async def written() -> bool:
-                    return await total(database) == (3, 150_000)
-
-                await until(written)
+                await until(lambda: total(database), equals=(3, 150_000))
                 assert (await budgets.state(principal())).reserved_nano == 0
                 assert b"budget_reaped_total 0\n" in registry.render()
 
@@ -240,11 +236,7 @@ async def test_a_gateway_whose_settlements_wait_admits_no_more_than_it_has_room_
         assert time.monotonic() - began < 0.5
         assert b"budget_unsettled 30\n" in registry.render()
         await asyncio.to_thread(own_valkey.process.resume)
-
-        async def taken_back() -> bool:
-            return b"budget_unsettled 0\n" in registry.render()
-
-        await until(taken_back)
+        await until(lambda: b"budget_unsettled 0\n" in registry.render())
         budgets.settle(await budgets.admit(ask()), delivered())
 
 
@@ -277,11 +269,7 @@ async def test_a_redis_that_is_closed_before_another_one_opens_spends_no_budget_
                     new.settle(await new.admit(ask()), delivered())
                 with pytest.raises(RequestTooLarge):
                     await new.admit(ask())
-
-                async def all_written() -> bool:
-                    return await total(database) == (18, 18 * cost)
-
-                await until(all_written)
+                await until(lambda: total(database), equals=(18, 18 * cost))
                 # 0.0001 are left, and the least that a request of this prompt reserves is 0.000102
                 assert (await new.state(principal())).spent_nano == 18 * cost
 

@@ -192,11 +192,7 @@ async def test_reservations_registered_again_are_in_the_sums(redis_url: str, pos
             return sum(one.total.reserved_nano for one in budgets._totals._known.values()) == 0
 
         await until(counted)
-
-        async def registered() -> bool:
-            return sum(one.total.reserved_nano for one in budgets._totals._known.values()) == TOTAL
-
-        await until(registered)
+        await until(lambda: sum(one.total.reserved_nano for one in budgets._totals._known.values()) == TOTAL)
         for reservation in held:
             budgets.settle(reservation, Delivery("abort", sent=False))
         await until(counted)
@@ -247,11 +243,7 @@ async def test_a_build_counts_each_row_once_wherever_it_is(redis_url: str, postg
         await lose_totals(redis_url)
         budgets._totals._known.clear()
         expected = 15 * 50_000 + 7 + 2_100_000 + 11 + 11 + 2_100_000
-
-        async def counted() -> bool:
-            return await spent(budgets) == expected
-
-        await until(counted, 5)
+        await until(lambda: spent(budgets), 5, equals=expected)
         # all is swept into the ledger, which has the same then
         outboxes = [await budgets._scripts.begin_totals(number, "none", (), 500) for number in range(SHARDS)]
         await storage.write([one for begun in outboxes if begun for one in begun.rows])
@@ -308,11 +300,7 @@ async def test_a_total_is_known_two_seconds_after_redis_lost_a_large_day(redis_u
         await client.flushall()
         await client.aclose()
         began = time.monotonic()
-
-        async def counted() -> bool:
-            return await spent(budgets) == 3 * ROWS
-
-        await until(counted)
+        await until(lambda: spent(budgets), equals=3 * ROWS)
         assert time.monotonic() - began < 2
 
 

@@ -19,11 +19,7 @@ async def test_an_unreadable_row_in_an_outbox_does_not_end_the_reaper(redis_url:
     long_ago = int(time.time() * 1000) - 60_000
     async with connect(redis_url) as redis, opened(redis_url, postgres_url) as (_, _, registry):
         await redis.hset(SHARD_KEYS[number].outbox, "odd", f"0|1|{long_ago}|u:ai|1|2|3|success|not JSON")
-
-        async def failed_twice() -> bool:
-            return registry.background_failures.value("reaper") >= 2
-
-        await until(failed_twice)
+        await until(lambda: registry.background_failures.value("reaper") >= 2)
 
 
 async def test_renewals_of_many_requests_are_sent_a_few_at_a_time(own_valkey: ValkeyServer, postgres_url: str) -> None:

@@ -54,11 +54,7 @@ async def test_a_backlog_drains_where_a_full_batch_would_never_end_in_time(redis
     async with opened(redis_url, postgres_url) as (budgets, database, _):
         for _ in range(ROWS):
             budgets._queue.add(made())
-
-        async def written() -> bool:
-            return await total(database) == (ROWS, 3 * ROWS)
-
-        await until(written, 30)
+        await until(lambda: total(database), 30, equals=(ROWS, 3 * ROWS))
         assert budgets._queue._at_once < 300
     run(postgres_url, "drop trigger slow on ledger")
     async with opened(redis_url, postgres_url) as (budgets, _, _):
@@ -98,11 +94,7 @@ async def test_rows_stay_in_redis_while_postgresql_is_away(redis_url: str, own_p
 async def test_a_pruned_ledger_changes_no_budget(redis_url: str, postgres_url: str) -> None:
     async with opened(redis_url, postgres_url, timings=FAST) as (budgets, database, _):
         budgets.settle(await budgets.admit(ask()), delivered())
-
-        async def written() -> bool:
-            return await total(database) == (1, 50_000)
-
-        await until(written)
+        await until(lambda: total(database), equals=(1, 50_000))
         assert await LedgerStorage(database).prune(time.time() + 60, 100) == 1
         async with connect(redis_url) as client:
             await client.flushall()
@@ -152,10 +144,7 @@ async def test_what_a_dead_gateway_left_counts_though_redis_was_emptied_before_i
                         return (await budgets.state(principal())).spent_nano
                 return None
 
-            async def built() -> bool:
-                return await spent() == 0
-
-            await until(built)
+            await until(lambda: spent(), equals=0)
         amount = reservation.amount_nano
 
         async def counted() -> bool:

@@ -54,11 +54,7 @@ async def test_users_of_all_nodes_are_served(cluster: ValkeyCluster, postgres_ur
         held = await asyncio.gather(*(budgets.admit(ask(who)) for who in users))
         for reservation in held:
             budgets.settle(reservation, delivered())
-
-        async def written() -> bool:
-            return await total(database) == (61, 60 * 50_000)
-
-        await until(written)
+        await until(lambda: total(database), equals=(61, 60 * 50_000))
         for who in users:
             state = await budgets.state(who)
             assert (state.spent_nano, state.reserved_nano) == (50_000, 0)
@@ -69,11 +65,7 @@ async def test_a_node_that_is_lost_and_returns_empty_is_rebuilt(cluster: ValkeyC
         users = [principal(user=number) for number in range(30)]
         for reservation in await asyncio.gather(*(budgets.admit(ask(who)) for who in users)):
             budgets.settle(reservation, delivered())
-
-        async def written() -> bool:
-            return await total(database) == (30, 30 * 50_000)
-
-        await until(written)
+        await until(lambda: total(database), equals=(30, 30 * 50_000))
         node = cluster.nodes[1]
         await asyncio.to_thread(node.process.kill)
         results = await asyncio.gather(*(budgets.admit(ask(who)) for who in users), return_exceptions=True)
@@ -179,21 +171,13 @@ class Load:
     async def more(self, chats: int = 20) -> None:
         """Until each user has had more chats."""
         before = Counter(self.settled)
-
-        async def had() -> bool:
-            return all(self.settled[user.user_id] >= before[user.user_id] + chats for user in self.users)
-
-        await until(had, 20)
+        await until(lambda: all(self.settled[user.user_id] >= before[user.user_id] + chats for user in self.users), 20)
 
     async def exact(self, database: Database) -> None:
         """The ledger and every user's state have all settled amounts, and nothing is left open."""
         chats = sum(self.settled.values())
         assert chats
-
-        async def written() -> bool:
-            return await total(database) == (chats, chats * 50_000)
-
-        await until(written)
+        await until(lambda: total(database), equals=(chats, chats * 50_000))
         for user in self.users:
             state = await self.gateways[0].state(user)
             assert (state.spent_nano, state.reserved_nano) == (self.settled[user.user_id] * 50_000, 0)
@@ -348,11 +332,7 @@ async def test_a_node_that_hangs_holds_up_no_settlement_of_another_one(
         await asyncio.to_thread(hung.process.pause)
         for one in held:
             budgets.settle(one, delivered())
-
-        async def all_wait() -> bool:
-            return not budgets._queue._sent
-
-        await until(all_wait)
+        await until(lambda: not budgets._queue._sent)
         with beside.client() as client:
             client.script_flush()  # so that this one is not taken at its first try either
         began = time.monotonic()
@@ -363,11 +343,7 @@ async def test_a_node_that_hangs_holds_up_no_settlement_of_another_one(
 
         await until(settled)
         assert time.monotonic() - began < FAST.lease / 2
-
-        async def written() -> bool:
-            return await total(database) == (1, 50_000)
-
-        await until(written)
+        await until(lambda: total(database), equals=(1, 50_000))
         await asyncio.to_thread(hung.process.resume)
 
         async def all_written() -> bool:
