@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from inspect import isawaitable
 from typing import Any
 
@@ -13,18 +14,25 @@ _ANY_TRUE = object()
 
 
 async def until(
-    condition: Callable[[], Any], seconds: float = 30, *, pause: float = _PAUSE, equals: Any = _ANY_TRUE
+    condition: Callable[[], Any],
+    seconds: float = 30,
+    *,
+    pause: float = _PAUSE,
+    equals: Any = _ANY_TRUE,
+    despite: Sequence[type[Exception]] = (),
 ) -> Any:
     """The first answer of ``condition``, which may be a coroutine function, that is true, or is what it should equal.
 
+    :param despite: errors of ``condition`` that are no answer yet.
     :raises AssertionError: there was none in time.
     """
     deadline = time.monotonic() + seconds
     while True:
-        answer = condition()
-        value = await answer if isawaitable(answer) else answer
-        if value == equals if equals is not _ANY_TRUE else value:
-            return value
+        with contextlib.suppress(*despite):
+            answer = condition()
+            value = await answer if isawaitable(answer) else answer
+            if value == equals if equals is not _ANY_TRUE else value:
+                return value
         assert time.monotonic() < deadline, f"not true within {seconds:g} s"
         await asyncio.sleep(pause)
 

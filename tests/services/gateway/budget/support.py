@@ -68,6 +68,16 @@ def delivered(prompt: int = 10, completion: int = 20, outcome: str = "success") 
     return Delivery(outcome, sent=True, usage=Usage(prompt, completion))
 
 
+async def spent(budgets: Budgets, who: Principal | None = None) -> int:
+    return (await budgets.state(who or principal())).spent_nano
+
+
+async def served(budgets: Budgets, who: Principal | None = None, by: Delivery | None = None) -> bool:
+    """A request that is admitted, and costs nothing unless it is delivered."""
+    budgets.settle(await budgets.admit(ask(who)), by or delivered(0, 0))
+    return True
+
+
 @contextlib.asynccontextmanager
 async def opened(
     redis_url: str,

@@ -18,7 +18,7 @@ from shared.state.packed import Excepted
 from shared.stores.postgres import Database, Query
 from shared.stores.redis import connect
 from shared.telemetry.metrics import Registry
-from tests.services.gateway.budget.support import BudgetReserved, ask, delivered, opened, principal, row, rows
+from tests.services.gateway.budget.support import BudgetReserved, ask, delivered, opened, principal, row, rows, spent
 from tests.support.waiting import until
 
 #: What a request of ``ask()`` reserves: 2.1 million nano-dollars.
@@ -59,11 +59,7 @@ async def test_a_row_that_is_not_enforced_counts_and_refuses_nobody(
         assert await would(registry, reason) == (5 if reason == "budget_exceeded" else 3)
         for one in held:
             budgets.settle(one, delivered())
-
-        async def settled() -> bool:
-            return (await budgets.state(principal(kind))).spent_nano == 5 * 50_000
-
-        await until(settled)
+        await until(lambda: spent(budgets, principal(kind)), equals=5 * 50_000)
 
 
 async def test_a_row_is_enforced_again_when_its_time_is_over(redis_url: str, postgres_url: str) -> None:

@@ -20,7 +20,18 @@ from shared.state import layout
 from shared.stores import migrate
 from shared.stores.postgres import Database
 from shared.stores.redis import connect
-from tests.services.gateway.budget.support import FAST, ask, delivered, opened, principal, row, rows, total
+from tests.services.gateway.budget.support import (
+    FAST,
+    ask,
+    delivered,
+    opened,
+    principal,
+    row,
+    rows,
+    served,
+    spent,
+    total,
+)
 from tests.support.waiting import until
 
 _SHARD = shard(principal().identity)
@@ -117,11 +128,7 @@ async def test_settlements_wait_for_redis_and_are_written_when_it_never_comes(
         assert b"budget_unsettled 3" in registry.render()
         own_valkey.process.start()
         await until(lambda: b"budget_unsettled 0" in registry.render())
-
-        async def rebuilt() -> bool:
-            return (await budgets.state(principal())).spent_nano == 150_000
-
-        await until(rebuilt)
+        await until(lambda: spent(budgets), equals=150_000)
         last = await budgets.admit(ask())
         await asyncio.to_thread(own_valkey.process.kill)
         budgets.settle(last, delivered())
@@ -138,16 +145,9 @@ async def test_rows_that_an_emptied_redis_lost_are_counted_again(own_valkey: Val
         await budgets._queue.all_settled(5)
         await asyncio.to_thread(own_valkey.process.kill)
         own_valkey.process.start()
-
-        async def counted() -> bool:
-            try:
-                return (await budgets.state(principal())).spent_nano == 150_000
-            except DependencyUnavailable:
-                return False
-
-        await until(counted)
+        await until(lambda: spent(budgets), equals=150_000, despite=[DependencyUnavailable])
         await until(lambda: total(database), equals=(3, 150_000))
-        assert await counted(), "and only once"
+        assert await spent(budgets) == 150_000, "and only once"
 
 
 async def test_without_postgresql_known_users_go_on_and_new_ones_wait(
@@ -169,14 +169,7 @@ async def test_without_postgresql_known_users_go_on_and_new_ones_wait(
         age = next(line for line in registry.render().splitlines() if line.startswith(b"budget_outbox_oldest_seconds"))
         assert float(age.split()[1]) > 0.3
         await asyncio.to_thread(own_postgres.start)
-
-        async def written() -> bool:
-            try:
-                return await total(database) == (6, 300_000)
-            except DependencyUnavailable:
-                return False
-
-        await until(written, 20)
+        await until(lambda: total(database), 20, equals=(6, 300_000), despite=[DependencyUnavailable])
         budgets.settle(await budgets.admit(ask(principal(user=2))), Delivery("abort", sent=False))
 
 
@@ -227,20 +220,5 @@ async def test_an_outbox_that_is_full_refuses_new_requests_and_loses_no_row(
 
         await until(shown)
         await asyncio.to_thread(own_postgres.start)
-
-        async def all_written() -> bool:
-            try:
-                return await total(database) == (16, 800_000)
-            except DependencyUnavailable:
-                return False
-
-        await until(all_written, 20)
-
-        async def admitted() -> bool:
-            try:
-                budgets.settle(await budgets.admit(ask()), delivered(0, 0))
-            except DependencyUnavailable:
-                return False
-            return True
-
-        await until(admitted)
+        await until(lambda: total(database), 20, equals=(16, 800_000), despite=[DependencyUnavailable])
+        await until(lambda: served(budgets), despite=[DependencyUnavailable])

@@ -24,7 +24,18 @@ from shared.state import decisions
 from shared.state.layout import SHARD_KEYS, Standing
 from shared.state.refusals import Word
 from shared.stores.redis import connect
-from tests.services.gateway.budget.support import FAST, ask, delivered, opened, principal, row, rows, total
+from tests.services.gateway.budget.support import (
+    FAST,
+    ask,
+    delivered,
+    opened,
+    principal,
+    row,
+    rows,
+    served,
+    spent,
+    total,
+)
 from tests.support.exposition import metric
 from tests.support.waiting import until
 
@@ -129,15 +140,7 @@ async def test_a_redis_that_refuses_to_run_scripts_charges_nobody_whole_and_queu
             await asyncio.sleep(2 * SWEPT_FIRST.lease)
             if state == "OOM":
                 assert (await budgets.state(principal())).spent_nano == 50_000, "settled all the same"
-
-        async def admitted() -> bool:
-            try:
-                budgets.settle(await budgets.admit(ask()), delivered(0, 0))
-            except DependencyUnavailable:
-                return False
-            return True
-
-        await until(admitted)
+        await until(lambda: served(budgets), despite=[DependencyUnavailable])
         await asyncio.sleep(2 * SWEPT_FIRST.renew + 3 * SWEPT_FIRST.sweep)
         for one in (registry, other_registry):
             assert b"budget_reaped_total 0\n" in one.render()
@@ -166,14 +169,7 @@ async def test_a_redis_that_loads_its_data_is_answered_for_at_once(tmp_path: Pat
             unsettled = metric(registry, "budget_unsettled")  # of an admission that was on its way to the dying server
             await _refused(budgets, "LOADING")
             assert metric(registry, "budget_unsettled") <= unsettled
-
-            async def counted() -> bool:
-                try:
-                    return (await budgets.state(principal())).spent_nano == 50_000
-                except DependencyUnavailable:
-                    return False
-
-            await until(counted)
+            await until(lambda: spent(budgets), equals=50_000, despite=[DependencyUnavailable])
 
 
 async def test_a_replica_behind_the_name_of_its_primary_is_left_for_the_new_one(
@@ -204,15 +200,7 @@ async def test_a_replica_behind_the_name_of_its_primary_is_left_for_the_new_one(
                 with own_valkey.client() as old:
                     old.replicaof("127.0.0.1", str(new.port))  # type: ignore[no-untyped-call]
                     address[0] = new.port
-
-                    async def served() -> bool:
-                        try:
-                            budgets.settle(await budgets.admit(ask()), delivered())
-                        except DependencyUnavailable:
-                            return False
-                        return True
-
-                    await until(served, 3)
+                    await until(lambda: served(budgets, by=delivered()), 3, despite=[DependencyUnavailable])
                 budgets.settle(held, delivered())
                 await until(lambda: total(database), equals=(3, 150_000))
                 assert (await budgets.state(principal())).reserved_nano == 0

@@ -23,7 +23,7 @@ from shared.stores import migrate
 from shared.stores.postgres import Database
 from shared.stores.redis import RedisError, connect
 from shared.telemetry.metrics import Registry
-from tests.services.gateway.budget.support import FAST, ask, delivered, opened, principal, row, rows, total
+from tests.services.gateway.budget.support import FAST, ask, delivered, opened, principal, row, rows, spent, total
 from tests.support.waiting import until
 
 ROWS = 300
@@ -98,11 +98,7 @@ async def test_a_pruned_ledger_changes_no_budget(redis_url: str, postgres_url: s
         assert await LedgerStorage(database).prune(time.time() + 60, 100) == 1
         async with connect(redis_url) as client:
             await client.flushall()
-
-        async def rebuilt() -> bool:
-            return (await budgets.state(principal())).spent_nano == 50_000
-
-        await until(rebuilt)
+        await until(lambda: spent(budgets), equals=50_000)
 
 
 async def test_an_active_users_identity_lives_as_long_as_the_user(redis_url: str, postgres_url: str) -> None:

@@ -24,7 +24,18 @@ from shared.errors import DependencyUnavailable
 from shared.state import layout
 from shared.state.script import Script
 from shared.stores.postgres import Database
-from tests.services.gateway.budget.support import FAST, ask, delivered, opened, principal, row, rows, total
+from tests.services.gateway.budget.support import (
+    FAST,
+    ask,
+    delivered,
+    opened,
+    principal,
+    row,
+    rows,
+    served,
+    spent,
+    total,
+)
 from tests.support.valkey_cluster import CLUSTER_SLOTS, ValkeyCluster, cluster_options
 from tests.support.waiting import until
 
@@ -40,15 +51,7 @@ async def test_users_of_all_nodes_are_served(cluster: ValkeyCluster, postgres_ur
     kinds = rows(row(total_budget_nano=10**12))
     async with opened(cluster.url, postgres_url, kinds) as (budgets, database, _):
         users = [principal(kinds.by_name["ai"], user=number) for number in range(60)]
-
-        async def ready() -> bool:
-            try:
-                budgets.settle(await budgets.admit(ask(users[0])), Delivery("abort", sent=False))
-            except DependencyUnavailable:
-                return False
-            return True
-
-        await until(ready)
+        await until(lambda: served(budgets, users[0]), despite=[DependencyUnavailable])
         epochs = {budgets._scripts.executor.epoch(number) for number in range(64)}
         assert len(epochs) == 3
         held = await asyncio.gather(*(budgets.admit(ask(who)) for who in users))
@@ -337,11 +340,7 @@ async def test_a_node_that_hangs_holds_up_no_settlement_of_another_one(
             client.script_flush()  # so that this one is not taken at its first try either
         began = time.monotonic()
         budgets.settle(last, delivered())
-
-        async def settled() -> bool:
-            return (await budgets.state(healthy)).spent_nano == 50_000
-
-        await until(settled)
+        await until(lambda: spent(budgets, healthy), equals=50_000)
         assert time.monotonic() - began < FAST.lease / 2
         await until(lambda: total(database), equals=(1, 50_000))
         await asyncio.to_thread(hung.process.resume)
