@@ -1,6 +1,7 @@
 """Operations of operators on devices. A revocation is final, since a stolen key remains stolen.
 
-Every method raises ``DependencyUnavailable``; a change may then be in PostgreSQL only, and comes to Redis later.
+Every method raises ``DependencyUnavailable``; a change may then be in PostgreSQL only, and comes to Redis later. Of
+what does not exist, they raise ``NotFound``; for a cursor of another list, ``InvalidRequest``.
 """
 
 from __future__ import annotations
@@ -42,10 +43,7 @@ class DeviceAdmin:
     async def page(
         self, *, q: str = "", cursor: str | None = None, limit: int, chosen: Chosen | None = None
     ) -> Page[DeviceRow]:
-        """Devices whose key id starts with ``q``, by key id.
-
-        :raises InvalidRequest: the cursor is not one of this list.
-        """
+        """Devices whose key id starts with ``q``, by key id."""
         place = pagination.place(cursor, 1)
         if "\0" in q:
             return Page([])
@@ -58,17 +56,13 @@ class DeviceAdmin:
         return await storage.find(self._database, key_id) if "\0" not in key_id else None
 
     async def get(self, key_id: str) -> DeviceRow:
-        """:raises NotFound: it does not exist."""
         device = await self.find(key_id)
         if device is None:
             raise NotFound("There is no such device.")
         return device
 
     async def revoke(self, key_id: str, actor: Actor, reason: str | None = None) -> None:
-        """Refuse a device and its tokens from now on, in all its service types.
-
-        :raises NotFound: it does not exist.
-        """
+        """Refuse a device and its tokens from now on, in all its service types."""
         if "\0" in key_id:
             raise NotFound("There is no such device.")
         async with self._database.transaction() as transaction:

@@ -88,7 +88,8 @@ class _Answer:
 class LiteLLMAdmin:
     """The admin API of LiteLLM.
 
-    Of several instances the first one that answers is used, and asked first from then on.
+    Of several instances the first one that answers is used, and asked first from then on. Every method raises
+    ``LiteLLMError`` when it could not do its work.
     """
 
     def __init__(
@@ -111,10 +112,7 @@ class LiteLLMAdmin:
             yield cls(session, base_urls, master_key, timeout=timeout)
 
     async def budgets(self, names: Sequence[str]) -> dict[str, Budget]:
-        """Those of the named budgets that exist.
-
-        :raises LiteLLMError: they can't be read.
-        """
+        """Those of the named budgets that exist."""
         answer = await self._ask("POST", "/budget/info", {"budgets": list(names)})
         if not answer.ok or not isinstance(answer.body, list):
             raise await self._why(answer, "/budget/info")
@@ -125,7 +123,6 @@ class LiteLLMAdmin:
         """Make a budget, or update it.
 
         :param exists: as last seen; a change in the meantime does no harm.
-        :raises LiteLLMError: it was not done.
         """
         body = {"budget_id": budget.name, "max_budget": budget.max_budget_usd, "budget_duration": budget.duration}
         await self._put("/budget", body, exists)
@@ -137,15 +134,11 @@ class LiteLLMAdmin:
         existing customer gets its budget too.
 
         :param exists: as in ``put_budget``.
-        :raises LiteLLMError: it was not done.
         """
         await self._put("/customer", {"user_id": user_id, "budget_id": budget}, exists)
 
     async def delete_customer(self, user_id: str) -> None:
-        """Delete a customer, if it is one. The rows of its requests stay: LiteLLM's API deletes none.
-
-        :raises LiteLLMError: it was not done.
-        """
+        """Delete a customer, if it is one. The rows of its requests stay: LiteLLM's API deletes none."""
         # One at a time: of several, LiteLLM deletes none if one is missing (BerriAI/litellm, customer_endpoints.py)
         answer = await self._ask("POST", "/customer/delete", {"user_ids": [user_id]})
         if not answer.ok and answer.status != HTTPStatus.NOT_FOUND:
@@ -167,8 +160,6 @@ class LiteLLMAdmin:
         """What users spent in USD on the days (UTC) from ``start`` to ``end``, both included, by LiteLLM's count.
 
         LiteLLM counts only requests that it saw to the end, some 15 s late. Users without spend are absent.
-
-        :raises LiteLLMError: it can't be read.
         """
         total: dict[str, Decimal] = {}
         for begin in range(0, len(users), _USERS_PER_QUERY):

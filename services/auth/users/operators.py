@@ -1,6 +1,7 @@
 """Operations of operators on users. When a method returns, its change is in PostgreSQL and in Redis.
 
-Every method raises ``DependencyUnavailable``; a change may then be in PostgreSQL only, and comes to Redis later.
+Every method raises ``DependencyUnavailable``; a change may then be in PostgreSQL only, and comes to Redis later. Of
+what does not exist, they raise ``NotFound``; for a cursor of another list, ``InvalidRequest``.
 """
 
 from __future__ import annotations
@@ -77,8 +78,6 @@ class UserAdmin:
     ) -> tuple[Page[User], int]:
         """Users of a list whose id starts with ``q``, and about how many there are in all such ids. A search, and each
         list but that of all users, is sorted by id.
-
-        :raises InvalidRequest: the cursor is not one of this list.
         """
         sort = "id" if q or which != "all" else sort
         place = pagination.place(cursor, 2)
@@ -107,7 +106,6 @@ class UserAdmin:
         return Page(await self._with_spending(found.rows), found.next_cursor, found.previous_cursor), total
 
     async def get(self, user_id: str) -> User:
-        """:raises NotFound: it does not exist."""
         return (await self._with_spending([await self._row(user_id)]))[0]
 
     async def some(self, user_ids: Sequence[str]) -> list[User]:
@@ -130,7 +128,6 @@ class UserAdmin:
         """Requests, newest first; a deleted user's too.
 
         :raises NotFound: no such user, and none in the ledger.
-        :raises InvalidRequest: the cursor is not one of this list.
         """
         before = None
         if cursor:
@@ -145,20 +142,14 @@ class UserAdmin:
         return LedgerPage(rows, pagination.encode(rows[-1].id, rows[-1].admitted_at.isoformat()) if more else None)
 
     async def block(self, user_id: str, actor: Actor, reason: str | None = None) -> None:
-        """Block the identity in all its service types.
-
-        :raises NotFound: it does not exist.
-        """
+        """Block the identity in all its service types."""
         async with self._change(user_id, "blocked") as (transaction, row):
             await standing.block(transaction, row.identity, reason)
             new = {"blocked": True, "reason": reason}
             await audit.record(transaction, actor, "user.block", user_id, old=_standing(row), new=new)
 
     async def unblock(self, user_id: str, actor: Actor) -> None:
-        """Admit the identity again.
-
-        :raises NotFound: it does not exist.
-        """
+        """Admit the identity again."""
         async with self._change(user_id, "unblocked") as (transaction, row):
             await standing.unblock(transaction, row.identity)
             new = {"blocked": False, "reason": None}
@@ -183,7 +174,6 @@ class UserAdmin:
         """Give a user the money and rates of another service type's row.
 
         :raises UnknownTier: there is no such row.
-        :raises NotFound: it does not exist.
         """
         if tier not in self._rows:
             raise UnknownTier
@@ -195,10 +185,7 @@ class UserAdmin:
             self._on_tier(user_id)
 
     async def set_exception(self, user_id: str, actor: Actor, given: Excepted, reason: str | None = None) -> None:
-        """Let a user spend more, or without rates, until a moment; instead of the exception that it has.
-
-        :raises NotFound: there is no such user.
-        """
+        """Let a user spend more, or without rates, until a moment; instead of the exception that it has."""
         async with self._change(user_id, "exception") as (transaction, row):
             await standing.set_exception(transaction, user_id, given, reason)
             new = _exception(given, reason)
@@ -208,10 +195,7 @@ class UserAdmin:
             self._on_tier(user_id)
 
     async def end_exception(self, user_id: str, actor: Actor) -> None:
-        """End a user's exception before its time; nothing if there is none.
-
-        :raises NotFound: there is no such user.
-        """
+        """End a user's exception before its time; nothing if there is none."""
         async with self._change(user_id, "exception") as (transaction, row):
             await standing.end_exception(transaction, user_id)
             old = _exception(row.exception, row.exception_reason)
