@@ -31,9 +31,9 @@ class Reaper:
         orphan: float,
         grace: float,
     ) -> None:
-        """:param grace: seconds after a connection was made, or the server last ran no scripts, in which nothing is
-        reaped: after an outage of Redis, living gateways first renew the leases that ended in it. Sweeps continue, and
-        so finds out that the server runs none.
+        """:param grace: seconds after a connection was made, or the server last refused scripts, in which nothing is
+        reaped: after an outage of Redis, living gateways first renew the leases that ended in it. Sweeps go on, since
+        they find out whether the server runs scripts.
         """
         self._scripts, self._queue, self._metrics = scripts, queue, metrics
         self._who, self._every, self._orphan, self._grace = who, every, orphan, grace

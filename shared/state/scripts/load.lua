@@ -4,7 +4,8 @@
 --@ args epoch user_version identity_version tier exception duration# period# spent newest# standing tokens_from
 --@ each keys token
 --@ each args seconds
--- exception: as packed.Excepted, or empty; newest: period of a row in the ledger; per revoked token the seconds until it would have expired
+-- exception: as packed.Excepted, or empty; newest: period of a row in the ledger; per revoked token the seconds until
+-- it would have expired
 -- Reply "ok" | "again"
 if (redis.call('HGET', user, VERSION) or '0') ~= user_version then return 'again' end
 if (redis.call('HGET', identity, VERSION) or '0') .. '/' .. (redis.call('GET', forgotten) or '') ~= identity_version then

@@ -4,7 +4,8 @@
 --@ keys totals leases outbox
 --@ args epoch build users most#
 --@ each args total
--- build: a new name of this build; users: the beginning of the users' keys; most: the build does not begin with more rows than this in the outbox
+-- build: a new name of this build; users: the beginning of the users' keys; most: the build does not begin with more
+-- rows than this in the outbox
 -- Reply {} while the outbox has too many rows; else {now, {"type:seconds", admitted ms, amount...}, {id, outbox entry...}}
 if redis.call('HLEN', outbox) > most then return {} end
 local wanted, of_type = {}, {}

@@ -1,6 +1,7 @@
 -- The reason that refuses a request, `reason`, and the ms after which it may no longer hold, `wait`; both nil when the
 -- request may be admitted. Only this chunk decides, for admissions and for forecasts; a forecast names in `skipped` the
--- reasons that it has found already. `without_rates`: neither rates nor open requests refuse. It is no function: one that reads so many locals costs 5 % of an admission.
+-- reasons that it has found already. `without_rates`: neither rates nor open requests refuse. It is no
+-- function: one that reads so many locals costs 5 % of an admission.
 --@ needs standing revoked open requests requests_window tokens tokens_window rpm tpm max_streams
 --@ needs budget spent available least empty period duration skipped without_rates
 local reason, wait
