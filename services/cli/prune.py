@@ -33,8 +33,8 @@ _DEVICES = Query.text(
 
 #: Days for which it is known which FxA tokens of an identity without users are too old: none lives nearly as long.
 _TOO_OLD_KEPT = 30
-# Of accounts that were never here, FxA tells too. Until it was erased, one had users, and its generation may have
-# changed. A block stays
+# FxA also tells of accounts that were never here. An erased one had users until then, and its generation may have
+# changed. Blocked ones stay
 _IDENTITIES = Query.text(
     """
     delete from identities where identity in (

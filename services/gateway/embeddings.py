@@ -29,7 +29,7 @@ from shared.telemetry.openapi import Answer, Body
 _PATH = "v1/embeddings"
 #: Texts, or lists of tokens, of one request (OpenAI's limit).
 MAX_ITEMS = 2048
-#: Those whose vectors are not large together.
+#: So many that their vectors together are no large answer.
 FEW_ITEMS = 16
 #: The most bytes of text that LiteLLM makes of one token (the longest of OpenAI's cl100k_base are 128 spaces).
 MAX_BYTES_OF_TOKEN = 128

@@ -1,5 +1,5 @@
-"""The answers of scripts about a request; of a refusal all but the script that decides it, and its error class if it
-doesn't have the code to itself.
+"""What scripts answer about a request. A refusal's row has all about it but the script that decides it, and the error
+class of a code that several share.
 """
 
 from __future__ import annotations

@@ -61,7 +61,7 @@ _FORMS = "must be a redis://, rediss://, unix://, redis+cluster:// or rediss+clu
 _PASSWORD_FILE = "password_file"  # noqa: S105 - the name of a parameter
 
 Client = Redis
-#: A command's arguments, and redis-py's options of it.
+#: A command's arguments, and redis-py's options for it.
 _Command = tuple[Sequence[Any], Mapping[str, Any]]
 
 #: Reasons for the log and readiness, by the first word of an answer that shows the server's state.

@@ -1,4 +1,4 @@
-"""The sources that enrolled keys in the last hour, of which a farm has many; and the receipts that tell of one."""
+"""How many keys each source enrolled in the last hour, which shows a farm; and receipts that wait to be renewed."""
 
 from __future__ import annotations
 

@@ -219,7 +219,7 @@ async def done(database: Database, erasure: Open) -> None:
 
 
 async def open_erasures(database: Database, settle: float) -> AsyncIterator[Open]:
-    """The erasures that are due, oldest first: those that Redis has not forgotten, or has ``settle`` seconds ago."""
+    """The erasures that are due, oldest first: those that Redis has not forgotten, or forgot ``settle`` seconds ago."""
     at: datetime | str = "-infinity"
     after = ""
     while rows := await database.fetch(_OPEN, settle=settle, at=at, after=after):

@@ -37,7 +37,7 @@ def _select(users: str, order: str = "") -> Query:
 
 
 def _page(where: str, order: str, source: str = "users u", *, first: str = "") -> Query:
-    """:param first: what ``source`` is in the order of, and its users too."""
+    """:param first: the order that ``source`` already has, and that its users keep."""
     users = f"select u.* from {source} where {where} order by {first}{order} limit :limit"  # noqa: S608  ours
     return _select(users, f"order by {order}")
 

@@ -58,7 +58,7 @@ _RENAME_REQUESTS = Query.text(
         date_trunc('day', to_timestamp(floor(extract(epoch from now()) / :seconds) * :seconds), 'UTC'), 100000)
     """
 )
-# An index is on the time, so that each change of it writes to all indexes of the table: an hour is exact enough
+# The time is indexed, so a change of it writes to all indexes of the table: exact to the hour is enough
 _SEEN = Query.text(
     "update users set last_seen_at = now() where user_id = any(:users) and last_seen_at < now() - interval '1 hour'"
 )

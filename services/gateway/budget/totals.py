@@ -33,7 +33,7 @@ _STALE_SECONDS = 3.0
 _MOST_WAITING = 500
 #: The same for sums that are good and built once more after a rollout: that waits for a calmer moment.
 _FEW_WAITING = 50
-#: Ms within which the last old gateway stops to admit after the last new one of a rollout has started.
+#: Ms within which the last old gateway stops admitting after the last new one of a rollout has started.
 _ROLLOUT_MS = 5 * 60 * 1000
 #: Ms after which a build that nobody waits for is tried again, and within which the gateways of a rollout try theirs.
 _RETRY_MS = 30_000

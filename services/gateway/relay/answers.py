@@ -17,7 +17,7 @@ T = TypeVar("T")
 
 #: Bytes of large answers that a process holds at once, and those of a small one, which always has room.
 MOST_BYTES, SMALL = 256 * 1024 * 1024, 64 * 1024
-#: Patiences within which a client has to take the whole of a large answer.
+#: How many times the patience with a slow client it has to take the whole of a large answer.
 _PATIENCES = 5
 
 
