@@ -29,30 +29,16 @@ from redis.exceptions import (
     OutOfMemoryError,
     ReadOnlyError,
     RedisClusterException,
-    RedisError,
     ResponseError,
     SlotNotCoveredError,
     TimeoutError,
 )
+from redis.exceptions import RedisError as RedisError
 
 from shared.errors import DependencyUnavailable
 from shared.stores.dependency import Dependency
 from shared.stores.redis_wire import Node, ScriptFailed, pack
 from shared.telemetry import spans
-
-__all__ = [
-    "Client",
-    "Place",
-    "RedisError",
-    "answer_reason",
-    "answered",
-    "can_write",
-    "check_url",
-    "connect",
-    "needed",
-    "reason",
-    "server_pool",
-]
 
 #: Schemes of a Redis Cluster: ``redis+cluster``, ``rediss+cluster``.
 _CLUSTER = "+cluster"
