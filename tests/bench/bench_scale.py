@@ -20,7 +20,6 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import psutil
@@ -46,6 +45,7 @@ from tests.deploy.test_haproxy import proxy
 from tests.services.gateway.budget.support import ask, opened, principal, rows
 from tests.services.gateway.budget.support import row as budget_row
 from tests.support.service_types import toml
+from tests.support.sql import sql
 from tests.support.waiting import until
 
 #: Seconds that all of it may take.
@@ -250,17 +250,17 @@ def _fill_ledger(url: str, rows: int, users: int) -> list[Row]:
     """Rows of today, and their sums, as the triggers would have made them."""
     sums = importlib.import_module("migrations.versions.0005_sums_of_the_ledger").sums
     half = rows // 2
-    indexes = _execute(url, _INDEXES)
-    _execute(url, "alter table ledger disable trigger user", "alter table ledger drop constraint ledger_pkey")
-    _execute(url, *(f"drop index {name}" for name, _ in indexes))
+    indexes = sql(url, _INDEXES)
+    sql(url, "alter table ledger disable trigger user", "alter table ledger drop constraint ledger_pkey")
+    sql(url, *(f"drop index {name}" for name, _ in indexes))
     _at_once("fill", url, *((str(users), str(at), str(half)) for at in (0, half)))
     again = ["alter table ledger add primary key (id, admitted_at)", *(made for _, made in indexes)]
     _at_once("run", url, *((statement,) for statement in [*again, *sums("select 1 as sign, ledger.* from ledger")]))
-    _execute(url, "alter table ledger enable trigger user")
+    sql(url, "alter table ledger enable trigger user")
     found = []
     for table in ("ledger", "user_spend", "ledger_totals", "ledger_hours"):
-        _execute(url, f"vacuum (analyze) {table}")
-        ((heap, indexes, count),) = _execute(
+        sql(url, f"vacuum (analyze) {table}")
+        ((heap, indexes, count),) = sql(
             url,
             f"select sum(pg_table_size(oid)), sum(pg_indexes_size(oid)), (select count(*) from {table}) from pg_class"
             f" where oid = cast('{table}' as regclass) or oid in (select relid from pg_partition_tree('{table}'))",
@@ -299,7 +299,7 @@ async def _write(url: str, postgres: PostgresServer) -> list[Row]:
         storage = LedgerStorage(database)
         for number in range(5):
             for sums, seen in figures.items():
-                _execute(url, f"alter table ledger {sums} trigger user")
+                sql(url, f"alter table ledger {sums} trigger user")
                 before, began = _cpu(postgres.process.pid), time.perf_counter()
                 for batch in range(_BATCHES):
                     users = [f"{(at * 7919 + number * _BATCHES + batch) % 10**6:032x}:s2s" for at in range(_BATCH)]
@@ -311,7 +311,7 @@ async def _write(url: str, postgres: PostgresServer) -> list[Row]:
                     )
                 rows, seconds = _BATCHES * _BATCH, time.perf_counter() - began
                 seen.append((rows / seconds, rows / (_cpu(postgres.process.pid) - before)))
-    _execute(
+    sql(
         url,
         "alter table ledger enable trigger user",
         "delete from ledger where service_type = 's2s'",
@@ -372,9 +372,9 @@ async def _redis_bytes(server: ValkeyServer) -> int:
 async def _accounts(rig: Rig, server: ValkeyServer, ended: int, spenders: Load) -> list[Row]:
     """What clients saw beside what the ledger has. A request whose client left may be charged, and is not lost."""
     await until(lambda: _waiting(server) == 0, 60)
-    ((count, cost),) = _execute(rig.database, _CHARGED)
-    small = {user: (int(count), int(spent)) for user, count, spent in _execute(rig.database, _BY_USER)}
-    ((off,),) = _execute(rig.database, _SUMS_OFF)
+    ((count, cost),) = sql(rig.database, _CHARGED)
+    small = {user: (int(count), int(spent)) for user, count, spent in sql(rig.database, _BY_USER)}
+    ((off,),) = sql(rig.database, _SUMS_OFF)
     lost = sum(max(0, served - small.get(f"{user:032x}:s2s", (0, 0))[0]) for user, served in spenders.served.items())
     most = max(spent for _, spent in small.values())
     return [
@@ -411,19 +411,6 @@ def _waiting(server: ValkeyServer) -> int:
 
 def _rss(rig: Rig) -> str:
     return spread([psutil.Process(one.pid).memory_info().rss / 2**20 for one in rig.gateways], "MiB")
-
-
-def _execute(url: str, *statements: str) -> list[tuple[Any, ...]]:
-    """The rows of the last one."""
-    connection = psycopg2.connect(url)
-    try:
-        connection.autocommit = True
-        with connection.cursor() as cursor:
-            for statement in statements:
-                cursor.execute(statement)
-            return cursor.fetchall() if cursor.description else []
-    finally:
-        connection.close()
 
 
 def _say(text: str) -> None:
@@ -494,7 +481,7 @@ if __name__ == "__main__":
     if sys.argv[1:2] == ["fill"]:
         _fill_part(sys.argv[2], *map(int, sys.argv[3:]))
     elif sys.argv[1:2] == ["run"]:
-        _execute(sys.argv[2], "set work_mem = '256MB'", "set maintenance_work_mem = '512MB'", sys.argv[3])
+        sql(sys.argv[2], "set work_mem = '256MB'", "set maintenance_work_mem = '512MB'", sys.argv[3])
     else:
         for name, figure in uvloop.run(run(*map(int, sys.argv[1:]))):
             print(f"{name:45} {figure}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import psycopg2
+from tests.support.sql import sql
 
 _SEED = """
 select setseed(0.5);
@@ -37,13 +37,5 @@ order by at;
 
 def seed(url: str, *, users: int, rows: int) -> None:
     """Fill an empty database: users, a tenth of them on devices, and requests of the last 30 days."""
-    connection = psycopg2.connect(url)
-    try:
-        connection.autocommit = True
-        with connection.cursor() as cursor:
-            cursor.execute(_SEED, {"users": users, "rows": rows})
-            cursor.execute("vacuum (analyze) users")
-            cursor.execute("vacuum (analyze) ledger")
-            cursor.execute("vacuum (analyze) devices")
-    finally:
-        connection.close()
+    sql(url, _SEED, users=users, rows=rows)
+    sql(url, "vacuum (analyze) users", "vacuum (analyze) ledger", "vacuum (analyze) devices")

@@ -31,6 +31,7 @@ from shared.stores import migrate
 from shared.stores.postgres import Query
 from shared.stores.redis import connect
 from tests.support.service_types import service_type
+from tests.support.sql import sql
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 PASSWORDS = {
@@ -81,23 +82,16 @@ def url(server: PostgresServer, role: str, database: str = "app_attest") -> str:
 
 
 def run(server: PostgresServer, role: str, statement: str, database: str = "app_attest") -> None:
-    connection = psycopg2.connect(url(server, role, database))
-    try:
-        with connection, connection.cursor() as cursor:
-            cursor.execute(statement)
-    finally:
-        connection.close()
+    sql(url(server, role, database), statement)
 
 
 def test_every_table_has_a_decision(server: PostgresServer) -> None:
-    connection = psycopg2.connect(url(server, "mlpa_owner"))
-    with connection, connection.cursor() as cursor:
-        cursor.execute(
-            "select relname from pg_class where relnamespace = 'public'::regnamespace and relkind in ('r', 'p') "
-            "and not relispartition"
-        )
-        assert grants.GRANTS.keys() == {name for (name,) in cursor.fetchall()}
-    connection.close()
+    tables = sql(
+        url(server, "mlpa_owner"),
+        "select relname from pg_class where relnamespace = 'public'::regnamespace and relkind in ('r', 'p') "
+        "and not relispartition",
+    )
+    assert grants.GRANTS.keys() == {name for (name,) in tables}
     for rights in grants.GRANTS.values():
         assert rights.keys() <= set(grants.ROLES)
 
@@ -249,11 +243,7 @@ def test_the_statements_that_mlpa_migrate_shows_grant_the_same(server: PostgresS
             argv = [psql, "--no-psqlrc", "--quiet", "-v", "ON_ERROR_STOP=1", url(server, "mlpa_owner", name)]
             done = subprocess.run(argv, input=shown, capture_output=True, text=True, check=False)
             assert done.returncode == 0, done.stderr
-        connection = psycopg2.connect(server.url(name))
-        with connection, connection.cursor() as cursor:
-            cursor.execute(PRIVILEGES)
-            granted.append(cursor.fetchall())
-        connection.close()
+        granted.append(sql(server.url(name), PRIVILEGES))
     assert granted[0] == granted[1]
     assert len(granted[0]) > 50
 

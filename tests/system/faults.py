@@ -19,9 +19,10 @@ from services.auth.standing.digests import Digests
 from services.cli.client import ASSERTION
 from services.local.fxa import DESKTOP_CLIENT_ID
 from services.local.process import free_port
+from tests.support.sql import sql
 from tests.support.waiting import happens
 from tests.system.clients import Caller, Seen, SeenStream
-from tests.system.harness import DATABASE, SECRETS, TEMPLATE, System, query
+from tests.system.harness import DATABASE, SECRETS, TEMPLATE, System
 from tests.system.proxy import Gate
 
 PARTS = ("postgres", "valkey", "litellm", "fxa", "auth-1", "gateway-1")
@@ -161,9 +162,9 @@ class Breaker:
         """Another database under the same name, and a restart of the server."""
         await self._gate.refuse()
         admin = self._system.postgres.url("postgres")
-        query(admin, "select pg_terminate_backend(pid) from pg_stat_activity where datname = %(name)s", name=DATABASE)
+        sql(admin, "select pg_terminate_backend(pid) from pg_stat_activity where datname = %(name)s", name=DATABASE)
         for statement in statements:
-            query(admin, statement)
+            sql(admin, statement)
         await self._part.restart()
         await self._gate.accept()
 

@@ -17,8 +17,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import psycopg2
-
 from services.auth.tokens.key_ring import create_key
 from services.local.pki import Pki
 from services.local.postgres import PostgresServer
@@ -26,6 +24,7 @@ from services.local.process import Process, ProcessError, Program, answers, free
 from services.local.valkey import ValkeyServer
 from shared.stores import migrate
 from tests.support.service_types import toml
+from tests.support.sql import sql
 
 HOST = "127.0.0.1"
 DATABASE = "mlpa"
@@ -174,7 +173,7 @@ class System:
 
     def sql(self, statement: str, **parameters: Any) -> list[tuple[Any, ...]]:
         """Rows of a statement, past every gate."""
-        return query(self.postgres.url(DATABASE), statement, **parameters)
+        return sql(self.postgres.url(DATABASE), statement, **parameters)
 
     def logs(self) -> dict[str, str]:
         return {path.stem: path.read_text(errors="replace") for path in sorted((self.folder / "logs").glob("*.log"))}
@@ -264,17 +263,6 @@ def running_system(folder: Path, template: Path, **options: Any) -> Iterator[Sys
         yield whole
     finally:
         whole.stop()
-
-
-def query(url: str, statement: str, **parameters: Any) -> list[tuple[Any, ...]]:
-    connection = psycopg2.connect(url)
-    try:
-        connection.autocommit = True
-        with connection.cursor() as cursor:
-            cursor.execute(statement, parameters)
-            return cursor.fetchall() if cursor.description else []
-    finally:
-        connection.close()
 
 
 def make_template(folder: Path) -> Path:

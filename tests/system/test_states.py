@@ -22,12 +22,13 @@ from shared.domain.tokens import claims_of
 from tests.doubles.litellm import error_body
 from tests.shared.stores.test_pgbouncer import PGBOUNCER, PgBouncer, readable
 from tests.support.exposition import metric
+from tests.support.sql import sql
 from tests.support.valkey_cluster import ValkeyCluster
 from tests.support.waiting import happens
 from tests.system.clients import Caller, Seen
 from tests.system.conftest import TABLES
 from tests.system.faults import HEALTHY
-from tests.system.harness import DATABASE, DATABASE_PASSWORD, HOST, System, query
+from tests.system.harness import DATABASE, DATABASE_PASSWORD, HOST, System
 
 #: A role that owns nothing, so that rights can be taken from it.
 ROLE = "service"
@@ -200,10 +201,10 @@ def _sql(system: System, *statements: str, database: str = DATABASE, cut: bool =
 
     async def run() -> None:
         for number, statement in enumerate(statements):
-            await asyncio.to_thread(query, system.postgres.url(database), statement)
+            await asyncio.to_thread(sql, system.postgres.url(database), statement)
             if cut and number == 0:
                 ended = f"select pg_terminate_backend(pid) from pg_stat_activity where usename = '{ROLE}'"
-                await asyncio.to_thread(query, system.postgres.url("postgres"), ended)
+                await asyncio.to_thread(sql, system.postgres.url("postgres"), ended)
 
     return run
 

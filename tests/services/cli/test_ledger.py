@@ -6,12 +6,10 @@ import asyncio
 import json
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import closing
 from datetime import date
 from decimal import Decimal
 
 import msgspec
-import psycopg2
 import pytest
 from click.testing import CliRunner, Result
 
@@ -23,6 +21,7 @@ from shared.stores.postgres import Database, Query
 from shared.stores.redis import connect
 from tests.services.gateway.budget.support import ask, delivered, opened, principal, rows
 from tests.support.service_types import toml
+from tests.support.sql import sql
 from tests.support.waiting import until
 
 DAY = 86_400
@@ -127,8 +126,7 @@ def test_dependencies_that_are_away_are_named(unused_port: int) -> None:
 
 
 def test_a_refusal_of_postgresql_is_not_called_an_outage(postgres_url: str, redis_url: str) -> None:
-    with closing(psycopg2.connect(postgres_url)) as connection, connection, connection.cursor() as cursor:
-        cursor.execute("alter table ledger rename to elsewhere; alter table user_spend rename to nowhere")
+    sql(postgres_url, "alter table ledger rename to elsewhere; alter table user_spend rename to nowhere")
     for args in (("prune",), ("reconcile",)):
         result = run(postgres_url, redis_url, *args)
         assert result.exit_code == 1

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from contextlib import closing
 from typing import Any
 
-import psycopg2
 import pytest
 from click.testing import CliRunner
 
 from services.cli.prune import prune
+from tests.support.sql import sql
 
 _FILL = """
     insert into ledger (id, request_id, user_id, service_type, model, prompt_tokens, completion_tokens, cost_nano,
@@ -38,15 +37,12 @@ _FILL = """
 
 @pytest.fixture
 def filled(postgres_url: str) -> str:
-    with closing(psycopg2.connect(postgres_url)) as connection, connection, connection.cursor() as cursor:
-        cursor.execute(_FILL)
+    sql(postgres_url, _FILL)
     return postgres_url
 
 
 def left(url: str, query: str) -> list[Any]:
-    with closing(psycopg2.connect(url)) as connection, connection.cursor() as cursor:
-        cursor.execute(query)
-        return [row[0] for row in cursor.fetchall()]
+    return [row[0] for row in sql(url, query)]
 
 
 def test_it_deletes_what_is_older_than_the_settings_say(filled: str) -> None:

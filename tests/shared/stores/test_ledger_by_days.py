@@ -18,6 +18,7 @@ from shared.domain.identity import user_id
 from shared.state.packed import Details, LedgerRow
 from shared.stores import migrate
 from shared.stores.postgres import Database, DatabaseUnavailable, Query
+from tests.support.sql import sql
 
 DAY = 86_400_000
 #: As the release before writes a row.
@@ -26,15 +27,6 @@ OLD_INSERT = Query.text(
     " on conflict (id) do nothing"
 )
 KEPT = "select (select sum(cost_nano) from ledger), (select sum(spent_nano) from user_spend)"
-
-
-def query(url: str, statement: str) -> list[tuple[Any, ...]]:
-    connection = psycopg2.connect(url)
-    with connection, connection.cursor() as cursor:
-        cursor.execute(statement)
-        found: list[tuple[Any, ...]] = cursor.fetchall() if cursor.description else []
-    connection.close()
-    return found
 
 
 def made(name: str, admitted_ms: int, **changes: Any) -> LedgerRow:
@@ -58,7 +50,7 @@ async def test_rows_of_both_releases_are_there_once_after_the_way_up_and_back(em
     async with Database.connect(url) as database:
         storage = LedgerStorage(database)
         await database.execute(OLD_INSERT, id="old1", user="u:ai")
-        today = int(query(url, "select extract(epoch from now())")[0][0]) * 1000
+        today = int(sql(url, "select extract(epoch from now())")[0][0]) * 1000
         rows = [made("soon", today + 4 * DAY), made("late", today + 40 * DAY), made("past", 10**12), made("now", today)]
         with pytest.raises(DatabaseUnavailable):
             await storage.write(rows)  # this release before the migration: the rows wait
@@ -69,33 +61,33 @@ async def test_rows_of_both_releases_are_there_once_after_the_way_up_and_back(em
             await storage.write(rows)
         await storage.write([made("late", today + 40 * DAY, cost_nano=2, lowers=True)])
         day = f"{datetime.fromtimestamp((today + 4 * DAY) / 1000, UTC):%Y%m%d}"
-        assert query(url, "select tableoid::regclass::text, count(*) from ledger group by 1 order by 1") == [
+        assert sql(url, "select tableoid::regclass::text, count(*) from ledger group by 1 order by 1") == [
             (f"ledger_{day}", 1),
             ("ledger_before", 3),
             ("ledger_default", 1),
         ]
-        assert query(url, KEPT) == [(20, 20)]
-        plan = str(query(url, "set enable_seqscan = off; explain select 1 from ledger where request_id = 'r'"))
+        assert sql(url, KEPT) == [(20, 20)]
+        plan = str(sql(url, "set enable_seqscan = off; explain select 1 from ledger where request_id = 'r'"))
         assert "Seq Scan" not in plan
         migrate.downgrade(url, "0005")
         with pytest.raises(DatabaseUnavailable):
             await storage.write(rows)
         await database.execute(OLD_INSERT, id="old1", user="u:ai")
         await database.execute(OLD_INSERT, id="old3", user="u:ai")
-        assert query(url, "select count(*) from ledger") == [(6,)]
-        assert query(url, KEPT) == [(23, 23)]
+        assert sql(url, "select count(*) from ledger") == [(6,)]
+        assert sql(url, KEPT) == [(23, 23)]
         migrate.upgrade(url)
         await storage.write(rows)
-        assert query(url, KEPT) == [(23, 23)]
+        assert sql(url, KEPT) == [(23, 23)]
 
 
 async def test_days_are_made_ahead_filled_with_stray_rows_and_dropped(postgres_url: str) -> None:
     """With no day made, all rows of new days stray; making the days moves them, and changes no sum."""
     url = postgres_url
     now = datetime.now(UTC)
-    old = query(url, "select relname from pg_class where relname ~ '^ledger_(before$|2)' and relkind = 'r'")
+    old = sql(url, "select relname from pg_class where relname ~ '^ledger_(before$|2)' and relkind = 'r'")
     for (name,) in old:
-        query(url, f"drop table {name}")
+        sql(url, f"drop table {name}")
     async with Database.connect(url) as database:
         storage, times = (
             LedgerStorage(database),
@@ -105,31 +97,31 @@ async def test_days_are_made_ahead_filled_with_stray_rows_and_dropped(postgres_u
         await storage.write(rows)
         done = await keep(database, now.timestamp(), ahead=3, older_than=None)
         assert (done.made, done.moved, done.dropped) == (7, 5, 0)
-        assert query(url, "select count(*) from ledger_default") == [(0,)]
+        assert sql(url, "select count(*) from ledger_default") == [(0,)]
         await storage.write([replace(row, cost_nano=900) for row in rows])
         await storage.write([replace(rows[0], cost_nano=1, lowers=True)])
-        assert query(url, KEPT) == [(21, 21)]
+        assert sql(url, KEPT) == [(21, 21)]
         again = await keep(database, now.timestamp(), ahead=3, older_than=29)
         assert (again.made, again.moved, again.dropped) == (0, 0, 1)
-        assert query(url, "select (select count(*) from ledger), (select sum(spent_nano) from user_spend)") == [(4, 21)]
+        assert sql(url, "select (select count(*) from ledger), (select sum(spent_nano) from user_spend)") == [(4, 21)]
         last = await keep(database, now.timestamp() + 33 * 86_400, ahead=1, older_than=2)
         assert (last.made, last.dropped) == (2, 6)
         # of the sums too only what a period may need is left
         await keep(database, now.timestamp() + 80 * 86_400, ahead=1, older_than=2)
-        assert query(url, "select count(*), (select count(*) from ledger_totals) from user_spend") == [(0, 0)]
-        assert query(url, "select sum(requests), max(lane) from ledger_hours") == [(5, 0)]
+        assert sql(url, "select count(*), (select count(*) from ledger_totals) from user_spend") == [(0, 0)]
+        assert sql(url, "select sum(requests), max(lane) from ledger_hours") == [(5, 0)]
 
 
 async def test_old_sums_of_many_users_are_forgotten_in_one_reading_of_the_table(postgres_url: str) -> None:
     now = datetime.now(UTC)
-    query(
+    sql(
         postgres_url,
         "insert into user_spend select 'u' || n, now() - (n % 2) * interval '70 days', 1"
         " from generate_series(1, 250000) n",
     )
     async with Database.connect(postgres_url, timeout=30) as database:
         await keep(database, now.timestamp(), ahead=1, older_than=None)
-    assert query(postgres_url, "select count(*), now()::date - min(day) from user_spend") == [(125_000, 0)]
+    assert sql(postgres_url, "select count(*), now()::date - min(day) from user_spend") == [(125_000, 0)]
 
 
 def test_the_command_makes_and_drops_days(postgres_url: str) -> None:

@@ -20,6 +20,7 @@ from shared.stores import migrate
 from shared.stores.postgres import Database, DatabaseUnavailable
 from shared.stores.revisions import revisions
 from shared.stores.schema_check import PostgresCheck
+from tests.support.sql import sql
 
 INDEXES = "select indexname from pg_indexes where schemaname = 'public' order by indexname"
 # Each concurrent build of an index fails once, after it, as if its connection had ended
@@ -35,14 +36,6 @@ INTERRUPT = """
     create event trigger interrupt on ddl_command_end when tag in ('CREATE INDEX') execute function interrupted.once();
 """
 ROUTINES = "select proname, prosrc from pg_proc where pronamespace = 'public'::regnamespace order by proname"
-
-
-def rows(url: str, statement: str) -> list[tuple[object, ...]]:
-    with psycopg2.connect(url) as connection, connection.cursor() as cursor:
-        cursor.execute(statement)
-        found: list[tuple[object, ...]] = cursor.fetchall()
-    connection.close()
-    return found
 
 
 def test_many_at_once_migrate_a_database_once(empty_postgres_url: str) -> None:
@@ -66,23 +59,23 @@ def test_a_migration_that_waits_in_vain_names_the_holder(empty_postgres_url: str
 
 def test_each_revision_can_be_undone_and_made_again(empty_postgres_url: str) -> None:
     migrate.upgrade(empty_postgres_url)
-    before = rows(empty_postgres_url, INDEXES)
+    before = sql(empty_postgres_url, INDEXES)
     for revision in reversed(revisions()[:-1]):
         migrate.downgrade(empty_postgres_url, "-1")
         assert migrate.current(empty_postgres_url) == revision
     migrate.upgrade(empty_postgres_url)
-    assert rows(empty_postgres_url, INDEXES) == before
+    assert sql(empty_postgres_url, INDEXES) == before
 
 
 def test_an_index_that_was_left_unfinished_is_made_again(empty_postgres_url: str) -> None:
     migrate.upgrade(empty_postgres_url, "0001")
-    connection = psycopg2.connect(empty_postgres_url)
-    with connection, connection.cursor() as cursor:
-        cursor.execute("create index users_created on users (created_at, user_id)")
-        cursor.execute("update pg_index set indisvalid = false where indexrelid = 'users_created'::regclass")
-    connection.close()
+    sql(
+        empty_postgres_url,
+        "create index users_created on users (created_at, user_id)",
+        "update pg_index set indisvalid = false where indexrelid = 'users_created'::regclass",
+    )
     migrate.upgrade(empty_postgres_url)
-    assert not rows(empty_postgres_url, "select 1 from pg_index where not indisvalid")
+    assert not sql(empty_postgres_url, "select 1 from pg_index where not indisvalid")
 
 
 def test_a_migration_that_is_interrupted_at_any_concurrent_index_can_be_run_again(empty_postgres_url: str) -> None:
@@ -101,16 +94,13 @@ def test_a_migration_that_is_interrupted_at_any_concurrent_index_can_be_run_agai
     connection.close()
     assert migrate.current(empty_postgres_url) == revisions()[-1]
     assert interrupted >= 12
-    assert not rows(empty_postgres_url, "select 1 from pg_index where not indisvalid")
+    assert not sql(empty_postgres_url, "select 1 from pg_index where not indisvalid")
 
 
 def test_tables_that_an_interrupted_migration_left_behind_are_taken_as_they_are(empty_postgres_url: str) -> None:
     for made, noted in (("0002", "0001"), ("0011", "0010")):
         migrate.upgrade(empty_postgres_url, made)
-        connection = psycopg2.connect(empty_postgres_url)
-        with connection, connection.cursor() as cursor:
-            cursor.execute("update alembic_version set version_num = %s", (noted,))
-        connection.close()
+        sql(empty_postgres_url, "update alembic_version set version_num = %(noted)s", noted=noted)
     migrate.upgrade(empty_postgres_url)
     assert migrate.current(empty_postgres_url) == revisions()[-1]
 
@@ -143,10 +133,10 @@ def test_the_statements_that_are_shown_make_the_same_schema(mlpa: CliRunner, emp
     done = subprocess.run(argv, input=shown, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert migrate.current(empty_postgres_url) == revisions()[-1]
-    made = rows(empty_postgres_url, ROUTINES), rows(empty_postgres_url, INDEXES)
+    made = sql(empty_postgres_url, ROUTINES), sql(empty_postgres_url, INDEXES)
     migrate.downgrade(empty_postgres_url, "base")
     migrate.upgrade(empty_postgres_url)
-    assert made == (rows(empty_postgres_url, ROUTINES), rows(empty_postgres_url, INDEXES))
+    assert made == (sql(empty_postgres_url, ROUTINES), sql(empty_postgres_url, INDEXES))
 
 
 async def test_an_older_schema_makes_a_service_unavailable(empty_postgres_url: str) -> None:
@@ -160,10 +150,7 @@ async def test_an_older_schema_makes_a_service_unavailable(empty_postgres_url: s
             assert caught.value.required
         migrate.upgrade(empty_postgres_url)
         await check()
-        connection = psycopg2.connect(empty_postgres_url)
-        with connection, connection.cursor() as cursor:
-            cursor.execute("update alembic_version set version_num = '9999'")
-        connection.close()
+        sql(empty_postgres_url, "update alembic_version set version_num = '9999'")
         await check()  # a newer schema still serves this code
 
 
@@ -171,15 +158,12 @@ async def test_a_server_that_is_read_only_fails_the_check(postgres_url: str) -> 
     async with Database.connect(postgres_url) as database:
         check = PostgresCheck(database, storage.can_write)
         await check()
-        connection = psycopg2.connect(postgres_url)
-        connection.autocommit = True
-        name = postgres_url.rpartition("/")[2]
-        connection.cursor().execute(f"alter database {name} set default_transaction_read_only = on")
-        connection.cursor().execute(
+        sql(
+            postgres_url,
+            f"alter database {postgres_url.rpartition('/')[2]} set default_transaction_read_only = on",
             "select pg_terminate_backend(pid) from pg_stat_activity"
-            " where application_name = 'mlpa' and datname = current_database()"
+            " where application_name = 'mlpa' and datname = current_database()",
         )
-        connection.close()
         with pytest.raises(DatabaseUnavailable) as caught:
             await check()
         assert caught.value.reason == "read_only_sql_transaction (SQLSTATE 25006)"

@@ -19,19 +19,11 @@ from services.local.postgres import PostgresServer
 from services.local.process import free_port
 from shared.stores import postgres_places
 from shared.stores.postgres import Database, DatabaseUnavailable, Query
+from tests.support.sql import sql
 
 ONE = Query.text("select 1 as one")
 PID = Query.text("select pg_backend_pid() as pid")
 END = Query.text("select pg_terminate_backend(:pid)")
-
-
-def administer(url: str, *statements: str) -> None:
-    connection = psycopg2.connect(url)
-    connection.autocommit = True
-    with connection.cursor() as cursor:
-        for statement in statements:
-            cursor.execute(statement)
-    connection.close()
 
 
 @pytest.mark.parametrize(
@@ -45,7 +37,7 @@ def administer(url: str, *statements: str) -> None:
     ],
 )
 async def test_a_state_of_the_server_is_unavailability(empty_postgres_url: str, statement: str, sqlstate: str) -> None:
-    administer(
+    sql(
         empty_postgres_url,
         "create table ledger (cost_nano bigint)",
         "drop role if exists weak",
@@ -67,7 +59,7 @@ async def test_a_state_of_the_server_is_unavailability(empty_postgres_url: str, 
             with pytest.raises(DatabaseUnavailable):
                 async with other.transaction() as transaction:
                     await transaction.execute(Query.text(statement))
-    administer(empty_postgres_url, "drop owned by weak", "drop role weak")
+    sql(empty_postgres_url, "drop owned by weak", "drop role weak")
 
 
 @pytest.mark.parametrize("statement", ["select 1 / 0", "select 'a'::int", "selekt 1", "select 1 where 1"])
@@ -122,13 +114,13 @@ async def test_a_demoted_server_is_left_for_one_that_can_be_written_to(
     port = Query.text("select inet_server_port() as port")
     async with Database.connect(both(first.port, second.port, "&target_session_attrs=read-write")) as database:
         assert (await database.fetch(port))[0]["port"] == first.port
-        administer(first.url(), "alter system set default_transaction_read_only = on", "select pg_reload_conf()")
+        sql(first.url(), "alter system set default_transaction_read_only = on", "select pg_reload_conf()")
         try:
             deadline = time.monotonic() + 5
             while not await is_written_to(database) or (await database.fetch(port))[0]["port"] != second.port:
                 assert time.monotonic() < deadline
         finally:
-            administer(
+            sql(
                 first.url(),
                 "set default_transaction_read_only = off",
                 "alter system reset default_transaction_read_only",

@@ -49,6 +49,7 @@ from tests.services.gateway.budget.support import (
     rows,
     total,
 )
+from tests.support.sql import sql
 from tests.support.waiting import until
 
 TOTAL = 20 * 2_100_000
@@ -288,14 +289,12 @@ async def test_builds_under_load_lose_nothing_and_count_nothing_twice(redis_url:
 async def test_a_total_is_known_two_seconds_after_redis_lost_a_large_day(redis_url: str, postgres_url: str) -> None:
     async with opened(redis_url, postgres_url, KINDS) as (budgets, _, _):
         await known(budgets)
-        connection = psycopg2.connect(postgres_url)
-        with connection, connection.cursor() as cursor:
-            cursor.execute(
-                "insert into ledger select md5(n::text), 'r', lpad(to_hex(n % 50000), 32, '0') || ':ai', 'ai', 'm',"
-                " 'chat', 1, 1, 3, 86400, floor(extract(epoch from now()) / 86400), 'success', now(), now()"
-                f" from generate_series(1, {ROWS}) n"
-            )
-        connection.close()
+        sql(
+            postgres_url,
+            "insert into ledger select md5(n::text), 'r', lpad(to_hex(n % 50000), 32, '0') || ':ai', 'ai', 'm',"
+            " 'chat', 1, 1, 3, 86400, floor(extract(epoch from now()) / 86400), 'success', now(), now()"
+            f" from generate_series(1, {ROWS}) n",
+        )
         client = connect(redis_url)
         await client.flushall()
         await client.aclose()

@@ -7,7 +7,6 @@ import contextlib
 import time
 import uuid
 
-import psycopg2
 import pytest
 
 from services.gateway.budget.models import Timings
@@ -24,6 +23,7 @@ from shared.stores.postgres import Database
 from shared.stores.redis import RedisError, connect
 from shared.telemetry.metrics import Registry
 from tests.services.gateway.budget.support import FAST, ask, delivered, opened, principal, row, rows, spent, total
+from tests.support.sql import sql
 from tests.support.waiting import until
 
 ROWS = 300
@@ -35,16 +35,9 @@ def made() -> LedgerRow:
     return LedgerRow(uuid.uuid4().hex, user_id, 3, now_ms, 1, 2, "success", details, settled_ms=now_ms)
 
 
-def run(url: str, statement: str) -> None:
-    connection = psycopg2.connect(url)
-    with connection, connection.cursor() as cursor:
-        cursor.execute(statement)
-    connection.close()
-
-
 async def test_a_backlog_drains_where_a_full_batch_would_never_end_in_time(redis_url: str, postgres_url: str) -> None:
     """PostgreSQL takes 4 ms a row and ends statements after 400 ms, so that none is left after we gave up."""
-    run(
+    sql(
         postgres_url,
         "create function slow() returns trigger language plpgsql as"
         " $$ begin perform pg_sleep(0.004); return new; end $$;"
@@ -56,7 +49,7 @@ async def test_a_backlog_drains_where_a_full_batch_would_never_end_in_time(redis
             budgets._queue.add(made())
         await until(lambda: total(database), 30, equals=(ROWS, 3 * ROWS))
         assert budgets._queue._at_once < 300
-    run(postgres_url, "drop trigger slow on ledger")
+    sql(postgres_url, "drop trigger slow on ledger")
     async with opened(redis_url, postgres_url) as (budgets, _, _):
         budgets._queue._at_once = 10
         for _ in range(ROWS):

@@ -7,7 +7,6 @@ import random
 import time
 from typing import Any
 
-import psycopg2
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
@@ -17,6 +16,7 @@ from shared.domain.identity import Credential, shard
 from shared.state.packed import Details, LedgerRow
 from shared.stores import migrate
 from shared.stores.postgres import Database
+from tests.support.sql import sql
 
 HOUR = 3_600_000
 START = 1_700_000_000_000
@@ -39,15 +39,6 @@ def made(number: int, cost: int, **changes: Any) -> LedgerRow:
     return LedgerRow(**{**values, **changes})
 
 
-def _rows(url: str, statement: str) -> list[tuple[Any, ...]]:
-    connection = psycopg2.connect(url)
-    with connection, connection.cursor() as cursor:
-        cursor.execute(statement)
-        found: list[tuple[Any, ...]] = cursor.fetchall() if cursor.description else []
-    connection.close()
-    return found
-
-
 def sums(url: str) -> list[list[tuple[Any, ...]]]:
     """What is kept, per user and day, per shard and hour, per hour and kind of request."""
     found = []
@@ -57,7 +48,7 @@ def sums(url: str) -> list[list[tuple[Any, ...]]]:
         "select hour, service_type, model, purpose, outcome, sum(requests), sum(cost_nano), sum(prompt_tokens),"
         " sum(completion_tokens) from ledger_hours group by 1, 2, 3, 4, 5 having sum(requests) <> 0",
     ):
-        found.append(sorted(_rows(url, statement)))
+        found.append(sorted(sql(url, statement)))
     return found
 
 
@@ -70,7 +61,7 @@ def summed_up(url: str) -> list[list[tuple[Any, ...]]]:
         "select date_trunc('hour', admitted_at), service_type, model, purpose, outcome, count(*), sum(cost_nano),"
         " sum(prompt_tokens), sum(completion_tokens) from ledger group by 1, 2, 3, 4, 5",
     ):
-        found.append(sorted(_rows(url, statement)))
+        found.append(sorted(sql(url, statement)))
     shards: dict[tuple[Any, ...], Any] = {}
     for kind, hour, user, cost in found[1]:
         key = kind, hour, shard(user.rpartition(":")[0])
@@ -92,7 +83,7 @@ async def test_the_sums_are_exact_under_writers_that_write_the_same_rows_at_once
     async with Database.connect(postgres_url, max_size=4, timeout=30) as database:
         shares = [[row for row in rows if (row.prompt_tokens + writer) % 4 != 0] for writer in range(4)]
         await asyncio.gather(*(write(database, share + lowered) for share in shares))
-        assert _rows(postgres_url, "select count(*) from ledger") == [(600,)]
+        assert sql(postgres_url, "select count(*) from ledger") == [(600,)]
         found = sums(postgres_url)
         assert found == summed_up(postgres_url)
         assert (
@@ -117,7 +108,7 @@ def test_a_ledger_that_was_there_before_is_summed_up(empty_postgres_url: str) ->
     """Of the hours that auth has summed up already, its figures are taken."""
     url = empty_postgres_url
     migrate.upgrade(url, "0004")
-    _rows(
+    sql(
         url,
         "insert into ledger select n, 'r', 'u' || n % 7 || ':ai', 'ai', 'm', 'chat', 1, 2, n, 2592000, 0, 'success',"
         " now(), now() from generate_series(1, 1000) n;"
@@ -131,7 +122,7 @@ def test_a_ledger_that_was_there_before_is_summed_up(empty_postgres_url: str) ->
         ("m", "chat", "success", 1000, 500_500, 1000, 2000),
     ]
     migrate.downgrade(url, "0004")
-    _rows(url, "update ledger set cost_nano = 0; insert into ledger select * from ledger where false")
+    sql(url, "update ledger set cost_nano = 0; insert into ledger select * from ledger where false")
 
 
 def test_a_period_that_began_before_a_longer_one_is_summed_up_from_its_beginning(empty_postgres_url: str) -> None:
@@ -139,14 +130,14 @@ def test_a_period_that_began_before_a_longer_one_is_summed_up_from_its_beginning
     url, today = empty_postgres_url, int(time.time() / 86_400)
     short, long = next((few, many) for many in range(3, 31) for few in range(2, many) if today % few > today % many)
     migrate.upgrade(url, "0004")
-    _rows(
+    sql(
         url,
         "insert into ledger select days || 'd' || n, 'r', 'u' || days || ':ai', 'ai', 'm', 'chat', 1, 2, 1,"
         " days * 86400, 0, 'success', now() - n * interval '1 day', now()"
         f" from unnest(array[{short}, {long}]) days, generate_series(0, 30) n",
     )
     migrate.upgrade(url)
-    spent = _rows(
+    spent = sql(
         url,
         f"select user_id, sum(spent_nano) from user_spend where user_id = 'u{short}:ai'"
         f" and day >= date '1970-01-01' + {today // short * short} group by 1",
@@ -158,5 +149,5 @@ def test_a_period_that_began_before_a_longer_one_is_summed_up_from_its_beginning
 @given(kind=st.sampled_from(Credential), data=st.data())
 def test_the_credential_of_every_identity_is_known(postgres_url: str, kind: Credential, data: st.DataObject) -> None:
     identity = data.draw(st.from_regex(kind.identity, fullmatch=True))
-    known = _rows(postgres_url, f"select credential_of('{identity}:ai'), credential_of('x{identity}:ai')")
+    known = sql(postgres_url, f"select credential_of('{identity}:ai'), credential_of('x{identity}:ai')")
     assert known == [(Credential.of(identity), "other")]
