@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +28,7 @@ from shared.domain.outcome import Outcome
 from shared.errors import ServiceError
 from shared.service.web import ERROR, LOGGED, error_name
 from shared.telemetry import logs, spans
+from shared.telemetry.tracing import traceparent
 
 if TYPE_CHECKING:
     from services.gateway.budget.charging import Charge
@@ -45,7 +45,6 @@ class Relay:
     """One admitted request, from its forwarding to its settlement.
 
     :param asked: the valid request, as ``operation`` parsed it.
-    :param headers: for LiteLLM, beside the pool's own.
     :param wanted: the completion limit that the client gave, or 0.
     :param started: ``time.perf_counter()`` when the request arrived.
     """
@@ -57,15 +56,16 @@ class Relay:
         operation: PaidOperation[Any, Any],
         asked: Any,
         reservation: Reservation,
-        headers: Mapping[str, str],
-        labels: Labels,
         wanted: int,
         started: float,
     ) -> None:
         self._request, self._shared, self._operation = request, shared, operation
         self._reservation, self._asked, self._wanted = reservation, asked, wanted
-        self._upstream_headers = headers
-        self._labels, self._started = labels, started
+        self._started, ask = started, reservation.ask
+        self._labels: Labels = (ask.model.name, ask.principal.service_type.name, ask.purpose)
+        self._upstream_headers = {"X-Request-ID": ask.request_id}  # beside the pool's own
+        if trace := traceparent(request):
+            self._upstream_headers["traceparent"] = trace
         self._call = shared.litellm.call()
         self._tally = operation.tally(asked)
         self._stream: StreamRelay | None = None

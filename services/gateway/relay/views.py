@@ -14,23 +14,20 @@ from typing import Any
 from aiohttp import web
 
 from services.gateway.budget.models import Ask, new_id
-from services.gateway.catalogue.prices import PricedModel
 from services.gateway.dialects import authenticate
 from services.gateway.dialects import of as dialect_of
 from services.gateway.error_body import AUTHENTICATED, ErrorBody
 from services.gateway.errors import InvalidModel, InvalidRequest, InvalidToken, RequestTooLarge, codes
 from services.gateway.relay.collaborators import COLLABORATORS, Collaborators
-from services.gateway.relay.operation import PaidOperation, Size, permitted
+from services.gateway.relay.operation import PaidOperation, permitted
 from services.gateway.relay.relay import Relay
 from services.gateway.settings import GatewaySettings
-from services.gateway.tokens.models import Principal
 from shared.domain.outcome import Outcome
 from shared.domain.service_types import ServiceType
 from shared.errors import DependencyUnavailable, ServiceError
 from shared.service.web import LOGGED, REQUEST_ID, SERVICE_TYPE, USER_ID
 from shared.telemetry.metrics import Registry
 from shared.telemetry.openapi import Answer, Body, Operation, Parameter
-from shared.telemetry.tracing import traceparent
 
 #: The model of a request that may have it, for the metrics of a refusal.
 MODEL = web.RequestKey("model", str)
@@ -120,7 +117,10 @@ async def serve(request: web.Request, shared: Collaborators, operation: PaidOper
                         permitted(fault.model, row, shared.models)
                 raise
         with shared.open_requests:  # checked again, since the body may have taken 30 s
-            relay = await _admit(request, shared, operation, principal, asked, model, size, purpose, started)
+            request_id = request.get(REQUEST_ID) or uuid.uuid4().hex
+            most = size.prompt_bound, size.estimate, size.limit, size.n
+            reservation = await shared.budgets.admit(Ask(new_id(), request_id, principal, model, purpose, *most))
+            relay = Relay(request, shared, operation, asked, reservation, size.wanted, started)
             del body, asked  # a stream is long, and its request may be large
             return await relay.run()
     except asyncio.CancelledError:
@@ -153,38 +153,3 @@ def count_refusal(request: web.Request, error: ServiceError) -> None:
         )
         if LOGGED not in request:  # otherwise the relay has said how it ended
             request[LOGGED] = {"model": model, "outcome": "refused"}
-
-
-async def _admit(
-    request: web.Request,
-    shared: Collaborators,
-    operation: PaidOperation[Any, Any],
-    principal: Principal,
-    asked: Any,
-    model: PricedModel,
-    size: Size,
-    purpose: str,
-    started: float,
-) -> Relay:
-    """Admit a request. Nothing is reserved if this raises."""
-    row = principal.service_type
-    request_id = request.get(REQUEST_ID) or uuid.uuid4().hex
-    reservation = await shared.budgets.admit(
-        Ask(
-            id=new_id(),
-            request_id=request_id,
-            principal=principal,
-            model=model,
-            purpose=purpose,
-            prompt_bound=size.prompt_bound,
-            estimated_prompt_tokens=size.estimate,
-            limit=size.limit,
-            n=size.n,
-        )
-    )
-    headers = {"X-Request-ID": request_id}
-    trace = traceparent(request)
-    if trace:
-        headers["traceparent"] = trace
-    labels = (model.name, row.name, purpose)
-    return Relay(request, shared, operation, asked, reservation, headers, labels, size.wanted, started)
