@@ -27,14 +27,12 @@ from services.auth.erasure.services import ERASURES, Erasures
 from services.auth.error_body import ErrorBody
 from services.auth.events import views as event_views
 from services.auth.events.services import FXA_EVENTS, FxAEvents
-from services.auth.exchange import play_views
-from services.auth.exchange import views as exchange_views
+from services.auth.exchange import play_views, views as exchange_views
 from services.auth.exchange.credentials.app_attest import AppAttestCredential
 from services.auth.exchange.credentials.app_attest_request import AppAttestRequestCredential
 from services.auth.exchange.credentials.assertions import Assertions
 from services.auth.exchange.credentials.fxa import FxACredential
-from services.auth.exchange.credentials.play import LIMIT as PLAY_LIMIT
-from services.auth.exchange.credentials.play import PlayCredential
+from services.auth.exchange.credentials.play import LIMIT as PLAY_LIMIT, PlayCredential
 from services.auth.exchange.gateways import KNOWN_GATEWAYS, KnownGateways
 from services.auth.exchange.models import CredentialVerifier
 from services.auth.exchange.services import EXCHANGE, TokenExchange

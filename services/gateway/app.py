@@ -12,8 +12,7 @@ from aiohttp import web
 from services.gateway import client_keys, client_metrics, dialects, keys
 from services.gateway.budget import views as budget_views
 from services.gateway.budget.services import Budgets
-from services.gateway.catalogue import operators as catalogue_views
-from services.gateway.catalogue import views as model_views
+from services.gateway.catalogue import operators as catalogue_views, views as model_views
 from services.gateway.catalogue.services import Catalogue
 from services.gateway.chat.operation import CHAT
 from services.gateway.client_keys import CLIENT_KEYS

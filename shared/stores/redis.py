@@ -29,11 +29,11 @@ from redis.exceptions import (
     OutOfMemoryError,
     ReadOnlyError,
     RedisClusterException,
+    RedisError as RedisError,
     ResponseError,
     SlotNotCoveredError,
     TimeoutError,
 )
-from redis.exceptions import RedisError as RedisError
 
 from shared.errors import DependencyUnavailable
 from shared.stores.dependency import Dependency

@@ -21,8 +21,7 @@ from aiohttp import web
 from services.auth.app import build_app
 from services.auth.settings import AuthSettings
 from services.auth.tokens.issuer import Issuer
-from services.auth.tokens.key_ring import KeyRing as SigningKeys
-from services.auth.tokens.key_ring import create_key
+from services.auth.tokens.key_ring import KeyRing as SigningKeys, create_key
 from services.cli.client import ACCESS_TOKEN, ASSERTION, GRANT_TYPE, subject_token
 from services.gateway.tokens.keyset import key_set
 from services.gateway.tokens.verifier import TokenVerifier

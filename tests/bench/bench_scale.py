@@ -42,8 +42,7 @@ from shared.stores.postgres import Database
 from tests.bench.figures import Row, spread
 from tests.bench.relay import clients
 from tests.deploy.test_haproxy import proxy
-from tests.services.gateway.budget.support import ask, opened, principal, rows
-from tests.services.gateway.budget.support import row as budget_row
+from tests.services.gateway.budget.support import ask, opened, principal, row as budget_row, rows
 from tests.support.service_types import toml
 from tests.support.sql import sql
 from tests.support.waiting import until

@@ -23,8 +23,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import msgspec
-from redis.exceptions import ConnectionError
-from redis.exceptions import TimeoutError as RedisTimeoutError
+from redis.exceptions import ConnectionError, TimeoutError as RedisTimeoutError
 
 from services.auth.breaker import Breaker, BreakerOpen, State
 from services.auth.fxa.errors import InvalidFxAToken

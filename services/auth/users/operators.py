@@ -23,8 +23,7 @@ from services.auth.errors import InvalidRequest, UnknownTier
 from services.auth.pagination import Page
 from services.auth.standing import storage as standing
 from services.auth.standing.changes import Changes
-from services.auth.users import operators_storage as storage
-from services.auth.users import pools
+from services.auth.users import operators_storage as storage, pools
 from services.auth.users.operators_storage import LedgerRow, Sort, UserRow, Which
 from services.auth.users.spending import Spending, Spent
 from shared.domain.money import nano_to_usd

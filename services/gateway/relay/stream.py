@@ -12,8 +12,7 @@ from aiohttp import HttpVersion11, web
 from services.gateway.dialects import Dialect
 from services.gateway.errors import UpstreamError
 from services.gateway.relay.operation import StreamTally
-from services.gateway.relay.sse import EventTooLong, Framer, parse
-from services.gateway.relay.sse import events as split
+from services.gateway.relay.sse import EventTooLong, Framer, events as split, parse
 from services.gateway.relay.watch import Watch
 from shared.errors import ServiceError
 

@@ -14,8 +14,7 @@ from typing import Any
 from aiohttp import web
 
 from services.gateway.budget.models import Ask, new_id
-from services.gateway.dialects import authenticate
-from services.gateway.dialects import of as dialect_of
+from services.gateway.dialects import authenticate, of as dialect_of
 from services.gateway.error_body import AUTHENTICATED, ErrorBody
 from services.gateway.errors import InvalidModel, InvalidRequest, InvalidToken, RequestTooLarge, codes
 from services.gateway.relay.collaborators import COLLABORATORS, Collaborators

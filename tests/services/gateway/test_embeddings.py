@@ -10,8 +10,7 @@ from typing import Any
 
 import openai
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from services.gateway.budget.models import Usage
 from services.gateway.catalogue.prices import PricedModel

@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from services.auth.tokens.issuer import Issuer
 from services.auth.tokens.key_ring import KeyRing, create_key

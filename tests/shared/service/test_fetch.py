@@ -12,8 +12,7 @@ from email.utils import formatdate
 
 import aiohttp
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from shared.service import fetch
 from shared.service.fetch import Answer, NoAnswer

@@ -10,8 +10,7 @@ import aiohttp
 import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer, make_mocked_request
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 from multidict import CIMultiDict
 
 from shared.service.proxies import PRIVATE_NETWORKS, PROXIES, Proxies, ProxyMetrics, client_address, parse_networks

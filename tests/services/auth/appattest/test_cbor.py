@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import cbor2
 import pytest
-from hypothesis import assume, given
-from hypothesis import strategies as st
+from hypothesis import assume, given, strategies as st
 
 from services.auth.appattest.cbor import MAX_DEPTH, MAX_ITEMS, NotStrictCbor, decode, decode_first, split_map
 

@@ -12,8 +12,7 @@ from typing import Any
 
 import cbor2
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from services.auth.appattest import AppAttestError, verify_assertion, verify_attestation
 from services.local import device

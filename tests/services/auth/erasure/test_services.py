@@ -23,8 +23,7 @@ from services.auth.standing import storage as standing
 from services.auth.standing.digests import Digests
 from services.auth.users import pools
 from services.auth.users.entry import Users
-from services.gateway.errors import InvalidToken
-from services.gateway.errors import UserBlocked as Ended
+from services.gateway.errors import InvalidToken, UserBlocked as Ended
 from services.gateway.ledger.reconcile import differences
 from services.gateway.ledger.refusals import RefusalLog
 from services.gateway.ledger.storage import LedgerStorage

@@ -8,8 +8,7 @@ from email.utils import formatdate
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from services.auth.fxa.errors import InvalidFxAToken
 from services.auth.fxa.places import FEW_PLACES, MANY_REFUSED

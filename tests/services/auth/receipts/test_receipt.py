@@ -11,8 +11,7 @@ import cbor2
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from services.auth.appattest import load_roots
 from services.auth.receipts.receipt import BadReceipt, Fault, Receipt, apple_root_pem, verify_receipt

@@ -8,8 +8,7 @@ from math import ceil, floor
 
 import msgspec
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from services.gateway.budget.charging import EXACT, MOST, bounds, charge
 from services.gateway.budget.models import Delivery, Usage, duration

@@ -23,8 +23,7 @@ from shared.stores.postgres import Database
 from shared.stores.redis import RedisError, connect
 from shared.telemetry.metrics import Registry
 from tests.services.gateway.budget.fleet import COMPLETION_NANO, PROMPT_NANO, Fleet, Upstream
-from tests.services.gateway.budget.support import FAST, ledger, principal, row
-from tests.services.gateway.budget.support import rows as all_rows
+from tests.services.gateway.budget.support import FAST, ledger, principal, row, rows as all_rows
 from tests.support.waiting import until
 
 FULL = bool(os.environ.get("MLPA_TEST_FULL"))

@@ -7,8 +7,7 @@ import random
 import time
 from typing import Any
 
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
+from hypothesis import HealthCheck, given, settings, strategies as st
 from msgspec.structs import replace
 
 from services.gateway.ledger.storage import LedgerStorage
