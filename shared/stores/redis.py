@@ -191,6 +191,7 @@ class _Server(Redis):
         super().__init__(connection_pool=pool)
         self._node = Node(pool, (), timeout, lambda _node: None)
         self._dependency = state
+        self._callbacks = dict(self.response_callbacks)  # redis-py's own mapping ignores case, at each look
 
     async def execute_command(self, *args: Any, **options: Any) -> Any:
         with spans.child(f"redis {args[0]}", "redis"):
@@ -209,7 +210,9 @@ class _Server(Redis):
     async def _sent(self, packed: Sequence[bytes]) -> list[Any]:
         for again in (True, False):
             try:
-                link = await self._node.connect()
+                link = self._node.link or await self._node.connect()
+                if len(packed) == 1:
+                    return [await link.send(packed[0])]
                 return await asyncio.gather(*map(link.send, packed))
             except ScriptFailed as failure:
                 if again and failure.code == "READONLY" and link.leave_demoted():
@@ -225,7 +228,7 @@ class _Server(Redis):
         raise AssertionError("unreachable")
 
     def _parsed(self, reply: Any, command: str, options: Mapping[str, Any]) -> Any:
-        callback = self.response_callbacks.get(command)
+        callback = self._callbacks.get(command)
         # "keys" is for redis-py's own cache
         return reply if callback is None else callback(reply, **{k: v for k, v in options.items() if k != "keys"})
 

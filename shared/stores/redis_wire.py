@@ -40,7 +40,8 @@ class ScriptFailed(Exception):
 
 def pack(*args: str | bytes | float) -> bytes:
     """One command in Redis's protocol."""
-    return bytes(hiredis.pack_command(cast(Any, args)))  # the stub asks for a tuple of one
+    packed: bytes = hiredis.pack_command(args)  # type: ignore[arg-type]  # the stub asks for a tuple of one
+    return packed
 
 
 def pack_script(call: ScriptCall, epoch: str) -> bytes:
