@@ -6,12 +6,13 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
+import msgspec
+
 from shared.domain.identity import Credential
 from shared.domain.service_types import ServiceType
 
 
-@dataclass(frozen=True, slots=True)
-class Subject:
+class Subject(msgspec.Struct, frozen=True):
     """The identity that a verified credential proves. ``expires_at`` is its own end in Unix time, if any.
 
     ``use_up`` is for a credential that is good for one exchange. It is called last, when all else has succeeded, so

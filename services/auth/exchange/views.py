@@ -29,11 +29,12 @@ class TokenResponse(msgspec.Struct, frozen=True):
 
 
 async def token(request: web.Request) -> web.Response:
-    gateways = request.app[KNOWN_GATEWAYS]
+    app = request.app
+    gateways = app[KNOWN_GATEWAYS]
     source = gateways.source(request)
-    async with request.app[LIMITS].failures("exchange", source):
+    async with app[LIMITS].failures("exchange", source):
         asked = parse_exchange(await read_form(request), source, from_gateway=gateways.sent(request))
-    exchanged = await request.app[EXCHANGE].exchange(asked)
+    exchanged = await app[EXCHANGE].exchange(asked)
     request[SERVICE_TYPE] = exchanged.scope
     request[USER_ID] = exchanged.user_id
     answer = TokenResponse(exchanged.access_token, ACCESS_TOKEN_TYPE, "Bearer", exchanged.expires_in, exchanged.scope)

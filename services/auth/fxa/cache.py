@@ -19,7 +19,6 @@ import random
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -63,8 +62,7 @@ _encoder = msgspec.msgpack.Encoder()
 _decoder: msgspec.msgpack.Decoder[_Verified | _Refused] = msgspec.msgpack.Decoder(_Verified | _Refused)
 
 
-@dataclass(frozen=True, slots=True)
-class EntryKey:
+class EntryKey(msgspec.Struct, frozen=True):
     """The name of a token in Redis and in memory."""
 
     digest: bytes

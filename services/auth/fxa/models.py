@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import msgspec
@@ -27,8 +27,7 @@ Generation = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
 Scope = Annotated[str, msgspec.Meta(pattern=r"^[\x21\x23-\x5B\x5D-\x7E]{1,512}\Z")]
 
 
-@dataclass(frozen=True, slots=True)
-class FxAIdentity:
+class FxAIdentity(msgspec.Struct, frozen=True):
     """The account of a verified token.
 
     ``scopes`` are all scopes of the token, as FxA gave them. ``expires_at`` is unix time, None if FxA did not say
@@ -45,7 +44,7 @@ class FxAIdentity:
     generation: int | None = None
 
     def found_in(self, source: Source) -> FxAIdentity:
-        return replace(self, source=source)
+        return msgspec.structs.replace(self, source=source)
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import secrets
 import time
-import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -17,8 +17,7 @@ from shared.domain.identity import split_user
 from shared.domain.tokens import AUDIENCE, encode_segment
 
 
-@dataclass(frozen=True, slots=True)
-class AccessToken:
+class AccessToken(msgspec.Struct, frozen=True):
     """A new access token: a compact JWS, and how many seconds it lives."""
 
     text: str
@@ -79,7 +78,7 @@ class Issuer:
             "client_id": client_id,
             "iat": now,
             "exp": now + expires_in,
-            "jti": uuid.uuid4().hex,
+            "jti": secrets.token_hex(16),
             "scope": scope,
             "amr": [amr],
         }

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import hmac
 import time
 from collections.abc import Callable
 
+import msgspec
 import pytest
 
 from services.auth.fxa.cache import MAC_BYTES, Cache, _Verified
@@ -171,7 +171,7 @@ async def test_a_poisoned_entry_is_none_and_is_replaced(
     token = rig.opaque()
     async with rig.verifier() as verifier:
         await verifier.verify(token)
-        await cache.put(cache.key(TOKEN), dataclasses.replace(IDENTITY, uid="f" * 32))
+        await cache.put(cache.key(TOKEN), msgspec.structs.replace(IDENTITY, uid="f" * 32))
         good, other = await redis.get(name_of(token)), await redis.get(name_of(TOKEN))
         await redis.set(name_of(token), poison(cache, good, other))
         identity = await verifier.verify(token)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 
 import msgspec
@@ -28,7 +27,9 @@ def test_a_named_client_with_the_scopes_may(row: ServiceType) -> None:
 
 
 def test_any_client_may_where_that_is_written(row: ServiceType) -> None:
-    policy.check(dataclasses.replace(IDENTITY, client_id="other"), msgspec.structs.replace(row, fxa_client_ids=("*",)))
+    policy.check(
+        msgspec.structs.replace(IDENTITY, client_id="other"), msgspec.structs.replace(row, fxa_client_ids=("*",))
+    )
 
 
 @pytest.mark.parametrize("clients", [(), ("ffffffffffffffff",), ("5882386c6d80177",), ("5882386c6d8017766",)])
