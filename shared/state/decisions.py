@@ -13,6 +13,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
+
 from shared.domain.identity import user_id as join_user
 from shared.domain.service_types import ServiceType
 from shared.state import layout
@@ -65,8 +67,7 @@ class Outlook:
     open_requests: int
 
 
-@dataclass(frozen=True, slots=True)
-class Oldest:
+class Oldest(msgspec.Struct, frozen=True):
     """The oldest tokens of an identity that are good: issued in this unix second, and of this generation; 0 for any.
 
     Only FxA's tokens have a generation.
@@ -76,8 +77,7 @@ class Oldest:
     generation: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Known:
+class Known(msgspec.Struct, frozen=True):
     """An identity as Redis knows it: its standing, if any, whether it has a user row, and the version of both.
 
     Unless ``user`` is true, the standing and the oldest tokens may be out of date.
@@ -155,11 +155,19 @@ def _parse(row: list[Any]) -> UserState:
 
 
 async def known(client: Client, identity: str, service_type: str) -> Known:
+    return read_known(await _eval(client, ask_known(identity, service_type)))
+
+
+def ask_known(identity: str, service_type: str) -> ScriptCall:
+    """The call whose reply ``read_known`` reads."""
     keys = layout.of_identity(identity)
-    call = _KNOWN.call(
+    return _KNOWN.call(
         identity=keys.identity(identity), forgotten=keys.forgotten, known_user=f"{KNOWN_USER}{service_type}"
     )
-    standing, user, version, issued, generation = await _eval(client, call)
+
+
+def read_known(reply: Any) -> Known:
+    standing, user, version, issued, generation = reply
     oldest = Oldest(int(issued), int(generation))
     return Known(Standing(standing.decode()) if standing else None, bool(user), version.decode(), oldest)
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
+import msgspec
 from aiohttp import web
 
 from services.auth.errors import InvalidRequest, InvalidScope, SwitchedOff
@@ -14,11 +14,11 @@ from services.auth.tokens.issuer import Issuer
 from services.auth.users.entry import Users
 from shared.domain.identity import user_id
 from shared.domain.service_types import ServiceTypes
+from shared.state import decisions
 from shared.telemetry.metrics import Registry
 
 
-@dataclass(frozen=True, slots=True)
-class ExchangeRequest:
+class ExchangeRequest(msgspec.Struct, frozen=True):
     """The parameters of an exchange. ``source`` is the client's address."""
 
     subject_token: str
@@ -28,8 +28,7 @@ class ExchangeRequest:
     from_gateway: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Exchanged:
+class Exchanged(msgspec.Struct, frozen=True):
     access_token: str
     expires_in: int
     scope: str
@@ -79,8 +78,14 @@ class TokenExchange:
             if not row.enabled:
                 raise SwitchedOff
             subject = await credential.verify(request.subject_token, row, request.source)
-        await self._limits.take(("exchange", source(request.source)), ("identity", subject.identity))
-        await self._users.enter(subject.identity, row, issued_at=subject.issued_at, generation=subject.generation)
+        reply = await self._limits.take(
+            ("exchange", source(request.source)),
+            ("identity", subject.identity),
+            beside=decisions.ask_known(subject.identity, row.name),
+        )
+        await self._users.enter(
+            subject.identity, row, issued_at=subject.issued_at, generation=subject.generation, reply=reply
+        )
         user = user_id(subject.identity, row.name)
         token = self._issuer.issue(
             user_id=user,

@@ -14,15 +14,15 @@ import hashlib
 import ipaddress
 import time
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Mapping
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from aiohttp import web
 
 from services.auth.breaker import Breaker, BreakerOpen
 from services.auth.errors import AuthError, SlowDown
+from shared.state.script import ScriptCall
 from shared.stores.redis import Client, RedisError
 from shared.telemetry import logs
 from shared.telemetry.metrics import Registry
@@ -69,6 +69,21 @@ class _Window(NamedTuple):
     limit: int
 
 
+class _Failures(NamedTuple):
+    """The context of ``Limits.failures``."""
+
+    limits: Limits
+    door: str
+    address: str
+
+    async def __aenter__(self) -> None:
+        pass
+
+    async def __aexit__(self, _kind: type[BaseException] | None, error: BaseException | None, _trace: object) -> None:
+        if isinstance(error, AuthError) and not isinstance(error, SlowDown):
+            await self.limits.take_failure(self.door, self.address)
+
+
 class Limits:
     """The limits of auth.
 
@@ -105,19 +120,12 @@ class Limits:
             self._refused.preset(kind)
             self._fallbacks.preset(kind)
 
-    @asynccontextmanager
-    async def failures(self, door: str, address: str) -> AsyncIterator[None]:
+    def failures(self, door: str, address: str) -> _Failures:
         """Count the refusals of bad requests and credentials, but not of limits, that the block raises.
 
         :raises SlowDown: instead of the refusal, once the address has had too many.
         """
-        try:
-            yield
-        except SlowDown:
-            raise
-        except AuthError:
-            await self.take_failure(door, address)
-            raise
+        return _Failures(self, door, address)
 
     async def take_failure(self, door: str, address: str) -> None:
         """Count one refusal of a request from an address.
@@ -133,10 +141,12 @@ class Limits:
         """
         await self.take((kind, source(address)))
 
-    async def take(self, *takes: tuple[str, str]) -> None:
+    async def take(self, *takes: tuple[str, str], beside: ScriptCall | None = None) -> Any:
         """Count one request for each kind and subject, in one round trip.
 
         :param takes: callers that share several subjects have them in the same order.
+        :param beside: a call that saves a round trip by coming along.
+        :returns: its reply; None without one, and if Redis could not be asked.
         :raises SlowDown: one has no room, with the seconds until one more fits; the others may have counted it.
         """
         windows = [
@@ -144,36 +154,45 @@ class Limits:
             for kind, subject in takes
             if (limit := self._kinds[kind])
         ]
-        waits = [self._until_room(window.key) for window in windows]
+        waits: list[float] = [self._until_room(window.key) for window in windows]
+        reply = None
         if windows and not any(waits):
-            waits = await self._count(windows)
+            waits, reply = await self._count(windows, beside)
         for window, wait in zip(windows, waits, strict=True):
             if wait:
                 self._refused.inc(window.kind)
                 raise SlowDown(wait)
+        return reply
 
-    async def _count(self, windows: list[_Window]) -> list[float]:
-        """Count one request in each window. Returns the seconds until one more fits, 0 if this one does."""
+    async def _count(self, windows: list[_Window], beside: ScriptCall | None) -> tuple[list[float], Any]:
+        """Count one request in each window. Returns the seconds until one more fits, 0 if this one does, and the reply
+        to the call beside.
+        """
         pipeline = self._redis.pipeline(transaction=False)
         for window in windows:
             pipeline.eval(_SCRIPT, 1, window.key, window.limit, WINDOW)
+        if beside is not None:
+            pipeline.eval(beside.script.source, len(beside.keys), *beside.keys, *beside.argv(""))
+        waits: list[float] = []
+        reply = None
         try:
             with self._breaker.call():
                 async with asyncio.timeout(_PATIENCE):
-                    waits = list(map(float, await pipeline.execute()))
+                    replies = await pipeline.execute()
         except (RedisError, TimeoutError, BreakerOpen):
-            waits = []
             for window in windows:
                 self._fallbacks.inc(window.kind)
                 waits.append(self._take_locally(window))
         else:
+            waits = list(map(float, replies[: len(windows)]))
+            reply = replies[-1] if beside is not None else None
             for window, wait in zip(windows, waits, strict=True):
                 if not wait:
                     self._take_locally(window)  # so that an outage does not start with an empty window
         for window, wait in zip(windows, waits, strict=True):
             if wait:
                 self._remember_full(window.key, wait)
-        return waits
+        return waits, reply
 
     def _until_room(self, key: str) -> float:
         """Seconds until a full window has room again. Until then a flood costs Redis nothing."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable
+from typing import Any
 
 from services.auth.errors import AccessDenied, InvalidSubjectToken, MaxUsersReached, UserBlocked
 from services.auth.standing import storage as decided
@@ -55,17 +56,24 @@ class Users:
         self._on_entry = on_entry
 
     async def enter(
-        self, identity: str, row: ServiceType, *, issued_at: float | None = None, generation: int | None = None
+        self,
+        identity: str,
+        row: ServiceType,
+        *,
+        issued_at: float | None = None,
+        generation: int | None = None,
+        reply: Any = None,
     ) -> None:
         """
         :param issued_at: the unix time of the credential's issue, if it says so; ``generation`` likewise.
+        :param reply: to ``decisions.ask_known``; None if Redis has not answered yet.
         :raises AccessDenied: the identity is blocked, or its device revoked.
         :raises InvalidSubjectToken: the credential is older than the identity's oldest that is good.
         :raises MaxUsersReached: a newcomer, and the service type is full.
         :raises DependencyUnavailable: neither Redis nor PostgreSQL could be asked, or a new generation not recorded.
         """
         user = user_id(identity, row.name)
-        remembered = await self._remembered(identity, row.name)
+        remembered = decisions.read_known(reply) if reply else await self._remembered(identity, row.name)
         if remembered is not None and remembered.user and remembered.standing is not None:
             known, standing, oldest, digests = True, remembered.standing, remembered.oldest, []
         else:

@@ -9,6 +9,7 @@ import pytest
 from services.auth.errors import InvalidRequest, SlowDown
 from services.auth.limits.services import WINDOW, Limits
 from shared.errors import DependencyUnavailable
+from shared.state import decisions
 from shared.stores.redis import Client, connect
 from shared.telemetry.metrics import Registry
 from tests.support.clock import Clock
@@ -51,6 +52,13 @@ async def test_a_full_window_is_remembered_so_that_a_flood_costs_redis_nothing(r
     assert await taken(limits, "few", "a", 1) == 0
     clock.now += 2 * WINDOW
     assert await taken(limits, "few", "a", 20) == 5
+
+
+async def test_another_call_comes_along_where_a_limit_is_counted(redis: Client) -> None:
+    limits, call = Limits(redis, Registry(), kinds=KINDS), decisions.ask_known("a" * 32, "ai")
+    known = await decisions.known(redis, "a" * 32, "ai")
+    assert decisions.read_known(await limits.take(("few", "a"), ("few", "b"), beside=call)) == known
+    assert await limits.take(("any", "a"), beside=call) is None
 
 
 async def test_refusals_fill_a_window_of_their_own_and_only_those_of_the_client(redis: Client) -> None:
