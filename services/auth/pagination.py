@@ -11,6 +11,7 @@ from typing import Generic, TypeVar
 import msgspec
 
 from services.auth.errors import InvalidRequest
+from shared.domain.tokens import encode_segment
 
 _MAX = 1024
 _PREVIOUS = "previous"
@@ -65,7 +66,7 @@ def page(place: Place, found: Sequence[_T], limit: int, key: Callable[[_T], Sequ
 
 def encode(*key: str) -> str:
     """A cursor that stands for the key of the last row of a page."""
-    return base64.urlsafe_b64encode(msgspec.json.encode(key)).decode().rstrip("=")
+    return encode_segment(msgspec.json.encode(key))
 
 
 def decode(cursor: str, parts: int) -> Sequence[str]:

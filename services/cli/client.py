@@ -15,7 +15,7 @@ import aiohttp
 from services.local.device import Device
 from services.local.play import Install
 from shared.domain.identity import Credential
-from shared.domain.tokens import GRANT_TYPE
+from shared.domain.tokens import GRANT_TYPE, encode_segment
 
 ACCESS_TOKEN, ASSERTION = Credential.FXA.subject_token_type, Credential.APP_ATTEST.subject_token_type
 
@@ -106,8 +106,8 @@ class Client:
             "bundle_id": device.bundle_id,
         }
         # HS256 with a throw-away secret: nobody checks it
-        head, payload = (_base64url(json.dumps(part).encode()) for part in ({"alg": "HS256", "typ": "JWT"}, claims))
-        signature = _base64url(hmac.digest(secrets.token_bytes(32), f"{head}.{payload}".encode(), "sha256"))
+        head, payload = (encode_segment(json.dumps(part).encode()) for part in ({"alg": "HS256", "typ": "JWT"}, claims))
+        signature = encode_segment(hmac.digest(secrets.token_bytes(32), f"{head}.{payload}".encode(), "sha256"))
         headers = {
             **_bearer(f"{head}.{payload}.{signature}"),
             "service-type": scope,
@@ -168,7 +168,7 @@ def subject_token(device: Device, client_data: bytes) -> str:
         "client_data_b64": _base64(client_data),
         "bundle_id": device.bundle_id,
     }
-    return _base64url(json.dumps(subject).encode())
+    return encode_segment(json.dumps(subject).encode())
 
 
 async def _raise_for_error(response: aiohttp.ClientResponse) -> None:
@@ -205,7 +205,3 @@ def _bearer(token: str) -> dict[str, str]:
 
 def _base64(raw: bytes) -> str:
     return base64.b64encode(raw).decode()
-
-
-def _base64url(raw: bytes) -> str:
-    return base64.urlsafe_b64encode(raw).rstrip(b"=").decode()

@@ -63,7 +63,6 @@ it can be anybody.
 from __future__ import annotations
 
 import asyncio
-import base64
 import re
 import secrets
 import time
@@ -83,6 +82,7 @@ from jose.exceptions import JOSEError
 
 from services.local.faults import Faults, read
 from services.local.fxa_keys import KeyRing
+from shared.domain.tokens import encode_segment
 from shared.service import background
 
 DESKTOP_CLIENT_ID = "5882386c6d801776"
@@ -219,8 +219,8 @@ class StandIn:
         """A JWS of any claims with the header of events, which has no ``typ``; ``header`` adds to it or changes it."""
         key = self.ring.signing
         headers = {"alg": "RS256", "kid": key.kid, **(header or {})}
-        signed = b".".join(_base64url(msgspec.json.encode(part)) for part in (headers, claims))
-        return (signed + b"." + _base64url(key.private.sign(signed))).decode()
+        signed = ".".join(encode_segment(msgspec.json.encode(part)) for part in (headers, claims))
+        return f"{signed}.{encode_segment(key.private.sign(signed.encode()))}"
 
     async def happen(self, order: EventOrder) -> int | None:
         """Change the account, and deliver the event until the relying party has taken it.
@@ -381,10 +381,6 @@ async def _token_of(request: web.Request) -> str:
 
 def _is_taken(status: int | None) -> bool:
     return status in (200, 201, 202, 204)
-
-
-def _base64url(raw: bytes) -> bytes:
-    return base64.urlsafe_b64encode(raw).rstrip(b"=")
 
 
 def _media_type(typ: str) -> str:

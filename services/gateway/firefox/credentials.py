@@ -7,7 +7,6 @@ FxA access token (desktop)          exchanged at auth, and remembered
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import re
 from typing import Annotated, Literal
@@ -23,6 +22,7 @@ from services.gateway.tokens.models import Principal
 from shared.domain import tokens
 from shared.domain.identity import Credential
 from shared.domain.service_types import ServiceTypes
+from shared.domain.tokens import encode_segment
 from shared.errors import DependencyUnavailable
 from shared.service.proxies import client_address
 from shared.telemetry import logs
@@ -114,7 +114,7 @@ class Credentials:
         if _CLIENT_DATA.search(body):
             raise InvalidToken("Invalid App Attest auth")
         subject = {**msgspec.structs.asdict(claims), "body_sha256": hashlib.sha256(body).hexdigest()}
-        encoded = base64.urlsafe_b64encode(msgspec.json.encode(subject)).rstrip(b"=").decode()
+        encoded = encode_segment(msgspec.json.encode(subject))
         try:
             granted = await self._exchanges.once(Credential.APP_ATTEST_REQUEST, encoded, service_type, source)
         except InvalidToken as error:

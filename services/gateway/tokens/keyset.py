@@ -65,7 +65,7 @@ def key_set(
 
     return KeySet(
         partial(_read, session, issuer, jwks_url),
-        _parse,
+        partial(keyset.parse, construct=_construct),
         dependency="auth",
         refresh=REFRESH,
         retry=(RETRY,),
@@ -107,14 +107,6 @@ async def _discover(session: aiohttp.ClientSession, issuer: str) -> str:
     if metadata.issuer != issuer:
         raise ValueError("the metadata is another issuer's")
     return metadata.jwks_uri
-
-
-def _parse(body: bytes) -> dict[str, Key]:
-    """The keys that may have signed our tokens, by ``kid``.
-
-    :raises ValueError: there are none.
-    """
-    return keyset.parse(body, _construct)
 
 
 def _construct(raw: msgspec.Raw) -> tuple[str, Key]:
