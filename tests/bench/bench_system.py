@@ -95,8 +95,7 @@ async def _beside(
 async def _exchanges(caller: Caller) -> list[Row]:
     token = await caller.fxa_token()
     opaque = await caller.fxa_token(kind="opaque")
-    device = caller.device()
-    assert (await caller.enrol(device)).status == 201
+    device = await caller.enrolled()
     rows = []
     for what, ask, calls in (
         ("a JWT of FxA", lambda: caller.exchange(token), CALLS),

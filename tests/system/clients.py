@@ -163,6 +163,11 @@ class Caller:
         seen = await self.challenge(device)
         return await self.attest(device, seen.json()["challenge"]) if seen.status == 200 else seen
 
+    async def enrolled(self, **options: Any) -> Device:
+        device = self.device(**options)
+        assert (await self.enrol(device)).status == 201
+        return device
+
     async def exchange_device(self, device: Device, scope: str = "ai") -> Seen:
         seen = await self.challenge(device)
         if seen.status != 200:

@@ -48,8 +48,7 @@ async def gather(caller: Caller) -> Credentials:
     assert (await caller.block(blocked_user)).status == 200
     _, revoked_token = await caller.account()
     await caller.ask("POST", f"{system.auth_url}/revoke", data={"token": revoked_token})
-    device = caller.device()
-    await caller.enrol(device)
+    device = await caller.enrolled()
     of_device = (await caller.exchange_device(device)).json()["access_token"]
     admin, viewer = await sign_in(caller, "MLPA_ADMIN_KEY"), await sign_in(caller, "MLPA_UI_ACCESS_KEY")
     await revoke_device(caller, device.key_id_b64, admin)

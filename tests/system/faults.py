@@ -173,8 +173,7 @@ async def prepare(caller: Caller) -> Prepared:
     uid = uuid.uuid4().hex
     user_id, token = await caller.account(uid)
     assert (await caller.chat(token)).status == 200
-    device = caller.device()
-    assert (await caller.enrol(device)).status == 201
+    device = await caller.enrolled()
     assert (await caller.exchange_device(device)).status == 200
     challenge = (await caller.challenge(device)).json()["challenge"]
     spare, spare_token = await caller.account()

@@ -130,8 +130,7 @@ async def test_the_first_exchange_makes_budgets_and_customer_with_the_right_figu
 ) -> None:
     async with Caller.open(real_system) as caller, aiohttp.ClientSession() as session:
         user, _ = await caller.account()
-        device = caller.device()
-        assert (await caller.enrol(device)).status == 201
+        device = await caller.enrolled()
         assert (await caller.exchange_device(device, "s2s")).status == 200
         for name, service_type in ((user, "ai"), (f"{device.key_id_b64}:s2s", "s2s")):
             row = await until(lambda name=name: litellm.customer(session, name))  # type: ignore[misc]

@@ -78,8 +78,7 @@ async def prometheus(system: System, tmp_path: Path) -> AsyncIterator[str]:
 
 async def use_everything(caller: Caller) -> None:
     """A device and an account, enrolled, exchanged, chatting."""
-    device = caller.device()
-    await caller.enrol(device)
+    device = await caller.enrolled()
     await caller.exchange_device(device)
     _, token = await caller.account()
     await caller.exchange(await caller.fxa_token())

@@ -57,8 +57,7 @@ async def caller(confined: System) -> AsyncIterator[Caller]:
 
 
 async def test_clients_and_operators_miss_nothing(confined: System, caller: Caller) -> None:
-    device = caller.device()
-    assert (await caller.enrol(device)).status == 201
+    device = await caller.enrolled()
     exchanged = await caller.exchange_device(device)
     assert exchanged.status == 200, exchanged
     user, token = await caller.account()

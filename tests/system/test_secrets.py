@@ -42,8 +42,7 @@ async def _make_traffic(caller: Caller) -> Traffic:
     token = str((await caller.exchange(jwt)).json()["access_token"])
     await caller.exchange(opaque)
     traffic.credentials["access token"] = token.rpartition(".")[2]
-    device = caller.device()
-    await caller.enrol(device)
+    device = await caller.enrolled()
     traffic.people["key id"] = device.key_id_b64
     subject = caller.assertion(device, (await caller.challenge(device)).json()["challenge"])
     traffic.credentials["assertion"] = subject

@@ -52,8 +52,7 @@ async def revoke(caller: Caller, token: str) -> int:
 
 
 async def a_device(caller: Caller) -> tuple[Any, str]:
-    device = caller.device()
-    assert (await caller.enrol(device)).status == 201
+    device = await caller.enrolled()
     return device, str((await caller.exchange_device(device)).json()["access_token"])
 
 

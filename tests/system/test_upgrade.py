@@ -78,8 +78,7 @@ async def _until_all(caller: Caller, token: str, expected: set[tuple[int, str]])
 
 async def test_either_credential_works_at_every_gateway(caller: Caller) -> None:
     _, of_account = await caller.account()
-    device = caller.device()
-    assert (await caller.enrol(device)).status == 201
+    device = await caller.enrolled()
     of_device = str((await caller.exchange_device(device)).json()["access_token"])
     for gateway in caller.system.gateways:
         for token in (of_account, of_device):

@@ -78,6 +78,11 @@ class Auth:
         status, answer, _ = await self.ask("POST", "/verify/attest", json=body)
         return status, answer
 
+    async def enrolled(self, **options: Any) -> Device:
+        device = self.device(**options)
+        assert (await self.enrol(device))[0] == 201
+        return device
+
     async def assertion(self, device: Device, scope: str = "ai", **claims: Any) -> str:
         """A subject_token, its claims changed at will."""
         signed = {"typ": "mlpa-token-exchange", "aud": ISSUER, "scope": scope, **claims}

@@ -163,6 +163,12 @@ class People:
         session = aiohttp.ClientSession(cookie_jar=aiohttp.CookieJar(unsafe=True), requote_redirect_url=False)
         return Person(auth.url, await self._stack.enter_async_context(session))
 
+    async def signed_in(self, auth: Auth) -> Person:
+        """Somebody who has signed in with an admin's key."""
+        person = await self.come(auth)
+        assert (await person.sign_in()).status == 200
+        return person
+
 
 @pytest.fixture
 async def people() -> AsyncIterator[People]:
@@ -172,11 +178,7 @@ async def people() -> AsyncIterator[People]:
 
 @pytest.fixture
 async def person(admin_auth: Auth, people: People) -> Person:
-    """Somebody who has signed in with an admin's key."""
-    person = await people.come(admin_auth)
-    page = await person.sign_in()
-    assert page.status == 200
-    return person
+    return await people.signed_in(admin_auth)
 
 
 @pytest.fixture

@@ -64,14 +64,8 @@ async def exchange(auth: Auth, token: str, scope: str = "s2s", **headers: str) -
     return status, body
 
 
-async def enrolled(auth: Auth, **options: Any) -> Device:
-    device = auth.device(**options)
-    assert (await auth.enrol(device))[0] == 201
-    return device
-
-
 async def test_a_gateway_gets_a_token_of_a_minute_for_one_body(auth: Auth) -> None:
-    device = await enrolled(auth)
+    device = await auth.enrolled()
     status, body = await exchange(auth, await subject(auth, device))
     assert (status, body["expires_in"], body["scope"]) == (200, 60, "s2s")
     claims = tokens.claims_of(body["access_token"])
@@ -81,14 +75,14 @@ async def test_a_gateway_gets_a_token_of_a_minute_for_one_body(auth: Auth) -> No
 
 
 async def test_the_key_before_the_newest_is_good_too(auth: Auth) -> None:
-    device = await enrolled(auth)
+    device = await auth.enrolled()
     status, _ = await exchange(auth, await subject(auth, device), **{tokens.EXCHANGE_KEY_HEADER: OLD_KEY})
     assert status == 200
 
 
 @pytest.mark.parametrize("key", [None, "", "wrong", KEY[:-1], KEY + "x", f"{KEY},{OLD_KEY}"])
 async def test_nobody_but_a_gateway_can_exchange_one(auth: Auth, key: str | None) -> None:
-    device = await enrolled(auth)
+    device = await auth.enrolled()
     token = await subject(auth, device)
     headers = {"X-Other": "1"} if key is None else {tokens.EXCHANGE_KEY_HEADER: key}
     status, body = await exchange(auth, token, **headers)
@@ -98,7 +92,7 @@ async def test_nobody_but_a_gateway_can_exchange_one(auth: Auth, key: str | None
 
 async def test_without_the_setting_there_are_no_gateways(start_auth: StartAuth) -> None:
     auth = await start_auth(exchange_key=KEY)
-    device = await enrolled(auth)
+    device = await auth.enrolled()
     status, body = await exchange(auth, await subject(auth, device))
     assert (status, body["error"]) == (400, "invalid_request")
 
@@ -110,7 +104,7 @@ async def test_a_row_has_to_name_the_kind(start_auth: StartAuth, tmp_path: Path)
         'credentials = ["app_attest"]\n'
     )
     auth = await start_auth(service_types=table, firefox_clients=True, exchange_key=KEY)
-    device = await enrolled(auth)
+    device = await auth.enrolled()
     status, body = await exchange(auth, await subject(auth, device))
     assert (status, body["error"]) == (400, "invalid_scope")
 
@@ -132,7 +126,7 @@ async def test_a_row_has_to_name_the_kind(start_auth: StartAuth, tmp_path: Path)
     ],
 )
 async def test_what_does_not_fit_together_is_refused_and_uses_nothing_up(auth: Auth, changes: dict[str, Any]) -> None:
-    device = await enrolled(auth)
+    device = await auth.enrolled()
     challenge = await auth.challenge(device)
     status, body = await exchange(auth, await subject(auth, device, challenge=challenge, **changes))
     assert (status, body["error"]) == (400, "invalid_request")
@@ -140,7 +134,7 @@ async def test_what_does_not_fit_together_is_refused_and_uses_nothing_up(auth: A
 
 
 async def test_another_keys_challenge_and_a_used_one_are_refused(auth: Auth) -> None:
-    device, other = await enrolled(auth), await enrolled(auth)
+    device, other = await auth.enrolled(), await auth.enrolled()
     stolen = await auth.challenge(other)
     assert (await exchange(auth, await subject(auth, device, challenge=stolen)))[0] == 400
     challenge = await auth.challenge(device)
@@ -150,14 +144,14 @@ async def test_another_keys_challenge_and_a_used_one_are_refused(auth: Auth) -> 
 
 async def test_an_assertion_is_good_once_even_with_a_fresh_challenge(auth: Auth) -> None:
     """The challenge is not signed, so a thief could fetch another one."""
-    device = await enrolled(auth)
+    device = await auth.enrolled()
     assertion = base64.b64encode(device.assert_(BODY)).decode()
     assert (await exchange(auth, await subject(auth, device, assertion_obj_b64=assertion)))[0] == 200
     assert (await exchange(auth, await subject(auth, device, assertion_obj_b64=assertion)))[0] == 400
 
 
 async def test_the_two_kinds_of_assertion_are_not_taken_for_each_other(auth: Auth) -> None:
-    device = await enrolled(auth)
+    device = await auth.enrolled()
     status, body = await exchange(auth, await auth.assertion(device, scope="s2s"))
     assert (status, body["error"]) == (400, "invalid_request")
     status, body = await auth.exchange(await subject(auth, device), ASSERTION, "s2s")
@@ -165,7 +159,7 @@ async def test_the_two_kinds_of_assertion_are_not_taken_for_each_other(auth: Aut
 
 
 async def test_parallel_requests_of_a_device_all_succeed_in_any_order_and_each_once(auth: Auth) -> None:
-    device = await enrolled(auth)
+    device = await auth.enrolled()
     sent = [await subject(auth, device) for _ in range(20)]
     twice = [*sent, *sent]
     random.Random(7).shuffle(twice)
@@ -181,13 +175,13 @@ async def at(auth: Auth, device: Device, counter: int) -> int:
 
 
 async def test_a_counter_may_be_63_below_the_highest_and_no_more(auth: Auth) -> None:
-    device = await enrolled(auth)
+    device = await auth.enrolled()
     statuses = {counter: await at(auth, device, counter) for counter in (102, 36, 37, 38, 39, 40)}
     assert statuses == {102: 200, 36: 400, 37: 400, 38: 400, 39: 200, 40: 200}
 
 
 async def test_the_other_kind_stays_strictly_increasing_and_both_share_the_counters(auth: Auth) -> None:
-    device = await enrolled(auth)
+    device = await auth.enrolled()
     device.counter = 9
     assert (await exchange(auth, await subject(auth, device)))[0] == 200  # 10
     device.counter = 4

@@ -59,16 +59,14 @@ async def test_a_key_that_was_never_enrolled_is_told_to_attest_again(auth: Auth)
     status, body = await auth.exchange_device(auth.device())
     assert (status, body["error"]) == (400, "invalid_request")
     assert "attest again" in body["error_description"]
-    device = auth.device()
-    await auth.enrol(device)
+    device = await auth.enrolled()
     device.key = auth.device().key
     _, body = await auth.exchange(await auth.assertion(device), ASSERTION)
     assert "attest again" in body["error_description"], "another key, so another id"
 
 
 async def test_what_is_new_in_a_genuine_object_is_counted(auth: Auth) -> None:
-    device = auth.device(bundle_version="1", validation_category=4, further={"apple_new_01": True, "more": b""})
-    assert (await auth.enrol(device))[0] == 201
+    device = await auth.enrolled(bundle_version="1", validation_category=4, further={"apple_new_01": True, "more": b""})
     assert (await auth.exchange_device(device))[0] == 200
     device.validation_category, device.further = None, {}
     assert (await auth.exchange_device(device))[0] == 200
@@ -128,15 +126,13 @@ async def test_a_device_enrols_and_exchanges(auth: Auth) -> None:
     ],
 )
 async def test_signed_client_data_must_be_meant_for_this_exchange(auth: Auth, changes: dict[str, Any]) -> None:
-    device = auth.device()
-    await auth.enrol(device)
+    device = await auth.enrolled()
     status, body = await auth.exchange(await auth.assertion(device, **changes), ASSERTION)
     assert (status, body["error"]) == (400, "invalid_request")
 
 
 async def test_client_data_with_a_member_twice_is_refused(auth: Auth) -> None:
-    device = auth.device()
-    await auth.enrol(device)
+    device = await auth.enrolled()
     signed = {"typ": "mlpa-token-exchange", "aud": ISSUER, "scope": "ai", "challenge": await auth.challenge(device)}
     twice = json.dumps(signed)[:-1].encode() + b',"scope":"ai"}'
     status, body = await auth.exchange(subject_token(device, twice), ASSERTION)
@@ -162,8 +158,7 @@ async def test_a_challenge_that_enrolled_signs_no_exchange(auth: Auth) -> None:
 
 
 async def test_an_older_assertion_is_refused_after_a_newer_one(auth: Auth) -> None:
-    device = auth.device()
-    await auth.enrol(device)
+    device = await auth.enrolled()
     older, newer = await auth.assertion(device), await auth.assertion(device)
     assert (await auth.exchange(newer, ASSERTION))[0] == 200
     assert (await auth.exchange(older, ASSERTION))[0] == 400
@@ -178,8 +173,7 @@ def assert_one_wins(statuses: list[int], won: int, lost: int) -> None:
 
 async def test_of_200_exchanges_with_one_assertion_exactly_one_wins(start_auth: StartAuth) -> None:
     auth = await start_auth(exchange_limit_per_source=0, exchange_limit_per_identity=0)
-    device = auth.device()
-    await auth.enrol(device)
+    device = await auth.enrolled()
     token = await auth.assertion(device)
     answers = await many(200, lambda _: auth.exchange(token, ASSERTION))
     assert_one_wins([status for status, _ in answers], 200, 400)
@@ -187,8 +181,7 @@ async def test_of_200_exchanges_with_one_assertion_exactly_one_wins(start_auth: 
 
 async def test_of_200_exchanges_with_one_challenge_exactly_one_wins(start_auth: StartAuth) -> None:
     auth = await start_auth(exchange_limit_per_source=0, exchange_limit_per_identity=0)
-    device = auth.device()
-    await auth.enrol(device)
+    device = await auth.enrolled()
     challenge = await auth.challenge(device)
     tokens = [await auth.assertion(device, challenge=challenge) for _ in range(200)]
     answers = await many(200, lambda index: auth.exchange(tokens[index], ASSERTION))
@@ -196,8 +189,7 @@ async def test_of_200_exchanges_with_one_challenge_exactly_one_wins(start_auth: 
 
 
 async def test_of_assertions_with_one_counter_exactly_one_wins(auth: Auth) -> None:
-    device = auth.device()
-    await auth.enrol(device)
+    device = await auth.enrolled()
     tokens = []
     for _ in range(8):
         device.counter = 4
@@ -215,8 +207,7 @@ async def test_of_100_enrolments_with_one_challenge_exactly_one_wins(start_auth:
 
 
 async def test_attesting_again_neither_lowers_the_counter_nor_lifts_a_revocation(auth: Auth, postgres_url: str) -> None:
-    device = auth.device()
-    await auth.enrol(device)
+    device = await auth.enrolled()
     assert (await auth.exchange_device(device))[0] == 200
     async with Database.connect(postgres_url) as database:
         assert (await auth.enrol(device))[0] == 201

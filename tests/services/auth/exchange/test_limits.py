@@ -53,8 +53,7 @@ async def test_good_and_bad_credentials_of_a_source_have_windows_of_their_own(st
 async def test_garbage_locks_no_good_credential_of_its_source_out(start_auth: StartAuth) -> None:
     """Fifty at a time, of every kind of garbage, and good credentials among and after them."""
     auth = await start_auth(exchange_limit_per_source=120)
-    device = auth.device()
-    assert (await auth.enrol(device))[0] == 201
+    device = await auth.enrolled()
     junk = ["x", "a.b.c", auth.fxa_token(ttl=-60), "f" * 64, auth.fxa_token(scopes=("openid",))]
     places = asyncio.Semaphore(50)
 

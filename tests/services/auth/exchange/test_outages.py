@@ -131,8 +131,7 @@ async def test_an_enrolment_whose_store_fails_is_a_503_and_can_be_sent_again(hel
 
 async def test_an_assertion_whose_counter_is_not_stored_is_a_503_and_can_be_sent_again(held: Held) -> None:
     auth = held.auth
-    device = auth.device()
-    await auth.enrol(device)
+    device = await auth.enrolled()
     token = await auth.assertion(device)
     status, answer = await held.killed_at_the_store(auth.exchange(token, ASSERTION))
     assert (status, answer["error"]) == (503, "temporarily_unavailable")
@@ -204,8 +203,7 @@ async def test_an_assertion_that_verified_before_a_503_may_be_sent_again(
 ) -> None:
     """The user can't be entered, and then there is nothing to sign with."""
     auth = await start_auth()
-    device = auth.device()
-    await auth.enrol(device)
+    device = await auth.enrolled()
     token = await auth.assertion(device)
     with closing(psycopg2.connect(postgres_url)) as other, other.cursor() as cursor:
         cursor.execute("lock table users in access exclusive mode")

@@ -52,8 +52,7 @@ async def test_an_app_that_was_distributed_otherwise_is_refused(
     start_auth: StartAuth, tmp_path: Path, category: int | None, gets_in: bool
 ) -> None:
     auth = await started(start_auth, tmp_path, validation_categories=[2, 4])
-    device = auth.device(bundle_version=None if category is None else "1", validation_category=category)
-    await auth.enrol(device)
+    device = await auth.enrolled(bundle_version=None if category is None else "1", validation_category=category)
     assert await outcome(auth, device) == ((200, None) if gets_in else (403, "access_denied"))
     assert await outcome(auth, device, "s2s") == (200, None), "the other row asks for nothing"
     assert distrusted(auth, "category") is not gets_in
@@ -64,8 +63,7 @@ async def test_the_category_of_the_attestation_holds_where_an_assertion_has_none
     start_auth: StartAuth, tmp_path: Path, category: int
 ) -> None:
     auth = await started(start_auth, tmp_path, validation_categories=[4])
-    device = auth.device(bundle_version="1", validation_category=category)
-    await auth.enrol(device)
+    device = await auth.enrolled(bundle_version="1", validation_category=category)
     device.bundle_version = device.validation_category = None
     assert await outcome(auth, device) == (403, "access_denied")
 
@@ -93,8 +91,7 @@ async def test_a_metric_above_the_limit_is_refused(
     start_auth: StartAuth, tmp_path: Path, metric: int | None, gets_in: bool
 ) -> None:
     auth = await started(start_auth, tmp_path, max_risk_metric=5)
-    device = auth.device()
-    await auth.enrol(device)
+    device = await auth.enrolled()
     await change(auth, f"risk_metric = {'null' if metric is None else metric}")
     assert await outcome(auth, device) == ((200, None) if gets_in else (403, "access_denied"))
     assert distrusted(auth, "risk") is not gets_in
@@ -105,8 +102,7 @@ async def test_a_device_with_a_forged_receipt_is_above_every_limit(
     start_auth: StartAuth, tmp_path: Path, fault: str, gets_in: bool
 ) -> None:
     auth = await started(start_auth, tmp_path, max_risk_metric=1_000_000)
-    device = auth.device()
-    await auth.enrol(device)
+    device = await auth.enrolled()
     await change(auth, f"receipt_fault = '{fault}'")
     assert await outcome(auth, device) == ((200, None) if gets_in else (403, "access_denied"))
     assert await outcome(auth, device, "s2s") == (200, None)
@@ -115,8 +111,7 @@ async def test_a_device_with_a_forged_receipt_is_above_every_limit(
 
 async def test_a_key_that_nobody_used_for_long_has_to_be_replaced(start_auth: StartAuth, tmp_path: Path) -> None:
     auth = await started(start_auth, tmp_path, settings={"device_unused_days": 30})
-    device = auth.device()
-    await auth.enrol(device)
+    device = await auth.enrolled()
     assert await outcome(auth, device) == (200, None)
     await change(auth, "last_used_at = now() - interval '29 days', created_at = now() - interval '1 year'")
     assert await outcome(auth, device) == (200, None)
@@ -133,8 +128,7 @@ async def test_a_key_that_nobody_used_for_long_has_to_be_replaced(start_auth: St
 
 async def test_a_refused_device_keeps_its_challenge_and_counter(start_auth: StartAuth, tmp_path: Path) -> None:
     auth = await started(start_auth, tmp_path, max_risk_metric=5)
-    device = auth.device()
-    await auth.enrol(device)
+    device = await auth.enrolled()
     await change(auth, "risk_metric = 9")
     subject = await auth.assertion(device)
     assert (await auth.exchange(subject, ASSERTION))[0] == 403
@@ -144,8 +138,7 @@ async def test_a_refused_device_keeps_its_challenge_and_counter(start_auth: Star
 
 async def test_whose_signature_is_wrong_learns_nothing_about_the_device(start_auth: StartAuth, tmp_path: Path) -> None:
     auth = await started(start_auth, tmp_path, settings={"device_unused_days": 1}, max_risk_metric=5)
-    device = auth.device()
-    await auth.enrol(device)
+    device = await auth.enrolled()
     await change(auth, "risk_metric = 9, last_used_at = now() - interval '2 days'")
     thief = auth.device()
     await auth.enrol(thief)
@@ -162,8 +155,7 @@ async def test_whose_signature_is_wrong_learns_nothing_about_the_device(start_au
 @pytest.mark.parametrize("known", ["risk_metric = 9", "receipt_fault = 'forged'"])
 async def test_who_attests_again_gets_rid_of_nothing(start_auth: StartAuth, tmp_path: Path, known: str) -> None:
     auth = await started(start_auth, tmp_path, max_risk_metric=5)
-    device = auth.device()
-    await auth.enrol(device)
+    device = await auth.enrolled()
     await change(auth, f"{known}, receipt_due_at = null")
     assert await auth.enrol(device) == (201, {"status": "success"})
     assert await outcome(auth, device) == (403, "access_denied")

@@ -45,8 +45,7 @@ async def test_without_redis_the_console_says_that_it_has_no_sessions(
     start_auth: StartAuth, own_valkey: ValkeyServer, people: People
 ) -> None:
     auth = await start_auth(**ADMIN_SETTINGS, redis_url=own_valkey.url)
-    person = await people.come(auth)
-    await person.sign_in()
+    person = await people.signed_in(auth)
     own_valkey.kill()
     page = await person.get("/admin")
     assert page.status == 503
@@ -61,8 +60,7 @@ async def test_without_redis_the_console_changes_nothing_and_says_so(
 ) -> None:
     auth = await start_auth(**ADMIN_SETTINGS, redis_url=own_valkey.url)
     rows.user()
-    person = await people.come(auth)
-    await person.sign_in()
+    person = await people.signed_in(auth)
     form = await person.get(f"{HERE}/block")
     own_valkey.kill()
     page = await person.submit(form, f"{HERE}/block")
@@ -90,8 +88,7 @@ async def test_a_change_has_happened_also_when_redis_cannot_keep_what_to_say_of_
 ) -> None:
     auth = await start_auth(**ADMIN_SETTINGS, redis_url=own_valkey.url)
     rows.user()
-    person = await people.come(auth)
-    await person.sign_in()
+    person = await people.signed_in(auth)
     form = await person.get(f"{HERE}/block")
     with own_valkey.client() as client:
         client.execute_command(
@@ -110,8 +107,7 @@ async def test_without_postgres_the_overview_still_tells_what_is_wrong(
     url = own_postgres.create_database("mlpa")
     await asyncio.to_thread(migrate.upgrade, url)
     auth = await start_auth(**ADMIN_SETTINGS, database_url=url)
-    person = await people.come(auth)
-    await person.sign_in()
+    person = await people.signed_in(auth)
     own_postgres.kill()
 
     async def told() -> bool:  # the checks are kept for a second

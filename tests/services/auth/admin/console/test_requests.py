@@ -112,8 +112,7 @@ async def test_models_have_price_window_health_and_the_reason_of_a_refused_one(
     gateway: dict[str, Any], start_auth: StartAuth, people: People, rows: Rows
 ) -> None:
     auth = await start_auth(**ADMIN_SETTINGS, gateway_catalogue_url=f"{gateway['url']}/catalogue")
-    person = await people.come(auth)
-    await person.sign_in()
+    person = await people.signed_in(auth)
     for number in range(3):
         rows.request(f"r{number}", model="mistral-small", outcome="error" if number else "success")
     page = await person.get("/admin/models")
@@ -163,8 +162,7 @@ async def test_users_are_listed_by_standing_tier_kind_and_spend(admin_auth: Auth
         rows.user(user, tier="s2s" if name == "tier:s2s" else None)
     rows.run("insert into identities (identity, blocked_at) values (%s, now())", "b" * 32)
     rows.request("new", names["blocked"], ago="1 minute", cost=77)
-    person = await people.come(admin_auth)
-    await person.sign_in()
+    person = await people.signed_in(admin_auth)
     for name in ("blocked", "installs", "tier:s2s"):
         page = await person.get(f"/admin/users?list={name}")
         assert [other for other, user in names.items() if f">{user}<" in page.text] == [name]

@@ -33,8 +33,7 @@ output_cost_per_token = "0.000002"
 )
 async def test_each_table_that_is_shipped_is_shown(start_auth: StartAuth, people: People, table: Path) -> None:
     auth = await start_auth(**ADMIN_SETTINGS, service_types=table)
-    person = await people.come(auth)
-    await person.sign_in()
+    person = await people.signed_in(auth)
     page = await person.get("/admin/service-types")
     assert page.status == 200
     assert "Requests per minute" in page.words
@@ -46,8 +45,7 @@ async def test_the_least_completion_of_a_model_is_its_rows_or_that_of_its_kind(
     table = tmp_path / "service_types.toml"
     table.write_text((REPOSITORY / "deploy/kubernetes/base/service_types.toml").read_text() + MODELS)
     auth = await start_auth(**ADMIN_SETTINGS, service_types=table)
-    person = await people.come(auth)
-    await person.sign_in()
+    person = await people.signed_in(auth)
     words = (await person.get("/admin/service-types")).words
     assert "plain LiteLLM’s LiteLLM’s 16, or 1,024 if LiteLLM says that it reasons no" in words
     assert "thinks LiteLLM’s LiteLLM’s 1,024 yes" in words
