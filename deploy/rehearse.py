@@ -16,6 +16,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import psycopg2
 
@@ -54,23 +55,23 @@ def run(server: PostgresServer, program: str, *arguments: str, database: str = D
     subprocess.run(argv, check=True)  # noqa: S603  ours
 
 
-def count(server: PostgresServer) -> int:
+def ask(server: PostgresServer, statement: str) -> Any:
+    """The one value that a statement answers."""
     connection = psycopg2.connect(server.url(DATABASE))
     with connection, connection.cursor() as cursor:
-        cursor.execute("select count(*) from ledger")
-        (found,) = cursor.fetchone() or (0,)
+        cursor.execute(statement)
+        (found,) = cursor.fetchone() or (None,)
     connection.close()
-    return int(found)
+    return found
+
+
+def count(server: PostgresServer) -> int:
+    return int(ask(server, "select count(*) from ledger"))
 
 
 def standby(server: PostgresServer) -> bool:
     """Whether a server still replays its log; it can be read meanwhile."""
-    connection = psycopg2.connect(server.url(DATABASE))
-    with connection, connection.cursor() as cursor:
-        cursor.execute("select pg_is_in_recovery()")
-        replaying = cursor.fetchone() == (True,)
-    connection.close()
-    return replaying
+    return bool(ask(server, "select pg_is_in_recovery()"))
 
 
 def megabytes(folder: Path) -> float:

@@ -59,7 +59,7 @@ class UserAdmin:
         on_tier: Callable[[str], None] | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        """:param on_tier: called with the id of each user whose tier has changed."""
+        """:param on_tier: called with the id of each user whose tier or exception has changed."""
         self._database, self._spending, self._changes = database, spending, changes
         self._rows = service_types.by_name
         self._on_tier, self._clock = on_tier, clock
@@ -180,8 +180,6 @@ class UserAdmin:
             await standing.set_tier(transaction, user_id, tier)
             old, new = {"budget_tier": row.budget_tier}, {"budget_tier": tier}
             await audit.record(transaction, actor, "user.tier", user_id, old=old, new=new)
-        if self._on_tier is not None:
-            self._on_tier(user_id)
 
     async def set_exception(self, user_id: str, actor: Actor, given: Excepted, reason: str | None = None) -> None:
         """Let a user spend more, or without rates, until a moment; instead of the exception that it has."""
@@ -190,8 +188,6 @@ class UserAdmin:
             new = _exception(given, reason)
             old = _exception(row.exception, row.exception_reason)
             await audit.record(transaction, actor, "user.exception", user_id, old=old, new=new)
-        if self._on_tier is not None:
-            self._on_tier(user_id)
 
     async def end_exception(self, user_id: str, actor: Actor) -> None:
         """End a user's exception before its time; nothing if there is none."""
@@ -199,8 +195,6 @@ class UserAdmin:
             await standing.end_exception(transaction, user_id)
             old = _exception(row.exception, row.exception_reason)
             await audit.record(transaction, actor, "user.exception", user_id, old=old, new=_exception(None, None))
-        if self._on_tier is not None:
-            self._on_tier(user_id)
 
     @asynccontextmanager
     async def _change(self, user_id: str, kind: str) -> AsyncIterator[tuple[Transaction, UserRow]]:
@@ -215,6 +209,8 @@ class UserAdmin:
                     yield transaction, row
                     await self._changes.record(transaction, identity, kind)
                 await self._changes.apply(identity)
+                if self._on_tier is not None and kind in ("tier", "exception"):
+                    self._on_tier(user_id)
         except TimeoutError as error:  # a committed change reaches Redis later
             raise DependencyUnavailable("postgres") from error
 
