@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-import uuid
 from collections import OrderedDict
 from collections.abc import AsyncIterator
 
@@ -53,7 +52,6 @@ class Budgets:
         timings: Timings,
         outbox_limit: int,
     ) -> None:
-        who = uuid.uuid4().hex
         self._rows = service_types.by_name
         self._metrics = BudgetMetrics(registry, service_types)
         self._scripts = BudgetScripts(executor, timings.lease, outbox_limit)
@@ -62,15 +60,7 @@ class Budgets:
         self._rebuilder = Rebuilder(self._scripts, storage, service_types, self._metrics)
         self._queue = LedgerQueue(self._scripts, storage, self._metrics, service_types, every=timings.flush)
         self._renewals = Renewals(self._scripts, self._metrics, every=timings.renew)
-        self._reaper = Reaper(
-            self._scripts,
-            self._queue,
-            self._metrics,
-            who=who,
-            every=timings.sweep,
-            orphan=timings.orphan,
-            grace=2 * timings.renew,
-        )
+        self._reaper = Reaper(self._scripts, self._queue, self._metrics, timings)
         self._totals = Totals(self._scripts, storage, service_types, self._metrics, every=timings.totals)
         self._checks: set[asyncio.Task[None]] = set()
         executor.on_epoch(self._check_servers)

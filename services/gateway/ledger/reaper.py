@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import uuid
 
 from services.gateway.budget.metrics import BudgetMetrics
+from services.gateway.budget.models import Timings
 from services.gateway.budget.scripts import BudgetScripts
 from services.gateway.ledger.queue import LedgerQueue
 from shared.domain.identity import SHARDS
@@ -20,23 +22,13 @@ _NEVER = 1e9  # seconds: rows are not fetched from the outbox while PostgreSQL t
 class Reaper:
     """Any gateway may reap; each claims a shard for one interval, so that they share the work. All is idempotent."""
 
-    def __init__(
-        self,
-        scripts: BudgetScripts,
-        queue: LedgerQueue,
-        metrics: BudgetMetrics,
-        *,
-        who: str,
-        every: float,
-        orphan: float,
-        grace: float,
-    ) -> None:
-        """:param grace: seconds after a connection was made, or the server last refused scripts, in which nothing is
-        reaped: after an outage of Redis, living gateways first renew the leases that ended in it. Sweeps go on, since
-        they find out whether the server runs scripts.
-        """
+    def __init__(self, scripts: BudgetScripts, queue: LedgerQueue, metrics: BudgetMetrics, timings: Timings) -> None:
         self._scripts, self._queue, self._metrics = scripts, queue, metrics
-        self._who, self._every, self._orphan, self._grace = who, every, orphan, grace
+        self._who, self._every, self._orphan = uuid.uuid4().hex, timings.sweep, timings.orphan
+        #: Seconds after a connection was made, or the server last refused scripts, in which nothing is reaped: after an
+        #: outage of Redis, living gateways first renew the leases that ended in it. Sweeps go on, since they find out
+        #: whether the server runs scripts.
+        self._grace = 2 * timings.renew
         self._cursors = ["0"] * SHARDS
         self._ages = [0] * SHARDS
         self._waiting = [0] * SHARDS
