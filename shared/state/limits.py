@@ -20,6 +20,6 @@ LIMITS = {
 
 
 @lru_cache(maxsize=1024)
-def limits_of(row: ServiceType) -> tuple[str, ...]:
+def limits_of(row: ServiceType) -> tuple[int, ...]:
     """A row's limits as a script takes them: ``limits`` of its call."""
-    return tuple(str(getattr(row, field)) for field in LIMITS.values())
+    return tuple(getattr(row, field) for field in LIMITS.values())

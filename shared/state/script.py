@@ -15,7 +15,8 @@ Every script has a ``#!lua`` line, so that Redis (7 or later) or Valkey decides 
 run at all: a server that is full, or takes no writes, leaves nothing half done.
 
 A name in capitals is a constant of ``shared.state.layout``; the loader replaces it with its value. ``epoch``, always
-the first argument, is not given by the caller: it is the run id of the server, which the connection knows.
+the first argument, is not given by the caller: it is the run id of the server, which the connection knows. All other
+arguments go to Redis as one MessagePack array: thirty of them would cost more than the rest of a request's way there.
 
 A line ``--@ include decide`` inserts a chunk at that place; its ``--@ needs`` names the locals that it reads.
 """
@@ -29,11 +30,13 @@ from functools import cached_property
 from importlib.resources import files
 from typing import Any, NamedTuple
 
+import msgspec
+
 from shared.state import layout
 from shared.state.limits import LIMITS
 
 #: The keys and the arguments of an item.
-Item = tuple[Sequence[str], Sequence[str]]
+Item = tuple[Sequence[str], Sequence[str | float]]
 
 _DIRECTIVE = re.compile(r"^--@ (use|keys|args|each keys|each args|needs|include|flags) (.+)$", re.MULTILINE)
 _CODE = re.compile(r"--[^\n]*|'[^'\n]*'")
@@ -42,6 +45,7 @@ _NAME = re.compile(r"(?<![.\w])[A-Za-z_]\w*")
 _CONSTANTS = {name: value for name, value in vars(layout).items() if name.isupper() and isinstance(value, str | int)}
 _OF_REDIS = {"KEYS", "ARGV"}
 _LIMITS = [f"{name}#" for name in LIMITS]
+_pack = msgspec.msgpack.Encoder().encode
 
 
 class ScriptCall(NamedTuple):
@@ -49,11 +53,12 @@ class ScriptCall(NamedTuple):
 
     script: Script
     keys: Sequence[str]
-    args: Sequence[str]
+    args: Sequence[str | float]
 
-    def argv(self, epoch: str) -> Sequence[str]:
+    def argv(self, epoch: str) -> Sequence[str | bytes]:
         """Its arguments on a server; ``epoch`` is empty where the connection doesn't know it."""
-        return (epoch, *self.args) if self.script.takes_epoch else self.args
+        packed = _pack(self.args)
+        return (epoch, packed) if self.script.takes_epoch else (packed,)
 
 
 class Script:
@@ -86,17 +91,16 @@ def _functions(script: Script, head: _Head) -> tuple[Callable[..., ScriptCall], 
     They are generated as functions with exactly these names, like the ``__init__`` of a dataclass: every request makes
     two calls of up to thirty values, and sorting values by name would cost more than the rest of its work with Redis.
     """
-    args = [_plain(one) for one in head.given if one != "epoch"]
-    each_args = list(map(_plain, head.each_args))
+    args, each_args = [one for one in head.given if one != "epoch"], head.each_args
     has_items = bool(head.each_keys or each_args)
     source = f"""
 def {script.name}({_keywords([*head.keys, *args, *(["each"] if has_items else [])])}):
-    keys, args = [{", ".join(head.keys)}], [{_texts(args)}]
+    keys, args = [{", ".join(head.keys)}], [{_values(args)}]
     {"for more_keys, more_args in each: keys += more_keys; args += more_args" if has_items else ""}
     return ScriptCall(script, keys, args)
 
 def {script.name}_item({_keywords([*head.each_keys, *each_args])}):
-    return [{", ".join(head.each_keys)}], [{_texts(each_args)}]
+    return [{", ".join(head.each_keys)}], [{_values(each_args)}]
 """
     made: dict[str, Any] = {"ScriptCall": ScriptCall, "script": script}
     exec(source, made)  # noqa: S102 - of names in this package's own files
@@ -104,11 +108,12 @@ def {script.name}_item({_keywords([*head.each_keys, *each_args])}):
 
 
 def _keywords(names: Sequence[str]) -> str:
-    return f"*, {', '.join(name.lstrip('*') for name in names)}" if names else ""
+    return f"*, {', '.join(_plain(name.lstrip('*')) for name in names)}" if names else ""
 
 
-def _texts(names: Sequence[str]) -> str:
-    return ", ".join(name if name.startswith("*") else f"str({name})" for name in names)
+def _values(names: Sequence[str]) -> str:
+    """Numbers as they are; all else as text."""
+    return ", ".join(_plain(name) if name[0] == "*" or _plain(name) != name else f"str({name})" for name in names)
 
 
 class _Head(NamedTuple):
@@ -157,11 +162,14 @@ def assemble(name: str, text: str) -> str:
     code = _CODE.sub("", chunks + body)
     words = set(_NAME.findall(code))
     _check(name, head, body, code, words)
+    given = [_plain(one) for one in head.args if one != "epoch"]
     parts = [
         f"#!lua flags={','.join(head.flags)}\n" if head.flags else "#!lua\n",
         chunks,
         _locals(head.keys, [f"unpack(KEYS, 1, {len(head.keys)})"]),
-        _locals(list(map(_plain, head.args)), [f"unpack(ARGV, 1, {len(head.args)})"]),
+        "local epoch = ARGV[1]\n" if "epoch" in head.args else "",
+        "local given = cmsgpack.unpack(ARGV[#ARGV])\n" if given or head.each_args else "",
+        _locals(given, [f"unpack(given, 1, {len(given)})"]),
         _numbers(head.args),
         _each(head) if head.each_keys or head.each_args else "",
         body,
@@ -190,11 +198,12 @@ def _check(name: str, head: _Head, body: str, code: str, words: set[str]) -> Non
 
 def _each(head: _Head) -> str:
     """An iterator over the items of a call."""
-    keys, args, first_key, first_arg = len(head.each_keys), len(head.each_args), len(head.keys), len(head.args)
-    rest = f"(#ARGV - {first_arg}) / {args}" if args else f"(#KEYS - {first_key}) / {keys}"
+    keys, args, first_key = len(head.each_keys), len(head.each_args), len(head.keys)
+    first_arg = len(head.args) - ("epoch" in head.args)
+    rest = f"(#given - {first_arg}) / {args}" if args else f"(#KEYS - {first_key}) / {keys}"
     fields = [f"{name} = KEYS[{first_key} + {keys} * at - {keys - n}]" for n, name in enumerate(head.each_keys, 1)]
     fields += [
-        f"{_plain(name)} = {_number(name, f'ARGV[{first_arg} + {args} * at - {args - n}]')}"
+        f"{_plain(name)} = {_number(name, f'given[{first_arg} + {args} * at - {args - n}]')}"
         for n, name in enumerate(head.each_args, 1)
     ]
     return (

@@ -75,7 +75,8 @@ def test_the_limits_of_a_row_reach_the_script_under_their_names(valkey_server: V
     row = service_type("ai", duration_seconds=1, max_budget_nano=2, rpm=3, tpm=4, max_streams=5)
     text = "--@ args first *limits last\nreturn {first, duration + budget, rpm + tpm, max_streams * 1, last}"
     with valkey_server.client() as client:
-        assert client.eval(assemble("x", text), 0, "a", *limits_of(row), "b") == [b"a", 3, 7, 5, b"b"]
+        packed = msgspec.msgpack.encode(["a", *limits_of(row), "b"])
+        assert client.eval(assemble("x", text), 0, packed) == [b"a", 3, 7, 5, b"b"]
     other = msgspec.structs.replace(row, rpm=6)
     assert limits_of(other) != limits_of(row)
 
@@ -93,9 +94,9 @@ for at, item in each() do
 end
 return found
 """
-    keys, args = ["a", "b", "p1", "p2"], ["run", "41", "w", "", "n1", "1", "n2", "2"]
+    keys, args = ["a", "b", "p1", "p2"], [41, "w", "", "n1", 1, "n2", 2]
     with valkey_server.client() as client:
-        found = client.eval(assemble("x", text), len(keys), *keys, *args)
+        found = client.eval(assemble("x", text), len(keys), *keys, "run", msgspec.msgpack.encode(args))
     assert found == [b"a", b"b", b"run", b"42", b"w", b"nil", layout.IDLE, b"1p1n12", b"2p2n23"]
 
 

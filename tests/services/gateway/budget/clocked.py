@@ -65,5 +65,5 @@ class ClockedClient:
     def __init__(self, client: redis.Redis) -> None:
         self._client = client
 
-    async def eval(self, source: str, numkeys: int, *args: str) -> Any:
+    async def eval(self, source: str, numkeys: int, *args: str | bytes) -> Any:
         return self._client.eval(_clocked(source), numkeys, *args)
