@@ -19,6 +19,7 @@ from services.gateway.relay.answers import read_answer
 from services.gateway.relay.fields import NULL, Parameters, Reading, check_text, members
 from services.gateway.relay.metrics import RESULTS, Labels
 from services.gateway.relay.operation import Models, Size
+from services.gateway.relay.raw_json import MAX_ITEMS
 from services.gateway.relay.views import paid
 from services.gateway.settings import GatewaySettings
 from shared.domain.outcome import Outcome
@@ -146,6 +147,7 @@ class Search:
     """Searches of the web, by the search tool of LiteLLM that the row names."""
 
     deadline = DEADLINE
+    most_items = MAX_ITEMS
 
     def __init__(self, settings: GatewaySettings, registry: Registry) -> None:
         self.metrics = SearchMetrics(registry)

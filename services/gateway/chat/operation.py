@@ -12,6 +12,7 @@ from services.gateway.chat.request import PARAMETERS, ChatRequest, parse
 from services.gateway.chat.tally import Tally
 from services.gateway.errors import RequestTooLarge
 from services.gateway.relay.operation import Models, Size, permitted
+from services.gateway.relay.raw_json import MAX_ITEMS
 from services.gateway.relay.views import paid
 from services.gateway.settings import GatewaySettings
 from shared.domain.service_types import MAX_MODEL_NAME, ServiceType
@@ -23,6 +24,8 @@ _PATH = "v1/chat/completions"
 
 class Chat:
     """Chat completions, streamed or whole."""
+
+    most_items = MAX_ITEMS
 
     def __init__(self, config: ChatConfig, registry: Registry) -> None:
         self._config = config

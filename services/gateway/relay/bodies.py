@@ -13,7 +13,7 @@ from aiohttp import ClientPayloadError, web
 from services.gateway.errors import InvalidRequest, Malformed, RequestTooLarge, Unavailable
 from services.gateway.relay.config import RelayConfig
 from services.gateway.relay.door import Door
-from services.gateway.relay.raw_json import FEW_BYTES, check_items, has_halves, mend_request
+from services.gateway.relay.raw_json import FEW_BYTES, MAX_ITEMS, check_items, has_halves, mend_request
 
 #: Concurrent body reads per user. Further ones queue, so that a slow sender delays only itself.
 AT_ONCE = 16
@@ -38,9 +38,10 @@ class Bodies:
         self._held = 0
         self.door = Door()
 
-    async def parse(self, body: bytes, user: str, parse: Callable[[bytes], Asked]) -> Asked:
+    async def parse(self, body: bytes, user: str, parse: Callable[[bytes], Asked], most: int = MAX_ITEMS) -> Asked:
         """Validate a body, taking turns with other work if it is large.
 
+        :param most: members and elements that it may have.
         :param parse: the operation's validation; raises ``Malformed`` for what is not JSON.
         :raises RequestTooLarge, InvalidRequest, InvalidModel: as ``parse``.
         :raises RateLimited: the door has closed while this body waited for its turn.
@@ -49,7 +50,7 @@ class Bodies:
             return parse(body)
         async with self._parsing.place(user):
             self.door.check(user)
-            await check_items(body)
+            await check_items(body, most)
             await _turn(body)
             try:
                 return parse(body)

@@ -131,6 +131,10 @@ class PaidOperation(Protocol[A, T]):
     def deadline(self) -> float:
         """Longest time of a whole request in seconds; 0 means no limit."""
 
+    @property
+    def most_items(self) -> int:
+        """Members and elements that a body may have."""
+
     def parse(self, body: bytes, row: ServiceType) -> A:
         """Validate a body.
 

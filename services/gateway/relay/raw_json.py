@@ -29,19 +29,19 @@ def separators(data: bytes) -> int:
     return len(data) - len(data.translate(None, _SEPARATORS))
 
 
-async def check_items(body: bytes) -> None:
+async def check_items(body: bytes, most: int = MAX_ITEMS) -> None:
     """Count the members and elements of a body, without decoding it; a dense one in turns with other work.
 
-    :raises RequestTooLarge: there are more than ``MAX_ITEMS``.
+    :raises RequestTooLarge: there are more than ``most``.
     """
-    if len(body) <= FEW_BYTES or separators(body) <= MAX_ITEMS:
+    if len(body) <= FEW_BYTES or separators(body) <= most:
         return  # the usual case: there are fewer separators, including those in text
     body = body.replace(b"\\\\", b"")
     await asyncio.sleep(0)
     body = body.replace(b'\\"', b"")
     # An item has two strings at most. Every second piece is between strings.
-    if body.count(b'"') > 4 * MAX_ITEMS or separators(b"".join(body.split(b'"')[::2])) > MAX_ITEMS:
-        raise RequestTooLarge(f"The body has more than {MAX_ITEMS} members and elements.")
+    if body.count(b'"') > 4 * most or separators(b"".join(body.split(b'"')[::2])) > most:
+        raise RequestTooLarge(f"The body has more than {most} members and elements.")
 
 
 def has_halves(data: bytes) -> bool:

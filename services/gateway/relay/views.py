@@ -102,7 +102,8 @@ async def serve(request: web.Request, shared: Collaborators, operation: PaidOper
             raise InvalidToken("The access token is for another request.")
         with door.passing(user):
             try:
-                asked = await shared.bodies.parse(body, user, partial(operation.parse, row=row))
+                parse = partial(operation.parse, row=row)
+                asked = await shared.bodies.parse(body, user, parse, operation.most_items)
                 model = operation.model(asked, row, shared.models)
                 request[MODEL] = model.name
                 purpose = _purpose(request, row)
