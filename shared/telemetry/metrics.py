@@ -102,7 +102,7 @@ class _Metric:
 
 
 class _Number(_Metric):
-    def _add(self, values: tuple[str, ...], by: float) -> None:
+    def inc(self, *values: str, by: float = 1) -> None:
         try:
             self._series[values] += by
         except KeyError:
@@ -127,8 +127,7 @@ class _Number(_Metric):
 
 
 class Counter(_Number):
-    def inc(self, *values: str, by: float = 1) -> None:
-        self._add(values, by)
+    """A number that only grows."""
 
 
 class Gauge(_Number):
@@ -137,11 +136,8 @@ class Gauge(_Number):
             self._make(values)
         self._series[values] = value
 
-    def inc(self, *values: str) -> None:
-        self._add(values, 1)
-
     def dec(self, *values: str) -> None:
-        self._add(values, -1)
+        self.inc(*values, by=-1)
 
 
 class Histogram(_Metric):

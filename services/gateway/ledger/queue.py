@@ -19,7 +19,6 @@ from shared.domain.service_types import ServiceTypes
 from shared.errors import DependencyUnavailable
 from shared.state import layout
 from shared.state.packed import LedgerRow, total_name
-from shared.stores.redis_wire import ScriptFailed
 from shared.telemetry import logs
 
 _log = logs.logger("budget")
@@ -58,13 +57,11 @@ class LedgerQueue:
         self._scripts, self._storage, self._metrics = scripts, storage, metrics
         self._service_types = service_types
         self._every, self._room = every, room
-        self._sent: set[str] = set()
-        self._waiting = 0
+        self._sent = 0  # settlements that Redis has not answered yet
         self._unsettled: dict[int, dict[str, LedgerRow]] = {}  # by shard
         self._retried: set[int] = set()  # shards that settle again at the moment
         self._some_unsettled = asyncio.Event()
         self._all_settled = asyncio.Event()
-        self._all_settled.set()
         self._settled: dict[str, _Settled] = {}
         self._some_settled = asyncio.Event()
         self._flushing = asyncio.Lock()
@@ -77,9 +74,19 @@ class LedgerQueue:
         return self._down
 
     @property
+    def unsettled(self) -> int:
+        """Rows that Redis has not settled yet."""
+        return self._sent + sum(map(len, self._unsettled.values()))
+
+    @property
+    def settled(self) -> int:
+        """Rows that wait for PostgreSQL."""
+        return len(self._settled)
+
+    @property
     def full(self) -> bool:
         """Whether Redis has left so many settlements waiting that no more should come."""
-        return self._waiting >= self._room
+        return self.unsettled >= self._room
 
     # --- to Redis -------------------------------------------------------------------------------------------------
 
@@ -92,17 +99,15 @@ class LedgerQueue:
         if future is None:
             self._keep(number, row)
             return
-        self._sent.add(row.id)
-        self._count_unsettled()
+        self._sent += 1
 
         def answered(done: asyncio.Future[Any]) -> None:
-            self._sent.discard(row.id)
-            failure = None if done.cancelled() else done.exception()
-            if done.cancelled() or isinstance(failure, ConnectionError | ScriptFailed):
+            self._sent -= 1
+            if done.cancelled() or done.exception() is not None:
                 self._keep(number, row)
             else:
                 self._take(row, done.result(), epoch)
-            self._count_unsettled()
+                self._look_whether_all()
 
         future.add_done_callback(answered)
 
@@ -131,12 +136,15 @@ class LedgerQueue:
                 pause = min(2 * pause, _MOST_PAUSE)
         del self._unsettled[number]
         self._retried.remove(number)
+        self._look_whether_all()
 
     async def all_settled(self, timeout: float) -> bool:
         """Wait until Redis has taken everything; False when it has not in time."""
         try:
             async with asyncio.timeout(timeout):
-                await self._all_settled.wait()
+                while self._sent or self._unsettled:
+                    self._all_settled.clear()
+                    await self._all_settled.wait()
         except TimeoutError:
             return False
         return True
@@ -153,13 +161,11 @@ class LedgerQueue:
         del rows[row.id]
         # Empty when the server changed meanwhile: nobody knows which of the two took it
         self._take(row, reply, before if before == executor.epoch(number) else "")
-        self._count_unsettled()
         return True
 
     def _keep(self, number: int, row: LedgerRow) -> None:
         self._unsettled.setdefault(number, {})[row.id] = row
         self._some_unsettled.set()
-        self._count_unsettled()
 
     def _take(self, row: LedgerRow, reply: bytes, epoch: str) -> None:
         """``FLAG SETTLED_MS``, with the time of admission of a row that lowers; ``-`` when there is no row to write."""
@@ -172,12 +178,8 @@ class LedgerQueue:
         admitted = int(admitted_ms[0]) if admitted_ms else row.admitted_ms
         self.add(replace(row, lowers=lowers, settled_ms=int(settled_ms), admitted_ms=admitted), epoch)
 
-    def _count_unsettled(self) -> None:
-        self._waiting = len(self._sent) + sum(map(len, self._unsettled.values()))
-        self._metrics.unsettled.set(self._waiting)
-        if self._waiting:
-            self._all_settled.clear()
-        else:
+    def _look_whether_all(self) -> None:
+        if not (self._sent or self._unsettled):
             self._all_settled.set()
 
     # --- to PostgreSQL --------------------------------------------------------------------------------------------
@@ -187,7 +189,6 @@ class LedgerQueue:
         if len(self._settled) >= self._room and row.id not in self._settled:
             return
         self._settled[row.id] = _Settled(row, epoch)
-        self._metrics.ledger_queue.set(len(self._settled))
         self._some_settled.set()
 
     def add_orphans(self, rows: Iterable[LedgerRow], epoch: str) -> None:
@@ -251,7 +252,6 @@ class LedgerQueue:
             for entry in batch:
                 if self._settled.get(entry.row.id) is entry:
                     del self._settled[entry.row.id]
-            self._metrics.ledger_queue.set(len(self._settled))
         return True
 
     def _current(self, batch: list[_Settled]) -> list[_Settled]:

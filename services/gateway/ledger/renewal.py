@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable
 
-from services.gateway.budget.metrics import BudgetMetrics
 from services.gateway.budget.models import Reservation
 from services.gateway.budget.refusals import Refusal
 from services.gateway.budget.scripts import BudgetScripts
@@ -23,20 +22,20 @@ _AFTER_FAILURE = 1.0
 class Renewals:
     """The requests that this process admitted and has not settled."""
 
-    def __init__(self, scripts: BudgetScripts, metrics: BudgetMetrics, *, every: float) -> None:
-        self._scripts, self._metrics, self._every = scripts, metrics, every
+    def __init__(self, scripts: BudgetScripts, *, every: float) -> None:
+        self._scripts, self._every = scripts, every
         self._open: dict[int, dict[str, Reservation]] = {}
         self._lapsed: set[str] = set()
-        self._count = 0
         self._now = asyncio.Event()
         self._changed: set[int] = set()
         scripts.executor.on_epoch(self._on_epoch)
 
+    def __len__(self) -> int:
+        return sum(map(len, self._open.values()))
+
     def add(self, reservation: Reservation) -> None:
         number = layout.of_user(reservation.ask.principal.user_id).number
         self._open.setdefault(number, {})[reservation.id] = reservation
-        self._count += 1
-        self._metrics.open.set(self._count)
 
     def lapsed(self, reservation: Reservation) -> bool:
         """Whether a reaper has charged it whole, as far as this process knows."""
@@ -46,11 +45,7 @@ class Renewals:
         """It is being settled; False when it was before."""
         self._lapsed.discard(reservation.id)
         number = layout.of_user(reservation.ask.principal.user_id).number
-        if self._open.get(number, {}).pop(reservation.id, None) is None:
-            return False
-        self._count -= 1
-        self._metrics.open.set(self._count)
-        return True
+        return self._open.get(number, {}).pop(reservation.id, None) is not None
 
     async def run(self) -> None:
         """Renew everything now and then, and at once what another Redis server knows nothing of."""

@@ -120,6 +120,4 @@ def read_answer(body: bytes, decoder: msgspec.json.Decoder[T]) -> T:
 def token_count(numbers: Any, name: str) -> int | None:
     """A number of tokens within a usage object; None if it can't be one."""
     value = numbers.get(name) if isinstance(numbers, dict) else None
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 2**53:
-        return None
-    return int(value)
+    return int(value) if value.__class__ in (int, float) and 0 <= value < 2**53 else None

@@ -60,5 +60,5 @@ class Passing:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if isinstance(error, InvalidRequest | InvalidModel | RequestTooLarge):
+        if error is not None and isinstance(error, InvalidRequest | InvalidModel | RequestTooLarge):
             self._door.count(self._user)

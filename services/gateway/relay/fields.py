@@ -123,7 +123,7 @@ class Reading:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """:raises InvalidRequest: with the field at fault in ``param``; ``Malformed`` if it is not JSON."""
-        refusal = self._refusal(error)
+        refusal = self._refusal(error) if error is not None else None
         if refusal is not None:
             refusal.model = self.model
             if refusal is not error:
@@ -132,7 +132,7 @@ class Reading:
                 finally:  # its traceback has this frame: a cycle would keep the body until the next collection
                     del refusal, error, trace
 
-    def _refusal(self, error: BaseException | None) -> InvalidRequest | None:
+    def _refusal(self, error: BaseException) -> InvalidRequest | None:
         if isinstance(error, InvalidRequest):
             return error
         if isinstance(error, msgspec.ValidationError):

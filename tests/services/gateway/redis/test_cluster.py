@@ -368,7 +368,7 @@ async def test_a_cluster_that_is_down_is_answered_for_at_once(cluster: ValkeyClu
             return False
 
         await until(down)
-        waiting = budgets._queue._waiting
+        waiting = budgets._queue.unsettled
         answers = await asyncio.gather(*(budgets.admit(ask(who)) for _ in range(50)), return_exceptions=True)
         assert {type(answer) for answer in answers} == {NotRun}
-        assert budgets._queue._waiting <= waiting, "nothing to be taken back"
+        assert budgets._queue.unsettled <= waiting, "nothing to be taken back"
