@@ -74,10 +74,7 @@ class Connector(TCPConnector):
 
     async def connect(self, req: ClientRequest, traces: list[Trace], timeout: ClientTimeout) -> Connection:
         """A connection for a session, such as a health check's, which a paid request may be next to use."""
-        connection = await self._connect(req, traces, timeout)
-        if connection.protocol is not None:
-            self._known.add(connection.protocol)
-        return connection
+        return (await self._connect(req, traces, timeout))[0]
 
     async def lend(self, req: ClientRequest, timeout: ClientTimeout, wire: Wire) -> Connection:
         """A connection for a paid request, which the caller writes at once.
@@ -85,18 +82,20 @@ class Connector(TCPConnector):
         :raises aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError: there is none.
         """
         try:
-            connection = await self._connect(req, [], timeout)
+            connection, kept = await self._connect(req, [], timeout)
         except TimeoutError as error:
             raise ConnectionTimeoutError from error
         protocol = connection.protocol
         assert protocol is not None
         assert protocol.transport is not None
-        wire.take(protocol, protocol.transport, reused=protocol in self._known)
-        self._known.add(protocol)
+        wire.take(protocol, protocol.transport, reused=kept)
         return connection
 
-    async def _connect(self, req: ClientRequest, traces: list[Trace], timeout: ClientTimeout) -> Connection:
-        """A connection that is open as far as this host knows, and on which nothing waits to be read.
+    async def _connect(
+        self, req: ClientRequest, traces: list[Trace], timeout: ClientTimeout
+    ) -> tuple[Connection, bool]:
+        """A connection that is open as far as this host knows, and on which nothing waits to be read; and whether it
+        has had a request before.
 
         :raises aiohttp.ClientConnectorError: as ``lend``; also if the other side closes a new one at once.
         """
@@ -104,7 +103,9 @@ class Connector(TCPConnector):
             connection = await super().connect(req, traces, timeout)
             kept = connection.protocol in self._known
             if _usable(connection, kept=kept):
-                return connection
+                if not kept and connection.protocol is not None:
+                    self._known.add(connection.protocol)
+                return connection, kept
             connection.close()
             if not kept:
                 raise ClientConnectorError(req.connection_key, ConnectionResetError("it was closed at once"))
