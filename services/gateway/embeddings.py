@@ -214,7 +214,7 @@ class EmbeddingMetrics:
 class Embeddings:
     """Embeddings of texts, or of tokens."""
 
-    most_items = 4 * raw_json.MAX_ITEMS  # tokens are read several times faster than members and texts
+    most_items = 3 * raw_json.MAX_ITEMS  # tokens are read several times faster than members and texts
 
     def __init__(self, settings: GatewaySettings, registry: Registry) -> None:
         self.metrics = EmbeddingMetrics(registry)

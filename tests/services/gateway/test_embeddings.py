@@ -119,7 +119,7 @@ LONG = [[1, 2, 3], [4] * 100]
         ([5] * 50, False, 50 + 16, 50),
         (LONG, False, 103 + 32, 103),
         (LONG, True, 103 * 128 + 32, 103),
-        ([[100256] * 60] * 2048, False, 2048 * (60 + 16), 2048 * 60),
+        ([[100256] * 45] * 2048, False, 2048 * (45 + 16), 2048 * 45),
     ],
 )
 async def test_inputs_are_bound_by_their_bytes_or_their_tokens(
