@@ -55,16 +55,8 @@ class Protocol(web.RequestHandler):
     """
 
     __slots__ = (
-        "_allowance",
-        "_frame",
-        "_head_seconds",
-        "_head_timer",
-        "_max_head",
-        "_max_thrown_away",
-        "_payload",
-        "_progress",
-        "_refused",
-        "_silent",
+        *("_allowance", "_frame", "_head_seconds", "_head_timer", "_max_head", "_max_thrown_away"),
+        *("_payload", "_progress", "_refused", "_silent"),
     )
 
     def __init__(

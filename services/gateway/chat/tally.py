@@ -69,17 +69,8 @@ class Tally:
     """
 
     __slots__ = (
-        "_choices",
-        "_show_usage",
-        "_usage",
-        "cost",
-        "done",
-        "error",
-        "finished",
-        "over",
-        "started",
-        "text",
-        "tools",
+        *("_choices", "_show_usage", "_usage", "cost", "done", "error", "finished", "over"),
+        *("started", "text", "tools"),
     )
 
     def __init__(self, *, show_usage: bool = True, choices: int = 1) -> None:

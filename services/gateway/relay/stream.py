@@ -42,19 +42,8 @@ class StreamRelay:
     """
 
     __slots__ = (
-        "_chunked",
-        "_commit",
-        "_dialect",
-        "_ended",
-        "_framer",
-        "_held",
-        "_on_begin",
-        "_protocol",
-        "_request",
-        "_tally",
-        "begun",
-        "complete",
-        "response",
+        *("_chunked", "_commit", "_dialect", "_ended", "_framer", "_held", "_on_begin"),
+        *("_protocol", "_request", "_tally", "begun", "complete", "response"),
     )
 
     def __init__(

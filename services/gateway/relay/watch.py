@@ -32,23 +32,9 @@ class Watch:
     """
 
     __slots__ = (
-        "_backlog",
-        "_config",
-        "_deadline",
-        "_drop",
-        "_loop",
-        "_on_quiet",
-        "_quiet",
-        "_revoked",
-        "_spoke",
-        "_stuck",
-        "_stuck_since",
-        "_task",
-        "_timer",
-        "dropped",
-        "error",
-        "seen",
-        "writing",
+        *("_backlog", "_config", "_deadline", "_drop", "_loop", "_on_quiet", "_quiet", "_revoked"),
+        *("_spoke", "_stuck", "_stuck_since", "_task", "_timer", "dropped", "error", "seen"),
+        *("writing",),
     )
 
     def __init__(
