@@ -152,7 +152,8 @@ async def test_a_damaged_answer_is_a_502_that_is_not_to_be_retried(gateway: Gate
 
 
 async def test_a_refused_admission_asks_nobody(gateway: Gateway) -> None:
-    gateway.budgets.refuse = BudgetReserved(retry_after=1, headers={"x-ratelimit-limit-requests": "40"})
+    gateway.budgets.refuse = BudgetReserved(retry_after=1)
+    gateway.budgets.refuse.headers["x-ratelimit-limit-requests"] = "40"
     status, body, headers = await gateway.read()
     assert (status, json.loads(body)["error"]["mlpa_code"], headers["Retry-After"]) == (429, 2, "1")
     assert headers["x-ratelimit-limit-requests"] == "40"
