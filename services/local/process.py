@@ -7,6 +7,7 @@ The death signal is tied to the *thread* that starts the child: call ``start`` f
 
 from __future__ import annotations
 
+import itertools
 import os
 import pwd
 import secrets
@@ -27,6 +28,7 @@ from urllib.request import ProxyHandler, build_opener
 GUARD = Path(__file__).with_name("guard.py")
 POLL_SECONDS = 0.01
 _PORTS = range(15_000, 32_000)
+_port_numbers = itertools.count(secrets.randbelow(len(_PORTS)))  # so that a process is never given the same one twice
 
 
 class ProcessError(Exception):
@@ -264,7 +266,7 @@ def answers(url: str, timeout: float = 2) -> bool:
 def free_port() -> int:
     """A free TCP port of 127.0.0.1, below those that Linux gives to outgoing connections, so that it remains free."""
     while True:
-        port = secrets.choice(_PORTS)
+        port = _PORTS[next(_port_numbers) % len(_PORTS)]
         with socket.socket() as probe, suppress(OSError):
             probe.bind(("127.0.0.1", port))
             return port

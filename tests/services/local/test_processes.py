@@ -237,3 +237,8 @@ def _descends(stat: Path, pids: list[int]) -> bool:
 
 def test_only_a_200_is_an_answer(unused_port: int) -> None:
     assert not answers(f"http://127.0.0.1:{unused_port}/")
+
+
+def test_a_process_is_given_no_port_twice() -> None:
+    ports = [free_port() for _ in range(1000)]
+    assert len(set(ports)) == len(ports)
