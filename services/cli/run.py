@@ -24,9 +24,6 @@ from shared.telemetry.reports import report_errors
 
 _log = logs.logger("start")
 
-#: New objects that start a garbage collection, and collections of a generation that start one of the next.
-_COLLECTED_AFTER = (10_000, 20, 50)
-
 _WORKERS = click.option(
     "--workers", type=click.IntRange(1, 64), default=1, show_default=True, help="Processes on one port."
 )
@@ -115,7 +112,6 @@ async def _spare_the_long_lived(_app: web.Application) -> None:
     """
     gc.collect()
     gc.freeze()
-    gc.set_threshold(*_COLLECTED_AFTER)
 
 
 def _warn(settings: Settings) -> None:
