@@ -4,24 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import json
-import subprocess
 from typing import Any
 
+from click.testing import CliRunner
+
+from services.cli.commands import cli
 from tests.system.clients import Caller
 from tests.system.harness import SECRETS, System
 
 
 async def user(system: System, *arguments: str, key: str = SECRETS["MLPA_ADMIN_KEY"]) -> tuple[int, Any]:
     """Exit code, and the user that is printed or the error."""
-    return await printed(system, "user", "--auth-url", system.auth_url, *arguments, key=key)
+    return await printed("user", "--auth-url", system.auth_url, *arguments, key=key)
 
 
-async def printed(system: System, *arguments: str, key: str = SECRETS["MLPA_ADMIN_KEY"]) -> tuple[int, Any]:
-    program = system.program(*arguments, environment={"MLPA_ADMIN_KEY": key})
-    done = await asyncio.to_thread(
-        subprocess.run, program.argv, env=program.env, cwd=program.cwd, capture_output=True, text=True, check=False
-    )
-    return done.returncode, json.loads(done.stdout) if done.returncode == 0 else done.stderr
+async def printed(*arguments: str, key: str = SECRETS["MLPA_ADMIN_KEY"]) -> tuple[int, Any]:
+    done = await asyncio.to_thread(CliRunner(env={"MLPA_ADMIN_KEY": key}).invoke, cli, arguments)
+    return done.exit_code, json.loads(done.stdout) if done.exit_code == 0 else done.stderr
 
 
 async def test_support_blocks_admits_and_gives_another_tier(system: System, caller: Caller) -> None:
@@ -61,18 +60,18 @@ async def test_support_lists_and_revokes_devices_and_reads_what_was_done(system:
     token = (await caller.exchange_device(made)).json()["access_token"]
     key_id = made.key_id_b64
     device = ("device", "--auth-url", system.auth_url)
-    status, shown = await printed(system, *device, "list", key_id[:20])
+    status, shown = await printed(*device, "list", key_id[:20])
     assert (status, [one["key_id"] for one in shown["devices"]]) == (0, [key_id])
-    assert len((await printed(system, *device, "list", "--limit", "1"))[1]["devices"]) == 1
-    status, shown = await printed(system, *device, "revoke", key_id, "--reason", "stolen")
+    assert len((await printed(*device, "list", "--limit", "1"))[1]["devices"]) == 1
+    status, shown = await printed(*device, "revoke", key_id, "--reason", "stolen")
     assert (status, shown["revoked_reason"]) == (0, "stolen")
     assert (await caller.chat(token)).status == 403
-    status, said = await printed(system, *device, "revoke", "nobody")
+    status, said = await printed(*device, "revoke", "nobody")
     assert (status, "404 not_found" in said) == (1, True)
     log = ("audit", "--auth-url", system.auth_url)
-    status, shown = await printed(system, *log, key_id)
+    status, shown = await printed(*log, key_id)
     assert (status, [one["action"] for one in shown["entries"]]) == (0, ["device.revoke"])
-    status, said = await printed(system, *log, "--cursor", "x")
+    status, said = await printed(*log, "--cursor", "x")
     assert (status, "400 invalid_request" in said) == (1, True)
-    status, said = await printed(system, *log, key="")
+    status, said = await printed(*log, key="")
     assert (status, "MLPA_ADMIN_KEY is not set" in said) == (2, True)
