@@ -10,7 +10,7 @@ from typing import Any
 
 import openai
 import pytest
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, strategies as st
 
 from services.gateway.budget.models import Usage
 from services.gateway.catalogue.prices import PricedModel
@@ -323,7 +323,6 @@ texts = st.text(st.characters(exclude_categories=["Cs"]), min_size=1)
 inputs = texts | st.lists(texts, min_size=1) | st.lists(st.integers(0, 99), min_size=1)
 
 
-@settings(deadline=None)
 @given(values | st.fixed_dictionaries({"model": st.just("m"), "input": values}) | st.binary())
 def test_any_body_is_read_or_refused(body: Any) -> None:
     raw = body if isinstance(body, bytes) else json.dumps(body).encode()
@@ -334,7 +333,6 @@ def test_any_body_is_read_or_refused(body: Any) -> None:
     assert asked.items >= 1
 
 
-@settings(deadline=None)
 @given(values | st.fixed_dictionaries({"usage": values, "error": values}) | st.binary())
 def test_any_answer_is_read_or_an_error_of_upstream(body: Any) -> None:
     raw = body if isinstance(body, bytes) else json.dumps(body).encode()
@@ -347,7 +345,6 @@ def test_any_answer_is_read_or_an_error_of_upstream(body: Any) -> None:
         assert tally.usage is None or tally.usage.prompt_tokens > 0
 
 
-@settings(deadline=None)
 @given(inputs, st.integers(1, 16), st.booleans())
 def test_the_bound_is_never_below_the_estimate_of_the_longest_tokens(given: Any, per_token: int, decodes: bool) -> None:
     """A tokenizer of a byte a token is the worst there is."""

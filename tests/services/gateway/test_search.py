@@ -10,7 +10,7 @@ from decimal import Decimal
 from typing import Any
 
 import pytest
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, strategies as st
 
 from services.gateway.budget.charging import charge
 from services.gateway.budget.models import Usage
@@ -202,7 +202,6 @@ values = st.recursive(
 results = st.lists(st.dictionaries(st.sampled_from(["date", "publishedDate", "url"]), values, max_size=3) | values)
 
 
-@settings(deadline=None)
 @given(st.fixed_dictionaries({}, optional={"results": results | values, "error": values, "x": values}))
 def test_nothing_else_of_an_answer_changes(answer: dict[str, Any]) -> None:
     raw = json.dumps(answer).encode()
@@ -214,7 +213,6 @@ def test_nothing_else_of_an_answer_changes(answer: dict[str, Any]) -> None:
     assert got == answer
 
 
-@settings(deadline=None)
 @given(values | st.fixed_dictionaries({"query": values, "max_results": values}) | st.binary())
 def test_any_body_is_read_or_refused(body: Any) -> None:
     raw = body if isinstance(body, bytes) else json.dumps(body).encode()
@@ -226,7 +224,6 @@ def test_any_body_is_read_or_refused(body: Any) -> None:
     assert 1 <= len(json.loads(bytes(asked.text))) <= 2000
 
 
-@settings(deadline=None)
 @given(values | st.binary())
 def test_any_answer_is_read_or_an_error_of_upstream(body: Any) -> None:
     raw = body if isinstance(body, bytes) else json.dumps(body).encode()

@@ -12,7 +12,7 @@ from email.utils import formatdate
 
 import aiohttp
 import pytest
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, strategies as st
 
 from shared.service import fetch
 from shared.service.fetch import Answer, NoAnswer
@@ -166,7 +166,6 @@ def test_the_wish_to_be_asked_later_is_passed_on(text: str, seconds: float | Non
     assert (error.reason, error.retry_after) == ("status", seconds)
 
 
-@settings(deadline=None, max_examples=60)
 @given(st.binary(max_size=200))
 async def test_no_bytes_make_it_fail_otherwise(raw: bytes) -> None:
     async with aiohttp.ClientSession() as session:

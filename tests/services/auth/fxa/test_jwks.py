@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric import rsa
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, strategies as st
 
 from services.auth.fxa.errors import InvalidFxAToken
 from services.auth.fxa.jwks import parse_key_set
@@ -84,7 +84,6 @@ def test_the_private_part_of_a_key_is_not_taken(fxa_keys: list[SigningKey]) -> N
 jwk_values = st.none() | st.integers() | st.text() | st.sampled_from(["RSA", "RS256", "sig", "AQAB", "AAAA" * 80])
 
 
-@settings(deadline=None)
 @given(
     st.binary()
     | st.lists(st.dictionaries(st.sampled_from(["kty", "kid", "n", "e", "alg", "use"]), jwk_values)).map(

@@ -8,7 +8,7 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, strategies as st
 
 from services.auth.fxa.errors import InvalidFxAToken
 from services.auth.fxa.parse import JwtToken, OpaqueToken, parse
@@ -249,14 +249,12 @@ headers = st.fixed_dictionaries({}, optional={name: json_values | st.just(HEADER
 claim_sets = st.fixed_dictionaries({}, optional={name: json_values | st.just(value) for name, value in CLAIMS.items()})
 
 
-@settings(deadline=None)
 @given(st.text() | st.from_regex(r"[A-Za-z0-9_=-]*\.[A-Za-z0-9_-]*\.[A-Za-z0-9_-]*"))
 def test_no_text_makes_it_fail_otherwise_than_by_refusing(token: str) -> None:
     with contextlib.suppress(InvalidFxAToken):
         read(token)
 
 
-@settings(deadline=None)
 @given(headers | st.binary(), claim_sets | st.binary())
 def test_no_json_makes_it_fail_otherwise_than_by_refusing(header: Any, claims: Any) -> None:
     try:

@@ -8,7 +8,7 @@ from email.utils import formatdate
 from typing import Any
 
 import pytest
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, strategies as st
 
 from services.auth.fxa.errors import InvalidFxAToken
 from services.auth.fxa.places import FEW_PLACES, MANY_REFUSED
@@ -273,7 +273,6 @@ bodies = st.binary() | st.fixed_dictionaries(
 ).map(lambda body: json.dumps(body).encode())
 
 
-@settings(deadline=None)
 @given(st.sampled_from([200, 400]) | st.integers(200, 428), bodies)
 def test_no_answer_makes_it_fail_otherwise(status: int, body: bytes) -> None:
     try:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, strategies as st
 
 from services.auth.fxa.scopes import satisfies
 
@@ -73,7 +73,6 @@ def test_all_required_scopes_are_needed_and_none_is_no_demand() -> None:
 names = st.lists(st.sampled_from(["profile", "uid", "email", "openid"]), min_size=1, max_size=4).map(":".join)
 
 
-@settings(deadline=None)
 @given(names, names)
 def test_short_names_imply_exactly_what_is_below_them(have: str, need: str) -> None:
     assert satisfies([have], need) is (need == have or need.startswith(have + ":"))
@@ -81,7 +80,6 @@ def test_short_names_imply_exactly_what_is_below_them(have: str, need: str) -> N
     assert satisfies([have], need + ":write") is False
 
 
-@settings(deadline=None)
 @given(st.text(), st.text())
 def test_no_text_makes_it_fail(have: str, need: str) -> None:
     assert satisfies([have], need) in (True, False)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, strategies as st
 
 from services.auth.standing.digests import Digests
 from shared.domain.identity import Credential, is_user, shard
@@ -14,7 +14,6 @@ IDENTITIES = st.one_of(
 )
 
 
-@settings(max_examples=50, deadline=None)
 @given(IDENTITIES)
 def test_a_digest_has_the_shard_of_its_identity_and_is_no_user(identity: str) -> None:
     digests = Digests([b"new", b"old"])
@@ -27,7 +26,6 @@ def test_a_digest_has_the_shard_of_its_identity_and_is_no_user(identity: str) ->
         assert identity not in digest or len(identity) < 8
 
 
-@settings(max_examples=50, deadline=None)
 @given(IDENTITIES)
 def test_what_is_sealed_is_opened_by_the_same_secret_alone(identity: str) -> None:
     sealed = Digests([b"old"]).seal(identity)

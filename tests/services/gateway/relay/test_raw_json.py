@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, strategies as st
 
 from services.gateway.errors import InvalidRequest, RequestTooLarge
 from services.gateway.relay.raw_json import (
@@ -90,7 +90,6 @@ def items(value: Any) -> int:
     return max(1, len(value)) + sum(map(items, value)) if isinstance(value, list) else 0
 
 
-@settings(deadline=None)  # a body at the limit takes its time on a busy machine
 @given(
     st.recursive(
         st.integers() | st.text(st.sampled_from('",[{\\ x')), lambda of: st.lists(of) | st.dictionaries(st.text(), of)
