@@ -27,6 +27,8 @@ from tests.services.gateway.budget.support import FAST, ledger, principal, row, 
 from tests.support.waiting import until
 
 FULL = bool(os.environ.get("MLPA_TEST_FULL"))
+#: Clients of each gateway, and faults of each kind, of those that die; gateways of a Redis that restarts.
+CLIENTS, TIMES, GATEWAYS = (30, 12, 3) if FULL else (10, 1, 2)
 PROMPT, LIMIT = 20, 60
 RESERVATION = PROMPT * PROMPT_NANO + LIMIT * COMPLETION_NANO
 LEAST = PROMPT * PROMPT_NANO + 16 * COMPLETION_NANO
@@ -144,18 +146,18 @@ async def test_gateways_that_die_hang_and_leave_never_overspend(
     """SIGKILL, SIGSTOP, SIGTERM at random, vanishing clients, streams cut short, and Redis restarted with its data."""
     chance = random.Random(3)
     budget = 20_000 * RESERVATION
-    kinds = [signal.SIGKILL, signal.SIGSTOP, signal.SIGTERM] * (12 if FULL else 2)
+    kinds = [signal.SIGKILL, signal.SIGSTOP, signal.SIGTERM] * TIMES
     chance.shuffle(kinds)
     url = kept_valkey.url
     async with (
         Upstream(pace=0.005, cut=0.1).running() as upstream,
         Watch().of(url) as watch,
         Database.connect(postgres_url) as database,
-        Fleet(**config(url, postgres_url, upstream, budget, clients=30, vanish=0.2, forever=True)) as fleet,
+        Fleet(**config(url, postgres_url, upstream, budget, clients=CLIENTS, vanish=0.2, forever=True)) as fleet,
     ):
         gateways = await fleet.start_many(3)
         for number, kind in enumerate(kinds):
-            enough = len(upstream.delivered) + 3 * 30  # so that all gateways have requests open
+            enough = len(upstream.delivered) + 3 * CLIENTS  # so that all gateways have requests open
             await until(lambda enough=enough: len(upstream.delivered) > enough)
             if number == len(kinds) // 2:
                 await asyncio.to_thread(kept_valkey.process.kill)
@@ -192,7 +194,7 @@ async def test_redis_restarted_under_load(tmp_path: Path, postgres_url: str, los
             Database.connect(postgres_url) as database,
             Fleet(**config(valkey.url, postgres_url, upstream, budget, clients=20, forever=True)) as fleet,
         ):
-            gateways = await fleet.start_many(3)
+            gateways = await fleet.start_many(GATEWAYS)
             client = connect(valkey.url)
             reserved = 0
             for _ in range(2):
