@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import nullcontext
 
 from aiohttp import web
 from aiohttp.typedefs import Handler
@@ -21,7 +22,7 @@ async def read_first(request: web.Request, handler: Handler) -> web.StreamRespon
     """
     if request.can_read_body:
         try:
-            async with asyncio.timeout(PATIENCE):
+            async with nullcontext() if request.content.is_eof() else asyncio.timeout(PATIENCE):
                 await request.read()
         except TimeoutError:
             raise InvalidRequest("The body did not arrive in time.") from None
