@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from functools import lru_cache
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes
@@ -86,6 +87,7 @@ def _parse(obj: bytes) -> tuple[bytes, bytes]:
             raise Rejected(Step.STRUCTURE, "not an assertion's members")
 
 
+@lru_cache(maxsize=4096)
 def _stored_key(point: bytes) -> ec.EllipticCurvePublicKey:
     require(len(point) == _X962_POINT_BYTES, Step.STORED_KEY, "not an uncompressed point")
     try:
