@@ -14,8 +14,9 @@ packages/fxa-auth-server/lib; ``errors`` is libs/accounts/errors/src/oauth-error
     kid = day + 8 hex digits of the public key's SHA-256   alg, kid, fxa-createdAt (whole hours), use, n, e
     its Cache-Control                                      routes/oauth/jwks.js (10 s, public), as hapi's
                                                            lib/headers.js writes it
-    POST /v1/verify {"token"} and nothing else, as JSON    routes/oauth/verify.js, routes/oauth/index.js,
-    or as a form; a JWT has 1,024 characters at most       oauth/validators.js (accessToken)
+    POST /v1/verify {"token"}, as JSON or as a form; other routes/oauth/verify.js, routes/oauth/index.js, server.js
+    members are ignored; a JWT has 1,024 characters at     (stripUnknown), oauth/validators.js (accessToken)
+    most
     its answer: user, client_id, scope (a list),           oauth/token.js (verify): ``generation`` only of a JWT that
     profile_changed_at, generation                         lives for 6 hours or less, which FxA does not store
     a JWT that has expired or is wrongly signed is 108,    oauth/jwt_access_token.js (verify), oauth/token.js
@@ -372,7 +373,7 @@ async def _token_of(request: web.Request) -> str:
             raise _error(999) from None
     else:
         raise _error(113, status=web.HTTPUnsupportedMediaType)
-    token = body.get("token") if isinstance(body, dict) and len(body) == 1 else None
+    token = body.get("token") if isinstance(body, dict) else None
     is_jwt = isinstance(token, str) and len(token) <= MAX_JWT_CHARACTERS and _JWT.fullmatch(token)
     if not isinstance(token, str) or not (is_jwt or _OPAQUE.fullmatch(token)):
         raise _error(109, validation={"source": "payload", "keys": ["token"]})
