@@ -32,8 +32,8 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def system(tmp_path_factory: pytest.TempPathFactory, template: Path) -> Iterator[System]:
-    """A whole system that all tests share: each leaves every part running as it found it."""
-    with running_system(tmp_path_factory.mktemp("system") / "shared", template) as whole:
+    """A whole system with two gateways that all tests share: each leaves every part running as it found it."""
+    with running_system(tmp_path_factory.mktemp("system") / "shared", template, gateways=2) as whole:
         yield whole
 
 
