@@ -101,14 +101,8 @@ def lose(folder: Path, users: int, rows: int) -> int:
         connection.close()
         run(server, "pg_receivewal", "--create-slot", f"--slot={SLOT}", database="postgres")
         program = str(binaries(server.account) / "pg_receivewal")
-        argv = (
-            program,
-            f"--slot={SLOT}",
-            f"--directory={folder / 'log'}",
-            "--synchronous",
-            "-d",
-            server.url("postgres"),
-        )
+        options = (f"--slot={SLOT}", f"--directory={folder / 'log'}", "--synchronous")
+        argv = (program, *options, "-d", server.url("postgres"))
         receiver = Process(Program("pg_receivewal", argv), folder / "receiver.log")
         receiver.start()
         base = (f"--pgdata={folder / 'base'}", "--checkpoint=fast", "--wal-method=none", "--no-manifest")

@@ -102,19 +102,8 @@ def main() -> None:
         print(f"{given.prepare} is written; look at it and commit it, then: make release ARGS=--tag")
         return
     said, current = check(ROOT), version()
-    build = (
-        sys.executable,
-        "-m",
-        "pip",
-        "wheel",
-        "--quiet",
-        "--no-deps",
-        "--no-build-isolation",
-        "-w",
-        "build/dist",
-        ".",
-    )
-    subprocess.run(build, cwd=ROOT, check=True)  # noqa: S603  ours
+    options = ("--quiet", "--no-deps", "--no-build-isolation", "-w", "build/dist")
+    subprocess.run([sys.executable, "-m", "pip", "wheel", *options, "."], cwd=ROOT, check=True)  # noqa: S603  ours
     print(f"build/dist/mlpa-{current}-py3-none-any.whl, of {_git(ROOT, 'rev-parse', 'HEAD')}")
     if given.tag:
         _git(ROOT, "tag", "--annotate", f"v{current}", "--cleanup=verbatim", "--message", f"MLPA {current}\n\n{said}\n")

@@ -43,12 +43,7 @@ _KEY_REFUSED = frozenset(
         "token_not_found_in_db",
         "no_db_connection",
         "expired_key",
-        "key_model_access_denied",
-        "team_model_access_denied",
-        "user_model_access_denied",
-        "project_model_access_denied",
-        "org_model_access_denied",
-        "agent_model_access_denied",
+        *(f"{whose}_model_access_denied" for whose in ("key", "team", "user", "project", "org", "agent")),
     }
 )
 #: The code with which a provider refuses LiteLLM's key.
