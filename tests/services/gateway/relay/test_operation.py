@@ -75,6 +75,7 @@ class Translate:
     def __init__(self) -> None:
         self.metrics = Metrics()
         self.deadline = 0.5
+        self.most_items = 10
 
     def parse(self, body: bytes, row: ServiceType) -> Translation:
         try:
