@@ -7,9 +7,13 @@ import sys
 from pathlib import Path
 
 import pytest
+import structlog
+from click.testing import CliRunner
 
+from services.cli.commands import cli
 from services.cli.supervisor import RunningSystem
 from services.local.device import Device
+from shared.domain.service_types import ConfigurationError
 from tests.services.gateway.firefox.conftest import Door, door, double, pki, start_auth, start_door
 
 __all__ = ["door", "double", "pki", "start_auth", "start_door"]
@@ -25,15 +29,16 @@ def data(door: Door, tmp_path: Path) -> Path:
     return folder
 
 
-async def mlpa(*arguments: str) -> tuple[int | None, str]:
-    """Exit code and output of the command, in a process of its own: the services log in this one."""
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "services.cli.main", *arguments),
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.STDOUT,
-    )
-    output, _ = await process.communicate()
-    return process.returncode, output.decode()
+async def mlpa(*arguments: str) -> tuple[int, str]:
+    """Exit code and output of the command, without what the services log in this process."""
+    structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
+    try:
+        done = await asyncio.to_thread(CliRunner().invoke, cli, arguments)
+    finally:
+        structlog.reset_defaults()
+    if isinstance(done.exception, ConfigurationError):  # as the entry point ends, which has tests of its own
+        return 2, f"mlpa: {done.exception}\n"
+    return done.exit_code, done.output
 
 
 async def test_a_device_chats_either_way_and_its_counter_is_kept(door: Door, data: Path) -> None:
