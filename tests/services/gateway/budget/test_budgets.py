@@ -310,6 +310,14 @@ async def test_spending_survives_the_loss_of_redis(redis_url: str, postgres_url:
         await client.aclose()
 
 
+async def test_a_gateway_remembers_tiers_of_the_last_ten_thousand_users(redis_url: str, postgres_url: str) -> None:
+    async with opened(redis_url, postgres_url) as (budgets, _, _):
+        for number in (0, *range(10_001), 1):
+            budgets._learn(principal(user=number), "rich", 0)
+        names = [budgets._expected(principal(user=number)).name for number in (0, 1, 2, 10_000)]
+        assert names == ["ai", "rich", "rich", "rich"]
+
+
 async def test_a_user_known_nowhere_is_read_once_however_many_ask(redis_url: str, postgres_url: str) -> None:
     async with opened(redis_url, postgres_url) as (budgets, _, registry):
         for reservation in await asyncio.gather(*(budgets.admit(ask(limit=1)) for _ in range(30))):
