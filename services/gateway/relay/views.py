@@ -100,8 +100,8 @@ async def serve(request: web.Request, shared: Collaborators, operation: PaidOper
         arrived = True
         if principal.body_sha256 is not None and hashlib.sha256(body).hexdigest() != principal.body_sha256:
             raise InvalidToken("The access token is for another request.")
-        with door.passing(user):
-            try:
+        try:
+            with door.passing(user):
                 parse = partial(operation.parse, row=row)
                 asked = await shared.bodies.parse(body, user, parse, operation.most_items)
                 model = operation.model(asked, row, shared.models)
@@ -110,12 +110,12 @@ async def serve(request: web.Request, shared: Collaborators, operation: PaidOper
                 if not shared.litellm.accepts:
                     raise DependencyUnavailable("litellm")
                 size = operation.size(asked, model)
-            except (InvalidRequest, InvalidModel, RequestTooLarge) as fault:
-                if dialect_of(request).in_order:
-                    await shared.budgets.check(principal)
-                    if isinstance(fault, InvalidRequest) and fault.model is not None:
-                        permitted(fault.model, row, shared.models)
-                raise
+        except (InvalidRequest, InvalidModel, RequestTooLarge) as fault:
+            if dialect_of(request).in_order:
+                await shared.budgets.check(principal)
+                if isinstance(fault, InvalidRequest) and fault.model is not None:
+                    permitted(fault.model, row, shared.models)
+            raise
         with shared.open_requests:  # checked again, since the body may have taken 30 s
             request_id = request.get(REQUEST_ID) or uuid.uuid4().hex
             most = size.prompt_bound, size.estimate, size.limit, size.n

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import json
+from dataclasses import replace
 
 import pytest
 
 from services.gateway.chat.request import parse
-from services.gateway.errors import InvalidModel, InvalidRequest, RateLimited, RequestTooLarge, Unavailable
+from services.gateway.errors import InvalidModel, InvalidRequest, RateLimited, RequestTooLarge, Unavailable, UserBlocked
 from services.gateway.relay.bodies import PARSED_AT_ONCE, Bodies
 from services.gateway.relay.door import MOST_REFUSALS, SECONDS, Door
 from shared.errors import ServiceError
+from tests.doubles.litellm import LiteLLMDouble
 from tests.services.gateway.conftest import Gateway
+from tests.services.gateway.relay.test_operation import NAMED
 from tests.support.clock import Clock
-from tests.support.configs import CHAT_CONFIG, RELAY_CONFIG
+from tests.support.configs import CHAT_CONFIG, RELAY_CONFIG, upstream_at
 
 
 def knock(door: Door, refusal: ServiceError | None = None, user: str = "u") -> None:
@@ -73,6 +76,21 @@ async def test_the_door_is_closed_before_a_body_is_looked_at(gateway: Gateway) -
     assert (status, json.loads(body)["error"]["code"]) == (429, "rate_limit_exceeded")
     assert 1 <= int(headers["Retry-After"]) <= SECONDS
     assert gateway.budgets.asks == []
+
+
+@pytest.mark.parametrize("refusal", [UserBlocked(), Unavailable()])
+async def test_refusals_count_also_where_the_user_is_asked_for_before_they_are_told(
+    double: LiteLLMDouble, refusal: ServiceError
+) -> None:
+    dialect = replace(NAMED, in_order=True)
+    async with Gateway(double, upstream_at(double.url), RELAY_CONFIG, dialects=[dialect]).running() as gateway:
+        gateway.budgets.refuse = refusal
+        headers = {"Content-Type": "application/json", "x-name": "Ada"}
+        statuses = []
+        for _ in range(MOST_REFUSALS + 1):
+            async with gateway.session.post(f"{gateway.url}/v1/chat/completions", data=b"{", headers=headers) as answer:
+                statuses.append(answer.status)
+    assert statuses == [refusal.status] * MOST_REFUSALS + [429]
 
 
 async def test_bodies_that_wait_for_their_turn_are_not_looked_at_once_the_door_is_closed() -> None:
