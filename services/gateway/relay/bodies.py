@@ -41,7 +41,7 @@ class Bodies:
     async def parse(self, body: bytes, user: str, parse: Callable[[bytes], Asked], most: int = MAX_ITEMS) -> Asked:
         """Validate a body, taking turns with other work if it is large.
 
-        :param most: members and elements that it may have.
+        :param most: as for ``check_items``.
         :param parse: the operation's validation; raises ``Malformed`` for what is not JSON.
         :raises RequestTooLarge, InvalidRequest, InvalidModel: as ``parse``.
         :raises RateLimited: the door has closed while this body waited for its turn.

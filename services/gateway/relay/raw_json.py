@@ -32,10 +32,13 @@ def separators(data: bytes) -> int:
 async def check_items(body: bytes, most: int = MAX_ITEMS) -> None:
     """Count the members and elements of a body, without decoding it; a dense one in turns with other work.
 
-    :raises RequestTooLarge: there are more than ``most``.
+    :param most: those that it may have, if hardly any are names or texts, which cost several times as much.
+    :raises RequestTooLarge: there are more.
     """
-    if len(body) <= FEW_BYTES or separators(body) <= most:
+    if len(body) <= FEW_BYTES or separators(body) <= MAX_ITEMS:
         return  # the usual case: there are fewer separators, including those in text
+    if body.count(b'"') > MAX_ITEMS:
+        most = MAX_ITEMS
     body = body.replace(b"\\\\", b"")
     await asyncio.sleep(0)
     body = body.replace(b'\\"', b"")

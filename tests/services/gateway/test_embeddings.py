@@ -132,6 +132,24 @@ async def test_inputs_are_bound_by_their_bytes_or_their_tokens(
     await gateway.budgets.wait_settled()
 
 
+@pytest.mark.parametrize(
+    "members",
+    [
+        {"input": [[1] * 48] * 2048},
+        {"input": ["x"] * 33_000},
+        {"input": "x", **{str(number): 1 for number in range(33_000)}},
+    ],
+    ids=["tokens", "texts", "names"],
+)
+async def test_a_body_of_too_many_items_is_too_large(gateway: Gateway, members: dict[str, Any]) -> None:
+    status, body = await ask(gateway, members)
+    assert (status, body["error"]["code"], "members and elements" in body["error"]["message"]) == (
+        413,
+        "request_too_large",
+        True,
+    )
+
+
 async def test_an_item_above_the_models_window_is_too_large_though_others_are_not(gateway: Gateway) -> None:
     gateway.models[MODEL] = Model(MODEL, embedding=True, context_window=100)
     assert (await ask(gateway, {"input": ["x" * 400] * 5}))[0] == 200
