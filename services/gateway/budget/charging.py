@@ -51,7 +51,7 @@ def bounds(ask: Ask, max_budget: int) -> Bounds:
     least = -(-(prompt + least_grant * each) // scale)
     shortest = 0 if ask.limit else min(1, ask.prompt_bound)
     empty = -(-(fee + shortest * prompt_price + least_grant * completion_price) // scale)
-    while scale > 1 and max_budget * scale >= EXACT:
+    while scale > 1 and max(1, max_budget) * scale >= EXACT:
         scale //= 10
         prompt_price, completion_price, fee = -(-prompt_price // 10), -(-completion_price // 10), -(-fee // 10)
         prompt, each = ask.prompt_bound * prompt_price + fee, ask.n * completion_price

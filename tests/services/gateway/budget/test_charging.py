@@ -59,6 +59,16 @@ def test_a_grant_between_the_bounds_is_paid_for_and_exact_where_doubles_allow(
         assert grant < limit
 
 
+@pytest.mark.parametrize("budget", [0, 1, 10**15])
+def test_numbers_for_the_script_are_exact_in_doubles_whatever_the_prices(budget: int) -> None:
+    model = PricedModel("m", Decimal("1.000000000000000000000000001e-7"), Decimal("1e-21"))
+    assert model.scale > 2**64
+    assert all(
+        number <= EXACT
+        for number in msgspec.structs.astuple(bounds(ask(model=model, prompt_bound=10, limit=100), budget))
+    )
+
+
 @pytest.mark.parametrize(
     ("budget", "scale", "prompt_units", "grant_units"),
     [
