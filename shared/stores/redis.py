@@ -127,13 +127,14 @@ def check_url(url: str) -> None:
     try:
         place = Place.of(url)
         fields = parse_url(place.url)
+        ConnectionPool.from_url(place.url).make_connection()  # refuses options that redis-py doesn't know
         known = urlsplit(url).scheme in _SCHEMES
         # a slash that a password has in the clear ends the authority before its "@"
         usable = known and ("host" in fields or "path" in fields) and "@" not in "".join(urlsplit(url)[2:])
-    except ValueError:
+    except (ValueError, TypeError):
         usable = False
     if not usable:
-        raise ValueError(f"{_FORMS}; special characters of a password are percent-encoded")
+        raise ValueError(f"{_FORMS}, with options of redis-py; special characters of a password are percent-encoded")
     if place.credentials is not None and "password" in parse_url(urlunsplit(urlsplit(url)._replace(query=""))):
         raise ValueError("has a password and a password_file")
 
@@ -168,6 +169,7 @@ def server_pool(place: Place, state: Dependency, timeout: float) -> ConnectionPo
         socket_timeout=timeout,
         socket_connect_timeout=timeout,
         credential_provider=place.credentials,
+        retry=Retry(NoBackoff(), 1, supported_errors=(ConnectionError,)),  # behind a proxy, the next may go to another
     )
     return _harden(made, state)
 
@@ -242,6 +244,9 @@ class _Server(Redis):
         await super().aclose(close_connection_pool)
 
     def pipeline(self, transaction: bool = False, shard_hint: Any = None) -> Pipeline:
+        """:raises ValueError: it shall be a transaction, which a connection that all share can't have."""
+        if transaction:
+            raise ValueError("there are no transactions")
         return _ServerPipeline(self)
 
 

@@ -128,6 +128,33 @@ async def test_a_dead_node_of_a_cluster_leaves_the_others_ready(tmp_path: Path) 
 GONE = r".*Connect call failed.*|the cluster has no owner for some slots \(CLUSTERDOWN\)"
 
 
+async def test_a_connection_that_a_proxy_closes_at_once_is_made_again(tmp_path: Path) -> None:
+    """A proxy's own server has just died, and the next connection goes to another."""
+    connections = 0
+
+    async def front(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal connections
+        connections += 1
+        if connections > 1:
+            answers, commands = await asyncio.open_connection("127.0.0.1", server.port)
+            await asyncio.wait(
+                [asyncio.ensure_future(copy(reader, commands)), asyncio.ensure_future(copy(answers, writer))]
+            )
+        writer.close()
+
+    with ValkeyServer(tmp_path / "valkey", free_port()) as server:
+        async with await asyncio.start_server(front, "127.0.0.1", 0) as listening:
+            port = listening.sockets[0].getsockname()[1]
+            async with client(f"redis://127.0.0.1:{port}/1", Dependency("redis")) as auth:
+                assert await auth.set("key", "1")
+
+
+async def copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    while data := await reader.read(65_536):
+        writer.write(data)
+    writer.close()
+
+
 async def test_the_loss_of_a_node_is_told_at_once_and_over_when_it_is_back(tmp_path: Path) -> None:
     """Every command and pipeline fails as one of a single server does, in time, until the node is back."""
     state = Dependency("redis")
@@ -239,7 +266,15 @@ def test_where_a_url_leads(url: str, plain: str, clustered: bool) -> None:
 
 
 @pytest.mark.parametrize(
-    "url", ["http://h", "redis+sentinel://h", "redis://u:pa/ss@h", "redis://:pass@h?password_file=/run/p", "redis://["]
+    "url",
+    [
+        "http://h",
+        "redis+sentinel://h",
+        "redis://u:pa/ss@h",
+        "redis://:pass@h?password_file=/run/p",
+        "redis://[",
+        "redis://h?tiemout=5",
+    ],
 )
 def test_a_url_that_can_not_work_is_refused_without_being_quoted(url: str) -> None:
     with pytest.raises(ValueError, match=r"must be|has a password") as caught:
