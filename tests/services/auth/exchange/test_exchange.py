@@ -165,9 +165,11 @@ async def test_an_older_assertion_is_refused_after_a_newer_one(auth: Auth) -> No
 
 
 def assert_one_wins(statuses: list[int], won: int, lost: int) -> None:
-    """On a busy machine some of a crowd may get a 503, the winner too; never does more than one win."""
+    """Never does more than one win. On a busy machine some of a crowd may be answered 503, even the one who won: its
+    statement took too long, and the others have lost against it.
+    """
     counts = Counter(statuses)
-    assert counts[won] == 1 or counts[503] > counts[won] == 0, counts
+    assert counts[won] == 1 or (counts[won] == 0 and counts[503] and counts[lost]), counts
     assert set(counts) <= {won, lost, 503}
 
 
