@@ -17,9 +17,9 @@ _OF = Query.text(
     f"select user_id, budget_tier, litellm_budget, {_WANTED} as wanted from users "  # noqa: S608
     f"where user_id = any(:users) and litellm_budget is distinct from {_WANTED}"
 )
-# Of those with an exception, who are few, all are looked at.
 #: Users of one write of ``forget``.
 _BATCH = 1000
+# Of those with an exception, who are few, all are looked at.
 _NEXT = Query.text(
     f"select user_id from users where ({_DIFFERS} or user_id in ({_EXCEPTED})) and "  # noqa: S608
     f"litellm_budget is distinct from {_WANTED} and user_id > :after and budget_tier = any(:tiers) "
