@@ -127,7 +127,8 @@ def check_url(url: str) -> None:
     try:
         place = Place.of(url)
         fields = parse_url(place.url)
-        ConnectionPool.from_url(place.url).make_connection()  # refuses options that redis-py doesn't know
+        # refuses options that redis-py doesn't know
+        ConnectionPool.from_url(place.url).make_connection()  # type: ignore[no-untyped-call]
         known = urlsplit(url).scheme in _SCHEMES
         # a slash that a password has in the clear ends the authority before its "@"
         usable = known and ("host" in fields or "path" in fields) and "@" not in "".join(urlsplit(url)[2:])
