@@ -183,9 +183,9 @@ class Breaker:
 async def prepare(caller: Caller) -> Prepared:
     uid = uuid.uuid4().hex
     user_id, token = await caller.account(uid)
-    assert (await caller.chat(token)).status == 200
+    assert (seen := await caller.chat(token)).status == 200, seen
     device = await caller.enrolled()
-    assert (await caller.exchange_device(device)).status == 200
+    assert (seen := await caller.exchange_device(device)).status == 200, seen
     challenge = (await caller.challenge(device)).json()["challenge"]
     spare, spare_token = await caller.account()
     endings = [await _ending(caller) for _ in range(3)]

@@ -163,6 +163,7 @@ async def test_a_sweep_finds_what_is_old_enough_page_by_page_and_forgets_old_sum
         return made.id
 
     empty = await sweep()
+    assert await scripts.sweep(0, "other", 60, 5, "0") is None, "the shard is claimed"
     assert (empty.cursor, empty.waiting, empty.oldest_ms) == ("0", 0, 0)
     old, _, older = settle(5_001), settle(5_000), settle(7_000)
     found = await sweep()

@@ -405,7 +405,7 @@ class Scripts(RuleBasedStateMachine):
             if not request.known:
                 self.settled_unknown(request)
         elif cost < request.cost:
-            assert reply == f"1 {self.now}"
+            assert reply == f"1 {self.now} {request.reservation.admitted_ms}"
         else:
             assert reply == "-"
             request.state = "settled"
