@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from datetime import datetime
-from typing import Annotated
+from datetime import UTC, datetime
+from typing import Annotated, Any
 
 import msgspec
 from aiohttp import web
@@ -75,7 +75,11 @@ class ChosenQuery(msgspec.Struct, frozen=True):
     source_digest: _Text | None = None
 
     def chosen(self) -> Chosen:
-        return Chosen(*(getattr(self, name) for name in _CHOSEN))
+        """:raises InvalidRequest: a time is out of range."""
+        try:
+            return Chosen(*(_in_utc(getattr(self, name)) for name in _CHOSEN))
+        except OverflowError as error:
+            raise InvalidRequest("first_seen_from or first_seen_to is out of range.") from error
 
 
 class BlockRequest(ChosenQuery, frozen=True, forbid_unknown_fields=True):
@@ -84,6 +88,11 @@ class BlockRequest(ChosenQuery, frozen=True, forbid_unknown_fields=True):
 
 
 _CHOSEN = ChosenQuery.__struct_fields__
+
+
+def _in_utc(value: Any) -> Any:
+    """A time in UTC, since Python reads offsets that PostgreSQL refuses; another value as it is."""
+    return value.astimezone(UTC) if isinstance(value, datetime) else value
 
 
 async def list_devices(request: web.Request) -> web.Response:
