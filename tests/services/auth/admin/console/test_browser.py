@@ -193,7 +193,9 @@ async def test_the_console_is_used_with_the_keyboard_alone(
 ) -> None:
     rows.user()
     page = await browser.new_page()
+    field = page.locator("input:focus")  # the browser gives it the focus a moment after the page is there
     await page.goto(f"{auth_with_gateway.url}/admin")
+    await field.wait_for()
     await page.keyboard.type(ADMIN)
     await page.keyboard.press("Enter")
     await page.get_by_role("heading", name="Overview").wait_for()
@@ -214,6 +216,7 @@ async def test_the_console_is_used_with_the_keyboard_alone(
             break
     await page.keyboard.press("Enter")
     await page.get_by_role("heading", name="Block this user?").wait_for()
+    await field.wait_for()
     await page.keyboard.type("by hand")
     await page.keyboard.press("Enter")
     await page.get_by_text("“by hand”").wait_for()
