@@ -38,7 +38,7 @@ from shared.telemetry import logs
 from shared.telemetry.metrics import Registry
 
 _log = logs.logger("budget")
-_TRIES = 5  # a rebuild, a tier, and what may change in between
+_TRIES = 20  # rebuilds, each of which something may overtake, and a tier
 _REMEMBERED = 10_000
 
 

@@ -8,12 +8,9 @@ from services.gateway.budget.scripts import BudgetScripts, Snapshot, UserBuild
 from services.gateway.ledger.storage import LedgerStorage, UserRecord
 from shared.domain.identity import split_user
 from shared.domain.service_types import ServiceType, ServiceTypes
-from shared.errors import DependencyUnavailable
 from shared.service.flight import Flight
 from shared.state.packed import period_of
 from shared.state.refusals import Word
-
-_TRIES = 20
 
 
 class Rebuilder:
@@ -30,35 +27,34 @@ class Rebuilder:
         await self.build.close()
 
     async def _build(self, user_id: str, service_type: ServiceType) -> None:
-        """Start again when a settlement, an acknowledgement or an operator changed something in between."""
-        for _ in range(_TRIES):
-            snapshot = await self._scripts.snapshot(user_id)
-            record = await self._storage.user(
-                user_id,
-                split_user(user_id)[0],
-                service_type.name,
-                service_type.duration_seconds,
-                durations={name: row.duration_seconds for name, row in self._rows.items()},
-                now=snapshot.now_ms // 1000,
-                pending={name: row.admitted_ms for name, row in snapshot.rows.items()},
-            )
-            if record.erased:
-                raise Refusal(Word.TOKEN).error()  # and Redis learns nothing of the user
-            build = UserBuild(
-                tier=record.tier,
-                exception=record.exception.pack() if record.exception else "",
-                period_seconds=record.period_seconds,
-                period_index=record.period_index,
-                spent_nano=_spent(snapshot, record),
-                newest_index=max([record.newest_index, *_periods(snapshot, record)]),
-                standing=record.standing,
-                revoked_tokens=record.revoked_tokens,
-                tokens_from=record.tokens_from,
-            )
-            if await self._scripts.load(user_id, snapshot, build):
-                self._metrics.rebuilds.inc()
-                return
-        raise DependencyUnavailable("redis")
+        """Leave the state as it is if something changed in between: a settlement, an acknowledgement, an operator, or
+        another gateway has built it. The caller sees whether it is there when it tries again.
+        """
+        snapshot = await self._scripts.snapshot(user_id)
+        record = await self._storage.user(
+            user_id,
+            split_user(user_id)[0],
+            service_type.name,
+            service_type.duration_seconds,
+            durations={name: row.duration_seconds for name, row in self._rows.items()},
+            now=snapshot.now_ms // 1000,
+            pending={name: row.admitted_ms for name, row in snapshot.rows.items()},
+        )
+        if record.erased:
+            raise Refusal(Word.TOKEN).error()  # and Redis learns nothing of the user
+        build = UserBuild(
+            tier=record.tier,
+            exception=record.exception.pack() if record.exception else "",
+            period_seconds=record.period_seconds,
+            period_index=record.period_index,
+            spent_nano=_spent(snapshot, record),
+            newest_index=max([record.newest_index, *_periods(snapshot, record)]),
+            standing=record.standing,
+            revoked_tokens=record.revoked_tokens,
+            tokens_from=record.tokens_from,
+        )
+        if await self._scripts.load(user_id, snapshot, build):
+            self._metrics.rebuilds.inc()
 
 
 def _periods(snapshot: Snapshot, record: UserRecord) -> list[int]:

@@ -15,6 +15,7 @@ from services.gateway.budget.resets import delay
 from services.gateway.catalogue import price_fields
 from services.gateway.catalogue.prices import PricedModel
 from services.gateway.errors import BudgetExceeded, InvalidToken, RateLimited, RequestTooLarge, UserBlocked
+from services.gateway.tokens.models import Principal
 from shared.domain.identity import shard
 from shared.errors import DependencyUnavailable
 from shared.state import decisions, layout
@@ -32,6 +33,7 @@ from tests.services.gateway.budget.support import (
     principal,
     row,
     rows,
+    served,
     total,
 )
 from tests.support.exposition import metric
@@ -316,6 +318,24 @@ async def test_a_gateway_remembers_tiers_of_the_last_ten_thousand_users(redis_ur
             budgets._learn(principal(user=number), "rich", 0)
         names = [budgets._expected(principal(user=number)).name for number in (0, 1, 2, 10_000)]
         assert names == ["ai", "rich", "rich", "rich"]
+
+
+async def test_a_gateway_meets_a_user_whom_another_one_serves_all_the_time(redis_url: str, postgres_url: str) -> None:
+    """Each request changes what a rebuild has read. The state that the other gateway built serves both."""
+    async with opened(redis_url, postgres_url) as (first, _, _), opened(redis_url, postgres_url) as (second, _, _):
+
+        async def serve_until(met: asyncio.Event, who: Principal) -> None:
+            while not met.is_set():
+                await served(first, who)
+
+        for user in range(1, 10):
+            met, who = asyncio.Event(), principal(user=user)
+            serving = [asyncio.create_task(serve_until(met, who)) for _ in range(8)]
+            try:
+                await asyncio.gather(*(served(second, who) for _ in range(5)))
+            finally:
+                met.set()
+                await asyncio.gather(*serving)
 
 
 async def test_a_user_known_nowhere_is_read_once_however_many_ask(redis_url: str, postgres_url: str) -> None:
