@@ -12,8 +12,9 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
-from typing import Any
+from typing import Any, Generic, NamedTuple, TypeVar
 
+N = TypeVar("N")
 _ZERO = Decimal(0)
 _READ, _WRITE, _REASONING = (
     "cache_read_input_token_cost",
@@ -55,15 +56,14 @@ class Unpriced(Exception):
     """The model must not be served, since its price is missing or not understood. The message names the field."""
 
 
-@dataclass(frozen=True, slots=True)
-class Rate:
-    """USD per token of a request with more than ``above`` prompt tokens."""
+class Rate(NamedTuple, Generic[N]):
+    """The prices of a token in a request with more than ``above`` prompt tokens."""
 
     above: int
-    input: Decimal
-    output: Decimal
-    cache_write: Decimal
-    reasoning: Decimal
+    input: N
+    output: N
+    cache_write: N
+    reasoning: N
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +73,7 @@ class Prices:
     input: Decimal
     output: Decimal
     request: Decimal
-    rates: tuple[Rate, ...]
+    rates: tuple[Rate[Decimal], ...]
 
 
 def dearest(deployments: Sequence[Prices]) -> Prices:
@@ -82,15 +82,7 @@ def dearest(deployments: Sequence[Prices]) -> Prices:
     rates = []
     for above in sorted({rate.above for rates in every for rate in rates}):
         apply = [max((rate for rate in rates if rate.above <= above), key=lambda rate: rate.above) for rates in every]
-        rates.append(
-            Rate(
-                above,
-                max(rate.input for rate in apply),
-                max(rate.output for rate in apply),
-                max(rate.cache_write for rate in apply),
-                max(rate.reasoning for rate in apply),
-            )
-        )
+        rates.append(Rate(above, *map(max, zip(*(rate[1:] for rate in apply), strict=True))))
     return Prices(
         max(prices.input for prices in deployments),
         max(prices.output for prices in deployments),
@@ -206,7 +198,7 @@ def _lower_end(name: str, tokens: Any) -> int:
     return int(_decimal(name, tokens[0]))
 
 
-def _rates(fields: list[_Field]) -> Iterator[Rate]:
+def _rates(fields: list[_Field]) -> Iterator[Rate[Decimal]]:
     """The rates from each threshold on. A price that a threshold does not name stays as it is below it."""
     last = Rate(0, _ZERO, _ZERO, _ZERO, _ZERO)
     for above in sorted({0, *(field.above for field in fields)}):

@@ -6,10 +6,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 from fnmatch import fnmatchcase
+from itertools import chain
 from typing import Any
 
 from services.gateway.catalogue import price_fields
-from services.gateway.catalogue.price_fields import Prices, Unpriced
+from services.gateway.catalogue.price_fields import Prices, Rate, Unpriced
 from shared.domain.service_types import LEAST_COMPLETION, ModelRow
 
 _MODEL_DEFAULTS = ModelRow("", None, None)
@@ -37,21 +38,10 @@ _TAKE_TOKENS = ("openai", "azure", "hosted_vllm", "nebius", "text-embedding-ada-
 
 
 @dataclass(frozen=True, slots=True)
-class RateUnits:
-    """A rate (``price_fields.Rate``) in whole units of ``1/scale`` nano-dollars."""
-
-    above: int
-    input: int
-    output: int
-    cache_write: int
-    reasoning: int
-
-
-@dataclass(frozen=True, slots=True)
 class PricedModel:
     """A model that may be asked. ``input_price`` and ``output_price`` are the dearest that can apply, USD per token.
 
-    The same as whole numbers: ``input_units / scale`` is nano-dollars per token, exactly.
+    The same as whole numbers: ``input_units / scale`` is nano-dollars per token, exactly; ``rates`` are in these units.
     """
 
     name: str
@@ -75,13 +65,11 @@ class PricedModel:
     input_units: int = field(init=False, repr=False)
     output_units: int = field(init=False, repr=False)
     request_units: int = field(init=False, repr=False)
-    rates: tuple[RateUnits, ...] = field(init=False, repr=False)
+    rates: tuple[Rate[int], ...] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         prices = self.prices or price_fields.flat(self.input_price, self.output_price)
-        every = [self.input_price, self.output_price, prices.request]
-        for rate in prices.rates:
-            every += (rate.input, rate.output, rate.cache_write, rate.reasoning)
+        every = [self.input_price, self.output_price, prices.request, *chain(*(rate[1:] for rate in prices.rates))]
         decimals = max(_decimals(price) for price in every)
 
         def units(price: Decimal) -> int:
@@ -92,12 +80,7 @@ class PricedModel:
             "input_units": units(self.input_price),
             "output_units": units(self.output_price),
             "request_units": units(prices.request),
-            "rates": tuple(
-                RateUnits(
-                    rate.above, units(rate.input), units(rate.output), units(rate.cache_write), units(rate.reasoning)
-                )
-                for rate in prices.rates
-            ),
+            "rates": tuple(Rate(rate.above, *map(units, rate[1:])) for rate in prices.rates),
         }
         for name, value in values.items():
             object.__setattr__(self, name, value)
