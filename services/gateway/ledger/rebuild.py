@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from services.gateway.budget.metrics import BudgetMetrics
 from services.gateway.budget.refusals import Refusal
-from services.gateway.budget.scripts import BudgetScripts, Snapshot, UserBuild
-from services.gateway.ledger.storage import LedgerStorage, UserRecord
-from shared.domain.identity import split_user
+from services.gateway.budget.scripts import BudgetScripts
+from services.gateway.ledger.storage import LedgerStorage
 from shared.domain.service_types import ServiceType, ServiceTypes
 from shared.service.flight import Flight
 from shared.state.packed import period_of
@@ -14,6 +15,8 @@ from shared.state.refusals import Word
 
 
 class Rebuilder:
+    """The builder of users' states."""
+
     def __init__(
         self, scripts: BudgetScripts, storage: LedgerStorage, service_types: ServiceTypes, metrics: BudgetMetrics
     ) -> None:
@@ -33,38 +36,19 @@ class Rebuilder:
         snapshot = await self._scripts.snapshot(user_id)
         record = await self._storage.user(
             user_id,
-            split_user(user_id)[0],
-            service_type.name,
-            service_type.duration_seconds,
+            service_type,
             durations={name: row.duration_seconds for name, row in self._rows.items()},
             now=snapshot.now_ms // 1000,
             pending={name: row.admitted_ms for name, row in snapshot.rows.items()},
         )
         if record.erased:
             raise Refusal(Word.TOKEN).error()  # and Redis learns nothing of the user
-        build = UserBuild(
-            tier=record.tier,
-            exception=record.exception.pack() if record.exception else "",
-            period_seconds=record.period_seconds,
-            period_index=record.period_index,
-            spent_nano=_spent(snapshot, record),
-            newest_index=max([record.newest_index, *_periods(snapshot, record)]),
-            standing=record.standing,
-            revoked_tokens=record.revoked_tokens,
-            tokens_from=record.tokens_from,
-        )
-        if await self._scripts.load(user_id, snapshot, build):
+        build = record.build
+        spent, newest = build.spent_nano, build.newest_index
+        for name, row in snapshot.rows.items():  # not in the ledger yet, or there at a price that was lowered since
+            period = period_of(row.admitted_ms, build.period_seconds)
+            newest = max(newest, period)
+            if period == build.period_index:
+                spent += row.cost_nano - record.written.get(name, 0)
+        if await self._scripts.load(user_id, snapshot, replace(build, spent_nano=spent, newest_index=newest)):
             self._metrics.rebuilds.inc()
-
-
-def _periods(snapshot: Snapshot, record: UserRecord) -> list[int]:
-    return [period_of(row.admitted_ms, record.period_seconds) for row in snapshot.rows.values()]
-
-
-def _spent(snapshot: Snapshot, record: UserRecord) -> int:
-    """The ledger's sum, and the rows that are not in it yet, or in it at a price that was lowered since."""
-    spent = record.spent_nano
-    for name, row in snapshot.rows.items():
-        if period_of(row.admitted_ms, record.period_seconds) == record.period_index:
-            spent += row.cost_nano - record.written.get(name, 0)
-    return spent

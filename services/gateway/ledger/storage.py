@@ -9,6 +9,9 @@ from typing import Any
 
 import msgspec
 
+from services.gateway.budget.scripts import UserBuild
+from shared.domain.identity import split_user
+from shared.domain.service_types import ServiceType
 from shared.state.layout import Standing
 from shared.state.packed import Excepted, LedgerRow, period_of
 from shared.stores.postgres import Database, Query, Transaction
@@ -54,7 +57,7 @@ _LOWER = Query.text(
     where ledger.id = new.id and ledger.admitted_at = new.admitted_at and ledger.cost_nano > new.cost_nano
     """  # noqa: S608  ours
 )
-# Periods of whole days are summed up from the days that the ledger keeps; the rows of an hour are few, and there
+# Periods of whole days are summed up from the sums of days; the rows of an hour are few
 _USER = Query.text(
     f"""
     with tier as (
@@ -118,33 +121,25 @@ async def can_write(database: Database) -> None:
 
 @dataclass(frozen=True, slots=True)
 class UserRecord:
-    """A user as PostgreSQL has it.
+    """What a user's state is built from.
 
-    ``newest_index`` is later than ``period_index`` only when the clock went back; ``written`` has the cost of those
-    pending rows that are in the ledger already. ``erased``: the user was, and has not returned.
+    ``written`` has the cost of those pending rows that are in the ledger already. ``erased``: the user was erased, and
+    has not returned.
     """
 
-    tier: str
-    exception: Excepted | None
-    period_seconds: int
-    period_index: int
-    standing: Standing
-    spent_nano: int
-    newest_index: int
+    build: UserBuild
     written: dict[str, int]
-    revoked_tokens: dict[str, int]
-    tokens_from: int
     erased: bool
 
 
 class LedgerStorage:
-    """Every method raises ``DatabaseUnavailable``."""
+    """The ledger in PostgreSQL. Every method raises ``DatabaseUnavailable``."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
     async def write(self, rows: Sequence[LedgerRow]) -> None:
-        """Rows into the ledger, each at most once; a row that lowers changes one that is there, downwards only.
+        """Write rows into the ledger, each at most once. A row that lowers can only lower one that is there.
 
         In a statement that inserts some and changes others, the triggers would lock sums in no order.
         """
@@ -155,9 +150,7 @@ class LedgerStorage:
     async def user(
         self,
         user_id: str,
-        identity: str,
-        service_type: str,
-        seconds: int,
+        service_type: ServiceType,
         *,
         durations: Mapping[str, int],
         now: int,
@@ -170,9 +163,9 @@ class LedgerStorage:
         rows = await self._database.fetch(
             _USER,
             user_id=user_id,
-            identity=identity,
-            service_type=service_type,
-            seconds=seconds,
+            identity=split_user(user_id)[0],
+            service_type=service_type.name,
+            seconds=service_type.duration_seconds,
             durations=msgspec.json.encode(durations).decode(),
             now=now,
             ids=list(pending),
@@ -181,23 +174,22 @@ class LedgerStorage:
         row = rows[0]
         written = {name: int(cost) for name, cost in (row["written"] or {}).items()}
         tokens = {jti: int(left) for jti, left in (row["revoked_tokens"] or {}).items() if left > 0}
-        return UserRecord(
+        build = UserBuild(
             tier=row["tier"],
-            exception=Excepted(*row["exception"]) if row["exception"] else None,
             period_seconds=row["seconds"],
             period_index=row["index"],
-            standing=Standing.of(blocked=row["blocked"], revoked=row["revoked"]),
             spent_nano=int(row["spent"]),
             newest_index=row["newest"],
-            written=written,
+            standing=Standing.of(blocked=row["blocked"], revoked=row["revoked"]),
             revoked_tokens=tokens,
+            exception=Excepted(*row["exception"]).pack() if row["exception"] else "",
             tokens_from=row["tokens_from"] or 0,
-            erased=row["erased"],
         )
+        return UserRecord(build, written, row["erased"])
 
     @contextlib.asynccontextmanager
     async def standing_still(self) -> AsyncIterator[StillLedger | None]:
-        """The ledger, to which nobody writes meanwhile; None while another process has it so.
+        """The ledger, locked against writers; None while another process has locked it.
 
         For moments only: every writer of rows waits.
         """
@@ -210,12 +202,12 @@ class LedgerStorage:
             yield StillLedger(transaction)
 
     async def prune(self, before: float, batch: int) -> int:
-        """Delete up to ``batch`` of the oldest rows admitted before a time; how many there were."""
+        """Delete up to ``batch`` of the oldest rows admitted before a time. Returns their number."""
         return await self._database.execute(_PRUNE, before=before, batch=batch)
 
 
 class StillLedger:
-    """What can be asked while nobody writes. Every method raises ``DatabaseUnavailable``."""
+    """The ledger while nobody writes to it. Every method raises ``DatabaseUnavailable``."""
 
     def __init__(self, transaction: Transaction) -> None:
         self._transaction = transaction
