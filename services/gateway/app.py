@@ -27,7 +27,6 @@ from services.gateway.health import health, upstream_config
 from services.gateway.ledger.refusals import RefusalLog
 from services.gateway.relay.bodies import Bodies
 from services.gateway.relay.collaborators import COLLABORATORS, Collaborators
-from services.gateway.relay.config import RelayConfig
 from services.gateway.relay.connection import RelaySite
 from services.gateway.relay.metrics import RelayMetrics
 from services.gateway.relay.open_requests import OpenRequests
@@ -46,15 +45,12 @@ from shared.service.ops import HEALTH
 from shared.service.serve import DRAIN
 from shared.service.service_types_file import SERVICE_TYPES_FILE
 from shared.stores.postgres import Database
-from shared.telemetry import logs
 from shared.telemetry.metrics import Registry
-
-_log = logs.logger("gateway")
 
 #: The operations that are charged.
 _PAID = [CHAT, EMBEDDINGS, SEARCH]
 _OPERATIONS = [*(one.route for one in _PAID), *model_views.OPERATIONS, *budget_views.OPERATIONS]
-#: In words that no client takes for "there is no such model".
+#: Worded so that no client takes it for an unknown model.
 _SERVED = f"Unknown path. This gateway serves {', '.join(f'{one.method} {one.path}' for one in _OPERATIONS)}."
 
 
@@ -93,7 +89,7 @@ def build_app(settings: GatewaySettings, *, registry: Registry | None = None) ->
     """
     registry = registry or Registry()
     service_types = settings.load_service_types()
-    hidden = settings.ops_port is None and not settings.mlpa_debug  # prices are nobody's business outside
+    hidden = settings.ops_port is None and not settings.mlpa_debug  # prices are not public
     apps = build_apps(
         settings,
         registry,
@@ -157,23 +153,23 @@ async def _open(
     refusals = RefusalLog(database, registry)
     await stack.enter_async_context(refusals.running(registry))
     open_requests = OpenRequests(settings.max_open_requests)
-    limit = registry.gauge("open_requests_limit", "Requests that may be open in this process; 0 for no limit.")
-    limit.set(settings.max_open_requests)
+    gauge = registry.gauge("open_requests_limit", "Requests that may be open in this process; 0 for no limit.")
+    gauge.set(settings.max_open_requests)
     service_types.on_change(lambda: make_series(catalogue.names()))
     apps.main[DRAIN].finish = open_requests.finish
     apps.put(VERIFIER, verifier)
     apps.put(keys.BUDGETS, budgets)
     apps.put(keys.CATALOGUE, catalogue)
     apps.put(keys.SERVICE_TYPES, service_types)
-    config = RelayConfig.of(settings)
+    limit = settings.max_request_size_bytes
     apps.put(
         COLLABORATORS,
         Collaborators(
-            operations, config, catalogue, budgets, litellm, metrics, open_requests, Bodies(config), refusals
+            operations, settings, catalogue, budgets, litellm, metrics, open_requests, Bodies(limit), refusals
         ),
     )
     if settings.firefox_clients:
         exchanges = await stack.enter_async_context(Exchanges.open(settings, registry))
-        bodies = Bodies(config, UNVERIFIED_BYTES)
+        bodies = Bodies(limit, UNVERIFIED_BYTES)
         apps.put(CREDENTIALS, Credentials(exchanges, service_types, bodies, issuer=settings.mlpa_issuer))
     apps.put(HEALTH, health(budgets, database, key_set, litellm, apps.main[SERVICE_TYPES_FILE]))

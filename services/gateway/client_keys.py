@@ -1,4 +1,4 @@
-"""Keys that some service types need beside the user's credential, for clients that are not for everybody."""
+"""Keys that some service types need beside the user's credential, for clients that are not public."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class ClientKeys:
     def parse(cls, text: str, rows: Iterable[ServiceType], *, debug: bool) -> ClientKeys:
         """
         :param text: ``name:sha256hex``, comma-separated.
-        :param rows: each key that they need must be there.
+        :param rows: the rows whose keys must be there.
         :raises ConfigurationError: an entry is malformed, or one is missing; no entry is quoted.
         """
         digests: dict[str, bytes] = {}

@@ -1,4 +1,4 @@
-"""Requests by country and version of Firefox, as the proxy in front and the browser tell them."""
+"""Requests by country and version of Firefox, as the proxy in front and the browser report them."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _OTHER = ("other",) * 4
 def counting(registry: Registry, paths: Container[str], most: int) -> Middleware:
     """The middleware that counts requests of these paths.
 
-    :param most: series, after which all further ones are one.
+    :param most: the number of series beyond which further ones are counted as one.
     """
     requests = registry.counter(
         "client_requests_total",
@@ -64,7 +64,7 @@ def counting(registry: Registry, paths: Container[str], most: int) -> Middleware
 
 
 def country(request: web.Request) -> str:
-    """The client's country, if a trusted proxy tells a real one."""
+    """The client's country, if a trusted proxy names a real one."""
     given = request.headers.getall(COUNTRY_FIELD, [])
     if len(given) == 1 and given[0] in COUNTRIES and request.app[PROXIES].forwarded(request):
         return given[0]

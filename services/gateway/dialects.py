@@ -60,7 +60,7 @@ def of(request: web.Request | None) -> Dialect:
 
 
 async def authenticate(request: web.Request, *, checks_body: bool = False) -> Principal:
-    """The request's user, who goes to the metrics and the log line.
+    """Authenticate a request, and note its user for the metrics and the log line.
 
     :param checks_body: the caller compares the body with the principal's ``body_sha256``.
     :raises InvalidToken: the credential is missing or not good.

@@ -1,10 +1,9 @@
-"""POST /v1/embeddings: what embeddings have of their own as a paid operation, and their documentation."""
+"""POST /v1/embeddings: embeddings as a paid operation, and their documentation."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from decimal import Decimal
 from typing import Annotated, Any, ClassVar, Literal
 
 import msgspec
@@ -12,12 +11,13 @@ from msgspec import Meta
 
 from services.gateway.budget.models import Reservation, Usage
 from services.gateway.catalogue.prices import PricedModel
+from services.gateway.catalogue.services import Catalogue
 from services.gateway.errors import InvalidRequest, RequestTooLarge
 from services.gateway.relay import raw_json
-from services.gateway.relay.answers import read_answer, token_count
+from services.gateway.relay.answers import AnswerTally, read_answer, token_count
 from services.gateway.relay.fields import NULL, Parameters, Reading, check_text, members, model_name
 from services.gateway.relay.metrics import RESULTS, Labels
-from services.gateway.relay.operation import Models, Size, permitted
+from services.gateway.relay.operation import OperationMetrics, Size, permitted
 from services.gateway.relay.prompt import Prompt, utf8_length
 from services.gateway.relay.views import paid
 from services.gateway.settings import GatewaySettings
@@ -166,15 +166,8 @@ def _end(body: bytes) -> _Answer | None:
         return None
 
 
-class Tally:
+class Tally(AnswerTally):
     """The count of one answer: the tokens of the input, and no completion."""
-
-    cost: Decimal | None = None
-    text = 0
-
-    def __init__(self) -> None:
-        self.usage: Usage | None = None
-        self.error: Any = None
 
     def read_answer(self, body: bytes) -> bytes:
         answer = _end(body) or read_answer(body, _answer)
@@ -185,7 +178,7 @@ class Tally:
         return body
 
 
-class EmbeddingMetrics:
+class EmbeddingMetrics(OperationMetrics[Tally]):
     """The metrics of embeddings, declared in ``registry``; at most one per registry."""
 
     def __init__(self, registry: Registry) -> None:
@@ -201,9 +194,6 @@ class EmbeddingMetrics:
             self._latency.preset(result, "other")
         for row in rows:
             self._tokens.preset("other", row.name, "none")
-
-    def begun(self, seconds: float, model: str) -> None:
-        """Never: no answer is a stream."""
 
     def ended(self, result: Outcome, seconds: float, labels: Labels, tally: Tally) -> None:
         self._latency.observe(seconds, result, labels[0])
@@ -223,8 +213,8 @@ class Embeddings:
     def parse(self, body: bytes, row: ServiceType) -> Inputs:
         return parse(body)
 
-    def model(self, asked: Inputs, row: ServiceType, models: Models) -> PricedModel:
-        return permitted(asked.model, row, models, embedding=True)
+    def model(self, asked: Inputs, row: ServiceType, catalogue: Catalogue) -> PricedModel:
+        return permitted(asked.model, row, catalogue, embedding=True)
 
     def size(self, asked: Inputs, model: PricedModel) -> Size:
         return asked.size(model)

@@ -1,8 +1,7 @@
-"""What the gateway answers when it refuses or fails: one class per row of the error table.
+"""The errors of the gateway, one class per row of the error table.
 
 Classes that share a code are subclasses of its first one. A code that only scripts decide has its class from its row in
-``shared/state/refusals.py``. Each shared error is answered and counted as the class that
-``kind_of`` finds for it.
+``shared/state/refusals.py``. A shared error is answered and counted as the class that ``kind_of`` finds for it.
 
 ``error_response`` renders any ServiceError as a plain answer, ``error_event`` as the last event of a stream.
 """
@@ -77,7 +76,7 @@ class GatewayError(ServiceError):
 
 
 class BudgetExceeded(GatewayError, ours=False):
-    """What is spent leaves less than a minimal request needs. ``retry_after``: seconds to the reset, and a bit."""
+    """Less is unspent than a minimal request needs. ``retry_after``: seconds to the reset, and the user's delay."""
 
     status, code, mlpa_code = 429, "budget_exceeded", 1
     message = "The budget of this period is spent."

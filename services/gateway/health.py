@@ -1,4 +1,4 @@
-"""What a gateway depends on: checked by readiness while it runs, and by ``mlpa check gateway`` before it starts."""
+"""The dependencies of a gateway, checked by readiness while it runs, and by ``mlpa check gateway`` before it starts."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def health(budgets: Budgets, database: Database, keys: KeySet, litellm: LiteLLM,
 
 @asynccontextmanager
 async def before_start(settings: GatewaySettings) -> AsyncIterator[Health]:
-    """What can be tried without starting a gateway: nothing is reserved, settled or reaped.
+    """The checks that need no running gateway: nothing is reserved, settled or reaped.
 
     :raises ConfigurationError: a file named in the settings can't be used.
     """

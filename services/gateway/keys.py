@@ -1,4 +1,4 @@
-"""What the handlers of the gateway find in their app, beside those of chat."""
+"""The keys of what handlers find in their app, beside the collaborators of paid operations."""
 
 from __future__ import annotations
 

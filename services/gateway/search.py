@@ -1,4 +1,4 @@
-"""POST /v1/search: what searches of the web have of their own as a paid operation, and their documentation."""
+"""POST /v1/search: searches of the web as a paid operation, and their documentation."""
 
 from __future__ import annotations
 
@@ -14,11 +14,12 @@ from msgspec import Meta
 from services.gateway.budget.models import Reservation, Usage
 from services.gateway.catalogue import price_fields
 from services.gateway.catalogue.prices import PricedModel
+from services.gateway.catalogue.services import Catalogue
 from services.gateway.errors import InvalidRequest
-from services.gateway.relay.answers import read_answer
+from services.gateway.relay.answers import AnswerTally, read_answer
 from services.gateway.relay.fields import NULL, Parameters, Reading, check_text, members
 from services.gateway.relay.metrics import RESULTS, Labels
-from services.gateway.relay.operation import Models, Size
+from services.gateway.relay.operation import OperationMetrics, Size
 from services.gateway.relay.raw_json import MAX_ITEMS
 from services.gateway.relay.views import paid
 from services.gateway.settings import GatewaySettings
@@ -86,15 +87,8 @@ _members = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _list = msgspec.json.Decoder(list[msgspec.Raw])
 
 
-class Tally:
+class Tally(AnswerTally):
     """The count of one answer. A search has no tokens: it costs what LiteLLM says, or the row's price."""
-
-    cost: Decimal | None = None
-    text = 0
-
-    def __init__(self) -> None:
-        self.usage: Usage | None = None
-        self.error: Any = None
 
     def read_answer(self, body: bytes) -> bytes:
         self.error = read_answer(body, _answer).error
@@ -126,7 +120,7 @@ def _dated(result: msgspec.Raw) -> msgspec.Raw | dict[str, msgspec.Raw]:
     return found
 
 
-class SearchMetrics:
+class SearchMetrics(OperationMetrics[Tally]):
     """The metrics of searches, declared in ``registry``; at most one per registry."""
 
     def __init__(self, registry: Registry) -> None:
@@ -135,9 +129,6 @@ class SearchMetrics:
     def preset(self, models: Iterable[str], rows: Iterable[ServiceType]) -> None:
         for result in RESULTS:
             self._latency.preset(result)
-
-    def begun(self, seconds: float, model: str) -> None:
-        """Never: no answer is a stream."""
 
     def ended(self, result: Outcome, seconds: float, labels: Labels, tally: Tally) -> None:
         self._latency.observe(seconds, result)
@@ -155,7 +146,7 @@ class Search:
     def parse(self, body: bytes, row: ServiceType) -> Query:
         return parse(body, row)
 
-    def model(self, asked: Query, row: ServiceType, models: Models) -> PricedModel:
+    def model(self, asked: Query, row: ServiceType, catalogue: Catalogue) -> PricedModel:
         return _priced(asked.tool, row.search_cost_nano)
 
     def size(self, asked: Query, model: PricedModel) -> Size:

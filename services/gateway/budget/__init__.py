@@ -1,1 +1,1 @@
-"""Budgets: what a request may cost is reserved before it goes out, and what it did cost is settled exactly once."""
+"""Budgets: the worst case of a request is reserved before it goes out, and its charge is settled exactly once."""

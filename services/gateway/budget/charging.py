@@ -1,4 +1,4 @@
-"""What a request may cost, and what it did cost. Pure: integers in, integers out, one rounding up."""
+"""The worst case of a request, and its charge. Pure: integers in, integers out, rounded up once."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from shared.domain.money import ceil_nano
 
 #: Lua's numbers are doubles: whole numbers are exact below this.
 EXACT = 2**53
-#: The most that one request is ever charged, a million USD, and the most tokens that it can have used: what lies
-#: above is nonsense from upstream, and must not overflow a counter.
+#: The largest charge of one request, a million USD, and the most tokens that it can have used. Larger numbers from
+#: upstream are nonsense, and must not overflow a counter.
 MOST = 10**15
 _MOST_USD = Decimal(10**6)
 _MOST_TOKENS = 10**12
@@ -55,7 +55,7 @@ def bounds(ask: Ask, max_budget: int) -> Bounds:
         scale //= 10
         prompt_price, completion_price, fee = -(-prompt_price // 10), -(-completion_price // 10), -(-fee // 10)
         prompt, each = ask.prompt_bound * prompt_price + fee, ask.n * completion_price
-    # what no budget of this size can pay for need not be exact, but it must stay a number that Lua can compare
+    # costs beyond the budget need not be exact, but Lua must be able to compare them
     beyond = max_budget + 1
     return Bounds(
         min(full, beyond),
@@ -81,26 +81,26 @@ NOTHING = Charge(0, 0, 0, 0)
 
 
 def charge(ask: Ask, grant: int, delivery: Delivery) -> Charge:
-    """The charge of an admitted request that ended so.
+    """The charge of an admitted request.
 
     Without usage the bound is charged: the whole prompt, and as many completion tokens as bytes were relayed; all
     of the grant where tokens may have been made that nobody saw (non-stream, reasoning). A whole answer costs what
-    LiteLLM says in its head, whether or not it was read.
+    its head reports, whether or not it was read.
     """
     if not delivery.sent or delivery.refused:
         return NOTHING
     usage, given = delivery.usage, delivery.response_cost
-    told = None if given is None or not given.is_finite() or given <= 0 else ceil_nano(min(given, _MOST_USD))
+    reported = None if given is None or not given.is_finite() or given <= 0 else ceil_nano(min(given, _MOST_USD))
     if usage is not None:
         prompt, completion = min(usage.prompt_tokens, _MOST_TOKENS), min(usage.completion_tokens, _MOST_TOKENS)
-        cost = _usage_price(ask, usage) if told is None else told
+        cost = _usage_price(ask, usage) if reported is None else reported
         return Charge(cost, prompt, completion, prompt + completion)
     prompt, most = ask.prompt_bound, grant * ask.n
     completion = min(most, delivery.relayed_bytes) if delivery.stream and not ask.model.reasoning else most
     model = ask.model
     units = model.request_units + prompt * model.input_units + completion * model.output_units
     seen = ask.estimated_prompt_tokens + -(-delivery.relayed_bytes // 4)
-    cost = _nano(units, model.scale) if told is None or delivery.stream else told
+    cost = _nano(units, model.scale) if reported is None or delivery.stream else reported
     return Charge(cost, prompt, completion, seen)
 
 

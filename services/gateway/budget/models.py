@@ -1,4 +1,4 @@
-"""What budgets are asked, and what they answer. Money is whole nano-dollars, times are Unix time."""
+"""The values of budgets: requests, reservations, settlements. Money is whole nano-dollars, times are Unix time."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Timings:
     renew: float = 5  # half of the 10 s within which a block ends a stream (services/PROTOCOL.md, section 4)
     flush: float = 0.2
     sweep: float = 2
-    orphan: float = 5  # an outbox entry older than this was left by the dead, or waits for PostgreSQL
+    orphan: float = 5  # an outbox entry older than this was left by a dead gateway, or waits for PostgreSQL
     totals: float = 0.3  # twice this, since one gateway reads for all, is well within the second that is promised
     drain: float = 10
 
@@ -102,7 +102,7 @@ class RateLimits(msgspec.Struct, frozen=True):
 
 
 def duration(milliseconds: int) -> str:
-    """As OpenAI writes it: ``0s``, ``250ms``, ``12.5s``, ``6m0s``."""
+    """A duration as OpenAI writes it: ``0s``, ``250ms``, ``12.5s``, ``6m0s``."""
     if milliseconds <= 0:
         return "0s"
     if milliseconds < 1000:
@@ -115,7 +115,7 @@ def duration(milliseconds: int) -> str:
 class Reservation(msgspec.Struct, frozen=True, eq=False):
     """An admitted request. ``grant`` is the completion limit per choice that goes upstream.
 
-    ``revoked`` gets the error that the request has to end with once a renewal has found that its user lost the right.
+    ``revoked`` gets the error that ends the request, once a renewal finds its user blocked or its token revoked.
     """
 
     ask: Ask
@@ -138,7 +138,7 @@ class Reservation(msgspec.Struct, frozen=True, eq=False):
         return period_of(self.admitted_ms, self.period_seconds)
 
     def packed(self) -> str:
-        """As the user's hash holds it (``admit.lua`` writes the same)."""
+        """The reservation as the user's hash holds it (``admit.lua`` writes the same)."""
         ask = self.ask
         return Reserved(
             self.amount_nano,
@@ -151,7 +151,7 @@ class Reservation(msgspec.Struct, frozen=True, eq=False):
         ).pack()
 
     def row(self, charge: Charge, outcome: Outcome) -> LedgerRow:
-        """Its row of the ledger."""
+        """The request's ledger row."""
         return LedgerRow(
             self.id,
             self.ask.principal.user_id,
@@ -173,7 +173,7 @@ class Reservation(msgspec.Struct, frozen=True, eq=False):
 
 
 class Usage(msgspec.Struct, frozen=True):
-    """As LiteLLM counts it. Cache writes are part of the prompt's tokens, reasoning is part of the completion's."""
+    """A request's tokens as LiteLLM counts them: cache writes in the prompt's, reasoning in the completion's."""
 
     prompt_tokens: int
     completion_tokens: int
@@ -200,10 +200,8 @@ class Delivery(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True, slots=True)
 class BudgetState:
-    """What a user has and has used in the current period."""
+    """A user's budget of the current period, and its use."""
 
-    service_type: str
-    tier: str
     max_budget_nano: int
     spent_nano: int
     reserved_nano: int

@@ -36,10 +36,10 @@ class Refusal:
     extra_nano: int = 0
 
     def error(self, after_reset: float = 0, **facts: Any) -> ServiceError:
-        """What the client gets.
+        """The error for the client.
 
         :param after_reset: seconds after the reset of a spent budget at which it should come back.
-        :param facts: what the sentence for operators names, where it is known.
+        :param facts: the values that the sentence for operators names, where they are known.
         """
         if self.reason is Word.FULL:
             return DependencyUnavailable("postgres", retry_after=5, reason="too many ledger rows wait in Redis")

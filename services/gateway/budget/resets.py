@@ -1,10 +1,10 @@
-"""When users come back whose budget is spent. All their periods end at the same moment; they should not meet there."""
+"""The delay of users whose budget is spent: all their periods end at the same moment, and they come back spread."""
 
 from __future__ import annotations
 
 from zlib import crc32
 
-#: Seconds, or a part of the period if that is less, over which they are spread.
+#: Seconds, or a part of the period if that is less, over which users are spread.
 _MOST, _PART = 300, 0.1
 
 

@@ -47,10 +47,11 @@ class Snapshot:
 
 @dataclass(frozen=True, slots=True)
 class UserBuild:
-    """A user's state as PostgreSQL has it. ``newest_index`` is the newest period of a ledger row.
+    """A user's state as PostgreSQL has it.
 
-    ``revoked_tokens`` has the seconds after which each of them expires; tokens issued before ``tokens_from``, in Unix
-    time, are refused.
+    ``newest_index`` is the newest period of a ledger row, later than ``period_index`` only when the clock went back;
+    ``revoked_tokens`` has the seconds after which each expires; ``exception`` is packed, or empty. Tokens issued before
+    ``tokens_from``, in Unix time, are refused.
     """
 
     tier: str
@@ -86,7 +87,7 @@ class Expired(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Sweep:
-    """What a shard has left over."""
+    """The result of a sweep: what dead gateways left in a shard."""
 
     cursor: str
     waiting: int  # rows in the whole outbox
@@ -133,8 +134,10 @@ class BudgetScripts:
     async def admit(
         self, ask: Ask, expected: Expected, bounds: Bounds, room: int | None = None
     ) -> Reservation | Refusal:
-        """Decide, and reserve. ``expected``: the limits that the user is expected to have; ``room``: the rest of the
-        total budget, in nano-dollars.
+        """Decide about a request, and reserve its worst case.
+
+        :param expected: the limits that the user is expected to have.
+        :param room: the rest of the total budget, in nano-dollars.
         """
         principal, tier = ask.principal, expected.row
         user_id = principal.user_id
@@ -189,7 +192,7 @@ class BudgetScripts:
         return Refusal(reason, int(values[0]) / 1000, rate_limits(tier, values[1:]))
 
     def settle_call(self, row: LedgerRow) -> tuple[int, ScriptCall]:
-        """What ``Executor.submit`` and ``run`` take to settle."""
+        """The shard, and the call that settles a request there."""
         keys = layout.of_user(row.user_id)
         call = _SETTLE.call(
             user=keys.user(row.user_id),
@@ -210,9 +213,9 @@ class BudgetScripts:
         return keys.number, call
 
     async def renew(self, number: int, reservations: Sequence[Reservation], lapsed: Container[str] = ()) -> list[Word]:
-        """Prolong the leases of open requests of one shard; what Redis forgot of them it learns again.
+        """Prolong the leases of a shard's open requests, and register again those that Redis forgot.
 
-        :param lapsed: the ids of those that have no lease any more: only their users' right is looked at.
+        :param lapsed: the ids of requests that have lost their lease: of these only the user and the token are checked.
         """
         keys = SHARD_KEYS[number]
         call = _RENEW.call(
@@ -257,7 +260,7 @@ class BudgetScripts:
         return Sweep(next_cursor.decode(), waiting, int(oldest), expired, parse_outbox(rows))
 
     async def reap(self, number: int, expired: Iterable[Expired]) -> list[LedgerRow]:
-        """Charge requests whole whose lease ended; the rows to write."""
+        """Charge requests whole whose lease ended. Returns the rows to write."""
         keys = SHARD_KEYS[number]
         call = _REAP.call(
             leases=keys.leases,
@@ -273,7 +276,7 @@ class BudgetScripts:
         return parse_outbox(await self.executor.run(number, call))
 
     async def acknowledge(self, number: int, rows: Sequence[LedgerRow]) -> None:
-        """Forget rows of one shard that are in the ledger now."""
+        """Remove rows of one shard from the outbox, since the ledger has them."""
         keys = SHARD_KEYS[number]
         each = [_ACK.item(user=keys.user(row.user_id), id=row.id, start=row.start) for row in rows]
         await self.executor.run(number, _ACK.call(outbox=keys.outbox, each=each))
@@ -385,6 +388,6 @@ class BudgetScripts:
 
 
 def rate_limits(tier: ServiceType, values: Sequence[bytes]) -> RateLimits:
-    """From the last four words of an answer: requests used, ms to their reset, tokens used, ms to their reset."""
+    """The rates of an answer's last four words: requests used, ms to their reset, tokens used, ms to their reset."""
     requests, requests_reset, tokens, tokens_reset = map(int, values)
     return RateLimits(tier.rpm, requests, requests_reset, tier.tpm, tokens, tokens_reset)

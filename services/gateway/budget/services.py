@@ -1,4 +1,4 @@
-"""Budgets: the one object that the rest of the gateway talks to."""
+"""Budgets as the rest of the gateway uses them: admission, settlement, state."""
 
 from __future__ import annotations
 
@@ -67,8 +67,8 @@ class Budgets:
         self._totals = Totals(self._scripts, storage, service_types, self._metrics, every=timings.totals)
         self._checks: set[asyncio.Task[None]] = set()
         executor.on_epoch(self._check_servers)
-        # Users with another tier than their service type's, or an exception with money: known from the last answer. One
-        # that is out of date is corrected by the script.
+        # Users with another tier than their service type's, or an exception with money, as of the last answer. The
+        # script corrects what is out of date.
         self._learned: OrderedDict[str, tuple[str, int]] = OrderedDict()
 
     @classmethod
@@ -116,7 +116,7 @@ class Budgets:
     async def totals_known(self) -> None:
         """Readiness: whether the spend of all users is known for each service type with a total budget.
 
-        :raises CheckFailed: it is not, and naming the service types.
+        :raises CheckFailed: it is not; names the service types.
         """
         if unknown := self._totals.unknown():
             raise CheckFailed(f"not known yet for {', '.join(unknown)}")
@@ -141,7 +141,7 @@ class Budgets:
             raise DependencyUnavailable("redis")
         for _ in range(_TRIES):
             expected = self._expected(principal)
-            # without a limit of the user's own, what the request may cost must be reserved whatever it is
+            # a row that is not enforced limits nothing, but the worst case is reserved all the same
             limits = bounds(ask, expected.budget_nano if expected.enforced else max(MOST, expected.budget_nano))
             try:
                 room = self._totals.check(ask, limits)
@@ -196,8 +196,6 @@ class Budgets:
                 tier = self._rows.get(name.decode(), principal.service_type)
                 if tier.duration_seconds == int(seconds):  # otherwise the tier is new, and has other periods
                     return BudgetState(
-                        service_type=principal.service_type.name,
-                        tier=tier.name,
                         max_budget_nano=tier.max_budget_nano + int(extra),
                         spent_nano=int(spent),
                         reserved_nano=int(reserved),
@@ -214,7 +212,7 @@ class Budgets:
         await self.state(principal)
 
     def _check_servers(self, shards: list[int]) -> None:
-        """A server is met: warn if it is not fit for budgets."""
+        """Warn if a connected server is not fit for budgets."""
         self._metrics.epoch_changes.inc()
         for link in self._scripts.executor.links():
             task = asyncio.create_task(_check_server(link))
@@ -222,13 +220,13 @@ class Budgets:
             task.add_done_callback(self._checks.discard)
 
     def _withdraw(self, ask: Ask, tier: ServiceType) -> None:
-        """Nobody knows whether the request was admitted. It will not go out: if it was, take that back."""
+        """Take back an admission that may have happened: its answer is lost, and the request will not go out."""
         now_ms, details = int(time.time() * 1000), ask.details(tier.duration_seconds)
         user_id = ask.principal.user_id
         self._queue.settle(LedgerRow(ask.id, user_id, 0, now_ms, 0, 0, Outcome.ABORT, details, admitted=False))
 
     def _expected(self, principal: Principal) -> Expected:
-        """What a user is expected to have; the service type's own row if its tier has none."""
+        """The limits that a user is expected to have: those of the service type's own row if its tier has none."""
         name, extra = self._learned.get(principal.user_id, (principal.service_type.name, 0))
         row = self._rows.get(name, principal.service_type)
         return Expected(name, row, extra, row.enforces(time.time()))

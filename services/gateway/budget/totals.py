@@ -48,9 +48,9 @@ class _Known:
 
 
 class Totals:
-    """Asks nothing of Redis unless a row has a ``total_budget``.
+    """The total budgets as this gateway knows them. Redis is asked only if a row has a ``total_budget``.
 
-    One gateway at a time reads the sums of the shards, and tells the others through Redis.
+    One gateway at a time reads the sums of the shards, and passes them to the others through Redis.
     """
 
     def __init__(
@@ -94,10 +94,10 @@ class Totals:
         self._rows = rows
 
     def check(self, ask: Ask, bounds: Bounds) -> int | None:
-        """What all users of the service type together leave, in nano-dollars, at least ``least``; None for no limit.
+        """The rest of the service type's total budget in nano-dollars, at least ``least``; None without such a budget.
 
-        :raises GatewayError: they leave less.
-        :raises DependencyUnavailable: not known at the moment.
+        :raises GatewayError: the rest is less.
+        :raises DependencyUnavailable: it is not known at the moment.
         """
         row = ask.principal.service_type
         name = total_name(row)
@@ -141,7 +141,7 @@ class Totals:
         names = tuple(self._rows)
         try:
             sums = await self._scripts.sums(names, self._every)
-            # Behind by the time of the answer's way, never ahead: the old period's sums hold until it is over
+            # Late by the answer's travel time, never early: the old period's sums hold until it is over
             self._clock = sums.now_ms / 1000 - time.monotonic()
             self._since = {name: since or sums.now_ms for name, since in self._since.items()}
             for name, (read_at_ms, total) in sums.known.items():
@@ -165,7 +165,7 @@ class Totals:
         if found:
             await self._scripts.tell_sums(now_ms, found)
         most = _MOST_WAITING
-        if self._again is not None and self._is_due(now_ms):  # until that build begins, those of before hold
+        if self._again is not None and self._is_due(now_ms):  # the earlier sums hold until that build begins
             most = _FEW_WAITING
             self._try_at = now_ms + _RETRY_MS
             replies = await self._ask(names, [max(self._again, self._since.get(name, 0)) for name in names])

@@ -43,7 +43,7 @@ async def budget(request: web.Request) -> web.Response:
     state = await request.app[BUDGETS].state(principal)
     rates = state.rate_limits
     body = Budget(
-        state.service_type,
+        principal.service_type.name,
         nano_to_usd(state.max_budget_nano),
         nano_to_usd(state.spent_nano),
         nano_to_usd(state.reserved_nano),

@@ -1,4 +1,4 @@
-"""The models that may be asked, read from LiteLLM again and again."""
+"""The models that may be asked, which are read from LiteLLM periodically."""
 
 from __future__ import annotations
 
@@ -60,14 +60,14 @@ class Catalogue:
         :param retry: seconds between attempts at the first reading.
         """
         catalogue = cls(fetch, service_types, CatalogueMetrics(registry), on_change)
-        await catalogue.refresh()
+        await catalogue._read()
         async with background.running(registry, models=lambda: catalogue._keep(every, retry)):
             yield catalogue
 
     async def _keep(self, every: float, retry: float) -> None:
         while True:
             await asyncio.sleep(every if self.loaded else retry)
-            await self.refresh()
+            await self._read()
 
     def get(self, name: str) -> PricedModel | None:
         """The model of that name; None when LiteLLM doesn't have it or it has no price."""
@@ -82,16 +82,15 @@ class Catalogue:
         off = {name: "its row switches it off" for name, row in self._rows.items() if not row.enabled}
         return {**self._refused, **off}
 
-    async def refresh(self) -> bool:
-        """Read now. False, and nothing changes, when LiteLLM could not be asked or its answer made no sense."""
+    async def _read(self) -> None:
+        """Read the models. Nothing changes if LiteLLM can't be asked or its answer makes no sense."""
         try:
             self._entries, self._unreadable = model_info.read(await self._fetch())
         except (ServiceError, OSError, TimeoutError, ValueError) as error:
             _log.warning("models_not_read", error=f"{type(error).__name__}: {error}"[:200])
-            return False
+            return
         self.loaded = True
         self._price()
-        return True
 
     def _price(self) -> None:
         """Price the models of the last reading by the current rows."""

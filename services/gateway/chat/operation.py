@@ -1,4 +1,4 @@
-"""POST /v1/chat/completions: what chat has of its own as a paid operation, and its documentation."""
+"""POST /v1/chat/completions: chat as a paid operation, and its documentation."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from typing import Any
 
 from services.gateway.budget.models import Reservation
 from services.gateway.catalogue.prices import PricedModel
-from services.gateway.chat.config import ChatConfig
+from services.gateway.catalogue.services import Catalogue
 from services.gateway.chat.metrics import ChatMetrics
 from services.gateway.chat.request import PARAMETERS, ChatRequest, parse
 from services.gateway.chat.tally import Tally
 from services.gateway.errors import RequestTooLarge
-from services.gateway.relay.operation import Models, Size, permitted
+from services.gateway.relay.operation import Size, permitted
 from services.gateway.relay.raw_json import MAX_ITEMS
 from services.gateway.relay.views import paid
 from services.gateway.settings import GatewaySettings
@@ -27,27 +27,24 @@ class Chat:
 
     most_items = MAX_ITEMS
 
-    def __init__(self, config: ChatConfig, registry: Registry) -> None:
-        self._config = config
+    def __init__(self, settings: GatewaySettings, registry: Registry) -> None:
+        self._settings = settings
+        self._image_hosts = frozenset(settings.image_url_hosts)
         self.metrics = ChatMetrics(registry)
-        self.deadline = config.total_timeout
-
-    @classmethod
-    def of(cls, settings: GatewaySettings, registry: Registry) -> Chat:
-        return cls(ChatConfig.of(settings), registry)
+        self.deadline = settings.total_timeout_seconds
 
     def parse(self, body: bytes, row: ServiceType) -> ChatRequest:
-        return parse(body, self._config)
+        return parse(body, self._image_hosts)
 
-    def model(self, asked: ChatRequest, row: ServiceType, models: Models) -> PricedModel:
-        return permitted(asked.model, row, models)
+    def model(self, asked: ChatRequest, row: ServiceType, catalogue: Catalogue) -> PricedModel:
+        return permitted(asked.model, row, catalogue)
 
     def size(self, asked: ChatRequest, model: PricedModel) -> Size:
         """The estimate decides what fits the window: by its bound, prompts would get a fourth of most windows."""
         window, prompt = model.context_window, asked.prompt
         if window is not None and prompt.estimate > window:
             raise RequestTooLarge("The prompt is larger than the model's context window.", param="messages")
-        limit = asked.limit or self._config.max_completion_tokens
+        limit = asked.limit or self._settings.max_completion_tokens
         limit = min(limit, model.max_output_tokens or limit)
         return Size(prompt.bound(model), prompt.estimate, limit, asked.n, asked.limit or 0)
 
@@ -57,11 +54,20 @@ class Chat:
     def encode(self, asked: ChatRequest, reservation: Reservation) -> bytes:
         ask = reservation.ask
         principal = ask.principal
-        defaults = self._config.sampling(principal.service_type)
+        defaults = sampling(self._settings, principal.service_type)
         return asked.encode(principal.user_id, reservation.grant, ask.model.limit_name, defaults)
 
     def tally(self, asked: ChatRequest) -> Tally:
         return Tally(show_usage=asked.wants_usage, choices=asked.n)
+
+
+def sampling(settings: GatewaySettings, row: ServiceType) -> dict[str, float]:
+    """The sampling parameters of a request of this service type that has none."""
+    given = {
+        "temperature": settings.temperature if row.temperature is None else row.temperature,
+        "top_p": settings.top_p if row.top_p is None else row.top_p,
+    }
+    return {name: value for name, value in given.items() if value is not None}
 
 
 _PARAMETERS = PARAMETERS.schemas()
@@ -101,7 +107,7 @@ _EXAMPLE = {
 _EVENTS = {"type": "string", "description": "Each event is `data: ` and a chunk as JSON; the last is `data: [DONE]`."}
 
 CHAT = paid(
-    Chat.of,
+    Chat,
     f"/{_PATH}",
     "Chat completions, streaming and not",
     Answer(

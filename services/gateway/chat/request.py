@@ -10,7 +10,6 @@ import msgspec
 from msgspec import Meta
 
 from services.gateway.chat import messages
-from services.gateway.chat.config import ChatConfig
 from services.gateway.relay.fields import NULL, Parameters, Reading, check_text, members, model_name
 from services.gateway.relay.prompt import Prompt
 from services.gateway.relay.raw_json import separators
@@ -122,8 +121,10 @@ class ChatRequest:
         return _encoder.encode(body)
 
 
-def parse(body: bytes, config: ChatConfig) -> ChatRequest:
+def parse(body: bytes, image_hosts: frozenset[str]) -> ChatRequest:
     """Validate a body.
+
+    :param image_hosts: hosts of https URLs of images that may be passed on.
 
     :raises InvalidRequest: with the field at fault in ``param``; ``Malformed`` if it is not JSON.
     :raises InvalidModel: the model is not a model's name.
@@ -135,7 +136,7 @@ def parse(body: bytes, config: ChatConfig) -> ChatRequest:
         model = reading.model = model_name(given.pop("model", NULL))
         name = reading.name = "messages"
         conversation, raw = messages.decode(name, given.pop(name, NULL))
-        size, inner, images = messages.measure(conversation, raw, config.image_url_hosts)
+        size, inner, images = messages.measure(conversation, raw, image_hosts)
         fields = {name: raw}
         for name in ("tools", "response_format"):
             reading.name = name

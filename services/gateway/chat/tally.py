@@ -241,7 +241,7 @@ class Tally:
                 self.text += text_bytes(call.function.arguments)
 
     def _read_usage(self, usage: Any) -> None:
-        """The usage, or None if it can't be read: otherwise the answer would be free."""
+        """Take a reported usage. One that can't be read counts as none: otherwise the answer would be free."""
         prompt_tokens, completion_tokens = token_count(usage, "prompt_tokens"), token_count(usage, "completion_tokens")
         if prompt_tokens is None or completion_tokens is None:
             return

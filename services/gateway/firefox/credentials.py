@@ -159,11 +159,7 @@ def kind_of(request: web.Request, *, ours: bool = False) -> Kind:
     """
     if ours:
         return "play"
-    return "app_attest_request" if _says(request, "use-app-attest") else "fxa"
-
-
-def _says(request: web.Request, field: str) -> bool:
-    return request.headers.get(field, "").strip().lower() in _TRUE
+    return "app_attest_request" if request.headers.get("use-app-attest", "").strip().lower() in _TRUE else "fxa"
 
 
 def _claims(token: str) -> _Claims:

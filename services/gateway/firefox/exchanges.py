@@ -56,6 +56,15 @@ class _Kept(NamedTuple):
     token: str
     refusal: Callable[[], ServiceError] | None
 
+    def granted(self) -> str:
+        """The token.
+
+        :raises ServiceError: the refusal.
+        """
+        if self.refusal is not None:
+            raise self.refusal()
+        return self.token
+
 
 class Exchanges:
     """The exchange of credentials at one auth.
@@ -92,7 +101,7 @@ class Exchanges:
     @classmethod
     @asynccontextmanager
     async def open(cls, settings: GatewaySettings, registry: Registry) -> AsyncIterator[Exchanges]:
-        """With a session of its own, for a gateway that has an EXCHANGE_KEY."""
+        """Open exchanges with a session of their own, for a gateway that has an EXCHANGE_KEY."""
         async with aiohttp.ClientSession(cookie_jar=aiohttp.DummyCookieJar()) as session:
             auth = settings.auth_url or settings.mlpa_issuer
             exchanges = cls(session, registry, auth_url=auth, key=settings.exchange_keys()[0])
@@ -108,10 +117,7 @@ class Exchanges:
         :raises InvalidToken, Forbidden, UserBlocked, MaxUsersReached, RateLimited: auth refuses it.
         :raises DependencyUnavailable: auth could not be asked, or could not check it.
         """
-        kept = await self._exchange(kind, subject_token, service_type, source)
-        if kept.refusal is not None:
-            raise kept.refusal()
-        return kept.token
+        return (await self._exchange(kind, subject_token, service_type, source)).granted()
 
     async def remembered(
         self, kind: Credential, subject_token: str, service_type: str, source: str, *, renew: bool = False
@@ -127,9 +133,7 @@ class Exchanges:
             if not self._flight.under_way(digest):
                 self._asked[digest] = (kind, subject_token, service_type, source)
             kept = await self._flight(digest)
-        if kept.refusal is not None:
-            raise kept.refusal()
-        return kept.token
+        return kept.granted()
 
     async def known(self) -> bool:
         """Whether auth knows the key: for a kind that gateways alone may exchange, it then looks at the service type.

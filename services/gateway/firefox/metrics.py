@@ -1,4 +1,4 @@
-"""Who still needs the dialect: requests by client and credential."""
+"""The use of the dialect: requests by client and credential."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from shared.stores.revisions import LOCK_SECONDS
 _DAY = timedelta(days=1)
 #: Two of the longest periods: no budget is rebuilt from what a user spent before.
 _SUMS_KEPT = timedelta(days=62)
-#: After this an hour changes no more but by rows that come late.
+#: After this, only rows that come late change an hour.
 _OPEN = timedelta(hours=3)
 #: Pages of a table that one statement reads: 80,000 rows.
 _PAGES_AT_ONCE = 1000
@@ -32,7 +32,7 @@ _PARTITIONS = Query.text(
 _STRAY = Query.text(
     "select distinct cast(admitted_at at time zone 'UTC' as date) as day from ledger_default order by 1"
 )
-# Whoever writes queues behind a lock that is waited for: it is asked for again and again, a second each time
+# Writers queue behind a request for a lock, so each request waits for a second only, and is repeated
 _PATIENCE = Query.text("set local lock_timeout = '1s'")
 _PAUSE = 1.0
 _HOLDER = Query.text(
@@ -72,7 +72,7 @@ _FOLD_HOURS = Query.text(
 
 @dataclass(slots=True)
 class Kept:
-    """What was done: days made, rows that had come before their day was, days dropped."""
+    """The result: days made, rows moved into them, days dropped."""
 
     made: int = 0
     moved: int = 0
@@ -82,12 +82,12 @@ class Kept:
 async def keep(
     database: Database, now: float, *, ahead: int, older_than: int | None, wait: float = LOCK_SECONDS
 ) -> Kept:
-    """Make today and so many days ahead, and those of stray rows; drop the days that ended ``older_than`` days ago.
+    """Make today, so many days ahead, and the days of stray rows; drop days that ended ``older_than`` days ago.
 
     The sums that the ledger keeps are tidied up too, so that they stay small. Needs the rights of the tables' owner.
 
-    :param wait: seconds for which a table that somebody else holds is asked for.
-    :raises DatabaseUnavailable: what was done stays so; it can be run again.
+    :param wait: seconds to wait for a table that somebody else holds.
+    :raises DatabaseUnavailable: what was done stays done, and it can be run again.
     """
     done = Kept()
     today = datetime.fromtimestamp(now, UTC).date()
@@ -118,7 +118,7 @@ def _start(day: date) -> datetime:
 
 
 async def _patiently(database: Database, work: Callable[[Transaction], Awaitable[int]], wait: float) -> int:
-    """Do work in a transaction, again while somebody else holds a table that it needs.
+    """Do work in a transaction, and again while somebody else holds a table that it needs.
 
     :raises DatabaseUnavailable: who still holds it after ``wait`` seconds, or another reason.
     """
@@ -139,7 +139,7 @@ async def _patiently(database: Database, work: Callable[[Transaction], Awaitable
 
 
 def _make(day: date) -> Callable[[Transaction], Awaitable[int]]:
-    """Makes a day, with the rows of it that the default partition took; how many those were."""
+    """Work that makes a day, and moves its rows there from the default partition. Returns their number."""
     name, bounds = _name(day), {"start": _start(day), "until": _start(day + _DAY)}
 
     async def work(transaction: Transaction) -> int:

@@ -65,13 +65,9 @@ class LedgerQueue:
         self._settled: dict[str, _Settled] = {}
         self._some_settled = asyncio.Event()
         self._flushing = asyncio.Lock()
-        self._down = False
+        #: PostgreSQL took no rows the last time: further ones would only wait here.
+        self.down = False
         self._at_once = _MOST_WRITTEN
-
-    @property
-    def down(self) -> bool:
-        """Whether PostgreSQL took no rows the last time: who brings more only makes them wait here."""
-        return self._down
 
     @property
     def unsettled(self) -> int:
@@ -185,14 +181,14 @@ class LedgerQueue:
     # --- to PostgreSQL --------------------------------------------------------------------------------------------
 
     def add(self, row: LedgerRow, epoch: str = "") -> None:
-        """A row that is settled, and is not settled again if it has no epoch."""
+        """Add a settled row. One without an epoch is not settled again."""
         if len(self._settled) >= self._room and row.id not in self._settled:
             return
         self._settled[row.id] = _Settled(row, epoch)
         self._some_settled.set()
 
     def add_orphans(self, rows: Iterable[LedgerRow], epoch: str) -> None:
-        """Rows found in an outbox, perhaps this process's own."""
+        """Add rows found in an outbox, perhaps this process's own."""
         for row in rows:
             known = self._settled.get(row.id)
             if known is None or (row.lowers and not known.row.lowers):
@@ -272,9 +268,9 @@ class LedgerQueue:
         return ready
 
     async def _acknowledge(self, rows: Sequence[LedgerRow]) -> None:
-        """Have Redis forget them; if it can't be reached, the sweep finds them and acknowledges them again.
+        """Acknowledge rows. If Redis can't be reached, the sweep finds them, and they are acknowledged later.
 
-        A server that is gone is not waited for: rows of other servers are next.
+        A server that is gone is not waited for, since rows of other servers are next.
         """
         shards: dict[int, list[LedgerRow]] = {}
         for row in rows:
@@ -286,8 +282,8 @@ class LedgerQueue:
                 raise result
 
     def _log_outage(self, down: bool) -> None:
-        if down != self._down:
-            self._down = down
+        if down != self.down:
+            self.down = down
             if down:
                 _log.warning("ledger_waits", rows=len(self._settled))
             else:

@@ -20,13 +20,15 @@ _NEVER = 1e9  # seconds: rows are not fetched from the outbox while PostgreSQL t
 
 
 class Reaper:
-    """Any gateway may reap; each claims a shard for one interval, so that they share the work. All is idempotent."""
+    """The sweeps of this gateway. Each gateway claims shards for an interval, so that they share the work, which is
+    idempotent.
+    """
 
     def __init__(self, scripts: BudgetScripts, queue: LedgerQueue, metrics: BudgetMetrics, timings: Timings) -> None:
         self._scripts, self._queue, self._metrics = scripts, queue, metrics
         self._who, self._every, self._orphan = uuid.uuid4().hex, timings.sweep, timings.orphan
         #: Seconds after a connection was made, or the server last refused scripts, in which nothing is reaped: after an
-        #: outage of Redis, living gateways first renew the leases that ended in it. Sweeps go on, since they find out
+        #: outage of Redis, living gateways first renew the leases that ended in it. Sweeps go on, since they show
         #: whether the server runs scripts.
         self._grace = 2 * timings.renew
         self._cursors = ["0"] * SHARDS

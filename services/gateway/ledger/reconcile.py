@@ -1,4 +1,4 @@
-"""Whether ledger, counters and LiteLLM agree on what users spent."""
+"""The comparison of the ledger with the counters and with LiteLLM."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class Difference:
 
     @property
     def likely_cause(self) -> str:
-        """For people: what most often makes two books differ in this way."""
+        """The usual cause of such a difference, for operators."""
         if self.kind == "litellm":
             return "rows are missing (Redis lost data before they were written), or somebody else uses this customer"
         if self.other_nano > self.ledger_nano:

@@ -42,13 +42,13 @@ class Renewals:
         return reservation.id in self._lapsed
 
     def remove(self, reservation: Reservation) -> bool:
-        """It is being settled; False when it was before."""
+        """Take out a reservation that is being settled; False if it was settled before."""
         self._lapsed.discard(reservation.id)
         number = layout.of_user(reservation.ask.principal.user_id).number
         return self._open.get(number, {}).pop(reservation.id, None) is not None
 
     async def run(self) -> None:
-        """Renew everything now and then, and at once what another Redis server knows nothing of."""
+        """Renew all reservations periodically, and at once those that a new Redis server does not know."""
         loop = asyncio.get_running_loop()
         due = loop.time() + self._every
         while True:
@@ -69,7 +69,7 @@ class Renewals:
         self._now.set()
 
     async def _renew(self, shards: Iterable[int]) -> bool:
-        """False when Redis did not take some of it."""
+        """Renew the reservations of shards; False if Redis did not take all of them."""
         servers: dict[str, list[tuple[int, list[Reservation]]]] = {}
         for number in shards:
             reservations = list(self._open.get(number, {}).values())

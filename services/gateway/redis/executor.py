@@ -29,7 +29,7 @@ _AGAIN_SOON = frozenset(("NOSCRIPT", "MOVED", "ASK", "TRYAGAIN", "READONLY"))
 _STATES = frozenset(
     ("OOM", "MISCONF", "BUSY", "NOREPLICAS", "READONLY", "LOADING", "MASTERDOWN", "CLUSTERDOWN", "NOAUTH", "NOPERM")
 )
-#: In an error that a command of a running script caused: what the script did before it is done.
+#: Part of an error that a command of a running script caused: what the script did before stays done.
 _FROM_WITHIN = "script: "
 _PAUSE = 0.05
 #: Seconds of one try of readiness, and between two.
@@ -42,7 +42,7 @@ class NotRun(DependencyUnavailable):
 
 
 class Executor:
-    """The one way to Redis for budgets.
+    """The only way to Redis for budgets.
 
     ``run`` answers, or raises ``DependencyUnavailable("redis")``, within ``timeout`` seconds; it never hangs, and it
     reconnects by itself. With ``redis+cluster://`` it follows the cluster's slots.

@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Callable
+from decimal import Decimal
 from typing import Any, TypeVar
 
 import msgspec
 from aiohttp import web
 
+from services.gateway.budget.models import Usage
 from services.gateway.errors import RateLimited, Unavailable, UpstreamError
 from services.gateway.upstream.client import MAX_ANSWER
 
@@ -104,6 +106,20 @@ class LargeAnswer(web.Response):
         finally:
             writing.cancel()
             self.body = self._held = None  # aiohttp keeps the last response of an idle connection
+
+
+class AnswerTally:
+    """The count of an answer that is no stream and has no text of the model's own.
+
+    ``error`` is the error object in place of an answer.
+    """
+
+    cost: Decimal | None = None
+    text = 0
+
+    def __init__(self) -> None:
+        self.usage: Usage | None = None
+        self.error: Any = None
 
 
 def read_answer(body: bytes, decoder: msgspec.json.Decoder[T]) -> T:

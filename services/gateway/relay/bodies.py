@@ -11,7 +11,6 @@ from typing import TypeVar
 from aiohttp import ClientPayloadError, web
 
 from services.gateway.errors import InvalidRequest, Malformed, RequestTooLarge, Unavailable
-from services.gateway.relay.config import RelayConfig
 from services.gateway.relay.door import Door
 from services.gateway.relay.raw_json import FEW_BYTES, MAX_ITEMS, check_items, has_halves, mend_request
 
@@ -24,6 +23,9 @@ _ONE_GO = 256 * 1024
 #: Bytes of unfinished bodies in this process.
 MOST_BYTES = 256 * 1024 * 1024
 
+#: Seconds in which a body has to arrive.
+PATIENCE = 30.0
+
 #: The body of a request that had to be read before its user was known.
 BODY = web.RequestKey("body", bytes)
 
@@ -31,9 +33,14 @@ Asked = TypeVar("Asked")
 
 
 class Bodies:
-    def __init__(self, config: RelayConfig, most_bytes: int = MOST_BYTES) -> None:
-        """:param most_bytes: of unfinished bodies, together."""
-        self._config, self._most_bytes = config, most_bytes
+    """The reading and validation of bodies.
+
+    :param limit: bytes of one body.
+    :param most_bytes: of unfinished bodies, together.
+    """
+
+    def __init__(self, limit: int, most_bytes: int = MOST_BYTES, *, patience: float = PATIENCE) -> None:
+        self._limit, self._most_bytes, self._patience = limit, most_bytes, patience
         self._reading, self._parsing = _Places(AT_ONCE), _Places(PARSED_AT_ONCE)
         self._held = 0
         self.door = Door()
@@ -77,7 +84,7 @@ class Bodies:
         return body
 
     async def _read(self, request: web.Request, user: str) -> bytes:
-        limit = self._config.max_body_bytes
+        limit = self._limit
         if request.content_length is not None and request.content_length > limit:
             raise RequestTooLarge(f"The body is over {limit} bytes.")
         content = request.content
@@ -87,7 +94,7 @@ class Bodies:
                 if len(body) > limit:
                     raise RequestTooLarge(f"The body is over {limit} bytes.")
                 return body
-            async with asyncio.timeout(self._config.body_timeout), self._reading.place(user):
+            async with asyncio.timeout(self._patience), self._reading.place(user):
                 return await self._gather(request, limit)
         except TimeoutError:
             raise InvalidRequest("The body did not arrive in time.") from None

@@ -36,7 +36,7 @@ class RelayMetrics:
         self._availability = registry.counter(
             "chat_availability_total", "Requests, by whether the service did its part.", ("outcome", "reason")
         )
-        self._overhead = registry.histogram(
+        self.overhead = registry.histogram(
             "gateway_overhead_seconds", "Time that the gateway adds to a request.", (), OVERHEAD_BUCKETS
         )
         self._upstream_refusals = registry.counter(
@@ -48,7 +48,7 @@ class RelayMetrics:
             ("reason",),
         )
         self.routing = RoutingMetrics(registry)
-        self._slow = registry.counter("chat_slow_clients_total", "Clients dropped for taking nothing.")
+        self.slow_clients = registry.counter("chat_slow_clients_total", "Clients dropped for taking nothing.")
         self._availability.preset(Outcome.SUCCESS, "none")
         self._availability.preset("excluded", Outcome.ABORT)
         self._availability.preset("failure", ABORT_BEFORE_ANSWER)
@@ -96,9 +96,3 @@ class RelayMetrics:
             self._availability.inc("failure", ABORT_BEFORE_ANSWER)
         else:
             self._availability.inc("excluded", Outcome.ABORT)
-
-    def overhead(self, seconds: float) -> None:
-        self._overhead.observe(seconds)
-
-    def slow_client(self) -> None:
-        self._slow.inc()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from types import TracebackType
 
 from services.gateway.errors import Unavailable
@@ -64,8 +65,6 @@ class OpenRequests:
         except TimeoutError:
             for watch in tuple(self._watches):
                 watch.end(Unavailable("The service is restarting. Try again."))
-            try:
+            with suppress(TimeoutError):  # a request that hangs is cancelled with its connection
                 async with asyncio.timeout(LAST_WORDS):
                     await self._empty.wait()
-            except TimeoutError:
-                pass  # a request that hangs is cancelled with its connection

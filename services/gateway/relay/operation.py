@@ -8,21 +8,12 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 
 from services.gateway.budget.models import Reservation, Usage
 from services.gateway.catalogue.prices import PricedModel
+from services.gateway.catalogue.services import Catalogue
 from services.gateway.errors import InvalidModel
 from services.gateway.relay.metrics import Labels
 from shared.domain.outcome import Outcome
 from shared.domain.service_types import ServiceType
 from shared.errors import DependencyUnavailable
-
-
-class Models(Protocol):
-    """The models that LiteLLM serves, with their prices."""
-
-    @property
-    def loaded(self) -> bool:
-        """Whether the models have been read yet."""
-
-    def get(self, name: str) -> PricedModel | None: ...
 
 
 class Size(NamedTuple):
@@ -115,7 +106,8 @@ class OperationMetrics(Protocol[T_contra]):
         """Make series of known values. May be called again when there are other models."""
 
     def begun(self, seconds: float, model: str) -> None:
-        """The first event of a stream has gone out."""
+        """The first event of a stream has gone out. Operations without streams have nothing to count here."""
+        return
 
     def ended(self, result: Outcome, seconds: float, labels: Labels, tally: T_contra) -> None:
         """An admitted request is over: a success, an error (a timeout is one) or an abort."""
@@ -141,7 +133,7 @@ class PaidOperation(Protocol[A, T]):
         :raises InvalidRequest, InvalidModel, RequestTooLarge: ``Malformed`` if it is not JSON.
         """
 
-    def model(self, asked: A, row: ServiceType, models: Models) -> PricedModel:
+    def model(self, asked: A, row: ServiceType, catalogue: Catalogue) -> PricedModel:
         """What the request asks, with its prices.
 
         :raises InvalidModel: there is no such model, or the service type may not use it.
@@ -164,15 +156,15 @@ class PaidOperation(Protocol[A, T]):
         """A count of the answer; a ``StreamTally`` if the answer is a stream."""
 
 
-def permitted(name: str, row: ServiceType, models: Models, *, embedding: bool = False) -> PricedModel:
+def permitted(name: str, row: ServiceType, catalogue: Catalogue, *, embedding: bool = False) -> PricedModel:
     """The model of this name.
 
     :param embedding: whether it has to make embeddings; otherwise it has not to.
     :raises InvalidModel: there is none, it is of the other kind, or the service type may not use it.
     :raises DependencyUnavailable: the models are not known yet.
     """
-    model = models.get(name)
-    if not models.loaded:
+    model = catalogue.get(name)
+    if not catalogue.loaded:
         raise DependencyUnavailable("litellm")
     if model is None:
         raise InvalidModel

@@ -87,7 +87,7 @@ class Relay:
         """
         stream = self._stream
         watch = Watch(
-            self._shared.config,
+            self._shared.settings,
             deadline=self._operation.deadline,
             on_quiet=stream.keep_alive if stream and stream.comments else None,
             backlog=self._backlog,
@@ -112,7 +112,7 @@ class Relay:
             watch.stop()
             self._shared.open_requests.unwatch(watch)
             if watch.dropped:
-                self._shared.metrics.slow_client()
+                self._shared.metrics.slow_clients.inc()
             if isinstance(failure, UpstreamTimeout):
                 self._outcome = Outcome.TIMEOUT
             charged = self._settle(dropped=watch.dropped)
@@ -164,12 +164,12 @@ class Relay:
                 body,
                 headers,
                 held,
-                patience=self._shared.config.slow_client,
+                patience=self._shared.settings.slow_client_seconds,
                 backlog=self._backlog,
                 drop=self._drop_slow,
             )
         )
-        self._shared.metrics.overhead(self._asked_at - self._started + time.perf_counter() - now)
+        self._shared.metrics.overhead.observe(self._asked_at - self._started + time.perf_counter() - now)
         return response
 
     async def _post(self) -> Answer:
@@ -240,7 +240,7 @@ class Relay:
         """The first event has gone out."""
         seconds = self._first_after = time.perf_counter() - self._started
         self._operation.metrics.begun(seconds, self._labels[0])
-        self._shared.metrics.overhead(self._asked_at - self._started)
+        self._shared.metrics.overhead.observe(self._asked_at - self._started)
 
     def _settle(self, *, dropped: bool) -> Charge:
         """:param dropped: the client was dropped because it took nothing."""
@@ -282,7 +282,7 @@ class Relay:
         return 0 if transport is None else transport.get_write_buffer_size()
 
     def _drop_slow(self) -> None:
-        self._shared.metrics.slow_client()
+        self._shared.metrics.slow_clients.inc()
         self._drop()
 
     def _drop(self) -> None:

@@ -6,7 +6,7 @@ import asyncio
 import hashlib
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -57,8 +57,6 @@ def paid(
     summary: str,
     answer: Answer,
     body: Body,
-    *,
-    parameters: Sequence[Parameter] = (),
 ) -> Paid:
     """Declare a paid operation.
 
@@ -78,7 +76,7 @@ def paid(
         summary,
         answers,
         tag="OpenAI",
-        parameters=[purpose, *parameters],
+        parameters=[purpose],
         body=body,
         security="access_token",
     )
@@ -104,7 +102,7 @@ async def serve(request: web.Request, shared: Collaborators, operation: PaidOper
             with door.passing(user):
                 parse = partial(operation.parse, row=row)
                 asked = await shared.bodies.parse(body, user, parse, operation.most_items)
-                model = operation.model(asked, row, shared.models)
+                model = operation.model(asked, row, shared.catalogue)
                 request[MODEL] = model.name
                 purpose = _purpose(request, row)
                 if not shared.litellm.accepts:
@@ -114,7 +112,7 @@ async def serve(request: web.Request, shared: Collaborators, operation: PaidOper
             if dialect_of(request).in_order:
                 await shared.budgets.check(principal)
                 if isinstance(fault, InvalidRequest) and fault.model is not None:
-                    permitted(fault.model, row, shared.models)
+                    permitted(fault.model, row, shared.catalogue)
             raise
         with shared.open_requests:  # checked again, since the body may have taken 30 s
             request_id = request.get(REQUEST_ID) or uuid.uuid4().hex

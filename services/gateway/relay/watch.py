@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from services.gateway.errors import UpstreamTimeout
-from services.gateway.relay.config import RelayConfig
+from services.gateway.settings import GatewaySettings
 from shared.errors import ServiceError
 
 if TYPE_CHECKING:
@@ -25,21 +25,21 @@ class Watch:
     """The watch of one running request.
 
     :param deadline: seconds that the request may take; 0 for no limit.
-    :param on_quiet: called after each ``keepalive`` seconds of silence; the coroutine runs as a task.
+    :param on_quiet: called after each ``keepalive_seconds`` of silence; the coroutine runs as a task.
     :param backlog: returns the bytes that wait for the client in this process.
     :param drop: drops the client's connection, which cancels the request.
     :param revoked: ends the request with its result, should there be one.
     """
 
     __slots__ = (
-        *("_backlog", "_config", "_deadline", "_drop", "_loop", "_on_quiet", "_quiet", "_revoked"),
+        *("_backlog", "_deadline", "_drop", "_loop", "_on_quiet", "_quiet", "_revoked", "_settings"),
         *("_spoke", "_stuck", "_stuck_since", "_task", "_timer", "dropped", "error", "seen"),
         *("writing",),
     )
 
     def __init__(
         self,
-        config: RelayConfig,
+        settings: GatewaySettings,
         *,
         deadline: float,
         on_quiet: Callable[[], Coroutine[None, None, None]] | None,
@@ -47,7 +47,7 @@ class Watch:
         drop: Callable[[], None],
         revoked: asyncio.Future[ServiceError],
     ) -> None:
-        self._config = config
+        self._settings = settings
         self._loop = asyncio.get_running_loop()
         self._task = asyncio.current_task()
         self._on_quiet, self._backlog, self._drop = on_quiet, backlog, drop
@@ -98,26 +98,21 @@ class Watch:
         self.end(revoked.result())
 
     def _arm(self) -> None:
-        config, now = self._config, self._loop.time()
-        at = self._deadline
-        if config.idle_timeout:
-            at = min(at, self.seen + config.idle_timeout)
-        if config.slow_client:
-            at = min(at, now + config.slow_client)
-        if self._on_quiet is not None and config.keepalive:
-            at = min(at, max(self.seen, self._spoke) + config.keepalive)
+        settings, now = self._settings, self._loop.time()
+        at = min(self._deadline, self.seen + settings.streaming_timeout_seconds, now + settings.slow_client_seconds)
+        if self._on_quiet is not None:
+            at = min(at, max(self.seen, self._spoke) + settings.keepalive_seconds)
         self._timer = self._loop.call_at(max(at, now + 0.001), self._tick)
 
     def _tick(self) -> None:
-        now = self._loop.time()
-        config = self._config
+        settings, now = self._settings, self._loop.time()
         if now >= self._deadline:
             self.end(UpstreamTimeout("The answer took too long."))
         elif self.writing:
             self._look_at_client(now)
-        elif config.idle_timeout and now - self.seen >= config.idle_timeout:
+        elif now - self.seen >= settings.streaming_timeout_seconds:
             self.end(UpstreamTimeout())
-        elif config.keepalive and now - max(self.seen, self._spoke) >= config.keepalive and self._on_quiet is not None:
+        elif self._on_quiet is not None and now - max(self.seen, self._spoke) >= settings.keepalive_seconds:
             self._spoke = now
             if self._quiet is None or self._quiet.done():
                 self._quiet = self._loop.create_task(self._on_quiet())
@@ -129,6 +124,6 @@ class Watch:
         self.seen = now  # the wait is not LiteLLM's silence
         if waiting != self._stuck:
             self._stuck, self._stuck_since = waiting, now
-        elif self._config.slow_client and now - self._stuck_since >= self._config.slow_client:
+        elif now - self._stuck_since >= self._settings.slow_client_seconds:
             self.dropped = True
             self._drop()

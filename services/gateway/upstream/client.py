@@ -92,10 +92,7 @@ class LiteLLM:
 
     @property
     def healthy(self) -> bool:
-        """Whether an instance is healthy:
-
-        False after two failed health checks of each, until one passes or a request is answered.
-        """
+        """False after two failed health checks of each instance, until one passes or a request is answered."""
         return self.balancer.healthy
 
     @property
@@ -204,8 +201,8 @@ class Call:
         if self._closed is not None:
             # the connection may be lost later, and asyncio wants the reason retrieved
             self._closed.remove_done_callback(self._connection_closed)
-            self._closed.remove_done_callback(_look)
-            self._closed.add_done_callback(_look)
+            self._closed.remove_done_callback(_retrieve)
+            self._closed.add_done_callback(_retrieve)
         if response is None or not response.closed:
             self._wire.cut()
             if response is not None:
@@ -262,7 +259,7 @@ class Call:
             self._closed.add_done_callback(self._connection_closed)
 
     def _connection_closed(self, closed: asyncio.Future[None]) -> None:
-        _look(closed)
+        _retrieve(closed)
         content = self._response.content if self._response is not None else None
         if content is not None and not content.is_eof() and content.exception() is None:
             content.set_exception(aiohttp.ClientPayloadError("The connection was closed"))
@@ -327,6 +324,6 @@ class Call:
             self._instance = None
 
 
-def _look(closed: asyncio.Future[None]) -> None:
+def _retrieve(closed: asyncio.Future[None]) -> None:
     if not closed.cancelled():
         closed.exception()

@@ -19,14 +19,12 @@ from aiohttp import web
 from services.gateway import dialects
 from services.gateway.budget.charging import NOTHING, Charge
 from services.gateway.budget.models import Ask, Delivery, RateLimits, Reservation, Usage
-from services.gateway.chat.config import ChatConfig
-from services.gateway.chat.operation import CHAT, Chat
+from services.gateway.chat.operation import CHAT
 from services.gateway.dialects import DIALECTS, OPENAI, Dialect
 from services.gateway.errors import InvalidToken
 from services.gateway.relay.answers import Answers
-from services.gateway.relay.bodies import Bodies
+from services.gateway.relay.bodies import PATIENCE, Bodies
 from services.gateway.relay.collaborators import COLLABORATORS, Collaborators
-from services.gateway.relay.config import RelayConfig
 from services.gateway.relay.connection import RelaySite
 from services.gateway.relay.metrics import RelayMetrics
 from services.gateway.relay.open_requests import OpenRequests
@@ -42,7 +40,7 @@ from shared.telemetry.metrics import Registry
 from shared.telemetry.openapi import add_routes
 from shared.telemetry.tracing import Tracing
 from tests.doubles.litellm import LiteLLMDouble
-from tests.support.configs import CHAT_CONFIG, RELAY_CONFIG, upstream_at
+from tests.support.configs import SETTINGS, upstream_at
 from tests.support.exposition import metric
 from tests.support.service_types import service_type
 
@@ -141,23 +139,22 @@ class Gateway:
         self,
         double: LiteLLMDouble,
         upstream: UpstreamConfig,
-        config: RelayConfig | None = None,
-        chat: ChatConfig | None = None,
+        settings: GatewaySettings = SETTINGS,
         *,
         max_open_requests: int = 2500,
         dialects: Sequence[Dialect] = (),
         paid: Sequence[Paid] = (),
         tracing: Tracing | None = None,
         row: Mapping[str, Any] | None = None,
+        body_patience: float = PATIENCE,
     ) -> None:
         """
         :param dialects: those beside OpenAI's.
-        :param paid: operations beside chat; they are made without settings.
+        :param paid: operations beside chat.
         :param row: fields of the service type.
         """
         self.double = double
-        self.config = config or RELAY_CONFIG
-        self.chat = chat or CHAT_CONFIG
+        self.settings = settings
         self.upstream = upstream
         self.budgets = NotingBudgets()
         self.refusals = NotingRefusals()
@@ -167,7 +164,7 @@ class Gateway:
         self.answers = Answers()
         self._dialects, self._paid = dialects, paid
         self._row = row or {}
-        self._tracing = tracing
+        self._tracing, self._body_patience = tracing, body_patience
         self.litellm: LiteLLM
         self.port = 0
 
@@ -205,16 +202,17 @@ class Gateway:
         )
         frame.install(app)
         async with LiteLLM.open(self.upstream, self.registry) as self.litellm, aiohttp.ClientSession() as self.session:
-            made = {one.route.path: one.make(GatewaySettings(), self.registry) for one in self._paid}
+            limit = self.settings.max_request_size_bytes
+            made = {one.route.path: one.make(self.settings, self.registry) for one in (CHAT, *self._paid)}
             app[COLLABORATORS] = Collaborators(
-                {CHAT.route.path: Chat(self.chat, self.registry), **made},
-                self.config,
+                made,
+                self.settings,
                 self.models,
                 self.budgets,
                 self.litellm,
                 RelayMetrics(self.registry),
                 self.open_requests,
-                Bodies(self.config),
+                Bodies(limit, patience=self._body_patience),
                 self.refusals,
                 self.answers,
             )
@@ -222,7 +220,7 @@ class Gateway:
             await runner.setup()
             sock = listen("127.0.0.1", 0)
             self.port = sock.getsockname()[1]
-            await RelaySite(runner, sock, frame, max_body=self.config.max_body_bytes).start()
+            await RelaySite(runner, sock, frame, max_body=limit).start()
             yield self
             await runner.cleanup()
         assert not self.budgets.open, "a reservation was left"
@@ -309,17 +307,12 @@ async def double() -> AsyncIterator[LiteLLMDouble]:
 
 
 @pytest.fixture
-def config() -> RelayConfig:
-    return RELAY_CONFIG
+def settings() -> GatewaySettings:
+    return SETTINGS
 
 
 @pytest.fixture
-def chat() -> ChatConfig:
-    return CHAT_CONFIG
-
-
-@pytest.fixture
-async def gateway(double: LiteLLMDouble, config: RelayConfig, chat: ChatConfig) -> AsyncIterator[Gateway]:
+async def gateway(double: LiteLLMDouble, settings: GatewaySettings) -> AsyncIterator[Gateway]:
     upstream = upstream_at(double.url, virtual_key="sk-virtual")
-    async with Gateway(double, upstream, config, chat).running() as gateway:
+    async with Gateway(double, upstream, settings).running() as gateway:
         yield gateway

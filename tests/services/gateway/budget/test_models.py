@@ -67,4 +67,4 @@ def test_rates_are_told_where_there_is_a_limit_and_never_below_nothing() -> None
 
 @pytest.mark.parametrize(("spent", "remaining"), [(60, 10), (90, 0)])
 def test_what_remains_is_never_below_nothing(spent: int, remaining: int) -> None:
-    assert BudgetState("ai", "ai", 100, spent, 30, 0.0, LIMITS).remaining_nano == remaining
+    assert BudgetState(100, spent, 30, 0.0, LIMITS).remaining_nano == remaining

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from typing import Any
 
 import pytest
 from hypothesis import given, strategies as st
 
+from services.gateway.chat.operation import sampling
 from services.gateway.chat.request import parse
 from services.gateway.errors import GatewayError
-from tests.support.configs import CHAT_CONFIG
+from tests.support.configs import changed
 from tests.support.service_types import service_type
 
 MODEL = '"model":"m","messages":[{"role":"user","content":"x"}]'
@@ -27,7 +27,7 @@ def read(text: str | bytes) -> Any:
 
 
 def forwarded(body: str) -> Any:
-    return dict(read(parse(body.encode(), CHAT_CONFIG).encode("u", 9, "max_tokens")))
+    return dict(read(parse(body.encode(), frozenset()).encode("u", 9, "max_tokens")))
 
 
 # Objects as lists of members, so that order, spelling of numbers and repeated members are part of what is tried.
@@ -160,7 +160,7 @@ def test_what_is_passed_on_unread_is_json_or_refused(value: bytes) -> None:
     schema = b'{"a":' + value + b"}"
     body = b'{%b,"tools":[{"type":"function","function":{"name":"f","parameters":%b}}]}' % (MODEL.encode(), schema)
     try:
-        sent = parse(body, CHAT_CONFIG).encode("u", 9, "max_tokens")
+        sent = parse(body, frozenset()).encode("u", 9, "max_tokens")
     except GatewayError:
         return
     tools = f'[{{"type":"function","function":{{"name":"f","parameters":{schema.decode()}}}}}]'
@@ -226,7 +226,7 @@ def test_with_tools_the_choice_goes_on_as_it_was_sent() -> None:
     ],
 )
 def test_a_default_of_sampling_is_for_requests_that_say_neither(sent: str, defaults: dict[str, float]) -> None:
-    request = parse(f"{{{sent}{MODEL}}}".encode(), CHAT_CONFIG)
+    request = parse(f"{{{sent}{MODEL}}}".encode(), frozenset())
     body = json.loads(request.encode("u", 9, "max_tokens", {"temperature": 0.5, "top_p": 0.9}))
     given_ = json.loads(f'{{{sent}"x":1}}')
     for name in ("temperature", "top_p"):
@@ -271,7 +271,7 @@ def test_every_member_of_litellms_answers_may_come_back() -> None:
         {"role": "tool", "tool_call_id": "call_1__thought__c2ln", "content": ""},
     ]
     body = json.dumps({"model": "m", "messages": conversation}).encode()
-    sent = json.loads(parse(body, CHAT_CONFIG).encode("u", 9, "max_tokens"))["messages"]
+    sent = json.loads(parse(body, frozenset()).encode("u", 9, "max_tokens"))["messages"]
     calls: Any = ANSWERED["tool_calls"]
     called = {name: value for name, value in calls[0].items() if name != "caller"}
     blocks: Any = ANSWERED["thinking_blocks"]
@@ -301,7 +301,7 @@ def test_only_an_assistants_message_has_refusals() -> None:
 
 
 @pytest.mark.parametrize(
-    ("row", "config", "sampling"),
+    ("row", "settings", "expected"),
     [
         ({}, {}, {}),
         ({}, {"temperature": 0.5}, {"temperature": 0.5}),
@@ -310,7 +310,7 @@ def test_only_an_assistants_message_has_refusals() -> None:
     ],
 )
 def test_a_service_types_row_comes_before_the_settings(
-    row: dict[str, float], config: dict[str, float], sampling: dict[str, float]
+    row: dict[str, float], settings: dict[str, float], expected: dict[str, float]
 ) -> None:
     ai = service_type(**row)  # type: ignore[arg-type]
-    assert replace(CHAT_CONFIG, **config).sampling(ai) == sampling  # type: ignore[arg-type]
+    assert sampling(changed(**settings), ai) == expected

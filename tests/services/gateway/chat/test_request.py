@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,15 +11,14 @@ from services.gateway.chat.request import ChatRequest, parse
 from services.gateway.errors import GatewayError
 from services.gateway.relay.prompt import Prompt
 from tests.services.gateway.conftest import Gateway, Model, RawClient, request_body
-from tests.support.configs import CHAT_CONFIG
 
-CONFIG = replace(CHAT_CONFIG, image_url_hosts=frozenset({"img.example"}))
+IMAGE_HOSTS = frozenset({"img.example"})
 LIMIT = "max_completion_tokens"
 PNG = "data:image/png;base64,AAAA"
 
 
 def parsed(**changes: Any) -> ChatRequest:
-    return parse(json.dumps(request_body(**changes)).encode(), CONFIG)
+    return parse(json.dumps(request_body(**changes)).encode(), IMAGE_HOSTS)
 
 
 def part(**fields: Any) -> list[dict[str, Any]]:
@@ -113,7 +111,7 @@ REFUSED: list[tuple[Any, str, str | None]] = [
 def test_what_is_not_valid_is_refused_with_the_field(body: Any, code: str, param: str | None) -> None:
     raw = body if isinstance(body, bytes) else json.dumps(request_body(**body)).encode()
     with pytest.raises(GatewayError) as caught:
-        parse(raw, CONFIG)
+        parse(raw, IMAGE_HOSTS)
     assert (caught.value.code, caught.value.param) == (code, param)
     assert caught.value.status == 400
     for told in ("evil", "hot", "A LOT", "xml", "sure"):
@@ -124,7 +122,7 @@ def test_what_goes_on_is_as_it_came() -> None:
     messages = '[ {"role" : "user",\n"content":"h\\u00e9 \\ud83d\\ude00"} ]'
     tools = '[{"type":"function","function":{"name":"f","parameters":{"max":1.0,"big":123456789012345678901}}}]'
     body = f'{{"model":"m","messages":{messages},"tools":{tools},"response_format":{{"type":"json_object"}}}}'
-    sent = parse(body.encode(), CONFIG).encode("u", 9, LIMIT)
+    sent = parse(body.encode(), IMAGE_HOSTS).encode("u", 9, LIMIT)
     assert messages.encode() in sent
     assert tools.encode() in sent
     assert json.loads(sent)[LIMIT] == 9
@@ -186,7 +184,7 @@ def tool_schema(tools: list[dict[str, Any]]) -> dict[str, Any]:
 
 def test_of_a_member_that_stands_twice_the_last_counts_everywhere() -> None:
     body = b'{"model":"evil","model":"m","messages":[{"role":"user","content":"abcdef","content":"ab"}]}'
-    request = parse(body, CONFIG)
+    request = parse(body, IMAGE_HOSTS)
     assert request.model == "m"
     assert request.prompt.text_bytes == len("user") + 2
     assert b"evil" not in request.encode("u", 9, LIMIT)
@@ -243,7 +241,7 @@ async def test_a_body_over_the_limit_is_413_with_or_without_its_length(gateway: 
         for _ in range(400):
             yield b" " * 65536
 
-    data: Any = b" " * (gateway.config.max_body_bytes + 1) if length else flood()
+    data: Any = b" " * (gateway.settings.max_request_size_bytes + 1) if length else flood()
     headers = {"Authorization": "Bearer good-token", "Content-Type": "application/json"}
     async with gateway.session.post(f"{gateway.url}/v1/chat/completions", data=data, headers=headers) as response:
         assert response.status == 413

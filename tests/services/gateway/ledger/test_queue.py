@@ -78,7 +78,7 @@ async def test_rows_stay_in_redis_while_postgresql_is_away(redis_url: str, own_p
         await asyncio.gather(*map(reaper.sweep, range(SHARDS)))
         assert budgets._queue._settled == {}
         assert max(reaper._ages) > 0
-        budgets._queue._down = False
+        budgets._queue.down = False
         await asyncio.sleep(0.05)
         await asyncio.gather(*map(reaper.sweep, range(SHARDS)))
         assert len(budgets._queue._settled) == 2

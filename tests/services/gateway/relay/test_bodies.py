@@ -6,22 +6,20 @@ import asyncio
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import replace
 
 import pytest
 
 from services.gateway.relay.bodies import AT_ONCE
 from tests.doubles.litellm import LiteLLMDouble
 from tests.services.gateway.conftest import TOKEN, Gateway, request_body
-from tests.support.configs import RELAY_CONFIG, upstream_at
+from tests.support.configs import upstream_at
 
 Connection = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 
 @pytest.fixture
 async def gateway(double: LiteLLMDouble) -> AsyncIterator[Gateway]:
-    config = replace(RELAY_CONFIG, body_timeout=0.5)
-    async with Gateway(double, upstream_at(double.url), config, max_open_requests=2).running() as one:
+    async with Gateway(double, upstream_at(double.url), max_open_requests=2, body_patience=0.5).running() as one:
         yield one
 
 

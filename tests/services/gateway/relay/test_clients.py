@@ -9,7 +9,6 @@ import socket
 import time
 from collections.abc import AsyncIterator
 from contextlib import suppress
-from dataclasses import replace
 from decimal import Decimal
 from typing import Any
 
@@ -19,7 +18,7 @@ from services.gateway.relay.connection import SEND_BUFFER, RelayProtocol
 from shared.service.serve import USER_TIMEOUT_MS
 from tests.doubles.litellm import LiteLLMDouble, Script, answer, chunk, event, stream_of
 from tests.services.gateway.conftest import Gateway, RawClient, request_body
-from tests.support.configs import RELAY_CONFIG, upstream_at
+from tests.support.configs import changed, upstream_at
 from tests.support.waiting import until
 
 WITHIN = 0.1
@@ -173,8 +172,8 @@ async def test_hundreds_of_clients_that_vanish_leave_nothing(gateway: Gateway) -
 class TestSlow:
     @pytest.fixture
     async def gateway(self, double: LiteLLMDouble) -> AsyncIterator[Gateway]:
-        config = replace(RELAY_CONFIG, slow_client=0.4, idle_timeout=5)
-        async with Gateway(double, upstream_at(double.url), config).running() as gateway:
+        settings = changed(slow_client_seconds=0.4, streaming_timeout_seconds=5)
+        async with Gateway(double, upstream_at(double.url), settings).running() as gateway:
             yield gateway
 
     async def test_a_client_that_takes_nothing_holds_litellm_back_and_is_dropped(self, gateway: Gateway) -> None:
@@ -195,8 +194,8 @@ class TestSlow:
 
     async def test_a_client_that_takes_a_little_at_times_is_kept(self, double: LiteLLMDouble) -> None:
         double.script("double", Script.events([*[event(chunk("x" * 2000))] * 300, *stream_of(["end"])]))
-        config = replace(RELAY_CONFIG, slow_client=1)  # less than it takes in all, more than a busy machine may rest
-        async with Gateway(double, upstream_at(double.url), config).running() as gateway:
+        settings = changed(slow_client_seconds=1)  # less than it takes in all, more than a busy machine may rest
+        async with Gateway(double, upstream_at(double.url), settings).running() as gateway:
             client = await gateway.connect({"stream": True}, receive_buffer=4096)
             got = b""
             for _ in range(25):
@@ -220,8 +219,8 @@ class TestSlow:
 
     async def test_a_client_that_takes_a_whole_answer_too_slowly_is_dropped(self, double: LiteLLMDouble) -> None:
         """It has five times as long as one that takes nothing."""
-        config = replace(RELAY_CONFIG, slow_client=0.2)
-        async with Gateway(double, upstream_at(double.url), config).running() as gateway:
+        settings = changed(slow_client_seconds=0.2)
+        async with Gateway(double, upstream_at(double.url), settings).running() as gateway:
             double.script("double", Script.json(answer("x" * 8_000_000)))
             client = await gateway.connect(receive_buffer=100_000)
             await until(lambda: gateway.answers.held > 8_000_000)

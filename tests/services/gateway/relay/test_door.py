@@ -17,7 +17,7 @@ from tests.doubles.litellm import LiteLLMDouble
 from tests.services.gateway.conftest import Gateway
 from tests.services.gateway.relay.test_operation import NAMED
 from tests.support.clock import Clock
-from tests.support.configs import CHAT_CONFIG, RELAY_CONFIG, upstream_at
+from tests.support.configs import SETTINGS, upstream_at
 
 
 def knock(door: Door, refusal: ServiceError | None = None, user: str = "u") -> None:
@@ -83,7 +83,7 @@ async def test_refusals_count_also_where_the_user_is_asked_for_before_they_are_t
     double: LiteLLMDouble, refusal: ServiceError
 ) -> None:
     dialect = replace(NAMED, in_order=True)
-    async with Gateway(double, upstream_at(double.url), RELAY_CONFIG, dialects=[dialect]).running() as gateway:
+    async with Gateway(double, upstream_at(double.url), dialects=[dialect]).running() as gateway:
         gateway.budgets.refuse = refusal
         headers = {"Content-Type": "application/json", "x-name": "Ada"}
         statuses = []
@@ -95,12 +95,12 @@ async def test_refusals_count_also_where_the_user_is_asked_for_before_they_are_t
 
 async def test_bodies_that_wait_for_their_turn_are_not_looked_at_once_the_door_is_closed() -> None:
     """However many were read before the first of them was refused."""
-    bodies = Bodies(RELAY_CONFIG)
+    bodies = Bodies(SETTINGS.max_request_size_bytes)
     body = b'{"model":"m","messages":[{"role":"user","content":"%b"}],"n":9}' % (b"x" * 500_000)
 
     async def ask() -> None:
         with bodies.door.passing("u"):
-            await bodies.parse(body, "u", lambda body: parse(body, CHAT_CONFIG))
+            await bodies.parse(body, "u", lambda body: parse(body, frozenset()))
 
     refusals = await asyncio.gather(*(ask() for _ in range(50)), return_exceptions=True)
     looked_at = [refusal for refusal in refusals if isinstance(refusal, InvalidRequest)]

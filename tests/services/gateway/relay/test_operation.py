@@ -14,17 +14,18 @@ from aiohttp import web
 
 from services.gateway.budget.models import Reservation, Usage
 from services.gateway.catalogue.prices import PricedModel
+from services.gateway.catalogue.services import Catalogue
 from services.gateway.dialects import OPENAI
 from services.gateway.errors import InvalidRequest, Malformed, UpstreamError, kind_of
 from services.gateway.relay.metrics import Labels
-from services.gateway.relay.operation import Models, Size
+from services.gateway.relay.operation import Size
 from services.gateway.relay.views import paid
 from services.gateway.tokens.models import Principal
 from shared.domain.service_types import ServiceType
 from shared.telemetry.openapi import Answer, Body
 from tests.doubles.litellm import DONE, LiteLLMDouble, Script, chunk, event
 from tests.services.gateway.conftest import TOKEN, Gateway
-from tests.support.configs import RELAY_CONFIG, upstream_at
+from tests.support.configs import changed, upstream_at
 from tests.support.service_types import service_type
 
 #: The path of the operation at LiteLLM.
@@ -85,7 +86,7 @@ class Translate:
         except msgspec.DecodeError:
             raise Malformed from None
 
-    def model(self, asked: Translation, row: ServiceType, models: Models) -> PricedModel:
+    def model(self, asked: Translation, row: ServiceType, catalogue: Catalogue) -> PricedModel:
         return PricedModel("translator", Decimal(0), Decimal(0))
 
     def size(self, asked: Translation, model: PricedModel) -> Size:
@@ -179,8 +180,8 @@ NAMED = replace(
 class TestDialect:
     @pytest.fixture
     async def gateway(self, double: LiteLLMDouble) -> AsyncIterator[Gateway]:
-        config = replace(RELAY_CONFIG, idle_timeout=0.5, keepalive=0.05)
-        async with Gateway(double, upstream_at(double.url), config, dialects=[NAMED]).running() as gateway:
+        settings = changed(streaming_timeout_seconds=0.5, keepalive_seconds=0.05)
+        async with Gateway(double, upstream_at(double.url), settings, dialects=[NAMED]).running() as gateway:
             yield gateway
 
     async def read(self, gateway: Gateway, path: str, body: bytes, headers: dict[str, str]) -> tuple[int, bytes]:

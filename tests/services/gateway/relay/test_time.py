@@ -6,24 +6,22 @@ import asyncio
 import json
 import time
 from collections.abc import AsyncIterator
-from dataclasses import replace
 
 import pytest
 
-from services.gateway.chat.config import ChatConfig
 from services.gateway.errors import UserBlocked
-from services.gateway.relay.config import RelayConfig
+from services.gateway.settings import GatewaySettings
 from tests.doubles.litellm import DONE, LiteLLMDouble, Script, chunk, event, stream_of
 from tests.services.gateway.conftest import Gateway
-from tests.support.configs import CHAT_CONFIG, RELAY_CONFIG, upstream_at
+from tests.support.configs import SETTINGS, changed, upstream_at
 
 COMMENT = b": keep-alive\n\n"
 STREAM = {"stream": True}
 
 
 @pytest.fixture
-def config() -> RelayConfig:
-    return replace(RELAY_CONFIG, idle_timeout=0.6, keepalive=0.1)
+def settings() -> GatewaySettings:
+    return changed(streaming_timeout_seconds=0.6, keepalive_seconds=0.1)
 
 
 def error_code(body: bytes) -> str:
@@ -115,8 +113,8 @@ async def test_a_block_before_the_first_event_is_a_plain_403(gateway: Gateway) -
 
 class TestTotal:
     @pytest.fixture
-    def chat(self) -> ChatConfig:
-        return replace(CHAT_CONFIG, total_timeout=0.3)
+    def settings(self) -> GatewaySettings:
+        return changed(streaming_timeout_seconds=0.6, keepalive_seconds=0.1, total_timeout_seconds=0.3)
 
     async def test_a_request_may_be_limited_however_busy_it_is(self, gateway: Gateway) -> None:
         gateway.double.script("double", Script.events([event(chunk("x"))] * 100, pause=0.02))
@@ -126,8 +124,8 @@ class TestTotal:
 
 class TestDrain:
     @pytest.fixture
-    def config(self) -> RelayConfig:
-        return RELAY_CONFIG
+    def settings(self) -> GatewaySettings:
+        return SETTINGS
 
     async def test_streams_may_finish_and_new_requests_are_refused(self, gateway: Gateway) -> None:
         gateway.double.script("double", Script([("send", event(chunk("a"))), ("gate", "go"), ("send", DONE)]))

@@ -11,18 +11,17 @@ import socket
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, closing
-from dataclasses import replace
 
 import pytest
 
-from services.gateway.relay.config import RelayConfig
+from services.gateway.settings import GatewaySettings
 from services.gateway.upstream import connector
 from services.gateway.upstream.client import LiteLLM
 from shared.errors import DependencyUnavailable
 from shared.telemetry.metrics import Registry
 from tests.doubles.litellm import LiteLLMDouble, Script, answer, chunk, event
 from tests.services.gateway.conftest import Gateway
-from tests.support.configs import RELAY_CONFIG, upstream_at
+from tests.support.configs import SETTINGS, changed, upstream_at
 from tests.support.waiting import until
 
 
@@ -210,7 +209,7 @@ class TestDeath:
     """LiteLLM in a process of its own."""
 
     @asynccontextmanager
-    async def _running(self, config: RelayConfig) -> AsyncIterator[tuple[Gateway, int]]:
+    async def _running(self, settings: GatewaySettings) -> AsyncIterator[tuple[Gateway, int]]:
         process = await asyncio.create_subprocess_exec(
             sys.executable, "-m", "tests.doubles.litellm", stdout=asyncio.subprocess.PIPE
         )
@@ -218,7 +217,7 @@ class TestDeath:
             assert process.stdout is not None
             port = int(await process.stdout.readline())
             upstream = upstream_at(f"http://127.0.0.1:{port}", health_interval=0.05, health_timeout=0.3)
-            async with Gateway(LiteLLMDouble(), upstream, config).running() as gateway:
+            async with Gateway(LiteLLMDouble(), upstream, settings).running() as gateway:
                 yield gateway, process.pid
         finally:
             if process.returncode is None:
@@ -227,7 +226,7 @@ class TestDeath:
 
     async def test_a_killed_litellm_ends_streams_with_an_error_and_costs_nothing_more(self) -> None:
         async with (
-            self._running(RELAY_CONFIG) as (gateway, pid),
+            self._running(SETTINGS) as (gateway, pid),
             gateway.post({"model": "slow", "stream": True}) as got,
         ):
             await got.content.readuntil(b"\n\n")
@@ -241,8 +240,8 @@ class TestDeath:
             assert not (await gateway.budgets.wait_settled(2)).sent
 
     async def test_a_stopped_litellm_is_a_timeout_and_comes_back(self) -> None:
-        config = replace(RELAY_CONFIG, idle_timeout=0.5, keepalive=0.2)
-        async with self._running(config) as (gateway, pid):
+        settings = changed(streaming_timeout_seconds=0.5, keepalive_seconds=0.2)
+        async with self._running(settings) as (gateway, pid):
             async with gateway.post({"model": "slow", "stream": True}) as got:
                 await got.content.readuntil(b"\n\n")
                 os.kill(pid, signal.SIGSTOP)
