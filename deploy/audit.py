@@ -1,4 +1,4 @@
-"""What the package index and the advisories say of every version in requirements/*.txt: ``make audit``.
+"""Checks every version in requirements/*.txt with the package index and the advisories: ``make audit``.
 
 The index tells of files that their authors took back (PEP 592) and of projects that are quarantined, archived or
 deprecated (PEP 792). Known vulnerabilities are asked of OSV, where it can be reached; where not, that is said.
@@ -37,13 +37,13 @@ class Pin:
 
 
 def pins(lock: str) -> list[Pin]:
-    """Of a lock as pip reads it, with hashes."""
+    """The versions of a lock, with their hashes, as pip reads it."""
     blocks = re.findall(r"(?m)^([\w.-]+)(?:\[[^]]*\])?==([^\s;\\]+)((?:.*\\\n)*.*)", lock)
     return [Pin(name, version, frozenset(re.findall(r"sha256:(\w+)", rest))) for name, version, rest in blocks]
 
 
 def findings(pin: Pin, page: Mapping[str, Any]) -> list[str]:
-    """What the index' page of a project (PEP 691) has against a version."""
+    """The objections of the index' page of a project (PEP 691) to a version."""
     status = page.get("project-status") or {}
     state = status.get("status", "active") if isinstance(status, Mapping) else str(status)
     found = [] if state == "active" else [f"the project is {state}"]
@@ -80,7 +80,7 @@ async def _ask_advisories(session: aiohttp.ClientSession, every: list[Pin]) -> l
 
 
 async def audit() -> int:
-    """Asks and prints; the exit code."""
+    """Ask, and print the findings. Returns the exit code."""
     every = sorted({pin for lock in LOCKS.glob("*.txt") for pin in pins(lock.read_text())})
     code = 0
     async with aiohttp.ClientSession(trust_env=True, timeout=aiohttp.ClientTimeout(total=300)) as session:

@@ -1,4 +1,4 @@
-"""How many of everything a number of daily users needs: the arithmetic of CAPACITY.md.
+"""The quantities that a number of daily users needs: the arithmetic of CAPACITY.md.
 
     python deploy/capacity.py [USERS...]
 
@@ -14,7 +14,7 @@ from math import ceil
 
 @dataclass(frozen=True, slots=True)
 class Habits:
-    """What users do. Look at ``chat_tokens_per_request`` and ``chat_completion_latency_seconds`` for yours."""
+    """The habits of users. Look at ``chat_tokens_per_request`` and ``chat_completion_latency_seconds`` for yours."""
 
     requests_per_day: float = 20
     exchanges_per_day: float = 8  # a token lasts five minutes
@@ -106,13 +106,8 @@ def needed(users: float, habits: Habits, costs: Costs, plan: Plan) -> dict[str, 
 
 
 def shown(number: float) -> str:
-    return (
-        f"{number:,.0f}"
-        if number >= 10 or number == int(number)
-        else f"{number:.1f}"
-        if number >= 1
-        else f"{number:.2f}"
-    )
+    digits = 0 if number >= 10 or number == int(number) else 1 if number >= 1 else 2
+    return f"{number:,.{digits}f}"
 
 
 def table(users: list[float]) -> str:

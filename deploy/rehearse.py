@@ -50,7 +50,7 @@ def timed(step: str) -> Iterator[None]:
 
 
 def run(server: PostgresServer, program: str, *arguments: str, database: str = DATABASE) -> None:
-    """One of PostgreSQL's programs against a server, to its end."""
+    """Run one of PostgreSQL's programs against a server."""
     argv = (str(binaries(server.account) / program), *arguments, "-d", server.url(database))
     subprocess.run(argv, check=True)  # noqa: S603  ours
 
@@ -79,7 +79,7 @@ def megabytes(folder: Path) -> float:
 
 
 def write(server: PostgresServer, seconds: float) -> int:
-    """Commit rows one by one for a while; how many."""
+    """Commit rows one by one for a while. Returns their number."""
     connection, number, until = psycopg2.connect(server.url(DATABASE)), 0, time.monotonic() + seconds
     connection.autocommit = True
     with connection.cursor() as cursor:
@@ -91,7 +91,7 @@ def write(server: PostgresServer, seconds: float) -> int:
 
 
 def lose(folder: Path, users: int, rows: int) -> int:
-    """Fill a server, back it up, write on, and lose it; how many rows it had."""
+    """Fill a server, back it up, write on, and lose it. Returns the number of its rows."""
     server = PostgresServer(folder / "primary" / "data", free_port(), durable=True)
     with server:
         migrate.upgrade(server.create_database(DATABASE))
@@ -126,7 +126,7 @@ def lose(folder: Path, users: int, rows: int) -> int:
 
 
 def recover(folder: Path, before: int) -> int:
-    """Get the point in time of the loss back; how many rows are missing."""
+    """Restore the point in time of the loss. Returns the number of missing rows."""
     data, log = folder / "restored" / "data", folder / "log"
     began = time.monotonic()
     with timed("copying the base backup back"):
@@ -153,7 +153,7 @@ def recover(folder: Path, before: int) -> int:
 
 
 def restore(folder: Path, before: int) -> None:
-    """Get the dump back."""
+    """Restore the dump."""
     with PostgresServer(folder / "other" / "data", free_port(), durable=True) as server:
         server.create_database(DATABASE)
         with timed("pg_restore"):

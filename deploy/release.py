@@ -31,7 +31,7 @@ def version(root: Path = ROOT) -> str:
 
 
 def notes(root: Path, of: str) -> str:
-    """What the changelog says of a version.
+    """The changelog's section of a version.
 
     :raises NotReady: nothing, or without its day.
     """

@@ -1,8 +1,9 @@
-"""``mlpa check``: tests everything that a service needs, before it starts."""
+"""``mlpa check``: tries everything that a service needs, before it starts."""
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 
 import click
@@ -28,11 +29,7 @@ def auth() -> None:
     from services.auth.health import before_start
     from services.auth.settings import AuthSettings
 
-    try:
-        settings = AuthSettings.from_environment()
-        _report(before_start(settings, prepare(settings).key_ring))
-    except ConfigurationError as error:
-        _refuse(error)
+    _report(lambda: before_start(settings := AuthSettings.from_environment(), prepare(settings).key_ring))
 
 
 @check.command()
@@ -41,24 +38,21 @@ def gateway() -> None:
     from services.gateway.health import before_start
     from services.gateway.settings import GatewaySettings
 
-    try:
-        _report(before_start(GatewaySettings.from_environment()))
-    except ConfigurationError as error:
-        _refuse(error)
+    _report(lambda: before_start(GatewaySettings.from_environment()))
 
 
-def _refuse(error: ConfigurationError) -> None:
-    click.echo(f"settings: {error}")
-    raise SystemExit(1)
-
-
-def _report(opened: AbstractAsyncContextManager[Health]) -> None:
+def _report(open_: Callable[[], AbstractAsyncContextManager[Health]]) -> None:
     async def run() -> bool:
-        async with opened as health:
+        async with open_() as health:
             _, answer = await health.readiness(draining=False)
         for name, result in answer["checks"].items():
             click.echo(f"{name}: {result['error'] or 'ok'}")
         return all(result["status"] == "ok" for result in answer["checks"].values())
 
-    if not asyncio.run(run()):
+    try:
+        well = asyncio.run(run())
+    except ConfigurationError as error:
+        click.echo(f"settings: {error}")
+        well = False
+    if not well:
         raise SystemExit(1)

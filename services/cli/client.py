@@ -1,4 +1,4 @@
-"""A client of a running system, as an app or a browser would be one; for the demonstration and ``mlpa device``."""
+"""A client of a running system, as an app or a browser is one; for the demonstration and commands."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ class Client:
     async def exchange_install(self, install: Install, google_url: str, service_type: str) -> str:
         """An access token for an install, with an integrity token of the stand-in for Google."""
         order = {"request_hash": install.request_hash, "package": install.package}
-        granted = await self._ask("POST", f"{google_url}/local/integrity-token", json=order)
+        granted = await self.order(f"{google_url}/local/integrity-token", order)
         body = {
             "user_id": install.user_id,
             "integrity_token": granted["token"],
@@ -78,6 +78,10 @@ class Client:
         }
         answer = await self._ask("POST", f"{self._auth}/verify/play", json=body)
         return str(answer["access_token"])
+
+    async def order(self, url: str, order: dict[str, Any]) -> dict[str, Any]:
+        """The answer of a stand-in."""
+        return await self._ask("POST", url, json=order)
 
     async def issuer(self) -> str:
         metadata = await self._ask("GET", f"{self._auth}/.well-known/oauth-authorization-server")
@@ -182,7 +186,7 @@ async def _raise_for_error(response: aiohttp.ClientResponse) -> None:
 
 
 def _said(body: dict[str, Any]) -> str:
-    """What an error of auth or of the gateway says, in whichever of their forms.
+    """The text of an error of auth or of the gateway, in whichever of their forms.
 
     :raises KeyError, TypeError: it has none of them.
     """

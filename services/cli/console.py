@@ -28,7 +28,7 @@ class Step:
         return time.monotonic() - self._started
 
     def update(self, doing: str | None = None) -> None:
-        """Shows the current action. Call it often, even without news, to show that a long wait is alive."""
+        """Show the current action. Call it often, even without news, to show that a long wait is alive."""
         self._doing = doing or self._doing
         if self._task is not None:
             self._console.progress.update(self._task, description=self._label())
@@ -37,7 +37,7 @@ class Step:
             self._console.line("·", self._name, f"{self._doing} ({self.seconds:.0f} s)", style="dim")
 
     def done(self, result: str) -> None:
-        """Names the result, e.g. an address."""
+        """Name the result, e.g. an address."""
         self._result = result
 
     def close(self) -> None:
@@ -78,7 +78,7 @@ class Console:
 
     @contextmanager
     def step(self, name: str, doing: str) -> Iterator[Step]:
-        """Shows a step while the block runs."""
+        """Show a step while the block runs."""
         if self.interactive and not self.progress.live.is_started:
             self.progress.start()
         step = Step(self, name, doing)

@@ -6,7 +6,6 @@ import asyncio
 import functools
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any
 
 import aiohttp
 from openai import AsyncOpenAI, OpenAIError
@@ -26,8 +25,8 @@ _UID = "0123456789abcdef0123456789abcdef"
 
 
 async def demonstrate(system: RunningSystem, console: Console) -> None:
-    """A device enrols, exchanges and streams; so do an account, an install and the official client, and at last shipped
-    Firefox.
+    """Enrol a device, exchange and stream; the same as an account, as an install, with the official client, and as
+    shipped Firefox.
 
     :raises ProcessError: a part of the system misbehaved.
     """
@@ -41,7 +40,8 @@ async def demonstrate(system: RunningSystem, console: Console) -> None:
 async def _demonstrate(system: RunningSystem, console: Console) -> None:
     async with Client.open(auth_url=system.auth_url, gateway_url=system.gateway_url) as client:
         device, device_token = await _device(system, console, client)
-        fxa_token = await _order_fxa_token(system.fxa_url)
+        order = {"uid": _UID, "scopes": ["profile:uid"], "kind": "jwt"}
+        fxa_token = (await client.order(f"{system.fxa_url}/local/token", order))["token"]
         access_token = await _account(console, client, fxa_token)
         await _openai(system, console, client, fxa_token)
         install_token = await _install(system, console, client)
@@ -110,7 +110,7 @@ async def _shipped(console: Console, client: Client, device: Device, fxa_token: 
 async def _password_change(system: RunningSystem, console: Console, client: Client, access_token: str) -> None:
     console.heading("A new password of the account, of which FxA tells auth")
     with console.step("event", "from FxA to auth") as step:
-        status = await _ask_fxa(f"{system.fxa_url}/local/events", {"uid": _UID}, "status")
+        status = (await client.order(f"{system.fxa_url}/local/events", {"uid": _UID}))["status"]
         try:
             await client.budget(access_token)
         except RequestFailed as refused:
@@ -137,7 +137,7 @@ async def _step_exchange(console: Console, exchange: Callable[[], Awaitable[str]
 
 
 async def _stream(console: Console, pieces: AsyncIterator[str]) -> None:
-    """Shows an answer as it comes."""
+    """Show an answer as it comes."""
     started = time.perf_counter()
     first: float | None = None
     console.out.print(Text.assemble(("  ▸ ", "cyan"), ("answer       ", "bold")), end="")
@@ -171,14 +171,3 @@ def _next_steps(system: RunningSystem, console: Console) -> None:
         f'curl -s {system.gateway_url}/v1/budget -H "Authorization: Bearer $TOKEN"',
     ):
         console.out.print(Text(f"  {line}", style="cyan"))
-
-
-async def _order_fxa_token(fxa_url: str) -> str:
-    order = {"uid": _UID, "scopes": ["profile:uid"], "kind": "jwt"}
-    return str(await _ask_fxa(f"{fxa_url}/local/token", order, "token"))
-
-
-async def _ask_fxa(url: str, order: dict[str, Any], member: str) -> Any:
-    async with aiohttp.ClientSession() as session, session.post(url, json=order) as response:
-        response.raise_for_status()
-        return (await response.json())[member]

@@ -115,12 +115,7 @@ def token(context: _Context, scope: str) -> None:
 @device.command()
 @_SCOPE
 @target.MODEL
-@click.option(
-    "--as",
-    "shipped",
-    type=click.Choice(["ios"]),
-    help="As shipped Firefox for iOS does, without an exchange: an assertion over the request itself.",
-)
+@target.shipped("ios", "As shipped Firefox for iOS does, without an exchange: an assertion over the request itself.")
 @target.TEXT
 @_pass
 def chat(context: _Context, scope: str, model: str, shipped: str | None, text: str) -> None:

@@ -62,7 +62,7 @@ def token(
         "ttl": ttl,
     }
     given = {name: value for name, value in order.items() if value is not None}
-    click.echo(asyncio.run(_order(f"{_origin(data, fxa_url)}/local/token", given)))
+    click.echo(asyncio.run(_ask(f"{_origin(data, fxa_url)}/local/token", given, "token")))
 
 
 @fxa.command("password-change")
@@ -88,12 +88,7 @@ def delete(data: Path, fxa_url: str | None, account: str) -> None:
 @click.option("--uid", help="32 hex digits; a new user when not given.")
 @click.option("--scope", default="ai", show_default=True, help="The service type.")
 @target.MODEL
-@click.option(
-    "--as",
-    "shipped",
-    type=click.Choice(["desktop"]),
-    help="As shipped Firefox for desktop does, without an exchange: the FxA token with the request.",
-)
+@target.shipped("desktop", "As shipped Firefox for desktop does, without an exchange: the FxA token with the request.")
 @target.TEXT
 def chat(data: Path, uid: str | None, scope: str, model: str, shipped: str | None, text: str) -> None:
     """Exchange a token of the stand-in and ask TEXT. The answer is shown as it streams."""
@@ -103,7 +98,7 @@ def chat(data: Path, uid: str | None, scope: str, model: str, shipped: str | Non
 
     async def talk() -> None:
         order = {"scopes": ["profile:uid"], "kind": "jwt", **({"uid": uid} if uid else {})}
-        fxa_token = await _order(f"{_origin(data, None)}/local/token", order)
+        fxa_token = await _ask(f"{_origin(data, None)}/local/token", order, "token")
         async with running.client() as client:
             if shipped:
                 pieces = client.chat_as_desktop(fxa_token, scope, model=model, text=text)
@@ -135,15 +130,11 @@ def _origin(data: Path, fxa_url: str | None) -> str:
 
 
 async def _happen(origin: str, account: str, event: str) -> str:
-    """Have something happen to the account of a uid or a token; says what auth answered."""
+    """Send an event of an account, which a uid or a token names. Returns auth's answer as text."""
     is_uid = Credential.FXA.identity.fullmatch(account)
     uid = account if is_uid else await _ask(f"{origin}/v1/verify", {"token": account}, "user")
     status = await _ask(f"{origin}/local/events", {"uid": uid, "event": event}, "status")
     return f"{event} of {uid}: " + (f"auth answered {status}" if status else "auth did not answer")
-
-
-async def _order(url: str, order: dict[str, Any]) -> str:
-    return str(await _ask(url, order, "token"))
 
 
 async def _ask(url: str, order: dict[str, Any], member: str) -> Any:

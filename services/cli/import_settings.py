@@ -140,6 +140,9 @@ class _Import:
         self._used.add(name)
         return self._settings.get(name, "").strip() or default
 
+    def _flag(self, name: str) -> bool:
+        return self._get(name).lower() in ("true", "1", "yes", "on", "t", "y")
+
     def _types(self) -> list[str]:
         found: dict[str, None] = {}
         for name in self._settings:
@@ -151,7 +154,7 @@ class _Import:
 
     def _capped(self) -> dict[str, Any]:
         """The fields of the rows that share a capacity, by their names."""
-        enforced = self._get("MLPA_ENFORCE_SIGNIN_CAP", "false").lower() in ("true", "1", "yes", "on", "t", "y")
+        enforced = self._flag("MLPA_ENFORCE_SIGNIN_CAP")
         most = self._get("MLPA_MAX_SIGNED_IN_USERS", "1000000")
         types = self._get("MLPA_CAPPED_SERVICE_TYPES", '["ai", "memories"]')
         if not enforced:
@@ -199,12 +202,7 @@ class _Import:
         row |= {"credentials": kinds, **standard.more, **capped.get(name, {})}
         if "fxa" in kinds:
             row |= {"fxa_scopes": ["profile:uid"], "fxa_client_ids": [_DESKTOP]}
-        if "purposes" in row and self._get("MLPA_REQUIRE_PURPOSE_HEADER", "false").lower() in (
-            "true",
-            "1",
-            "yes",
-            "on",
-        ):
+        if "purposes" in row and self._flag("MLPA_REQUIRE_PURPOSE_HEADER"):
             row["purposes_required"] = True
         if name.endswith("-dev"):
             row["client_key"] = _CLIENT_KEY

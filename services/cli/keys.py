@@ -27,8 +27,7 @@ _OUT = click.option(
 def _folder(out: Path | None) -> Path:
     if out is not None:
         return out
-    settings = AuthSettings.lenient()
-    folder = settings.mlpa_signing_keys_dir
+    folder = AuthSettings.lenient().mlpa_signing_keys_dir
     if folder is None:
         raise click.UsageError("MLPA_SIGNING_KEYS_DIR is not set; name a folder with --out")
     return folder

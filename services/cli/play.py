@@ -73,9 +73,7 @@ def token(context: _Context, scope: str) -> None:
 @play.command()
 @_SCOPE
 @target.MODEL
-@click.option(
-    "--as", "shipped", type=click.Choice(["android"]), help="As shipped Firefox for Android asks for the answer."
-)
+@target.shipped("android", "As shipped Firefox for Android asks for the answer.")
 @target.TEXT
 @_pass
 def chat(context: _Context, scope: str, model: str, shipped: str | None, text: str) -> None:
@@ -85,8 +83,9 @@ def chat(context: _Context, scope: str, model: str, shipped: str | None, text: s
         async with context.client() as client:
             access_token = await context.exchange(client, scope)
             if shipped:
-                await target.show(client.chat_as_android(access_token, scope, model=model, text=text))
+                pieces = client.chat_as_android(access_token, scope, model=model, text=text)
             else:
-                await target.show(client.chat(access_token, model=model, text=text))
+                pieces = client.chat(access_token, model=model, text=text)
+            await target.show(pieces)
 
     context.run(talk())

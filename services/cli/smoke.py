@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any
 
 import aiohttp
@@ -43,15 +44,14 @@ class _Smoke:
             self._session = session
             results = []
             for name, base in (("auth", self._auth), ("gateway", self._gateway)):
-                results.append(await self._try(f"{name} is alive", lambda base=base: self._alive(base)))  # type: ignore[misc]
-                results.append(await self._try(f"{name} is ready", lambda base=base: self._ready(base)))  # type: ignore[misc]
-                results.append(await self._try(f"{name}'s document", lambda base=base: self._document(base)))  # type: ignore[misc]
+                results.append(await self._try(f"{name} is alive", partial(self._alive, base)))
+                results.append(await self._try(f"{name} is ready", partial(self._ready, base)))
+                results.append(await self._try(f"{name}'s document", partial(self._document, base)))
             results.append(await self._try("issuer and key set", self._keys))
             if fxa_token is not None:
                 client = Client(session, auth_url=self._auth, gateway_url=self._gateway)
-                results.append(
-                    await self._try("exchange and chat", lambda: _chat(client, fxa_token, service_type, model))
-                )
+                chat = partial(_chat, client, fxa_token, service_type, model)
+                results.append(await self._try("exchange and chat", chat))
         return all(results)
 
     async def _try(self, name: str, step: Step) -> bool:

@@ -35,7 +35,7 @@ class RunningSystem:
     environment: Mapping[str, str] = field(repr=False)  # the settings of the services; it holds secrets
 
     def save(self) -> None:
-        """Writes it into the data folder (mode 0600), for the commands that talk to a running system."""
+        """Write it into the data folder (mode 0600), for the commands that talk to a running system."""
         write_private(self.data / STATE_FILE, json.dumps(asdict(self), indent=1, default=str))
 
     def forget(self) -> None:
@@ -81,7 +81,7 @@ class Supervisor:
         self._hurry = False
 
     async def start(self, part: Part) -> None:
-        """Starts a part and waits until it is ready.
+        """Start a part and wait until it is ready.
 
         :raises ProcessError: it did not get ready, or another part died meanwhile; with the end of the log.
         """
@@ -92,7 +92,7 @@ class Supervisor:
         part.was_ready = True
 
     async def run(self, program: Program, log: Path, step: Step, progress: Callable[[], str] | None = None) -> None:
-        """Runs a program to its end.
+        """Run a program to its end.
 
         :raises ProcessError: it failed, or a part died meanwhile; with the end of the log.
         """
@@ -109,18 +109,18 @@ class Supervisor:
             raise ProcessError(f"{program.name} failed ({process.exit_reason}){process.tail()}")
 
     async def watch(self) -> None:
-        """Restarts every part that dies, after a delay which grows when it keeps dying; never returns."""
+        """Restart every part that dies, after a delay which grows if it keeps dying; never returns."""
         async with asyncio.TaskGroup() as group:
             for part in self._parts:
                 group.create_task(self._keep(part))
 
     async def stop(self) -> None:
-        """Stops all parts, the highest rank first."""
+        """Stop all parts, the highest rank first."""
         for part in sorted(self._parts, key=lambda part: part.rank, reverse=True):
             await self._stop(part)
 
     def hurry(self) -> None:
-        """Makes ``stop`` kill the parts that have not ended yet."""
+        """Make ``stop`` kill the parts that have not ended yet."""
         self._hurry = True
 
     async def _start(self, part: Part, step: Step | None = None) -> None:
@@ -137,7 +137,7 @@ class Supervisor:
             await asyncio.sleep(POLL_SECONDS)
 
     def _raise_if_one_died(self) -> None:
-        """While the system starts, nothing is restarted: a part that dies then would die again."""
+        """Fail if a part has died. While the system starts, nothing is restarted: the part would die again."""
         for part in self._parts:
             if part.was_ready and not part.process.running:
                 raise _died(part)

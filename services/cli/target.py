@@ -59,6 +59,11 @@ def options(command: _Command) -> _Command:
     return DATA(command)
 
 
+def shipped(client: str, help: str) -> Callable[[_Command], _Command]:
+    """The option to ask as a shipped client does."""
+    return click.option("--as", "shipped", type=click.Choice([client]), help=help)
+
+
 async def show(pieces: AsyncIterator[str]) -> None:
     """Print an answer as it streams."""
     async for piece in pieces:

@@ -44,9 +44,9 @@ EXIT_INTERRUPTED = 130  # a shell's exit code for a command that Ctrl-C ended
 
 
 async def up(*, demo: bool, port_base: int | None, data: Path) -> int:
-    """Runs the system until Ctrl-C or SIGTERM; returns the exit code.
+    """Run the system until Ctrl-C or SIGTERM. Returns the exit code.
 
-    A second Ctrl-C while it stops kills what is left.
+    A second Ctrl-C while it stops kills the remaining parts.
     """
     data = data.resolve()  # noqa: ASYNC240 - nothing else runs yet
     with Console() as console:
@@ -127,7 +127,7 @@ class LocalSystem:
         self.running = self._describe()
 
     async def run(self, *, demo: bool) -> None:
-        """Starts all parts, shows the demonstration, and keeps the parts alive until cancelled.
+        """Start all parts, show the demonstration, and keep the parts alive until cancelled.
 
         :raises ExceptionGroup: of ProcessError, when a part could not be started.
         """
@@ -218,7 +218,7 @@ class LocalSystem:
         )
 
     async def _all_ready(self) -> None:
-        """Waits until both services see all of their dependencies."""
+        """Wait until both services see all of their dependencies."""
         with self.console.step("readiness", "checking") as step:
             for url in (self.running.auth_url, self.running.gateway_url):
                 while failed := await asyncio.to_thread(_failed_checks, f"{url}/health/readiness"):
@@ -300,7 +300,7 @@ class LocalSystem:
 
 @contextmanager
 def _locked(data: Path) -> Iterator[None]:
-    """Makes the data folder and locks it.
+    """Make the data folder and lock it.
 
     :raises ProcessError: another run has locked it, or nothing can be written there.
     """

@@ -38,7 +38,7 @@ def run(name: str, count: int) -> int:
     stopping = False
 
     def start(number: int) -> None:
-        # Guarded: a worker drains when this process is gone, whatever became of it
+        # Guarded: a worker drains when this process is gone, however it ended
         argv = (sys.executable, "-P", "-m", "services.cli.main", name)
         command = Program(name, argv, death_signal=signal.SIGTERM).guarded()
         # The worker inherits that SIGHUP is blocked, so that one which comes before it can take it waits
