@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
-import tempfile
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -29,14 +28,11 @@ from services.local.device import Device
 from services.local.fxa import StandIn, TokenOrder
 from services.local.fxa_keys import KeyRing
 from services.local.pki import Pki
-from services.local.postgres import PostgresServer
-from services.local.process import free_port
-from services.local.valkey import ValkeyServer
 from shared.service.keyset import KeySet
-from shared.stores import migrate
 from shared.telemetry.metrics import Registry
 from tests.bench.bench_fxa import ServerThread
 from tests.bench.figures import Row, beside, spread, turns
+from tests.bench.stores import stores
 from tests.support.service_types import development
 from tests.support.serving import serve
 
@@ -49,22 +45,13 @@ Work = Callable[[], Awaitable[float]]
 
 async def run() -> list[Row]:
     """Rows of (name, figure)."""
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        folder.chmod(0o755)  # noqa: ASYNC240 - PostgreSQL runs as somebody else
-        with (
-            ValkeyServer(folder / "valkey", free_port()) as valkey,
-            PostgresServer(folder / "postgres", free_port(), durable=False) as postgres,
-        ):
-            database = postgres.create_database("mlpa")
-            await asyncio.to_thread(migrate.upgrade, database)
-            return [*await _exchanges(folder, valkey.url, database), *await _token_checks(folder)]
+    with stores() as (folder, valkey, database):
+        return [*await _exchanges(folder, valkey.url, database), *await _token_checks(folder)]
 
 
 async def _exchanges(folder: Path, redis_url: str, database_url: str) -> list[Row]:
     pki, fxa = Pki.create(), StandIn("http://fxa.test", KeyRing.open())
     (folder / "root.pem").write_bytes(pki.root_pem)
-    server = ServerThread()
     async with serve(fxa.app()) as fxa_url:
         settings = AuthSettings.from_environment(
             mlpa_debug=True,
@@ -84,16 +71,15 @@ async def _exchanges(folder: Path, redis_url: str, database_url: str) -> list[Ro
             enroll_limit_per_source=10**6,
             _env_file=None,
         )
-        url, close = await server.run(_start(build_app(settings).main))
-        bare_url, close_bare = await server.run(_start(_bare()))
-        try:
-            async with aiohttp.ClientSession(url) as client, aiohttp.ClientSession(bare_url) as bare:
-                devices = [Device(pki=pki, team_id=TEAM, bundle_id=BUNDLE) for _ in range(AT_ONCE)]
+        devices = [Device(pki=pki, team_id=TEAM, bundle_id=BUNDLE) for _ in range(AT_ONCE)]
+        with ServerThread() as server:
+            async with (
+                server.serving(serve(build_app(settings).main)) as url,
+                server.serving(serve(_bare())) as bare_url,
+                aiohttp.ClientSession(url) as client,
+                aiohttp.ClientSession(bare_url) as bare,
+            ):
                 return [*await _fxa(server, client, bare, fxa), *await _app_attest(server, client, bare, devices)]
-        finally:
-            await server.run(close())
-            await server.run(close_bare())
-            server.stop()
 
 
 def _rows(name: str, goal: int, exchange: list[float], bare: list[float]) -> list[Row]:
@@ -112,13 +98,6 @@ def _bare() -> web.Application:
     app = web.Application()
     app.router.add_post("/token", token)
     return app
-
-
-async def _start(app: web.Application) -> tuple[str, Callable[[], Awaitable[None]]]:
-    runner = web.AppRunner(app, handler_cancellation=True, access_log=None)
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0).start()
-    return f"http://127.0.0.1:{runner.addresses[0][1]}", runner.cleanup
 
 
 async def _fxa(

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import statistics
-import tempfile
 import time
 from collections.abc import Awaitable, Callable
-from pathlib import Path
 
 import msgspec
 
@@ -16,14 +13,11 @@ from services.gateway.budget.charging import bounds, charge
 from services.gateway.budget.models import Delivery, Reservation, Timings
 from services.gateway.budget.scripts import Expected
 from services.gateway.budget.services import Budgets
-from services.local.postgres import PostgresServer
-from services.local.process import free_port
-from services.local.valkey import ValkeyServer
-from shared.stores import migrate
 from shared.stores.postgres import Database
 from shared.stores.redis import Client, connect
 from shared.stores.redis_wire import pack
 from tests.bench.figures import ROUNDS, Row, beside, spread, turns
+from tests.bench.stores import stores
 from tests.services.gateway.budget.support import ask, delivered, opened, principal, row, rows, total
 
 CALLS, USERS, CONCURRENCY = 500, 100, 32
@@ -33,25 +27,14 @@ KIND = row(max_budget_nano=10**15, rpm=10**6, tpm=10**9)
 
 async def run() -> list[Row]:
     """Rows of (name, figure)."""
-    with tempfile.TemporaryDirectory(dir="/var/tmp") as name:
-        folder = Path(name)
-        os.chmod(name, 0o755)  # noqa: PTH101 - PostgreSQL runs as another user
-        with (
-            ValkeyServer(folder / "valkey", free_port()) as valkey,
-            PostgresServer(folder / "postgres", free_port(), durable=False) as postgres,
-        ):
-            url = postgres.create_database("bench")
-            await asyncio.to_thread(migrate.upgrade, url)
-            client = connect(valkey.url)
-            async with opened(valkey.url, url, rows(KIND), Timings()) as (budgets, _, _):
-                found = [
-                    *await _latency(budgets, client),
-                    await _python_cpu(budgets),
-                    *await _valkey_cpu(budgets, client),
-                ]
-            found.append(await _drain(valkey.url, url))
-            await client.aclose()
-            return found
+    with stores() as (_, valkey, url):
+        async with connect(valkey.url) as client, opened(valkey.url, url, rows(KIND), Timings()) as (budgets, _, _):
+            found = [
+                *await _latency(budgets, client),
+                await _python_cpu(budgets),
+                *await _valkey_cpu(budgets, client),
+            ]
+        return [*found, await _drain(valkey.url, url)]
 
 
 async def _latency(budgets: Budgets, client: Client) -> list[Row]:

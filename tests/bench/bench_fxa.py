@@ -6,11 +6,11 @@ import asyncio
 import tempfile
 import threading
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable
 from concurrent.futures import Future
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
-from typing import TypeVar
+from typing import Self, TypeVar
 
 import aiohttp
 import uvloop
@@ -38,6 +38,14 @@ _T = TypeVar("_T")
 class ServerThread:
     """An event loop in a thread of its own, so that the CPU time of the server alone can be read."""
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
     def __init__(self) -> None:
         self._loop = uvloop.new_event_loop()  # as the services run
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
@@ -54,10 +62,13 @@ class ServerThread:
         self._loop.call_soon_threadsafe(lambda: future.set_result(time.thread_time()))
         return await asyncio.wrap_future(future)
 
-    def stop(self) -> None:
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
+    @asynccontextmanager
+    async def serving(self, server: AbstractAsyncContextManager[str]) -> AsyncIterator[str]:
+        """A server's URL."""
+        try:
+            yield await self.run(server.__aenter__())
+        finally:
+            await self.run(server.__aexit__(None, None, None))
 
 
 async def run() -> list[Row]:
@@ -70,34 +81,30 @@ async def run() -> list[Row]:
 
 
 async def _cpu(rig: Rig) -> list[Row]:
-    server = ServerThread()
-    handlers = _handlers(rig)
-    url, close = await server.run(_start(handlers))
-    try:
-        # Each of those who ask at once has a token of its own: they would share one answer
-        jwts, opaques = [rig.jwt() for _ in range(AT_ONCE)], [rig.opaque() for _ in range(AT_ONCE)]
-        async with aiohttp.ClientSession(url) as client:
+    # Each of those who ask at once has a token of its own: they would share one answer
+    jwts, opaques = [rig.jwt() for _ in range(AT_ONCE)], [rig.opaque() for _ in range(AT_ONCE)]
+    with ServerThread() as server:
+        async with server.serving(_serve(rig)) as url, aiohttp.ClientSession(url) as client:
             bare, *cached = await turns(
                 lambda: _load(server, client, "/bare", jwts),
                 lambda: _load(server, client, "/cached", jwts),
                 lambda: _load(server, client, "/cached", opaques),
                 rounds=3 * ROUNDS,
             )
-        return [
-            (f"cached {kind}, beside a bare handler with one Redis GET", beside(times, bare, "us CPU", 1e6, goal=GOAL))
-            for kind, times in zip(("JWT", "opaque token"), cached, strict=True)
-        ]
-    finally:
-        await server.run(close())
-        server.stop()
+    return [
+        (f"cached {kind}, beside a bare handler with one Redis GET", beside(times, bare, "us CPU", 1e6, goal=GOAL))
+        for kind, times in zip(("JWT", "opaque token"), cached, strict=True)
+    ]
 
 
-def _handlers(rig: Rig) -> Callable[[], AsyncIterator[web.Application]]:
-    async def app() -> AsyncIterator[web.Application]:
-        async with connect(rig.redis_url) as redis, rig.verifier() as verifier:
-            yield _app(redis, verifier)
-
-    return app
+@asynccontextmanager
+async def _serve(rig: Rig) -> AsyncIterator[str]:
+    async with (
+        connect(rig.redis_url) as redis,
+        rig.verifier() as verifier,
+        serve(_app(redis, verifier)) as url,
+    ):
+        yield url
 
 
 def _app(redis: Client, verifier: FxAVerifier) -> web.Application:
@@ -112,18 +119,6 @@ def _app(redis: Client, verifier: FxAVerifier) -> web.Application:
     app = web.Application()
     app.add_routes([web.get("/bare", bare), web.get("/cached", cached)])
     return app
-
-
-async def _start(make: Callable[[], AsyncIterator[web.Application]]) -> tuple[str, Callable[[], Awaitable[None]]]:
-    context = asynccontextmanager(make)()
-    server = serve(await context.__aenter__())
-    url = await server.__aenter__()
-
-    async def close() -> None:
-        await server.__aexit__(None, None, None)
-        await context.__aexit__(None, None, None)
-
-    return url, close
 
 
 async def _load(server: ServerThread, client: aiohttp.ClientSession, path: str, tokens: list[str]) -> float:

@@ -11,7 +11,6 @@ import asyncio
 import os
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -21,20 +20,14 @@ from pathlib import Path
 from statistics import quantiles
 from typing import NamedTuple, TypeVar
 
-import msgspec
 import psutil
 
-from services.auth.tokens.issuer import Issuer
-from services.auth.tokens.key_ring import KeyRing, ensure_key
-from services.local.postgres import PostgresServer
 from services.local.process import free_port
-from services.local.valkey import ValkeyServer
-from shared.stores import migrate
 from tests.bench.figures import ROUNDS, Row, beside, more, spread, turns
 from tests.bench.relay import clients
+from tests.bench.stores import gateway_settings, stores
 from tests.support.service_types import toml
 
-ISSUER = "http://127.0.0.1:1"
 LONGEST, PATIENCE = 1800.0, 240.0  # seconds of all parts, of one
 OPEN = 1000  # streams, when memory is measured
 UPLOADS, IMAGE = (100, 400), 2_800_000  # streams whose request is an image, and its bytes
@@ -111,38 +104,17 @@ async def rig(*others: Callable[[Path, str], Other | None]) -> AsyncIterator[Rel
     """
     cores = sorted(os.sched_getaffinity(0))
     async with AsyncExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        folder.chmod(0o755)  # noqa: ASYNC240
         os.sched_setaffinity(0, {cores[-1]})
         stack.callback(os.sched_setaffinity, 0, cores)
-        postgres = stack.enter_context(PostgresServer(folder / "postgres", free_port(), durable=False))
-        valkey = stack.enter_context(ValkeyServer(folder / "valkey", free_port()))
-        database = postgres.create_database("bench")
-        migrate.upgrade(database)
-        ensure_key(folder / "keys")
-        keys = KeyRing(folder / "keys")
-        (folder / "jwks").write_bytes(msgspec.json.encode(keys.jwks()))
-        (folder / "types.toml").write_text(SERVICE_TYPES)
-        token = (
-            Issuer(keys, issuer=ISSUER, ttl=3600)
-            .issue(user_id="0123456789abcdef0123456789abcdef:ai", client_id="bench", scope="ai", amr="fxa")
-            .text
-        )
+        folder, valkey, database = stack.enter_context(stores())
         upstream, bare, gateway = free_port(), free_port(), free_port()
         url = f"http://127.0.0.1:{upstream}"
-        environment = {
-            **os.environ,
-            "PORT": str(gateway),
-            "DATABASE_URL": database,
-            "REDIS_URL": valkey.url,
-            "SERVICE_TYPES": str(folder / "types.toml"),
-            "MLPA_ISSUER": ISSUER,
-            "MLPA_JWKS_URL": f"{url}/jwks",
-            "MLPA_VIRTUAL_KEY": "sk-bench",
-            "LITELLM_API_BASE": url,
-            "LOG_FORMAT": "json",
-            "MAX_OPEN_REQUESTS": "4000",
-        }
+        issuer, environment = gateway_settings(
+            folder, SERVICE_TYPES, database=database, redis=valkey.url, upstream=upstream
+        )
+        environment["PORT"] = str(gateway)
+        user = "0123456789abcdef0123456789abcdef:ai"
+        token = issuer.issue(user_id=user, client_id="bench", scope="ai", amr="fxa").text
         log = folder / "log"
         output = stack.enter_context(log.open("wb"))
 

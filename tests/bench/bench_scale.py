@@ -21,13 +21,10 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import msgspec
 import psutil
 import psycopg2
 import uvloop
 
-from services.auth.tokens.issuer import Issuer
-from services.auth.tokens.key_ring import KeyRing, ensure_key
 from services.gateway.budget.models import Delivery, Timings, new_id
 from services.gateway.ledger.storage import LedgerStorage
 from services.local.postgres import PostgresServer
@@ -41,6 +38,7 @@ from shared.stores import migrate
 from shared.stores.postgres import Database
 from tests.bench.figures import Row, spread
 from tests.bench.relay import clients
+from tests.bench.stores import gateway_settings
 from tests.deploy.test_haproxy import proxy
 from tests.services.gateway.budget.support import ask, opened, principal, row as budget_row, rows
 from tests.support.service_types import toml
@@ -51,7 +49,6 @@ from tests.support.waiting import until
 LONGEST = 1800.0
 ROWS, USERS, STREAMS = 10_000_000, 1_000_000, 10_000
 GATEWAYS, SPENDERS = 4, 12
-ISSUER = "http://127.0.0.1:1"
 #: An event every 5 s for four minutes.
 MODEL = "paced-5000-48"
 OPENED_WITHIN = 60.0
@@ -419,39 +416,26 @@ def _say(text: str) -> None:
 @asynccontextmanager
 async def _rig(folder: Path, database: str, servers: list[ValkeyServer]) -> AsyncIterator[Rig]:
     """Four gateways, and what is behind them."""
-    ensure_key(folder / "keys")
-    keys = KeyRing(folder / "keys")
-    (folder / "jwks").write_bytes(msgspec.json.encode(keys.jwks()))
-    (folder / "types.toml").write_text("".join(toml(name, rpm=0, tpm=0, **row) for name, row in TYPES.items()))
-    issuer = Issuer(keys, issuer=ISSUER, ttl=3600)
+    upstream, redis_port, ports = free_port(), free_port(), [free_port() for _ in range(GATEWAYS)]
+    types = "".join(toml(name, rpm=0, tpm=0, **row) for name, row in TYPES.items())
+    redis = f"redis://127.0.0.1:{redis_port}"
+    issuer, environment = gateway_settings(folder, types, database=database, redis=redis, upstream=upstream)
 
     def token(user: int, name: str) -> str:
         text: str = issuer.issue(user_id=f"{user:032x}:{name}", client_id="bench", scope=name, amr="fxa").text
         return text
 
-    upstream, ports = free_port(), [free_port() for _ in range(GATEWAYS)]
     async with AsyncExitStack() as stack:
-        redis_port = free_port()
         stack.enter_context(proxy(folder, redis_port, servers))
-        environment = {
-            **os.environ,
-            "DATABASE_URL": database,
-            "REDIS_URL": f"redis://127.0.0.1:{redis_port}",
-            "SERVICE_TYPES": str(folder / "types.toml"),
-            "MLPA_ISSUER": ISSUER,
-            "MLPA_JWKS_URL": f"http://127.0.0.1:{upstream}/jwks",
-            "MLPA_VIRTUAL_KEY": "sk-bench",
-            "LITELLM_API_BASE": f"http://127.0.0.1:{upstream}",
-            "LOG_FORMAT": "json",
-            "LOG_LEVEL": "WARNING",
-            "MAX_OPEN_REQUESTS": "4000",
-        }
         log = folder / "log"
         output = stack.enter_context(log.open("wb"))
 
         def start(*command: str, **more: str) -> subprocess.Popen[bytes]:
             process = subprocess.Popen(
-                [sys.executable, "-m", *command], stdout=output, stderr=output, env={**environment, **more}
+                [sys.executable, "-m", *command],
+                stdout=output,
+                stderr=output,
+                env={**environment, "LOG_LEVEL": "WARNING", **more},
             )
             stack.callback(process.wait)
             stack.callback(process.kill)

@@ -1,4 +1,4 @@
-"""What the measurements share: works that take turns, and what they gave as text.
+"""The common part of measurements: works that take turns, and figures as text.
 
 A figure is the median of its rounds, with the least and the most: `1.10x (1.08 to 1.13)`. A ratio is taken of each
 round's own pair, so that what else the machine did then weighs on both.
