@@ -8,12 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import click
-from click.testing import CliRunner
 
 from services.auth import app as auth
 from services.auth.errors import AuthError
 from services.cli.commands import cli
-from services.cli.settings import settings
 from services.gateway import app as gateway
 from services.gateway.errors import envelope
 from shared.domain import service_types
@@ -164,13 +162,3 @@ def test_it_has_every_command_with_its_options() -> None:
         for name, options, _ in table(section(8), "| command | options | does |")
     }
     assert shown == dict(commands(cli, "mlpa"))
-
-
-def test_it_has_settings_with_their_defaults() -> None:
-    lines = CliRunner().invoke(settings, ["--markdown"]).output.splitlines()[2:]
-    known: dict[str, Any] = {}
-    for line in lines:
-        name, default, service, _ = (cell.strip().replace("`", "") for cell in line[1:-1].split("|", 3))
-        known[name] = (default, service)
-    for name, default, service in table(section(9), "| name | default | for |"):
-        assert (name, known.get(name)) == (name, (default, service.partition(";")[0]))
