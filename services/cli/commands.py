@@ -33,7 +33,7 @@ class _Commands(click.Group):
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="mlpa", prog_name="mlpa")
 def cli() -> None:
-    """MLPA: verifies users, and relays their chat completions under a budget per user."""
+    """MLPA: verifies users, and relays their requests to language models under a budget per user."""
 
 
 def run() -> None:

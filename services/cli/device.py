@@ -53,7 +53,7 @@ class _Context(Target):
 @target.options
 @click.pass_context
 def device(context: click.Context, data: Path, auth_url: str | None, gateway_url: str | None) -> None:
-    """A simulated App Attest device. It is under the test root of `mlpa up`."""
+    """A simulated device, and the devices that auth knows."""
     context.obj = _Context(data, auth_url, gateway_url)
 
 
@@ -66,7 +66,7 @@ _SCOPE = click.option("--scope", default="ai", show_default=True, help="The serv
 @click.option("--team", help="Apple team id; the system's when not given.")
 @_pass
 def new(context: _Context, bundle_id: str | None, team: str | None) -> None:
-    """Make a key on the device, in place of the one before. The first one makes the device."""
+    """Make a simulated device, or a new key on the one that there is."""
     pki = context.data / "app-attest" / "pki.json"
     if not pki.exists():
         raise click.ClickException(f"{pki} is not there: the test root is made by mlpa up")
@@ -85,7 +85,7 @@ def new(context: _Context, bundle_id: str | None, team: str | None) -> None:
 @device.command()
 @_pass
 def enroll(context: _Context) -> None:
-    """Enrol the device: challenge, attestation."""
+    """Enrol the simulated device."""
 
     async def enrol(made: Device) -> None:
         async with context.client() as client:

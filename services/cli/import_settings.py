@@ -93,7 +93,10 @@ _OTHERS = {
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option("--defaults", is_flag=True, help="Also the service types that the file does not mention.")
 def import_settings(file: Path, defaults: bool) -> None:
-    """Make a SERVICE_TYPES file of an old .env. FILE is that of a single-process MLPA; stderr has what could not be."""
+    """Make a SERVICE_TYPES file of an old .env.
+
+    FILE is that of a single-process MLPA; stderr has what could not be translated.
+    """
     settings = {name.upper(): value or "" for name, value in dotenv_values(file, interpolate=False).items()}
     importing = _Import(settings)
     text = importing.table(defaults=defaults)

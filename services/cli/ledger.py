@@ -31,11 +31,7 @@ def ledger() -> None:
 @ledger.command()
 @click.option("--older-than", "days", type=click.IntRange(1), default=90, show_default=True, help="Days.")
 def prune(days: int) -> None:
-    """Delete rows that are older than so many days.
-
-    Budgets are rebuilt from the rows of the current periods, so at least the longest period of a service type
-    must be kept.
-    """
+    """Delete rows that are older than so many days, at least the longest period of a service type."""
     settings = AuthSettings.lenient()
     longest = max(row.duration_seconds for row in settings.load_service_types().by_name.values())
     if days * _DAY < longest:
@@ -64,7 +60,7 @@ async def prune_rows(url: str, before: float) -> int:
     type=click.FloatRange(0),
     default=60,
     show_default=True,
-    help="Seconds for a table that somebody else holds.",
+    help="Seconds to wait for a table in use.",
 )
 def partitions(ahead: int, days: int | None, wait: float) -> None:
     """Make the ledger's tables of the days ahead, and drop old ones. Run it every night, as the tables' owner.
@@ -86,7 +82,7 @@ async def keep_days(url: str, ahead: int, days: int | None, wait: float) -> Kept
 
 @ledger.command()
 def reconcile() -> None:
-    """Compare the ledger with Redis, and with LiteLLM. The latter when it has customers.
+    """Compare the ledger with Redis, and with LiteLLM if it has customers.
 
     One JSON line per user who differs; exit code 1 if there is one. A counter should be the ledger's sum of the
     current period. LiteLLM should not have counted more than the ledger on this UTC day and the one before.

@@ -17,7 +17,7 @@ from shared.stores.revisions import LOCK_SECONDS, revisions
 @click.option("--sql", is_flag=True, help="Write the statements that make the schema from nothing, and run none.")
 @click.option("--down", type=click.IntRange(min=1), metavar="N", help="Undo the last N revisions.")
 @click.option(
-    "--wait", type=click.FloatRange(min=0), default=LOCK_SECONDS, show_default=True, help="Seconds for others."
+    "--wait", type=click.FloatRange(min=0), default=LOCK_SECONDS, show_default=True, help="Seconds to wait for a lock."
 )
 def migrate(check: bool, sql: bool, down: int | None, wait: float) -> None:
     """Bring the database to the newest revision."""

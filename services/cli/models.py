@@ -15,7 +15,7 @@ from services.cli.admin_api import address, ask
     "--gateway-url", default="http://127.0.0.1:8080", show_default=True, help="The ops port, if the gateway has one."
 )
 def models(gateway_url: str) -> None:
-    """Print every model, or why it is refused. With its price, context window and service types.
+    """Print every model, its price, or why it is refused.
 
     The gateway knows no admin keys: who reaches its ops port may read this.
     """

@@ -50,8 +50,8 @@ _IDENTITIES = Query.text(
 def prune() -> None:
     """Delete what is older than the settings say.
 
-    LEDGER_KEPT_DAYS, AUDIT_LOG_KEPT_DAYS and DEVICE_UNUSED_DAYS; 0 keeps for ever. And, after 30 days, which tokens of
-    identities without users are too old. Run it every night, as the tables' owner.
+    LEDGER_KEPT_DAYS, AUDIT_LOG_KEPT_DAYS and DEVICE_UNUSED_DAYS; 0 keeps for ever. Also what FxA told 30 days ago of
+    accounts without users. Run it every night, as the tables' owner.
     """
     try:
         done = asyncio.run(_prune(AuthSettings.lenient()))

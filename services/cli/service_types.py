@@ -33,7 +33,7 @@ def service_types() -> None:
 @service_types.command()
 @click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
 def diff(file: Path) -> None:
-    """Print whom the table FILE would affect. Compared with that of SERVICE_TYPES; changes nothing.
+    """Print whom the table FILE would affect, compared with SERVICE_TYPES. Changes nothing.
 
     A line for each row and field that differs, and for each changed row its users and those who have spent more in
     this period than its new budget, from DATABASE_URL. Exit code 1 if running processes would refuse the table.
