@@ -7,11 +7,12 @@ It imitates, as in the certificates of recorded attestations and in Apple's App 
     curves, and signatures over SHA-384 (the CAs) and SHA-256 (the leaf)
     the CAs' basic constraints and key usage, critical; the intermediate's path length 0; ten years
     the leaf's basic constraints and key usage (signature, commitment, key and data encipherment), critical
-    the leaf's common name, the key id in hexadecimal; three days, as most leaves have (others up to 352)
+    the leaf's common name, the key id in hexadecimal; three days from the day before, as most (others up to 340)
     the nonce in 1.2.840.113635.100.8.2: SEQUENCE { [1] EXPLICIT OCTET STRING }
 
 Where it differs on purpose: names say that this is not Apple and lack state and unit; the CAs lack key identifiers; the
-leaf lacks further extensions of Apple (100.8.5, 100.8.7; since iOS 27 100.8.6 and an extended key usage), unread here.
+leaf has a longer serial number and lacks further extensions of Apple (100.8.5, 100.8.7; since iOS 27 100.8.6 and an
+extended key usage), unread here.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ Extension = tuple[x509.ExtensionType, bool]
 Hash = hashes.SHA224 | hashes.SHA256 | hashes.SHA384 | hashes.SHA512
 
 CA_LIFETIME = timedelta(days=3650)
-LEAF_LIFETIME = timedelta(days=3)
+LEAF_LIFETIME = timedelta(days=3)  # in all
 # Clocks of a device and a server differ; Apple's leaves begin a day before they're made.
 LEAF_BACKDATED = timedelta(days=1)
 
@@ -105,7 +106,7 @@ class Pki:
             key_id.hex(),
             public_key,
             not_before=now - LEAF_BACKDATED,
-            not_after=now + LEAF_LIFETIME,
+            not_after=now - LEAF_BACKDATED + LEAF_LIFETIME,
             extensions=[*leaf_extensions(), nonce_extension(nonce)],
         )
 

@@ -17,7 +17,8 @@ veehaitch/devicecheck-appattest, src/test/resources/ios-14.4.yaml; "Apple": "Ass
     times in RFC 3339 with milliseconds                             recorded
 
 Where they differ on purpose: the token is the name of the simulated phone, where Apple's is encrypted; the signer is
-issued by the CA of devices, and lives three days.
+issued by the CA of devices and lives three days, where Apple's is issued by a CA of its own under Apple Root CA - G3,
+lives 13 months, and has further extensions, unread here.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ def signer(pki: Pki, now: datetime, extensions: Iterable[Extension] = (SIGNER_EX
         "MLPA Test Fraud Receipt Signing",
         key.public_key(),
         not_before=now - LEAF_BACKDATED,
-        not_after=now + LEAF_LIFETIME,
+        not_after=now - LEAF_BACKDATED + LEAF_LIFETIME,
         extensions=[
             (x509.BasicConstraints(ca=False, path_length=None), True),
             (key_usage(digital_signature=True), True),
