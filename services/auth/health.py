@@ -22,6 +22,7 @@ from shared.service.fetch import NoAnswer
 from shared.service.health import Check, CheckFailed, Health
 from shared.service.keyset import KeySet
 from shared.service.service_types_file import ServiceTypesFile
+from shared.state import decisions, rights
 from shared.stores.redis import can_write as redis_can_write
 from shared.stores.schema_check import PostgresCheck
 from shared.telemetry.metrics import Registry
@@ -54,7 +55,7 @@ async def before_start(settings: AuthSettings, key_ring: KeyRing) -> AsyncIterat
         checks = [
             Check("signing_key", _signing_key(key_ring), required=True),
             Check("postgres", PostgresCheck(connections.database, can_write), required=True),
-            Check("redis", lambda: redis_can_write(connections.redis, connections.redis_state), required=True),
+            Check("redis", lambda: _redis_serves(connections), required=True),
             Check("fxa", lambda: _fxa_answers(keys), required=True),
         ]
         if settings.play_packages:
@@ -71,6 +72,12 @@ async def before_start(settings: AuthSettings, key_ring: KeyRing) -> AsyncIterat
             admin = LiteLLMAdmin(connections.session, settings.litellm_api_base, settings.master_key.get_secret_value())
             checks.append(Check("litellm", lambda: _litellm_takes_customers(admin), required=True))
         yield Health(checks)
+
+
+async def _redis_serves(connections: Connections) -> None:
+    """:raises CheckFailed, DependencyUnavailable: it takes no writes, or not all that auth does."""
+    await redis_can_write(connections.redis, connections.redis_state)
+    await rights.check(connections.redis, decisions.SCRIPTS)
 
 
 def _signing_key(key_ring: KeyRing) -> Callable[[], Awaitable[None]]:

@@ -8,6 +8,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 import aiohttp
 
 from services.gateway import client_keys
+from services.gateway.budget.scripts import SCRIPTS
 from services.gateway.budget.services import Budgets
 from services.gateway.firefox.exchanges import Exchanges
 from services.gateway.ledger.storage import can_write
@@ -20,7 +21,9 @@ from shared.service.fetch import NoAnswer
 from shared.service.health import Check, CheckFailed, Health
 from shared.service.keyset import KeySet
 from shared.service.service_types_file import ServiceTypesFile
+from shared.state import rights
 from shared.stores.postgres import Database
+from shared.stores.redis import connect
 from shared.stores.schema_check import PostgresCheck
 from shared.telemetry import logs
 from shared.telemetry.metrics import Registry
@@ -66,13 +69,20 @@ async def before_start(settings: GatewaySettings) -> AsyncIterator[Health]:
             Database.connect(settings.database_url.get_secret_value(), max_size=1)
         )
         redis = await stack.enter_async_context(Executor.open(settings.redis_url.get_secret_value(), ()))
+        client = connect(settings.redis_url.get_secret_value())
+        stack.push_async_callback(client.aclose)
+
+        async def redis_serves() -> None:
+            await redis.can_write()
+            await rights.check(client, SCRIPTS)
+
         litellm = await stack.enter_async_context(LiteLLM.open(upstream_config(settings), registry))
         session = await stack.enter_async_context(aiohttp.ClientSession(cookie_jar=aiohttp.DummyCookieJar()))
         keys = key_set(session, registry, issuer=settings.mlpa_issuer, jwks_url=settings.mlpa_jwks_url)
         stack.push_async_callback(keys.close)
         checks = [
             Check("postgres", PostgresCheck(database, can_write), required=True),
-            Check("redis", redis.can_write, required=True),
+            Check("redis", redis_serves, required=True),
             Check("litellm", lambda: _litellm_serves(litellm), required=True),
             Check("auth", lambda: _auth_answers(keys), required=True),
         ]

@@ -30,6 +30,7 @@ _SET_STANDING, _SET_USER, _SPENT, _KNOWN, _REMEMBER, _FORGET = map(
     Script, ("set_standing", "set_user", "spent", "known", "remember", "forget")
 )
 _REFUSALS, _TOTALS = Script("refusals"), Script("totals")
+SCRIPTS = (_SET_STANDING, _SET_USER, _SPENT, _KNOWN, _REMEMBER, _FORGET, _REFUSALS, _TOTALS)
 
 
 @dataclass(frozen=True, slots=True)

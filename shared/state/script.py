@@ -41,6 +41,7 @@ Item = tuple[Sequence[str], Sequence[str | float]]
 _DIRECTIVE = re.compile(r"^--@ (use|keys|args|each keys|each args|needs|include|flags) (.+)$", re.MULTILINE)
 _CODE = re.compile(r"--[^\n]*|'[^'\n]*'")
 _CONSTANT = re.compile(rf"{_CODE.pattern}|\b[A-Z][A-Z_]+\b")
+_COMMAND = re.compile(r"\bredis\.call\('(\w+)'")
 _NAME = re.compile(r"(?<![.\w])[A-Za-z_]\w*")
 _CONSTANTS = {name: value for name, value in vars(layout).items() if name.isupper() and isinstance(value, str | int)}
 _OF_REDIS = {"KEYS", "ARGV"}
@@ -77,6 +78,8 @@ class Script:
         #: Whether Redis runs it only while it may write and has memory.
         self.needs_writes = not head.flags
         self.source = assemble(name, text)
+        #: The names of its keys in ``shared.state.layout.Shard``, and the commands that it runs.
+        self.keys, self.commands = frozenset(head.keys + head.each_keys), frozenset(_COMMAND.findall(self.source))
         self.call, self.item = _functions(self, head)
 
     @cached_property

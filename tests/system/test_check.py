@@ -76,6 +76,14 @@ def test_a_setting_that_can_not_work_is_a_line_too(system: System, service: str)
     assert "/no/such/file.toml" in lines["settings"]
 
 
+@pytest.mark.parametrize("service", ["auth", "gateway"])
+def test_a_right_that_redis_does_not_give_is_a_line_too(system: System, service: str) -> None:
+    with system.valkey.client() as admin:
+        admin.execute_command("ACL", "SETUSER", "nearly", "on", ">secret", "~*", "+@all", "-hincrby")
+    url = re.sub("//[^@]*@", "//nearly:secret@", system.environment["REDIS_URL"])
+    assert check(system, service, REDIS_URL=url)[1]["redis"] == "the user has no right to: HINCRBY mlpa:{s00}:u:"
+
+
 def test_a_row_whose_client_key_is_missing_is_a_line_of_the_gateway(system: System, tmp_path: Path) -> None:
     file = tmp_path / "types.toml"
     file.write_text(SERVICE_TYPES.replace('name = "ai"', 'name = "ai"\nclient_key = "dev"'))
