@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import re
 from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import given, strategies as st
+from hypothesis import example, given, strategies as st
 
 from services.gateway.errors import InvalidRequest, RequestTooLarge
 from services.gateway.relay.raw_json import (
@@ -21,15 +22,18 @@ from services.gateway.relay.raw_json import (
     mend_surrogates,
 )
 
+HIGH, LOW = (
+    ["".join(half) for half in itertools.product(["\\u"], "dD", third, *["0123456789abcdefABCDEF"] * 2)]
+    for third in ("89abAB", "cdefCDEF")
+)
+#: Each way to write each half, alone and in a pair.
+EVERY_HALF = "".join(f"{half}|" for half in HIGH + LOW) + "".join(map("".join, zip(HIGH * 2, LOW, strict=False)))
 #: What escapes of strings are made of, and what looks like one.
 ESCAPED = st.lists(
-    st.sampled_from(
+    st.sampled_from(HIGH)
+    | st.sampled_from(LOW)
+    | st.sampled_from(
         [
-            "\\ud83d",
-            "\\uDE00",
-            "\\udbff",
-            "\\uDC00",
-            "\\ud83d\\ude00",
             "\\\\",
             "\\\\ud800",
             "\\\\\\udc00",
@@ -51,6 +55,7 @@ ESCAPED = st.lists(
 
 
 @given(ESCAPED)
+@example(EVERY_HALF)
 def test_lone_halves_become_the_replacement_character_and_nothing_else_changes(text: str) -> None:
     data = f'{{"{text}":["{text}"]}}'.encode()
     expected = re.sub("[\ud800-\udfff]", "\ufffd", json.loads(f'"{text}"'))
