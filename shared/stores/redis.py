@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import builtins
 import contextlib
+import traceback
 from collections.abc import Coroutine, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -299,6 +300,9 @@ async def _in_time(cluster: RedisCluster, call: Coroutine[Any, Any, Any]) -> Any
         raise TimeoutError("no answer in time") from error
     except (RuntimeError, AttributeError) as error:
         # uvloop's, as in _Hardened; redis-py's, when another command's failure closed the connection meanwhile
+        *_, (frame, _line) = traceback.walk_tb(error.__traceback__)
+        if frame.f_globals["__name__"].partition(".")[0] not in ("redis", "asyncio"):
+            raise
         raise ConnectionError("the connection is closed") from error
     except RedisClusterException as error:
         cause: BaseException | None = error

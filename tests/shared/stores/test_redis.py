@@ -184,6 +184,9 @@ async def test_the_loss_of_a_node_fails_each_of_many_commands_at_once_as_a_fault
     """redis-py closes a node's connections at the first failure, also those that other commands are opening."""
     with ValkeyCluster(tmp_path) as cluster:
         async with client(cluster.url, Dependency("redis")) as auth:
+            auth.set_response_callback("STRLEN", lambda reply: reply.no_such_thing)  # type: ignore[no-untyped-call]
+            with pytest.raises(AttributeError, match="no_such_thing"):  # our own fault, not the connection's
+                await auth.strlen("x")
             assert all(await asyncio.gather(*(auth.set(f"{{{number}}}", "1") for number in range(50))))
 
             async def work(first: int) -> None:
