@@ -8,9 +8,10 @@ import dataclasses
 import itertools
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from decimal import Decimal
 from typing import Any
+from urllib.parse import urlsplit
 
 import psycopg2
 import pytest
@@ -32,7 +33,7 @@ from shared.errors import DependencyUnavailable, ServiceError
 from shared.state import layout
 from shared.state.script import ScriptCall
 from shared.state.totals import Total
-from shared.stores.postgres import Database
+from shared.stores.postgres import Database, Query
 from shared.stores.redis import connect
 from shared.telemetry.metrics import Registry
 from tests.services.gateway.budget.clocked import ClockedExecutor
@@ -52,6 +53,7 @@ from tests.services.gateway.budget.support import (
 from tests.support.exposition import metric
 from tests.support.sql import sql
 from tests.support.waiting import until
+from tests.system.proxy import Gate
 
 TOTAL = 20 * 2_100_000
 KIND = row(total_budget_nano=TOTAL, max_budget_nano=10**12, rpm=1000)
@@ -512,7 +514,21 @@ def without_sums(postgres_url: str) -> Iterator[None]:
         connection.cursor().execute("alter table hidden rename to ledger_totals")
 
 
-@pytest.mark.parametrize("trouble", ["no ledger", "many rows wait"])
+@contextlib.asynccontextmanager
+async def hung(postgres_url: str) -> AsyncIterator[Database]:
+    """A PostgreSQL whose connection was made, and which says nothing more."""
+    parts = urlsplit(postgres_url)
+    assert parts.port
+    async with Gate(parts.port) as gate:
+        url = parts._replace(netloc=parts.netloc.replace(str(parts.port), str(gate.port))).geturl()
+        async with Database.connect(url, timeout=0.3) as database:
+            await until(lambda: database.fetch(Query.text("select 1")), despite=[DependencyUnavailable])
+            gate.latency = 3600
+            yield database
+            assert database.state.reason, "nothing was asked of it"
+
+
+@pytest.mark.parametrize("trouble", ["no ledger", "a ledger that hangs", "many rows wait"])
 async def test_good_sums_are_not_emptied_while_they_can_not_be_built(
     redis_url: str, postgres_url: str, trouble: str
 ) -> None:
@@ -529,9 +545,16 @@ async def test_good_sums_are_not_emptied_while_they_can_not_be_built(
             await totals.refresh()
             built = client.hgetall(keys.totals)
             assert built
-            executor.now_ms += 600_000
-            with without_sums(postgres_url) if trouble == "no ledger" else contextlib.nullcontext():
-                await totals.refresh()
+            async with contextlib.AsyncExitStack() as stack:
+                unable = totals
+                if trouble == "no ledger":
+                    stack.enter_context(without_sums(postgres_url))
+                elif trouble == "a ledger that hangs":
+                    storage = LedgerStorage(await stack.enter_async_context(hung(postgres_url)))
+                    unable = Totals(scripts, storage, KINDS, BudgetMetrics(Registry(), KINDS), every=0.3)
+                    await unable.refresh()
+                executor.now_ms += 600_000
+                await unable.refresh()
             assert client.hgetall(keys.totals) == built
             client.delete(keys.outbox)
             executor.now_ms += 30_000
