@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import time
+from collections.abc import AsyncIterator
 from decimal import Decimal
 from typing import Any
 
 import pytest
 
-from services.gateway.budget.models import Delivery, Timings, Usage
+from services.gateway.budget.models import Delivery, Reservation, Timings, Usage
 from services.gateway.budget.resets import delay
+from services.gateway.budget.services import Budgets
 from services.gateway.catalogue import price_fields
 from services.gateway.catalogue.prices import PricedModel
 from services.gateway.errors import BudgetExceeded, InvalidToken, RateLimited, RequestTooLarge, UserBlocked
@@ -22,7 +25,8 @@ from shared.state import decisions, layout
 from shared.state.decisions import Oldest
 from shared.state.layout import Standing
 from shared.stores.postgres import Query
-from shared.stores.redis import connect
+from shared.stores.redis import Client, connect
+from shared.telemetry.metrics import Registry
 from tests.services.gateway.budget.support import (
     FAST,
     BudgetReserved,
@@ -38,6 +42,9 @@ from tests.services.gateway.budget.support import (
 )
 from tests.support.exposition import metric
 from tests.support.waiting import until
+
+#: A gateway that neither renews nor sweeps in time.
+SLEEPY = Timings(lease=0.3, renew=60, flush=0.02, sweep=60)
 
 
 async def idle(url: str) -> None:
@@ -345,12 +352,24 @@ async def test_a_user_known_nowhere_is_read_once_however_many_ask(redis_url: str
         assert b"budget_rebuilds_total 1\n" in registry.render()
 
 
+@contextlib.asynccontextmanager
+async def lapsed(redis_url: str, postgres_url: str) -> AsyncIterator[tuple[Budgets, Reservation, Client, Registry]]:
+    """A gateway with a request that another one has charged whole meanwhile."""
+    async with (
+        opened(redis_url, postgres_url, timings=SLEEPY) as (slept, database, registry),
+        connect(redis_url) as client,
+    ):
+        reservation = await slept.admit(ask())
+        async with opened(redis_url, postgres_url):
+            await until(lambda: total(database), equals=(1, 2_100_000))
+        yield slept, reservation, client, registry
+
+
 async def test_a_request_whose_gateway_is_gone_is_charged_whole_and_lowered_once(
     redis_url: str, postgres_url: str
 ) -> None:
     """The dead one's lease ends; when it wakes after all, its true settlement lowers the charge."""
-    sleepy = Timings(lease=0.3, renew=60, flush=0.02, sweep=60)
-    async with opened(redis_url, postgres_url, timings=sleepy) as (dead, database, dead_registry):
+    async with opened(redis_url, postgres_url, timings=SLEEPY) as (dead, database, dead_registry):
         reservation = await dead.admit(ask())
         other = await dead.admit(ask())
         async with opened(redis_url, postgres_url) as (alive, _, registry):
@@ -371,9 +390,8 @@ async def test_a_request_that_is_withdrawn_after_it_was_charged_whole_has_one_ro
     redis_url: str, postgres_url: str
 ) -> None:
     """Its gateway does not know whether, and so not when, Redis admitted it."""
-    sleepy = Timings(lease=0.3, renew=60, flush=0.02, sweep=60)
     async with (
-        opened(redis_url, postgres_url, timings=sleepy) as (unsure, database, _),
+        opened(redis_url, postgres_url, timings=SLEEPY) as (unsure, database, _),
         opened(redis_url, postgres_url) as (other, _, _),
     ):
         reservation = await unsure.admit(ask())
@@ -392,15 +410,8 @@ async def test_a_request_that_is_withdrawn_after_it_was_charged_whole_has_one_ro
 async def test_a_request_that_was_charged_whole_ends_with_a_block_and_is_not_registered_again(
     redis_url: str, postgres_url: str
 ) -> None:
-    sleepy = Timings(lease=0.3, renew=60, flush=0.02, sweep=60)
     number, user = shard(principal().identity), layout.user_key(principal().user_id)
-    async with (
-        opened(redis_url, postgres_url, timings=sleepy) as (slept, database, registry),
-        connect(redis_url) as client,
-    ):
-        reservation = await slept.admit(ask())
-        async with opened(redis_url, postgres_url):
-            await until(lambda: total(database), equals=(1, 2_100_000))
+    async with lapsed(redis_url, postgres_url) as (slept, reservation, client, registry):
         assert await slept._renewals._renew([number])
         await client.flushall()
         assert await slept._renewals._renew([number])
@@ -416,14 +427,7 @@ async def test_a_request_that_was_charged_whole_ends_with_a_block_and_is_not_reg
 async def test_a_request_that_lapsed_and_whose_user_is_blocked_ends_at_once_and_is_counted_once(
     redis_url: str, postgres_url: str
 ) -> None:
-    sleepy = Timings(lease=0.3, renew=60, flush=0.02, sweep=60)
-    async with (
-        opened(redis_url, postgres_url, timings=sleepy) as (slept, database, registry),
-        connect(redis_url) as client,
-    ):
-        reservation = await slept.admit(ask())
-        async with opened(redis_url, postgres_url):
-            await until(lambda: total(database), equals=(1, 2_100_000))
+    async with lapsed(redis_url, postgres_url) as (slept, reservation, client, registry):
         await decisions.set_standing(client, principal().identity, Standing.BLOCKED)
         assert await slept._renewals._renew([shard(principal().identity)])
         assert reservation.revoked.done()
