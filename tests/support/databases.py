@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import time
 
 import psycopg2
 
@@ -12,17 +13,19 @@ from services.local.postgres import PostgresServer
 _MOST = 2**20
 _TABLES = "select quote_ident(tablename) from pg_tables where schemaname = 'public' and tablename <> 'alembic_version'"
 _SEQUENCES = "select format('setval(%L, 1, false)', sequencename) from pg_sequences where schemaname = 'public'"
+#: Ends the other connections; how many there were. (It could wait for their end itself, in steps of 100 ms.)
 _OTHERS = (
-    "select pg_terminate_backend(pid, 10000) from pg_stat_activity "
+    "select count(pg_terminate_backend(pid)) from pg_stat_activity "
     "where datname = current_database() and pid <> pg_backend_pid()"
 )
 _SIZE = "select sum(pg_relation_size(oid)) from pg_class where relnamespace = 'public'::regnamespace and relkind = 'r'"
-#: The newest change and the number of what a schema consists of.
+#: The newest change and the number of what a schema consists of, and its rights. PostgreSQL's own is below 16384.
 _SCHEMA = " union all ".join(
-    f"select '{catalog}', max(xmin::text::bigint), count(*) from {catalog}"
-    for catalog in (
-        *("pg_attribute", "pg_class", "pg_constraint", "pg_default_acl", "pg_namespace", "pg_proc", "pg_trigger"),
-        *("pg_rewrite", "pg_type", "pg_db_role_setting"),
+    f"select '{catalog}', max(xmin::text::bigint), count(*) from {catalog} where {key} >= 16384"
+    for catalog, key in (
+        *(("pg_attribute", "attrelid"), ("pg_rewrite", "ev_class"), ("pg_trigger", "tgrelid")),
+        *((name, "oid") for name in ("pg_class", "pg_constraint", "pg_policy", "pg_proc", "pg_type")),
+        *(("pg_default_acl", "16384"), ("pg_namespace", "16384"), ("pg_db_role_setting", "16384")),
     )
 )
 
@@ -67,7 +70,9 @@ class Databases:
 
     def _emptied(self, name: str) -> bool:
         with self._connections[name] as connection, connection.cursor() as cursor:
-            cursor.execute(_OTHERS)
+            while _rows(cursor, _OTHERS) != [(0,)]:
+                connection.rollback()  # a transaction always sees the same of them
+                time.sleep(0.001)
             unchanged = _rows(cursor, _SCHEMA) == self._schema
             if unchanged and _rows(cursor, _SIZE)[0][0] < _MOST:
                 cursor.execute(self._empty)
