@@ -45,8 +45,24 @@ class ValkeyCluster:
                 for other in self.nodes[:number]:
                     bus = other.options["cluster-port"]
                     client.execute_command("CLUSTER", "MEET", "127.0.0.1", other.port, bus)
+        self._wait()
+
+    def mend(self) -> None:
+        """Start the nodes that are down, block until the cluster is complete, and empty it."""
+        for node in self.nodes:
+            if not node.process.running:
+                node.start()
+        self._wait()
+        for node in self.nodes:
+            with node.client() as client:
+                client.config_set("cluster-require-full-coverage", "yes")
+                client.flushall()
+                client.script_flush()
+
+    def _wait(self) -> None:
+        """Block until all nodes say that the cluster is complete, and have the same map of it."""
         deadline = time.monotonic() + 20
-        while not all(self._whole(node) for node in self.nodes):
+        while not all(self._whole(node) for node in self.nodes) or len(set(map(self._map, self.nodes))) > 1:
             if time.monotonic() > deadline:
                 raise ProcessError("the Valkey cluster did not form in 20 s")
             time.sleep(0.02)
@@ -59,6 +75,11 @@ class ValkeyCluster:
         with node.client() as client:
             info = str(client.execute_command("CLUSTER", "INFO"))
         return "cluster_state:ok" in info and f"cluster_known_nodes:{len(self.nodes)}" in info
+
+    def _map(self, node: ValkeyServer) -> str:
+        with node.client() as client:
+            slots = client.execute_command("CLUSTER", "SLOTS")
+        return str(sorted((first, last, owner[1]) for first, last, owner, *_ in slots))
 
 
 def cluster_options() -> dict[str, str]:

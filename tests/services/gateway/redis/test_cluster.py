@@ -40,10 +40,17 @@ from tests.support.valkey_cluster import CLUSTER_SLOTS, ValkeyCluster, cluster_o
 from tests.support.waiting import until
 
 
-@pytest.fixture
-def cluster(tmp_path: Path) -> Iterator[ValkeyCluster]:
-    with ValkeyCluster(tmp_path / "cluster") as running:
+@pytest.fixture(scope="module")
+def started_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ValkeyCluster]:
+    with ValkeyCluster(tmp_path_factory.mktemp("cluster")) as running:
         yield running
+
+
+@pytest.fixture
+def cluster(started_cluster: ValkeyCluster) -> ValkeyCluster:
+    """One for all tests, since a node takes two seconds to take writes; complete and empty, with slots anywhere."""
+    started_cluster.mend()
+    return started_cluster
 
 
 async def test_users_of_all_nodes_are_served(cluster: ValkeyCluster, postgres_url: str) -> None:
