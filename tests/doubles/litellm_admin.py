@@ -28,7 +28,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from aiohttp import web
-from aiohttp.test_utils import TestServer
+
+from tests.support.serving import serve
 
 MASTER_KEY = "sk-master-of-the-double"
 Fault = Callable[[web.Request], Awaitable[web.Response]]
@@ -66,14 +67,8 @@ class LiteLLMAdminDouble:
                 web.post("/key/generate", self._key),
             ]
         )
-        server = TestServer(app)
-        await server.start_server()
-        self.url = str(server.make_url("")).rstrip("/")
-        try:
+        async with serve(app) as self.url:
             yield self
-        finally:
-            self.fault = None
-            await server.close()
 
     def budget_of(self, user: str) -> str | None:
         return self.customers[user]["budget_id"] if user in self.customers else None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import json
 import random
 import signal
@@ -102,6 +103,7 @@ class Fleet:
     def __init__(self, **config: Any) -> None:
         self.config = config
         self.gateways: list[Gateway] = []
+        self._seeds = itertools.count()
 
     async def __aenter__(self) -> Fleet:
         return self
@@ -114,7 +116,7 @@ class Fleet:
 
     async def start(self, *, begin: bool = True, **changes: Any) -> Gateway:
         """One more gateway; ``begin`` False leaves its clients waiting for ``Gateway.begin``."""
-        config = {**self.config, "seed": len(self.gateways), **changes}
+        config = {**self.config, "seed": next(self._seeds), **changes}
         process = await asyncio.create_subprocess_exec(
             sys.executable, "-m", "tests.services.gateway.budget.worker", json.dumps(config), stdin=PIPE, stdout=PIPE
         )
@@ -128,7 +130,7 @@ class Fleet:
 
     async def start_many(self, count: int, **changes: Any) -> list[Gateway]:
         """Gateways whose clients begin together."""
-        gateways = [await self.start(begin=False, **changes) for _ in range(count)]
+        gateways = await asyncio.gather(*(self.start(begin=False, **changes) for _ in range(count)))
         for gateway in gateways:
             gateway.begin()
         return gateways

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
+from services.gateway.budget.models import Reservation
 from services.gateway.budget.services import Budgets
 from services.gateway.errors import BudgetExceeded, RateLimited, UserBlocked
 from shared.domain.service_types import ServiceType, ServiceTypes
@@ -81,12 +82,14 @@ async def test_a_row_is_enforced_again_when_its_time_is_over(redis_url: str, pos
 async def test_what_is_not_the_users_own_limit_refuses_all_the_same(redis_url: str, postgres_url: str) -> None:
     kind = shadow(rpm=1, max_budget_nano=1, total_budget_nano=3 * WORST + 1_000_000)
     async with opened(redis_url, postgres_url, rows(kind)) as (budgets, _, _):
-        grants = []
+        held: list[Reservation] = []
         await until(lambda: known(budgets))
         for user in range(1, 7):
             with contextlib.suppress(BudgetReserved, BudgetExceeded):
-                grants.append((await budgets.admit(ask(principal(kind, user=user)))).grant)
-            await asyncio.sleep(0.3)  # what the others reserved is read
+                held.append(await budgets.admit(ask(principal(kind, user=user))))
+            reserved = sum(one.amount_nano for one in held)
+            await until(lambda: budgets._totals._known["ai:86400"].total.reserved_nano, equals=reserved)
+        grants = [one.grant for one in held]
         assert grants[:3] == [1000, 1000, 1000]
         assert sum(grants) < 3 * 1000 + 500
         client = connect(redis_url)

@@ -228,7 +228,7 @@ async def test_postgresql_away_for_a_while_costs_no_row(
     away = 30 if FULL else 3
     budget = 4000 * RESERVATION
     async with (
-        Upstream(pace=0.002).running() as upstream,
+        Upstream(pace=0.01).running() as upstream,
         Fleet(**config(redis_url, url, upstream, budget, clients=10, forever=True)) as fleet,
     ):
         gateways = await fleet.start_many(2)

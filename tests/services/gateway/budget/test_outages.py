@@ -119,7 +119,8 @@ async def test_settlements_wait_for_redis_and_are_written_when_it_never_comes(
     own_valkey: ValkeyServer, postgres_url: str
 ) -> None:
     """A process that ends while Redis is down at least writes its costs to PostgreSQL."""
-    async with opened(own_valkey.url, postgres_url) as (budgets, _, registry):
+    hurried = dataclasses.replace(FAST, drain=0.5)
+    async with opened(own_valkey.url, postgres_url, timings=hurried) as (budgets, _, registry):
         reservations = [await budgets.admit(ask()) for _ in range(3)]
         await asyncio.to_thread(own_valkey.process.kill)
         for reservation in reservations:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from typing import Any
 
 import pytest
 
@@ -137,20 +136,18 @@ async def test_an_assertion_is_for_the_body_that_it_was_made_over(door: Door) ->
     assert (await door.ios(device)).status == 200
 
 
-@pytest.mark.parametrize(
-    "claims",
-    [
+async def test_claims_that_are_malformed_are_a_401(door: Door) -> None:
+    device = await door.device()
+    for claims in [
         {"assertion_obj_b64": "AAAA"},
         {"assertion_obj_b64": None},
         {"challenge_b64": "!"},
         {"bundle_id": "org.example"},
         {"bundle_id": 7},
         {"key_id_b64": ""},
-    ],
-)
-async def test_claims_that_are_malformed_are_a_401(door: Door, claims: dict[str, Any]) -> None:
-    answer = await door.ios(await door.device(), claims=claims)
-    assert (answer.status, answer.json()) == (401, {"detail": "Invalid App Attest auth"})
+    ]:
+        answer = await door.ios(device, claims=claims)
+        assert (answer.status, answer.json()) == (401, {"detail": "Invalid App Attest auth"}), claims
 
 
 async def test_the_client_data_of_an_exchange_is_not_a_request(door: Door) -> None:
@@ -200,17 +197,17 @@ async def test_without_the_header_a_request_is_openais_whatever_the_setting(door
     assert not door.between.asked
 
 
-@pytest.mark.parametrize("given", [None, "", "wrong", DEV_KEY + "x"])
-async def test_a_row_with_a_client_key_needs_it_from_everybody(door: Door, given: str | None) -> None:
-    more = [("x-dev-authorization", given)] if given is not None else []
-    token = door.auth.fxa_token()
-    answer = await door.desktop(token, service_type="ai-dev", purpose=None, more=more)
-    assert (answer.status, isinstance(answer.json()["error"], str)) == (403, True)
-    answer = await door.desktop(await door.access_token("ai-dev"), service_type=None, more=more)
-    assert (answer.status, answer.json()["error"]["code"]) == (403, "forbidden")
+async def test_a_row_with_a_client_key_needs_it_from_everybody(door: Door) -> None:
+    token, access_token = door.auth.fxa_token(), await door.access_token("ai-dev")
     good = [("x-dev-authorization", DEV_KEY)]
-    assert (await door.desktop(token, service_type="ai-dev", purpose=None, more=good)).status == 200
-    assert (await door.desktop(await door.access_token("ai-dev"), service_type=None, more=good)).status == 200
+    for given in [None, "", "wrong", DEV_KEY + "x"]:
+        more = [("x-dev-authorization", given)] if given is not None else []
+        answer = await door.desktop(token, service_type="ai-dev", purpose=None, more=more)
+        assert (answer.status, isinstance(answer.json()["error"], str)) == (403, True), given
+        answer = await door.desktop(access_token, service_type=None, more=more)
+        assert (answer.status, answer.json()["error"]["code"]) == (403, "forbidden"), given
+        assert (await door.desktop(token, service_type="ai-dev", purpose=None, more=good)).status == 200, given
+        assert (await door.desktop(access_token, service_type=None, more=good)).status == 200, given
 
 
 async def test_a_stream_has_data_lines_alone_whatever_litellm_sends(door: Door) -> None:

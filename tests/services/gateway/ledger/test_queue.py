@@ -36,13 +36,13 @@ def made() -> LedgerRow:
 
 
 async def test_a_backlog_drains_where_a_full_batch_would_never_end_in_time(redis_url: str, postgres_url: str) -> None:
-    """PostgreSQL takes 4 ms a row and ends statements after 400 ms, so that none is left after we gave up."""
+    """PostgreSQL takes 2 ms a row and ends statements after 200 ms, so that none is left after we gave up."""
     sql(
         postgres_url,
         "create function slow() returns trigger language plpgsql as"
-        " $$ begin perform pg_sleep(0.004); return new; end $$;"
+        " $$ begin perform pg_sleep(0.002); return new; end $$;"
         "create trigger slow before insert on ledger for each row execute function slow();"
-        f"alter database {postgres_url.rpartition('/')[2]} set statement_timeout = '400ms'",
+        f"alter database {postgres_url.rpartition('/')[2]} set statement_timeout = '200ms'",
     )
     async with opened(redis_url, postgres_url) as (budgets, database, _):
         for _ in range(ROWS):
