@@ -9,10 +9,9 @@ from typing import Any
 from urllib.parse import urlencode
 
 import psycopg2
-import pytest
 
 from services.auth.tokens.issuer import Issuer
-from services.auth.tokens.key_ring import KeyRing, create_key
+from services.auth.tokens.key_ring import KEY_RING, KeyRing, create_key
 from shared.state.layout import identity_key, token_key
 from shared.stores.postgres import Database, Query
 from shared.stores.redis import connect
@@ -61,10 +60,7 @@ async def test_without_any_signing_key_nothing_is_issued_and_readiness_fails(aut
     async def unready() -> bool:
         return (await auth.ask("GET", "/health/readiness"))[0] == 503
 
-    async def issued() -> bool:
-        return (await auth.exchange(auth.fxa_token()))[0] == 200
-
-    await until(unready, 15)  # the folder is read every 5 s
+    await until(unready, 15, pause=0.2)  # the folder is read every 5 s
     _, ready, _ = await auth.ask("GET", "/health/readiness")
     assert ready["checks"]["signing_key"]["status"] == "failed"
     status, body = await auth.exchange(auth.fxa_token())
@@ -72,7 +68,8 @@ async def test_without_any_signing_key_nothing_is_issued_and_readiness_fails(aut
     assert (await auth.ask("GET", "/.well-known/jwks.json"))[0] == 503
     assert (await revoke(auth, token=answer["access_token"]))[0] == 503, "nothing can be said of its signature"
     create_key(tmp_path / "keys", activate_at=time.time())
-    await until(issued, 15, pause=0.2)
+    auth.apps.main[KEY_RING].refresh()
+    assert (await auth.exchange(auth.fxa_token()))[0] == 200
 
 
 async def test_a_revoked_token_is_in_postgresql_and_redis(auth: Auth, redis_url: str, postgres_url: str) -> None:
@@ -85,10 +82,10 @@ async def test_a_revoked_token_is_in_postgresql_and_redis(auth: Auth, redis_url:
     assert await revoked_in(redis_url) == [token_key(UID, row["jti"])]
 
 
-@pytest.mark.parametrize("token", ["junk", "a.b.c", "x" * 5000, DEEP])
-async def test_what_is_not_ours_is_answered_200_and_changes_nothing(auth: Auth, redis_url: str, token: str) -> None:
-    assert (await revoke(auth, token=token))[0] == 200
-    assert await revoked_in(redis_url) == []
+async def test_what_is_not_ours_is_answered_200_and_changes_nothing(auth: Auth, redis_url: str) -> None:
+    for token in ["junk", "a.b.c", "x" * 5000, DEEP]:
+        assert (await revoke(auth, token=token))[0] == 200, token
+        assert await revoked_in(redis_url) == [], token
 
 
 async def test_a_foreign_signature_and_an_expired_token_change_nothing(

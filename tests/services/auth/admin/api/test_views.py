@@ -57,10 +57,10 @@ async def test_no_key_and_a_wrong_key_are_told_how_to_come(admin_auth: Auth) -> 
         assert 'error="invalid_token"' in headers["WWW-Authenticate"]
 
 
-@pytest.mark.parametrize("header", ["", "Bearer", "Basic dGVzdA==", f"Bearer {ADMIN}x", "Bearer \xff"])
-async def test_other_authorization_headers_are_refused(admin_auth: Auth, header: str) -> None:
-    status, _, _ = await admin_auth.ask("GET", "/user", headers={"Authorization": header})
-    assert status == 401
+async def test_other_authorization_headers_are_refused(admin_auth: Auth) -> None:
+    for header in ["", "Bearer", "Basic dGVzdA==", f"Bearer {ADMIN}x", "Bearer \xff"]:
+        status, _, _ = await admin_auth.ask("GET", "/user", headers={"Authorization": header})
+        assert status == 401, header
 
 
 @pytest.mark.parametrize("setting", ["ops_port", "admin_port"])
@@ -158,9 +158,8 @@ async def test_search_is_by_the_start_of_the_id_byte_by_byte(admin_auth: Auth, r
         assert (status, len(body["users"]), body["estimated_total"]) == (200, found, found), q
 
 
-@pytest.mark.parametrize(
-    "query",
-    [
+async def test_a_malformed_query_is_a_400(admin_auth: Auth) -> None:
+    for query in [
         "limit=0",
         "limit=201",
         "limit=-1",
@@ -174,11 +173,9 @@ async def test_search_is_by_the_start_of_the_id_byte_by_byte(admin_auth: Auth, r
         "cursor=bnVsbA",
         "cursor=%ff",
         "cursor=WyIiLCIiLCIiXQ",
-    ],
-)
-async def test_a_malformed_query_is_a_400(admin_auth: Auth, query: str) -> None:
-    status, body, _ = await ask(admin_auth, "GET", f"/user?{query}")
-    assert (status, body["error"]) == (400, "invalid_request")
+    ]:
+        status, body, _ = await ask(admin_auth, "GET", f"/user?{query}")
+        assert (status, body["error"]) == (400, "invalid_request"), query
 
 
 async def test_counts_win_over_a_user_of_that_name(admin_auth: Auth, rows: Rows) -> None:
@@ -189,13 +186,13 @@ async def test_counts_win_over_a_user_of_that_name(admin_auth: Auth, rows: Rows)
     assert (status, body) == (200, {"ai": 2, "memories": 1, "s2s": 0})
 
 
-@pytest.mark.parametrize("field", ["Authorization", "master_key", "mlpa_ui_access_key", "MASTER_KEY"])
-async def test_a_key_may_come_in_the_fields_of_the_single_process_mlpa(admin_auth: Auth, field: str) -> None:
-    for key, status in ((ADMIN, 200), (VIEWER, 200), ("wrong", 401)):
-        assert (await admin_auth.ask("GET", "/user", headers={field: f"Bearer {key}"}))[0] == status
-    assert (await admin_auth.ask("GET", "/user", headers={field: ADMIN}))[0] == 401
-    status, _, _ = await admin_auth.ask("POST", at(USER, "/block"), headers={field: f"Bearer {VIEWER}"})
-    assert status == 403
+async def test_a_key_may_come_in_the_fields_of_the_single_process_mlpa(admin_auth: Auth) -> None:
+    for field in ["Authorization", "master_key", "mlpa_ui_access_key", "MASTER_KEY"]:
+        for key, status in ((ADMIN, 200), (VIEWER, 200), ("wrong", 401)):
+            assert (await admin_auth.ask("GET", "/user", headers={field: f"Bearer {key}"}))[0] == status, field
+        assert (await admin_auth.ask("GET", "/user", headers={field: ADMIN}))[0] == 401, field
+        status, _, _ = await admin_auth.ask("POST", at(USER, "/block"), headers={field: f"Bearer {VIEWER}"})
+        assert status == 403, field
 
 
 async def test_a_right_key_does_not_make_up_for_a_wrong_authorization(admin_auth: Auth) -> None:
@@ -222,11 +219,11 @@ async def test_it_shows_how_full_each_pool_is(start_auth: StartAuth, rows: Rows,
     assert (await auth.exchange(auth.fxa_token("2" * 32), scope="ai"))[0] == 200
 
 
-@pytest.mark.parametrize("user_id", ["nobody", "a/b", "<script>", "é", "\x00", "%", "..", "counts"])
-async def test_who_is_not_there_is_a_404(admin_auth: Auth, user_id: str) -> None:
-    for method, rest in [("GET", ""), ("GET", "/ledger"), ("POST", "/block"), ("POST", "/unblock"), ("DELETE", "")]:
-        status, body, _ = await ask(admin_auth, method, at(user_id, rest))
-        assert (status, body["error"]) == (404, "not_found")
+async def test_who_is_not_there_is_a_404(admin_auth: Auth) -> None:
+    for user_id in ["nobody", "a/b", "<script>", "é", "\x00", "%", "..", "counts"]:
+        for method, rest in [("GET", ""), ("GET", "/ledger"), ("POST", "/block"), ("POST", "/unblock"), ("DELETE", "")]:
+            status, body, _ = await ask(admin_auth, method, at(user_id, rest))
+            assert (status, body["error"]) == (404, "not_found"), user_id
 
 
 async def test_a_block_holds_for_the_identity_and_is_lifted_again(admin_auth: Auth, rows: Rows, redis_url: str) -> None:
@@ -250,11 +247,11 @@ async def test_a_block_holds_for_the_identity_and_is_lifted_again(admin_auth: Au
     await redis.aclose()
 
 
-@pytest.mark.parametrize("body", [b"{", b"[]", b'{"reason": 1}', b'{"reason":"\\u0000"}', b'{"reason":"\\ud800"}'])
-async def test_a_malformed_reason_is_a_400(admin_auth: Auth, rows: Rows, body: bytes) -> None:
+async def test_a_malformed_reason_is_a_400(admin_auth: Auth, rows: Rows) -> None:
     rows.user()
-    status, answer, _ = await ask(admin_auth, "POST", at(USER, "/block"), data=body)
-    assert (status, answer["error"]) == (400, "invalid_request")
+    for body in [b"{", b"[]", b'{"reason": 1}', b'{"reason":"\\u0000"}', b'{"reason":"\\ud800"}']:
+        status, answer, _ = await ask(admin_auth, "POST", at(USER, "/block"), data=body)
+        assert (status, answer["error"]) == (400, "invalid_request"), body
 
 
 async def test_a_blocked_user_is_told_so_at_the_exchange(admin_auth: Auth) -> None:
