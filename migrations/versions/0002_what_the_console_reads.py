@@ -10,8 +10,6 @@ from migrations.indexes import create_concurrently, drop_concurrently
 
 revision = "0002"
 down_revision = "0001"
-branch_labels = None
-depends_on = None
 
 
 def upgrade() -> None:

@@ -8,8 +8,6 @@ from migrations.indexes import create_concurrently, drop_concurrently
 
 revision = "0003"
 down_revision = "0002"
-branch_labels = None
-depends_on = None
 
 
 def upgrade() -> None:

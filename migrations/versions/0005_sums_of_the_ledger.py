@@ -12,8 +12,6 @@ from sqlalchemy.dialects import postgresql
 
 revision = "0005"
 down_revision = "0004"
-branch_labels = None
-depends_on = None
 
 #: The advisory lock that writers share, and that a build of the totals takes alone (``ledger/storage.py``).
 WRITERS = 0x4D4C5057

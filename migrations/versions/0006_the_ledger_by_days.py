@@ -13,8 +13,6 @@ from migrations.indexes import create_concurrently
 
 revision = "0006"
 down_revision = "0005"
-branch_labels = None
-depends_on = None
 
 #: Days that are made here, after those of the table that was there.
 _AHEAD = 7

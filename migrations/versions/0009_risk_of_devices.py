@@ -10,8 +10,6 @@ from migrations.indexes import create_concurrently, drop_concurrently
 
 revision = "0009"
 down_revision = "0008"
-branch_labels = None
-depends_on = None
 
 _TIME = postgresql.TIMESTAMP(timezone=True)
 _DUE = "receipt is not null and revoked_at is null"

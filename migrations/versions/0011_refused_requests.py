@@ -10,8 +10,6 @@ from migrations.indexes import create_concurrently, drop_concurrently
 
 revision = "0011"
 down_revision = "0010"
-branch_labels = None
-depends_on = None
 
 #: Name, table, columns, condition.
 _INDEXES = (

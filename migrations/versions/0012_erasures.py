@@ -13,8 +13,6 @@ from sqlalchemy.dialects import postgresql
 
 revision = "0012"
 down_revision = "0011"
-branch_labels = None
-depends_on = None
 
 _CREDENTIAL = """
     create or replace function credential_of(user_id text) returns text language sql immutable parallel safe as $$

@@ -17,8 +17,6 @@ from migrations.indexes import create_concurrently, drop_concurrently
 
 revision = "0014"
 down_revision = "0013"
-branch_labels = None
-depends_on = None
 
 _DIGEST = r"erased\.(fxa|app_attest|play|other)\.[0-9a-f]{64}"
 # A service type has at most 31 characters, and the shortest id 32
