@@ -9,7 +9,7 @@ What it imitates, with the source ("Apple": "Assessing fraud risk" of DeviceChec
     team), iat of the last hour; 401 for another, or for a          veehaitch/devicecheck-appattest,
     receipt of another team                                         receipt/AppleJwsGenerator.kt
     304 before the receipt's "not before"                           Apple
-    400 for what is no receipt, or one of the other environment     Apple
+    400 for a body that is no receipt, or of the other environment  Apple
     404 without data for the receipt, an expired one included       Apple
     429, 500, 503                                                   Apple
     the risk metric: keys that the device attested                  Apple
@@ -47,7 +47,8 @@ from jose import jwt
 from jose.exceptions import JOSEError
 
 from services.local import receipts
-from services.local.faults import Faults, read
+from services.local.device import x962
+from services.local.faults import Faults, answer_probe, read
 from services.local.files import write_private
 from services.local.pki import Pki, key_to_pem
 
@@ -90,7 +91,7 @@ class StandIn:
             [
                 *self.faults.routes({"renew": web.post("/v1/attestationData", self._renew)}),
                 web.post("/local/metrics", self._set_metric),
-                web.get("/", self._here),
+                web.get("/", answer_probe),
             ]
         )
         return app
@@ -142,16 +143,11 @@ class StandIn:
         self.metrics[order.key_id] = order.metric
         return web.json_response({})
 
-    async def _here(self, _request: web.Request) -> web.Response:
-        return web.json_response({})
-
 
 def _key_id(certificate: bytes) -> str:
     key = x509.load_der_x509_certificate(certificate).public_key()
     assert isinstance(key, ec.EllipticCurvePublicKey)
-    return base64.b64encode(
-        hashlib.sha256(key.public_bytes(Encoding.X962, PublicFormat.UncompressedPoint)).digest()
-    ).decode()
+    return base64.b64encode(hashlib.sha256(x962(key)).digest()).decode()
 
 
 def _moment(text: bytes) -> float:

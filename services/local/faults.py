@@ -95,6 +95,10 @@ class Faults:
         return web.json_response({})
 
 
+async def answer_probe(_request: web.Request) -> web.Response:
+    return web.json_response({})
+
+
 async def read(request: web.Request, shape: type[_T]) -> _T:
     """The body of a control.
 

@@ -81,7 +81,7 @@ from aiohttp import web
 from jose import jws, jwt
 from jose.exceptions import JOSEError
 
-from services.local.faults import Faults, read
+from services.local.faults import Faults, answer_probe, read
 from services.local.fxa_keys import KeyRing
 from shared.domain.tokens import encode_segment
 from shared.service import background
@@ -279,7 +279,7 @@ class StandIn:
                     {"jwks": web.get("/v1/jwks", self._jwks), "verify": web.post("/v1/verify", self._verify)}
                 ),
                 web.post("/v1/destroy", self._destroy),
-                web.get("/__lbheartbeat__", self._heartbeat),
+                web.get("/__lbheartbeat__", answer_probe),
                 web.post("/local/token", self._token),
                 web.post("/local/rotate", self._rotate),
                 web.post("/local/events", self._event),
@@ -335,9 +335,6 @@ class StandIn:
     async def _destroy(self, request: web.Request) -> web.Response:
         if not self.destroy(await _token_of(request)):
             raise _error(108)
-        return web.json_response({})
-
-    async def _heartbeat(self, _request: web.Request) -> web.Response:
         return web.json_response({})
 
     async def _token(self, request: web.Request) -> web.Response:

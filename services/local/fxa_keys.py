@@ -16,6 +16,7 @@ from jose import jwk
 from jose.backends.base import Key
 
 from services.local.files import write_private
+from services.local.pki import key_to_pem
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,12 +30,9 @@ class SigningKey:
     @classmethod
     def generate(cls) -> Self:
         key = rsa.generate_private_key(65537, 2048)
-        pem = key.private_bytes(
-            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-        )
         public = key.public_key().public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.PKCS1)
         digest = hashlib.sha256(public).hexdigest()
-        return cls.load(f"{datetime.now(UTC):%Y%m%d}-{digest[:8]}", pem.decode())
+        return cls.load(f"{datetime.now(UTC):%Y%m%d}-{digest[:8]}", key_to_pem(key))
 
     @classmethod
     def load(cls, kid: str, pem: str) -> Self:

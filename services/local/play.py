@@ -56,8 +56,9 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from jose import jwt
 from jose.exceptions import JOSEError
 
-from services.local.faults import Faults, read
+from services.local.faults import Faults, answer_probe, read
 from services.local.files import write_private
+from services.local.pki import key_to_pem
 
 PACKAGE = "org.mozilla.fenix"
 #: Base64url of SHA-256 of the certificate that signs the simulated app.
@@ -124,14 +125,11 @@ class StandIn:
 
     def service_account(self, url: str) -> str:
         """The key file of the service account, for a server at this URL."""
-        pem = self._key.private_bytes(
-            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-        )
         members = {
             "type": "service_account",
             "project_id": "simulated",
             "private_key_id": "1",
-            "private_key": pem.decode(),
+            "private_key": key_to_pem(self._key),
             "client_email": EMAIL,
             "token_uri": f"{url}/token",
         }
@@ -168,7 +166,7 @@ class StandIn:
         return payload
 
     def withdraw_access(self) -> None:
-        """No access token is good any more."""
+        """Refuse all access tokens from now on."""
         self._access.clear()
 
     def app(self) -> web.Application:
@@ -183,7 +181,7 @@ class StandIn:
                     }
                 ),
                 web.post("/local/integrity-token", self._mint),
-                web.get("/", self._here),
+                web.get("/", answer_probe),
             ]
         )
         return app
@@ -224,9 +222,6 @@ class StandIn:
 
     async def _mint(self, request: web.Request) -> web.Response:
         return web.json_response({"token": self.mint(await read(request, InstallOrder))})
-
-    async def _here(self, _request: web.Request) -> web.Response:
-        return web.json_response({})
 
 
 def _error(status: int, message: str, *, headers: dict[str, str] | None = None) -> web.Response:
