@@ -101,10 +101,17 @@ def decode_segment(segment: str, kind: type[_Part]) -> _Part:
 
     :raises ValueError: it is malformed.
     """
-    raw = base64.b64decode(segment + "=" * (-len(segment) % 4), altchars=b"-_", validate=True)
-    return strict_json.decode(raw, kind)
+    return strict_json.decode(decode_bytes(segment), kind)
+
+
+def decode_bytes(segment: str) -> bytes:
+    """The bytes of base64url without padding (RFC 7515 section 2).
+
+    :raises ValueError: it is not base64url.
+    """
+    return base64.b64decode(segment + "=" * (-len(segment) % 4), altchars=b"-_", validate=True)
 
 
 def encode_segment(raw: bytes) -> str:
-    """base64url without padding (RFC 7515 section 2)."""
+    """base64url without padding."""
     return base64.urlsafe_b64encode(raw).rstrip(b"=").decode()

@@ -11,7 +11,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from services.auth.appattest import cbor
-from services.auth.appattest.auth_data import Header, assertion_tail, check_assertion_flags, parse_launch
+from services.auth.appattest.auth_data import Header, Launch, assertion_tail, check_assertion_flags, parse_launch
 from services.auth.appattest.errors import Malformed, Rejected, Step, require
 from services.auth.appattest.policy import Policy
 
@@ -23,17 +23,11 @@ _X962_POINT_BYTES = 65
 
 @dataclass(frozen=True, slots=True)
 class Assertion:
-    """A verified assertion. Store ``counter``; the assertion is good only if that advances the stored one.
-
-    ``unknown_extensions`` counts ignored ones; ``incomplete_extensions`` says that one of Apple's two was missing.
-    """
+    """A verified assertion. Store ``counter``; the assertion is good only if that advances the stored one."""
 
     counter: int
     bundle_id: str
-    bundle_version: str | None
-    validation_category: int | None
-    unknown_extensions: int = 0
-    incomplete_extensions: bool = False
+    launch: Launch
 
 
 def verify_assertion(
@@ -62,14 +56,7 @@ def verify_assertion(
         _stored_key(public_key_x962).verify(signature, nonce, ec.ECDSA(hashes.SHA256()))
     except InvalidSignature as error:
         raise Rejected(Step.SIGNATURE, "not by the key on record") from error
-    return Assertion(
-        counter=header.counter,
-        bundle_id=bundle_id,
-        bundle_version=launch.bundle_version,
-        validation_category=launch.validation_category,
-        unknown_extensions=launch.unknown,
-        incomplete_extensions=launch.incomplete,
-    )
+    return Assertion(header.counter, bundle_id, launch)
 
 
 def _parse(obj: bytes) -> tuple[bytes, bytes]:

@@ -11,7 +11,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from services.auth.appattest import cbor
-from services.auth.appattest.auth_data import Credential, Header, check_attestation_flags, parse_launch
+from services.auth.appattest.auth_data import Credential, Header, Launch, check_attestation_flags, parse_launch
 from services.auth.appattest.chain import Certificate, check_path, check_signatures
 from services.auth.appattest.errors import Malformed, Rejected, Step, require
 from services.auth.appattest.policy import Environment, Policy
@@ -28,9 +28,8 @@ NONCE_PREFIX = bytes.fromhex("3024a1220420")
 class Attestation:
     """A verified attestation: the facts about a device that are stored.
 
-    ``public_key_x962`` is the 65 byte uncompressed point; ``bundle_version`` and ``validation_category`` are None
-    before iOS 27. The receipt is kept as the client sent it: nothing in the object authenticates it.
-    ``unknown_extensions`` counts ignored ones; ``incomplete_extensions`` says that one of Apple's two was missing.
+    ``public_key_x962`` is the 65 byte uncompressed point. The receipt is kept as the client sent it: nothing in the
+    object authenticates it.
     """
 
     key_id: bytes
@@ -39,10 +38,7 @@ class Attestation:
     environment: Environment
     bundle_id: str
     receipt: bytes
-    bundle_version: str | None
-    validation_category: int | None
-    unknown_extensions: int = 0
-    incomplete_extensions: bool = False
+    launch: Launch
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,10 +89,7 @@ def verify_attestation(
         environment=policy.environment,
         bundle_id=bundle_id,
         receipt=attestation.receipt,
-        bundle_version=launch.bundle_version,
-        validation_category=launch.validation_category,
-        unknown_extensions=launch.unknown,
-        incomplete_extensions=launch.incomplete,
+        launch=launch,
     )
 
 

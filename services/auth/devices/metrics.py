@@ -70,9 +70,9 @@ class DeviceMetrics:
 
     def verified(self, result: Attestation | Assertion) -> None:
         """Count ignored parts of a genuine object, which show a change at Apple."""
-        if result.unknown_extensions:
-            self._extensions.inc("unknown", by=result.unknown_extensions)
-        if result.incomplete_extensions:
+        if result.launch.unknown:
+            self._extensions.inc("unknown", by=result.launch.unknown)
+        if result.launch.incomplete:
             self._extensions.inc("incomplete")
 
     def distrusted(self, reason: Distrust) -> None:

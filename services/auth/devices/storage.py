@@ -144,8 +144,8 @@ async def enrol(database: Database, key_id: str, attestation: Attestation, sourc
         public_key=attestation.public_key_x962,
         environment=attestation.environment,
         bundle_id=attestation.bundle_id,
-        bundle_version=attestation.bundle_version,
-        validation_category=_category(attestation.validation_category),
+        bundle_version=attestation.launch.bundle_version,
+        validation_category=_category(attestation.launch.validation_category),
         receipt=attestation.receipt,
         source_digest=source_digest,
     )
@@ -175,8 +175,8 @@ async def advance_counter(
         window=window,
         bundle_id=assertion.bundle_id,
         environment=environment,
-        bundle_version=assertion.bundle_version,
-        validation_category=_category(assertion.validation_category),
+        bundle_version=assertion.launch.bundle_version,
+        validation_category=_category(assertion.launch.validation_category),
     )
     return row is not None
 

@@ -56,7 +56,7 @@ def test_it_enrols_and_asserts_with_a_counter_that_advances(version: str | None,
             policy=policy(),
         )
         assert assertion.counter == expected
-        assert (assertion.bundle_version, assertion.validation_category) == (version, category)
+        assert (assertion.launch.bundle_version, assertion.launch.validation_category) == (version, category)
 
 
 def test_it_is_not_trusted_under_apples_root_or_another_test_root() -> None:

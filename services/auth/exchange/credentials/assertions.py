@@ -6,7 +6,6 @@ challenge and take the counter.
 
 from __future__ import annotations
 
-import base64
 import math
 import re
 from collections.abc import Callable
@@ -40,8 +39,8 @@ from services.auth.errors import (
     UnusedKey,
 )
 from services.auth.exchange.models import Subject
-from shared import strict_json
 from shared.domain.service_types import ServiceType
+from shared.domain.tokens import decode_segment
 from shared.stores.postgres import Database
 
 _BASE64URL = re.compile(r"[A-Za-z0-9_-]+={0,2}")
@@ -151,9 +150,8 @@ class Assertions:
         :raises UnusedKey: nobody has used the key for long.
         :raises DeviceNotTrusted: the row demands more of a device.
         """
-        category = (
-            device.validation_category if assertion.validation_category is None else assertion.validation_category
-        )
+        reported = assertion.launch.validation_category
+        category = device.validation_category if reported is None else reported
         if device.idle > self._unused:
             refusal = Distrust.UNUSED
         elif row.validation_categories and category is not None and category not in row.validation_categories:
@@ -191,9 +189,6 @@ def decode_subject_token(subject_token: str, kind: type[_Token]) -> _Token:
     if not _BASE64URL.fullmatch(subject_token):
         raise InvalidSubjectToken
     try:
-        raw = base64.b64decode(
-            subject_token.rstrip("=") + "=" * (-len(subject_token.rstrip("=")) % 4), b"-_", validate=True
-        )
-        return strict_json.decode(raw, kind)
-    except ValueError as error:  # binascii.Error is one too
+        return decode_segment(subject_token.rstrip("="), kind)
+    except ValueError as error:
         raise InvalidSubjectToken from error

@@ -10,6 +10,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 
 from services.auth.appattest import AppAttestError, Assertion, Malformed, Rejected, Step
+from services.auth.appattest.auth_data import Launch
 from services.local import device
 from tests.services.auth.appattest.forge import BUNDLE, KEY, OTHER_KEY, TEAM, AssertionForge, policy, replaced
 
@@ -95,7 +96,7 @@ def test_each_broken_step_is_named(step: Step, name: str, changes: dict[str, Any
 def test_as_many_extensions_as_may_follow_fit_in_an_assertion() -> None:
     names = [f"{number:x}".rjust(64, "x") for number in range(14)]
     most = cbor2.dumps({**cbor2.loads(TAIL), **dict.fromkeys(names, b"v" * 256)})
-    assert AssertionForge(tail=most).verify().unknown_extensions == 14
+    assert AssertionForge(tail=most).verify().launch.unknown == 14
 
 
 def test_every_step_of_an_assertion_is_broken_by_some_case() -> None:
@@ -117,16 +118,16 @@ def test_every_step_of_an_assertion_is_broken_by_some_case() -> None:
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        ({}, Assertion(8, BUNDLE, None, None)),
-        ({"counter": 1, "last_counter": 0}, Assertion(1, BUNDLE, None, None)),
-        ({"counter": 0xFFFFFFFF}, Assertion(0xFFFFFFFF, BUNDLE, None, None)),
-        ({"tail": TAIL}, Assertion(8, BUNDLE, "2.1", 2)),
-        ({"flags": 0x00}, Assertion(8, BUNDLE, None, None)),
-        *[({"tail": TAIL, "flags": flags}, Assertion(8, BUNDLE, "2.1", 2)) for flags in (0x00, 0x80, 0xC0)],
-        ({"tail": FURTHER, "flags": 0xC0}, Assertion(8, BUNDLE, "2.1", 2, 2)),
-        ({"tail": cbor2.dumps({"apple_bundle_version_01": "1"})}, Assertion(8, BUNDLE, "1", None, 0, True)),
-        ({"tail": device.launch_extensions("9" * 64, 2**32 - 1)}, Assertion(8, BUNDLE, "9" * 64, 2**32 - 1)),
-        ({"policy": policy(environment="development")}, Assertion(8, BUNDLE, None, None)),
+        ({}, Assertion(8, BUNDLE, Launch())),
+        ({"counter": 1, "last_counter": 0}, Assertion(1, BUNDLE, Launch())),
+        ({"counter": 0xFFFFFFFF}, Assertion(0xFFFFFFFF, BUNDLE, Launch())),
+        ({"tail": TAIL}, Assertion(8, BUNDLE, Launch("2.1", 2))),
+        ({"flags": 0x00}, Assertion(8, BUNDLE, Launch())),
+        *[({"tail": TAIL, "flags": flags}, Assertion(8, BUNDLE, Launch("2.1", 2))) for flags in (0x00, 0x80, 0xC0)],
+        ({"tail": FURTHER, "flags": 0xC0}, Assertion(8, BUNDLE, Launch("2.1", 2, 2))),
+        ({"tail": cbor2.dumps({"apple_bundle_version_01": "1"})}, Assertion(8, BUNDLE, Launch("1", None, 0, True))),
+        ({"tail": device.launch_extensions("9" * 64, 2**32 - 1)}, Assertion(8, BUNDLE, Launch("9" * 64, 2**32 - 1))),
+        ({"policy": policy(environment="development")}, Assertion(8, BUNDLE, Launch())),
     ],
 )
 def test_a_genuine_assertion_is_accepted(changes: dict[str, Any], expected: Assertion) -> None:

@@ -15,6 +15,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID
 from hypothesis import given, strategies as st
 
 from services.auth.appattest import AppAttestError, Malformed, Rejected, Step
+from services.auth.appattest.auth_data import Launch
 from services.local import device
 from services.local.pki import NONCE_OID, Authority, ca_extensions, create_root, key_usage, leaf_extensions
 from tests.services.auth.appattest.forge import (
@@ -380,10 +381,12 @@ def test_a_genuine_attestation_is_accepted(name: str) -> None:
         "environment": forge.policy.environment,
         "bundle_id": BUNDLE,
         "receipt": b"receipt",
-        "bundle_version": "1" if forge.tail else None,
-        "validation_category": 4 if forge.tail else None,
-        "unknown_extensions": 0,
-        "incomplete_extensions": False,
+        "launch": {
+            "bundle_version": "1" if forge.tail else None,
+            "validation_category": 4 if forge.tail else None,
+            "unknown": 0,
+            "incomplete": False,
+        },
     }
 
 
@@ -407,13 +410,7 @@ def test_a_genuine_attestation_is_accepted(name: str) -> None:
 def test_an_extension_that_apple_adds_or_leaves_out_refuses_no_device(
     extensions: bytes, expected: tuple[Any, ...], flags: int
 ) -> None:
-    made = AttestationForge(tail=extensions, flags=flags).verify()
-    assert (
-        made.bundle_version,
-        made.validation_category,
-        made.unknown_extensions,
-        made.incomplete_extensions,
-    ) == expected
+    assert AttestationForge(tail=extensions, flags=flags).verify().launch == Launch(*expected)
 
 
 VALUES = st.recursive(
@@ -426,15 +423,15 @@ VALUES = st.recursive(
 @given(st.dictionaries(st.text() | st.sampled_from([VERSION, CATEGORY]), VALUES))
 def test_any_extensions_are_ignored_or_refused_at_their_step(extensions: dict[str, Any]) -> None:
     try:
-        made = AttestationForge(tail=cbor2.dumps(extensions)).verify()
+        made = AttestationForge(tail=cbor2.dumps(extensions)).verify().launch
     except Rejected as error:
         assert error.step is Step.EXTENSIONS  # noqa: PT017 - it may be accepted
         known = [name for name in (VERSION, CATEGORY) if name in extensions]
         long = [name for name, value in extensions.items() if len(name.encode()) > 64 or len(cbor2.dumps(value)) > 256]
         assert known or long or len(extensions) > 16
         return
-    assert made.unknown_extensions == len(extensions.keys() - {VERSION, CATEGORY})
-    assert made.incomplete_extensions == (not {VERSION, CATEGORY} <= extensions.keys())
+    assert made.unknown == len(extensions.keys() - {VERSION, CATEGORY})
+    assert made.incomplete == (not {VERSION, CATEGORY} <= extensions.keys())
     assert made.bundle_version == extensions.get(VERSION)
 
 

@@ -71,7 +71,7 @@ def test_a_real_object_gets_its_verdict(vector: dict[str, Any]) -> None:
         assert result.public_key_x962 == b64decode(vector["public_key_x962_b64"])
         assert result.key_id == b64decode(canonical_key_id(vector["key_id_b64"]))
         assert result.environment == vector["environment"]
-        assert (result.bundle_version is not None) == (vector["auth_data_len"] > 164)
+        assert (result.launch.bundle_version is not None) == (vector["auth_data_len"] > 164)
     elif "counter" in vector:
         assert result.counter == vector["counter"]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from services.auth.appattest import Assertion
+from services.auth.appattest.auth_data import Launch
 from services.auth.devices import storage
 from shared.stores.postgres import Database, Query
 
@@ -18,7 +19,7 @@ async def test_any_category_that_fits_into_four_bytes_can_be_told(
 ) -> None:
     async with Database.connect(postgres_url) as database:
         await database.execute(_ENROL)
-        assertion = Assertion(2**32 - 1, "org.example", "1", sent)
+        assertion = Assertion(2**32 - 1, "org.example", Launch("1", sent))
         assert await storage.advance_counter(database, "key", assertion, "development")
         assert not await storage.advance_counter(database, "key", assertion, "development")
         (row,) = await database.fetch(_CATEGORY)

@@ -16,6 +16,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 
 from services.auth.appattest import AppAttestError, Assertion
+from services.auth.appattest.auth_data import Launch
 from services.auth.devices import storage
 from services.auth.errors import InvalidSubjectToken
 from services.auth.exchange.credentials import app_attest_request
@@ -207,7 +208,7 @@ def test_counters_are_taken_as_a_plain_model_says(postgres_url: str, start: int,
                 counter = min(2**32 - 1, max(0, start - 70) + step if step <= 200 else step)
                 window = 0 if strict else storage.LATE_COUNTERS
                 good = counter > highest or (counter > highest - window and counter not in taken)
-                assertion = Assertion(counter, "org.example", None, None)
+                assertion = Assertion(counter, "org.example", Launch())
                 taking = await storage.advance_counter(database, key_id, assertion, "development", window=window)
                 assert taking == good, (counter, highest, strict)
                 if good:
