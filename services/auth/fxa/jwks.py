@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
 from collections.abc import Callable
 from typing import Annotated, Literal
 
@@ -13,7 +11,8 @@ from jose.backends.base import Key
 
 from services.auth.fxa.http import FxAClient
 from services.auth.fxa.metrics import FxAMetrics
-from services.auth.fxa.models import FxAConfig
+from services.auth.fxa.models import FxAConfig, Kid
+from shared.domain.tokens import decode_bytes
 from shared.service import keyset
 from shared.service.keyset import KeySet
 from shared.telemetry import logs
@@ -30,7 +29,7 @@ _log = logs.logger("fxa")
 
 class _Jwk(msgspec.Struct, frozen=True):
     kty: Literal["RSA"]
-    kid: Annotated[str, msgspec.Meta(pattern=r"^[\x21-\x7E]{1,128}\Z")]
+    kid: Kid
     n: Annotated[str, msgspec.Meta(max_length=1024)]
     e: Annotated[str, msgspec.Meta(max_length=8)]
     alg: Literal["RS256"] = "RS256"
@@ -71,14 +70,7 @@ def key_set(client: FxAClient, config: FxAConfig, *, clock: Callable[[], float],
 
 def _construct(raw: msgspec.Raw) -> tuple[str, Key]:
     entry = msgspec.json.decode(raw, type=_Jwk)
-    n, e = _integer(entry.n), _integer(entry.e)
+    n, e = (int.from_bytes(decode_bytes(text)) for text in (entry.n, entry.e))
     if n.bit_length() not in MODULUS_BITS or not 3 <= e < 2**EXPONENT_BITS or not n & e & 1:
         raise ValueError("key out of bounds")
     return entry.kid, jwk.construct({"kty": "RSA", "n": entry.n, "e": entry.e}, "RS256")
-
-
-def _integer(text: str) -> int:
-    try:
-        return int.from_bytes(base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True))
-    except binascii.Error as error:
-        raise ValueError("not base64url") from error

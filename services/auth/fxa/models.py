@@ -23,8 +23,38 @@ Uid = Annotated[str, msgspec.Meta(pattern=rf"^{UID.pattern}\Z")]
 ClientId = Annotated[str, msgspec.Meta(pattern=r"^[0-9A-Za-z_-]{1,64}\Z")]
 #: Milliseconds: the time at which the account's password was last set.
 Generation = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
+Kid = Annotated[str, msgspec.Meta(pattern=r"^[\x21-\x7E]{1,128}\Z")]
+#: NumericDate (RFC 7519 section 2), within what a double holds exactly.
+Time = Annotated[float, msgspec.Meta(ge=0, le=2**53)]
 #: RFC 6749 section 3.3.
 Scope = Annotated[str, msgspec.Meta(pattern=r"^[\x21\x23-\x5B\x5D-\x7E]{1,512}\Z")]
+
+
+_Absent = msgspec.UnsetType
+
+
+class JwsHeader(msgspec.Struct, frozen=True, kw_only=True):
+    """The header of a JWS of FxA's."""
+
+    alg: Literal["RS256"]
+    kid: Kid
+    typ: str = "JWT"
+    crit: msgspec.Raw | _Absent = msgspec.UNSET
+    b64: msgspec.Raw | _Absent = msgspec.UNSET
+    jwk: msgspec.Raw | _Absent = msgspec.UNSET
+    x5u: msgspec.Raw | _Absent = msgspec.UNSET
+    x5c: msgspec.Raw | _Absent = msgspec.UNSET
+
+    @property
+    def media_type(self) -> str:
+        """Media types are compared without case, and ``application/`` may be left out (RFC 7515 section 4.1.9)."""
+        return self.typ.lower().removeprefix("application/")
+
+    @property
+    def extended(self) -> bool:
+        """Whether it has an extension that must be understood, or a key: they are never accepted."""
+        forbidden = ("crit", "b64", "jku", "jwk", "x5u", "x5c")
+        return any(getattr(self, name, msgspec.UNSET) is not msgspec.UNSET for name in forbidden)
 
 
 class FxAIdentity(msgspec.Struct, frozen=True):

@@ -10,12 +10,12 @@ import base64
 import re
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import msgspec
 
 from services.auth.fxa.errors import InvalidFxAToken
-from services.auth.fxa.models import ClientId, Generation, Uid
+from services.auth.fxa.models import ClientId, Generation, JwsHeader, Time, Uid
 
 MAX_JWT_CHARACTERS = 2048
 
@@ -27,33 +27,10 @@ _ALPHABET = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
 _LAST = (_ALPHABET, "", _ALPHABET[::16], _ALPHABET[::4])
 _PADDING = ("", "", "==", "=")
 
-#: NumericDate (RFC 7519 section 2), within what a double holds exactly.
-_Time = Annotated[float, msgspec.Meta(ge=0, le=2**53)]
-_Absent = msgspec.UnsetType
 
-
-class _Header(msgspec.Struct, frozen=True):
-    alg: Literal["RS256"]
+class _Header(JwsHeader, frozen=True, kw_only=True):
     typ: str
-    kid: Annotated[str, msgspec.Meta(pattern=r"^[\x21-\x7E]{1,128}\Z")]
-    # Extensions that must be understood, and keys in the token itself: never accepted
-    crit: msgspec.Raw | _Absent = msgspec.UNSET
-    b64: msgspec.Raw | _Absent = msgspec.UNSET
-    jku: msgspec.Raw | _Absent = msgspec.UNSET
-    jwk: msgspec.Raw | _Absent = msgspec.UNSET
-    x5u: msgspec.Raw | _Absent = msgspec.UNSET
-    x5c: msgspec.Raw | _Absent = msgspec.UNSET
-
-    @property
-    def is_access_token(self) -> bool:
-        """Media types are compared without case, and ``application/`` may be left out (RFC 7515 section 4.1.9)."""
-        return self.typ.lower().removeprefix("application/") == "at+jwt"
-
-    @property
-    def foreign(self) -> bool:
-        return any(
-            member is not msgspec.UNSET for member in (self.crit, self.b64, self.jku, self.jwk, self.x5u, self.x5c)
-        )
+    jku: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
 
 
 class Claims(msgspec.Struct, frozen=True):
@@ -63,9 +40,9 @@ class Claims(msgspec.Struct, frozen=True):
     sub: Uid
     client_id: ClientId
     scope: Annotated[str, msgspec.Meta(pattern=r"^[\x20\x21\x23-\x5B\x5D-\x7E]*\Z")]
-    exp: _Time
-    iat: _Time
-    nbf: _Time = 0
+    exp: Time
+    iat: Time
+    nbf: Time = 0
     #: mozilla/fxa, packages/fxa-auth-server/lib/oauth/jwt_access_token.js: left out when FxA does not know it.
     generation: Generation | None = msgspec.field(name="fxa-generation", default=None)
 
@@ -120,9 +97,9 @@ def parse(token: str, *, issuer: str, now: float, skew: float) -> OpaqueToken | 
 @lru_cache(maxsize=64)  # all tokens of one key have the same header
 def _kid(segment: str) -> str:
     header: _Header = _read(_header, segment, "header")
-    if not header.is_access_token:
+    if header.media_type != "at+jwt":
         raise InvalidFxAToken("not an access token")
-    if header.foreign:
+    if header.extended:
         raise InvalidFxAToken("header has an extension or a key")
     return header.kid
 

@@ -9,18 +9,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 _WRITE = "write"
 #: FxA issues no URL without a path; without this, one such scope would imply a whole host, or every URL.
 _URL = re.compile(r"https://[^/#]+(/[^/#]+)+(#[^#]+)?")
 
 
-def satisfies(provided: Iterable[str], required: str | Iterable[str]) -> bool:
+def satisfies(provided: Sequence[str], required: Iterable[str]) -> bool:
     """Whether each required scope is implied by one that the token has. No required scope: true."""
-    if isinstance(required, str):
-        required = (required,)
-    provided = tuple(provided)
     return all(any(_implies(have, need) for have in provided) for need in required)
 
 

@@ -13,14 +13,14 @@ import re
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import msgspec
 from jose import jws
 from jose.backends.base import Key
 from jose.exceptions import JOSEError
 
-from services.auth.fxa.models import Uid
+from services.auth.fxa.models import JwsHeader, Time, Uid
 from shared import strict_json
 from shared.domain.tokens import CLOCK_SKEW, decode_segment
 
@@ -38,8 +38,6 @@ _BY_URI = {SCHEMA + name: name for name in TYPES}
 _COMPACT = re.compile(r"([A-Za-z0-9_-]+)\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+")
 _DIGITS = re.compile(r"[0-9]{1,16}")
 _MEDIA_TYPES = ("jwt", "secevent+jwt")
-_Time = Annotated[float, msgspec.Meta(ge=0, le=2**53)]
-_Absent = msgspec.UnsetType
 
 
 class Reason(StrEnum):
@@ -103,32 +101,15 @@ class AccountEvents:
     deleted: bool
 
 
-class _Header(msgspec.Struct, frozen=True):
-    """``jku`` is ignored: the keys are those that FxA publishes at the address that we know."""
-
-    alg: Literal["RS256"]
-    kid: Annotated[str, msgspec.Meta(pattern=r"^[\x21-\x7E]{1,128}\Z")]
-    typ: str = "JWT"
-    crit: msgspec.Raw | _Absent = msgspec.UNSET
-    b64: msgspec.Raw | _Absent = msgspec.UNSET
-    jwk: msgspec.Raw | _Absent = msgspec.UNSET
-    x5u: msgspec.Raw | _Absent = msgspec.UNSET
-    x5c: msgspec.Raw | _Absent = msgspec.UNSET
-
-    @property
-    def extended(self) -> bool:
-        return any(member is not msgspec.UNSET for member in (self.crit, self.b64, self.jwk, self.x5u, self.x5c))
-
-
 class _Claims(msgspec.Struct, frozen=True):
     iss: str
     aud: str | list[str]
     sub: Uid
-    iat: _Time
+    iat: Time
     jti: Annotated[str, msgspec.Meta(pattern=r"^[\x21-\x7E]{1,128}\Z")]
     events: Any
-    exp: _Time = 2**53
-    nbf: _Time = 0
+    exp: Time = 2**53
+    nbf: Time = 0
 
 
 def parse(text: str) -> Unverified:
@@ -142,11 +123,10 @@ def parse(text: str) -> Unverified:
     if segments is None:
         raise Refused(Reason.FORM)
     try:
-        header = decode_segment(segments[1], _Header)
+        header = decode_segment(segments[1], JwsHeader)  # a ``jku`` is ignored: FxA's keys have a known address
     except ValueError as error:
         raise Refused(Reason.HEADER) from error
-    # As media types are compared (RFC 7515 section 4.1.9)
-    if header.typ.lower().removeprefix("application/") not in _MEDIA_TYPES:
+    if header.media_type not in _MEDIA_TYPES:
         raise Refused(Reason.TYPE)
     if header.extended:
         raise Refused(Reason.EXTENSION)
