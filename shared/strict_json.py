@@ -26,8 +26,6 @@ def decode(raw: bytes, kind: type[_Object]) -> _Object:
         return msgspec.json.decode(raw, type=kind)
     except RecursionError as error:
         raise ValueError("nested too deeply") from error
-    except msgspec.DecodeError as error:
-        raise ValueError(str(error)) from error
 
 
 def parse(raw: bytes, *, depth: int) -> Any:

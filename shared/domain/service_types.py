@@ -102,7 +102,7 @@ class _File(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
 
 
 class _Fault(ValueError):
-    """What is wrong with a row: the number of its table in the file, from 0, and the field, as far as there is one."""
+    """A fault of a row, with the number of its table in the file, from 0, and the field."""
 
     def __init__(self, message: str, number: int, field: str = "name", *, kind: str = "service_type") -> None:
         self.kind, self.number, self.field = kind, number, field
@@ -218,7 +218,7 @@ def read(path: Path | None) -> bytes:
 
 
 def parse(raw: bytes, path: Path | None, *, debug: bool, after: ServiceTypes | None = None) -> ServiceTypes:
-    """What ``load`` makes of a file's content.
+    """The rows of a file's content, as ``load`` returns them.
 
     :raises ConfigurationError: the content is not usable.
     """
@@ -236,7 +236,7 @@ def parse(raw: bytes, path: Path | None, *, debug: bool, after: ServiceTypes | N
             _check(number, row, debug=debug)
             if after is not None:
                 _check_change(number, row, after)
-    except (msgspec.DecodeError, ValueError) as error:
+    except ValueError as error:
         raise ConfigurationError(f"SERVICE_TYPES: {shown}: {error}{_line(raw, error)}") from error
     table = ServiceTypes({row.name: row for row in _related(rows)}, {model.name: model for model in models})
     if after is not None and (lost := sorted(after.by_name.keys() - table.by_name.keys())):
@@ -283,20 +283,20 @@ def _check_pools(rows: Sequence[ServiceType]) -> None:
 
 
 def _related(rows: Sequence[ServiceType]) -> Iterator[ServiceType]:
-    """The rows, each with what the others say of it."""
+    """The rows, each with the models that all of them reserve and the members of its pool."""
     reserved = frozenset(model for row in rows for model in row.exclusive_models)
     for row in rows:
         members = sorted(other.name for other in rows if other.pool == row.pool) if row.pool else ()
         yield replace(row, reserved_models=reserved, pool_members=tuple(members))
 
 
-#: Where msgspec says that something is wrong.
+#: The place of a fault in msgspec's messages.
 _PLACE = re.compile(r"\$\.(?P<kind>service_type|model)\[(?P<number>\d+)\](?:\.(?P<field>\w+))?")
 _NAMED = re.compile(r"field `(\w+)`")
 
 
 def _line(raw: bytes, error: Exception) -> str:
-    """Where in the file a row's fault is, as text to append; empty where that is not known, or said already."""
+    """The line of a fault in the file, as text to append; empty if it is unknown, or in the message already."""
     lines = raw.decode(errors="replace").splitlines()
     if isinstance(error, _Fault):
         kind, number, field = error.kind, error.number, error.field

@@ -43,7 +43,7 @@ class Apps:
     main: web.Application
     ops: web.Application | None
     admin: web.Application | None
-    #: How they are served, the last two in the same way.
+    #: How the main app is served, and how the other two are.
     make_site: SiteFactory
     make_ops_site: SiteFactory
 
@@ -59,7 +59,7 @@ class Apps:
 
 @dataclass(frozen=True, slots=True)
 class ServiceDescription:
-    """The outside of a service. ``internal`` operations move to the operators' port, or else to the ops port."""
+    """A service as its clients see it. ``internal`` operations move to the operators' port, or else to the ops port."""
 
     name: str
     title: str
@@ -85,9 +85,9 @@ def build_apps(
 ) -> Apps:
     """Routes, middleware, probes, metrics, docs. Opens nothing.
 
-    :param admin_port: that the internal operations have a port of their own, which this is.
-    :param service_types: kept as their file has them for as long as the main app runs.
-    :raises ConfigurationError: tracing is asked for and can't be had.
+    :param admin_port: the port of the internal operations, if they have one of their own.
+    :param service_types: kept in step with their file while the main app runs.
+    :raises ConfigurationError: tracing is configured but not available.
     """
     secret = settings.log_user_secret.get_secret_value() if settings.log_user_secret else None
     everything = [*ops.OPERATIONS, ops.METRICS_OPERATION, *service.internal, *service.operations]

@@ -27,7 +27,7 @@ _log = logs.logger("background")
 
 
 def every(seconds: float, run: Loop, *, again: float | None = None) -> Loop:
-    """A loop that runs something every so many seconds, and ``again`` sooner after an outage of what it asks."""
+    """A loop that runs something every so many seconds, or ``again`` seconds after a dependency was unavailable."""
 
     async def turns() -> None:
         while True:
@@ -42,7 +42,7 @@ def every(seconds: float, run: Loop, *, again: float | None = None) -> Loop:
 
 
 async def end(*tasks: asyncio.Task[Any]) -> None:
-    """Cancel tasks and wait until they have ended, in whatever way.
+    """Cancel tasks and wait until they have ended.
 
     They are cancelled again and again: before Python 3.12 a cancellation can get lost (in asyncio.wait_for, which aiopg
     and redis-py use), and an endless loop must not keep the process alive.

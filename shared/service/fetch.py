@@ -1,4 +1,4 @@
-"""Requests to other services: bounded in time and size, never redirected, with one error for the lack of an answer."""
+"""Requests to other services: bounded in time and size, never redirected, with one error for all failures."""
 
 from __future__ import annotations
 

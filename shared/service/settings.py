@@ -141,7 +141,7 @@ class Settings(BaseSettings):
 
         :raises ConfigurationError: with one line that names the variable.
         """
-        return cls._read(overrides).completed()
+        return cls.lenient(**overrides).completed()
 
     @classmethod
     def lenient(cls, **overrides: Any) -> Self:
@@ -149,10 +149,6 @@ class Settings(BaseSettings):
 
         :raises ConfigurationError: one is malformed.
         """
-        return cls._read(overrides)
-
-    @classmethod
-    def _read(cls, overrides: dict[str, Any]) -> Self:
         path = overrides["_env_file"] if "_env_file" in overrides else env_file()
         try:
             return cls(**{**overrides, "_env_file": path})

@@ -109,7 +109,7 @@ def auth_url(settings: Any) -> Iterator[str]:
 
 
 def litellm_urls(settings: Any) -> Iterator[str]:
-    """A password in a URL would be in log lines and metrics that name the instance."""
+    """A password in a URL would appear in the log lines and metrics that name the instance."""
     for url in settings.litellm_api_base:
         yield from _base_url("LITELLM_API_BASE", url)
 

@@ -1,7 +1,7 @@
 """The strength that a secret needs outside ``MLPA_DEBUG``: a part of its setting's declaration.
 
-``Secret`` and ``AdminSecret`` are the types to declare one with. The strength of keys that are only known by their
-digest can't be measured; but the digests of obvious keys are known too.
+``Secret`` and ``AdminSecret`` are the types to declare one with. The strength of a key that is only known by its digest
+can't be measured, but the digests of obvious keys can be refused.
 """
 
 from __future__ import annotations

@@ -117,7 +117,7 @@ class Frame:
         """
         :param endpoints: the route templates: the values of the label ``endpoint``, beside ``unmatched``.
         :param service_types: the values of the label ``service_type``, beside ``none``; others after ``make_series``.
-        :param probes: those of the endpoints that are served to the end.
+        :param probes: the endpoints that are served during a drain too.
         :param on_refusal: called for each request that is answered with an error, by a handler or before one.
         """
         self._probes = frozenset(probes)

@@ -13,7 +13,7 @@ from shared.domain import identity as identities
 from shared.domain.identity import SHARDS
 
 # --- the hash of a user -----------------------------------------------------------------------------------------
-EPOCH = "ep"  # also of an identity: the run id of the server under which the state was built; another one: build it
+EPOCH = "ep"  # also of an identity: the run id of the server under which the state was built; under others, rebuild it
 VERSION = "v"  # also of an identity: changes with every event that a rebuild under way must not miss
 TIER = "tier"  # the service type whose money and rates hold
 EXCEPTION = "exc"  # what the user may beside its tier, and until when (see packed.Excepted)

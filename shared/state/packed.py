@@ -1,4 +1,4 @@
-"""Values of Redis that have several parts: an open reservation, a ledger row, the field of a sum.
+"""Redis values that have several parts: an open reservation, a ledger row, the field of a sum.
 
 A reservation in the user's hash:  ``amount|admitted ms|estimated|prompt bound|granted tokens|total|details``
 A row in the outbox:               ``lowers|cost|settled ms|user id|admitted ms|prompt|completion|outcome|details``

@@ -1,5 +1,6 @@
-"""What scripts answer about a request. A refusal's row has all about it but the script that decides it, and the error
-class of a code that several share.
+"""The answers of scripts about a request.
+
+A refusal's row has all about it, except the script that decides it and the error class of a code that others share.
 """
 
 from __future__ import annotations
@@ -11,8 +12,8 @@ from typing import NamedTuple, Self
 class Row(NamedTuple):
     """A refusal.
 
-    :ivar code: of the error that the client gets. If something else than a script decides it too, the gateway has a
-        class of this code; otherwise ``status``, ``mlpa_code`` and ``message`` are the whole of it.
+    :ivar code: of the error that the client gets. If not only scripts decide it, the gateway has a class of this code;
+        otherwise ``status``, ``mlpa_code`` and ``message`` are the whole of it.
     :ivar forecast: the console's sentence, a format for what ``auth/admin/console/support.py`` gives it.
     :ivar noted: the sentence of a refused request, for operators, a format for what the gateway decided by; empty where
         the client's message says it.

@@ -9,8 +9,8 @@ from shared.telemetry import logs
 
 _log = logs.logger("dependency")
 
-#: Seconds without a failure after which an answer counts as recovery. A dependency that fails now and then counts as
-#: out, so that it does not fill the log with pairs of lines.
+#: Seconds without a failure after which an answer counts as recovery, so that a dependency that fails now and then does
+#: not fill the log with pairs of lines.
 SETTLED = 2.0
 
 
@@ -28,7 +28,7 @@ class Dependency:
         self._now = now
         self._since = self._failed_at = 0.0
         self._back_at: float | None = None  # of the first answer since the last failure
-        self._told: set[str] = set()  # reasons that the log has of this outage
+        self._told: set[str] = set()  # the reasons of this outage that have been logged
 
     def failed(self, reason: str) -> None:
         """:param reason: one line for the log and readiness: never a credential, nor the text of a statement."""

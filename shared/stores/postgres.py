@@ -33,10 +33,10 @@ REQUEST_SECONDS = 2.0
 
 
 class DatabaseUnavailable(DependencyUnavailable):
-    """PostgreSQL could not be asked, refused for a state of its own, or did not answer in time.
+    """PostgreSQL could not be asked, refused because of its own state, or did not answer in time.
 
-    Whatever runs a statement raises it. Whether a write took place is unknown. ``sqlstate`` is None when no server
-    answered.
+    Every method that runs a statement may raise it. Whether a write took place is unknown. ``sqlstate`` is None when no
+    server answered.
     """
 
     def __init__(self, reason: str, *, sqlstate: str | None = None) -> None:
@@ -252,24 +252,19 @@ class Database(Statements):
 
     async def _run(self, query: Query, params: dict[str, Any], take: Callable[[aiopg.Cursor], Any], read: bool) -> Any:
         with spans.child(query.name, "postgresql"):
-            return await self._run_alone(query, params, take, read)
-
-    async def _run_alone(
-        self, query: Query, params: dict[str, Any], take: Callable[[aiopg.Cursor], Any], read: bool
-    ) -> Any:
-        if self._timeout > REQUEST_SECONDS:
-            async with self.transaction() as transaction:
-                return await transaction._run(query, params, take, read)
-        for attempt in (1, 2):
-            try:
-                async with asyncio.timeout(self._timeout), self._cursor() as cursor:
-                    result = await _perform(cursor, query, params, take)
-            except (psycopg2.Error, *CONNECTION_FAULTS) as error:
-                if not (read and attempt == 1 and postgres_faults.wants_new_connection(error)):
-                    raise self._unavailable(error) from error
-            else:
-                self.state.answered()
-                return result
+            if self._timeout > REQUEST_SECONDS:
+                async with self.transaction() as transaction:
+                    return await transaction._run(query, params, take, read)
+            for attempt in (1, 2):
+                try:
+                    async with asyncio.timeout(self._timeout), self._cursor() as cursor:
+                        result = await _perform(cursor, query, params, take)
+                except (psycopg2.Error, *CONNECTION_FAULTS) as error:
+                    if not (read and attempt == 1 and postgres_faults.wants_new_connection(error)):
+                        raise self._unavailable(error) from error
+                else:
+                    self.state.answered()
+                    return result
         raise AssertionError("unreachable")
 
     @contextlib.asynccontextmanager

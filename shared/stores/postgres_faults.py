@@ -14,21 +14,19 @@ LOCK_NOT_AVAILABLE = errorcodes.LOCK_NOT_AVAILABLE
 CONNECTION_FAULTS = (psycopg2.OperationalError, psycopg2.InterfaceError, AssertionError, OSError, TimeoutError)
 
 #: Classes of SQLSTATE that describe the server, whatever the statement.
-_SERVER_CLASSES = frozenset(
-    (
-        "08",  # connection exception
-        "28",  # invalid authorization
-        "3D",  # unknown database
-        "3F",  # unknown schema
-        "40",  # transaction rollback: deadlock, serialization
-        "53",  # insufficient resources: disk, memory, connections
-        "55",  # object not in prerequisite state: locked, in use
-        "57",  # operator intervention: shutdown, starting up, cancelled
-        "58",  # system error
-        "72",  # snapshot too old
-        "F0",  # configuration file error
-        "XX",  # internal error, corrupted data
-    )
+_SERVER_CLASSES = (
+    "08",  # connection exception
+    "28",  # invalid authorization
+    "3D",  # unknown database
+    "3F",  # unknown schema
+    "40",  # transaction rollback: deadlock, serialization
+    "53",  # insufficient resources: disk, memory, connections
+    "55",  # object not in prerequisite state: locked, in use
+    "57",  # operator intervention: shutdown, starting up, cancelled
+    "58",  # system error
+    "72",  # snapshot too old
+    "F0",  # configuration file error
+    "XX",  # internal error, corrupted data
 )
 #: States of a database that ``mlpa migrate`` has not brought to the code's schema.
 MISSING_SCHEMA = (
@@ -37,15 +35,13 @@ MISSING_SCHEMA = (
     errorcodes.UNDEFINED_FUNCTION,
     errorcodes.UNDEFINED_OBJECT,
 )
-_SERVER_STATES = frozenset(
-    (
-        errorcodes.READ_ONLY_SQL_TRANSACTION,  # a standby, a demoted primary, a disk that is full
-        errorcodes.IDLE_IN_TRANSACTION_SESSION_TIMEOUT,
-        errorcodes.INSUFFICIENT_PRIVILEGE,
-        *MISSING_SCHEMA,
-        errorcodes.INVALID_COLUMN_REFERENCE,  # ON CONFLICT without its index
-        errorcodes.INVALID_SQL_STATEMENT_NAME,  # a pooler gave the connection to somebody else
-    )
+_SERVER_STATES = (
+    errorcodes.READ_ONLY_SQL_TRANSACTION,  # a standby, a demoted primary, a disk that is full
+    errorcodes.IDLE_IN_TRANSACTION_SESSION_TIMEOUT,
+    errorcodes.INSUFFICIENT_PRIVILEGE,
+    *MISSING_SCHEMA,
+    errorcodes.INVALID_COLUMN_REFERENCE,  # ON CONFLICT without its index
+    errorcodes.INVALID_SQL_STATEMENT_NAME,  # a pooler gave the connection to somebody else
 )
 #: States in which another server, or the same one over a new connection, may do what this one refuses.
 _ELSEWHERE = (errorcodes.READ_ONLY_SQL_TRANSACTION, *("57P01", "57P02", "57P03"))

@@ -178,7 +178,7 @@ def server_pool(place: Place, state: Dependency, timeout: float) -> ConnectionPo
 
 @contextlib.contextmanager
 def needed() -> Iterator[None]:
-    """For work that can't go on without Redis: ``RedisError`` becomes ``DependencyUnavailable``."""
+    """A block that needs Redis: its ``RedisError`` becomes ``DependencyUnavailable``."""
     try:
         yield
     except RedisError as error:
@@ -246,7 +246,7 @@ class _Server(Redis):
         await super().aclose(close_connection_pool)
 
     def pipeline(self, transaction: bool = False, shard_hint: Any = None) -> Pipeline:
-        """:raises ValueError: it shall be a transaction, which a connection that all share can't have."""
+        """:raises ValueError: a transaction is asked for, which a shared connection can't have."""
         if transaction:
             raise ValueError("there are no transactions")
         return _ServerPipeline(self)
@@ -354,7 +354,7 @@ class _Hardened(AbstractConnection):
 
 
 def answered(state: Dependency, *, wrote: bool = False) -> None:
-    """For each answer that is no error: it ends an outage, unless only some commands failed."""
+    """Note an answer that is no error. It ends an outage, unless only some commands failed."""
     if state.reason is not None and (wrote or state.reason not in _SHOWN_BY_WRITES):
         state.answered()
 

@@ -1,5 +1,6 @@
-"""The revisions of the schema that this code knows. A service needs no more of the migrations than that, so alembic,
-whose import takes a fifth of a second, isn't imported here.
+"""The revisions of the schema that this code knows.
+
+A service needs nothing else of the migrations, so alembic, whose import takes a fifth of a second, isn't imported here.
 """
 
 from __future__ import annotations

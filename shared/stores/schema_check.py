@@ -1,4 +1,4 @@
-"""The readiness check of PostgreSQL, which does what the service needs: a pod that could not serve isn't ready."""
+"""The readiness check of PostgreSQL: a read and a write like those of the service."""
 
 from __future__ import annotations
 

@@ -108,7 +108,7 @@ def _stack(exc_info: tuple[type[BaseException], BaseException, Any]) -> str:
 
 
 def _one_stack(error: BaseException) -> str:
-    # what the operating system says of a connection or a file is its own, and tells what to mend
+    # the operating system's words about a connection or a file quote no input, and say what to repair
     words = f": {error.strerror}" if isinstance(error, OSError) and error.strerror else ""
     kind = f"{type(error).__module__}.{type(error).__qualname__}{words}"
     return "".join((*traceback.format_tb(error.__traceback__), kind))
@@ -185,8 +185,8 @@ def _uncaught(_kind: type[BaseException], error: BaseException, _trace: Tracebac
     _log.critical("uncaught_error", exc_info=error)
 
 
-#: What asyncio, uvloop and aiohttp say to the loop's handler. Of a longer message only this is logged; others pass on a
-#: server's words, as aiopg does with PostgreSQL's.
+#: Beginnings of the messages that asyncio, uvloop and aiohttp give the loop's handler. Only these are logged: further
+#: words may be a server's, which aiopg passes on.
 _LOOP_MESSAGES = (
     "Task exception was never retrieved",
     "Future exception was never retrieved",

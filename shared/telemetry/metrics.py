@@ -118,7 +118,7 @@ class _Number(_Metric):
         return [f"{starts}{series}"]
 
     def take(self, total: float) -> None:
-        """Take over a value that is counted elsewhere, for a metric without labels."""
+        """Show a value that is counted elsewhere, for a metric without labels."""
         self._series[()] = total
 
     def value(self, *values: str) -> float:

@@ -18,7 +18,7 @@ from aiohttp import web
 from shared.service import background
 from shared.telemetry.metrics import Histogram, Registry
 
-#: Seconds between two measurements. Of a stall, the part after the next measurement was due is seen.
+#: Seconds between two measurements. They show the part of a stall after the next one was due.
 LAG_EVERY = 0.25
 LAG_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
 _PROC = Path("/proc/self")

@@ -1,4 +1,4 @@
-"""Child spans of a traced request: what asks a dependency says so here, and it costs nothing while tracing is off."""
+"""Child spans of a traced request, for questions to dependencies. They cost nothing while tracing is off."""
 
 from __future__ import annotations
 
