@@ -24,7 +24,6 @@ PARTS = {
 AUTH = [
     "settings",
     "errors",
-    "error_body",
     "bodies",
     "forms",
     "pagination",

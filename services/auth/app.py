@@ -24,7 +24,7 @@ from services.auth.devices.metrics import DeviceMetrics
 from services.auth.devices.sources import EnrollingSources
 from services.auth.erasure.export import EXPORTS, Exports
 from services.auth.erasure.services import ERASURES, Erasures
-from services.auth.error_body import ErrorBody
+from services.auth.errors import ErrorBody
 from services.auth.events import views as event_views
 from services.auth.events.services import FXA_EVENTS, FxAEvents
 from services.auth.exchange import play_views, views as exchange_views

@@ -6,10 +6,18 @@ credential that could not be checked (503) are never mixed up.
 
 from __future__ import annotations
 
+import msgspec
 from aiohttp import web
 
 from shared.domain.tokens import BLOCKED
 from shared.errors import ServiceError
+
+
+class ErrorBody(msgspec.Struct, frozen=True):
+    """The body of an error answer (RFC 6749 section 5.2)."""
+
+    error: str
+    error_description: str
 
 
 class AuthError(ServiceError):

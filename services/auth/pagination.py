@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Generic, TypeVar
 
 import msgspec
 
 from services.auth.errors import InvalidRequest
-from shared.domain.tokens import encode_segment
+from shared.domain.tokens import decode_bytes, encode_segment
 
+#: Above every id in byte order.
+LAST = "\U0010ffff"
 _MAX = 1024
 _PREVIOUS = "previous"
 _T = TypeVar("_T")
+
+
+class ForeignCursor(InvalidRequest):
+    """A cursor that was not issued here."""
+
+    message = "cursor is not one that a page gave."
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,9 +43,10 @@ class Page(Generic[_T]):
 
 
 def place(cursor: str | None, parts: int) -> Place:
-    """
+    """The place of a cursor; of the first page without one.
+
     :param parts: how many values the key of a row has.
-    :raises InvalidRequest: the cursor was not issued here.
+    :raises ForeignCursor: the cursor was not issued here.
     """
     if not cursor:
         return Place(None)
@@ -73,15 +81,25 @@ def decode(cursor: str, parts: int) -> Sequence[str]:
     """The key of a cursor.
 
     :param parts: how many values such a key has.
-    :raises InvalidRequest: it was not issued here.
+    :raises ForeignCursor: it was not issued here.
     """
     try:
-        if len(cursor) > _MAX or not cursor.isascii():
-            raise ValueError
-        raw = base64.b64decode(cursor + "=" * (-len(cursor) % 4), altchars=b"-_", validate=True)
-        key = msgspec.json.decode(raw, type=list[str])
-        if len(key) != parts or any("\0" in value for value in key):
-            raise ValueError
-    except (ValueError, binascii.Error, msgspec.DecodeError) as error:
-        raise InvalidRequest("cursor is not one that a page gave.") from error
+        if len(cursor) > _MAX:
+            raise ForeignCursor
+        key = msgspec.json.decode(decode_bytes(cursor), type=list[str])
+    except ValueError as error:
+        raise ForeignCursor from error
+    if len(key) != parts or any("\0" in value for value in key):
+        raise ForeignCursor
     return key
+
+
+def moment(text: str) -> datetime:
+    """A time in the key of a cursor; in UTC, since Python reads offsets that PostgreSQL refuses.
+
+    :raises ForeignCursor: it is no time.
+    """
+    try:
+        return datetime.fromisoformat(text).astimezone(UTC)
+    except (ValueError, OverflowError) as error:
+        raise ForeignCursor from error

@@ -333,7 +333,7 @@ def export(since: datetime | None) -> None:
 
 async def _export(url: str, since: float) -> None:
     writer = csv.writer(sys.stdout)
-    writer.writerow(importing.header())
+    writer.writerow(importing.COLUMNS)
     after = ""
     async with Database.connect(url, max_size=1, timeout=60) as database:
         while page := await storage.page(database, after=after, since=since, limit=importing.BATCH):

@@ -10,8 +10,7 @@ from aiohttp import web
 from services.auth import pagination
 from services.auth.audit import storage
 from services.auth.audit.storage import Actor, Entry
-from services.auth.errors import InvalidRequest
-from services.auth.pagination import Page
+from services.auth.pagination import ForeignCursor, Page
 from shared.stores.postgres import Database
 
 
@@ -32,7 +31,7 @@ class AuditLog:
     async def page(self, *, subject: str = "", cursor: str | None = None, limit: int) -> Page[Entry]:
         """Entries, newest first; only those about a subject, if one is given.
 
-        :raises InvalidRequest: the cursor is not one of this list.
+        :raises ForeignCursor: the cursor is not one of this list.
         """
         place = pagination.place(cursor, 1)
         edge = _entry_id(place.key[0]) if place.key else storage.MOST_ID
@@ -46,5 +45,5 @@ AUDIT_LOG = web.AppKey("audit_log", AuditLog)
 
 def _entry_id(text: str) -> int:
     if not (text.isascii() and text.isdigit() and int(text) <= storage.MOST_ID):
-        raise InvalidRequest("cursor is not one that a page gave.")
+        raise ForeignCursor
     return int(text)

@@ -21,8 +21,8 @@ from services.auth.appattest import AppAttestError, canonical_key_id, decode_key
 from services.auth.devices.storage import ImportedDevice
 
 BATCH = 5000
-_COLUMNS = ("key_id_b64", "public_key_pem", "counter")
-_PRODUCTION_COLUMNS = ("environment", "bundle_id")
+#: The columns of a file. Production needs all of them, others the first three.
+COLUMNS = ("key_id_b64", "public_key_pem", "counter", "environment", "bundle_id")
 _ENVIRONMENTS = ("production", "development")
 #: Letters, digits, hyphens and periods: Apple's CFBundleIdentifier.
 _BUNDLE_ID = re.compile(r"[A-Za-z0-9.-]{1,155}")
@@ -43,8 +43,7 @@ def read_rows(file: TextIO, *, production: bool) -> Iterator[ImportedDevice | Ro
     :param production: the deployment accepts only production keys, so each row must say that its key is one.
     :raises ValueError: neither CSV with the columns nor JSON lines.
     """
-    needed = _COLUMNS + (_PRODUCTION_COLUMNS if production else ())
-    for row in _rows(file, needed):
+    for row in _rows(file, COLUMNS if production else COLUMNS[:3]):
         if isinstance(row, ImportedDevice) and production and row.environment != "production":
             yield RowRefused(row.line, "environment is not production, which APP_ATTEST_PRODUCTION demands")
         elif isinstance(row, ImportedDevice) and production and row.bundle_id is None:
@@ -112,13 +111,8 @@ def _row(number: int, row: Mapping[str, object]) -> ImportedDevice | RowRefused:
     return ImportedDevice(key_id, point, value, None if environment is None else str(environment), bundle_id, number)
 
 
-def header() -> tuple[str, ...]:
-    """The columns of a file of devices."""
-    return _COLUMNS + _PRODUCTION_COLUMNS
-
-
 def row_of(device: ImportedDevice) -> tuple[str, str, int, str, str]:
-    """A device as a row of such a file."""
+    """A device as a row of a file with ``COLUMNS``."""
     public_key = ec.EllipticCurvePublicKey.from_encoded_point(ec.SECP256R1(), device.public_key)
     pem = public_key.public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
     return device.key_id, pem.decode(), device.counter, device.environment or "", device.bundle_id or ""

@@ -1,7 +1,7 @@
 """Operations of operators on devices. A revocation is final, since a stolen key remains stolen.
 
-Every method raises ``DependencyUnavailable``; a change may then be in PostgreSQL only, and comes to Redis later. Of
-what does not exist, they raise ``NotFound``; for a cursor of another list, ``InvalidRequest``.
+Every method raises ``DependencyUnavailable``; a change may then be in PostgreSQL only, and comes to Redis later. They
+raise ``NotFound`` for what does not exist, and ``ForeignCursor``.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class DeviceAdmin:
             old = {"revoked": device.revoked_at is not None, "reason": device.revoked_reason}
             new = {"revoked": True, "reason": reason}
             await audit.record(transaction, actor, "device.revoke", key_id, old=old, new=new)
-            await self._changes.record(transaction, key_id, "device revoked")
+            await standing.record(transaction, key_id, "device revoked")
         await self._changes.apply(key_id)
 
     async def block(self, chosen: Chosen, actor: Actor, reason: str | None = None, *, dry_run: bool) -> Blocked:

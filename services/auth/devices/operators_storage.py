@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from datetime import datetime
-from typing import Any
+from typing import Annotated, Any
 
+import msgspec
+from msgspec.structs import asdict
+
+from services.auth.pagination import LAST
 from shared.stores.postgres import Database, Query, Transaction
-
-#: Above every id in byte order.
-_LAST = "\U0010ffff"
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,26 +33,26 @@ class DeviceRow:
     source_digest: str | None
 
 
-@dataclass(frozen=True, slots=True)
-class Chosen:
-    """Which devices are meant: those for which all holds that is not None. First seen: from, and before."""
+_Text = Annotated[str, msgspec.Meta(min_length=1, max_length=256, pattern=r"^[^\x00-\x1f\x7f]*$")]
+_Moment = Annotated[datetime, msgspec.Meta(tz=True)]
 
-    bundle_id: str | None = None
-    bundle_version: str | None = None
-    validation_category: int | None = None
-    first_seen_from: datetime | None = None
-    first_seen_to: datetime | None = None
-    source_digest: str | None = None
+
+class Chosen(msgspec.Struct, frozen=True):
+    """The criteria of a choice of devices; those that are None don't count. First seen: from, and before."""
+
+    bundle_id: _Text | None = None
+    bundle_version: _Text | None = None
+    validation_category: Annotated[int, msgspec.Meta(ge=0, lt=2**32)] | None = None
+    first_seen_from: _Moment | None = None
+    first_seen_to: _Moment | None = None
+    source_digest: _Text | None = None
 
     def given(self) -> dict[str, Any]:
-        """What is demanded, by name."""
+        """The criteria that count, by name."""
         return {name: value for name, value in asdict(self).items() if value is not None}
 
 
-_COLUMNS = (
-    "key_id, environment, bundle_id, bundle_version, counter, created_at, last_used_at, revoked_at, revoked_reason, "
-    "validation_category, risk_metric, risk_metric_at, receipt_fault, source_digest"
-)
+_COLUMNS = ", ".join(field.name for field in fields(DeviceRow))
 # the server sees constants: it drops the conditions of what is not given, and takes the index of what is
 _CHOSEN = """
     (cast(:bundle_id as text) is null or bundle_id = :bundle_id)
@@ -105,10 +106,9 @@ async def page(
     database: Database, *, q: str, key: str | None, backwards: bool, limit: int, chosen: Chosen | None = None
 ) -> list[DeviceRow]:
     """Devices whose key id starts with ``q``, by key id, from ``key`` on in the given direction."""
-    edge = _LAST if backwards else ""
-    query = _BACKWARDS if backwards else _FORWARDS
+    query, edge = (_BACKWARDS, LAST) if backwards else (_FORWARDS, "")
     edge = edge if key is None else key
-    rows = await database.fetch(query, q=q, end=q + _LAST, key=edge, limit=limit, **asdict(chosen or Chosen()))
+    rows = await database.fetch(query, q=q, end=q + LAST, key=edge, limit=limit, **asdict(chosen or Chosen()))
     return [DeviceRow(**row) for row in rows]
 
 

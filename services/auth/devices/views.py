@@ -11,8 +11,7 @@ from aiohttp import web
 from services.auth.appattest import AppAttestError, canonical_key_id
 from services.auth.challenge.services import CHALLENGES
 from services.auth.devices.enrolment import ENROLMENT, MAX_CLAIMS, AttestRequest
-from services.auth.error_body import ErrorBody
-from services.auth.errors import InvalidRequest
+from services.auth.errors import ErrorBody, InvalidRequest
 from services.auth.limits.services import LIMITS
 from shared import strict_json
 from shared.domain import tokens

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 from aiohttp import web
 
-from services.auth.erasure.storage import IN_RANGE
+from services.auth.erasure.storage import ABOUT_SUBJECT, IN_RANGE
 from shared.domain.identity import Credential, user_id
 from shared.domain.service_types import ServiceTypes
 from shared.errors import NotFound
@@ -18,7 +18,6 @@ from shared.stores.postgres import Database, Query
 from shared.stores.redis import Client, needed
 
 _PAGE = 1000
-_ABOUT_SUBJECT = "subject = :identity or (subject >= :identity || ':' and subject < :identity || ';')"
 #: Each table that may name an identity, and its rows about one. The ledger is read in pages.
 HELD = {
     "users": "identity = :identity",
@@ -28,7 +27,7 @@ HELD = {
     "revocations": IN_RANGE,
     "redis_changes": "identity = :identity",
     "refusals": IN_RANGE,
-    "audit_log": _ABOUT_SUBJECT,
+    "audit_log": ABOUT_SUBJECT,
     "user_spend": IN_RANGE,
     "ledger": IN_RANGE,
 }

@@ -21,6 +21,7 @@ _USERS = Query.text("select user_id, service_type from users where identity = :i
 _DEVICE = Query.text("select key_id from devices where key_id = :identity for update")
 #: The rows of an identity's users: ``;`` comes after ``:``.
 IN_RANGE = "user_id >= :identity || ':' and user_id < :identity || ';'"
+ABOUT_SUBJECT = "subject = :identity or (subject >= :identity || ':' and subject < :identity || ';')"
 _HELD = Query.text(
     f"""
     select exists(select from users where identity = :identity)
@@ -31,8 +32,7 @@ _HELD = Query.text(
         or exists(select from revocations where {IN_RANGE})
         or exists(select from user_spend where {IN_RANGE})
         or exists(select from ledger where {IN_RANGE})
-        or exists(select from audit_log where subject = :identity
-            or (subject >= :identity || ':' and subject < :identity || ';')) as held
+        or exists(select from audit_log where {ABOUT_SUBJECT}) as held
     """  # noqa: S608  ours
 )
 #: Of two decisions about one identity, under its id and its digest, neither is lost.

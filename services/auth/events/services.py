@@ -108,7 +108,7 @@ class FxAEvents:
             if new and changed_ms is not None:
                 name = await standing.kept_as(transaction, events.uid, self._digests.all(events.uid))
                 if await standing.refuse_older(transaction, name, changed_ms) and name == events.uid:
-                    await self._changes.record(transaction, events.uid, "password changed")
+                    await standing.record(transaction, events.uid, "password changed")
         if new:
             for name in events.types:
                 self._metrics.events.inc(name)

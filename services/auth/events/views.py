@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from aiohttp import web
 
-from services.auth.error_body import ErrorBody
+from services.auth.errors import ErrorBody
 from services.auth.events.services import FXA_EVENTS
 from services.auth.limits.services import LIMITS
 from shared.service.proxies import client_address

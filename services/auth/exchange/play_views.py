@@ -8,8 +8,7 @@ from typing import Literal
 import msgspec
 from aiohttp import web
 
-from services.auth.error_body import ErrorBody
-from services.auth.errors import IntegrityRejected, InvalidScope, InvalidSubjectToken
+from services.auth.errors import ErrorBody, IntegrityRejected, InvalidScope, InvalidSubjectToken
 from services.auth.exchange.credentials import play
 from services.auth.exchange.credentials.play import PlayInstall
 from services.auth.exchange.gateways import KNOWN_GATEWAYS

@@ -7,8 +7,7 @@ from typing import Literal
 import msgspec
 from aiohttp import web
 
-from services.auth.error_body import ErrorBody
-from services.auth.errors import InvalidRequest, InvalidScope, InvalidTarget, UnsupportedGrantType
+from services.auth.errors import ErrorBody, InvalidRequest, InvalidScope, InvalidTarget, UnsupportedGrantType
 from services.auth.exchange.credentials import KINDS
 from services.auth.exchange.gateways import KNOWN_GATEWAYS
 from services.auth.exchange.services import EXCHANGE, ExchangeRequest

@@ -14,7 +14,8 @@ import hashlib
 import ipaddress
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -69,21 +70,6 @@ class _Window(NamedTuple):
     limit: int
 
 
-class _Failures(NamedTuple):
-    """The context of ``Limits.failures``."""
-
-    limits: Limits
-    door: str
-    address: str
-
-    async def __aenter__(self) -> None:
-        pass
-
-    async def __aexit__(self, _kind: type[BaseException] | None, error: BaseException | None, _trace: object) -> None:
-        if isinstance(error, AuthError) and not isinstance(error, SlowDown):
-            await self.limits.take_failure(self.door, self.address)
-
-
 class Limits:
     """The limits of auth.
 
@@ -120,12 +106,19 @@ class Limits:
             self._refused.preset(kind)
             self._fallbacks.preset(kind)
 
-    def failures(self, door: str, address: str) -> _Failures:
+    @asynccontextmanager
+    async def failures(self, door: str, address: str) -> AsyncIterator[None]:
         """Count the refusals of bad requests and credentials, but not of limits, that the block raises.
 
         :raises SlowDown: instead of the refusal, once the address has had too many.
         """
-        return _Failures(self, door, address)
+        try:
+            yield
+        except SlowDown:
+            raise
+        except AuthError:
+            await self.take_failure(door, address)
+            raise
 
     async def take_failure(self, door: str, address: str) -> None:
         """Count one refusal of a request from an address.

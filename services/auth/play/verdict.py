@@ -15,9 +15,8 @@ import msgspec
 
 from shared import strict_json
 from shared.domain.service_types import PlayLevel
+from shared.domain.tokens import CLOCK_SKEW
 
-#: How far in the future a token may be, in seconds.
-SKEW = 30
 _MILLISECONDS = re.compile(r"[0-9]{1,15}")
 _ACCEPTED: dict[PlayLevel, frozenset[str]] = {
     "strong": frozenset({"MEETS_STRONG_INTEGRITY"}),
@@ -38,7 +37,7 @@ class Step(StrEnum):
     AGE = "age"  # too old, or of the future
     TESTING = "testing"  # the fixed verdict of a tester
     RECOGNITION = "recognition"  # not the app as Google Play has it
-    CERTIFICATE = "certificate"  # signed by nobody whom we know
+    CERTIFICATE = "certificate"  # not signed with one of our certificates
     DEVICE = "device"  # the device has less integrity than the service type demands
 
 
@@ -113,7 +112,7 @@ def check(payload: bytes, *, package: str, user_id: str, level: PlayLevel, polic
     for step, good in (
         (Step.PACKAGE, package in policy.packages and request.requestPackageName == package),
         (Step.REQUEST_HASH, request.requestHash == hashlib.sha256(user_id.encode()).hexdigest()),
-        (Step.AGE, -SKEW <= age <= policy.max_age),
+        (Step.AGE, -CLOCK_SKEW <= age <= policy.max_age),
         (Step.TESTING, policy.testing or not told.testingDetails.isTestingResponse),
         (Step.RECOGNITION, app.appRecognitionVerdict == "PLAY_RECOGNIZED"),
         (Step.PACKAGE, app.packageName == package),

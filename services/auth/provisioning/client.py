@@ -36,15 +36,8 @@ MAX_ANSWER_BYTES = 16 * 1024 * 1024
 #: versions, and has a hundred routes that the gateway never uses.
 GATEWAY_ROUTES = ("/chat/completions", "/v1/chat/completions", "/v1/models", "/model/info")
 
-_BUSY = frozenset(
-    {
-        HTTPStatus.REQUEST_TIMEOUT,
-        HTTPStatus.TOO_MANY_REQUESTS,
-        HTTPStatus.BAD_GATEWAY,
-        HTTPStatus.SERVICE_UNAVAILABLE,
-        HTTPStatus.GATEWAY_TIMEOUT,
-    }
-)
+#: Statuses of an instance that can't answer now, or of a proxy in front of it.
+_BUSY = (408, 429, 502, 503, 504)
 _USERS_PER_QUERY = 50
 _ROWS_PER_PAGE = 1000
 _KEY = re.compile(r"[A-Za-z0-9._-]{16,256}")
@@ -234,14 +227,9 @@ class LiteLLMAdmin:
             index = (self._first + offset) % len(self._instances)
             try:
                 answer = await self._send(method, self._instances[index].joinpath(path[1:]), body, query)
-            except NoAnswer as error:
-                failure = self._unavailable(error)
-                if repeatable or not error.sent:
-                    continue
-                break
-            except LiteLLMUnavailable as error:
-                failure = error
-                if repeatable:
+            except (NoAnswer, LiteLLMUnavailable) as error:
+                failure = self._unavailable(error) if isinstance(error, NoAnswer) else error
+                if repeatable or (isinstance(error, NoAnswer) and not error.sent):
                     continue
                 break
             self._first = index

@@ -16,7 +16,7 @@ from shared.domain.identity import is_user
 from shared.errors import DependencyUnavailable
 from shared.service import background
 from shared.state import decisions
-from shared.stores.postgres import Database, Transaction
+from shared.stores.postgres import Database
 from shared.stores.redis import Client, RedisError, needed
 from shared.telemetry import logs
 from shared.telemetry.metrics import Registry
@@ -40,13 +40,6 @@ class Changes:
         self._database, self._redis = database, redis
         self._registry, self._every = registry, every
         self._pending = registry.gauge("redis_changes_pending", "Decisions that Redis does not know yet.")
-
-    async def record(self, transaction: Transaction, identity: str, kind: str) -> None:
-        """Record a change, within its own transaction.
-
-        :param kind: a name for people who read the table.
-        """
-        await storage.record(transaction, identity, kind)
 
     async def apply(self, identity: str) -> None:
         """Write all decisions about an identity from PostgreSQL to Redis: standing, tiers, refused tokens.
@@ -111,13 +104,10 @@ class Changes:
                 await self.apply(identity)
             except DependencyUnavailable as error:
                 failed = error
-                await self._ping()  # a failure for one identity must not hold up the others
+                with needed():  # a failure for one identity must not hold up the others
+                    await self._redis.ping()
         pending = await storage.count_pending(self._database)
         self._pending.set(pending)
         if failed is not None:
             raise failed
         return pending > 0
-
-    async def _ping(self) -> None:
-        with needed():
-            await self._redis.ping()

@@ -232,7 +232,10 @@ async def knows_revoked(database: Database, identity: str, jti: str) -> bool:
 
 
 async def record(transaction: Transaction, identity: str, kind: str) -> None:
-    """Record that the decision of this transaction must be written to Redis."""
+    """Record that the decision of this transaction must be written to Redis.
+
+    :param kind: a name for people who read the table.
+    """
     await transaction.fetch_one(_RECORD, identity=identity, kind=kind)
 
 

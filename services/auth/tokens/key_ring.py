@@ -2,7 +2,7 @@
 
 A file's name is the time from which its key may sign (``20261124T083000Z.pem``); any other name means at once. The
 newest key past its activation signs, and all of them are published, so that every gateway knows a key before it is
-used. A key whose file is removed is withdrawn. Without any, nothing is signed: 503, and readiness fails.
+used. A key whose file is removed is withdrawn. Without any key nothing is signed: answers are 503, and readiness fails.
 
     KeyFault (ConfigurationError)      the folder or a file can't be used; names the file
 """
@@ -17,8 +17,8 @@ import os
 import re
 import stat
 import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractAsyncContextManager, contextmanager
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import pairwise
@@ -225,23 +225,25 @@ def load_key(path: Path) -> SigningKey:
     numbers = private.public_key().public_numbers()
     x, y = (tokens.encode_segment(number.to_bytes(32, "big")) for number in (numbers.x, numbers.y))
     kid = thumbprint(x, y)
-    plain = private.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    )
     public = {"kty": "EC", "crv": "P-256", "x": x, "y": y, "use": "sig", "alg": "ES256", "kid": kid}
     header = tokens.encode_segment(json.dumps({"alg": "ES256", "typ": tokens.TYPE, "kid": kid}).encode())
-    return SigningKey(kid, activation(path), path, jwk.construct(plain, "ES256"), public, header)
+    return SigningKey(kid, activation(path), path, jwk.construct(_pem(private), "ES256"), public, header)
+
+
+def _pem(key: ec.EllipticCurvePrivateKey) -> bytes:
+    return key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
 
 
 def activation(path: Path) -> float:
     """The time from which a file's key may sign, in seconds since the epoch."""
-    match = _NAME.fullmatch(path.name)
-    if not match:
-        return 0.0
     try:
-        return datetime.strptime(match[1], _FORMAT).replace(tzinfo=UTC).timestamp()
+        if match := _NAME.fullmatch(path.name):
+            return datetime.strptime(match[1], _FORMAT).replace(tzinfo=UTC).timestamp()
     except ValueError:
-        return 0.0
+        pass
+    return 0.0
 
 
 def thumbprint(x: str, y: str) -> str:
@@ -257,14 +259,11 @@ def create_key(folder: Path, *, activate_at: float) -> Path:
     """
     name = datetime.fromtimestamp(activate_at, UTC).strftime(_FORMAT)
     path = folder / f"{name}.pem"
-    pem = ec.generate_private_key(ec.SECP256R1()).private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    )
     partial = folder / f".{name}.{os.getpid()}"
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o750)
         with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o400), "wb") as file:
-            file.write(pem)
+            file.write(_pem(ec.generate_private_key(ec.SECP256R1())))
         os.link(partial, path)
     except OSError as error:
         raise KeyFault(f"{path}: {error.strerror}") from error
@@ -276,16 +275,10 @@ def create_key(folder: Path, *, activate_at: float) -> Path:
 def ensure_key(folder: Path) -> None:
     """A first key in an empty folder, for local runs; of several processes that start together, only one makes it."""
     folder.mkdir(parents=True, exist_ok=True, mode=0o750)
-    with _locked(folder):
+    with (folder / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
         if not key_files(folder):
             create_key(folder, activate_at=time.time())
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    with (folder / ".lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def prunable(keys: list[SigningKey], *, now: float, token_ttl: int) -> list[SigningKey]:

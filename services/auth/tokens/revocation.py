@@ -51,7 +51,7 @@ class Revocation:
             name = await storage.kept_as(transaction, identity, self._digests.all(identity))
             new = await storage.revoke_token(transaction, token.jti, user_id(name, service_type), until)
             if new and name == identity:
-                await self._changes.record(transaction, identity, "token revoked")
+                await storage.record(transaction, identity, "token revoked")
         await self._changes.apply(identity)
 
 

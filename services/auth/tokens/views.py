@@ -7,8 +7,7 @@ from typing import Any
 import msgspec
 from aiohttp import web
 
-from services.auth.error_body import ErrorBody
-from services.auth.errors import InvalidRequest
+from services.auth.errors import ErrorBody, InvalidRequest
 from services.auth.forms import FORM, read_form
 from services.auth.limits.services import LIMITS
 from services.auth.settings import SERVICE_TYPES, SETTINGS

@@ -125,16 +125,7 @@ class Costs:
     async def sums(self, span: Span, by: Sequence[str]) -> list[Cost]:
         """The sums of a span, in the order of their dimensions."""
         rows = await self._reports.fetch(_query(tuple(by)), since=span.since, until=span.until)
-        return [
-            Cost(
-                tuple(row[name] for name in by),
-                row["requests"],
-                row["prompt_tokens"],
-                row["completion_tokens"],
-                row["cost_nano"],
-            )
-            for row in rows
-        ]
+        return [Cost(tuple(row.pop(name) for name in by), **row) for row in rows]
 
     async def slices(self, span: Span, by: Sequence[str]) -> AsyncIterator[list[Cost]]:
         """The same, a part at a time: day by day, if the day is one of the dimensions."""

@@ -7,14 +7,13 @@ tables, so that no search is slow; what a page did not look through is for the n
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from datetime import UTC, datetime
 
 import msgspec
 from aiohttp import web
 
 from services.auth import pagination
-from services.auth.errors import InvalidRequest
 from shared.domain.outcome import Outcome
 from shared.stores.postgres import Database, Query
 
@@ -29,10 +28,6 @@ _INDEXED = ("request_id", "user_id")
 Key = tuple[datetime, str]
 """The place of a request: its time, and its id among those of one time."""
 
-_COLUMNS = (
-    *("at", "id", "request_id", "user_id", "service_type", "model", "code", "reason"),
-    *("refused", "purpose", "prompt_tokens", "completion_tokens", "cost_nano"),
-)
 #: By table: the columns of a request, and that of its time.
 _TABLES = {
     "ledger": (
@@ -115,6 +110,9 @@ class RequestRow:
         return self.at, self.id
 
 
+_COLUMNS = [field.name for field in fields(RequestRow) if field.name != "seconds"]
+
+
 @dataclass(frozen=True, slots=True)
 class RequestPage:
     """A page of requests. ``looked_back_to``: where the look ended before the page was full; None if it did not."""
@@ -139,8 +137,11 @@ class Requests:
         self._database = database
 
     async def page(self, sought: Sought, *, limit: int, cursor: str | None = None) -> RequestPage:
-        """:raises InvalidRequest: the cursor is not one of this list."""
-        before = _key(cursor) if cursor else (sought.until or _LATEST, "")
+        """:raises ForeignCursor: the cursor is not one of this list."""
+        before = (sought.until or _LATEST, "")
+        if cursor:
+            at, row_id = pagination.decode(cursor, 2)
+            before = pagination.moment(at), row_id
         refused = sought.code and sought.code not in _OUTCOMES
         admitted = sought.code and not refused
         tables = ["refusals"] if refused else ["ledger"] if admitted else ["ledger", "refusals"]
@@ -191,11 +192,3 @@ class Requests:
 
 
 REQUESTS = web.AppKey("requests", Requests)
-
-
-def _key(cursor: str) -> Key:
-    at, row_id = pagination.decode(cursor, 2)
-    try:
-        return datetime.fromisoformat(at).astimezone(UTC), row_id
-    except (ValueError, OverflowError) as error:
-        raise InvalidRequest("cursor is not one that a page gave.") from error

@@ -1,7 +1,7 @@
 """Operations of operators on users. When a method returns, its change is in PostgreSQL and in Redis.
 
-Every method raises ``DependencyUnavailable``; a change may then be in PostgreSQL only, and comes to Redis later. Of
-what does not exist, they raise ``NotFound``; for a cursor of another list, ``InvalidRequest``.
+Every method raises ``DependencyUnavailable``; a change may then be in PostgreSQL only, and comes to Redis later. They
+raise ``NotFound`` for what does not exist, and ``ForeignCursor``.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from aiohttp import web
 from services.auth import pagination
 from services.auth.audit import storage as audit
 from services.auth.audit.storage import Actor
-from services.auth.errors import InvalidRequest, UnknownTier
+from services.auth.errors import UnknownTier
 from services.auth.pagination import Page
 from services.auth.standing import storage as standing
 from services.auth.standing.changes import Changes
@@ -40,12 +40,6 @@ _PATIENCE = 3.0
 class User:
     row: UserRow
     spent: Spent
-
-
-@dataclass(frozen=True, slots=True)
-class LedgerPage:
-    rows: list[LedgerRow]
-    next_cursor: str | None
 
 
 class UserAdmin:
@@ -80,7 +74,7 @@ class UserAdmin:
         """
         sort = "id" if q or which != "all" else sort
         place = pagination.place(cursor, 2)
-        after = (place.key[0], _time(place.key[1])) if place.key else None
+        after = (place.key[0], pagination.moment(place.key[1]).isoformat()) if place.key else None
         if "\0" in q + tier:
             return Page([]), 0
         rows, total = await asyncio.gather(
@@ -123,22 +117,22 @@ class UserAdmin:
         """Name, users and capacity of each pool."""
         return await pools.status(self._database, self._rows.values())
 
-    async def ledger(self, user_id: str, *, limit: int, cursor: str | None = None) -> LedgerPage:
-        """Requests, newest first; a deleted user's too.
+    async def ledger(self, user_id: str, *, limit: int, cursor: str | None = None) -> Page[LedgerRow]:
+        """Requests, newest first, which pages follow in one direction alone; a deleted user's too.
 
         :raises NotFound: no such user, and none in the ledger.
         """
         before = None
         if cursor:
             row_id, at = pagination.decode(cursor, 2)
-            before = (row_id, _time(at))
+            before = (row_id, pagination.moment(at).isoformat())
         if "\0" in user_id:
             raise NotFound
         rows = await storage.ledger(self._database, user_id, limit=limit + 1, before=before)
         if not rows and before is None:
             await self._row(user_id)
         more, rows = len(rows) > limit, rows[:limit]
-        return LedgerPage(rows, pagination.encode(rows[-1].id, rows[-1].admitted_at.isoformat()) if more else None)
+        return Page(rows, pagination.encode(rows[-1].id, rows[-1].admitted_at.isoformat()) if more else None)
 
     async def block(self, user_id: str, actor: Actor, reason: str | None = None) -> None:
         """Block the identity in all its service types."""
@@ -165,7 +159,7 @@ class UserAdmin:
             if not await standing.unblock(transaction, identity):
                 return False
             await audit.record(transaction, actor, "user.unblock", identity, new={"blocked": False, "reason": None})
-            await self._changes.record(transaction, identity, "unblocked")
+            await standing.record(transaction, identity, "unblocked")
         await self._changes.apply(identity)
         return True
 
@@ -207,7 +201,7 @@ class UserAdmin:
                     if row is None:
                         raise NotFound
                     yield transaction, row
-                    await self._changes.record(transaction, identity, kind)
+                    await standing.record(transaction, identity, kind)
                 await self._changes.apply(identity)
                 if self._on_tier is not None and kind in ("tier", "exception"):
                     self._on_tier(user_id)
@@ -240,11 +234,3 @@ def _exception(given: Excepted | None, reason: str | None) -> dict[str, Any]:
         "without_rates": given.without_rates if given else None,
         "reason": reason,
     }
-
-
-def _time(text: str) -> str:
-    try:
-        # in UTC, since Python reads offsets that PostgreSQL refuses
-        return datetime.fromisoformat(text).astimezone(UTC).isoformat()
-    except (ValueError, OverflowError) as error:
-        raise InvalidRequest("cursor is not one that a page gave.") from error

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal
 
+from services.auth.pagination import LAST
 from shared.domain.identity import identity_of
 from shared.state.packed import Excepted
 from shared.stores.postgres import Database, Query, Row, Transaction
@@ -17,9 +18,6 @@ from shared.stores.postgres import Database, Query, Row, Transaction
 Sort = Literal["id", "created", "seen"]
 #: Lists of users: all, those of a tier, with a blocked identity, with a revoked device, with an exception, on Android.
 Which = Literal["all", "tier", "blocked", "revoked", "exception", "installs"]
-
-#: Above every id in byte order.
-LAST = "\U0010ffff"
 
 _USER = """
     select u.user_id, u.identity, u.service_type, u.budget_tier, u.created_at, u.last_seen_at,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import Annotated, Any
+from typing import Any
 
 import msgspec
 from aiohttp import web
@@ -25,8 +25,7 @@ from services.auth.admin.api.requests import (
 )
 from services.auth.devices.operators import DEVICE_ADMIN
 from services.auth.devices.operators_storage import Chosen
-from services.auth.error_body import ErrorBody
-from services.auth.errors import InvalidRequest
+from services.auth.errors import ErrorBody, InvalidRequest
 from shared.telemetry.openapi import Answer, Body, Parameter
 
 
@@ -62,50 +61,38 @@ class BlockedBody(msgspec.Struct, frozen=True):
     blocked: int
 
 
-_Text = Annotated[str, msgspec.Meta(min_length=1, max_length=256, pattern=r"^[^\x00-\x1f\x7f]*$")]
-_Moment = Annotated[datetime, msgspec.Meta(tz=True)]
-
-
-class ChosenQuery(msgspec.Struct, frozen=True):
-    bundle_id: _Text | None = None
-    bundle_version: _Text | None = None
-    validation_category: Annotated[int, msgspec.Meta(ge=0, lt=2**32)] | None = None
-    first_seen_from: _Moment | None = None
-    first_seen_to: _Moment | None = None
-    source_digest: _Text | None = None
-
-    def chosen(self) -> Chosen:
-        """:raises InvalidRequest: a time is out of range."""
-        try:
-            return Chosen(*(_in_utc(getattr(self, name)) for name in _CHOSEN))
-        except OverflowError as error:
-            raise InvalidRequest("first_seen_from or first_seen_to is out of range.") from error
-
-
-class BlockRequest(ChosenQuery, frozen=True, forbid_unknown_fields=True):
+class BlockRequest(Chosen, frozen=True, forbid_unknown_fields=True):
     dry_run: bool = True
     reason: Reason | None = None
 
 
-_CHOSEN = ChosenQuery.__struct_fields__
+_CHOSEN = Chosen.__struct_fields__
 
 
-def _in_utc(value: Any) -> Any:
-    """A time in UTC, since Python reads offsets that PostgreSQL refuses; another value as it is."""
-    return value.astimezone(UTC) if isinstance(value, datetime) else value
+def _in_utc(given: Chosen) -> Chosen:
+    """The criteria with times in UTC, since Python reads offsets that PostgreSQL refuses.
+
+    :raises InvalidRequest: a time is out of range.
+    """
+    found: list[Any] = [getattr(given, name) for name in _CHOSEN]
+    try:
+        found = [value.astimezone(UTC) if isinstance(value, datetime) else value for value in found]
+        return Chosen(*found)
+    except OverflowError as error:
+        raise InvalidRequest("first_seen_from or first_seen_to is out of range.") from error
 
 
 async def list_devices(request: web.Request) -> web.Response:
     await callers.by_key(request)
     query = one_each(request, ("limit", "cursor", "q", *_CHOSEN))
     try:
-        chosen = msgspec.convert({name: query[name] for name in _CHOSEN if name in query}, ChosenQuery, strict=False)
+        chosen = msgspec.convert({name: query[name] for name in _CHOSEN if name in query}, Chosen, strict=False)
     except ValueError as error:
         raise InvalidRequest(
             "bundle_id, validation_category, first_seen_from or another criterion is malformed."
         ) from error
     page = await request.app[DEVICE_ADMIN].page(
-        q=query.get("q", ""), cursor=query.get("cursor"), limit=limit(query), chosen=chosen.chosen()
+        q=query.get("q", ""), cursor=query.get("cursor"), limit=limit(query), chosen=_in_utc(chosen)
     )
     return answer(DevicesBody([body_of(DeviceBody, device) for device in page.rows], page.next_cursor))
 
@@ -126,7 +113,7 @@ async def revoke(request: web.Request) -> web.Response:
 async def block(request: web.Request) -> web.Response:
     actor = await changing(request)
     asked = decode(await request.read(), BlockRequest)
-    found = await request.app[DEVICE_ADMIN].block(asked.chosen(), actor, asked.reason or None, dry_run=asked.dry_run)
+    found = await request.app[DEVICE_ADMIN].block(_in_utc(asked), actor, asked.reason or None, dry_run=asked.dry_run)
     return answer(BlockedBody(asked.dry_run, found.matching, found.blocked))
 
 

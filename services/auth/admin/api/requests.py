@@ -10,8 +10,7 @@ from aiohttp import web
 
 from services.auth.admin.access import callers
 from services.auth.audit.storage import Actor
-from services.auth.error_body import ErrorBody
-from services.auth.errors import InvalidRequest
+from services.auth.errors import ErrorBody, InvalidRequest
 from shared import strict_json
 from shared.telemetry.openapi import Answer, Operation, Parameter
 

@@ -33,7 +33,7 @@ from services.auth.admin.api.requests import (
 from services.auth.audit.log import AUDIT_LOG
 from services.auth.erasure.export import EXPORTS
 from services.auth.erasure.services import ERASURES
-from services.auth.error_body import ErrorBody
+from services.auth.errors import ErrorBody
 from services.auth.users.exceptions import excepted
 from services.auth.users.operators import USER_ADMIN, UserAdmin
 from shared.domain.identity import identity_of

@@ -95,16 +95,6 @@ _OUTCOMES = {
 }
 
 FILTERS: dict[str, Any] = {
-    "usd": usd,
-    "number": number,
-    "compact": compact,
-    "percent": percent,
-    "when": when,
-    "day": day,
-    "iso": rfc3339,
-    "duration": duration,
-    "period": period,
-    "path": path,
-    "outcome_tone": outcome_tone,
-    "outcome_words": outcome_words,
-}
+    one.__name__: one
+    for one in (usd, number, compact, percent, when, day, duration, period, path, outcome_tone, outcome_words)
+} | {"iso": rfc3339}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import get_args
 
 from aiohttp import web
 
@@ -28,14 +29,8 @@ from shared.domain.identity import Credential, identity_of
 _LEDGER_ROWS = 25
 #: Users in the list that has one page.
 _TOP = 100
-_LISTS: dict[str, Which] = {
-    "tier": "tier",
-    "blocked": "blocked",
-    "revoked": "revoked",
-    "exception": "exception",
-    "installs": "installs",
-}
-_SORTS: dict[str, Sort] = {"created": "created", "seen": "seen"}
+_LISTS: dict[str, Which] = {name: name for name in get_args(Which)}
+_SORTS: dict[str, Sort] = {name: name for name in get_args(Sort)}
 #: Lists of all users: their order, and whether it is descending. A phone shows no headings to sort by.
 _ORDERS: dict[str, tuple[Sort, bool]] = {"newest": ("created", True), "seen": ("seen", True), "unseen": ("seen", False)}
 _AUDIT_ROWS, _REFUSED_ROWS = 10, 10
@@ -124,21 +119,18 @@ def _kind_of(identity: str) -> str | None:
     return next((kind.words.identity for kind in KINDS if kind.kind is Credential.of(identity)), None)
 
 
-@pages.page
-async def confirm_block(request: web.Request, session: Session) -> web.StreamResponse:
-    return await _confirm(request, "block.html")
+def _confirmation(template: str) -> pages.Handler:
+    @pages.page
+    async def confirm(request: web.Request, session: Session) -> web.StreamResponse:
+        found = await _user(request)
+        others = await _admin(request).of_identity(found.row.identity)
+        others = [other for other in others if other.row.user_id != found.row.user_id]
+        return pages.render(request, template, section="users", user=found, others=others, max_reason=pages.MAX_REASON)
+
+    return confirm
 
 
-@pages.page
-async def confirm_erase(request: web.Request, session: Session) -> web.StreamResponse:
-    return await _confirm(request, "erase.html")
-
-
-async def _confirm(request: web.Request, template: str) -> web.Response:
-    found = await _user(request)
-    others = await _admin(request).of_identity(found.row.identity)
-    others = [other for other in others if other.row.user_id != found.row.user_id]
-    return pages.render(request, template, section="users", user=found, others=others, max_reason=pages.MAX_REASON)
+confirm_block, confirm_erase = map(_confirmation, ("block.html", "erase.html"))
 
 
 @pages.action

@@ -14,6 +14,7 @@ from typing import Annotated, ClassVar
 
 import msgspec
 
+from services.auth.devices.metrics import timed
 from services.auth.errors import InvalidRequest, InvalidSubjectToken
 from services.auth.exchange.credentials.assertions import decode_subject_token
 from services.auth.exchange.models import Subject, Words
@@ -25,6 +26,7 @@ from services.auth.play.verdict import Policy, Rejected, Step
 from shared import strict_json
 from shared.domain.identity import Credential, tag
 from shared.domain.service_types import ServiceType
+from shared.domain.tokens import CLOCK_SKEW
 from shared.stores.redis import Client, needed
 from shared.telemetry import logs
 
@@ -90,21 +92,11 @@ class PlayCredential:
         install = decode_subject_token(subject_token, PlayInstall)
         if install.service_type not in (None, row.name):
             raise InvalidSubjectToken
-        started = time.perf_counter()
-        result = "unavailable"
-        try:
-            subject = await self._verify(install, row, source)
-            result = "success"
-        except (InvalidRequest, Rejected) as error:
-            result = "invalid"
-            if not isinstance(error, Rejected):
-                raise
-            self._metrics.rejections.inc(str(error.step))
-            _log.info("play_install_rejected", step=str(error.step), service_type=row.name)
-            raise InvalidSubjectToken from error
-        finally:
-            self._metrics.latency.observe(time.perf_counter() - started, result)
-        return subject
+        with timed(self._metrics.latency):
+            try:
+                return await self._verify(install, row, source)
+            except Rejected as error:
+                raise self._rejected(error.step, row) from error
 
     async def _verify(self, install: PlayInstall, row: ServiceType, source: str) -> Subject:
         package = install.package_name
@@ -144,12 +136,16 @@ class PlayCredential:
         ours = secrets.token_bytes(8)
         with needed():
             # redis-py retries after a broken connection, and then finds what it has stored itself
-            first = await self._redis.set(mark, ours, nx=True, ex=self._policy.max_age + 2 * verdict.SKEW)
+            first = await self._redis.set(mark, ours, nx=True, ex=self._policy.max_age + 2 * CLOCK_SKEW)
             if first or await self._redis.get(mark) == ours:
                 return
-        self._metrics.rejections.inc(str(Step.USED))
-        _log.info("play_install_rejected", step=str(Step.USED), service_type=row.name)
-        raise InvalidSubjectToken
+        raise self._rejected(Step.USED, row)
+
+    def _rejected(self, step: Step, row: ServiceType) -> InvalidSubjectToken:
+        """Count and log a rejection. Returns its error."""
+        self._metrics.rejections.inc(str(step))
+        _log.info("play_install_rejected", step=str(step), service_type=row.name)
+        return InvalidSubjectToken()
 
 
 def _digest(integrity_token: str) -> str:

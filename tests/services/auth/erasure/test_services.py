@@ -96,7 +96,7 @@ async def test_an_erased_identity_leaves_no_trace_but_its_digest(
         refusals.add(InvalidToken(), user_id=who.user_id, request_id="r", service_type="ai", model="m")
         await refusals.write()
         async with world.database.transaction() as transaction:
-            await world.changes.record(transaction, identity, "tier")
+            await standing.record(transaction, identity, "tier")
         places = {place.partition(":")[0] for place in await world.traces(identity)}
         assert places == {*HELD, "litellm", "redis"}, (
             "a kind of place that is empty here would not show that it is emptied"
@@ -329,7 +329,7 @@ async def test_a_settlement_that_comes_late_leaves_redis_after_some_minutes(worl
 async def test_a_change_that_was_waiting_brings_nothing_back(world: World) -> None:
     await world.users.enter(UID, world.types.by_name["ai"])
     async with world.database.transaction() as transaction:
-        await world.changes.record(transaction, UID, "blocked")
+        await standing.record(transaction, UID, "blocked")
     await erased(world, UID)
     await world.changes.apply(UID)
     assert await world.traces(UID) == []

@@ -49,7 +49,7 @@ class Parts:
         """A block that Redis does not know yet."""
         async with self.database.transaction() as transaction:
             await transaction.execute(_BLOCK, identity=identity)
-            await self.changes.record(transaction, identity, "blocked")
+            await storage.record(transaction, identity, "blocked")
 
     async def counts(self) -> tuple[int, int]:
         (row,) = await self.database.fetch(_COUNT)
@@ -122,7 +122,7 @@ class Slow:
 async def test_a_decision_that_redis_hears_of_late_does_not_undo_the_next_one(parts: Parts, redis_url: str) -> None:
     slow = Slow(redis_url)
     async with parts.database.transaction() as transaction:
-        await parts.changes.record(transaction, UID, "unblocked")
+        await storage.record(transaction, UID, "unblocked")
     async with slow.open() as url, connect(url, timeout=0.2) as redis:
         with pytest.raises(NotInRedisYet):
             await Changes(parts.database, redis, Registry()).apply(UID)

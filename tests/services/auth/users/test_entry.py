@@ -59,7 +59,7 @@ async def test_a_credential_of_before_an_accounts_change_is_refused_and_makes_no
     await without_postgres.enter(UID, AI)  # a credential that does not say how old it is
     assert await refuse_older(database, 2_000_000)
     async with database.transaction() as transaction:
-        await changes.record(transaction, UID, "password changed")
+        await storage.record(transaction, UID, "password changed")
     await changes.apply(UID)
     with pytest.raises(InvalidSubjectToken):
         await without_postgres.enter(UID, AI, issued_at=1999)
