@@ -70,7 +70,7 @@ OnRefusal = Callable[[web.Request, ServiceError], None]
 
 
 class HttpMetrics:
-    """The metrics that both services have (services/PROTOCOL.md, section 6)."""
+    """The metrics that both services have (deploy/METRICS.md)."""
 
     def __init__(self, registry: Registry, endpoints: list[str]) -> None:
         self.requests = registry.counter("requests_total", "Requests.", ("method", "endpoint", "service_type"))

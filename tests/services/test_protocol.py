@@ -20,10 +20,11 @@ from shared.domain.tokens import AUDIENCE, GRANT_TYPE
 from shared.errors import ServiceError
 from shared.service import ops
 from shared.telemetry.openapi import Operation
-from tests.deploy.declarations import ROOT, both_started
+from tests.deploy.declarations import ROOT
 
 TEXT = (ROOT / "services" / "PROTOCOL.md").read_text()
 README = (ROOT / "README.md").read_text()
+METRICS = (ROOT / "deploy" / "METRICS.md").read_text()
 
 
 def section(number: int) -> str:
@@ -125,22 +126,12 @@ def test_it_has_every_field_of_a_row(tmp_path: Path) -> None:
         assert known == set(re.findall(r"^(\w+) = ", part, re.MULTILINE))
 
 
-async def test_it_has_the_metrics_as_they_are_declared(tmp_path: Path, postgres_url: str, redis_url: str) -> None:
-    async with both_started(tmp_path, postgres_url, redis_url) as started:
-        names = {service: registry.declared for service, (registry, _) in started.items()}
-    for name, kind, labels, service in table(section(6), "| metric | type | labels | service |"):
-        found = [where for where in names if name in names[where]]
-        assert (name, service) == (name, "both" if len(found) > 1 else found[0] if found else "nowhere")
-        metric = names[found[0]][name]
-        assert (name, metric.kind, ", ".join(metric.labels)) == (name, kind, labels)
-
-
-def test_it_has_every_metric_that_the_queries_ask_for() -> None:
+def test_there_is_every_metric_that_the_queries_ask_for() -> None:
     queries = README.partition("## Prometheus queries")[2].partition("```\n")[2].partition("```")[0]
     asked = {re.sub(r"_(sum|count)$", "", name) for name in re.findall(r"\b(\w+)(?=[\[{])", queries)}
     assert len(queries.strip().splitlines()) == 17
     assert asked
-    assert asked <= {row[0] for row in table(section(6), "| metric | type | labels | service |")}
+    assert asked <= {row[0] for row in table(METRICS, "| name | type | labels | of | what |")}
 
 
 def commands(command: click.Command, name: str) -> Iterator[tuple[str, set[str]]]:

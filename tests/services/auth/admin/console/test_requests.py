@@ -120,7 +120,7 @@ async def test_models_have_price_window_health_and_the_reason_of_a_refused_one(
     assert "unpriced no it has no price none" in page.words
     for hostile in ("[]", "{", '{"models": [{"name": 1}]}', json.dumps({"models": [{"name": "n" * 300}] * 9})):
         gateway["told"]["catalogue"] = hostile
-        assert "No gateway tells its models." in (await person.get("/admin/models")).words
+        assert "The models of the gateways can't be read." in (await person.get("/admin/models")).words
 
 
 @pytest.mark.parametrize(
