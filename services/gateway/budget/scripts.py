@@ -96,14 +96,6 @@ class Sweep:
     rows: list[LedgerRow]
 
 
-class OpenAmount(NamedTuple):
-    """What an open request adds to the reserved sum of its total."""
-
-    total: str
-    admitted_ms: int
-    amount_nano: int
-
-
 @dataclass(frozen=True, slots=True)
 class Sums:
     """The totals as some gateway read them, each with the time of that; ``mine``: this gateway is to read them now."""
@@ -115,10 +107,13 @@ class Sums:
 
 @dataclass(frozen=True, slots=True)
 class TotalsBegun:
-    """A shard when its sums were emptied, and the time of that by Redis's clock."""
+    """A shard when its sums were emptied, and the time of that by Redis's clock.
+
+    ``open`` has the total, the time of admission in ms and the reserved amount of each open request.
+    """
 
     now_ms: int
-    open: list[OpenAmount]
+    open: list[tuple[str, int, int]]
     rows: list[LedgerRow]
 
 
@@ -375,7 +370,7 @@ class BudgetScripts:
         now, found, rows = reply
         texts = [item.decode() for item in found]
         amounts = zip(texts[::3], texts[1::3], texts[2::3], strict=True)
-        open_ = [OpenAmount(total, int(admitted), int(amount)) for total, admitted, amount in amounts]
+        open_ = [(total, int(admitted), int(amount)) for total, admitted, amount in amounts]
         return TotalsBegun(int(now), open_, parse_outbox(rows))
 
     async def load_totals(

@@ -33,7 +33,6 @@ from shared.service.health import CheckFailed
 from shared.state.packed import LedgerRow
 from shared.state.refusals import Word
 from shared.stores.postgres import Database
-from shared.stores.redis_wire import Link
 from shared.telemetry import logs
 from shared.telemetry.metrics import Registry
 
@@ -104,7 +103,7 @@ class Budgets:
                     finally:
                         await budgets._queue.drained(timings.drain)
             finally:
-                await budgets._rebuilder.close()
+                await budgets._rebuilder.build.close()
 
     async def redis_takes_writes(self) -> None:
         """Readiness: write over the connections that admissions use.
@@ -215,7 +214,7 @@ class Budgets:
         """Warn if a connected server is not fit for budgets."""
         self._metrics.epoch_changes.inc()
         for link in self._scripts.executor.links():
-            task = asyncio.create_task(_check_server(link))
+            task = asyncio.create_task(server_check.check(link))
             self._checks.add(task)
             task.add_done_callback(self._checks.discard)
 
@@ -242,8 +241,3 @@ class Budgets:
         reason, service_type = word.label, principal.service_type.name
         self._metrics.would_refuse.inc(reason, service_type)
         _log.info("would_refuse", reason=reason, service_type=service_type)
-
-
-async def _check_server(link: Link) -> None:
-    with contextlib.suppress(ConnectionError):
-        await server_check.check(link)

@@ -133,8 +133,8 @@ async def _patiently(database: Database, work: Callable[[Transaction], Awaitable
                 raise
             if time.monotonic() >= deadline:
                 held = await database.fetch(_HOLDER)
-                who = held[0]["text"] if held else "it has just been let go of"
-                raise DatabaseUnavailable(f"a table of the ledger is locked: {who}") from failure
+                holder = held[0]["text"] if held else "nobody any more"
+                raise DatabaseUnavailable(f"a table of the ledger is locked: {holder}") from failure
         await asyncio.sleep(_PAUSE)
 
 

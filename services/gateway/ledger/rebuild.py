@@ -26,9 +26,6 @@ class Rebuilder:
         #: DependencyUnavailable, and InvalidToken if the user was erased.
         self.build = Flight(self._build)
 
-    async def close(self) -> None:
-        await self.build.close()
-
     async def _build(self, user_id: str, service_type: ServiceType) -> None:
         """Leave the state as it is if something changed in between: a settlement, an acknowledgement, an operator, or
         another gateway has built it. The caller sees whether it is there when it tries again.

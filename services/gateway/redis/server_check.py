@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 from shared.stores.redis_wire import Link, ScriptFailed, pack
 from shared.telemetry import logs
 
@@ -33,9 +35,7 @@ async def _setting(link: Link, name: str) -> str | None:
 
 
 async def check(link: Link) -> None:
-    """Log the warnings of a server.
-
-    :raises ConnectionError: the connection was lost.
-    """
-    for event in await warnings(link):
-        _log.warning(event, advice="set maxmemory-policy noeviction" if event == "redis_evicts" else "turn on AOF")
+    """Log the warnings of a server, unless the connection is lost."""
+    with suppress(ConnectionError):
+        for event in await warnings(link):
+            _log.warning(event, advice="set maxmemory-policy noeviction" if event == "redis_evicts" else "turn on AOF")

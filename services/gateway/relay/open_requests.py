@@ -22,7 +22,8 @@ class OpenRequests:
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self._count = 0
-        self._watches: set[Watch] = set()
+        #: The watches of those that are relayed.
+        self.watches: set[Watch] = set()
         self._closed = False
         self._empty = asyncio.Event()
         self._empty.set()
@@ -50,12 +51,6 @@ class OpenRequests:
         if not self._count:
             self._empty.set()
 
-    def watch(self, watch: Watch) -> None:
-        self._watches.add(watch)
-
-    def unwatch(self, watch: Watch) -> None:
-        self._watches.discard(watch)
-
     async def finish(self, seconds: float) -> None:
         """Refuse new requests, wait for the open ones, and end the rest with an error."""
         self._closed = True
@@ -63,7 +58,7 @@ class OpenRequests:
             async with asyncio.timeout(seconds):
                 await self._empty.wait()
         except TimeoutError:
-            for watch in tuple(self._watches):
+            for watch in tuple(self.watches):
                 watch.end(Unavailable("The service is restarting. Try again."))
             with suppress(TimeoutError):  # a request that hangs is cancelled with its connection
                 async with asyncio.timeout(LAST_WORDS):

@@ -94,7 +94,7 @@ class Relay:
             drop=self._drop,
             revoked=self._reservation.revoked,
         )
-        self._shared.open_requests.watch(watch)
+        self._shared.open_requests.watches.add(watch)
         failure: ServiceError | None = None
         try:
             with spans.child("litellm", "litellm"):
@@ -110,9 +110,7 @@ class Relay:
             failure = error
         finally:
             watch.stop()
-            self._shared.open_requests.unwatch(watch)
-            if watch.dropped:
-                self._shared.metrics.slow_clients.inc()
+            self._shared.open_requests.watches.remove(watch)
             if isinstance(failure, UpstreamTimeout):
                 self._outcome = Outcome.TIMEOUT
             charged = self._settle(dropped=watch.dropped)
@@ -166,7 +164,7 @@ class Relay:
                 held,
                 patience=self._shared.settings.slow_client_seconds,
                 backlog=self._backlog,
-                drop=self._drop_slow,
+                drop=self._drop,
             )
         )
         self._shared.metrics.overhead.observe(self._asked_at - self._started + time.perf_counter() - now)
@@ -281,11 +279,9 @@ class Relay:
         transport = self._request.transport
         return 0 if transport is None else transport.get_write_buffer_size()
 
-    def _drop_slow(self) -> None:
-        self._shared.metrics.slow_clients.inc()
-        self._drop()
-
     def _drop(self) -> None:
+        """Drop a client that takes nothing."""
+        self._shared.metrics.slow_clients.inc()
         transport = self._request.transport
         if transport is not None:
             transport.abort()
