@@ -34,7 +34,7 @@ _EXIT_REJECTED = 1
 _EXIT_UNREADABLE = 2
 
 
-class Vector(msgspec.Struct, frozen=True, forbid_unknown_fields=False):
+class Vector(msgspec.Struct, frozen=True):
     """One captured object, and the values to verify it with.
 
     An attestation needs ``attestation_b64``, ``key_id_b64`` and one of ``challenge_b64`` (hashed here) and

@@ -92,7 +92,7 @@ class Console:
     def heading(self, text: str) -> None:
         self.out.print(Text(f"\n{text}", style="bold"))
 
-    def line(self, mark: str, name: str, text: str, *, style: str = "") -> None:
+    def line(self, mark: str, name: str, text: str, *, style: str) -> None:
         """One line in the columns of the steps."""
         self.out.print(Text.assemble((f"  {mark} ", style), (f"{name:<{NAME_WIDTH}} ", "bold"), text))
 

@@ -6,8 +6,9 @@ import asyncio
 import csv
 import secrets
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
+from itertools import islice
 from pathlib import Path
 from typing import Any, TextIO, TypeVar
 from urllib.parse import quote
@@ -292,27 +293,23 @@ def import_(file: TextIO) -> None:
 
 async def _import(file: TextIO, url: str, *, production: bool) -> tuple[int, int]:
     taken = refused = 0
-    batch: list[storage.ImportedDevice] = []
-    async with Database.connect(url, max_size=1, timeout=60) as database:
 
-        async def flush() -> None:
-            nonlocal taken
-            if batch:
-                await storage.store_imported(database, batch)
-                taken += len(batch)
-                batch.clear()
-            if taken and taken % (20 * importing.BATCH) == 0:
-                click.echo(f"{taken} taken, {refused} refused so far", err=True)
-
+    def good() -> Iterator[storage.ImportedDevice]:
+        nonlocal refused
         for row in importing.read_rows(file, production=production):
             if isinstance(row, importing.RowRefused):
                 refused += 1
                 click.echo(str(row), err=True)
-                continue
-            batch.append(row)
-            if len(batch) == importing.BATCH:
-                await flush()
-        await flush()
+            else:
+                yield row
+
+    devices = good()
+    async with Database.connect(url, max_size=1, timeout=60) as database:
+        while batch := list(islice(devices, importing.BATCH)):
+            await storage.store_imported(database, batch)
+            taken += len(batch)
+            if taken % (20 * importing.BATCH) == 0:
+                click.echo(f"{taken} taken, {refused} refused so far", err=True)
     return taken, refused
 
 

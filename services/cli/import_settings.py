@@ -74,16 +74,11 @@ _TYPES = {
 }
 #: Settings of that server which need another form here, or none, and why.
 _OTHERS = {
-    "DB_USERNAME": "DATABASE_URL has it",
-    "DB_PASSWORD": "DATABASE_URL has it",
-    "DB_HOST": "DATABASE_URL has it",
-    "DB_PORT": "DATABASE_URL has it",
-    "APP_ATTEST_DB_NAME": "DATABASE_URL has it",
+    **dict.fromkeys(("DB_USERNAME", "DB_PASSWORD", "DB_HOST", "DB_PORT", "APP_ATTEST_DB_NAME"), "DATABASE_URL has it"),
     "LITELLM_DB_NAME": "LiteLLM's own tables are not read here",
     "ALLOWED_PACKAGE_NAMES": "PLAY_PACKAGES has them",
     "MLPA_ACCESS_TOKEN_SECRET": "not needed: access tokens have signatures, see mlpa keys",
-    "CLIENT_ID": "not needed: FxA's tokens are verified without",
-    "CLIENT_SECRET": "not needed: FxA's tokens are verified without",
+    **dict.fromkeys(("CLIENT_ID", "CLIENT_SECRET"), "not needed: FxA's tokens are verified without"),
     "LOGURU_LEVEL": "LOG_LEVEL is its name here",
     "MASTER_KEY": "it is LiteLLM's alone here; for operators make keys in MLPA_ADMIN_KEYS",
 }

@@ -111,15 +111,13 @@ def reconcile() -> None:
 
 async def _reconcile(settings: AuthSettings) -> list[Difference]:
     service_types = settings.load_service_types()
-    redis = connect(settings.redis_url.get_secret_value(), timeout=5.0)
-    try:
-        async with Database.connect(
-            settings.database_url.get_secret_value(), max_size=1, timeout=TIMEOUT_SECONDS
-        ) as database:
-            if settings.master_key is None or not settings.litellm_provision_users:
-                return await differences(database, redis, service_types, None, now=time.time)
-            key = settings.master_key.get_secret_value()
-            async with LiteLLMAdmin.open(settings.litellm_api_base, key) as admin:
-                return await differences(database, redis, service_types, admin.spend, now=time.time)
-    finally:
-        await redis.aclose()
+    url = settings.database_url.get_secret_value()
+    async with (
+        connect(settings.redis_url.get_secret_value(), timeout=5.0) as redis,
+        Database.connect(url, max_size=1, timeout=TIMEOUT_SECONDS) as database,
+    ):
+        if settings.master_key is None or not settings.litellm_provision_users:
+            return await differences(database, redis, service_types, None, now=time.time)
+        key = settings.master_key.get_secret_value()
+        async with LiteLLMAdmin.open(settings.litellm_api_base, key) as admin:
+            return await differences(database, redis, service_types, admin.spend, now=time.time)

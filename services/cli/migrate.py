@@ -37,9 +37,7 @@ def migrate(check: bool, sql: bool, down: int | None, wait: float) -> None:
         raise click.ClickException(f"DATABASE_URL: {str(error).strip()}") from None
     except sqlalchemy.exc.DBAPIError as error:
         raise click.ClickException(f"DATABASE_URL: {str(error.orig).strip()}") from None
-    except migration.MigrationRefused as error:
-        raise click.ClickException(str(error)) from None
-    except CommandError as error:
+    except (migration.MigrationRefused, CommandError) as error:
         raise click.ClickException(str(error)) from None
 
 
