@@ -45,7 +45,7 @@ Work = Callable[[], Awaitable[float]]
 
 async def run() -> list[Row]:
     """Rows of (name, figure)."""
-    with stores() as (folder, valkey, database):
+    with stores() as (folder, valkey, _, database):
         return [*await _exchanges(folder, valkey.url, database), *await _token_checks(folder)]
 
 

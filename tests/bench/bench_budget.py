@@ -27,7 +27,7 @@ KIND = row(max_budget_nano=10**15, rpm=10**6, tpm=10**9)
 
 async def run() -> list[Row]:
     """Rows of (name, figure)."""
-    with stores() as (_, valkey, url):
+    with stores() as (_, valkey, _, url):
         async with connect(valkey.url) as client, opened(valkey.url, url, rows(KIND), Timings()) as (budgets, _, _):
             found = [
                 *await _latency(budgets, client),

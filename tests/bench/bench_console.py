@@ -10,7 +10,6 @@ import asyncio
 import os
 import re
 import statistics
-import tempfile
 import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -23,13 +22,10 @@ from yarl import URL
 
 from services.auth.app import build_app
 from services.auth.settings import AuthSettings
-from services.local.postgres import PostgresServer
-from services.local.process import free_port
-from services.local.valkey import ValkeyServer
 from shared.service.serve import listen
-from shared.stores import migrate
 from tests.bench.console_data import seed
 from tests.bench.figures import ROUNDS, Row, beside, turns
+from tests.bench.stores import stores
 
 KEY = "the-key-of-the-bench"
 SCALE = float(os.environ.get("MLPA_BENCH_SCALE", "1"))
@@ -45,20 +41,12 @@ Console = tuple[str, aiohttp.ClientSession]
 
 async def run() -> list[Row]:
     """Rows of (page, figure)."""
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        folder.chmod(0o755)  # noqa: ASYNC240 - nothing else runs yet
-        with (
-            PostgresServer(folder / "postgres", free_port(), durable=False) as postgres,
-            ValkeyServer(folder / "valkey", free_port()) as valkey,
-        ):
-            urls = [postgres.create_database(name) for name in ("empty", "full")]
-            for url in urls:
-                await asyncio.to_thread(migrate.upgrade, url)
-            await asyncio.to_thread(seed, urls[1], users=USERS, rows=REQUESTS)
-            async with _console(urls[0], valkey.url, folder) as empty, _console(urls[1], valkey.url, folder) as full:
-                await _summed_up(*full)
-                return await _compare(empty, full)
+    with stores() as (folder, valkey, postgres, bare):
+        filled = postgres.create_database("full", template="bench")
+        await asyncio.to_thread(seed, filled, users=USERS, rows=REQUESTS)
+        async with _console(bare, valkey.url, folder) as empty, _console(filled, valkey.url, folder) as full:
+            await _summed_up(*full)
+            return await _compare(empty, full)
 
 
 async def _compare(empty: Console, full: Console) -> list[Row]:

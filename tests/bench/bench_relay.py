@@ -106,7 +106,7 @@ async def rig(*others: Callable[[Path, str], Other | None]) -> AsyncIterator[Rel
     async with AsyncExitStack() as stack:
         os.sched_setaffinity(0, {cores[-1]})
         stack.callback(os.sched_setaffinity, 0, cores)
-        folder, valkey, database = stack.enter_context(stores())
+        folder, valkey, _, database = stack.enter_context(stores())
         upstream, bare, gateway = free_port(), free_port(), free_port()
         url = f"http://127.0.0.1:{upstream}"
         issuer, environment = gateway_settings(

@@ -14,7 +14,6 @@ import itertools
 import os
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -34,11 +33,10 @@ from shared.domain.identity import SHARDS
 from shared.domain.outcome import Outcome
 from shared.state import layout
 from shared.state.packed import Details, LedgerRow
-from shared.stores import migrate
 from shared.stores.postgres import Database
 from tests.bench.figures import Row, spread
 from tests.bench.relay import clients
-from tests.bench.stores import gateway_settings
+from tests.bench.stores import gateway_settings, stores
 from tests.deploy.test_haproxy import proxy
 from tests.services.gateway.budget.support import ask, opened, principal, row as budget_row, rows
 from tests.support.service_types import toml
@@ -142,15 +140,10 @@ async def run(rows: int = ROWS, users: int = USERS, streams: int = STREAMS) -> l
             _say(f"{name}: {figure}")
 
     async with AsyncExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(dir="/var/tmp")))
-        folder.chmod(0o755)  # noqa: ASYNC240
-        postgres = stack.enter_context(PostgresServer(folder / "postgres", free_port(), durable=False))
-        first = stack.enter_context(ValkeyServer(folder / "first", free_port()))
+        folder, first, postgres, database = stack.enter_context(stores())
         second = stack.enter_context(ValkeyServer(folder / "second", free_port()))
         with second.client() as client:
             client.replicaof("127.0.0.1", str(first.port))  # type: ignore[no-untyped-call]
-        database = postgres.create_database("bench")
-        migrate.upgrade(database)
         began = time.perf_counter()
         note(*await asyncio.to_thread(_fill_ledger, database, rows, users))
         note(*await _write(database, postgres))

@@ -20,10 +20,11 @@ from shared.stores import migrate
 
 
 class Stores(NamedTuple):
-    """A folder, a Valkey, and the URL of a database with the newest schema."""
+    """A folder, the servers, and the URL of a database with the newest schema."""
 
     folder: Path
     valkey: ValkeyServer
+    postgres: PostgresServer
     database: str
 
 
@@ -38,7 +39,7 @@ def stores() -> Iterator[Stores]:
         ):
             database = postgres.create_database("bench")
             migrate.upgrade(database)
-            yield Stores(folder, valkey, database)
+            yield Stores(folder, valkey, postgres, database)
 
 
 def gateway_settings(
