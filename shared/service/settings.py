@@ -16,7 +16,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from dotenv import dotenv_values
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError
 from pydantic_core import PydanticCustomError
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
 from shared.domain.service_types import ConfigurationError, ServiceTypes, load
 from shared.service import proxies, start_rules
@@ -47,6 +47,8 @@ DatabaseUrl = Annotated[SecretStr, _secret_url(postgres_places.check)]
 RedisUrl = Annotated[SecretStr, _secret_url(redis.check_url)]
 #: A comma-separated list.
 CommaSeparated = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)]
+#: How development's value of a setting is made, by a word of its type.
+_FORMS: dict[str, Callable[[str], Any]] = {"Secret": SecretStr, "Path": Path, "tuple": _split}
 Limit = Annotated[int, Field(ge=0)]
 
 
@@ -136,6 +138,19 @@ class Settings(BaseSettings):
     )
 
     @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Without a file, none is asked for each field."""
+        has_file = getattr(dotenv_settings, "env_file", None) is not None
+        return (init_settings, env_settings, dotenv_settings) if has_file else (init_settings, env_settings)
+
+    @classmethod
     def from_environment(cls, **overrides: Any) -> Self:
         """The settings of this process.
 
@@ -173,9 +188,10 @@ class Settings(BaseSettings):
         update: dict[str, Any] = {}
         for name in missing:
             if value := self.development.get(name):
-                update[name] = SecretStr(value) if "Secret" in str(type(self).model_fields[name].annotation) else value
+                kind = str(type(self).model_fields[name].annotation)
+                update[name] = next((form for word, form in _FORMS.items() if word in kind), str)(value)
         start_rules.refuse(self, self.rules)
-        return type(self).model_validate({**self.model_dump(), **update}) if update else self
+        return self.model_copy(update=update)
 
     def needed(self) -> list[str]:
         """Names of the settings that production must give."""

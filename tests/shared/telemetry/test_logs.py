@@ -168,6 +168,7 @@ def test_lines_of_text_are_for_people() -> None:
 )
 def test_the_older_setting_counts_where_the_newer_one_is_not_set(given: dict[str, Any], form: str) -> None:
     assert Settings(_env_file=None, **given).form_of_logs == form
+    assert Settings.from_environment(_env_file=None, mlpa_debug=True, **given).form_of_logs == form
 
 
 #: The same line twice: from a logger, and from that of a frequent event.
