@@ -15,7 +15,7 @@ from services.auth.admin import app as admin
 from services.auth.admin.access import wrong_keys
 from services.auth.admin.access.admin_keys import AdminKeys
 from services.auth.admin.console.pages import render_error
-from services.auth.appattest import Policy, apple_root_pem, load_roots
+from services.auth.appattest.policy import Policy, apple_root_pem, load_roots
 from services.auth.challenge.services import CHALLENGES, Challenges
 from services.auth.connections import Connections, open_connections
 from services.auth.devices import views as device_views

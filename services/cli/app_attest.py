@@ -18,17 +18,11 @@ import click
 import msgspec
 from cryptography import x509
 
-from services.auth.appattest import (
-    MAX_ATTESTATION_BYTES,
-    AppAttestError,
-    Policy,
-    apple_root_pem,
-    decode_base64,
-    decode_key_id,
-    load_roots,
-    verify_assertion,
-    verify_attestation,
-)
+from services.auth.appattest.assertion import verify_assertion
+from services.auth.appattest.attestation import MAX_ATTESTATION_BYTES, verify_attestation
+from services.auth.appattest.encoding import decode_base64, decode_key_id
+from services.auth.appattest.errors import AppAttestError
+from services.auth.appattest.policy import Policy, apple_root_pem, load_roots
 
 _EXIT_REJECTED = 1
 _EXIT_UNREADABLE = 2

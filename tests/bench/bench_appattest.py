@@ -12,7 +12,8 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
 
-from services.auth.appattest import verify_assertion, verify_attestation
+from services.auth.appattest.assertion import verify_assertion
+from services.auth.appattest.attestation import verify_attestation
 from services.local import device
 from tests.bench.figures import ROUNDS, Row, beside, turns
 from tests.services.auth.appattest.forge import PKI, AssertionForge, AttestationForge

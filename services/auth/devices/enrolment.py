@@ -13,16 +13,10 @@ from typing import Annotated
 import msgspec
 from aiohttp import web
 
-from services.auth.appattest import (
-    MAX_ATTESTATION_BYTES,
-    AppAttestError,
-    Malformed,
-    Policy,
-    canonical_key_id,
-    decode_base64,
-    decode_key_id,
-    verify_attestation,
-)
+from services.auth.appattest.attestation import MAX_ATTESTATION_BYTES, verify_attestation
+from services.auth.appattest.encoding import canonical_key_id, decode_base64, decode_key_id
+from services.auth.appattest.errors import AppAttestError, Malformed
+from services.auth.appattest.policy import Policy
 from services.auth.challenge.services import Challenges
 from services.auth.devices import storage
 from services.auth.devices.metrics import DeviceMetrics, timed

@@ -17,7 +17,8 @@ from typing import TextIO
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from services.auth.appattest import AppAttestError, canonical_key_id, decode_key_id
+from services.auth.appattest.encoding import canonical_key_id, decode_key_id
+from services.auth.appattest.errors import AppAttestError
 from services.auth.devices.storage import ImportedDevice
 
 BATCH = 5000

@@ -7,8 +7,9 @@ import time
 from collections.abc import Iterator
 from enum import StrEnum
 
-from services.auth.appattest import AppAttestError, Assertion, Attestation
-from services.auth.appattest.errors import Step
+from services.auth.appattest.assertion import Assertion
+from services.auth.appattest.attestation import Attestation
+from services.auth.appattest.errors import AppAttestError, Step
 from services.auth.errors import AuthError, SlowDown
 from shared.telemetry.metrics import Histogram, Registry
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
-from services.auth.appattest import Assertion, Attestation
+from services.auth.appattest.assertion import Assertion
+from services.auth.appattest.attestation import Attestation
 from shared.stores.postgres import Database, Query, Transaction
 
 

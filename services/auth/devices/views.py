@@ -8,7 +8,8 @@ from typing import Annotated
 import msgspec
 from aiohttp import web
 
-from services.auth.appattest import AppAttestError, canonical_key_id
+from services.auth.appattest.encoding import canonical_key_id
+from services.auth.appattest.errors import AppAttestError
 from services.auth.challenge.services import CHALLENGES
 from services.auth.devices.enrolment import ENROLMENT, MAX_CLAIMS, AttestRequest
 from services.auth.errors import ErrorBody, InvalidRequest

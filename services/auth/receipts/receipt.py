@@ -28,8 +28,9 @@ from pyasn1.codec.ber import decoder as ber
 from pyasn1.codec.der import decoder as der
 from pyasn1.type import namedtype, tag, univ
 
-from services.auth.appattest import MAX_ATTESTATION_BYTES, Rejected
+from services.auth.appattest.attestation import MAX_ATTESTATION_BYTES
 from services.auth.appattest.chain import Certificate, check_path, check_signatures
+from services.auth.appattest.errors import Rejected
 
 #: No receipt can be larger than the attestation that it comes in; Apple's have 4 KiB.
 MAX_RECEIPT_BYTES = MAX_ATTESTATION_BYTES

@@ -15,7 +15,8 @@ from datetime import UTC, datetime
 
 from cryptography import x509
 
-from services.auth.appattest import decode_key_id, load_roots
+from services.auth.appattest.encoding import decode_key_id
+from services.auth.appattest.policy import load_roots
 from services.auth.devices.storage import FORGED
 from services.auth.receipts import storage
 from services.auth.receipts.apple import Apple, Credentials, Outcome, Reply

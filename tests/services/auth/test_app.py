@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from services.auth.app import prepare
-from services.auth.appattest import apple_root_pem
+from services.auth.appattest.policy import apple_root_pem
 from services.auth.settings import AuthSettings
 from services.local.pki import Pki
 

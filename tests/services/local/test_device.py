@@ -7,17 +7,11 @@ from datetime import UTC, datetime
 
 import pytest
 
-from services.auth.appattest import (
-    Attestation,
-    Policy,
-    Rejected,
-    Step,
-    apple_root_pem,
-    canonical_key_id,
-    load_roots,
-    verify_assertion,
-    verify_attestation,
-)
+from services.auth.appattest.assertion import verify_assertion
+from services.auth.appattest.attestation import Attestation, verify_attestation
+from services.auth.appattest.encoding import canonical_key_id
+from services.auth.appattest.errors import Rejected, Step
+from services.auth.appattest.policy import Policy, apple_root_pem, load_roots
 from services.local.device import Device
 from services.local.pki import Pki
 

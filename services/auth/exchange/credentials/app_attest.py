@@ -10,7 +10,7 @@ from typing import ClassVar
 
 import msgspec
 
-from services.auth.appattest import MAX_CLIENT_DATA_BYTES, decode_base64, parse_client_data
+from services.auth.appattest.encoding import MAX_CLIENT_DATA_BYTES, decode_base64, parse_client_data
 from services.auth.errors import InvalidSubjectToken
 from services.auth.exchange.credentials.assertions import Assertions, Sent, Text, decode_subject_token
 from services.auth.exchange.models import Subject, Words

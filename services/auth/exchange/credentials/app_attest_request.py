@@ -12,7 +12,7 @@ from typing import Annotated, ClassVar
 
 import msgspec
 
-from services.auth.appattest import decode_base64
+from services.auth.appattest.encoding import decode_base64
 from services.auth.devices.storage import LATE_COUNTERS
 from services.auth.errors import InvalidSubjectToken
 from services.auth.exchange.credentials.app_attest import AppAttestCredential

@@ -15,16 +15,10 @@ from typing import Annotated, TypeVar
 
 import msgspec
 
-from services.auth.appattest import (
-    MAX_ASSERTION_BYTES,
-    MAX_CLIENT_DATA_BYTES,
-    AppAttestError,
-    Assertion,
-    Policy,
-    canonical_key_id,
-    decode_base64,
-    verify_assertion,
-)
+from services.auth.appattest.assertion import MAX_ASSERTION_BYTES, Assertion, verify_assertion
+from services.auth.appattest.encoding import MAX_CLIENT_DATA_BYTES, canonical_key_id, decode_base64
+from services.auth.appattest.errors import AppAttestError
+from services.auth.appattest.policy import Policy
 from services.auth.challenge.services import Challenges
 from services.auth.devices import storage
 from services.auth.devices.metrics import DeviceMetrics, Distrust, timed

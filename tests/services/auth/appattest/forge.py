@@ -18,7 +18,9 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.types import CertificateIssuerPrivateKeyTypes
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from services.auth.appattest import Assertion, Attestation, Policy, verify_assertion, verify_attestation
+from services.auth.appattest.assertion import Assertion, verify_assertion
+from services.auth.appattest.attestation import Attestation, verify_attestation
+from services.auth.appattest.policy import Policy
 from services.local import device
 from services.local.pki import Authority, Extension, Hash, Pki, ca_extensions, leaf_extensions, nonce_extension
 

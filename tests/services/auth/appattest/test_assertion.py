@@ -9,8 +9,9 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 
-from services.auth.appattest import AppAttestError, Assertion, Malformed, Rejected, Step
+from services.auth.appattest.assertion import Assertion
 from services.auth.appattest.auth_data import Launch
+from services.auth.appattest.errors import AppAttestError, Malformed, Rejected, Step
 from services.local import device
 from tests.services.auth.appattest.forge import BUNDLE, KEY, OTHER_KEY, TEAM, AssertionForge, policy, replaced
 

@@ -14,8 +14,8 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID
 from hypothesis import given, strategies as st
 
-from services.auth.appattest import AppAttestError, Malformed, Rejected, Step
 from services.auth.appattest.auth_data import Launch
+from services.auth.appattest.errors import AppAttestError, Malformed, Rejected, Step
 from services.local import device
 from services.local.pki import NONCE_OID, Authority, ca_extensions, create_root, key_usage, leaf_extensions
 from tests.services.auth.appattest.forge import (

@@ -9,15 +9,14 @@ from typing import Any
 import pytest
 from hypothesis import given, strategies as st
 
-from services.auth.appattest import (
+from services.auth.appattest.encoding import (
     MAX_CLIENT_DATA_BYTES,
-    Malformed,
-    Step,
     canonical_key_id,
     decode_base64,
     decode_key_id,
     parse_client_data,
 )
+from services.auth.appattest.errors import Malformed, Step
 
 KEY_ID = bytes.fromhex("fbefbe" * 10 + "fbff")
 CANONICAL = "++++" * 10 + "+/8="

@@ -14,7 +14,9 @@ import cbor2
 import pytest
 from hypothesis import given, strategies as st
 
-from services.auth.appattest import AppAttestError, verify_assertion, verify_attestation
+from services.auth.appattest.assertion import verify_assertion
+from services.auth.appattest.attestation import verify_attestation
+from services.auth.appattest.errors import AppAttestError
 from services.local import device
 from tests.services.auth.appattest.forge import AssertionForge, AttestationForge
 

@@ -11,7 +11,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from services.auth.appattest import apple_root_pem, load_roots
+from services.auth.appattest.policy import apple_root_pem, load_roots
 from services.local.pki import ca_extensions, create_root, key_usage
 from tests.services.auth.appattest.forge import DAY, NOW, PKI, intermediate, policy
 

@@ -9,15 +9,11 @@ from typing import Any
 
 import pytest
 
-from services.auth.appattest import (
-    AppAttestError,
-    Policy,
-    canonical_key_id,
-    decode_key_id,
-    load_roots,
-    verify_assertion,
-    verify_attestation,
-)
+from services.auth.appattest.assertion import verify_assertion
+from services.auth.appattest.attestation import verify_attestation
+from services.auth.appattest.encoding import canonical_key_id, decode_key_id
+from services.auth.appattest.errors import AppAttestError
+from services.auth.appattest.policy import Policy, load_roots
 from tests.services.auth.appattest import vectors
 
 VECTORS = vectors.load()

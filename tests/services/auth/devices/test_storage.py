@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from services.auth.appattest import Assertion
+from services.auth.appattest.assertion import Assertion
 from services.auth.appattest.auth_data import Launch
 from services.auth.devices import storage
 from shared.stores.postgres import Database, Query

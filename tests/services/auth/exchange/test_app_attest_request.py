@@ -15,8 +15,9 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 
-from services.auth.appattest import AppAttestError, Assertion
+from services.auth.appattest.assertion import Assertion
 from services.auth.appattest.auth_data import Launch
+from services.auth.appattest.errors import AppAttestError
 from services.auth.devices import storage
 from services.auth.errors import InvalidSubjectToken
 from services.auth.exchange.credentials import app_attest_request

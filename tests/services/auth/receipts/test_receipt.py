@@ -13,7 +13,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 from hypothesis import given, strategies as st
 
-from services.auth.appattest import load_roots
+from services.auth.appattest.policy import load_roots
 from services.auth.receipts.receipt import BadReceipt, Fault, Receipt, apple_root_pem, verify_receipt
 from services.local import receipts
 from services.local.device import Device

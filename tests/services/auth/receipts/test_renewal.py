@@ -18,7 +18,7 @@ from aiohttp.test_utils import TestServer
 from cryptography.hazmat.primitives.serialization import Encoding
 from sqlalchemy.engine import make_url
 
-from services.auth.appattest import load_roots
+from services.auth.appattest.policy import load_roots
 from services.auth.receipts import storage
 from services.auth.receipts.apple import Apple, Credentials
 from services.auth.receipts.renewal import Renewal, Stopped, Trust
