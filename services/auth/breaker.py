@@ -30,7 +30,7 @@ class BreakerOpen(Exception):
 
 
 class Breaker:
-    """A circuit breaker: after failures it lets no call through for a while, and then one, to see.
+    """A circuit breaker.
 
     :param failures: the number of consecutive failures that opens it.
     :param counts: the exceptions that are failures; one with a ``retry_after`` (seconds) opens it at once, for that

@@ -1,4 +1,4 @@
-"""The connections that auth opens when it starts, for all its rooms."""
+"""The connections that auth opens when it starts."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from shared.telemetry.metrics import Registry
 
 @dataclass(frozen=True, slots=True)
 class Connections:
-    """PostgreSQL, Redis and HTTP, shared by all rooms."""
+    """PostgreSQL, Redis and HTTP, shared by all of auth."""
 
     database: Database
     redis: Client
@@ -28,7 +28,7 @@ class Connections:
 
 @asynccontextmanager
 async def open_connections(settings: AuthSettings, registry: Registry) -> AsyncIterator[Connections]:
-    """The connections, open as long as the context lasts."""
+    """The connections, open for as long as the context lasts."""
     async with AsyncExitStack() as stack:
         state = Dependency("redis")
         redis = connect(settings.redis_url.get_secret_value(), state=state)

@@ -57,7 +57,7 @@ async def open_admin(
 ) -> None:
     """Make the collaborators of the handlers, and start their background work.
 
-    :param rejections: the rejections by step of each verification, for the overview.
+    :param rejections: by the name of a verification, its counts of rejections by step, for the overview.
     :param on_tier: called with the id of each user whose tier has changed.
     """
     settings, service_types, admin_keys = apps.main[SETTINGS], apps.main[SERVICE_TYPES], apps.main[ADMIN_KEYS]

@@ -90,7 +90,7 @@ class Certificate:
 def check_path(
     leaf: Certificate, intermediate: Certificate, roots: Sequence[x509.Certificate], now: datetime
 ) -> list[Certificate]:
-    """Check everything about the path except its signatures, which are expensive.
+    """Check the path, except its signatures, which are expensive.
 
     :returns: the roots that may be its anchor.
     :raises Rejected: a check failed.

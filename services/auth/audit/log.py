@@ -21,7 +21,7 @@ class AuditLog:
         self._database = database
 
     async def record(self, actor: Actor, action: str, subject: str, *, new: Mapping[str, Any] | None = None) -> None:
-        """Write an entry about something that is not a change of the database."""
+        """Write an entry about an event that changes nothing in the database."""
         await storage.record(self._database, actor, action, subject, new=new)
 
     async def about(self, subjects: list[str], *, limit: int) -> list[Entry]:

@@ -21,7 +21,7 @@ from shared.telemetry.metrics import Registry
 
 #: Seconds between two rows of one kind, and from the first refusal to the first row, which has a burst as a whole.
 EVERY, SETTLE = 60.0, 0.5
-#: More kinds than this at a time share one row of their actor and action.
+#: The most kinds at a time; further ones share one row of their actor and action.
 MOST = 200
 OTHERS = "others"
 _LONGEST = 256
@@ -87,7 +87,7 @@ class Refusals:
 
     @asynccontextmanager
     async def running(self, registry: Registry) -> AsyncIterator[None]:
-        """Writes in the background, and the rest at the end."""
+        """Write in the background, and once more at the end."""
         async with background.running(registry, audit_refusals=self._keep_writing):
             yield
         with suppress(DependencyUnavailable):

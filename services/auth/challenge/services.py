@@ -76,9 +76,9 @@ class Challenges:
         return (head + _mac(self._secrets[0], head, key_id)).hex()
 
     def check(self, challenge: str, key_id: str) -> None:
-        """Check that a challenge is ours, for this key, and in time; not whether it was used.
+        """Check that a challenge is ours, for this key, and has not expired. It may have been used.
 
-        :raises InvalidChallenge: it is not.
+        :raises InvalidChallenge: one of these does not hold.
         """
         if not _HEX.fullmatch(challenge):
             raise InvalidChallenge

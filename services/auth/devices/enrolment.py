@@ -63,7 +63,7 @@ class Enrolment:
         :raises AttestationRejected: a step of the verification failed.
         :raises AccessDenied: the key is known and revoked.
         :raises SlowDown: too many keys of this source; the same can be sent again.
-        :raises DependencyUnavailable: it could not be stored; the same can be sent again.
+        :raises DependencyUnavailable: the key could not be stored; the same can be sent again.
         """
         with timed(self._metrics.attestation):
             await self._enrol(claims, address)

@@ -29,7 +29,7 @@ MOST_BLOCKED = 10_000
 
 @dataclass(frozen=True, slots=True)
 class Blocked:
-    """Devices that were meant and not blocked yet, and those that are now."""
+    """The number of chosen devices that were not blocked yet, and of those that are blocked now."""
 
     matching: int
     blocked: int
@@ -77,11 +77,11 @@ class DeviceAdmin:
         await self._changes.apply(key_id)
 
     async def block(self, chosen: Chosen, actor: Actor, reason: str | None = None, *, dry_run: bool) -> Blocked:
-        """Block the devices that are meant, at most ``MOST_BLOCKED``, with one entry in the audit log.
+        """Block the chosen devices, at most ``MOST_BLOCKED``, with one entry in the audit log.
 
         Redis learns of them one after another, some hundreds per second.
 
-        :raises InvalidRequest: all devices are meant.
+        :raises InvalidRequest: there is no criterion.
         :raises DatabaseUnavailable: PostgreSQL could not be asked; then all or none are blocked.
         """
         if not (given := chosen.given()):

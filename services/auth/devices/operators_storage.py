@@ -53,7 +53,7 @@ class Chosen(msgspec.Struct, frozen=True):
 
 
 _COLUMNS = ", ".join(field.name for field in fields(DeviceRow))
-# the server sees constants: it drops the conditions of what is not given, and takes the index of what is
+# the server sees constants: it drops the conditions of absent criteria, and uses the index of a given one
 _CHOSEN = """
     (cast(:bundle_id as text) is null or bundle_id = :bundle_id)
     and (cast(:bundle_version as text) is null or bundle_version = :bundle_version)
@@ -98,7 +98,7 @@ async def blockable(database: Database | Transaction, chosen: Chosen) -> int:
 
 
 async def block(transaction: Transaction, chosen: Chosen, *, reason: str | None, limit: int) -> int:
-    """Block devices, and record that Redis must know; their number."""
+    """Block devices, and record that Redis must learn of it. Returns their number."""
     return await transaction.execute(_BLOCK, reason=reason, limit=limit, **asdict(chosen))
 
 

@@ -129,7 +129,7 @@ _PAGE = Query.text(
 
 
 def _category(number: int | None) -> int | None:
-    """A category that the column can hold. Apple's are small; any of these large ones is as unknown as the others."""
+    """A category that the column can hold. Apple's are small, and all larger ones are equally unknown."""
     return number if number is None else min(number, _MAX_INTEGER)
 
 

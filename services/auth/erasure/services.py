@@ -78,7 +78,7 @@ class Erasures:
         self._rows, self._digests, self._registry = service_types.by_name, digests, registry
         self._purge_fxa, self._litellm, self._litellm_rows = purge_fxa, litellm, litellm_rows
         self._settle, self._every = settle, every
-        self._unreadable: set[str] = set()  # digests of erasures under a secret that is gone, as logged
+        self._unreadable: set[str] = set()  # logged digests of erasures whose secret is gone
         self._oldest = registry.gauge("erasures_oldest_seconds", "Age of the oldest erasure that is not finished.")
 
     async def erase(self, identity: str, actor: Actor) -> None:
@@ -158,7 +158,7 @@ class Erasures:
         return erasure
 
     async def _leave_stores(self, erasure: Open, identity: str) -> bool:
-        """Do what is left in PostgreSQL and Redis. False if requests are still open.
+        """Take the rest of the steps in PostgreSQL and Redis. False if requests are still open.
 
         :raises DependencyUnavailable: it has to be done again.
         """
@@ -196,7 +196,7 @@ class Erasures:
             await storage.delete_spend_rows(self._litellm_rows, users)
 
     def running(self) -> contextlib.AbstractAsyncContextManager[None]:
-        """Finishes erasures in the background."""
+        """Finish erasures in the background."""
         return background.running(self._registry, erasures=self._keep_finishing)
 
     async def _keep_finishing(self) -> None:
@@ -215,7 +215,7 @@ class Erasures:
                 pause = min(2 * pause, _MOST_PAUSE)
 
     async def finish(self) -> None:
-        """Do what is due of all erasures.
+        """Take the steps of all erasures that are due.
 
         :raises DependencyUnavailable, LiteLLMError: some have to be done again; all others were done.
         """

@@ -1,7 +1,7 @@
 """The SQL of erasures.
 
-What PostgreSQL holds about an identity is removed, or renamed to its digest, in one transaction; but for ledger and
-audit log, which may be long, and are renamed in batches. Every function raises ``DatabaseUnavailable``.
+One transaction removes the rows about an identity, or renames them to its digest, except those of the ledger and the
+audit log: there may be many of these, so they are renamed in batches. Every function raises ``DatabaseUnavailable``.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from shared.stores.postgres import Database, Query, Row, Transaction
 _BATCH = 1000
 
 _USERS = Query.text("select user_id, service_type from users where identity = :identity order by user_id for update")
-# Whoever decides about a device has its row first
+# Every decision about a device locks its row first
 _DEVICE = Query.text("select key_id from devices where key_id = :identity for update")
 #: The rows of an identity's users: ``;`` comes after ``:``.
 IN_RANGE = "user_id >= :identity || ':' and user_id < :identity || ';'"
@@ -35,7 +35,7 @@ _HELD = Query.text(
         or exists(select from audit_log where {ABOUT_SUBJECT}) as held
     """  # noqa: S608  ours
 )
-#: Of two decisions about one identity, under its id and its digest, neither is lost.
+#: Keeps both of two decisions about one identity, under its id and under its digest.
 _KEEP_BLOCK = Query.text(
     """
     update identities as kept set blocked_at = coalesce(kept.blocked_at, gone.blocked_at),
@@ -86,7 +86,7 @@ _UNFINISHED = Query.text(
         and not exists(select from identities where identity = :identity)
     """
 )
-#: A digest by an older secret gives way, or its fingerprint would stand in the way.
+#: Frees the fingerprint, which is unique, from an erasure with a digest by an older secret.
 _FORGET_FINGERPRINT = Query.text(
     "update erasures set fingerprint = null, sealed = null"
     " where fingerprint = sha256(convert_to(:identity, 'UTF8')) and digest <> :digest"
@@ -135,7 +135,7 @@ _SPEND_ROWS = [
 
 @dataclass(frozen=True, slots=True)
 class Open:
-    """An erasure that some store has not finished. ``forgotten``: Redis has nothing of it any more."""
+    """An erasure that is not finished in every store. ``forgotten``: Redis holds nothing about the identity."""
 
     digest: str
     sealed: bytes
@@ -184,9 +184,9 @@ async def unblock(transaction: Transaction, digests: Sequence[str]) -> bool:
 
 
 async def rename_records(database: Database, identity: str, digest: str) -> None:
-    """Rename what the ledger and the audit log have of an identity. May be repeated at any time.
+    """Rename an identity in the ledger and the audit log. May be repeated at any time.
 
-    :raises DatabaseUnavailable: some may be renamed, and some not.
+    :raises DatabaseUnavailable: some rows may be renamed, and some not.
     """
     while users := await database.fetch(_NEXT_USER, identity=identity):
         user_id: str = users[0]["user_id"]
@@ -204,12 +204,12 @@ async def has_returned(database: Database, identity: str) -> bool:
 
 
 async def forgotten(database: Database, erasure: Open) -> None:
-    """Record that Redis has nothing of it any more: from now on the identity may return."""
+    """Record that Redis holds nothing about the identity any more: from now on it may return."""
     await database.execute(_FORGOTTEN, digest=erasure.digest, erased_at=erasure.erased_at)
 
 
 async def unprovision(database: Database, identity: str) -> None:
-    """Have the customers of an identity that has returned made again."""
+    """Have LiteLLM's customers made again for an identity that has returned."""
     await database.execute(_UNPROVISION, identity=identity)
 
 

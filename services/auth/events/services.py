@@ -1,4 +1,4 @@
-"""What FxA's events about an account change here.
+"""The effects of FxA's events about an account.
 
 A changed password is committed in one transaction with its delivery and a row in ``redis_changes``. A deleted account
 is erased before its delivery is committed. A delivery is answered with success once Redis has all of it too; otherwise
@@ -112,14 +112,14 @@ class FxAEvents:
         if new:
             for name in events.types:
                 self._metrics.events.inc(name)
-        # Also what an earlier delivery decided and Redis has not taken yet. Others apply changes too, but purge nothing
+        # Also for an earlier delivery that Redis has not taken yet: the loop of ``Changes`` purges nothing
         if changed_ms is not None:
             await self._fxa.purge(events.uid)
             await self._changes.apply(events.uid)
 
     async def _delete(self, uid: str, source: str) -> None:
         """:raises DependencyUnavailable: PostgreSQL or Redis may lack some of it."""
-        # Under the digest, this outlives the erasure: a token that somebody still has makes no new user of it
+        # Kept under the digest after the erasure, so that a token in hand makes no new user
         next_second = int(self._clock()) + 1
         async with self._database.transaction() as transaction:
             name = await standing.kept_as(transaction, uid, self._digests.all(uid))
@@ -128,7 +128,7 @@ class FxAEvents:
             await self._erasures.erase(uid, Actor("FxA", source))
 
     def running(self) -> contextlib.AbstractAsyncContextManager[None]:
-        """Forgets old deliveries in the background."""
+        """Forget old deliveries in the background."""
         clear = partial(storage.clear_expired, self._database)
         return background.running(self._registry, fxa_deliveries=background.every(_CLEAR_EVERY, clear))
 

@@ -14,7 +14,7 @@ from shared.service.proxies import client_address, is_address
 class KnownGateways:
     """The gateways that auth knows.
 
-    :param keys: the accepted secrets: several, so that one can be replaced; none, when no gateway may exchange.
+    :param keys: the accepted secrets: several, so that one can be replaced; none, if no gateway may exchange.
     """
 
     def __init__(self, keys: Sequence[bytes]) -> None:

@@ -71,7 +71,7 @@ class EntryKey(msgspec.Struct, frozen=True):
 
 
 class _CacheDown(Exception):
-    """Redis is down, slow or refuses."""
+    """Redis is down or slow, or refuses a command."""
 
 
 class Cache:

@@ -1,4 +1,4 @@
-"""Refusals of an FxA token or of its use. "It could not be checked" is never one of these.
+"""Refusals of an FxA token or of its use. A token that could not be checked is never refused.
 
     FxARefusal
     ├── InvalidFxAToken       malformed, expired, revoked, wrongly signed

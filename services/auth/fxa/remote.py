@@ -48,9 +48,9 @@ class RemoteVerifier:
         metrics.places.set(places.open)
 
     def check(self) -> None:
-        """Check that FxA is asked at all.
+        """Check that the breaker lets tokens through.
 
-        :raises DependencyUnavailable: there is an outage, and no token is sent now.
+        :raises DependencyUnavailable: there is an outage, so no token is sent to FxA now.
         """
         try:
             self._breaker.check()

@@ -120,11 +120,11 @@ class FxAVerifier:
         return identity
 
     async def purge(self, uid: str) -> int:
-        """Drop what is remembered of an account's tokens; returns how many there were."""
+        """Drop the cached verifications of an account's tokens. Returns their number."""
         return await self._cache.purge(uid)
 
     async def held(self, uid: str) -> list[FxAIdentity]:
-        """What is remembered of an account's tokens."""
+        """The cached identities of an account's tokens."""
         return await self._cache.held(uid)
 
     async def ready(self) -> None:

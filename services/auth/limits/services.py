@@ -138,7 +138,7 @@ class Limits:
         """Count one request for each kind and subject, in one round trip.
 
         :param takes: callers that share several subjects have them in the same order.
-        :param beside: a call that saves a round trip by coming along.
+        :param beside: another call, sent in the same round trip.
         :returns: its reply; None without one, and if Redis could not be asked.
         :raises SlowDown: one has no room, with the seconds until one more fits; the others may have counted it.
         """

@@ -116,7 +116,7 @@ class PlayIntegrity:
         """The payload of a token: JSON, of any shape. Concurrent callers share a request.
 
         :raises Refused: it is not an integrity token of this app.
-        :raises DependencyUnavailable: Google could not be asked, or did not answer us.
+        :raises DependencyUnavailable: Google could not be asked, or gave no usable answer.
         """
         try:
             return await self._decoding(package, integrity_token)
@@ -209,9 +209,9 @@ class PlayIntegrity:
 
 
 class Transport(transport.Request):
-    """The transport with which google-auth, in a thread, asks through the event loop's session.
+    """The transport by which google-auth, in a thread, sends requests through the event loop's session.
 
-    It gives up ``_TOKEN_TIMEOUT`` after its making, whatever number of tries the library makes.
+    It gives up ``_TOKEN_TIMEOUT`` seconds after it was made, however often the library tries.
     """
 
     def __init__(self, session: aiohttp.ClientSession) -> None:

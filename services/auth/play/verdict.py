@@ -29,7 +29,7 @@ _ACCEPTED: dict[PlayLevel, frozenset[str]] = {
 class Step(StrEnum):
     """Every step at which an install is rejected."""
 
-    PACKAGE = "package"  # the app is not one of ours, or not the same in all three places
+    PACKAGE = "package"  # the app is not one of ours, or differs between request, app and question to Google
     USED = "used"  # the integrity token was accepted before
     TOKEN = "token"  # noqa: S105 - Google: not an integrity token of this app
     PAYLOAD = "payload"  # the decoded token has another shape
@@ -51,7 +51,7 @@ class Rejected(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """What this deployment accepts.
+    """The installs that this deployment accepts.
 
     ``certificates``: base64url of SHA-256 without padding; none: any. ``max_age``: seconds. ``testing``: also the
     verdicts that a tester has fixed in the Play Console.

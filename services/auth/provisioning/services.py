@@ -69,7 +69,7 @@ class Provisioner:
         self._in_work = 0
         self._wake = asyncio.Event()
         self._budgets_stand = False
-        # Otherwise worker and sweep both find the budgets gone, and the later one undoes what the other recorded
+        # Otherwise worker and sweep may both find a budget gone, and the later one undoes the other's records
         self._ensuring = asyncio.Lock()
         self._fault: str | None = None
         self._swept_to = ""
@@ -85,10 +85,7 @@ class Provisioner:
         self._queue(user_id)
 
     def running(self) -> contextlib.AbstractAsyncContextManager[None]:
-        """Runs the worker and the sweep for as long as the block lasts.
-
-        The next sweep, of any process, finds what is left.
-        """
+        """Run the worker and the sweep while the block lasts. A later sweep, of any process, finds the rest."""
         return background.running(
             self._registry, provisioning=self._keep_working, provisioning_sweep=self._keep_sweeping
         )
@@ -119,7 +116,7 @@ class Provisioner:
                 self._show_pending()
 
     async def _provision(self, users: list[str]) -> None:
-        """Try until all are customers, or LiteLLM has refused the rest often enough."""
+        """Try until all are customers, or LiteLLM has refused the rest ``attempts`` times."""
         delay, refusals = self._pace.first_delay, 0
         while users and refusals < self._pace.attempts:
             self._in_work = len(users)

@@ -19,7 +19,7 @@ _OF = Query.text(
 )
 #: Users of one write of ``forget``.
 _BATCH = 1000
-# Of those with an exception, who are few, all are looked at.
+# All users with an exception are looked at: they are few.
 _NEXT = Query.text(
     f"select user_id from users where ({_DIFFERS} or user_id in ({_EXCEPTED})) and "  # noqa: S608
     f"litellm_budget is distinct from {_WANTED} and user_id > :after and budget_tier = any(:tiers) "

@@ -50,14 +50,14 @@ class Stopped(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Trust:
-    """What a receipt is verified against."""
+    """The team and the trust anchors that receipts are verified against."""
 
     team_id: str
     roots: Sequence[x509.Certificate]
 
 
 def prepare(settings: AuthSettings) -> tuple[Credentials, Trust]:
-    """The key that Apple knows us by, and what receipts are verified against, from files.
+    """The credentials for Apple and the trust for receipts, from files.
 
     :raises ConfigurationError: naming the variable or file.
     """
@@ -82,7 +82,7 @@ def _why(error: OSError | ValueError) -> str:
 
 
 class Renewal:
-    """One run of the job. ``done`` counts its receipts by what became of them.
+    """One run of the job. ``done`` counts its receipts by outcome.
 
     :param rate: the most requests to Apple per second.
     :param every: seconds between two renewals of one receipt, or longer if Apple says so.

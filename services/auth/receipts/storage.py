@@ -1,4 +1,4 @@
-"""The SQL of receipts. Who renews one claims it first: until its claim ends, no other job takes it.
+"""The SQL of receipts. A job claims a receipt before it renews it: until the claim ends, no other job takes it.
 
 Every function raises ``DatabaseUnavailable``.
 """
@@ -26,7 +26,7 @@ class Claimed:
 
 @dataclass(frozen=True, slots=True)
 class Settled:
-    """What became of a receipt. ``due_at`` is when it is due again, as Unix time; None for never.
+    """The outcome for a receipt. ``due_at`` is the Unix time at which it is due again; None for never.
 
     ``receipt`` and ``risk_metric`` are None unless Apple renewed it.
     """
@@ -48,7 +48,7 @@ _CLAIM = Query.text(
     returning key_id, bundle_id, receipt, receipt_due_at as until
     """
 )
-# a claim that another job has taken over, or a new attestation, changed the time
+# the time has changed if another job has claimed the receipt, or the device has attested again
 _SETTLE = Query.text(
     """
     update devices set
@@ -70,7 +70,7 @@ async def claim(database: Database, *, limit: int) -> list[Claimed]:
 
     :raises DatabaseUnavailable: PostgreSQL could not be asked; what was claimed is due again when the claim ends.
     """
-    # should it be repeated, what the first try claimed waits for the end of that claim
+    # if it is repeated, the receipts that the first try claimed wait for the end of that claim
     return [Claimed(**row) for row in await database.fetch(_CLAIM, seconds=CLAIM, limit=limit)]
 
 
@@ -80,7 +80,7 @@ async def left(database: Database) -> int:
 
 
 async def settle(database: Database, claimed: Claimed, settled: Settled) -> bool:
-    """Write what became of a receipt, and end the claim.
+    """Write the outcome for a receipt, and end the claim.
 
     :returns: False if the claim had ended before.
     :raises DatabaseUnavailable: whether it was written is unknown.

@@ -77,7 +77,7 @@ class Changes:
         await decisions.forget_others(self._redis, identity, list(decided.tiers))
 
     def running(self) -> contextlib.AbstractAsyncContextManager[None]:
-        """Applies waiting decisions in the background."""
+        """Apply waiting decisions in the background."""
         return background.running(self._registry, redis_changes=self._keep_applying)
 
     async def _keep_applying(self) -> None:
@@ -94,7 +94,7 @@ class Changes:
                 _log.warning("decisions_wait", dependency=error.dependency)
 
     async def apply_pending(self) -> bool:
-        """Apply the decisions that have waited longest; whether more wait.
+        """Apply the decisions that have waited longest. Returns whether more wait.
 
         :raises DependencyUnavailable: some decisions could not be applied; all others were.
         """

@@ -40,7 +40,7 @@ _RAISE_GENERATION = Query.text(
     returning coalesce(tokens_from_ms / 1000, 0) as issued, generation
     """
 )
-#: As an exchange sees it. Of an erased identity, what is decided is kept under its digests.
+#: The standing at an exchange. Decisions about an erased identity are kept under its digests.
 _AT_DOOR = Query.text(
     """
     select coalesce(bool_or(blocked_at is not null), false) as blocked,
@@ -94,7 +94,7 @@ _EXCEPTIONS = Query.text(
     from exceptions join users using (user_id) where identity = :identity and ends_at > now()
     """
 )
-#: One that has ended is shown for a while.
+#: An exception that has ended is kept for a day.
 _CLEAR_EXCEPTIONS = Query.text("delete from exceptions where ends_at < now() - interval '1 day'")
 _TIERS = Query.text("select user_id, budget_tier from users where identity = :identity")
 
@@ -128,7 +128,7 @@ class Decided:
 
 
 def being_erased() -> DependencyUnavailable:
-    """Redis has not forgotten an identity yet, which can't return before."""
+    """The error for an identity that Redis has not forgotten yet, and which can't return before that."""
     return DependencyUnavailable("redis", reason="an erasure is not finished")
 
 
@@ -148,7 +148,7 @@ async def kept_as(transaction: Transaction, identity: str, digests: Sequence[str
 
 
 async def standing(database: Database | Transaction, identity: str) -> tuple[Standing, Oldest]:
-    """What is decided about an identity, and the oldest of its tokens that are good."""
+    """The standing of an identity, and the oldest of its tokens that are good."""
     row = (await database.fetch(_STANDING, identity=identity))[0]
     oldest = Oldest(row["issued"], row["generation"])
     return Standing.of(blocked=row["blocked"], revoked=row["revoked"]), oldest
@@ -177,9 +177,9 @@ async def raise_generation(transaction: Transaction, identity: str, generation: 
 async def standing_at_door(
     database: Database | Transaction, identity: str, digests: Sequence[str]
 ) -> tuple[Standing, Oldest]:
-    """What is decided about an identity that exchanges a credential, as ``standing``.
+    """The same as ``standing``, for an identity that exchanges a credential.
 
-    :param digests: those under which it is kept, should the identity have been erased.
+    :param digests: the digests of the identity, which may have been erased.
     :raises DependencyUnavailable: the identity is being erased.
     """
     row = (await database.fetch(_AT_DOOR, identity=identity, names=[identity, *digests]))[0]

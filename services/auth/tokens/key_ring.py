@@ -93,9 +93,9 @@ class KeyRing:
         return min(self.keys.values(), key=_age)  # the first key of a deployment signs before its activation
 
     def find(self, kid: str) -> SigningKey | None:
-        """The key of a kid. For an unknown kid the folder is read, since another process may have made it.
+        """The key of a kid. For an unknown kid the folder is read, since another process may have made the key.
 
-        :raises DependencyUnavailable: there are no keys, so the kid can't be judged.
+        :raises DependencyUnavailable: there are no keys.
         """
         if kid not in self.keys and time.monotonic() - self._looked >= _LOOK_AT_MOST:
             self.refresh()
@@ -132,7 +132,7 @@ class KeyRing:
         self._looked = time.monotonic()
         faults: set[str] = set()
         try:
-            seen = _fingerprint(self._folder)
+            seen = [(path.name, _status(path)) for path in key_files(self._folder)]
             if seen == self._seen:
                 return
             found: dict[str, SigningKey] = {}
@@ -190,15 +190,8 @@ def key_files(folder: Path) -> list[Path]:
         raise KeyFault(f"MLPA_SIGNING_KEYS_DIR: {folder}: {error.strerror}") from error
 
 
-def _fingerprint(folder: Path) -> object:
-    """A value that changes with the folder.
-
-    :raises KeyFault: the folder can't be read.
-    """
-    return [(path.name, _status(path)) for path in key_files(folder)]
-
-
 def _status(path: Path) -> tuple[int, ...] | None:
+    """A value that changes with the file."""
     try:
         status = path.stat()
     except OSError:  # a dangling link: ``load_key`` reports it

@@ -1,4 +1,4 @@
-"""The age of the ledger's oldest row, which shows that nobody prunes it."""
+"""The age of the ledger's oldest row, which shows whether the ledger is pruned."""
 
 from __future__ import annotations
 

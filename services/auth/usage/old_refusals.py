@@ -1,4 +1,4 @@
-"""The end of refused requests: those that are older than a week are deleted."""
+"""The deletion of refused requests that are older than a week."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Requests of all users, newest first: those that were admitted, from the ledger, and samples of those refused.
 
-The answer to a complaint: found by request id, user, model, service type, code or time, in a bounded part of the two
-tables, so that no search is slow; what a page did not look through is for the next one.
+They are found by request id, user, model, service type, code or time, in a bounded part of the two tables, so that no
+search is slow; the next page continues where a page ended.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _SCANNED = 10_000
 #: Later than any request.
 _LATEST = datetime(9999, 1, 1, tzinfo=UTC)
 _OUTCOMES = {outcome.value for outcome in Outcome}
-#: What an index finds.
+#: The criteria that have an index.
 _INDEXED = ("request_id", "user_id")
 
 Key = tuple[datetime, str]
@@ -76,7 +76,7 @@ _CODES = Query.text(
 
 
 class Sought(msgspec.Struct, frozen=True):
-    """What is looked for; empty fields are not. ``until``: only requests before that time."""
+    """The criteria of a search; empty ones don't count. ``until``: only requests before that time."""
 
     request_id: str = ""
     user_id: str = ""
@@ -115,7 +115,7 @@ _COLUMNS = [field.name for field in fields(RequestRow) if field.name != "seconds
 
 @dataclass(frozen=True, slots=True)
 class RequestPage:
-    """A page of requests. ``looked_back_to``: where the look ended before the page was full; None if it did not."""
+    """A page of requests. ``looked_back_to``: where the search ended before the page was full; else None."""
 
     rows: list[RequestRow]
     next_cursor: str | None
@@ -124,7 +124,7 @@ class RequestPage:
 
 @dataclass(frozen=True, slots=True)
 class _Part:
-    """What one table has. It is complete down to ``edge``; to its beginning if that is None."""
+    """The requests of one table, complete back to ``edge``, or to the table's beginning if that is None."""
 
     rows: list[RequestRow]
     edge: Key | None

@@ -52,7 +52,7 @@ class Usage:
     """The figures of the overview.
 
     :param reports: connections for sums over many rows, which take longer than a request may.
-    :param near_wait: seconds that the first page waits for who is near the limit.
+    :param near_wait: seconds that the first page waits for the users near their limit.
     """
 
     def __init__(
@@ -87,7 +87,7 @@ class Usage:
         return self.now().replace(minute=0, second=0, microsecond=0)
 
     async def near_limit(self) -> NearLimit | None:
-        """None as long as they are unknown."""
+        """The users near their limit; None while they are unknown."""
         if self._clock() >= self._near_after:
             asking = self._asking.start()
             if self._near is None:

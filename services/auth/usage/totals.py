@@ -1,4 +1,4 @@
-"""Total budgets: what all users of a service type have spent together, and when it will be all."""
+"""Total budgets: the spend of all users of a service type together, and when it will reach the budget."""
 
 from __future__ import annotations
 

@@ -40,7 +40,7 @@ _BY_DAYS, _BY_HOURS = (Query.text(_AFFECTED.format(spent=spent)) for spent in (_
 
 
 async def affected(database: Database, row: ServiceType, rows: Mapping[str, ServiceType], now: float) -> Affected:
-    """Who has the money and rates of a row, and who of them is over its budget in its current period.
+    """Count the users with the money and rates of a row, and those who are over its budget in its current period.
 
     :param rows: the table that the row is of.
     """

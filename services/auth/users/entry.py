@@ -140,7 +140,7 @@ class Users:
     async def flush_seen(self) -> None:
         """Write ``last_seen_at`` of the users seen since the last call.
 
-        :raises DependencyUnavailable: they are written the next time, as after any other error.
+        :raises DependencyUnavailable: the next call writes them, as after any other error.
         """
         batch, self._seen = self._seen, set()
         try:
@@ -152,7 +152,7 @@ class Users:
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """Writes ``last_seen_at`` in the background, and once more at the end."""
+        """Write ``last_seen_at`` in the background, and once more at the end."""
         async with background.running(self._registry, last_seen=self._keep_flushing):
             yield
         with contextlib.suppress(DependencyUnavailable):

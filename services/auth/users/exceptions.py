@@ -1,4 +1,4 @@
-"""What an exception of a user may be."""
+"""The bounds of a user's exception."""
 
 from __future__ import annotations
 

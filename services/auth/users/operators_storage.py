@@ -111,7 +111,7 @@ _LEDGER = Query.text(
     """
 )
 
-# Below 0 where users entered without a limit: the sum with their lanes is exact
+# It may fall below 0, where users entered without a limit: the sum with their lanes is exact
 _MAKE_ROOM = Query.text(
     "insert into capacity as c (service_type, users) values (:service_type, -1) "
     "on conflict (service_type) do update set users = c.users - 1"

@@ -11,8 +11,8 @@ from collections.abc import Iterable
 from shared.domain.service_types import ServiceType
 from shared.stores.postgres import Database, Query, Transaction
 
-# The first number is any. The lock is the first that a transaction takes of a pool: newcomers of one without a limit
-# share it, so that none of them can be missed by a count
+# The first number is arbitrary. A transaction takes this lock first. Newcomers to a pool without a limit share
+# it, so that a count misses none of them
 _LOCK = Query.text(
     """
     insert into pools (pool) select :pool from (select pg_advisory_xact_lock(1296846936, hashtext(:pool))) as locked
@@ -53,7 +53,7 @@ _STATUS = Query.text(
 
 
 async def is_full(database: Database, user_id: str, identity: str, row: ServiceType) -> bool:
-    """Whether a pool is full. The check takes no lock, so that newcomers cost little while it is."""
+    """Whether a pool is full. The check takes no lock, so that newcomers to a full pool cost little."""
     if not row.max_users or not await database.fetch(_FULL, pool=row.pool, of=_of(row), max_users=row.max_users):
         return False
     return not (await database.fetch(_HAS_PLACE, identity=identity, members=_members(row), user_id=user_id))[0][
@@ -89,7 +89,7 @@ async def leave(transaction: Transaction, identity: str, row: ServiceType) -> No
 
 
 async def _uncount(transaction: Transaction, row: ServiceType) -> None:
-    """Keep no number, since nobody is refused by it, so that newcomers don't wait for each other."""
+    """Keep no count of a pool without a limit, so that newcomers don't wait for each other."""
     await transaction.fetch_one(_SHARE_LOCK, pool=row.pool)
     await transaction.execute(_UNCOUNT, pool=row.pool)
 

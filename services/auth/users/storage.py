@@ -43,8 +43,7 @@ _COUNT = Query.text(
     "insert into capacity_lanes as c (service_type, lane, users) values (:service_type, pg_backend_pid() % 64, 1) "
     "on conflict (service_type, lane) do update set users = c.users + 1"
 )
-# What is kept of an erased identity becomes its own again: its decisions, and what it spent since a day that began
-# with the user's period or before
+# Gives a returning identity back its decisions, and its spend since the day in which the user's period began
 _TAKE_BACK = [
     Query.text(
         "update identities set identity = :identity where identity = :digest"
@@ -65,7 +64,7 @@ _SEEN = Query.text(
 
 
 async def can_write(database: Database) -> None:
-    """Update no row, as readiness does."""
+    """Run an update that touches no row, for readiness."""
     await database.execute(_SEEN, users=[])
 
 
@@ -84,10 +83,10 @@ async def enter(
 
     A newcomer that was erased spends from what is left of its period.
 
-    :param digests: those that records of the identity may have, should it have been erased.
-    :param oldest: what ``standing_at_door`` answered, beside a good standing.
+    :param digests: the digests of the identity, which may have been erased.
+    :param oldest: the answer of ``standing_at_door``, with a good standing.
     :returns: False when a newcomer found no place.
-    :raises DecisionChanged: that is no longer the answer.
+    :raises DecisionChanged: that answer has changed.
     :raises DependencyUnavailable: the identity is being erased.
     """
     names = {"user_id": user_id, "service_type": row.name}

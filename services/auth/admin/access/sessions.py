@@ -44,7 +44,7 @@ class Flash(msgspec.Struct, frozen=True):
 
 
 class _Held(msgspec.Struct, array_like=True, forbid_unknown_fields=True, frozen=True):
-    """A session's value in Redis, behind its MAC. It has no role: the configuration decides that at every request."""
+    """A session's value in Redis, after its MAC. It has no role, which the configuration decides at every request."""
 
     name: str
     born: int

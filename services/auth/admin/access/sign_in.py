@@ -44,6 +44,6 @@ async def end(request: web.Request, session: Session, response: web.Response) ->
 
 
 def destination(request: web.Request) -> str:
-    """Where to go after signing in: only ever into the console."""
+    """The page to show after the sign-in, which is always one of the console."""
     asked = request.query.get("next", "")
     return asked if _NEXT.fullmatch(asked) and not asked.startswith("/admin/sign-") else "/admin"

@@ -1,7 +1,7 @@
 """Wrong admin keys, at the console and at the API: counted, slowed down per source, and in the audit log.
 
-A key is compared whatever the limit says, so that nobody can lock the operators out. Only the answer to wrong ones
-changes.
+A key is compared even when the limit is reached, so that nobody can lock the operators out; only the answer to a wrong
+key changes.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
 async def costs_csv(request: web.Request) -> web.StreamResponse:
-    """The sums, written in parts. If PostgreSQL fails midway, the connection ends, so that nobody takes it for all."""
+    """The sums, written in parts. If PostgreSQL fails midway, the connection is aborted: the file is not complete."""
     await callers.by_key_or_session(request)
     query = one_each(request, ("from", "to", "by"))
     by, span = dimensions(query.get("by", _BY)), Span.of(query, request.app[USAGE].now())

@@ -1,4 +1,4 @@
-"""What the paths of the API share: how a request is read and answered, and what their documentation says."""
+"""The parts that all paths of the API share: parsing, answers, documentation."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The figures of the overview. Each part can be unavailable on its own, so that the page shows an outage."""
+"""The figures of the overview. Each part can be unavailable on its own, so that the page works during an outage."""
 
 from __future__ import annotations
 

@@ -67,7 +67,7 @@ def install(app: web.Application) -> None:
 
 @cache
 def _environment() -> jinja2.Environment:
-    """Templates that escape values and fail on undefined names; all are compiled, so that no page waits for it."""
+    """Templates that escape values and fail on undefined names; all are compiled here rather than at first use."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
         autoescape=True,

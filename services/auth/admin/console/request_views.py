@@ -17,7 +17,7 @@ from services.auth.users.operators import USER_ADMIN
 from shared.domain.outcome import Outcome
 from shared.errors import NotFound
 
-#: How the page names the fields of ``Sought``.
+#: The fields of ``Sought``, by their names in the query.
 _FIELDS = {"request": "request_id", "user": "user_id", "model": "model", "type": "service_type", "code": "code"}
 
 
@@ -45,7 +45,7 @@ async def requests(request: web.Request, session: Session) -> web.StreamResponse
 
 @pages.page
 async def find(request: web.Request, session: Session) -> web.StreamResponse:
-    """Lead to what has this id: a user, a request, else the users whose ids begin so."""
+    """Redirect to the user or the request with this id, else to the users whose ids begin with it."""
     q = request.query.get("q", "").strip()
     try:
         await request.app[USER_ADMIN].get(q)

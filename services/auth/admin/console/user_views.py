@@ -31,7 +31,7 @@ _LEDGER_ROWS = 25
 _TOP = 100
 _LISTS: dict[str, Which] = {name: name for name in get_args(Which)}
 _SORTS: dict[str, Sort] = {name: name for name in get_args(Sort)}
-#: Lists of all users: their order, and whether it is descending. A phone shows no headings to sort by.
+#: Lists of all users: their order, and whether it is descending. On a phone there are no headings to sort by.
 _ORDERS: dict[str, tuple[Sort, bool]] = {"newest": ("created", True), "seen": ("seen", True), "unseen": ("seen", False)}
 _AUDIT_ROWS, _REFUSED_ROWS = 10, 10
 
@@ -115,7 +115,7 @@ async def user(request: web.Request, session: Session) -> web.StreamResponse:
 
 
 def _kind_of(identity: str) -> str | None:
-    """What an identity is: "FxA uid"."""
+    """The kind of an identity: "FxA uid"."""
     return next((kind.words.identity for kind in KINDS if kind.kind is Credential.of(identity)), None)
 
 
