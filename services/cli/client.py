@@ -100,7 +100,7 @@ class Client:
         return self._stream(json.dumps(_body(**asked)).encode(), _bearer(token))
 
     async def chat_as_ios(self, device: Device, scope: str, **asked: Any) -> AsyncIterator[str]:
-        """The same as shipped Firefox for iOS asks for it: with a fresh challenge, and an assertion over the body."""
+        """Ask as shipped Firefox for iOS does: with a fresh challenge, and an assertion over the body."""
         challenge = await self.challenge(device)
         body = json.dumps(_body(**asked), sort_keys=True, separators=(",", ":")).encode()
         claims = {
@@ -122,12 +122,12 @@ class Client:
             yield piece
 
     def chat_as_desktop(self, fxa_token: str, scope: str, **asked: Any) -> AsyncIterator[str]:
-        """The same as shipped Firefox for desktop asks for it: with its FxA token."""
+        """Ask as shipped Firefox for desktop does: with its FxA token."""
         headers = {**_bearer(fxa_token), "service-type": scope, "purpose": "chat", "x-engine-id": "smart-openai"}
         return self._stream(json.dumps({**_body(**asked), "tools": []}).encode(), headers)
 
     def chat_as_android(self, token: str, scope: str, **asked: Any) -> AsyncIterator[str]:
-        """The same as shipped Firefox for Android asks for it: with the access token of its install."""
+        """Ask as shipped Firefox for Android does: with the access token of its install."""
         headers = {**_bearer(token), "service-type": scope, "use-play-integrity": "true"}
         return self._stream(json.dumps(_body(**asked)).encode(), headers)
 

@@ -37,7 +37,7 @@ _CLIENT_KEY = "dev"
 
 @dataclass(frozen=True)
 class _Known:
-    """What the single-process MLPA has in its code about a service type: defaults, and what no setting says."""
+    """A service type in the code of the single-process MLPA: its defaults, and fields that no setting has."""
 
     max_budget: str = "0.1"
     rpm: str = "10"

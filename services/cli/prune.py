@@ -33,7 +33,7 @@ _DEVICES = Query.text(
 
 #: Days for which it is known which FxA tokens of an identity without users are too old: none lives nearly as long.
 _TOO_OLD_KEPT = 30
-# FxA also tells of accounts that were never here. An erased one had users until then, and its generation may have
+# FxA also reports accounts that were never here. An erased one had users until then, and its generation may have
 # changed. Blocked ones stay
 _IDENTITIES = Query.text(
     """

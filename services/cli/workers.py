@@ -90,6 +90,6 @@ def run(name: str, count: int) -> int:
 
 
 def _signal(child: subprocess.Popen[bytes], number: int) -> None:
-    """As ``Popen.send_signal``, which would take the exit status of one that has just died from ``os.wait``."""
+    """Signal a worker. ``Popen.send_signal`` would take the exit status of one that has just died from ``os.wait``."""
     with contextlib.suppress(ProcessLookupError):
         os.kill(child.pid, number)

@@ -17,7 +17,7 @@ from shared.service.web import SERVICE_TYPE, USER_ID
 
 @dataclass(frozen=True, slots=True)
 class Dialect:
-    """How one kind of client is recognised and authenticated, and how answers are written for it."""
+    """The treatment of one kind of client: its recognition, its authentication, and the form of its answers."""
 
     #: Whether a request comes from such a client.
     speaks: Callable[[web.Request], bool]
@@ -29,7 +29,7 @@ class Dialect:
     error_event: Callable[[ServiceError], bytes]
     #: Rewrites whole events of a stream.
     events: Callable[[bytes], bytes]
-    #: What is sent while a stream is silent; empty for nothing.
+    #: The bytes to send while a stream is silent; empty for none.
     comment: bytes
     #: Whether a block is reported before faults of the request, and among these a wrong model first.
     in_order: bool = False

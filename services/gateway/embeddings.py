@@ -153,7 +153,7 @@ _answer = msgspec.json.Decoder(_Answer)
 
 
 def _end(body: bytes) -> _Answer | None:
-    """What a long answer says from its usage on, if that is a member of the answer; None for all others.
+    """The part of a long answer from its usage on, if that is a member of the answer; None for all others.
 
     Vectors may be 30 MB, which take 0.1 s to read, and LiteLLM writes the usage after them.
     """

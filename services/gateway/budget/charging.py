@@ -69,7 +69,7 @@ def bounds(ask: Ask, max_budget: int) -> Bounds:
 
 
 class Charge(msgspec.Struct, frozen=True):
-    """What a settled request is charged: the ledger's tokens and cost, and the tokens that TPM counts."""
+    """The charge of a settled request: the ledger's tokens and cost, and the tokens that TPM counts."""
 
     cost_nano: int
     prompt_tokens: int

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Timings:
-    """How often the background work runs, in seconds. Tests shorten them."""
+    """The intervals of the background work, in seconds. Tests shorten them."""
 
     lease: float = 30
     renew: float = 5  # half of the 10 s within which a block ends a stream (services/PROTOCOL.md, section 4)
@@ -182,7 +182,7 @@ class Usage(msgspec.Struct, frozen=True):
 
 
 class Delivery(msgspec.Struct, frozen=True):
-    """How a request ended.
+    """The end of a request, as its charge needs it.
 
     ``sent``: any byte of the request went out. ``refused``: LiteLLM answered an error before any data.
     ``response_cost``: what LiteLLM says that it cost, in USD. ``relayed_bytes``: UTF-8 bytes of content, reasoning

@@ -17,7 +17,7 @@ _UNAVAILABLE = "unavailable"
 _LABELS = {word.row.code: word.label for word in KINDS}
 #: The reasons of the metrics.
 LABELS = tuple(dict.fromkeys((*(word.label for word in KINDS), _UNAVAILABLE)))
-#: Those of limits, as opposed to a block or an outage.
+#: The reasons that are limits, as opposed to a block or an outage.
 UNENFORCED = tuple(
     dict.fromkeys(word.label for word, kind in KINDS.items() if kind not in (UserBlocked, InvalidToken, Unavailable))
 )

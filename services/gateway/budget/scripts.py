@@ -37,7 +37,7 @@ _LIMIT = 10**12  # of completion tokens: still exact in Lua, and more than any m
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """What a rebuild starts from: versions, Redis's clock, and by id the rows that may not be in the ledger yet."""
+    """The start of a rebuild: versions, Redis's clock, and by id the rows that may not be in the ledger yet."""
 
     user_version: str
     identity_version: str
@@ -121,7 +121,7 @@ class BudgetScripts:
     """Runs the scripts. Every method raises ``DependencyUnavailable("redis")``, and then the outcome is unknown."""
 
     def __init__(self, executor: Executor, lease: float, outbox_limit: int = 0) -> None:
-        """:param outbox_limit: rows of a shard that may wait for PostgreSQL, or nobody is admitted; 0: any number."""
+        """:param outbox_limit: the rows of a shard that may wait for PostgreSQL before admissions stop; 0: any number."""
         self.executor = executor
         self._lease_ms = int(lease * 1000)
         self._outbox_limit = outbox_limit
@@ -235,7 +235,7 @@ class BudgetScripts:
         return [Word(reply.decode()) for reply in await self.executor.run(number, call)]
 
     async def sweep(self, number: int, who: str, claim: float, orphan: float, cursor: str) -> Sweep | None:
-        """What dead gateways left in a shard; None when another gateway looks after it."""
+        """Find what dead gateways left in a shard; None if another gateway looks after it."""
         keys = SHARD_KEYS[number]
         call = _SWEEP.call(
             leases=keys.leases,
@@ -326,7 +326,7 @@ class BudgetScripts:
         return reply.split()
 
     async def sums(self, names: Sequence[str], every: float) -> Sums:
-        """What all shards spent and reserved together. One gateway is asked to read them, every so many seconds."""
+        """The totals of all shards. Once in ``every`` seconds, one gateway is asked to read the shards."""
         call = _SUMS.call(sums=_FIRST.sums, every=int(every * 1000), each=[_SUMS.item(total=name) for name in names])
         now, mine, *texts = await self.executor.run(_FIRST.number, call)
         known = {}

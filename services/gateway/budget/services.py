@@ -184,7 +184,7 @@ class Budgets:
         return cost
 
     async def state(self, principal: Principal) -> BudgetState:
-        """What a user has left in the current period.
+        """A user's budget in the current period.
 
         :raises UserBlocked, InvalidToken, DependencyUnavailable: as ``admit``.
         """

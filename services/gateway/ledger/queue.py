@@ -29,7 +29,7 @@ _LEAST_PAUSE, _MOST_PAUSE, _MOST_PAUSE_OF_WRITES = 0.05, 1.0, 2.0
 
 @dataclass(slots=True, eq=False)
 class _Settled:
-    """A row that waits for PostgreSQL, and the epoch of the Redis server that had it; empty if nobody knows that."""
+    """A row that waits for PostgreSQL, and the epoch of the Redis server that had it; empty if that is unknown."""
 
     row: LedgerRow
     epoch: str
@@ -155,7 +155,7 @@ class LedgerQueue:
             rows[row.id] = rows.pop(row.id)
             return False
         del rows[row.id]
-        # Empty when the server changed meanwhile: nobody knows which of the two took it
+        # Empty when the server changed meanwhile: it is unknown which of the two took it
         self._take(row, reply, before if before == executor.epoch(number) else "")
         return True
 
@@ -222,7 +222,7 @@ class LedgerQueue:
                     self.add(replace(row, settled_ms=now_ms))
         try:
             async with asyncio.timeout(timeout):
-                while not await self.flush():  # noqa: ASYNC110 - PostgreSQL tells nobody that it's back
+                while not await self.flush():  # noqa: ASYNC110 - PostgreSQL does not announce that it's back
                     await asyncio.sleep(self._every)
         except TimeoutError:
             _log.error("ledger_rows_left", rows=len(self._settled))

@@ -121,7 +121,7 @@ async def can_write(database: Database) -> None:
 
 @dataclass(frozen=True, slots=True)
 class UserRecord:
-    """What a user's state is built from.
+    """The records that a user's state is built from.
 
     ``written`` has the cost of those pending rows that are in the ledger already. ``erased``: the user was erased, and
     has not returned.

@@ -233,7 +233,7 @@ class Executor:
     async def _look(self) -> None:
         """Learn which node holds which shard."""
         failure: Exception = ConnectionError("no node of the cluster answers")
-        # Those that answer first: one that is gone without a word takes a second to find out
+        # Connected nodes first: to find out that one is gone may take a second
         known = sorted(self._nodes, key=lambda address: self._nodes[address].link is None)
         for address in dict.fromkeys([*known, self._seed]):
             try:
@@ -293,6 +293,6 @@ async def _answer(reply: asyncio.Future[Any], deadline: float) -> Any:
 
 
 def _address(failure: ScriptFailed, link: Link) -> Address:
-    """Where ``ASK <slot> <host>:<port>`` leads; without a host, to another port of the server that said so."""
+    """The address in ``ASK <slot> <host>:<port>``; without a host, another port of the server that sent it."""
     host, _, port = str(failure).split(" ")[2].rpartition(":")
     return host or link.host, int(port)

@@ -26,7 +26,7 @@ async def warnings(link: Link) -> list[str]:
 
 
 async def _setting(link: Link, name: str) -> str | None:
-    """A line of the server's configuration; None when the server doesn't tell it."""
+    """A line of the server's configuration; None if the server doesn't show it."""
     try:
         reply: list[bytes] = await link.send(pack("CONFIG", "GET", name))
     except ScriptFailed:

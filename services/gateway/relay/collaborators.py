@@ -1,4 +1,4 @@
-"""What serving a paid operation needs, set by the app."""
+"""The objects that serve paid operations, set by the app."""
 
 from __future__ import annotations
 

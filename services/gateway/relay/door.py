@@ -1,4 +1,4 @@
-"""A limit on users whose requests are refused again and again before any rate counts them."""
+"""A limit on users whose requests are refused repeatedly before any rate counts them."""
 
 from __future__ import annotations
 

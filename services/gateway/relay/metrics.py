@@ -19,7 +19,7 @@ REASONS = {kind.counted_as: kind.ours for kind in kinds()}
 #: The metric reason of a client that left before any of the answer had come.
 ABORT_BEFORE_ANSWER = "abort_before_answer"
 
-#: How an admitted request can end, as the metrics of operations tell it.
+#: The ends of an admitted request in the metrics of operations.
 RESULTS = (Outcome.SUCCESS, Outcome.ERROR, Outcome.ABORT)
 
 Labels = tuple[str, str, str]

@@ -1,4 +1,4 @@
-"""A paid operation: one that asks LiteLLM and is charged. Here is what each has of its own; the rest is shared."""
+"""A paid operation: one that asks LiteLLM and is charged. Here is what differs between them; the rest is shared."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ class OperationMetrics(Protocol[T_contra]):
 
 
 class PaidOperation(Protocol[A, T]):
-    """What one paid operation has of its own. All else is the same for each: ``views.serve`` and ``Relay``."""
+    """One paid operation, as far as it differs from others. The rest is shared: ``views.serve`` and ``Relay``."""
 
     @property
     def metrics(self) -> OperationMetrics[T]: ...
@@ -134,7 +134,7 @@ class PaidOperation(Protocol[A, T]):
         """
 
     def model(self, asked: A, row: ServiceType, catalogue: Catalogue) -> PricedModel:
-        """What the request asks, with its prices.
+        """The model or tool that the request asks, with its prices.
 
         :raises InvalidModel: there is no such model, or the service type may not use it.
         :raises DependencyUnavailable: the models are not known yet.

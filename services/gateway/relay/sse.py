@@ -75,7 +75,7 @@ class Framer:
 
 
 def _last_end(data: bytes | bytearray, start: int) -> int:
-    """Where the last finished event ends, looking from ``start``; 0 when none does."""
+    """The position after the last finished event, looking from ``start``; 0 if there is none."""
     if data.find(b"\r", start) < 0:
         return data.rfind(b"\n\n", start) + 2 if data.find(b"\n\n", start) >= 0 else 0
     end = 0

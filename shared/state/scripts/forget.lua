@@ -21,7 +21,7 @@ if left > 0 then
   redis.call('EXPIRE', identity, IDLE)
   return left
 end
--- What PostgreSQL answered about the identity before it was erased there is not written any more
+-- From here on, no answer of PostgreSQL from before the erasure is written
 local clock = redis.call('TIME')
 redis.call('SET', forgotten, clock[1] .. '.' .. clock[2], 'EX', REBUILT)
 redis.call('DEL', identity)

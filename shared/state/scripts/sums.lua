@@ -1,4 +1,4 @@
--- What the totals of all shards add up to, which one gateway reads for all.
+-- Reads the sums of all shards' totals, which one gateway collects for all.
 --@ use clock
 --@ keys sums
 --@ args every#

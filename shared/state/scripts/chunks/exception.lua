@@ -1,5 +1,5 @@
--- What a user's exception (packed.Excepted) gives at this moment: nano-dollars beside the budget, and whether no rate
--- holds.
+-- Reads a user's exception (packed.Excepted) at this moment: nano-dollars beside the budget, and whether rates are
+-- lifted.
 local function exception(text)
   local ends, extra, rates = string.match(text or '', '^(%d+)|(%d+)|([01])$')
   if not ends or now >= tonumber(ends) then return 0, false end
