@@ -26,7 +26,7 @@ class Habits:
 
 @dataclass(frozen=True, slots=True)
 class Costs:
-    """Seconds of CPU, or what the name says. CAPACITY.md tells how each was measured."""
+    """Seconds of CPU, or what the name says. CAPACITY.md says how each was measured."""
 
     gateway_request: float = 2.0e-3
     gateway_event: float = 20e-6

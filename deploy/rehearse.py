@@ -69,11 +69,6 @@ def count(server: PostgresServer) -> int:
     return int(ask(server, "select count(*) from ledger"))
 
 
-def standby(server: PostgresServer) -> bool:
-    """Whether a server still replays its log; it can be read meanwhile."""
-    return bool(ask(server, "select pg_is_in_recovery()"))
-
-
 def megabytes(folder: Path) -> float:
     return sum(one.stat().st_size for one in folder.rglob("*") if one.is_file()) / 1e6
 
@@ -144,7 +139,7 @@ def recover(folder: Path, before: int) -> int:
     server.ready_seconds = 3600
     with timed("replaying the log"):
         server.start()
-        while standby(server):
+        while ask(server, "select pg_is_in_recovery()"):
             time.sleep(0.1)
     lost = before - count(server)
     server.stop()

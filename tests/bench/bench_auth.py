@@ -10,9 +10,8 @@ import base64
 import json
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
 
 import aiohttp
 from aiohttp import web
@@ -199,9 +198,7 @@ async def _key_set(ring: SigningKeys) -> AsyncIterator[KeySet]:
 
     app = web.Application()
     app.router.add_get("/jwks", jwks)
-    async with AsyncExitStack() as stack:
-        url = await stack.enter_async_context(serve(app))
-        session: Any = await stack.enter_async_context(aiohttp.ClientSession())
+    async with serve(app) as url, aiohttp.ClientSession() as session:
         keys = key_set(session, Registry(), issuer=ISSUER, jwks_url=f"{url}/jwks")
         await keys.refresh()
         yield keys

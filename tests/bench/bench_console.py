@@ -35,7 +35,7 @@ WARM_UP, READS = 3, 20
 LONGEST = 480 + USERS / 2_000
 GOAL = "at most 3x, and 300 ms"
 
-#: Where it answers, and the session of somebody who is signed in.
+#: The address of a console, and a session that is signed in.
 Console = tuple[str, aiohttp.ClientSession]
 
 
@@ -73,7 +73,7 @@ def _p95(times: list[float]) -> float:
 
 @asynccontextmanager
 async def _console(database: str, redis: str, folder: Path) -> AsyncIterator[Console]:
-    """A running auth, and the session of somebody who is signed in."""
+    """A running auth, and a session that is signed in."""
     settings = AuthSettings.from_environment(
         _env_file=None,
         mlpa_debug=True,

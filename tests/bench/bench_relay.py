@@ -68,7 +68,7 @@ class Relay:
         return psutil.Process(self.process.pid)
 
     def cpu_seconds(self) -> float:
-        """Of its threads that run, by the scheduler: the clock of user and system time ticks every 10 ms."""
+        """CPU seconds of its threads by the scheduler: the clock of user and system time ticks every 10 ms."""
         assert self.process is not None
         threads = Path(f"/proc/{self.process.pid}/task").iterdir()
         return sum(int((thread / "schedstat").read_text().split()[0]) for thread in threads) / 1e9
@@ -158,7 +158,7 @@ async def _answering(port: int) -> None:
 async def _both(
     relays: Relays, work: Callable[[Relay], Awaitable[_T]], rounds: int = ROUNDS
 ) -> tuple[list[_T], list[_T]]:
-    """What the gateway and the bare relay gave, by round."""
+    """The results of the gateway and of the bare relay, by round."""
     mine, bare = await turns(*(partial(work, relay) for relay in relays), rounds=rounds)
     return mine, bare
 
@@ -269,7 +269,7 @@ async def memory(relays: Relays) -> list[Row]:
 
 
 async def images(relays: Relays) -> list[Row]:
-    """What uploads leave behind: bodies are let go of once they are sent, so it is not theirs to grow with."""
+    """The memory that uploads leave taken. Bodies are released once they are sent, so it does not grow with them."""
     grown = [await _per_stream(relays[0], count=count, image=IMAGE) * count / 1024 for count in UPLOADS]
     name = f"RSS taken by {' and '.join(map(str, UPLOADS))} open streams, each asked with an image of 2.8 MB"
     return [(name, " and ".join(f"{one:.0f} MiB" for one in grown))]

@@ -57,7 +57,7 @@ TYPES = {
     "memories": {"max_budget": "1000", "total_budget": str(TOTAL_NANO // 10**9)},
     "s2s": {"max_budget": f"{SMALL_NANO / 10**9:.9f}"},
 }
-#: What the upstream's streams cost.
+#: The cost of one of the upstream's streams.
 STREAM_NANO = 110
 
 _FILL = """
@@ -91,7 +91,7 @@ end
 
 @dataclass(slots=True)
 class Rig:
-    """What runs, and how to ask it."""
+    """The running system, and a way to ask it."""
 
     database: str
     token: Callable[[int, str], str]
@@ -197,7 +197,7 @@ def _cancel(tasks: list[asyncio.Task[None]]) -> None:
 
 
 async def _promote(old: ValkeyServer, new: ValkeyServer) -> None:
-    """As Sentinel does, or an operator; the proxy finds the new primary by itself."""
+    """Fail over as Sentinel or an operator does; the proxy finds the new primary by itself."""
     old.kill()
     with new.client() as client:
         client.replicaof("NO", "ONE")  # type: ignore[no-untyped-call]
@@ -348,7 +348,7 @@ async def _fill_redis(server: ValkeyServer, database: str, users: int) -> Row:
 
 
 async def _redis_bytes(server: ValkeyServer) -> int:
-    """Without what connections take, those of replicas included."""
+    """The memory of a server without that of its connections, those of replicas included."""
     with server.client() as client:
         memory = client.info("memory")
     connections = sum(memory[f"mem_{name}"] for name in ("total_replication_buffers", "clients_normal"))
@@ -359,7 +359,7 @@ async def _redis_bytes(server: ValkeyServer) -> int:
 
 
 async def _accounts(rig: Rig, server: ValkeyServer, ended: int, spenders: Load) -> list[Row]:
-    """What clients saw beside what the ledger has. A request whose client left may be charged, and is not lost."""
+    """The clients' view beside the ledger's. A request whose client left may be charged, and is not lost."""
     await until(lambda: _waiting(server) == 0, 60)
     ((count, cost),) = sql(rig.database, _CHARGED)
     small = {user: (int(count), int(spent)) for user, count, spent in sql(rig.database, _BY_USER)}

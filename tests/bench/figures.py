@@ -47,7 +47,7 @@ def beside(mine: Sequence[float], other: Sequence[float], unit: str, factor: flo
 
 
 def more(mine: Sequence[float], other: Sequence[float], unit: str, factor: float = 1, *, goal: str = "") -> str:
-    """The same of the difference."""
+    """The difference of ``mine`` and ``other``, its target, and both."""
     differences = [one - another for one, another in zip(mine, other, strict=True)]
     return f"{spread(differences, unit, factor, sign='+')}{_goal(goal)}; {_both(mine, other, unit, factor)}"
 

@@ -83,5 +83,5 @@ class ValkeyCluster:
 
 
 def cluster_options() -> dict[str, str]:
-    """What makes a server a node of a cluster."""
+    """The options of a node of a cluster."""
     return {"cluster-enabled": "yes", "cluster-port": str(free_port()), "cluster-node-timeout": "2000"}

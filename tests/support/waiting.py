@@ -1,4 +1,4 @@
-"""Waiting without a notification: a condition is tested again and again, until a deadline."""
+"""Waiting without a notification: a condition is tested repeatedly, until a deadline."""
 
 from __future__ import annotations
 

@@ -121,7 +121,7 @@ class BudgetScripts:
     """Runs the scripts. Every method raises ``DependencyUnavailable("redis")``, and then the outcome is unknown."""
 
     def __init__(self, executor: Executor, lease: float, outbox_limit: int = 0) -> None:
-        """:param outbox_limit: the rows of a shard that may wait for PostgreSQL before admissions stop; 0: any number."""
+        """:param outbox_limit: rows of a shard that may wait for PostgreSQL before admissions stop; 0: any number."""
         self.executor = executor
         self._lease_ms = int(lease * 1000)
         self._outbox_limit = outbox_limit

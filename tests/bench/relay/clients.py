@@ -1,4 +1,4 @@
-"""Clients as cheap as can be: bare sockets, answers told by their last bytes."""
+"""The cheapest possible clients: bare sockets, which know the end of an answer by its last bytes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ STALL = 0.02
 
 @dataclass(slots=True)
 class Load:
-    """What a number of clients saw: seconds to the first event, errors, events."""
+    """The experience of a number of clients: seconds to the first event, errors, events."""
 
     first: list[float] = field(default_factory=list)
     errors: int = 0
