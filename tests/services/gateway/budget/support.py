@@ -38,8 +38,9 @@ def row(name: str = "ai", **changes: Any) -> ServiceType:
     return service_type(name, **{**values, **changes})
 
 
-def rows(*service_types: ServiceType) -> ServiceTypes:
-    return ServiceTypes({one.name: one for one in service_types or (row(),)}, {})
+def rows(*service_types: ServiceType, **changes: Any) -> ServiceTypes:
+    """A table of these, or of one ``row``."""
+    return ServiceTypes({one.name: one for one in service_types or (row(**changes),)}, {})
 
 
 def principal(service_type: ServiceType | None = None, user: int = 1, jti: str = "jti") -> Principal:

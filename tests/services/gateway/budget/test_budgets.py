@@ -87,7 +87,7 @@ async def test_a_request_is_reserved_settled_and_written(redis_url: str, postgre
 
 async def test_what_the_budget_can_still_pay_for_is_granted(redis_url: str, postgres_url: str) -> None:
     """Down to the least that a request needs; then only reservations, or the spending itself, stand in the way."""
-    async with opened(redis_url, postgres_url, rows(row(max_budget_nano=3_000_000))) as (budgets, _, registry):
+    async with opened(redis_url, postgres_url, rows(max_budget_nano=3_000_000)) as (budgets, _, registry):
         first = await budgets.admit(ask())
         second = await budgets.admit(ask())
         assert (second.grant, second.amount_nano, second.lowered) == (400, 900_000, True)
@@ -114,7 +114,7 @@ async def test_what_the_budget_can_still_pay_for_is_granted(redis_url: str, post
 async def test_a_prompt_that_may_cost_more_than_is_left_is_too_large_as_long_as_a_shorter_one_fits(
     redis_url: str, postgres_url: str
 ) -> None:
-    async with opened(redis_url, postgres_url, rows(row(max_budget_nano=3_000_000, rpm=40))) as (budgets, _, registry):
+    async with opened(redis_url, postgres_url, rows(max_budget_nano=3_000_000, rpm=40)) as (budgets, _, registry):
         for large in (ask(prompt_bound=10**6), ask(prompt_bound=10**9)):
             with pytest.raises(RequestTooLarge) as caught:
                 await budgets.admit(large)
@@ -139,7 +139,7 @@ async def test_a_spent_budget_is_exceeded_for_operations_without_a_completion_to
     fee = PricedModel("search", Decimal(0), Decimal(0), prices=price_fields.per_request(Decimal("0.00002")))
     embeddings = {"limit": 0, "prompt_bound": 20}
     search = {"model": fee, "limit": 0, "prompt_bound": 0}
-    async with opened(redis_url, postgres_url, rows(row(max_budget_nano=20_000))) as (budgets, _, _):
+    async with opened(redis_url, postgres_url, rows(max_budget_nano=20_000)) as (budgets, _, _):
         for asked in (embeddings, search):
             reservation = await budgets.admit(ask(**asked))
             assert (reservation.grant, reservation.amount_nano) == (0, 20_000)
@@ -157,7 +157,7 @@ async def test_a_spent_budget_is_exceeded_for_operations_without_a_completion_to
 
 
 async def test_a_client_that_asks_for_less_than_the_least_gets_it(redis_url: str, postgres_url: str) -> None:
-    async with opened(redis_url, postgres_url, rows(row(max_budget_nano=10_000))) as (budgets, _, _):
+    async with opened(redis_url, postgres_url, rows(max_budget_nano=10_000)) as (budgets, _, _):
         reservation = await budgets.admit(ask(prompt_bound=0, limit=5))
         assert (reservation.grant, reservation.amount_nano) == (5, 10_000)
         budgets.settle(reservation, Delivery("abort", sent=False))
@@ -503,7 +503,7 @@ async def test_auth_reads_what_the_gateways_count(redis_url: str, postgres_url: 
 async def test_when_nothing_more_than_the_least_fits_the_least_is_granted(redis_url: str, postgres_url: str) -> None:
     """One nano-dollar short of another token."""
     least = 100 * 1000 + 16 * 2000
-    async with opened(redis_url, postgres_url, rows(row(max_budget_nano=least + 1999))) as (budgets, _, _):
+    async with opened(redis_url, postgres_url, rows(max_budget_nano=least + 1999)) as (budgets, _, _):
         reservation = await budgets.admit(ask())
         assert (reservation.grant, reservation.amount_nano) == (16, least)
         budgets.settle(reservation, Delivery("abort", sent=False))

@@ -20,18 +20,7 @@ from shared.state import layout
 from shared.stores import migrate
 from shared.stores.postgres import Database
 from shared.stores.redis import connect
-from tests.services.gateway.budget.support import (
-    FAST,
-    ask,
-    delivered,
-    opened,
-    principal,
-    row,
-    rows,
-    served,
-    spent,
-    total,
-)
+from tests.services.gateway.budget.support import FAST, ask, delivered, opened, principal, rows, served, spent, total
 from tests.support.waiting import until
 
 _SHARD = shard(principal().identity)
@@ -56,7 +45,7 @@ async def test_without_redis_nobody_is_admitted(unused_port: int, postgres_url: 
 
 async def test_a_redis_that_hangs_is_given_up_after_a_second(own_valkey: ValkeyServer, postgres_url: str) -> None:
     """An admission that may have reached it is withdrawn, whichever of the two it sees first."""
-    async with opened(own_valkey.url, postgres_url, rows(row(max_streams=100))) as (budgets, database, _):
+    async with opened(own_valkey.url, postgres_url, rows(max_streams=100)) as (budgets, database, _):
         held = await budgets.admit(ask())
         await asyncio.to_thread(own_valkey.process.pause)
         times = await asyncio.gather(*(unavailable(budgets, "redis") for _ in range(5)))

@@ -26,18 +26,7 @@ from shared.state import decisions
 from shared.state.layout import SHARD_KEYS, Standing
 from shared.state.refusals import Word
 from shared.stores.redis import connect
-from tests.services.gateway.budget.support import (
-    FAST,
-    ask,
-    delivered,
-    opened,
-    principal,
-    row,
-    rows,
-    served,
-    spent,
-    total,
-)
+from tests.services.gateway.budget.support import FAST, ask, delivered, opened, principal, rows, served, spent, total
 from tests.support.databases import Databases
 from tests.support.exposition import metric
 from tests.support.waiting import until
@@ -129,7 +118,7 @@ async def test_a_redis_that_refuses_to_run_scripts_charges_nobody_whole_and_queu
 
 
 async def _refuses(state: str, server: ValkeyServer, postgres_url: str) -> None:
-    kinds = rows(row(rpm=1000))
+    kinds = rows(rpm=1000)
     async with (
         opened(server.url, postgres_url, kinds, SWEPT_FIRST) as (budgets, database, registry),
         opened(server.url, postgres_url, kinds, SWEPT_FIRST) as (other, _, other_registry),
@@ -249,7 +238,7 @@ async def test_a_redis_that_is_closed_before_another_one_opens_spends_no_budget_
 ) -> None:
     """The way of the runbook to another server: old gateways settle what is open, and admit nothing more."""
     budget, cost = 1_000_000, 50_000
-    kinds = rows(row(max_budget_nano=budget, rpm=1000))
+    kinds = rows(max_budget_nano=budget, rpm=1000)
     with ValkeyServer(tmp_path / "new", free_port()) as other_server:
         async with (
             opened(own_valkey.url, postgres_url, kinds) as (old, database, registry),
@@ -283,7 +272,7 @@ async def test_in_full_memory_runs_whatever_ends_keeps_or_decides_and_whatever_o
 ) -> None:
     """The rows and reservations of a dead gateway, too: they are reaped, written and acknowledged."""
     who, user_id = principal(), principal().user_id
-    number, kinds = shard(who.identity), rows(row(rpm=1000))
+    number, kinds = shard(who.identity), rows(rpm=1000)
     async with (
         opened(own_valkey.url, postgres_url, kinds) as (budgets, database, _),
         opened(own_valkey.url, postgres_url, kinds) as (dying, _, _),

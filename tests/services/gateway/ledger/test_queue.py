@@ -22,7 +22,7 @@ from shared.stores import migrate
 from shared.stores.postgres import Database
 from shared.stores.redis import RedisError, connect
 from shared.telemetry.metrics import Registry
-from tests.services.gateway.budget.support import FAST, ask, delivered, opened, principal, row, rows, spent, total
+from tests.services.gateway.budget.support import FAST, ask, delivered, opened, principal, rows, spent, total
 from tests.support.sql import sql
 from tests.support.waiting import until
 
@@ -110,7 +110,7 @@ async def test_what_a_dead_gateway_left_counts_though_redis_was_emptied_before_i
     own_valkey: ValkeyServer, postgres_url: str, left: str
 ) -> None:
     """A reaper has it, and nobody else, when the user and the totals are built again."""
-    kinds = rows(row(total_budget_nano=10**12))
+    kinds = rows(total_budget_nano=10**12)
     name, totals = total_name(kinds.by_name["ai"]), layout.of_user(principal().user_id).totals
     async with opened(own_valkey.url, postgres_url, kinds) as (budgets, database, _), connect(own_valkey.url) as client:
         queue = budgets._queue

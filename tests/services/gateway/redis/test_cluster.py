@@ -24,18 +24,7 @@ from shared.errors import DependencyUnavailable
 from shared.state import layout
 from shared.state.script import Script
 from shared.stores.postgres import Database
-from tests.services.gateway.budget.support import (
-    FAST,
-    ask,
-    delivered,
-    opened,
-    principal,
-    row,
-    rows,
-    served,
-    spent,
-    total,
-)
+from tests.services.gateway.budget.support import FAST, ask, delivered, opened, principal, rows, served, spent, total
 from tests.support.valkey_cluster import CLUSTER_SLOTS, ValkeyCluster, cluster_options
 from tests.support.waiting import until
 
@@ -55,7 +44,7 @@ def cluster(started_cluster: ValkeyCluster) -> ValkeyCluster:
 
 async def test_users_of_all_nodes_are_served(cluster: ValkeyCluster, postgres_url: str) -> None:
     """Every script stays on one slot, and users are spread over all three nodes."""
-    kinds = rows(row(total_budget_nano=10**12))
+    kinds = rows(total_budget_nano=10**12)
     async with opened(cluster.url, postgres_url, kinds) as (budgets, database, _):
         users = [principal(kinds.by_name["ai"], user=number) for number in range(60)]
         await until(lambda: served(budgets, users[0]), despite=[DependencyUnavailable])
@@ -198,7 +187,7 @@ async def test_a_slot_that_is_moved_under_load_loses_nothing(cluster: ValkeyClus
     moved, beside = principal(user=1), principal(user=2)
     slot = _slot(shard(moved.identity))
     assert slot != _slot(shard(beside.identity))
-    kinds = rows(row(rpm=100_000, total_budget_nano=10**12))
+    kinds = rows(rpm=100_000, total_budget_nano=10**12)
     async with opened(cluster.url, postgres_url, kinds, STEADY) as (budgets, database, registry):
         load = Load([moved, beside], [budgets])
         async with load.running():
@@ -247,7 +236,7 @@ async def test_a_key_that_has_moved_already_is_asked_for_where_it_is(cluster: Va
 
 async def test_slots_that_are_moved_atomically_refuse_nobody(cluster: ValkeyCluster, postgres_url: str) -> None:
     users = [principal(user=number) for number in range(1, 7)]
-    async with opened(cluster.url, postgres_url, rows(row(rpm=100_000)), STEADY) as (budgets, database, _):
+    async with opened(cluster.url, postgres_url, rows(rpm=100_000), STEADY) as (budgets, database, _):
         load = Load(users, [budgets])
         async with load.running():
             await load.more()
@@ -271,7 +260,7 @@ async def test_one_redis_becomes_a_cluster_that_grows_and_no_budget_is_spent_twi
     one_node = ValkeyServer(data, port, options={**keeps, **cluster_options()})
     added = ValkeyServer(tmp_path / "added", free_port(), options=cluster_options())
     users = [principal(user=number) for number in range(1, 7)]
-    kinds = rows(row(rpm=100_000, total_budget_nano=10**12))
+    kinds = rows(rpm=100_000, total_budget_nano=10**12)
     with contextlib.ExitStack() as stack:
         with (
             ValkeyServer(tmp_path / "empty", free_port(), options=cluster_options()) as empty,
