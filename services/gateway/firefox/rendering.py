@@ -22,8 +22,8 @@ _BLOCKED = "User is blocked."
 
 def error_response(error: ServiceError) -> web.Response:
     """The plain answer for an error."""
-    told = _told(error)
-    body: dict[str, object] = {"error": told, "detail": {"error": told}}
+    reason = _reason(error)
+    body: dict[str, object] = {"error": reason, "detail": {"error": reason}}
     if error.status == HTTPStatus.UNAUTHORIZED:
         body = {"detail": error.message}
     elif kind_of(error) is UserBlocked:
@@ -38,7 +38,7 @@ def error_response(error: ServiceError) -> web.Response:
 
 def error_event(error: ServiceError) -> bytes:
     """The event that ends a stream which had begun."""
-    return b"data: " + msgspec.json.encode({"error": _told(error)}) + b"\n\n"
+    return b"data: " + msgspec.json.encode({"error": _reason(error)}) + b"\n\n"
 
 
 def data_lines(block: bytes) -> bytes:
@@ -65,7 +65,7 @@ def _is_plain(block: bytes) -> bool:
     )
 
 
-def _told(error: ServiceError) -> int | str:
+def _reason(error: ServiceError) -> int | str:
     kind = kind_of(error)
     if kind is UserBlocked:
         return _BLOCKED

@@ -189,7 +189,7 @@ class Relay:
         self._shared.metrics.routing.answered(self._facts, self._labels[0])
         return upstream
 
-    def _told_cost(self) -> Decimal | None:
+    def _reported_cost(self) -> Decimal | None:
         """The cost that LiteLLM reports, where that decides: in a header, or after a fallback in the usage chunk.
 
         A stream has no such header, and the model's own prices are right unless another model answered.
@@ -243,7 +243,7 @@ class Relay:
     def _settle(self, *, dropped: bool) -> Charge:
         """:param dropped: the client was dropped because it took nothing."""
         tally, metrics = self._tally, self._shared.metrics
-        told = self._told_cost()
+        reported_cost = self._reported_cost()
         charged = self._shared.budgets.settle(
             self._reservation,
             Delivery(
@@ -251,7 +251,7 @@ class Relay:
                 sent=self._call.sent,
                 refused=self._refused,
                 usage=tally.usage,
-                response_cost=told,
+                response_cost=reported_cost,
                 relayed_bytes=tally.text,
                 stream=self._stream is not None,
             ),
@@ -262,7 +262,7 @@ class Relay:
         elif result is Outcome.ABORT:
             metrics.left(waiting=not (dropped or (self._stream is not None and self._stream.begun)))
         self._operation.metrics.ended(result, time.perf_counter() - self._started, self._labels, tally)
-        if (reported := told or tally.cost) is not None:
+        if (reported := reported_cost or tally.cost) is not None:
             metrics.routing.cost(reported, self._labels[0])
         self._request[LOGGED] = {
             "model": self._labels[0],

@@ -111,7 +111,7 @@ def test_a_type_that_that_version_does_not_have_is_guessed_and_said(tmp_path: Pa
 
 
 def test_a_purpose_is_needed_where_it_was(tmp_path: Path) -> None:
-    _, table = run(tmp_path, "USER_FEATURE_BUDGET_AI_RPM_LIMIT=5\nMLPA_REQUIRE_PURPOSE_HEADER=true\n")
+    _, table = run(tmp_path, "USER_FEATURE_BUDGET_AI_RPM_LIMIT=5\nMLPA_REQUIRE_PURPOSE_HEADER=t\n")
     assert table is not None
     assert table.by_name["ai"].purposes_required
 
