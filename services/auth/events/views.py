@@ -37,7 +37,7 @@ OPERATIONS = [
             200: Answer("Every event in the token is committed, now or before"),
             400: Answer("`invalid_request`: a token of FxA's for this service whose content is malformed", ErrorBody),
             401: Answer(
-                "`invalid_token`: not a Security Event Token of FxA's for this service, or not of these minutes",
+                "`invalid_token`: not a Security Event Token of FxA's for this service, or not of the last 10 minutes",
                 ErrorBody,
                 headers=["WWW-Authenticate"],
             ),

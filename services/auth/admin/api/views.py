@@ -220,20 +220,21 @@ OPERATIONS = [
         *(_TAG, "DELETE /user/{user_id}", delete_user, "Erase the user's identity in all its service types"),
         {204: Answer("Erased"), **CHANGE, **_NOT_FOUND},
         _ANY_ID,
-        description="Its tokens of before are refused, and open requests end. Ledger and audit log keep their rows "
-        "under a digest. So are kept what was spent in this period, blocks and revocations, which an identity that "
-        "returns has again. The places in the capacity become free. LiteLLM follows in the background.",
+        description="Its tokens are refused, open requests end, and its places in the capacity become free. Ledger and "
+        "audit log keep their rows under a digest, as what was spent in this period, blocks and revocations are kept "
+        "for an identity that returns. LiteLLM follows in the background.",
     ),
     operation(
         *(_TAG, "POST /user/{user_id}/block", block, "Block the user's identity in all its service types"),
-        {**_CHANGE, **MALFORMED, 204: Answer("It was erased, and is refused should it return")},
+        {**_CHANGE, **MALFORMED, 204: Answer("It was erased, and is refused if it returns")},
         _ID,
         body=Body(BlockRequest, {"reason": "It spends through a script."}, required=False),
-        description="Every gateway refuses it within a second, tokens in hand included.",
+        description="Every gateway refuses it within a second, tokens in hand included. Of an erased one, give the "
+        "identity alone.",
     ),
     operation(
         *(_TAG, "POST /user/{user_id}/unblock", unblock, "Admit a blocked identity again"),
-        {**_CHANGE, 204: Answer("It has no user, or was erased, and may come")},
+        {**_CHANGE, 204: Answer("It has no user, or was erased, and may enter")},
         _ID,
     ),
     operation(
@@ -244,13 +245,13 @@ OPERATIONS = [
         description="Open requests are neither refunded nor failed.",
     ),
     operation(
-        *(_TAG, "POST /user/{user_id}/exception", set_exception, "Let a user spend more, or without rates, awhile"),
+        *(_TAG, "POST /user/{user_id}/exception", set_exception, "Let a user spend more, or without rates, for a time"),
         {**_CHANGE, **MALFORMED},
         _ID,
         body=Body(
             ExceptionRequest, {"until": _IN_A_MONTH, "extra_budget_usd": 1, "reason": "It shows the feature at a fair."}
         ),
-        description="Instead of the exception that it has. The money is added to the budget of each period that begins "
+        description="Replaces the exception that it has. The money is added to the budget of each period that begins "
         "or runs before `until`, at most 31 days ahead. Blocks and total budgets still apply.",
     ),
     operation(
