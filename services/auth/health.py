@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 
 from services.auth.connections import Connections, open_connections
@@ -32,7 +32,7 @@ def health(key_ring: KeyRing, connections: Connections, fxa: FxAVerifier, file: 
     """The readiness of a running auth."""
     return Health(
         [
-            Check("signing_key", _signing_key(key_ring), required=True),
+            Check("signing_key", lambda: _has_key(key_ring), required=True),
             Check("postgres", PostgresCheck(connections.database, can_write), required=False),
             Check("redis", lambda: redis_can_write(connections.redis, connections.redis_state), required=False),
             Check("fxa", fxa.ready, required=False),
@@ -53,7 +53,7 @@ async def before_start(settings: AuthSettings, key_ring: KeyRing) -> AsyncIterat
         keys = key_set(client, config, clock=time.time, metrics=FxAMetrics(registry))
         stack.push_async_callback(keys.close)
         checks = [
-            Check("signing_key", _signing_key(key_ring), required=True),
+            Check("signing_key", lambda: _has_key(key_ring), required=True),
             Check("postgres", PostgresCheck(connections.database, can_write), required=True),
             Check("redis", lambda: _redis_serves(connections), required=True),
             Check("fxa", lambda: _fxa_answers(keys), required=True),
@@ -80,12 +80,10 @@ async def _redis_serves(connections: Connections) -> None:
     await rights.check(connections.redis, decisions.SCRIPTS)
 
 
-def _signing_key(key_ring: KeyRing) -> Callable[[], Awaitable[None]]:
-    async def check() -> None:
-        if not key_ring.keys:
-            raise CheckFailed("there is no signing key")
-
-    return check
+async def _has_key(key_ring: KeyRing) -> None:
+    """:raises CheckFailed: it has none."""
+    if not key_ring.keys:
+        raise CheckFailed("there is no signing key")
 
 
 async def _fxa_answers(keys: KeySet) -> None:

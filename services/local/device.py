@@ -99,7 +99,8 @@ class Device:
             certificate.public_bytes(serialization.Encoding.DER)
             for certificate in (leaf, self.pki.intermediate.certificate)
         ]
-        return attestation_object(data, x5c, receipt=self.receipt(x5c[0], challenge, now))
+        statement = {"x5c": x5c, "receipt": self.receipt(x5c[0], challenge, now)}
+        return cbor2.dumps({"fmt": "apple-appattest", "attStmt": statement, "authData": data})
 
     def receipt(self, certificate: bytes, challenge: bytes, now: datetime) -> bytes:
         """The receipt that comes with an attestation."""
@@ -120,7 +121,8 @@ class Device:
             self.rp_id_hash, counter=self.counter, flags=self.assertion_flags, extensions=self._extensions()
         )
         nonce = hashlib.sha256(data + hashlib.sha256(client_data).digest()).digest()
-        return assertion_object(data, self.key.sign(nonce, ec.ECDSA(hashes.SHA256())))
+        signature = self.key.sign(nonce, ec.ECDSA(hashes.SHA256()))
+        return cbor2.dumps({"signature": signature, "authenticatorData": data})
 
     @property
     def rp_id_hash(self) -> bytes:
@@ -191,12 +193,3 @@ def auth_data(
 ) -> bytes:
     """Authenticator data, WebAuthn section 6.1."""
     return rp_id_hash + bytes([flags]) + counter.to_bytes(4, "big") + credential + extensions
-
-
-def attestation_object(data: bytes, x5c: list[bytes], *, receipt: bytes) -> bytes:
-    statement: Mapping[str, object] = {"x5c": x5c, "receipt": receipt}
-    return cbor2.dumps({"fmt": "apple-appattest", "attStmt": statement, "authData": data})
-
-
-def assertion_object(data: bytes, signature: bytes) -> bytes:
-    return cbor2.dumps({"signature": signature, "authenticatorData": data})

@@ -309,7 +309,8 @@ class StandIn:
         if grant is None:
             raise _error(108)
         if grant.expires_at < self._clock():
-            raise _error(115, expiredAt=_iso(grant.expires_at))
+            expired_at = datetime.fromtimestamp(grant.expires_at, UTC).isoformat(timespec="milliseconds")
+            raise _error(115, expiredAt=expired_at.replace("+00:00", "Z"))
         order = grant.order
         return web.json_response(
             {
@@ -384,10 +385,6 @@ def _is_taken(status: int | None) -> bool:
 def _media_type(typ: str) -> str:
     typ = typ.lower()
     return typ if "/" in typ else f"application/{typ}"
-
-
-def _iso(seconds: float) -> str:
-    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def _error(errno: int, *, status: type[web.HTTPException] = web.HTTPBadRequest, **more: Any) -> web.HTTPException:

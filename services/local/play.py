@@ -188,8 +188,10 @@ class StandIn:
 
     async def _token(self, request: web.Request) -> web.Response:
         form = await request.post()
+        encoding, shape = serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
+        pem = self._key.public_key().public_bytes(encoding, shape).decode()
         try:
-            claims = jwt.decode(str(form.get("assertion")), self._public_pem, algorithms=["RS256"], audience=_AUDIENCE)
+            claims = jwt.decode(str(form.get("assertion")), pem, algorithms=["RS256"], audience=_AUDIENCE)
         except JOSEError:
             claims = {}
         if form.get("grant_type") != _GRANT or claims.get("iss") != EMAIL or SCOPE not in claims.get("scope", ""):
@@ -198,11 +200,6 @@ class StandIn:
         token = f"ya29.{secrets.token_urlsafe(60)}"
         self._access[token] = self._clock() + 3600
         return web.json_response({"access_token": token, "expires_in": 3599, "token_type": "Bearer"})
-
-    @property
-    def _public_pem(self) -> str:
-        encoding, form = serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
-        return self._key.public_key().public_bytes(encoding, form).decode()
 
     async def _decode(self, request: web.Request) -> web.Response:
         bearer = request.headers.get("Authorization", "").removeprefix("Bearer ")

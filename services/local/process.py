@@ -22,7 +22,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from http.client import HTTPException
 from pathlib import Path
-from typing import IO, Self
+from typing import Self
 from urllib.request import ProxyHandler, build_opener
 
 GUARD = Path(__file__).with_name("guard.py")
@@ -97,7 +97,7 @@ class Process:
 
     @property
     def exit_reason(self) -> str:
-        """The reason of its end in words: "exit code 1", "killed by SIGKILL"."""
+        """How it ended: "exit code 1", "killed by SIGKILL"."""
         code = self._child.poll() if self._child is not None else None
         if code is None:
             return "still running" if self._child is not None else "not started"
@@ -107,7 +107,8 @@ class Process:
         """Start it and return at once. Output is appended to the log."""
         if self.running:
             raise ProcessError(f"{self.program.name} runs already")
-        with self._open_log() as output:
+        self.log.parent.mkdir(parents=True, exist_ok=True)
+        with os.fdopen(os.open(self.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "ab") as output:
             self._child = subprocess.Popen(  # noqa: S603 - argv is ours
                 self.program.guarded(),
                 stdin=subprocess.DEVNULL,
@@ -189,10 +190,6 @@ class Process:
             file.seek(max(0, self.log.stat().st_size - 16_384))
             text = file.read().decode(errors="replace")
         return "".join(f"\n  | {line}" for line in text.splitlines()[-15:])
-
-    def _open_log(self) -> IO[bytes]:
-        self.log.parent.mkdir(parents=True, exist_ok=True)
-        return os.fdopen(os.open(self.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "ab")
 
 
 class Server(ABC):

@@ -95,8 +95,8 @@ def renewed_fields(fields: Fields, *, metric: int, now: datetime) -> dict[int, b
 
 def sign(fields: Fields, pki: Pki, by: Authority) -> bytes:
     """A receipt of this content."""
-    content = _tlv(0x31, b"".join(_field(number, value) for number, value in fields.items()))
-    return sign_content(content, pki, by)
+    sequences = [_integer(number) + _integer(1) + _tlv(0x04, value) for number, value in fields.items()]
+    return sign_content(_tlv(0x31, b"".join(_tlv(0x30, sequence) for sequence in sequences)), pki, by)
 
 
 def sign_content(content: bytes, pki: Pki, by: Authority) -> bytes:
@@ -144,10 +144,6 @@ def fields_of(receipt: bytes) -> dict[int, bytes]:
         return {int(field[0]): bytes(field[2]) for field in fields}
     except Exception as error:  # as above
         raise ValueError("not a receipt") from error
-
-
-def _field(number: int, value: bytes) -> bytes:
-    return _tlv(0x30, _integer(number) + _integer(1) + _tlv(0x04, value))
 
 
 def _time(moment: datetime) -> bytes:

@@ -157,12 +157,10 @@ async def _close(runners: Iterable[web.AppRunner], seconds: float) -> None:
                 for site in tuple(runner.sites):
                     await site.stop()
                 await asyncio.sleep(0)  # a request that has just come in begins
-                while runner.server is not None and any(map(_busy, runner.server.connections)):  # noqa: ASYNC110
+                while (server := runner.server) is not None and any(  # noqa: ASYNC110
+                    isinstance(connection, Protocol) and connection.busy for connection in server.connections
+                ):
                     await asyncio.sleep(POLL_SECONDS)
-
-
-def _busy(connection: web.RequestHandler) -> bool:
-    return isinstance(connection, Protocol) and connection.busy
 
 
 def _allow_descriptors() -> None:

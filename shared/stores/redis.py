@@ -164,7 +164,10 @@ def connect(url: str, *, timeout: float = 1.0, state: Dependency | None = None) 
 
 
 def server_pool(place: Place, state: Dependency, timeout: float) -> ConnectionPool:
-    """Makes connections to one server; it keeps none."""
+    """Makes connections to one server; it keeps none.
+
+    They speak RESP 2: RESP 3 has pushes between the replies, which ``redis_wire`` would take for replies.
+    """
     made = ConnectionPool.from_url(
         place.url,
         protocol=2,  # in time for redis-py, which prepares a pool for the pushes of RESP 3
@@ -173,7 +176,10 @@ def server_pool(place: Place, state: Dependency, timeout: float) -> ConnectionPo
         credential_provider=place.credentials,
         retry=Retry(NoBackoff(), 1, supported_errors=(ConnectionError,)),  # behind a proxy, the next may go to another
     )
-    return _harden(made, state)
+    kind: type[AbstractConnection] = made.connection_class
+    made.connection_class = type(f"Hardened{kind.__name__}", (_Hardened, kind), {"state": state})
+    made.connection_kwargs["protocol"] = 2  # whatever the URL says
+    return made
 
 
 @contextlib.contextmanager
@@ -311,19 +317,12 @@ async def _in_time(cluster: RedisCluster, call: Coroutine[Any, Any, Any]) -> Any
         raise cause or ConnectionError(str(error)) from error
 
 
-def _harden(pool: ConnectionPool, state: Dependency) -> ConnectionPool:
-    """Have a pool's connections raise ``RedisError`` for every fault, tell ``state``, and speak RESP 2.
-
-    RESP 3 has pushes between the replies, which ``redis_wire`` would take for replies. Writing to a connection that was
-    just reset is a ``RuntimeError`` of uvloop's, which redis-py lets through.
-    """
-    kind: type[AbstractConnection] = pool.connection_class
-    pool.connection_class = type(f"Hardened{kind.__name__}", (_Hardened, kind), {"state": state})
-    pool.connection_kwargs["protocol"] = 2  # whatever the URL says
-    return pool
-
-
 class _Hardened(AbstractConnection):
+    """A connection that raises ``RedisError`` for every fault, and tells ``state``.
+
+    Writing to a connection that was just reset is a ``RuntimeError`` of uvloop's, which redis-py lets through.
+    """
+
     state: ClassVar[Dependency]
 
     async def connect(self) -> None:

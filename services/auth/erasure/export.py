@@ -74,7 +74,8 @@ class Exports:
         page = await self._ledger(identity, ("", "-infinity", ""))
         if not (any(tables.values()) or any(redis.values()) or page):
             raise NotFound("There is nothing about this identity.")
-        users = [user_id(identity, name) for name in self._service_types(tables["users"])]
+        service_types = sorted({*self._rows, *(user["service_type"] for user in tables["users"])})
+        users = [user_id(identity, name) for name in service_types]
         whole = {
             "identity": identity,
             "exported_at": f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}",
@@ -96,9 +97,6 @@ class Exports:
     async def _ledger(self, identity: str, after: tuple[str, Any, str]) -> list[dict[str, Any]]:
         name, at, row_id = after
         return await self._jobs.fetch(_LEDGER, identity=identity, user_id=name, at=at, id=row_id, limit=_PAGE)
-
-    def _service_types(self, users: Sequence[dict[str, Any]]) -> list[str]:
-        return sorted({*self._rows, *(user["service_type"] for user in users)})
 
     async def _in_redis(self, identity: str) -> dict[str, Any]:
         keys = layout.of_identity(identity)

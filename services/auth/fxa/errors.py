@@ -1,11 +1,6 @@
 """Refusals of an FxA token or of its use. A token that could not be checked is never refused.
 
-    FxARefusal
-    ├── InvalidFxAToken       malformed, expired, revoked, wrongly signed
-    ├── ScopeNotAllowed
-    └── ClientNotAllowed
-
-When FxA could not be asked: ``shared.errors.DependencyUnavailable("fxa")``.
+When FxA could not be asked, the error is ``shared.errors.DependencyUnavailable("fxa")``.
 """
 
 from __future__ import annotations
@@ -13,12 +8,8 @@ from __future__ import annotations
 from services.auth.fxa.models import Source
 
 
-class FxARefusal(Exception):
-    """A definite refusal."""
-
-
-class InvalidFxAToken(FxARefusal):
-    """The token is not good.
+class InvalidFxAToken(Exception):
+    """The token is malformed, expired, revoked or wrongly signed.
 
     :param reason: for logs, in our words; never a part of the token.
     :param source: where the refusal comes from.
@@ -30,9 +21,9 @@ class InvalidFxAToken(FxARefusal):
         super().__init__(reason)
 
 
-class ScopeNotAllowed(FxARefusal):
+class ScopeNotAllowed(Exception):
     """The token lacks a scope that the service type needs."""
 
 
-class ClientNotAllowed(FxARefusal):
+class ClientNotAllowed(Exception):
     """The service type does not take tokens of this relying party."""

@@ -184,7 +184,9 @@ class Limits:
                     self._take_locally(window)  # so that an outage does not start with an empty window
         for window, wait in zip(windows, waits, strict=True):
             if wait:
-                self._remember_full(window.key, wait)
+                self._full[window.key] = self._clock() + wait
+                if len(self._full) > _LOCAL_SUBJECTS:
+                    self._full.popitem(last=False)
         return waits, reply
 
     def _until_room(self, key: str) -> float:
@@ -197,11 +199,6 @@ class Limits:
             return wait
         del self._full[key]
         return 0
-
-    def _remember_full(self, key: str, wait: float) -> None:
-        self._full[key] = self._clock() + wait
-        if len(self._full) > _LOCAL_SUBJECTS:
-            self._full.popitem(last=False)
 
     def _take_locally(self, window: _Window) -> int:
         _, key, limit = window

@@ -74,8 +74,6 @@ def credentials_of(path: Path | None) -> Load:
     try:
         info = json.loads(path.read_bytes())
         made: Credentials = kinds[info["type"]](info, scopes=SCOPES)
-    except OSError:
-        raise
     except (ValueError, KeyError, TypeError, GoogleAuthError) as error:
         raise ValueError("not the key of a service account, nor the configuration of a workload identity") from error
     return lambda _request: made

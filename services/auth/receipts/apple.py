@@ -28,7 +28,7 @@ _TOKEN_LIFE = 1200
 
 
 class Outcome(StrEnum):
-    """What Apple answered about a receipt."""
+    """Apple's answer about a receipt."""
 
     RENEWED = "renewed"
     #: 304: before the receipt's "not before" date.
@@ -45,7 +45,7 @@ class Outcome(StrEnum):
     UNAVAILABLE = "unavailable"
 
 
-_OUTCOMES = {
+_OUTCOMES: dict[int, Outcome] = {
     HTTPStatus.NOT_MODIFIED: Outcome.TOO_EARLY,
     HTTPStatus.BAD_REQUEST: Outcome.REFUSED,
     HTTPStatus.UNAUTHORIZED: Outcome.UNAUTHORIZED,
@@ -130,8 +130,8 @@ class Apple:
         except NoAnswer:
             return Reply(Outcome.UNAVAILABLE)
         if answer.status != HTTPStatus.OK:
-            outcome = _OUTCOMES.get(HTTPStatus(answer.status)) if answer.status in set(HTTPStatus) else None
-            return Reply(outcome or Outcome.UNAVAILABLE, retry_after=answer.unexpected().retry_after)
+            outcome = _OUTCOMES.get(answer.status, Outcome.UNAVAILABLE)
+            return Reply(outcome, retry_after=answer.unexpected().retry_after)
         try:
             return Reply(Outcome.RENEWED, base64.b64decode(answer.body.strip(), validate=True))
         except binascii.Error:
