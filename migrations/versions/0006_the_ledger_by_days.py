@@ -7,6 +7,8 @@ constraint for its ON CONFLICT from then on: its rows wait in Redis, and gateway
 
 from __future__ import annotations
 
+from importlib import import_module
+
 from alembic import op
 
 from migrations.indexes import create_concurrently
@@ -16,12 +18,7 @@ down_revision = "0005"
 
 #: Days that are made here, after those of the table that was there.
 _AHEAD = 7
-_TRIGGERS = (
-    "create trigger ledger_added after insert on ledger referencing new table as added"
-    " for each statement execute function ledger_added()",
-    "create trigger ledger_changed after update on ledger referencing old table as removed new table as added"
-    " for each statement execute function ledger_changed()",
-)
+_create_triggers = import_module("migrations.versions.0005_sums_of_the_ledger").create_triggers
 #: Tomorrow's end; or later, if a clock that was ahead left rows there.
 _BOUND = (
     "date_trunc('day', greatest(now() + interval '24 hours', (select max(admitted_at) from ledger)), 'UTC')"
@@ -76,9 +73,9 @@ def upgrade() -> None:
         """,
         "alter table ledger_before drop constraint ledger_before_bound",
         "create table ledger_default partition of ledger default",
-        *_TRIGGERS,
     ):
         op.execute(statement)
+    _create_triggers()
 
 
 def downgrade() -> None:
@@ -104,6 +101,6 @@ def downgrade() -> None:
         "alter table ledger add constraint ledger_pkey primary key (id)",
         "create index ledger_admitted on ledger (admitted_at)",
         "create index ledger_user_admitted on ledger (user_id, admitted_at desc)",
-        *_TRIGGERS,
     ):
         op.execute(statement)
+    _create_triggers()

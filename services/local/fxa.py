@@ -47,7 +47,7 @@ Where it differs on purpose:
     - Sync is missing (another ``aud`` for its scope, scoped keys); so are pairwise subjects, which have 32 digits too
     - every client is a public one: of others, FxA keeps the tokens when a password is changed
     - no grandfathering of expired opaque tokens, and no rate limit: FxA's is in front of it, and a fault with
-  status 429 imitates it
+      status 429 imitates it
 
 Controls, for local runs and tests only:
     POST   /local/token    a ``TokenOrder``, every member optional -> {"token"}

@@ -11,7 +11,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from services.auth.appattest import cbor
-from services.auth.appattest.auth_data import Header, Launch, assertion_tail, check_assertion_flags, parse_launch
+from services.auth.appattest.auth_data import ASSERTION_FLAGS, HEADER, Header, Launch, parse_launch
 from services.auth.appattest.errors import Malformed, Rejected, Step, require
 from services.auth.appattest.policy import Policy
 
@@ -46,8 +46,8 @@ def verify_assertion(
 
     header = Header.parse(auth_data)
     require(header.rp_id_hash == policy.rp_id_hash(bundle_id), Step.RP_ID, "made for another app")
-    check_assertion_flags(header)
-    launch = parse_launch(header, assertion_tail(auth_data))
+    require(header.flags in ASSERTION_FLAGS, Step.FLAGS, "flags that neither App Attest nor WebAuthn sets")
+    launch = parse_launch(header, auth_data[HEADER:])
     require(header.counter > last_counter, Step.COUNTER, "not greater than the last one")
 
     nonce = hashlib.sha256(auth_data + client_data_hash).digest()

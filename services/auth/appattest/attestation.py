@@ -11,7 +11,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from services.auth.appattest import cbor
-from services.auth.appattest.auth_data import Credential, Header, Launch, check_attestation_flags, parse_launch
+from services.auth.appattest.auth_data import ATTESTATION_FLAGS, Credential, Header, Launch, parse_launch
 from services.auth.appattest.chain import Certificate, check_path, check_signatures
 from services.auth.appattest.errors import Malformed, Rejected, Step, require
 from services.auth.appattest.policy import Environment, Policy
@@ -64,7 +64,7 @@ def verify_attestation(
 
     header = Header.parse(attestation.auth_data)
     require(header.rp_id_hash == policy.rp_id_hash(bundle_id), Step.RP_ID, "made for another app")
-    check_attestation_flags(header)
+    require(header.flags in ATTESTATION_FLAGS, Step.FLAGS, "flags that App Attest doesn't set")
     require(header.counter == 0, Step.COUNTER, "not 0")
     credential, tail = Credential.parse(attestation.auth_data)
     require(credential.aaguid == policy.aaguid, Step.AAGUID, "not of this environment")

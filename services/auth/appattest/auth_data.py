@@ -24,11 +24,12 @@ MAX_EXTENSIONS = 16
 MAX_EXTENSION_NAME = 64
 MAX_EXTENSION_BYTES = 256
 
-_ATTESTATION_FLAGS = (ATTESTED, ATTESTED | EXTENDED)
-_ASSERTION_FLAGS = (0, *_ATTESTATION_FLAGS, EXTENDED)
+ATTESTATION_FLAGS = (ATTESTED, ATTESTED | EXTENDED)
+ASSERTION_FLAGS = (0, *ATTESTATION_FLAGS, EXTENDED)
 
-_HEADER = 37
-_AAGUID_END = _HEADER + 16
+#: Bytes of the header; those of an assertion have only extensions after it.
+HEADER = 37
+_AAGUID_END = HEADER + 16
 _CREDENTIAL_ID = _AAGUID_END + 2
 
 # RFC 9053: key type EC2, algorithm ES256, curve P-256, and the coordinates (-2 and -3).
@@ -46,8 +47,8 @@ class Header:
 
     @classmethod
     def parse(cls, data: bytes) -> Self:
-        require(len(data) >= _HEADER, Step.AUTH_DATA, "shorter than its header")
-        return cls(rp_id_hash=data[:32], flags=data[32], counter=int.from_bytes(data[33:_HEADER], "big"))
+        require(len(data) >= HEADER, Step.AUTH_DATA, "shorter than its header")
+        return cls(rp_id_hash=data[:32], flags=data[32], counter=int.from_bytes(data[33:HEADER], "big"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,22 +82,9 @@ class Credential:
         require(len(data) > key_start, Step.AUTH_DATA, "shorter than its credential")
         public_key, end = _cose_key(data[key_start:])
         credential = cls(
-            aaguid=data[_HEADER:_AAGUID_END], credential_id=data[_CREDENTIAL_ID:key_start], public_key_x962=public_key
+            aaguid=data[HEADER:_AAGUID_END], credential_id=data[_CREDENTIAL_ID:key_start], public_key_x962=public_key
         )
         return credential, data[key_start + end :]
-
-
-def assertion_tail(data: bytes) -> bytes:
-    """The bytes after the header of an assertion, which has no credential."""
-    return data[_HEADER:]
-
-
-def check_attestation_flags(header: Header) -> None:
-    require(header.flags in _ATTESTATION_FLAGS, Step.FLAGS, "flags that App Attest doesn't set")
-
-
-def check_assertion_flags(header: Header) -> None:
-    require(header.flags in _ASSERTION_FLAGS, Step.FLAGS, "flags that neither App Attest nor WebAuthn sets")
 
 
 def parse_launch(header: Header, tail: bytes) -> Launch:
