@@ -11,7 +11,6 @@ from collections.abc import Iterable, Iterator
 
 import sqlalchemy as sa
 
-OWNER = "mlpa_owner"
 AUTH = "mlpa_auth"
 GATEWAY = "mlpa_gateway"
 ROLES = (AUTH, GATEWAY)
