@@ -85,7 +85,7 @@ class DeviceAdmin:
         :raises DatabaseUnavailable: PostgreSQL could not be asked; then all or none are blocked.
         """
         if not (given := chosen.given()):
-            raise InvalidRequest("Say which devices are meant.")
+            raise InvalidRequest("At least one criterion is needed.")
         if dry_run:
             return Blocked(await storage.blockable(self._reports, chosen), 0)
         async with self._reports.transaction() as transaction:

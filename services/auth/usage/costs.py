@@ -48,7 +48,7 @@ class Span:
         if not since < until:
             raise InvalidRequest("from must be before to.")
         if until - since > MOST_DAYS * _DAY:
-            raise InvalidRequest(f"from and to may be {MOST_DAYS} days apart.")
+            raise InvalidRequest(f"from and to may be at most {MOST_DAYS} days apart.")
         return cls(since, until)
 
     def days(self) -> list[Span]:
@@ -65,7 +65,7 @@ def _back(until: datetime, days: int) -> datetime:
     try:
         return until - days * _DAY
     except OverflowError as error:
-        raise InvalidRequest("to is not a time of this service.") from error
+        raise InvalidRequest("to is out of range.") from error
 
 
 def _time(name: str, text: str, *, whole_day: bool = False) -> datetime:

@@ -88,7 +88,7 @@ class AdminKeys:
             if key.name in names:
                 raise ConfigurationError(f"{variable}: there are two keys named {key.name!r}")
             if key.digest in digests:
-                raise ConfigurationError(f"{variable}: the key named {key.name!r} is another one's as well")
+                raise ConfigurationError(f"{variable}: the key named {key.name!r} is the same as another one")
             names.add(key.name)
             digests.add(key.digest)
         return cls(key for _, key in found)
