@@ -217,7 +217,7 @@ class Totals:
             build = uuid.uuid4().hex  # a call of an earlier one that comes late changes nothing
             begun = await self._begin(build, missing, most)
             rows = [row for shard in begun.values() for row in shard.rows]
-            written = await ledger.written(rows) if rows else {}
+            written = await ledger.written(rows)  # or without rows, that the ledger still stands still
             for number, shard in begun.items():
                 await self._ask_spent(ledger, spent, missing[number], shard.now_ms)
             for number, shard in begun.items():

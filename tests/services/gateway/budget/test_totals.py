@@ -8,7 +8,7 @@ import dataclasses
 import itertools
 import os
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from decimal import Decimal
 from typing import Any
 from urllib.parse import urlsplit
@@ -611,6 +611,44 @@ async def test_a_new_total_is_not_asked_for_at_each_reading_while_it_can_not_be_
             assert await after(30_000) == 2 * SHARDS
             assert await after(1_000) == 3 * SHARDS
             assert totals._known["ai:86400"].total == Total(19_675, 0, 0)
+
+
+class CutExecutor(ClockedExecutor):
+    """A Redis that ``cut`` is called before, the first time that sums of a shard are emptied."""
+
+    cut: Callable[[], Awaitable[None]] | None = None
+
+    async def run(self, shard: int, call: ScriptCall) -> Any:
+        if call.script.name == "totals_begin" and self.cut is not None:
+            cut, self.cut = self.cut, None
+            await cut()
+        return await super().run(shard, call)
+
+
+async def test_a_build_counts_nothing_if_others_could_write_to_the_ledger_meanwhile(
+    redis_url: str, postgres_url: str
+) -> None:
+    """PostgreSQL ended its transaction, say because the gateway was stopped for too long."""
+    who = principal(KIND, user=next(user for user in itertools.count() if shard(f"{user:032x}") == 0))
+    with redis.Redis.from_url(redis_url) as client:
+        executor: Any = CutExecutor(client, 1_700_000_000_000)
+        async with Database.connect(postgres_url) as database:
+            scripts, storage = BudgetScripts(executor, 30), LedgerStorage(database)
+            totals = Totals(scripts, storage, KINDS, BudgetMetrics(Registry(), KINDS), every=0.3)
+            made = Reservation(ask(who), 1, 1, 86_400, executor.now_ms, RateLimits(0, 0, 0, 0, 0, 0), "")
+            row_ = replace(made.row(Charge(7, 1, 1, 1), Outcome.SUCCESS), settled_ms=executor.now_ms)
+            await executor.run(*scripts.settle_call(row_))
+
+            async def cut() -> None:
+                sql(postgres_url, "select pg_terminate_backend(pid) from pg_locks where objid = 1296846933 and granted")
+                await storage.write([row_])
+                await scripts.acknowledge(0, [row_])
+
+            executor.cut = cut
+            for _ in range(3):
+                await totals.refresh()
+                executor.now_ms += 1_000
+            assert totals._known["ai:86400"].total.spent_nano == 7
 
 
 class OvertakingExecutor(ClockedExecutor):
