@@ -131,7 +131,8 @@ async def test_a_period_before_which_the_clock_went_back_begins_with_a_rebuild(
     tomorrow = NOW + 86_400_000
     reservation = Reservation(ask(), 1, 1, 86_400, tomorrow, RateLimits(0, 0, 0, 0, 0, 0), "")
     if remembered_by == "renewal":
-        assert await scripts.renew(shard(principal().identity), [reservation]) == ["ok"]
+        earlier = Reservation(ask(), 1, 1, 86_400, NOW - 86_400_000, RateLimits(0, 0, 0, 0, 0, 0), "")
+        assert await scripts.renew(shard(principal().identity), [reservation, earlier]) == ["ok"] * 2
     else:
         await executor.run(*scripts.settle_call(reservation.row(Charge(5, 1, 1, 0), "success")))
     assert (await scripts.state(principal()))[0] == b"ok"
@@ -252,6 +253,7 @@ async def test_a_late_settlement_lowers_a_charge_once_and_never_raises_it(clocke
     in_time, equal, lower, least = held(10), held(10), held(10), held(1)
     assert await scripts.renew(number, [in_time, equal, lower, least]) == ["ok"] * 4
     assert await amounts() == ([0, 31], [0, 31])
+    assert client.hmget(keys.user(who.user_id), layout.OPEN, layout.ESTIMATED) == [b"4", b"100"]
     assert await settle(in_time, 4) == f"0 {NOW}".encode()
     assert await amounts() == ([4, 21], [4, 21])
     assert not client.exists(keys.tokens_window(who.user_id))

@@ -222,7 +222,7 @@ async def test_a_build_counts_each_row_once_wherever_it_is(redis_url: str, postg
             budgets.settle(reservation, delivered())
         assert await budgets._queue.all_settled(5)
         storage, rows_ = budgets._queue._storage, [one.row for one in budgets._queue._settled.values()]
-        await storage.write(rows_[:10])
+        await storage.write([replace(rows_[9], cost_nano=60_000), *rows_[:9]])  # charged whole in an earlier Redis
         await budgets._queue._acknowledge(rows_[:5])
         for reservation in held[15:]:
             budgets._renewals.remove(reservation)
@@ -245,7 +245,7 @@ async def test_a_build_counts_each_row_once_wherever_it_is(redis_url: str, postg
             assert (await executor.run(number, call)).startswith(b"1 ")
         await lose_totals(redis_url)
         budgets._totals._known.clear()
-        expected = 15 * 50_000 + 7 + 2_100_000 + 11 + 11 + 2_100_000
+        expected = 14 * 50_000 + 60_000 + 7 + 2_100_000 + 11 + 11 + 2_100_000
         await until(lambda: spent(budgets), 5, equals=expected)
         # all is swept into the ledger, which has the same then
         outboxes = [await budgets._scripts.begin_totals(number, "none", (), 500) for number in range(SHARDS)]
@@ -378,9 +378,30 @@ async def test_the_end_of_a_period_is_that_of_redis_clock(redis_url: str, postgr
         passed, later = time.monotonic() - began, delay(wanted.principal.user_id, 86_400)
         assert 4 - passed <= caught.value.retry_after - later <= 4.001
         executor.now_ms = end
-        await totals.refresh()
-        assert totals.check(wanted, limits) == TOTAL
+        assert (await BudgetScripts(executor, 30).sums(["ai:86400"], 0.3)).mine, "somebody else reads the shards"
+        for _ in range(2):
+            await totals.refresh()
+            assert totals.check(wanted, limits) == TOTAL
+            executor.now_ms += 1_000
     client.close()
+
+
+async def test_sums_that_were_read_more_than_three_seconds_ago_are_not_known(redis_url: str, postgres_url: str) -> None:
+    """By Redis's clock, if another gateway read them and hangs."""
+    with redis.Redis.from_url(redis_url) as client:
+        executor: Any = ClockedExecutor(client, 1_700_000_000_000)
+        async with Database.connect(postgres_url) as database:
+            scripts, wanted = BudgetScripts(executor, 30), ask(principal(KIND))
+            await scripts.tell_sums(executor.now_ms, {"ai:86400": Total(19_675, 0, 0)})
+            for ms, unknown in ((1_000, []), (2_001, ["ai"])):
+                executor.now_ms += ms
+                assert (await scripts.sums(["ai:86400"], 0.3)).mine, "somebody else"
+                totals = Totals(scripts, LedgerStorage(database), KINDS, BudgetMetrics(Registry(), KINDS), every=0.3)
+                await totals.refresh()
+                assert totals.unknown() == unknown
+            with pytest.raises(DependencyUnavailable) as caught:
+                totals.check(wanted, bounds(wanted, KIND.max_budget_nano))
+            assert caught.value.dependency == "redis"
 
 
 class LateExecutor(ClockedExecutor):
@@ -426,8 +447,9 @@ async def test_sums_that_are_emptied_after_a_periods_end_are_built_for_the_new_o
         who = principal(KIND, user=next(user for user in itertools.count() if shard(f"{user:032x}") == 0))
         async with Database.connect(postgres_url) as database:
             storage = LedgerStorage(database)
-            made = Reservation(ask(who), 1, 1, 86_400, end + 3, RateLimits(0, 0, 0, 0, 0, 0), "ai:86400")
-            await storage.write([replace(made.row(Charge(7, 1, 1, 1), Outcome.SUCCESS), settled_ms=end + 4)])
+            for at, cost in (end - 1, 5), (end + 3, 7), (end + 86_400_000, 9):
+                made = Reservation(ask(who), 1, 1, 86_400, at, RateLimits(0, 0, 0, 0, 0, 0), "ai:86400")
+                await storage.write([replace(made.row(Charge(cost, 1, 1, 1), Outcome.SUCCESS), settled_ms=end + 4)])
             totals = Totals(BudgetScripts(executor, 30), storage, KINDS, BudgetMetrics(Registry(), KINDS), every=0.3)
             await totals.refresh()
             executor.now_ms += 1_000
@@ -613,6 +635,24 @@ async def test_a_new_total_is_not_asked_for_at_each_reading_while_it_can_not_be_
             assert await after(30_000) == 2 * SHARDS
             assert await after(1_000) == 3 * SHARDS
             assert totals._known["ai:86400"].total == Total(19_675, 0, 0)
+
+
+async def test_one_gateway_builds_while_the_others_wait(redis_url: str, postgres_url: str) -> None:
+    """Whatever rows of other service types the outbox has."""
+    with redis.Redis.from_url(redis_url) as client, contextlib.closing(psycopg2.connect(postgres_url)) as another:
+        executor: Any = ClockedExecutor(client, 1_700_000_000_000)
+        another.cursor().execute("select pg_advisory_xact_lock(1296846933)")
+        async with Database.connect(postgres_url) as database:
+            scripts, storage = BudgetScripts(executor, 30), LedgerStorage(database)
+            made = Reservation(ask(principal(row("other"))), 1, 1, 86_400, 1, RateLimits(0, 0, 0, 0, 0, 0), "")
+            await executor.run(*scripts.settle_call(made.row(Charge(7, 1, 1, 1), Outcome.SUCCESS)))
+            totals = Totals(scripts, storage, KINDS, BudgetMetrics(Registry(), KINDS), every=0.3)
+            await totals.refresh()
+            assert not client.exists(layout.SHARD_KEYS[0].totals)
+            another.rollback()
+            executor.now_ms += 1_000
+            await totals.refresh()
+            assert client.exists(layout.SHARD_KEYS[0].totals)
 
 
 class CutExecutor(ClockedExecutor):
