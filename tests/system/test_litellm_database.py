@@ -76,8 +76,8 @@ def litellm(postgres_server: PostgresServer, tmp_path_factory: pytest.TempPathFa
     config.write_text(
         local_litellm.CONFIG.read_text() + "  database_url: os.environ/DATABASE_URL\n  proxy_batch_write_at: 1\n"
     )
-    provider = local_litellm.HERE / "litellm_provider.py"
-    (folder / provider.name).write_text(provider.read_text())
+    for module in ("litellm_provider.py", "litellm_call_log.py"):
+        (folder / module).write_text((local_litellm.HERE / module).read_text())
     port = free_port()
     program = Program(
         "LiteLLM with a database",
