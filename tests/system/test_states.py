@@ -209,10 +209,13 @@ def _sql(system: System, *statements: str, database: str = DATABASE, cut: bool =
     return run
 
 
-async def postgres_rows(folder: Path, template: Path) -> list[Row]:
+async def postgres_and_cluster_rows(folder: Path, template: Path) -> list[Row]:
+    cluster = ValkeyCluster(folder / "cluster")
+    node = cluster.nodes[-1]
     port = free_port()
     url = f"postgresql://{ROLE}:{DATABASE_PASSWORD}@{HOST}:{port}/{DATABASE}"
-    system = System(folder, template, listens={"postgres": port}, environment={"DATABASE_URL": url, **_EVENTS})
+    environment = {"DATABASE_URL": url, "REDIS_URL": cluster.url, **_EVENTS}
+    system = System(folder, template, listens={"postgres": port}, environment=environment)
 
     async def prepare() -> None:
         await _sql(system, f"create role {ROLE} login password '{DATABASE_PASSWORD}'", f"grant {_RIGHTS} to {ROLE}")()
@@ -223,43 +226,49 @@ async def postgres_rows(folder: Path, template: Path) -> list[Row]:
             f"grant execute on all functions in schema public to {ROLE}",
         )()
 
+    async def restart_node() -> None:
+        node.process.start()
+        await happens(lambda: asyncio.to_thread(lambda: all(map(cluster._whole, cluster.nodes))), 20)
+
     read_only = f"alter role {ROLE} set default_transaction_read_only = on"
     writable = f"alter role {ROLE} reset default_transaction_read_only"
     closed = f"alter database {DATABASE} allow_connections false"
     full, empty = f"{DATABASE}_full", f"{DATABASE}_empty"
-    return await _run(
-        system,
-        [
-            (READ_ONLY, _sql(system, read_only, cut=True), _sql(system, writable, cut=True)),
-            (NO_RIGHTS, _sql(system, f"revoke {_RIGHTS} from {ROLE}"), _sql(system, f"grant {_RIGHTS} to {ROLE}")),
-            (
-                UNMIGRATED,
-                _sql(
-                    system,
-                    closed,
-                    f"create database {empty}",
-                    f"alter database {DATABASE} rename to {full}",
-                    f"alter database {empty} rename to {DATABASE}",
-                    database="postgres",
-                    cut=True,
-                ),
-                _sql(
-                    system,
-                    closed,
-                    f"drop database {DATABASE} with (force)",
-                    f"alter database {full} rename to {DATABASE}",
-                    f"alter database {DATABASE} allow_connections true",
-                    database="postgres",
-                    cut=True,
-                ),
+    cases: list[Case] = [
+        (READ_ONLY, _sql(system, read_only, cut=True), _sql(system, writable, cut=True)),
+        (NO_RIGHTS, _sql(system, f"revoke {_RIGHTS} from {ROLE}"), _sql(system, f"grant {_RIGHTS} to {ROLE}")),
+        (
+            UNMIGRATED,
+            _sql(
+                system,
+                closed,
+                f"create database {empty}",
+                f"alter database {DATABASE} rename to {full}",
+                f"alter database {empty} rename to {DATABASE}",
+                database="postgres",
+                cut=True,
             ),
-        ],
-        prepare,
-    )
+            _sql(
+                system,
+                closed,
+                f"drop database {DATABASE} with (force)",
+                f"alter database {full} rename to {DATABASE}",
+                f"alter database {DATABASE} allow_connections true",
+                database="postgres",
+                cut=True,
+            ),
+        ),
+        (NODE, lambda: asyncio.to_thread(node.process.kill), restart_node),
+    ]
+    with ExitStack() as stack:
+        await asyncio.to_thread(stack.enter_context, cluster)
+        return await _run(system, cases, prepare)
 
 
-async def redis_and_litellm_rows(folder: Path, template: Path) -> list[Row]:
-    system = System(folder, template, environment={"LITELLM_HEALTH_TIMEOUT_SECONDS": "0.3", **_EVENTS})
+async def redis_litellm_and_pooler_rows(folder: Path, template: Path) -> list[Row]:
+    port = free_port()
+    environment = {"LITELLM_HEALTH_TIMEOUT_SECONDS": "0.3", **_EVENTS}
+    system = System(folder, template, environment=environment, ports={"postgres": port} if _POOLED else {})
 
     def valkey(*command: str) -> Change:
         async def run() -> None:
@@ -307,63 +316,33 @@ async def redis_and_litellm_rows(folder: Path, template: Path) -> list[Row]:
         system.parts["litellm"].start()
         await system.parts["litellm"].wait_ready()
 
-    return await _run(
-        system,
-        [
-            (READONLY, valkey("REPLICAOF", HOST, str(free_port())), valkey("REPLICAOF", "NO", "ONE")),
-            (OOM, valkey("CONFIG", "SET", "maxmemory", "1"), valkey("CONFIG", "SET", "maxmemory", "0")),
-            (LOADING, load_slowly, load_quickly),
-            (SLOW_CHECKS, liveliness(1), liveliness(0)),
-            (REFUSED_KEY, refuse_key, take_key),
-        ],
-    )
-
-
-async def cluster_and_pooler_rows(folder: Path, template: Path) -> list[Row]:
-    cluster = ValkeyCluster(folder / "cluster")
-    node = cluster.nodes[-1]
-    with ExitStack() as stack:
-        await asyncio.to_thread(stack.enter_context, cluster)
-        port = free_port()
-        system = System(
-            folder,
-            template,
-            environment={"REDIS_URL": cluster.url, **_EVENTS},
-            ports={"postgres": port} if _POOLED else {},
-        )
-
-        async def restart_node() -> None:
-            node.process.start()
-            await happens(lambda: asyncio.to_thread(lambda: all(map(cluster._whole, cluster.nodes))), 20)
-
-        async def kill_node() -> None:
-            node.process.kill()
-
-        cases: list[Case] = [(NODE, kill_node, restart_node)]
-        if _POOLED:
-            bouncer, _ = stack.enter_context(_pooler(system, port))
-            url = system.environment["DATABASE_URL"]
-
-            async def start_pooler() -> None:
-                await asyncio.to_thread(bouncer.start, url)
-
-            async def kill_pooler() -> None:
-                await asyncio.to_thread(bouncer.process.kill)
-
-            cases.append((POOLER, kill_pooler, start_pooler))
-            return await _run(system, cases, start_pooler)
+    cases: list[Case] = [
+        (READONLY, valkey("REPLICAOF", HOST, str(free_port())), valkey("REPLICAOF", "NO", "ONE")),
+        (OOM, valkey("CONFIG", "SET", "maxmemory", "1"), valkey("CONFIG", "SET", "maxmemory", "0")),
+        (LOADING, load_slowly, load_quickly),
+        (SLOW_CHECKS, liveliness(1), liveliness(0)),
+        (REFUSED_KEY, refuse_key, take_key),
+    ]
+    if not _POOLED:
         return await _run(system, cases)
+    with _pooler(system, port) as bouncer:
+
+        async def start_pooler() -> None:
+            await asyncio.to_thread(bouncer.start, system.environment["DATABASE_URL"])
+
+        cases.append((POOLER, lambda: asyncio.to_thread(bouncer.process.kill), start_pooler))
+        return await _run(system, cases, start_pooler)
 
 
 _POOLED = Path(PGBOUNCER).exists()
 
 
 @contextmanager
-def _pooler(system: System, port: int) -> Iterator[tuple[PgBouncer, Path]]:
+def _pooler(system: System, port: int) -> Iterator[PgBouncer]:
     with readable() as folder:
         bouncer = PgBouncer(folder / "pgbouncer", system.postgres, "transaction", port=port)
         try:
-            yield bouncer, folder
+            yield bouncer
         finally:
             bouncer.process.kill()
 
@@ -381,14 +360,13 @@ async def _run(system: System, cases: Sequence[Case], prepare: Change | None = N
 
 @pytest.fixture(scope="module")
 def rows(tmp_path_factory: pytest.TempPathFactory, template: Path) -> dict[str, Row]:
-    """All rows, on three systems at the same time."""
+    """All rows, on two systems at the same time."""
     folder = tmp_path_factory.mktemp("states")
 
     async def run() -> Sequence[list[Row]]:
         return await asyncio.gather(
-            postgres_rows(folder / "postgres", template),
-            redis_and_litellm_rows(folder / "redis", template),
-            cluster_and_pooler_rows(folder / "cluster", template),
+            postgres_and_cluster_rows(folder / "postgres", template),
+            redis_litellm_and_pooler_rows(folder / "redis", template),
         )
 
     found = {row.state.name: row for some in asyncio.run(run()) for row in some}

@@ -25,6 +25,8 @@ PREVIOUS = "e86468d"
 COST, LEAST = 25_000, 22 * 1000 + 16 * 2000
 BUDGET = 2_000_000
 SMALL = toml("small", max_budget=f"{BUDGET / 10**9:.9f}", duration="30d", rpm=0, tpm=0)
+#: For tests to which all auths are alike.
+BY_NEW_AUTH = pytest.mark.parametrize("caller", ["new auth"], indirect=True)
 
 
 @pytest.fixture(scope="module")
@@ -41,23 +43,24 @@ def previous(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module", params=["auth-1", "gateway-1"], ids=["old auth", "old gateway"])
-def mixed(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, template: Path, previous: Path
-) -> Iterator[System]:
-    """An auth and two gateways on the newest schema; one of the three is of the release before."""
+@pytest.fixture(scope="module")
+def mixed(tmp_path_factory: pytest.TempPathFactory, template: Path, previous: Path) -> Iterator[System]:
+    """Two auths and two gateways on the newest schema; the first of each is of the release before."""
     folder = tmp_path_factory.mktemp("upgrade")
     # the release before knows no searches
     lines = [line for line in SERVICE_TYPES.splitlines(keepends=True) if not line.startswith("search_")]
     (folder / "types.toml").write_text("".join(lines) + SMALL)
-    environment, trees = {"SERVICE_TYPES": str(folder / "types.toml")}, {request.param: previous}
-    with running_system(folder / "system", template, gateways=2, environment=environment, trees=trees) as whole:
-        assert f"PYTHONPATH={previous}" in Path(f"/proc/{whole.parts[request.param].process.pid}/environ").read_text()
+    environment, old = {"SERVICE_TYPES": str(folder / "types.toml")}, ("auth-1", "gateway-1")
+    options = {"auths": 2, "gateways": 2, "environment": environment, "trees": dict.fromkeys(old, previous)}
+    with running_system(folder / "system", template, **options) as whole:
+        for name in old:
+            assert f"PYTHONPATH={previous}" in Path(f"/proc/{whole.parts[name].process.pid}/environ").read_text()
         yield whole
 
 
-@pytest.fixture
-async def caller(mixed: System) -> AsyncIterator[Caller]:
+@pytest.fixture(params=["old auth", "new auth"])
+async def caller(mixed: System, request: pytest.FixtureRequest) -> AsyncIterator[Caller]:
+    mixed.auths = tuple(sorted(mixed.auths, reverse=request.param == "new auth"))
     async with Caller.open(mixed) as one:
         one.fxa_kind = "opaque"  # the release before refuses the JWTs of FxA, whose `typ` is `at+JWT`
         yield one
@@ -87,6 +90,13 @@ async def test_either_credential_works_at_every_gateway(caller: Caller) -> None:
             assert stream.done, stream
 
 
+@BY_NEW_AUTH
+async def test_both_auths_publish_the_same_keys(caller: Caller) -> None:
+    urls = [f"{caller.system.url(name)}/.well-known/jwks.json" for name in caller.system.auths]
+    old, new = [(await caller.ask("GET", url)).json() for url in urls]
+    assert old == new
+
+
 async def test_a_revoked_token_is_refused_at_every_gateway(caller: Caller) -> None:
     _, token = await caller.account()
     await _until_all(caller, token, {(200, "")})
@@ -103,6 +113,7 @@ async def test_a_blocked_user_is_refused_at_every_gateway_and_let_in_again(calle
     assert await _until_all(caller, token, {(200, "")}) < 1
 
 
+@BY_NEW_AUTH
 async def test_both_gateways_spend_one_budget_to_its_exact_end(caller: Caller) -> None:
     user_id, token = await caller.account(scope="small")
     paid: list[str] = []
@@ -133,6 +144,7 @@ async def test_both_gateways_spend_one_budget_to_its_exact_end(caller: Caller) -
 
 
 @pytest.mark.skipif(not FULL, reason="a lease takes 30 s to end")
+@BY_NEW_AUTH
 async def test_one_release_finishes_what_the_other_left(caller: Caller) -> None:
     """Last of this system: its first gateway is killed."""
     event = 'data: {"id":"c","object":"chat.completion.chunk","choices":[{"index":0,"delta":{"content":"x"}}]}\n\n'
