@@ -63,7 +63,7 @@ class KeyRing:
             ring._keys = [SigningKey.load(kid, pem) for kid, pem in msgspec.json.decode(ring._file.read_bytes())]
         else:
             ring._keys = [SigningKey.generate() for _ in range(3)]
-            ring._save()
+            ring.save()
         return ring
 
     @property
@@ -72,7 +72,7 @@ class KeyRing:
 
     def rotate(self) -> None:
         self._keys = [*self._keys[1:], SigningKey.generate()]
-        self._save()
+        self.save()
 
     def published(self) -> list[dict[str, Any]]:
         last, *used = self._keys
@@ -81,7 +81,7 @@ class KeyRing:
     def public_key(self, kid: str) -> Key | None:
         return next((key.private.public_key() for key in self._keys if key.kid == kid), None)
 
-    def _save(self) -> None:
+    def save(self) -> None:
         if self._file is None:
             return
         self._file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)

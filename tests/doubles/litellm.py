@@ -243,6 +243,7 @@ class LiteLLMDouble:
         app.router.add_get("/health/liveliness", self._liveliness)
         app.router.add_get("/model/info", self._model_info)
         app.router.add_post("/double/script", self._set_script)
+        app.router.add_post("/double/gate/{name}", self._open_gate)
         app.router.add_post("/double/liveliness", self._slow_liveliness)
         app.router.add_get("/double/state", self._state)
         self._runner = web.AppRunner(app, handler_cancellation=True, access_log=None, shutdown_timeout=0.1)
@@ -280,6 +281,10 @@ class LiteLLMDouble:
         ]
         script = Script(steps, given.get("status", 200), given.get("headers", {}))
         self.script(given["model"], script, **given.get("info", {}))
+        return web.json_response({})
+
+    async def _open_gate(self, request: web.Request) -> web.Response:
+        self.open_gate(request.match_info["name"])
         return web.json_response({})
 
     async def _slow_liveliness(self, request: web.Request) -> web.Response:
@@ -389,6 +394,7 @@ async def _main(port: int) -> None:
     async with running(port) as double:
         slow = [event(chunk("x")) for _ in range(1000)]
         double.script("slow", Script.events(slow, pause=0.05))
+        double.script("small-embeddings", Script.json(embeddings()), mode="embedding", output_cost=0)
         print(double.port, flush=True)
         await asyncio.Event().wait()
 

@@ -10,8 +10,6 @@ import uuid
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from functools import cache
-from pathlib import Path
 from typing import Any, Literal, Self
 from urllib.parse import quote
 
@@ -21,8 +19,7 @@ from yarl import URL
 from services.cli.client import ACCESS_TOKEN, ASSERTION, GRANT_TYPE, subject_token
 from services.local.device import Device
 from services.local.fxa import EventOrder, StandIn
-from services.local.fxa_keys import KeyRing
-from tests.system.harness import BUNDLE_ID, SECRETS, TEAM, System
+from tests.system.harness import BUNDLE_ID, SECRETS, TEAM, System, fxa_keys
 
 Event = Literal["password-change", "delete-user"]
 
@@ -117,8 +114,7 @@ class Caller:
 
     async def event(self, uid: str, event: Event, **change: int) -> str:
         """A token of FxA's, signed with the stand-in's key, that tells of an account; ``change``: its details."""
-        ring = await asyncio.to_thread(_keys, self.system.folder / "fxa-keys")
-        stand_in = StandIn(self.system.environment["FXA_ISSUER"], ring)
+        stand_in = StandIn(self.system.environment["FXA_ISSUER"], fxa_keys(self.system.folder))
         events = {f"https://schemas.accounts.firefox.com/event/{event}": change}
         return stand_in.security_event(EventOrder(uid, event), events=events)
 
@@ -253,11 +249,10 @@ class Caller:
         seen = await self.ask("POST", url, json={"model": model, "steps": steps, **options})
         assert seen.status == 200, seen
 
-
-@cache
-def _keys(folder: Path) -> KeyRing:
-    """The keys of the FxA stand-in. Reading them takes a third of a second."""
-    return KeyRing.open(folder)
+    async def open_gate(self, name: str) -> None:
+        """Let LiteLLM go on with what waits at a gate of its script."""
+        url = f"http://127.0.0.1:{self.system.listens['litellm']}/double/gate/{name}"
+        assert (await self.ask("POST", url)).status == 200
 
 
 def _body(model: str, text: str, *, stream: bool) -> dict[str, Any]:

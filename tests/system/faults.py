@@ -20,7 +20,7 @@ from services.cli.client import ASSERTION
 from services.local.fxa import DESKTOP_CLIENT_ID
 from services.local.process import free_port
 from tests.support.sql import sql
-from tests.support.waiting import happens
+from tests.support.waiting import happens, until
 from tests.system.clients import Caller, Seen, SeenStream
 from tests.system.conftest import FULL
 from tests.system.harness import DATABASE, SECRETS, TEMPLATE, System
@@ -46,6 +46,15 @@ WORK = (
     *("exchange", "opaque", "device", "newcomer", "chat", "new stream", "stream in flight", "revoke", "block"),
     *("password", "deletion", "erasure", "export"),
 )
+
+#: What a gateway that dies has open beside a stream, by path: LiteLLM never answers it.
+OPEN = {
+    "search": ("/v1/search", {"query": "weather in Oslo"}),
+    "embeddings": ("/v1/embeddings", {"model": "small-embeddings", "input": "Hi"}),
+}
+#: What these, and the stream, may cost in nano-dollars, at the prices of the double: the prompt's bound ("user", "Hi"
+#: and 16 for the message) and the limit of 200; the row's price of a search; two bytes and 16 for the item.
+BOUNDS = {"stream in flight": 22 * 1000 + 200 * 2000, "search": 5_000_000, "embeddings": 18 * 1000}
 
 SLOW = 1.0
 #: How long a fault lasts at the least, and at the most: longer than any answer may take.
@@ -76,8 +85,8 @@ class Row:
     """What was seen.
 
     ``healthy``: seconds from the fault's end until all worked; below 0: it never did. ``lost``: work without its row
-    in the ledger. ``late``: request ids whose row comes when their lease is over, and ``charge`` that row. ``undone``:
-    what does not hold of the accounts that ended, or changed, once the same was sent again.
+    in the ledger. ``late``: request ids, by the work, whose row comes when their lease is over; ``charges``: these
+    rows. ``undone``: what does not hold of the accounts that ended, or changed, once the same was sent again.
     """
 
     part: str
@@ -85,9 +94,9 @@ class Row:
     seen: dict[str, Seen | SeenStream] = field(default_factory=dict)
     healthy: float = -1.0
     lost: list[str] = field(default_factory=list)
-    late: list[str] = field(default_factory=list)
+    late: dict[str, str] = field(default_factory=dict)
     undone: list[str] = field(default_factory=list)
-    charge: Charge | None = None
+    charges: dict[str, Charge] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,11 +232,28 @@ class Work:
     def __init__(self, caller: Caller, ready: Prepared, gateway: str) -> None:
         self._caller, self._ready, self._gateway = caller, ready, gateway
         self.in_flight = SeenStream(uuid.uuid4().hex)
-        self.ids = {"chat": uuid.uuid4().hex, "new stream": uuid.uuid4().hex}
+        self.ids = {name: uuid.uuid4().hex for name in ("chat", "new stream", *OPEN)}
 
     def begin_stream(self, gateway: str) -> asyncio.Task[SeenStream]:
         stream = self._caller.stream(self._ready.token, self.in_flight, model="slow", gateway=gateway)
         return asyncio.create_task(stream)
+
+    async def begin_open(self, gateway: str) -> list[asyncio.Task[Seen]]:
+        """What never ends, once its money is reserved."""
+        caller, token, url = self._caller, self._ready.token, self._caller.system.url(gateway)
+        for scripted in ("/v1/search/exa-search", "small-embeddings"):
+            await caller.script(scripted, [("hang", None)])
+        tasks = []
+        for name, (path, body) in OPEN.items():
+            headers = {"Authorization": f"Bearer {token}", "X-Request-ID": self.ids[name]}
+            tasks.append(asyncio.create_task(caller.ask("POST", url + path, json=body, headers=headers, patience=60)))
+
+        async def reserved() -> bool:
+            state = (await caller.budget(token, gateway)).json()
+            return bool(state["reserved_usd"] == (BOUNDS["search"] + BOUNDS["embeddings"]) / 10**9)
+
+        await until(reserved)
+        return tasks
 
     def start(self) -> dict[str, asyncio.Task[Any]]:
         caller, ready = self._caller, self._ready
@@ -254,6 +280,8 @@ async def run_row(system: System, caller: Caller, part: str, fault: str, breaker
     ready = await prepare(caller)
     await caller.script("slow", PACED)
     work = Work(caller, ready, system.gateways[-1])
+    died = part.startswith("gateway") and fault in DEADLY
+    hanging = await work.begin_open(system.gateways[0]) if died else []
     in_flight = work.begin_stream(system.gateways[0])
     await happens(lambda: work.in_flight.events >= 5, 10)
     await breaker.apply(fault)
@@ -269,6 +297,7 @@ async def run_row(system: System, caller: Caller, part: str, fault: str, breaker
     for name, task in tasks.items():
         row.seen[name] = await task
     row.seen["stream in flight"] = await in_flight
+    await asyncio.gather(*hanging)
     if await well:
         row.healthy = time.monotonic() - mended
     await _look_into_ledger(row, system, work)
@@ -348,11 +377,9 @@ async def _look_into_ledger(row: Row, system: System, work: Work) -> None:
 
     await happens(lambda: not missing(), 3)
     absent = missing()
-    died = row.part.startswith("gateway") and row.fault in DEADLY
-    if died and "stream in flight" in absent:
-        row.late = [work.in_flight.request_id]
-        absent.remove("stream in flight")
-    row.lost = absent
+    if row.part.startswith("gateway") and row.fault in DEADLY:
+        row.late = {"stream in flight": work.in_flight.request_id, **{name: work.ids[name] for name in OPEN}}
+    row.lost = [name for name in absent if name not in row.late]
 
 
 async def _undone(row: Row, system: System, caller: Caller, ready: Prepared) -> AsyncIterator[str]:
@@ -427,12 +454,12 @@ async def _wait_for_late(system: System, rows: list[Row]) -> None:
         "where request_id = %(id)s"
     )
     for row in rows:
-        for request_id in row.late:
+        for name, request_id in row.late.items():
             found: list[tuple[Any, ...]] = []
             for _ in range(450):
                 if found := system.sql(statement, id=request_id):
-                    row.charge = Charge(*found[0])
+                    row.charges[name] = Charge(*found[0])
                     break
                 await asyncio.sleep(0.1)
             if not found:
-                row.lost.append("stream in flight")
+                row.lost.append(name)

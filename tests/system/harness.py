@@ -14,10 +14,12 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from services.auth.tokens.key_ring import create_key
+from services.local.fxa_keys import KeyRing, SigningKey
 from services.local.pki import Pki
 from services.local.postgres import PostgresServer
 from services.local.process import Process, ProcessError, Program, answers, free_port
@@ -49,7 +51,12 @@ REDIS_PASSWORD = "canary-redis-password-a6f250"
 
 _PLENTY = {"max_budget": "1000", "rpm": 100_000, "tpm": 100_000_000, "credentials": ["fxa", "app_attest"]}
 _SEARCH = {"search_tool": "exa-search", "search_cost": "0.005"}
-SERVICE_TYPES = toml("ai", **_PLENTY, **_SEARCH, purposes=["chat"]) + toml("s2s", **_PLENTY)
+SERVICE_TYPES = (
+    toml("ai", **_PLENTY, **_SEARCH, purposes=["chat"])
+    + toml("search", max_budget="0.02", rpm=1000, **_SEARCH)
+    + toml("vectors", max_budget="0.0001", rpm=1000)
+    + toml("s2s", **_PLENTY)
+)
 
 
 @dataclass(slots=True)
@@ -98,6 +105,7 @@ class System:
     :param listens: where a part listens, when not on any free port.
     :param own: settings of one service alone, by its command; they win over all.
     :param trees: checkouts that a part runs from, by name, when not this one.
+    :param valkey_options: more of its configuration.
     """
 
     def __init__(
@@ -112,6 +120,7 @@ class System:
         listens: Mapping[str, int] | None = None,
         own: Mapping[str, Mapping[str, str]] | None = None,
         trees: Mapping[str, Path] | None = None,
+        valkey_options: Mapping[str, str] | None = None,
     ) -> None:
         self.folder, self._template = folder, template
         self._own = own or {}
@@ -132,7 +141,7 @@ class System:
             folder / "valkey",
             self.listens["valkey"],
             password=REDIS_PASSWORD,
-            options={"appendonly": "yes"},
+            options={"appendonly": "yes", **(valkey_options or {})},
             log=self._log("valkey"),
         )
         self.pki = Pki.create()
@@ -192,6 +201,7 @@ class System:
         (self.folder / "root.pem").write_bytes(self.pki.root_pem)
         (self.folder / "service_types.toml").write_text(SERVICE_TYPES)
         create_key(self.folder / "keys", activate_at=time.time())
+        fxa_keys(self.folder / "fxa-keys").save()
 
     def _settings(self) -> dict[str, str]:
         port = self.ports
@@ -252,6 +262,16 @@ class System:
 
     def _log(self, name: str) -> Path:
         return self.folder / "logs" / f"{name}.log"
+
+
+def fxa_keys(folder: Path) -> KeyRing:
+    """The keys of the FxA stand-in of every system: to make new ones takes a second."""
+    return KeyRing(_signing_keys(), folder)
+
+
+@cache
+def _signing_keys() -> list[SigningKey]:
+    return [SigningKey.generate() for _ in range(3)]
 
 
 @contextmanager

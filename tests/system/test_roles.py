@@ -2,61 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
-import hashlib
-import re
-from collections.abc import AsyncIterator, Iterator
-
 import psycopg2
 import pytest
 
-from services.local.postgres import PostgresServer
-from services.local.process import free_port
-from shared.stores import migrate
-from tests.deploy.test_roles import acl_lines, run_roles, url
+from tests.deploy.test_roles import url
 from tests.support.waiting import until
 from tests.system.clients import Caller
-from tests.system.harness import DATABASE, DATABASE_PASSWORD, HOST, SECRETS, System
+from tests.system.credentials import sign_in
+from tests.system.harness import DATABASE, System
 
 
-@pytest.fixture(scope="module")
-def confined(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
-    """A whole system whose services are roles and users of their own; the tables were made by the owner."""
-    folder = tmp_path_factory.mktemp("roles")
-    template = PostgresServer(folder / "template", free_port(), durable=False, password=DATABASE_PASSWORD)
-    with template:
-        done = run_roles(template, DATABASE)
-        assert done.returncode == 0, done.stderr
-        migrate.upgrade(url(template, "mlpa_owner", DATABASE))
-    ports = {"postgres": free_port(), "valkey": free_port()}
-    own = {
-        name: {
-            "DATABASE_URL": f"postgresql://mlpa_{name}:mlpa_{name}@{HOST}:{ports['postgres']}/{DATABASE}",
-            "REDIS_URL": f"redis://mlpa_{name}:{name.upper()}@{HOST}:{ports['valkey']}/0",
-        }
-        for name in ("auth", "gateway")
-    }
-    whole = System(folder / "system", template.data, listens=ports, own=own)
-    digests = {
-        f"{name.upper()}_DIGEST": hashlib.sha256(name.upper().encode()).hexdigest() for name in (*own, "monitor")
-    }
-    for line in acl_lines(**digests)[1:]:
-        _, user, rights = line.split(maxsplit=2)
-        whole.valkey.options[f"user {user}"] = rights
-    asyncio.run(whole.start())
-    try:
-        yield whole
-    finally:
-        whole.stop()
-
-
-@pytest.fixture
-async def caller(confined: System) -> AsyncIterator[Caller]:
-    async with Caller.open(confined) as one:
-        yield one
-
-
-async def test_clients_and_operators_miss_nothing(confined: System, caller: Caller) -> None:
+async def test_clients_and_operators_miss_nothing(system: System, caller: Caller) -> None:
     device = await caller.enrolled()
     exchanged = await caller.exchange_device(device)
     assert exchanged.status == 200, exchanged
@@ -75,11 +31,12 @@ async def test_clients_and_operators_miss_nothing(confined: System, caller: Call
     assert tier.status == 200, tier
     assert (await caller.chat(token)).status == 200
 
-    await until(lambda: len(confined.sql("select 1 from ledger")) >= 6)  # rows come in batches
+    rows_of_user = "select 1 from ledger where user_id = %(user)s"
+    await until(lambda: len(system.sql(rows_of_user, user=user)) >= 4)  # rows come in batches
     rows = await caller.admin("GET", f"/user/{user}/ledger?limit=10")
     assert len(rows.json()["rows"]) >= 4
 
-    revoked = await caller.ask("POST", f"{confined.auth_url}/revoke", data={"token": token})
+    revoked = await caller.ask("POST", f"{system.auth_url}/revoke", data={"token": token})
     assert revoked.status == 200
 
     async def refused() -> bool:
@@ -92,33 +49,21 @@ async def test_clients_and_operators_miss_nothing(confined: System, caller: Call
         assert ready["status"] == "ready", ready
 
 
-async def test_the_console_works(confined: System, caller: Caller) -> None:
-    page = await caller.ask("GET", f"{confined.auth_url}/admin/sign-in")
-    csrf = re.search(rb'name="csrf" value="([^"]+)"', page.body)
-    assert csrf
-    cookies = {}
-    for header in page.headers.getall("Set-Cookie"):  # type: ignore[attr-defined]
-        name, _, value = header.partition(";")[0].partition("=")
-        cookies[name] = value
-    form = {"csrf": csrf[1].decode(), "key": SECRETS["MLPA_ADMIN_KEY"]}
-    signed_in = await caller.ask("POST", f"{confined.auth_url}/admin/sign-in", data=form, cookies=cookies)
-    assert signed_in.status == 303
-    for header in signed_in.headers.getall("Set-Cookie"):  # type: ignore[attr-defined]
-        name, _, value = header.partition(";")[0].partition("=")
-        cookies[name] = value
+async def test_the_console_works(system: System, caller: Caller) -> None:
+    session = {"Cookie": await sign_in(caller, "MLPA_ADMIN_KEY")}
     for path in (
         *("/admin", "/admin/users", "/admin/users?list=blocked", "/admin/users?list=installs", "/admin/devices"),
         *("/admin/audit", "/admin/service-types", "/admin/requests", "/admin/costs", "/admin/models"),
     ):
-        shown = await caller.ask("GET", f"{confined.auth_url}{path}", cookies=cookies)
+        shown = await caller.ask("GET", f"{system.auth_url}{path}", headers=session)
         assert shown.status == 200, path
 
 
-def test_nothing_was_refused(confined: System) -> None:
+def test_nothing_was_refused(system: System) -> None:
     """Neither server said no: a right that is missing may have been made up for."""
-    logs = confined.logs()
+    logs = system.logs()
     assert "permission denied" not in logs["postgres"]
-    with confined.valkey.client() as client:
+    with system.valkey.client() as client:
         refused = [entry for entry in client.acl_log() if b"config" not in str(entry).encode()]
         assert refused == []
 
@@ -131,10 +76,8 @@ def test_nothing_was_refused(confined: System) -> None:
         "insert into audit_log (actor, action, subject) values ('a', 'b', 'c')",
     ],
 )
-def test_what_a_gateway_holds_enrols_blocks_and_writes_nothing(confined: System, statement: str) -> None:
-    connection = psycopg2.connect(
-        f"postgresql://mlpa_gateway:mlpa_gateway@{HOST}:{confined.listens['postgres']}/{DATABASE}"
-    )
+def test_what_a_gateway_holds_enrols_blocks_and_writes_nothing(system: System, statement: str) -> None:
+    connection = psycopg2.connect(url(system.postgres, "mlpa_gateway", DATABASE))
     try:
         with connection.cursor() as cursor, pytest.raises(psycopg2.errors.InsufficientPrivilege):
             cursor.execute(statement)

@@ -17,9 +17,10 @@ from typing import Any
 import pytest
 
 from services.local.process import Process, answers
+from tests.support.waiting import wait_until
 from tests.system.clients import Caller
-from tests.system.harness import HOST, SERVICE_TYPES, Part, System, running_system
-from tests.system.test_start_and_end import _END, _EVENT
+from tests.system.harness import HOST, SERVICE_TYPES, Part, System
+from tests.system.test_start_and_end import _END, _EVENT, _children
 
 #: Within which a change of the file holds everywhere.
 SOON = 10.0
@@ -31,16 +32,16 @@ class Fleet:
 
     caller: Caller
 
-    def __init__(self, system: System) -> None:
-        self.system = system
-        self.file = system.folder / "service_types.toml"
+    def __init__(self, system: System, file: Path) -> None:
+        self.system, self.file = system, file
+        file.write_text(SERVICE_TYPES)
         self.parts: list[Part] = []
         self.ops: list[int] = []
         for name in ("gateway", "auth"):
             port = _free_ports(3)
             ops = port + 1
             system.listens[f"{name}s"] = system.ports[f"{name}s"] = port
-            environment = {"PORT": str(port), "AUTH_PORT": str(port), "OPS_PORT": str(ops)}
+            environment = {"PORT": str(port), "AUTH_PORT": str(port), "OPS_PORT": str(ops), "SERVICE_TYPES": str(file)}
             program = system.program(name, "--workers", "2", environment=environment)
             urls = [f"http://{HOST}:{ops + number}/health/readiness" for number in (0, 1)]
             log = system.folder / "logs" / f"{name}s.log"
@@ -49,9 +50,14 @@ class Fleet:
 
     @contextlib.contextmanager
     def running(self) -> Iterator[Fleet]:
+        """Signals come all through the start."""
         for part in self.parts:
             part.start()
         try:
+            wait_until(lambda: all(_children(part.process.pid) for part in self.parts))
+            for _ in range(40):
+                self.hang_up()
+                time.sleep(0.05)
             for part in self.parts:
                 part.process.wait_ready(part.ready, timeout=60)
             yield self
@@ -101,8 +107,8 @@ def _free_ports(number: int) -> int:
 
 
 @pytest.fixture(scope="module")
-def processes(tmp_path_factory: pytest.TempPathFactory, template: Path) -> Iterator[Fleet]:
-    with running_system(tmp_path_factory.mktemp("types") / "own", template) as whole, Fleet(whole).running() as fleet:
+def processes(system: System, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
+    with Fleet(system, tmp_path_factory.mktemp("types") / "types.toml").running() as fleet:
         yield fleet
 
 
@@ -157,6 +163,11 @@ class Load:
             await asyncio.sleep(0.05)
 
 
+def test_a_hang_up_during_the_start_ends_no_worker(processes: Fleet) -> None:
+    logs = processes.system.logs()
+    assert "worker_ended" not in logs["gateways"] + logs["auths"]
+
+
 async def test_a_broken_table_changes_nothing_in_any_process_under_load(fleet: Fleet) -> None:
     _, token = await fleet.caller.account()
     async with Load(fleet, token).running() as load:
@@ -182,7 +193,7 @@ async def test_a_switch_holds_in_all_processes_and_open_streams_go_on(fleet: Fle
     caller = fleet.caller
     _, token = await caller.account()
     _, other = await caller.account(scope="s2s")
-    await caller.script("slow", [("send", _EVENT), ("sleep", 15), ("send", _END)])
+    await caller.script("slow", [("send", _EVENT), ("gate", "open"), ("send", _END)])
     streams = [asyncio.create_task(caller.stream(token, model="slow", gateway="gateways")) for _ in range(4)]
     async with Load(fleet, token).running() as load:
         await asyncio.sleep(0.5)
@@ -203,6 +214,7 @@ async def test_a_switch_holds_in_all_processes_and_open_streams_go_on(fleet: Fle
         load.forget()
         await asyncio.sleep(0.7)
         assert (set(load.chats), set(load.exchanges)) == ({(200, "")}, {(200, "")})
+    await caller.open_gate("open")
     assert all(stream.done for stream in await asyncio.gather(*streams))
     assert sum(await fleet.metric('chat_availability_total{outcome="excluded",reason="switched_off"}')) > 0
 
@@ -280,25 +292,3 @@ async def test_a_row_is_added_and_a_model_switched_off_without_a_restart(fleet: 
     await asyncio.sleep(1)
     answers = [await caller.chat(token, gateway="gateways") for _ in range(8)]
     assert {(one.status, one.code, one.json()["error"]["mlpa_code"]) for one in answers} == {(400, "invalid_model", 8)}
-
-
-async def test_a_hang_up_during_the_start_ends_no_worker(fleet: Fleet) -> None:
-    for part in fleet.parts:
-        part.kill()
-    before = fleet.system.logs()
-    for part in fleet.parts:
-        part.start()
-
-    async def has_workers() -> bool:
-        pids = [part.process.pid for part in fleet.parts]
-        return all(Path(f"/proc/{pid}/task/{pid}/children").read_text().split() for pid in pids)  # noqa: ASYNC240
-
-    await fleet.until(has_workers)
-    for _ in range(40):
-        fleet.hang_up()
-        await asyncio.sleep(0.05)
-    for part in fleet.parts:
-        await part.wait_ready()
-    logs = fleet.system.logs()
-    assert "worker_ended" not in logs["gateways"].removeprefix(before["gateways"])
-    assert "worker_ended" not in logs["auths"].removeprefix(before["auths"])

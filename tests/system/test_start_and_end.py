@@ -120,7 +120,7 @@ async def test_an_exchange_in_flight_is_answered_when_auth_stops(system: System,
         part.kill()
 
 
-def _children(pid: int) -> list[int]:
+def _children(pid: int | None) -> list[int]:
     return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
