@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 
 schemathesis = pytest.importorskip("schemathesis")
 
-EXAMPLES = 300 if os.environ.get("MLPA_TEST_FULL") else 8
+EXAMPLES = 300 if os.environ.get("MLPA_TEST_FULL") else 4
 CHECKS = [
     schemathesis.checks.not_a_server_error,
     schemathesis.checks.status_code_conformance,

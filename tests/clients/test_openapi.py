@@ -16,6 +16,7 @@ import pytest
 
 from tests.openapi_examples import examples
 from tests.system.clients import Caller
+from tests.system.conftest import FULL
 from tests.system.harness import System
 
 JAVA = shutil.which("java")
@@ -103,6 +104,7 @@ def run_application(folders: Iterable[Path], given: dict[str, Any]) -> Any:
     return json.loads(done.stdout)
 
 
+@pytest.mark.skipif(not FULL, reason="making the clients takes ten seconds")
 async def test_generated_clients_exchange_a_token_and_chat(
     system: System, caller: Caller, token: str, generate: Generate
 ) -> None:

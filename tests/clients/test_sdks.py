@@ -18,6 +18,7 @@ from tests.clients.conftest import BEDROCK, CLAUDE, DEEPSEEK, GEMINI3, GPT, GPT5
 from tests.doubles.providers import anthropic, behaviour, gemini
 from tests.doubles.providers.server import ProviderDouble
 from tests.system.clients import Caller
+from tests.system.conftest import FULL
 from tests.system.harness import System
 
 Results = dict[str, dict[str, Any]]
@@ -29,7 +30,8 @@ JOBS = [
     *(("streamed", model) for model in (GPT, CLAUDE, GEMINI3, BEDROCK)),
     *(("reasoning", model) for model in THINKERS),
 ]
-NODE_JOBS = [*JOBS, ("runner", GPT), ("runner", CLAUDE)]
+#: What differs between the clients is for few models; what differs between the models is for either client.
+NODE_JOBS = [job for job in JOBS if FULL or job[1] in (GPT, CLAUDE)] + [("runner", GPT), ("runner", CLAUDE)]
 
 
 def tag(client: str, flow: str, model: str) -> str:

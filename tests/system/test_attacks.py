@@ -22,6 +22,15 @@ from tests.system.conftest import FULL, TABLES
 from tests.system.harness import ROOT, System
 
 SECONDS = 10.0 if FULL else 0.6
+#: One of each kind by default: bytes that grow, values that cost time, what is never finished, guesses of each sort.
+NAMES = (
+    tuple(ATTACKS)
+    if FULL
+    else (
+        *("gzip with a token", "a million items", "unfinished heads to auth", "pipelined bodies"),
+        *("invented FxA tokens", "sign-ins", "revocations", "scrapes of the gateway"),
+    )
+)
 #: By how much an attack may lengthen the time to the first byte, in seconds.
 LONGER = 0.1
 #: KiB. A thousand aborted connections of 64 KiB each may wait for a garbage collection; ten times as many hold no more.
@@ -74,14 +83,20 @@ async def victim(caller: Caller) -> str:
     return token
 
 
-@pytest.mark.parametrize("name", ATTACKS)
+@pytest.mark.parametrize("name", NAMES)
 async def test_an_attack_is_in_nobodys_way(system: System, caller: Caller, victim: str, name: str) -> None:
     _, own = await caller.account()
     order = ATTACKS[name](own)
     held, got = _memory(system), ""
     for _ in range(2):  # a miss is tried once more: two cores are shared with whatever else runs
-        quiet = _p99(await _first_bytes(system, victim, 0.5))
-        attacked, after, got = await _attacked(system, victim, order)
+        attacker = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-P", "-m", "tests.system.attacks"),
+            env={"PYTHONPATH": str(ROOT)},
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+        )
+        quiet = _p99(await _first_bytes(system, victim, 0.5))  # it takes as long to start
+        attacked, after, got = await _attacked(system, victim, attacker, order)
         if attacked < quiet + LONGER:
             break
     growth = {part: size - held[part] for part, size in after.items()}
@@ -92,16 +107,12 @@ async def test_an_attack_is_in_nobodys_way(system: System, caller: Caller, victi
     assert max(growth.values()) < GROWTH
 
 
-async def _attacked(system: System, token: str, order: Order) -> tuple[float, dict[str, int], str]:
+async def _attacked(
+    system: System, token: str, attacker: asyncio.subprocess.Process, order: Order
+) -> tuple[float, dict[str, int], str]:
     """The p99 of first bytes and the memory of the services under an attack, and what the attacker got."""
-    attacker = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-P", "-m", "tests.system.attacks"),
-        env={"PYTHONPATH": str(ROOT)},
-        stdin=asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.PIPE,
-    )
-    attack = asyncio.create_task(attacker.communicate(input_of(order, system.listens[order.service], SECONDS + 0.5)))
-    await asyncio.sleep(0.5)  # it takes as long to start
+    attack = asyncio.create_task(attacker.communicate(input_of(order, system.listens[order.service], SECONDS + 0.1)))
+    await asyncio.sleep(0.1)
     taken = await _first_bytes(system, token, SECONDS)
     memory = _memory(system)
     got, _ = await attack

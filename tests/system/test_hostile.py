@@ -21,8 +21,8 @@ from tests.system.conftest import FULL, TABLES
 from tests.system.harness import SECRETS, System
 from tests.system.hostile import Attempt, Generator, Target
 
-COUNT = 50_000 if FULL else 1_000
-INVENTED = 10_000 if FULL else 300
+COUNT = 50_000 if FULL else 300
+INVENTED = 10_000 if FULL else 100
 AT_ONCE = 20
 #: Seconds until an answer or the end of the connection.
 PATIENCE = 3.0

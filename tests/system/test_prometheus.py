@@ -52,11 +52,11 @@ QUERIES = [
 
 @pytest.fixture
 async def prometheus(system: System, tmp_path: Path) -> AsyncIterator[str]:
-    """The URL of a Prometheus that scrapes every second."""
+    """The URL of a Prometheus that scrapes as often as there is something new."""
     targets = [url.removeprefix("http://") for url in (system.auth_url, system.gateway_url)]
     config = tmp_path / "prometheus.yml"
     config.write_text(
-        "global: {scrape_interval: 1s}\nscrape_configs:\n"
+        "global: {scrape_interval: 250ms}\nscrape_configs:\n"
         f"  - {{job_name: mlpa, static_configs: [{{targets: {targets}}}]}}\n"
     )
     port = free_port()

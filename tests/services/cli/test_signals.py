@@ -18,6 +18,7 @@ from services.local.process import answers, free_port
 from tests.support.waiting import wait_until
 
 ROOT = Path(__file__).parents[3]
+FULL = bool(os.environ.get("MLPA_TEST_FULL"))
 #: Runs a command as the first process of its own PID namespace.
 FIRST = ["unshare", "--pid", "--fork", "--kill-child"]
 COMMANDS = {
@@ -116,7 +117,7 @@ def test_signals_come_before_the_imports(start: Start, arguments: tuple[str, ...
 
 
 @pytest.mark.skipif(not AS_FIRST, reason="may not make a PID namespace")
-@pytest.mark.parametrize("after", [0.1, 0.5, 1.0, 2.0])
+@pytest.mark.parametrize("after", [0.1, 0.5, 1.0, 2.0] if FULL else [0.3])
 def test_the_first_process_of_a_container_ends_at_any_moment(start: Start, after: float) -> None:
     running = start("gateway", prefix=FIRST)
     running.find_first()
@@ -167,7 +168,7 @@ def stuck() -> int:
 
 #: Both services log in the same way: all pairs of them and of outputs are for full runs.
 PAIRS = [("auth", gone), ("gateway", full), ("gateway", stuck)]
-if os.environ.get("MLPA_TEST_FULL"):
+if FULL:
     PAIRS = [(command, output) for command in ("auth", "gateway") for output in (gone, full, stuck)]
 
 

@@ -38,11 +38,11 @@ INTERRUPT = """
 ROUTINES = "select proname, prosrc from pg_proc where pronamespace = 'public'::regnamespace order by proname"
 
 
-def test_many_at_once_migrate_a_database_once(empty_postgres_url: str) -> None:
+def test_two_at_once_migrate_a_database_once(empty_postgres_url: str) -> None:
     argv = (sys.executable, "-m", "services.cli.main", "migrate")
     environment = {**os.environ, "DATABASE_URL": empty_postgres_url}
-    processes = [subprocess.Popen(argv, env=environment) for _ in range(3)]
-    assert [process.wait(60) for process in processes] == [0, 0, 0]
+    processes = [subprocess.Popen(argv, env=environment) for _ in range(2)]
+    assert [process.wait(60) for process in processes] == [0, 0]
     assert migrate.current(empty_postgres_url) == revisions()[-1]
 
 
