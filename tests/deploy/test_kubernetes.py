@@ -7,6 +7,7 @@ import re
 import runpy
 import shutil
 import subprocess
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,7 @@ PEAK = runpy.run_path(str(FOLDER.parent / "capacity.py"))
 OF_OPENTELEMETRY = {"OTEL_EXPORTER_OTLP_HEADERS", "OTEL_TRACES_SAMPLER", "OTEL_TRACES_SAMPLER_ARG"}
 
 
+@cache
 def plain() -> list[dict[str, Any]]:
     """The objects as they are written, before kustomize."""
     others = ("kustomization.yaml", "prometheus-adapter.yaml")
@@ -45,6 +47,7 @@ def plain() -> list[dict[str, Any]]:
     return [found for path in paths for found in yaml.safe_load_all(path.read_text())]
 
 
+@cache
 def rendered(overlay: str) -> list[dict[str, Any]]:
     text = subprocess.run(
         [KUBECTL or "", "kustomize", str(FOLDER / overlay)], check=True, capture_output=True, text=True

@@ -204,17 +204,16 @@ def test_litellm_makes_its_own_tables(server: PostgresServer) -> None:
     )
 
 
-def test_the_file_can_be_run_again_and_takes_over_what_was_there(tmp_path: Path) -> None:
-    with PostgresServer(tmp_path / "data", free_port(), durable=False, password="superuser") as old:
-        migrate.upgrade(old.create_database("app_attest"))
-        for _ in range(2):
-            done = run_roles(old)
-            assert done.returncode == 0, done.stderr
-            migrate.upgrade(url(old, "mlpa_owner"))
-        run(old, "mlpa_auth", "insert into audit_log (actor, action, subject) values ('a', 'b', 'c')")
-        run(old, "mlpa_owner", "alter table ledger add column more int")
-        with pytest.raises(psycopg2.errors.InsufficientPrivilege):
-            run(old, "mlpa_gateway", "update ledger set more = 1")
+def test_the_file_can_be_run_again_and_takes_over_what_was_there(own_postgres: PostgresServer) -> None:
+    migrate.upgrade(own_postgres.create_database("app_attest"))
+    for _ in range(2):
+        done = run_roles(own_postgres)
+        assert done.returncode == 0, done.stderr
+        migrate.upgrade(url(own_postgres, "mlpa_owner"))
+    run(own_postgres, "mlpa_auth", "insert into audit_log (actor, action, subject) values ('a', 'b', 'c')")
+    run(own_postgres, "mlpa_owner", "alter table ledger add column more int")
+    with pytest.raises(psycopg2.errors.InsufficientPrivilege):
+        run(own_postgres, "mlpa_gateway", "update ledger set more = 1")
 
 
 def test_a_right_that_is_taken_away_is_gone_after_the_next_migration(server: PostgresServer) -> None:
@@ -257,15 +256,14 @@ PRIVILEGES = """
 """
 
 
-def test_no_role_is_made_without_its_password(tmp_path: Path) -> None:
-    with PostgresServer(tmp_path / "data", free_port(), durable=False, password="superuser") as empty:
-        psql = str(binaries(empty.account) / "psql")
-        home = {name: os.environ[name] for name in ("PATH", "LD_LIBRARY_PATH") if name in os.environ}
-        argv = [psql, "--no-psqlrc", "-f", str(DEPLOY / "roles.sql"), empty.url()]
-        done = subprocess.run(argv, env=home, capture_output=True, text=True, check=False)
-        assert done.returncode != 0
-        with pytest.raises(psycopg2.OperationalError):
-            run(empty, "mlpa_auth", "select 1")
+def test_no_role_is_made_without_its_password(own_postgres: PostgresServer) -> None:
+    psql = str(binaries(own_postgres.account) / "psql")
+    home = {name: os.environ[name] for name in ("PATH", "LD_LIBRARY_PATH") if name in os.environ}
+    argv = [psql, "--no-psqlrc", "-f", str(DEPLOY / "roles.sql"), own_postgres.url()]
+    done = subprocess.run(argv, env=home, capture_output=True, text=True, check=False)
+    assert done.returncode != 0
+    with pytest.raises(psycopg2.OperationalError):
+        run(own_postgres, "mlpa_auth", "select 1")
 
 
 # --- Redis

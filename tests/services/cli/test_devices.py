@@ -2,26 +2,20 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
-import sys
 from typing import Any
 
 from tests.services.auth.admin.conftest import ADMIN, Rows, admin_auth, rows
 from tests.services.auth.conftest import Auth, pki, start_auth
+from tests.services.cli.test_shipped import invoke
 
 __all__ = ["admin_auth", "pki", "rows", "start_auth"]
 
 
-async def device(auth: Auth, *arguments: str) -> tuple[int | None, Any]:
-    """Exit code and answer of a command, in a process of its own."""
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "services.cli.main", "device", "--auth-url", auth.url, *arguments),
-        stdout=asyncio.subprocess.PIPE,
-        env={"MLPA_ADMIN_KEY": ADMIN},
-    )
-    output, _ = await process.communicate()
-    return process.returncode, json.loads(output) if output else None
+async def device(auth: Auth, *arguments: str) -> tuple[int, Any]:
+    """Exit code and answer of a command."""
+    done = await invoke("device", "--auth-url", auth.url, *arguments, MLPA_ADMIN_KEY=ADMIN)
+    return done.exit_code, json.loads(done.stdout) if done.stdout else None
 
 
 async def test_devices_of_a_source_are_found_counted_and_then_blocked(admin_auth: Auth, rows: Rows) -> None:

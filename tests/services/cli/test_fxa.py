@@ -14,21 +14,19 @@ from services.auth.fxa.models import FxAConfig
 from services.auth.fxa.services import FxAVerifier
 from services.cli.fxa import fxa
 from services.cli.supervisor import RunningSystem
-from services.local.process import Process, answers
+from services.local.process import free_port
 from shared.stores.redis import connect
 from shared.telemetry.metrics import Registry
-from tests.services.local.test_fxa import program
+from tests.services.local.test_fxa import running
 
 UID = "0123456789abcdef0123456789abcdef"
 
 
-@pytest.fixture
-def base_url(tmp_path: Path, unused_port: int) -> Iterator[str]:
-    process = Process(program(tmp_path, unused_port), tmp_path / "fxa.log")
-    process.start()
-    process.wait_ready(lambda: answers(f"http://127.0.0.1:{unused_port}/__lbheartbeat__"))
-    yield f"http://127.0.0.1:{unused_port}/v1"
-    process.stop()
+@pytest.fixture(scope="module")
+def base_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    folder, port = tmp_path_factory.mktemp("fxa"), free_port()
+    with running(folder, port):
+        yield f"http://127.0.0.1:{port}/v1"
 
 
 def invoke(*arguments: str, **environment: str) -> Result:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import structlog
-from click.testing import CliRunner
+from click.testing import CliRunner, Result
 
 from services.cli.commands import cli
 from services.cli.supervisor import RunningSystem
@@ -29,13 +29,18 @@ def data(door: Door, tmp_path: Path) -> Path:
     return folder
 
 
-async def mlpa(*arguments: str) -> tuple[int, str]:
-    """Exit code and output of the command, without what the services log in this process."""
+async def invoke(*arguments: str, **environment: str) -> Result:
+    """What the command does, without what the services log in this process."""
     structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
     try:
-        done = await asyncio.to_thread(CliRunner().invoke, cli, arguments)
+        return await asyncio.to_thread(CliRunner(env=environment).invoke, cli, arguments)
     finally:
         structlog.reset_defaults()
+
+
+async def mlpa(*arguments: str) -> tuple[int, str]:
+    """Exit code and output of the command."""
+    done = await invoke(*arguments)
     if isinstance(done.exception, ConfigurationError):  # as the entry point ends, which has tests of its own
         return 2, f"mlpa: {done.exception}\n"
     return done.exit_code, done.output

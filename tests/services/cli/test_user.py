@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
-import sys
 
 import pytest
 
 from tests.services.auth.admin.conftest import ADMIN, UID, USER, VIEWER, Rows, admin_auth, rows
 from tests.services.auth.conftest import Auth, pki, start_auth
+from tests.services.cli.test_shipped import invoke
 
 __all__ = ["admin_auth", "pki", "rows", "start_auth"]
 
@@ -17,16 +16,10 @@ KEY_ID = "+/" + "A" * 41 + "="
 NOTHING = (1, "", "Error: 404 not_found: There is nothing about this identity.\n")
 
 
-async def user(auth: Auth, *arguments: str, key: str = ADMIN) -> tuple[int | None, str, str]:
-    """Exit code, output and errors of a command, in a process of its own: auth logs in this one."""
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "services.cli.main", "user", "--auth-url", auth.url, *arguments),
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-        env={"MLPA_ADMIN_KEY": key},
-    )
-    output, errors = await process.communicate()
-    return process.returncode, output.decode(), errors.decode()
+async def user(auth: Auth, *arguments: str, key: str = ADMIN) -> tuple[int, str, str]:
+    """Exit code, output and errors of a command."""
+    done = await invoke("user", "--auth-url", auth.url, *arguments, MLPA_ADMIN_KEY=key)
+    return done.exit_code, done.stdout, done.stderr
 
 
 @pytest.mark.parametrize("named", [UID, USER])

@@ -41,10 +41,6 @@ def gone(pid: int) -> bool:
 
 
 class TestPostgres:
-    def test_makes_its_data_folder_when_it_starts(self, tmp_path: Path) -> None:
-        with PostgresServer(tmp_path / "data", free_port(), durable=False) as server:
-            assert query(server.url(), "select 1") == 1
-
     def test_keeps_what_was_committed_when_it_is_killed(self, own_postgres: PostgresServer) -> None:
         url = own_postgres.create_database("kept")
         query(url, "create table t as select 7 as n")
@@ -61,37 +57,36 @@ class TestPostgres:
         own_postgres.resume()
         assert query(own_postgres.url(), "select 1") == 1
 
-    def test_a_copied_database_has_the_tables_of_its_template(self, own_postgres: PostgresServer) -> None:
-        query(own_postgres.create_database("template"), "create table t as select 7 as n")
-        copy = own_postgres.create_database("copy", template="template")
+    def test_a_copied_database_has_the_tables_of_its_template(self, postgres_server: PostgresServer) -> None:
+        query(postgres_server.create_database("template"), "create table t as select 7 as n")
+        copy = postgres_server.create_database("copy", template="template")
         assert query(copy, "select n from t") == 7
-        assert own_postgres.ensure_database("copy") == copy
-        own_postgres.drop_database("copy")
-        own_postgres.drop_database("copy")
+        assert postgres_server.ensure_database("copy") == copy
+        for name in ("copy", "copy", "template"):
+            postgres_server.drop_database(name)
         with pytest.raises(OperationalError, match="does not exist"):
             query(copy, "select 1")
 
-    def test_a_password_is_asked_for(self, tmp_path: Path) -> None:
+    def test_it_makes_its_data_folder_after_an_interrupted_initdb_and_a_password_is_asked_for(
+        self, tmp_path: Path
+    ) -> None:
+        (tmp_path / ".initdb-left-over" / "data").mkdir(parents=True)
+        (tmp_path / "data").mkdir()
         with PostgresServer(tmp_path / "data", free_port(), durable=False, password="a:/@b") as server:
             assert query(server.url(), "select 1") == 1
             with pytest.raises(OperationalError, match="password"):
                 query(f"postgresql://mlpa@127.0.0.1:{server.port}/postgres", "select 1")
 
-    def test_an_interrupted_initdb_leaves_nothing_that_stands_in_the_way(self, tmp_path: Path) -> None:
-        (tmp_path / ".initdb-left-over" / "data").mkdir(parents=True)
-        (tmp_path / "data").mkdir()
-        with PostgresServer(tmp_path / "data", free_port(), durable=False) as server:
-            assert query(server.url(), "select 1") == 1
-
     def test_a_taken_port_is_told_with_the_servers_own_words(
-        self, own_postgres: PostgresServer, tmp_path: Path
+        self, postgres_server: PostgresServer, postgres_data: Path, tmp_path: Path
     ) -> None:
-        second = PostgresServer(tmp_path / "second", own_postgres.port, durable=False)
+        subprocess.run(["cp", "-a", postgres_data, tmp_path / "second"], check=True)
+        second = PostgresServer(tmp_path / "second", postgres_server.port, durable=False)
         with pytest.raises(ProcessError, match="could not bind"):
             second.start()
 
-    def test_never_runs_as_root(self, own_postgres: PostgresServer) -> None:
-        assert Path(f"/proc/{own_postgres.process.pid}").stat().st_uid != 0
+    def test_never_runs_as_root(self, postgres_server: PostgresServer) -> None:
+        assert Path(f"/proc/{postgres_server.process.pid}").stat().st_uid != 0
 
 
 class TestValkey:
