@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -16,19 +15,13 @@ from tests.system.harness import SERVICE_TYPES, System
 
 def check(system: System, service: str, **environment: str) -> tuple[int, dict[str, str]]:
     done = CliRunner(env={**system.environment, **environment}).invoke(cli, ["check", service])
-    return done.exit_code, _lines(done.stdout)
-
-
-def _lines(output: str) -> dict[str, str]:
-    return dict(line.split(": ", 1) for line in output.splitlines())
+    return done.exit_code, dict(line.split(": ", 1) for line in done.stdout.splitlines())
 
 
 @pytest.mark.parametrize("service", ["auth", "gateway"])
 def test_a_sound_system_passes(system: System, service: str) -> None:
-    program = system.program("check", service)
-    done = subprocess.run(program.argv, env=program.env, cwd=program.cwd, capture_output=True, text=True, check=False)
-    lines = _lines(done.stdout)
-    assert (done.returncode, set(lines.values())) == (0, {"ok"}), lines
+    status, lines = check(system, service)
+    assert (status, set(lines.values())) == (0, {"ok"}), lines
     assert {"postgres", "redis"} < set(lines)
 
 

@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-import subprocess
 
+from click.testing import CliRunner
+
+from services.cli.commands import cli
 from services.local.process import free_port
 from tests.system.clients import Caller
 from tests.system.harness import System
 
 
 async def smoke(system: System, *arguments: str, **urls: str) -> tuple[int, list[str]]:
-    """Exit code and lines of the command, which gets no setting of the system."""
+    """Exit code and lines of the command."""
     given = {"gateway-url": system.gateway_url, "auth-url": system.auth_url, **urls}
-    program = system.program("smoke", *(f"--{name}={url}" for name, url in given.items()), *arguments)
-    environment = {name: value for name, value in (program.env or {}).items() if name not in system.environment}
-    done = await asyncio.to_thread(
-        subprocess.run, program.argv, env=environment, cwd=program.cwd, capture_output=True, text=True, check=False
-    )
-    return done.returncode, done.stdout.splitlines()
+    options = [f"--{name}={url}" for name, url in given.items()]
+    done = await asyncio.to_thread(CliRunner().invoke, cli, ["smoke", *options, *arguments])
+    return done.exit_code, done.stdout.splitlines()
 
 
 async def test_a_system_that_works_passes_with_a_chat(system: System, caller: Caller) -> None:
