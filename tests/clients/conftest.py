@@ -60,7 +60,7 @@ class Providers:
             double.arrived.clear()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def all_providers() -> Iterator[Providers]:
     with ExitStack() as stack:
         made = (OpenAIDouble(), AnthropicDouble(), GeminiDouble(), BedrockDouble(), ExaDouble())
@@ -103,7 +103,7 @@ def litellm_config(providers: Providers) -> dict[str, Any]:
     }
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def system(all_providers: Providers, tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
     """A system on the real LiteLLM. The two start at the same time."""
     folder = tmp_path_factory.mktemp("clients")
