@@ -66,8 +66,9 @@ async def _first_bytes(system: System, token: str, seconds: float) -> list[float
     return sorted(taken)
 
 
-def _p99(taken: list[float]) -> float:
-    return taken[min(len(taken) - 1, len(taken) * 99 // 100)]
+def _late(taken: list[float]) -> float:
+    """The 99th percentile; of some thirty streams the 90th, since whatever else runs decides on the slowest one."""
+    return taken[len(taken) * (99 if FULL else 90) // 100]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -95,7 +96,7 @@ async def test_an_attack_is_in_nobodys_way(system: System, caller: Caller, victi
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
         )
-        quiet = _p99(await _first_bytes(system, victim, 0.5))  # it takes as long to start
+        quiet = _late(await _first_bytes(system, victim, 0.5))  # it takes as long to start
         attacked, after, got = await _attacked(system, victim, attacker, order)
         if attacked < quiet + LONGER:
             break
@@ -110,10 +111,10 @@ async def test_an_attack_is_in_nobodys_way(system: System, caller: Caller, victi
 async def _attacked(
     system: System, token: str, attacker: asyncio.subprocess.Process, order: Order
 ) -> tuple[float, dict[str, int], str]:
-    """The p99 of first bytes and the memory of the services under an attack, and what the attacker got."""
+    """The late first bytes and the memory of the services under an attack, and what the attacker got."""
     attack = asyncio.create_task(attacker.communicate(input_of(order, system.listens[order.service], SECONDS + 0.1)))
     await asyncio.sleep(0.1)
     taken = await _first_bytes(system, token, SECONDS)
     memory = _memory(system)
     got, _ = await attack
-    return _p99(taken), memory, got.decode().strip()
+    return _late(taken), memory, got.decode().strip()
