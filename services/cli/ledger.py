@@ -31,7 +31,10 @@ def ledger() -> None:
 @ledger.command()
 @click.option("--older-than", "days", type=click.IntRange(1), default=90, show_default=True, help="Days.")
 def prune(days: int) -> None:
-    """Delete rows that are older than so many days, at least the longest period of a service type."""
+    """Delete rows that are older than so many days.
+
+    At least the longest period of a service type has to be kept.
+    """
     settings = AuthSettings.lenient()
     longest = max(row.duration_seconds for row in settings.load_service_types().by_name.values())
     if days * _DAY < longest:
@@ -82,7 +85,7 @@ async def keep_days(url: str, ahead: int, days: int | None, wait: float) -> Kept
 
 @ledger.command()
 def reconcile() -> None:
-    """Compare the ledger with Redis, and with LiteLLM if it has customers.
+    """Compare the ledger with Redis, and with LiteLLM's customers.
 
     One JSON line per user who differs; exit code 1 if there is one. A counter should be the ledger's sum of the
     current period. LiteLLM should not have counted more than the ledger on this UTC day and the one before.
