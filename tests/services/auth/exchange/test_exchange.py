@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections import Counter
 from typing import Any
 
@@ -259,8 +260,9 @@ async def test_of_newcomers_that_race_exactly_max_users_enter(
     table = tmp_path / "types.toml"
     table.write_text(toml(max_users=20))
     auth = await start_auth(service_types=table, exchange_limit_per_source=0)
-    tokens = [auth.fxa_token(uid=f"{index:032x}") for index in range(520)]
-    answers = await many(520, lambda index: auth.exchange(tokens[index]))
+    number = 520 if os.environ.get("MLPA_TEST_FULL") else 150
+    tokens = [auth.fxa_token(uid=f"{index:032x}") for index in range(number)]
+    answers = await many(number, lambda index: auth.exchange(tokens[index]))
     statuses = Counter(status for status, _ in answers)
     assert statuses[200] <= 20
     assert set(statuses) <= {200, 403, 503}

@@ -167,7 +167,7 @@ class Load:
             budgets.settle(held, delivered())
             self.settled[user.user_id] += 1
 
-    async def more(self, chats: int = 20) -> None:
+    async def more(self, chats: int = 10) -> None:
         """Until each user has had more chats."""
         before = Counter(self.settled)
         await until(lambda: all(self.settled[user.user_id] >= before[user.user_id] + chats for user in self.users), 20)
