@@ -16,6 +16,8 @@ import psycopg2
 import pytest
 import redis
 from click.testing import CliRunner
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 import services.auth
 import services.gateway
@@ -344,7 +346,7 @@ async def test_auth_can_run_its_scripts(valkey: ValkeyServer) -> None:
 
 
 def test_nobody_comes_in_without_a_password(valkey: ValkeyServer) -> None:
-    stranger = redis.Redis(port=valkey.port, username="mlpa_auth", password="GATEWAY")
+    stranger = redis.Redis(port=valkey.port, username="mlpa_auth", password="GATEWAY", retry=Retry(NoBackoff(), 0))
     with stranger as connection, pytest.raises(redis.AuthenticationError):
         connection.ping()
 
