@@ -224,8 +224,9 @@ async def test_a_gateway_whose_settlements_wait_admits_no_more_than_it_has_room_
         await asyncio.gather(*(budgets.admit(ask()) for _ in range(30)), return_exceptions=True)
         began = time.monotonic()
         for _ in range(100):
-            with pytest.raises(DependencyUnavailable):
+            with pytest.raises(DependencyUnavailable) as refusal:
                 await budgets.admit(ask())
+            assert refusal.value.dependency == "redis"
         assert time.monotonic() - began < 0.5
         assert b"budget_unsettled 30\n" in registry.render()
         await asyncio.to_thread(own_valkey.process.resume)
