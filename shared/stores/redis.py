@@ -307,7 +307,7 @@ async def _in_time(cluster: RedisCluster, call: Coroutine[Any, Any, Any]) -> Any
     except (RuntimeError, AttributeError) as error:
         # uvloop's, as in _Hardened; redis-py's, when another command's failure closed the connection meanwhile
         *_, (frame, _line) = traceback.walk_tb(error.__traceback__)
-        if frame.f_globals["__name__"].partition(".")[0] not in ("redis", "asyncio"):
+        if frame.f_globals["__name__"].partition(".")[0] not in ("redis", "asyncio", "uvloop"):
             raise
         raise ConnectionError("the connection is closed") from error
     except RedisClusterException as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Collection
+from pathlib import Path
 
 import pytest
 
@@ -14,6 +15,7 @@ from shared.state import decisions, rights
 from shared.state.script import Script
 from shared.stores.redis import connect
 from tests.deploy.test_roles import acl_lines
+from tests.support.valkey_cluster import ValkeyCluster
 
 SCRIPTS = {"auth": decisions.SCRIPTS, "gateway": scripts.SCRIPTS}
 
@@ -27,6 +29,16 @@ async def fault(url: str, of: Collection[Script]) -> str:
     finally:
         await client.aclose()
     return ""
+
+
+def set_user(server: ValkeyServer, service: str, changes: str = "") -> None:
+    """Make the user of a service, with the documented rights and changes to them; its password is "secret"."""
+    with server.client() as admin:
+        for line in acl_lines()[1:]:
+            _, user, given = line.split(maxsplit=2)
+            if user == f"mlpa_{service}":
+                given = " ".join(one for one in given.split() if not one.startswith("#"))
+                admin.execute_command("ACL", "SETUSER", user, *f"reset {given} >secret {changes}".split())
 
 
 @pytest.mark.parametrize(
@@ -49,15 +61,18 @@ async def fault(url: str, of: Collection[Script]) -> str:
 async def test_a_right_that_is_missing_is_named(
     valkey_server: ValkeyServer, service: str, changes: str, words: str
 ) -> None:
-    with valkey_server.client() as admin:
-        for line in acl_lines()[1:]:
-            _, user, given = line.split(maxsplit=2)
-            if user == f"mlpa_{service}":
-                given = " ".join(one for one in given.split() if not one.startswith("#"))
-                admin.execute_command("ACL", "SETUSER", user, *f"reset {given} >secret {changes}".split())
+    set_user(valkey_server, service, changes)
     told = await fault(valkey_server.url.replace("//", f"//mlpa_{service}:secret@"), SCRIPTS[service])
     assert words in told
     assert bool(told) == bool(words)
+
+
+async def test_users_with_the_documented_rights_have_them_in_a_cluster_too(tmp_path: Path) -> None:
+    with ValkeyCluster(tmp_path) as cluster:
+        for service, used in SCRIPTS.items():
+            for node in cluster.nodes:
+                set_user(node, service)
+            assert await fault(cluster.url.replace("//", f"//mlpa_{service}:secret@"), used) == ""
 
 
 async def test_a_server_whose_scripts_lack_a_library_is_told_so(valkey_server: ValkeyServer) -> None:

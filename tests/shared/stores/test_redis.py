@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import re
 import time
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
+import uvloop
 from redis.exceptions import ReadOnlyError
 
 from services.gateway.redis.executor import Executor
@@ -180,8 +181,16 @@ async def test_the_loss_of_a_node_is_told_at_once_and_over_when_it_is_back(tmp_p
                     pass
 
 
-async def test_the_loss_of_a_node_fails_each_of_many_commands_at_once_as_a_fault_of_redis(tmp_path: Path) -> None:
+@pytest.mark.parametrize("loop", [asyncio.new_event_loop, uvloop.new_event_loop])
+def test_the_loss_of_a_node_fails_each_of_many_commands_at_once_as_a_fault_of_redis(
+    tmp_path: Path, loop: Callable[[], asyncio.AbstractEventLoop]
+) -> None:
     """redis-py closes a node's connections at the first failure, also those that other commands are opening."""
+    with asyncio.Runner(loop_factory=loop) as runner:
+        runner.run(_lose_a_node(tmp_path))
+
+
+async def _lose_a_node(tmp_path: Path) -> None:
     with ValkeyCluster(tmp_path) as cluster:
         async with client(cluster.url, Dependency("redis")) as auth:
             auth.set_response_callback("STRLEN", lambda reply: reply.no_such_thing)  # type: ignore[no-untyped-call]
