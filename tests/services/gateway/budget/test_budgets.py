@@ -511,6 +511,14 @@ async def test_when_nothing_more_than_the_least_fits_the_least_is_granted(redis_
         budgets.settle(reservation, Delivery("abort", sent=False))
 
 
+async def test_fractions_of_a_nano_dollar_are_granted_exactly(redis_url: str, postgres_url: str) -> None:
+    cheap = PricedModel("cheap", Decimal(0), Decimal("0.0000000005"))
+    async with opened(redis_url, postgres_url, rows(max_budget_nano=1000)) as (budgets, _, _):
+        reservation = await budgets.admit(ask(model=cheap, limit=10_000))
+        assert (reservation.grant, reservation.amount_nano) == (2000, 1000)
+        budgets.settle(reservation, Delivery("abort", sent=False))
+
+
 async def test_what_is_kept_of_a_user_goes_by_itself(redis_url: str, postgres_url: str) -> None:
     """However it came to be: by admissions, settlements, the reaper, operators, or a rebuild."""
     client = connect(redis_url)
