@@ -47,16 +47,19 @@ class DatabaseUnavailable(DependencyUnavailable):
 def _poll(readers: list[int], *_others: Any) -> None:
     """``select.select`` for any number of open files.
 
-    :raises OSError: EBADF, for a descriptor that is closed.
+    :raises OSError: EBADF, for a descriptor that is closed. The loop has forgotten its writer then.
     """
     poll = select.poll()
     poll.register(readers[0], select.POLLIN)
     if any(events & select.POLLNVAL for _, events in poll.poll(0)):
+        with contextlib.suppress(OSError):
+            asyncio.get_running_loop().remove_writer(readers[0])
         raise OSError(9, "Bad file descriptor")
 
 
 # aiopg asks with select(2) whether the socket of a failed connection is still open. That fails beyond descriptor
-# 1,023, and the failure leaves whoever waits for the connection waiting
+# 1,023, and the failure leaves whoever waits for the connection waiting. It removes the reader of one that is closed and
+# not its writer, and uvloop then refuses to watch the next socket of that number, whoever opened it
 aiopg.connection.select = SimpleNamespace(select=_poll)  # type: ignore[assignment, attr-defined]
 
 
@@ -192,7 +195,7 @@ class Database(Statements):
                         # one that hangs leaves time for the others; a long statement's patience is not for connecting
                         patience = min(self._timeout, max(REQUEST_SECONDS, self._timeout / 10))
                         async with asyncio.timeout(patience / len(places)):
-                            pool.release(await _acquire(pool))
+                            pool.release(await pool.acquire())
                     except CONNECTION_FAULTS:
                         pool.terminate()
                         if number == len(places):
@@ -231,7 +234,7 @@ class Database(Statements):
     async def _cursor(self) -> AsyncIterator[aiopg.Cursor]:
         pool = self._pool or await self._open()
         try:
-            connection = await _acquire(pool)
+            connection = await pool.acquire()
         except CONNECTION_FAULTS:
             if pool.size - pool.freesize < self._max:  # otherwise all are in use, and none was to be made
                 self._leave(pool)
@@ -292,15 +295,3 @@ class Database(Statements):
         why = postgres_faults.reason(error)
         self.state.failed(why)
         return DatabaseUnavailable(why, sqlstate=error.pgcode if isinstance(error, psycopg2.Error) else None)
-
-
-async def _acquire(pool: aiopg.Pool) -> aiopg.Connection:
-    """:raises OperationalError: and the other CONNECTION_FAULTS."""
-    try:
-        return await pool.acquire()
-    except RuntimeError:
-        # uvloop: an earlier connection on the same file descriptor was reset while it was made. That is forgotten now
-        try:
-            return await pool.acquire()
-        except RuntimeError as error:
-            raise psycopg2.OperationalError("no connection could be made") from error

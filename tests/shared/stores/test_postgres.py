@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 import resource
+import socket
+import struct
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -13,6 +15,7 @@ from typing import Any
 
 import psycopg2
 import pytest
+import uvloop
 from psycopg2.extensions import parse_dsn
 
 from services.local.postgres import PostgresServer
@@ -82,6 +85,40 @@ def two_servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Post
 
 def both(first: int, second: int, options: str = "") -> str:
     return f"postgresql://mlpa@127.0.0.1:{first},localhost:{second}/postgres?connect_timeout=2{options}"
+
+
+def test_connections_that_are_reset_while_they_are_made_leave_the_loop_whole() -> None:
+    """uvloop must be able to watch the next sockets of the same numbers, whoever opens them."""
+    uvloop.run(_lose_connections())
+
+
+async def _lose_connections() -> None:
+    def lose() -> None:
+        while True:
+            try:
+                peer, _ = resets.accept()
+            except OSError:
+                return
+            peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            peer.close()
+
+    loop = asyncio.get_running_loop()
+    with socket.create_server(("127.0.0.1", 0)) as resets, socket.create_server(("127.0.0.1", 0)) as good:
+        losing = asyncio.create_task(asyncio.to_thread(lose))
+        for _ in range(60):
+            async with Database.connect(f"postgresql://mlpa@127.0.0.1:{resets.getsockname()[1]}/postgres") as database:
+                asked = await asyncio.gather(
+                    *(database.fetch(Query.text("select 1")) for _ in range(5)), return_exceptions=True
+                )
+            assert all(isinstance(one, DatabaseUnavailable) for one in asked)
+            with ExitStack() as stack:
+                for _ in range(20):
+                    other = stack.enter_context(socket.socket())
+                    other.setblocking(False)
+                    await loop.sock_connect(other, good.getsockname())
+                    stack.enter_context(good.accept()[0])
+        resets.shutdown(socket.SHUT_RDWR)
+        await losing
 
 
 async def test_the_next_host_of_the_url_serves_when_one_does_not(
