@@ -58,8 +58,8 @@ def _poll(readers: list[int], *_others: Any) -> None:
 
 
 # aiopg asks with select(2) whether the socket of a failed connection is still open. That fails beyond descriptor
-# 1,023, and the failure leaves whoever waits for the connection waiting. It removes the reader of one that is closed and
-# not its writer, and uvloop then refuses to watch the next socket of that number, whoever opened it
+# 1,023, and the failure leaves whoever waits for the connection waiting. For a closed socket aiopg removes the reader
+# only, and uvloop then refuses to watch the next socket of that number, whoever opened it
 aiopg.connection.select = SimpleNamespace(select=_poll)  # type: ignore[assignment, attr-defined]
 
 

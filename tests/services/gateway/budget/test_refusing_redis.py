@@ -85,7 +85,7 @@ def _busy(server: ValkeyServer) -> Iterator[None]:
 
 STATES = {"OOM": _full, "READONLY": _read_only, "NOREPLICAS": _too_few_replicas, "MISCONF": _cannot_save}
 if os.environ.get("MLPA_TEST_FULL"):
-    STATES["BUSY"] = _busy  # which takes a core, and is handled like LOADING
+    STATES["BUSY"] = _busy  # which takes a core all the while
 
 
 async def _refused(budgets: Budgets, state: str) -> None:
@@ -154,6 +154,16 @@ async def _refuses(state: str, server: ValkeyServer, postgres_url: str) -> None:
         await until(written)
         state_now = await budgets.state(principal())
         assert (state_now.spent_nano, state_now.reserved_nano) == (100_000, 0)
+
+
+async def test_a_redis_that_is_busy_with_a_script_is_answered_for_at_once(
+    own_valkey: ValkeyServer, postgres_url: str
+) -> None:
+    async with opened(own_valkey.url, postgres_url) as (budgets, _, _):
+        budgets.settle(await budgets.admit(ask()), delivered())
+        with _busy(own_valkey):
+            await _refused(budgets, "BUSY")
+        await until(lambda: spent(budgets), equals=50_000, despite=[DependencyUnavailable])
 
 
 async def test_a_redis_that_loads_its_data_is_answered_for_at_once(tmp_path: Path, postgres_url: str) -> None:
