@@ -123,8 +123,10 @@ def _between(source: ValkeyServer, target: ValkeyServer, slot: int) -> Iterator[
 
 
 def _move_at_once(source: ValkeyServer, target: ValkeyServer, first: int, last: int) -> None:
-    """Atomically, as Valkey 9 and Redis 8.4 can."""
+    """Atomically, as Valkey 9 and Redis 8.4 can, once the source knows the target."""
     with source.client() as client:
+        while _id(target) not in str(client.execute_command("CLUSTER", "NODES")):
+            time.sleep(0.01)
         client.execute_command("CLUSTER", "MIGRATESLOTS", "SLOTSRANGE", first, last, "NODE", _id(target))
         while (state := client.execute_command("CLUSTER", "GETSLOTMIGRATIONS")[0][b"state"]) != b"success":
             assert state not in (b"failed", b"canceled"), state
