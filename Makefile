@@ -15,7 +15,7 @@ LOCKS := deploy/requirements
 PIP := -m pip --disable-pip-version-check --no-input
 
 .DEFAULT_GOAL := help
-.PHONY: help setup litellm run test test-system test-auth test-gateway test-rest test-full lint bench lock audit release rehearse clean distclean
+.PHONY: help setup litellm run test test-system test-gateway test-auth test-rest test-full lint bench lock audit release rehearse clean distclean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1 /p' $(MAKEFILE_LIST) | while read name text; do printf '  %-10s %s\n' "$$name" "$$text"; done
@@ -40,22 +40,23 @@ test: setup ## The tests (ARGS="tests/shared -k money")
 ifdef ARGS
 	$(BIN)/pytest $(ARGS)
 else
-	@# three of the four parts at a time, since each waits now and then: with all, two cores answer too late for what is
-	@# promised. The one with attacks, which says how long another user's answers take meanwhile, comes before the others
-	@$(MAKE) --no-print-directory --jobs=3 --output-sync=target test-system test-gateway test-rest test-auth
+	@# four parts that take equally long, at once, since each waits now and then. The one with attacks, which says how
+	@# long another user's answers take meanwhile, comes before the others
+	@$(MAKE) --no-print-directory --jobs=4 --output-sync=target test-system test-gateway test-auth test-rest
 endif
 
 test-system:
-	$(BIN)/pytest tests/system
-
-test-auth:
-	nice -n 5 $(BIN)/pytest tests/services/auth
+	$(BIN)/pytest tests/system tests/shared/stores
 
 test-gateway:
-	nice -n 5 $(BIN)/pytest tests/services/gateway
+	nice -n 10 $(BIN)/pytest tests/services/gateway
+
+test-auth:
+	nice -n 10 $(BIN)/pytest tests/services/auth tests/shared/service
 
 test-rest:
-	nice -n 5 $(BIN)/pytest --ignore=tests/system --ignore=tests/services/auth --ignore=tests/services/gateway
+	nice -n 10 $(BIN)/pytest --ignore=tests/system --ignore=tests/services/gateway --ignore=tests/services/auth \
+		--ignore=tests/shared/stores --ignore=tests/shared/service
 
 test-full: setup ## The tests with full counts
 	MLPA_TEST_FULL=1 $(BIN)/pytest $(ARGS)
