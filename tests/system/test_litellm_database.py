@@ -217,7 +217,11 @@ async def test_a_customer_over_litellms_own_budget_is_refused_as_budget_exceeded
         assert (seen.status, seen.code) == (429, "budget_exceeded")
         assert seen.json()["error"]["mlpa_code"] == 1
         assert int(seen.headers["Retry-After"]) > 0
-        assert metric(await caller.metrics("gateway-1"), "litellm_refusals_total", code="budget_exceeded") > before
+
+        async def counted() -> bool:  # a page of metrics is good for a second
+            return metric(await caller.metrics("gateway-1"), "litellm_refusals_total", code="budget_exceeded") > before
+
+        await until(counted)
         await admin.put_customer(user, "mlpa:ai", exists=True)
 
 
