@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import time
+from typing import Any
 
+import psycopg2
 import pytest
+import redis
+from structlog.testing import capture_logs
 
 from services.gateway.budget.models import Delivery
+from services.gateway.budget.services import Budgets
 from services.gateway.redis import server_check
 from services.gateway.redis.executor import Executor
 from services.local.postgres import PostgresServer
@@ -17,10 +23,26 @@ from services.local.valkey import ValkeyServer
 from shared.domain.identity import shard
 from shared.errors import DependencyUnavailable
 from shared.state import layout
+from shared.state.script import ScriptCall
 from shared.stores import migrate
 from shared.stores.postgres import Database
 from shared.stores.redis import connect
-from tests.services.gateway.budget.support import FAST, ask, delivered, opened, principal, rows, served, spent, total
+from shared.telemetry.metrics import Registry
+from tests.services.gateway.budget.clocked import ClockedExecutor
+from tests.services.gateway.budget.support import (
+    FAST,
+    ask,
+    delivered,
+    opened,
+    principal,
+    row,
+    rows,
+    served,
+    spent,
+    total,
+)
+from tests.support.exposition import metric
+from tests.support.sql import sql
 from tests.support.waiting import until
 
 _SHARD = shard(principal().identity)
@@ -40,7 +62,40 @@ async def test_without_redis_nobody_is_admitted(unused_port: int, postgres_url: 
         assert await unavailable(budgets, "redis") < 1.5
         with pytest.raises(DependencyUnavailable):
             await budgets.check(principal())
+        with pytest.raises(DependencyUnavailable):
+            await budgets.redis_takes_writes()
         assert b'budget_refusals_total{reason="unavailable",service_type="ai"} 1' in registry.render()
+
+
+class ForgetfulExecutor(ClockedExecutor):
+    """A Redis that loses users as fast as gateways build them."""
+
+    builds = 0
+
+    def on_epoch(self, listener: Any) -> None:
+        """It stays the same server."""
+
+    async def run(self, shard: int, call: ScriptCall) -> Any:
+        reply = await super().run(shard, call)
+        if call.script.name == "load":
+            self.builds += 1
+            self.client.delete(layout.user_key(principal().user_id))
+        return reply
+
+
+async def test_a_user_that_redis_loses_again_and_again_is_refused_after_some_tries(
+    redis_url: str, postgres_url: str
+) -> None:
+    with redis.Redis.from_url(redis_url) as client:
+        executor: Any = ForgetfulExecutor(client, time.time_ns() // 1_000_000)
+        async with Database.connect(postgres_url) as database:
+            budgets = Budgets(executor, database, rows(), Registry(), FAST, 0)
+            await unavailable(budgets, "redis")
+            with pytest.raises(DependencyUnavailable) as refusal:
+                await budgets.state(principal())
+            assert refusal.value.dependency == "redis"
+            assert executor.builds == 40
+            await budgets._rebuilder.build.close()
 
 
 async def test_a_redis_that_hangs_is_given_up_after_a_second(own_valkey: ValkeyServer, postgres_url: str) -> None:
@@ -111,6 +166,7 @@ async def test_settlements_wait_for_redis_and_are_written_when_it_never_comes(
     hurried = dataclasses.replace(FAST, drain=0.5)
     async with opened(own_valkey.url, postgres_url, timings=hurried) as (budgets, _, registry):
         reservations = [await budgets.admit(ask()) for _ in range(3)]
+        assert metric(registry, "budget_open_reservations") == 3
         await asyncio.to_thread(own_valkey.process.kill)
         for reservation in reservations:
             budgets.settle(reservation, delivered())
@@ -180,6 +236,29 @@ async def test_a_server_that_is_not_fit_for_budgets_is_warned_of(
         async with Executor.open(server.url, ()) as executor:
             link = await executor._owners[0].connect()
             assert await server_check.warnings(link) == expected
+
+
+async def test_each_server_that_a_gateway_meets_is_counted_and_checked(
+    own_valkey: ValkeyServer, postgres_url: str
+) -> None:
+    with capture_logs() as logged:
+        async with opened(own_valkey.url, postgres_url) as (budgets, _, registry):
+            for met in (1, 2):
+                await until(lambda: served(budgets), despite=[DependencyUnavailable])
+                assert metric(registry, "budget_redis_epochs_total") == met
+                await until(lambda: budgets._checks, equals=set())
+                assert [one["event"] for one in logged].count("redis_keeps_nothing") == met
+                await asyncio.to_thread(own_valkey.process.kill)
+                await asyncio.to_thread(own_valkey.process.start)
+
+
+async def test_builds_that_wait_for_postgresql_end_with_the_gateway(redis_url: str, postgres_url: str) -> None:
+    with contextlib.closing(psycopg2.connect(postgres_url)) as connection:
+        connection.cursor().execute("lock table ledger")
+        async with opened(redis_url, postgres_url) as (budgets, _, _):
+            build = budgets._rebuilder.build.start(principal().user_id, row())
+            await until(lambda: sql(postgres_url, "select 1 from pg_locks where not granted"))
+        assert build.cancelled()
 
 
 async def test_an_outbox_that_is_full_refuses_new_requests_and_loses_no_row(

@@ -30,6 +30,7 @@ from services.gateway.ledger.storage import LedgerStorage
 from shared.domain.identity import SHARDS, shard
 from shared.domain.outcome import Outcome
 from shared.errors import DependencyUnavailable, ServiceError
+from shared.service.health import CheckFailed
 from shared.state import layout
 from shared.state.script import ScriptCall
 from shared.state.totals import Total
@@ -50,7 +51,7 @@ from tests.services.gateway.budget.support import (
     rows,
     total,
 )
-from tests.support.exposition import metric
+from tests.support.exposition import metric, series
 from tests.support.sql import sql
 from tests.support.waiting import until
 from tests.system.proxy import Gate
@@ -215,12 +216,13 @@ async def lose_totals(redis_url: str) -> None:
 async def test_a_build_counts_each_row_once_wherever_it_is(redis_url: str, postgres_url: str) -> None:
     """In the outbox alone, in the outbox and the ledger, in the ledger alone; reaped whole, and lowered since."""
     silent = dataclasses.replace(FAST, flush=3600, sweep=3600)
-    async with opened(redis_url, postgres_url, KINDS, silent) as (budgets, database, _):
+    async with opened(redis_url, postgres_url, KINDS, silent) as (budgets, database, registry):
         await known(budgets)
         held = [await budgets.admit(ask(principal(KIND, user=user))) for user in range(20)]
         for reservation in held[:15]:
             budgets.settle(reservation, delivered())
         assert await budgets._queue.all_settled(5)
+        assert metric(registry, "budget_ledger_queue") == 15
         storage, rows_ = budgets._queue._storage, [one.row for one in budgets._queue._settled.values()]
         await storage.write([replace(rows_[9], cost_nano=60_000), *rows_[:9]])  # charged whole in an earlier Redis
         await budgets._queue._acknowledge(rows_[:5])
@@ -237,15 +239,15 @@ async def test_a_build_counts_each_row_once_wherever_it_is(redis_url: str, postg
             await client.aclose()
             reaped += await budgets._scripts.reap(number, expired)
         assert len(reaped) == 5
-        # the drain of a dying gateway wrote the true cost of one; of two others the reaper's row was written
-        await storage.write([replace(reaped[0], cost_nano=7, outcome="success")])
-        await storage.write(reaped[1:3])
-        for row_ in (reaped[2], reaped[3]):
+        # the drain of a dying gateway wrote the true cost of two; of another one the reaper's row was written
+        await storage.write([replace(one, cost_nano=7, outcome="success") for one in reaped[:2]])
+        await storage.write(reaped[2:3])
+        for row_ in reaped[1:4]:
             number, call = budgets._scripts.settle_call(replace(row_, cost_nano=11, outcome="success"))
             assert (await executor.run(number, call)).startswith(b"1 ")
         await lose_totals(redis_url)
         budgets._totals._known.clear()
-        expected = 14 * 50_000 + 60_000 + 7 + 2_100_000 + 11 + 11 + 2_100_000
+        expected = 14 * 50_000 + 60_000 + 7 + 7 + 11 + 11 + 2_100_000
         await until(lambda: spent(budgets), 5, equals=expected)
         # all is swept into the ledger, which has the same then
         outboxes = [await budgets._scripts.begin_totals(number, "none", (), 500) for number in range(SHARDS)]
@@ -404,6 +406,45 @@ async def test_sums_that_were_read_more_than_three_seconds_ago_are_not_known(red
             assert caught.value.dependency == "redis"
 
 
+async def test_sums_that_a_slower_gateway_tells_late_replace_none_that_were_read_since(
+    redis_url: str, postgres_url: str
+) -> None:
+    with redis.Redis.from_url(redis_url) as client:
+        executor: Any = ClockedExecutor(client, 1_700_000_000_000)
+        async with Database.connect(postgres_url) as database:
+            scripts = BudgetScripts(executor, 30)
+            totals = Totals(scripts, LedgerStorage(database), KINDS, BudgetMetrics(Registry(), KINDS), every=0.3)
+            for late_ms, spent_nano in ((0, 5), (200, 4)):
+                await scripts.tell_sums(executor.now_ms - late_ms, {"ai:86400": Total(19_675, spent_nano, 0)})
+                await totals.refresh()
+                assert totals._known["ai:86400"].total.spent_nano == 5
+
+
+async def test_good_sums_are_read_without_postgresql(unused_port: int, redis_url: str, postgres_url: str) -> None:
+    with redis.Redis.from_url(redis_url) as client:
+        executor: Any = ClockedExecutor(client, 1_700_000_000_000)
+        async with (
+            Database.connect(postgres_url) as database,
+            Database.connect(f"postgresql://127.0.0.1:{unused_port}/none") as gone,
+        ):
+            for one in (database, gone):
+                totals = Totals(
+                    BudgetScripts(executor, 30), LedgerStorage(one), KINDS, BudgetMetrics(Registry(), KINDS), every=0.3
+                )
+                await totals.refresh()
+                executor.now_ms += 1_000
+            assert totals._known["ai:86400"].total == Total(19_675, 0, 0)
+            assert gone.state.reason is None
+
+
+async def test_without_a_total_budget_neither_redis_nor_postgresql_is_asked() -> None:
+    nothing: Any = None
+    running = asyncio.create_task(Totals(nothing, nothing, rows(), BudgetMetrics(Registry(), rows()), every=3600).run())
+    await asyncio.sleep(0)
+    assert not running.done()
+    running.cancel()
+
+
 class LateExecutor(ClockedExecutor):
     """A Redis that the first call of a script reaches ``late`` ms late, which take ``seconds`` here."""
 
@@ -464,7 +505,7 @@ async def test_what_old_gateways_of_a_rollout_admit_without_the_total_is_counted
     """Whoever reads the shards, and without a moment in which the sums are not known."""
     who = principal(KIND)
     with redis.Redis.from_url(redis_url) as client:
-        executor: Any = ClockedExecutor(client, 1_700_000_000_000)  # 100 s before five minutes are full
+        executor: Any = NotingExecutor(client, 1_700_000_000_000)  # 100 s before five minutes are full
         async with Database.connect(postgres_url) as database:
             scripts, storage = BudgetScripts(executor, 3600), LedgerStorage(database)
 
@@ -505,6 +546,9 @@ async def test_what_old_gateways_of_a_rollout_admit_without_the_total_is_counted
                 await first.refresh()
             assert client.hget(layout.SHARD_KEYS[0].totals, "b|ai:86400") == builds, "once for all that started"
             assert new._again is None
+            executor.reads = 0
+            await after(1_000)
+            assert executor.reads == (0 if leader == "another" else SHARDS)
 
 
 async def test_a_total_that_a_gateway_has_by_reload_is_built_though_another_reads_the_shards(
@@ -522,8 +566,8 @@ async def test_a_total_that_a_gateway_has_by_reload_is_built_though_another_read
             made = Reservation(ask(who), 1, 1, 86_400, executor.now_ms, RateLimits(0, 0, 0, 0, 0, 0), "")
             await executor.run(*scripts.settle_call(made.row(Charge(7, 1, 1, 1), Outcome.SUCCESS)))
             before.take(KINDS)
-            old._take_table()
             for _ in range(2):
+                old._take_table()
                 executor.now_ms += 1_000
                 assert (await scripts.sums(["ai:86400"], 0.3)).mine, "somebody else"
                 await old.refresh()
@@ -822,12 +866,24 @@ async def test_the_totals_are_in_the_metrics(redis_url: str, postgres_url: str) 
             return [metric(registry, f"budget_total_{name}", service_type="ai") for name in names]
 
         await until(lambda: shown() == [1, 0.042, 5e-05, 0.0021])
+        budgets._totals._take_table()
+        assert shown() == [1, 0.042, 5e-05, 0.0021]
+        await budgets.totals_known()
         kinds.take(rows(row(), row("other")))
         await until(lambda: shown() == [1, 0, 0, 0])
         budgets.settle(held, delivered())
 
 
 async def test_sums_that_cannot_be_read_admit_nobody(unused_port: int, redis_url: str, postgres_url: str) -> None:
-    async with opened(redis_url, f"postgresql://127.0.0.1:{unused_port}/none", KINDS) as (budgets, _, _):
+    """Until their service types have no total budget any more."""
+    kinds = rows(KIND, row("other", total_budget_nano=TOTAL))
+    async with opened(redis_url, f"postgresql://127.0.0.1:{unused_port}/none", kinds) as (budgets, _, registry):
         with pytest.raises(DependencyUnavailable):
             await budgets.admit(ask(principal(KIND)))
+        with pytest.raises(CheckFailed, match=r"^not known yet for ai, other$"):
+            await budgets.totals_known()
+        assert 'budget_total_spent_usd{service_type="ai"}' in series(registry)
+        await until(lambda: metric(registry, "budget_total_limit_usd", service_type="ai"), equals=0.042)
+        kinds.take(rows())
+        await until(lambda: metric(registry, "budget_total_known", service_type="ai"), equals=1)
+        assert registry.background_failures.value("totals") == 0
