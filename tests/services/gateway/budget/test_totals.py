@@ -636,6 +636,22 @@ async def test_good_sums_are_not_emptied_while_they_can_not_be_built(
             assert client.hget(keys.totals, "b|ai:86400") == str(executor.now_ms).encode()
 
 
+@pytest.mark.parametrize(("waiting", "built"), [(500, True), (501, False)])
+async def test_lost_sums_of_a_shard_are_built_when_no_more_than_500_of_its_rows_wait(
+    redis_url: str, postgres_url: str, waiting: int, built: bool
+) -> None:
+    keys = layout.of_user(principal(KIND).user_id)
+    with redis.Redis.from_url(redis_url) as client:
+        executor: Any = ClockedExecutor(client, 1_700_000_000_000)
+        async with Database.connect(postgres_url) as database:
+            scripts = BudgetScripts(executor, 3600)
+            for _ in range(waiting):
+                made = Reservation(ask(principal(KIND)), 1, 1, 86_400, 1, RateLimits(0, 0, 0, 0, 0, 0), "")
+                await executor.run(*scripts.settle_call(made.row(Charge(7, 1, 1, 1), Outcome.SUCCESS)))
+            await Totals(scripts, LedgerStorage(database), KINDS, BudgetMetrics(Registry(), KINDS), every=0.3).refresh()
+            assert client.hexists(keys.totals, "b|ai:86400") == built
+
+
 async def test_the_gateways_of_a_rollout_do_not_build_at_one_moment(redis_url: str, postgres_url: str) -> None:
     with redis.Redis.from_url(redis_url) as client:
         executor: Any = ClockedExecutor(client, 1_700_000_000_000)
@@ -648,6 +664,7 @@ async def test_the_gateways_of_a_rollout_do_not_build_at_one_moment(redis_url: s
             assert client.hget(layout.SHARD_KEYS[0].totals, "b|ai:86400") == b"1700000000001", "built once"
             times = [gateway._try_at for gateway in gateways]
             assert len(set(times)) > 4
+            assert {gateway._again for gateway in gateways} == {1_700_000_400_000}
             assert 1_700_000_400_000 <= min(times) <= max(times) < 1_700_000_430_000
 
 
