@@ -304,8 +304,8 @@ async def _in_time(cluster: RedisCluster, call: Coroutine[Any, Any, Any]) -> Any
             return await call
     except builtins.TimeoutError as error:
         raise TimeoutError("no answer in time") from error
-    except (RuntimeError, AttributeError) as error:
-        # uvloop's, as in _Hardened; redis-py's, when another command's failure closed the connection meanwhile
+    except (RuntimeError, TypeError, AttributeError) as error:
+        # the loop's, as in _Hardened; redis-py's, when another command's failure closed the connection meanwhile
         *_, (frame, _line) = traceback.walk_tb(error.__traceback__)
         if frame.f_globals["__name__"].partition(".")[0] not in ("redis", "asyncio", "uvloop"):
             raise
@@ -320,7 +320,8 @@ async def _in_time(cluster: RedisCluster, call: Coroutine[Any, Any, Any]) -> Any
 class _Hardened(AbstractConnection):
     """A connection that raises ``RedisError`` for every fault, and tells ``state``.
 
-    Writing to a connection that was just reset is a ``RuntimeError`` of uvloop's, which redis-py lets through.
+    Writing to a connection that was just reset is a ``RuntimeError`` of uvloop's, or from 3.12 on a ``TypeError`` of
+    asyncio's (python/cpython#136234), which redis-py lets through.
     """
 
     state: ClassVar[Dependency]
@@ -338,7 +339,7 @@ class _Hardened(AbstractConnection):
     async def send_packed_command(self, command: Any, check_health: bool = True) -> None:
         try:
             await super().send_packed_command(command, check_health)
-        except RuntimeError as error:
+        except (RuntimeError, TypeError) as error:
             raise ConnectionError("the connection is closed") from error
 
     async def read_response(self, *args: Any, **kwargs: Any) -> Any:
