@@ -145,11 +145,14 @@ class Process:
             self.kill()
 
     def kill(self) -> None:
-        """Kill the child and its process group with SIGKILL, as a crash would."""
+        """Kill the child, its descendants and its process group with SIGKILL, as a crash of the machine would."""
         if self._child is not None:
+            if self._child.poll() is None:
+                for pid in _suspend_family(self._child.pid):  # each backend of PostgreSQL has a group of its own
+                    with suppress(ProcessLookupError):
+                        os.kill(pid, signal.SIGKILL)
             with suppress(ProcessLookupError, PermissionError):
-                if self._child.poll() is None:
-                    os.killpg(self._child.pid, signal.SIGKILL)
+                os.killpg(self._child.pid, signal.SIGKILL)
             self._child.kill()
             self._child.wait()
         self.resume()
