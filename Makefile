@@ -45,8 +45,9 @@ else
 	@$(MAKE) --no-print-directory --jobs=4 --output-sync=target test-system test-gateway test-auth test-rest
 endif
 
+# in this order: `mlpa check`, which tests/system calls, sets up logging for the whole process
 test-system:
-	$(BIN)/pytest tests/system tests/shared/stores
+	$(BIN)/pytest tests/shared/stores tests/system
 
 test-gateway:
 	nice -n 10 $(BIN)/pytest tests/services/gateway

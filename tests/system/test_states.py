@@ -79,7 +79,7 @@ POOLER = _postgres("PgBouncer killed", ".*Connection refused.*")
 READONLY = _redis("READONLY", r".*\(READONLY\)")
 OOM = _redis("OOM", r".*\(OOM\)")
 LOADING = _redis("LOADING", r".*\(LOADING\)")
-NODE = _redis("cluster node killed", r".*\(CLUSTERDOWN\)|.*Connect call failed.*")
+NODE = _redis("cluster node killed", r".*\(CLUSTERDOWN\)|.*Connect call failed.*|.*Connection refused.*")
 SLOW_CHECKS = State("slow liveliness", "litellm")
 REFUSED_KEY = State(
     "refused key", "litellm", expected={"chat": {503}}, metric={"gateway-1": "litellm_key_refusals_total"}
